@@ -1,0 +1,10 @@
+//! computer-operator: the end of a machine's life on Kubernetes, done right and proved by a receipt.
+//!
+//! The folder listing is the architecture: `resources` (the kinds), `computer` (the reconciler), `archive`
+//! (what is kept), `credentials` (keys), `record` (the write-ahead record), `runtime` (wiring).
+pub mod archive;
+pub mod computer;
+pub mod credentials;
+pub mod record;
+pub mod resources;
+pub mod runtime;

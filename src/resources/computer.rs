@@ -1,0 +1,149 @@
+//! `Computer`: a persistent machine for an agent or a developer.
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Step;
+use super::record::Children;
+
+/// Who runs the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+pub enum Provider {
+    /// This operator: a pod with a home volume.
+    #[default]
+    Managed,
+    /// You ("bring your own machine"): there is a key, but no pod and no volume.
+    BYOM,
+}
+
+/// A persistent machine: a pod, a home volume, an API key of its own, and the sessions that ran on it.
+/// Deleting it is terminal: the key is revoked, the sessions are archived, pod and volume are removed.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
+#[kube(
+    group = "computer-operator.dev",
+    version = "v1alpha1",
+    kind = "Computer",
+    namespaced,
+    derive = "PartialEq",
+    derive = "Default",
+    status = "ComputerStatus",
+    shortname = "cpu",
+    category = "all",
+    printcolumn = r#"{"name":"Provider","type":"string","jsonPath":".spec.provider"}"#,
+    printcolumn = r#"{"name":"Status","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Step","type":"string","jsonPath":".status.step"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    printcolumn = r#"{"name":"Class","type":"string","priority":1,"jsonPath":".status.className"}"#,
+    printcolumn = r#"{"name":"Node","type":"string","priority":1,"jsonPath":".status.nodeName"}"#
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("className cannot be changed: delete this Computer (its sessions are archived) and create another one"),
+    validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage cannot be changed: delete this Computer (its sessions are archived) and create another one"),
+    validation = Rule::new("self.provider != 'BYOM' || (!has(self.storage) && !has(self.className))").message("a BYOM computer has no volume and no class: leave className and storage out")
+)]
+pub struct ComputerSpec {
+    /// Who runs the machine: `Managed` (a pod with a home volume) or `BYOM` (yours; only the key is ours). Immutable.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("provider cannot be changed: delete this Computer and create another one"))]
+    pub provider: Provider,
+    /// The `ComputerClass` to take the pod, the storage and the archive policy from. Left out: the default class at creation. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub class_name: Option<String>,
+    /// A name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub display_name: Option<String>,
+    /// The user that sessions run as on the machine; told to the pod as the environment variable `REMOTE_USER`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub remote_user: Option<String>,
+    /// Repositories to work on; told to the pod as the environment variable `REPOSITORIES`, separated by spaces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20), inner(length(min = 1, max = 2048), pattern(r"^\S+$")))]
+    pub repositories: Vec<String>,
+    /// `true` stops the pod and keeps the home volume and the key; `false` starts it again.
+    #[serde(default)]
+    pub suspended: bool,
+    /// Seconds after creation at which the computer is deleted, as if by `kubectl delete`. Left out: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 60, max = 315_360_000))]
+    pub time_to_live_seconds: Option<i64>,
+    /// `true` keeps the time to live from deleting the computer, and deletion requests are refused where the cluster
+    /// has the operator's admission policies. A namespace that is being deleted is never held up by it.
+    #[serde(default)]
+    pub deletion_protection: bool,
+    /// The home volume. Left out: as the class says. Immutable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<ComputerStorage>,
+}
+
+/// The home volume of one computer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct ComputerStorage {
+    /// Size of the home volume, for example `10Gi`; at most the class's `limits.maxStorage`.
+    pub size: Quantity,
+}
+
+/// What a computer is doing now, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Phase {
+    /// The pod, the volume or the key is not there yet.
+    Provisioning,
+    /// Ready to be used.
+    Active,
+    /// Stopped on request; the home volume is kept.
+    Suspended,
+    /// Cannot be provisioned as it stands; the `Ready` condition says why.
+    Error,
+    /// Being deleted; `deletionSteps` says how far.
+    Deleting,
+}
+
+/// What the operator observed. Written by the operator only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct ComputerStatus {
+    /// The generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// What the computer is doing now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// The step under way, for the printer column; empty when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub step: Option<String>,
+    /// Conditions: `Ready`, `Drifted`, and while it is deleted `Deleting` and `Blocked`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// The class in use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_name: Option<String>,
+    /// The node that the pod runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// The Secret in this namespace whose key `token` holds the computer's API key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential_secret_name: Option<String>,
+    /// The objects that were created for this computer, a second copy of what its record says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub children: Option<Children>,
+    /// Steps of the creation, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub provisioning_steps: Vec<Step>,
+    /// Steps of the deletion, in order; empty until it begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub deletion_steps: Vec<Step>,
+    /// When the deletion began: from then on the key is dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_at: Option<Time>,
+}

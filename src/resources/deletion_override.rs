@@ -1,0 +1,72 @@
+//! `DeletionOverride`: an admin's decision about one stuck deletion (promise S11). RBAC `create` on this kind is the right to force.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A step that may be left out. Revocation is not among them, and never will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SkippableStep {
+    /// Go on although it is not proved that every container has stopped.
+    StopPods,
+    /// Go on without an archive.
+    ArchiveSessions,
+    /// Leave the volume where it is, with its policy `Retain`; the receipt names it.
+    DeleteVolumes,
+    /// Go on without a copy of the receipt in the archive store; the record keeps it.
+    WriteReceipt,
+}
+
+/// Lets one stuck deletion go on without the named steps, for a stated reason that the receipt repeats. Never skips the revocation of the key.
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "computer-operator.dev",
+    version = "v1alpha1",
+    kind = "DeletionOverride",
+    derive = "PartialEq",
+    status = "DeletionOverrideStatus",
+    printcolumn = r#"{"name":"Namespace","type":"string","jsonPath":".spec.computer.namespace"}"#,
+    printcolumn = r#"{"name":"Computer","type":"string","jsonPath":".spec.computer.name"}"#,
+    printcolumn = r#"{"name":"Skip","type":"string","jsonPath":".spec.skip"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".spec.reason"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self == oldSelf").message("a DeletionOverride cannot be changed: create another one"))]
+pub struct DeletionOverrideSpec {
+    /// The computer that is being deleted.
+    pub computer: OverrideTarget,
+    /// Steps to leave out.
+    #[schemars(length(min = 1, max = 4), extend("x-kubernetes-list-type" = "set"))]
+    pub skip: Vec<SkippableStep>,
+    /// Why. It stands in the receipt.
+    #[schemars(length(min = 10, max = 1024))]
+    pub reason: String,
+}
+
+/// One computer, told apart from others of the same name by its UID.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OverrideTarget {
+    /// Its namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its UID (`kubectl get computer NAME -o jsonpath={.metadata.uid}`).
+    #[schemars(length(min = 36, max = 36))]
+    pub uid: String,
+}
+
+/// What became of the override.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct DeletionOverrideStatus {
+    /// Conditions: `Accepted`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}

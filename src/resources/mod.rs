@@ -1,0 +1,45 @@
+//! The custom resource kinds, one file a kind. They are the only source of `crds/`: `computer-operator crds` prints
+//! them and a test fails when the committed files differ. Nothing here may talk to a cluster or decide anything.
+
+mod api_key;
+mod class;
+mod computer;
+pub mod conditions;
+pub mod crds;
+mod deletion_override;
+mod record;
+mod session;
+pub mod steps;
+
+pub use api_key::{ApiKey, ApiKeySpec, ApiKeyStatus};
+pub use class::{
+    ArchivePolicy, ArchiveSettings, ClassLimits, ComputerClass, ComputerClassSpec, ComputerClassStatus, OnNamespaceDeletion,
+    StepDeadlines, StorageSettings, UnreadableFiles,
+};
+pub use computer::{Computer, ComputerSpec, ComputerStatus, Phase, Provider};
+pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOverrideStatus, OverrideTarget, SkippableStep};
+pub use record::{
+    ArchiveResult, Children, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, Custody, Deletion,
+    PodRecord, Receipt, RecordPhase, Snapshot, SubjectOutcome, VolumeRecord,
+};
+pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};
+pub use steps::{Step, StepStatus};
+
+/// API group of every kind.
+pub const GROUP: &str = "computer-operator.dev";
+/// Finalizer on a `Computer`: taken off only when the receipt is stored (promise S3).
+pub const DELETION_FINALIZER: &str = "computer-operator.dev/deletion";
+/// Finalizer on our pods: taken off only when every container has reported that it terminated (design 4.4).
+pub const POD_FINALIZER: &str = "computer-operator.dev/stopped";
+/// Label that narrows lists to one computer; it never proves ownership (promise S5).
+pub const UID_LABEL: &str = "computer-operator.dev/computer-uid";
+/// Label: what an object is for: `home`, `machine`, `key` or `archive`.
+pub const COMPONENT_LABEL: &str = "computer-operator.dev/component";
+/// Recommended label with the value [`MANAGER`] on everything we create.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY_LABEL`]; also our field manager and event reporter.
+pub const MANAGER: &str = "computer-operator";
+/// Annotation on a volume in our care: the reclaim policy that it had before.
+pub const ORIGINAL_POLICY_ANNOTATION: &str = "computer-operator.dev/original-reclaim-policy";
+/// Annotation that makes a class the default one (as for a StorageClass).
+pub const DEFAULT_CLASS_ANNOTATION: &str = "computer-operator.dev/is-default-class";

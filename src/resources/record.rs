@@ -1,0 +1,274 @@
+//! `ComputerRecord`: the write-ahead record of one computer, in the operator's namespace, named by the computer's UID (design 4.1).
+//!
+//! It is written before the first child and says which objects are ours (S5) and what deletion will need, so that deletion
+//! depends neither on the class, nor on the spec, nor on a tenant's objects. After the deletion it stays as the receipt.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Toleration;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::class::{ArchiveSettings, StepDeadlines};
+use super::computer::Provider;
+
+/// The operator's own account of one computer. Tenants cannot write it; after the deletion it is the receipt.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
+#[kube(
+    group = "computer-operator.dev",
+    version = "v1alpha1",
+    kind = "ComputerRecord",
+    namespaced,
+    derive = "PartialEq",
+    derive = "Default",
+    printcolumn = r#"{"name":"Namespace","type":"string","jsonPath":".spec.namespace"}"#,
+    printcolumn = r#"{"name":"Computer","type":"string","jsonPath":".spec.computer"}"#,
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".spec.state.phase"}"#,
+    printcolumn = r#"{"name":"Key","type":"string","jsonPath":".spec.state.credential"}"#,
+    printcolumn = r#"{"name":"Sessions","type":"integer","jsonPath":".spec.state.deletion.archive.sessions"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ComputerRecordSpec {
+    /// Namespace of the computer.
+    pub namespace: String,
+    /// Name of the computer.
+    pub computer: String,
+    /// Who runs the machine.
+    #[serde(default)]
+    pub provider: Provider,
+    /// The class at creation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_name: Option<String>,
+    /// What deletion will need, as it was at creation. Missing (a record that was lost and made again): archive everything, `Required`.
+    #[serde(default)]
+    pub snapshot: Snapshot,
+    /// What has happened so far.
+    #[serde(default)]
+    pub state: ComputerRecordStatus,
+}
+
+/// What deletion will need, as it was when the computer was created.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// Session paths of the class, relative to the home; empty: the whole home.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub session_paths: Vec<String>,
+    /// Archive policy of the class.
+    #[serde(default)]
+    pub archive: ArchiveSettings,
+    /// Deadlines of the class.
+    #[serde(default)]
+    pub deadlines: StepDeadlines,
+    /// `runAsUser` in effect for the machine, and so for the archive pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as_user: Option<i64>,
+    /// `runAsGroup` in effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_as_group: Option<i64>,
+    /// `fsGroup` in effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fs_group: Option<i64>,
+    /// SELinux level in effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub se_linux_level: Option<String>,
+    /// Tolerations of the machine's pod: its volume may be reachable only from such nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+    /// Grace period of the machine's pod, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_period_seconds: Option<i64>,
+    /// Hash of the pod that the class asked for, to show drift.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_hash: Option<String>,
+}
+
+/// Whether the computer's key authenticates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+pub enum CredentialState {
+    /// Not issued yet, or its computer is not ready: does not authenticate.
+    #[default]
+    Pending,
+    /// Authenticates, as long as the Computer and its namespace are not being deleted (S2).
+    Live,
+    /// A tombstone: never authenticates again.
+    Revoked,
+}
+
+/// Where the computer is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+pub enum RecordPhase {
+    /// The computer exists.
+    #[default]
+    Live,
+    /// Its deletion has begun.
+    Deleting,
+    /// Everything is gone and the receipt is stored.
+    Released,
+}
+
+/// The objects that were created for a computer: names before the create, UIDs after it (S5).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Children {
+    /// Name of the home claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim_name: Option<String>,
+    /// UID of the home claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim_uid: Option<String>,
+    /// Name of the key's Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_name: Option<String>,
+    /// UID of the key's Secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_uid: Option<String>,
+    /// Pods that are not known to be gone yet, the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<PodRecord>,
+    /// The home volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeRecord>,
+}
+
+/// One pod of a computer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRecord {
+    /// Its unguessable name, written before the create.
+    pub name: String,
+    /// Its UID, written after the create.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// The node it ran on, as far as it was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// When every container had reported that it terminated: proof that nothing writes any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_at: Option<Time>,
+    /// When the pod was first found gone without that proof (force deletion with its finalizer stripped).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vanished_at: Option<Time>,
+}
+
+/// The home volume, recorded when it is set to `Retain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeRecord {
+    /// Name of the PersistentVolume.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// The reclaim policy that it had, which decides at the end.
+    pub original_reclaim_policy: String,
+    /// StorageClass name, for the custody claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage_class_name: Option<String>,
+}
+
+/// What has happened so far.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct ComputerRecordStatus {
+    /// Where the computer is in its life.
+    #[serde(default)]
+    pub phase: RecordPhase,
+    /// Whether its key authenticates.
+    #[serde(default)]
+    pub credential: CredentialState,
+    /// Hash of the key; see `credentials::KeyHash`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_hash: Option<String>,
+    /// Its objects.
+    #[serde(default)]
+    pub children: Children,
+    /// The deletion, once it has begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion: Option<Deletion>,
+}
+
+/// The account of a deletion.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Deletion {
+    /// When the deletion began; the key is dead from then on.
+    pub deleted_at: Time,
+    /// Why, as far as the operator knows: `ComputerDeleted`, `NamespaceTerminating`, `TimeToLiveExpired`, `ComputerVanished`. For a
+    /// `kubectl delete`, who did it is in the API server's audit log.
+    pub cause: String,
+    /// When each finished step was finished, and how it came out.
+    #[serde(default)]
+    pub steps: BTreeMap<String, SubjectOutcome>,
+    /// When each step that is not finished began.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub started: BTreeMap<String, Time>,
+    /// The volume's custody, once it was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custody: Option<Custody>,
+    /// The verified archive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveResult>,
+    /// The receipt, once it is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
+    /// The namespace was let go before the end (`onNamespaceDeletion: HandOff`).
+    #[serde(default)]
+    pub handed_off: bool,
+}
+
+/// How a step came out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SubjectOutcome {
+    /// `Verified`, `NotApplicable` or `Skipped`.
+    pub result: String,
+    /// What was verified, or why the step was not needed or left out (class policy, or the override and its reason).
+    pub detail: String,
+    /// When.
+    pub at: Time,
+}
+
+/// Objects in the operator's namespace through which the volume is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Custody {
+    /// UID of the claim `home-<uid>`.
+    pub claim_uid: String,
+    /// UID of the archive pod of the latest attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
+    /// Number of the latest attempt, from 1.
+    #[serde(default)]
+    pub attempt: u32,
+}
+
+/// The verified archive of a computer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveResult {
+    /// SHA-256 of the manifest, hexadecimal.
+    pub manifest_digest: String,
+    /// Sessions in it.
+    pub sessions: i64,
+    /// Bytes in the store.
+    pub bytes: i64,
+    /// Files that could not be read or changed while they were read; the manifest names them.
+    #[serde(default)]
+    pub problems: i64,
+}
+
+/// Where the receipt is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Receipt {
+    /// Key in the archive store; that copy is the authoritative one. Missing when an override left it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_key: Option<String>,
+    /// SHA-256 of the receipt, hexadecimal.
+    pub digest: String,
+    /// When it was written.
+    pub at: Time,
+}

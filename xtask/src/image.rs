@@ -1,0 +1,190 @@
+//! Container images packed by our own code: no Docker daemon, no registry, no network.
+//!
+//! Each becomes one tar file that is an OCI layout and a `docker load` archive at once, so that `ctr images import`,
+//! `podman load` and `docker load` all take it. The same input gives the same bytes. It must never pack anything of
+//! the machine but the files named here.
+
+mod archive;
+mod layer;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+pub use archive::Image;
+use layer::Layer;
+
+/// The operator: one static binary, the machine's CA certificates, nothing else; runs as [`OPERATOR_UID`].
+pub const OPERATOR: &str = "computer-operator.dev/operator:dev";
+/// A small machine for computers: busybox, a user `computer` (1000) with a home, a main process that ends at once on SIGTERM.
+pub const MACHINE: &str = "computer-operator.dev/machine:dev";
+/// What holds a pod's namespaces.
+pub const PAUSE: &str = "computer-operator.dev/pause:dev";
+
+/// The user that the operator's image runs as; the same as in the `Containerfile`.
+pub const OPERATOR_UID: u32 = 65532;
+const MACHINE_UID: u32 = 1000;
+
+const PAUSE_SOURCE: &str = include_str!("../images/pause.c");
+const BUSYBOX: &str = "/usr/bin/busybox";
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+const MACHINE_PATH: &str = "PATH=/bin:/sbin:/usr/bin:/usr/sbin";
+/// `wait` returns when the signal comes; a plain `sleep` would hold the shell's trap back until it is over.
+const MACHINE_MAIN: &str = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done";
+
+/// Packs the pause image into `folder`. Needs gcc and a static libc; takes a fraction of a second.
+///
+/// # Errors
+/// When the C compiler is missing or fails.
+pub fn pause(folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    let (source, binary) = (folder.join("pause.c"), folder.join("pause"));
+    fs::write(&source, PAUSE_SOURCE)?;
+    let mut compile = Command::new("gcc");
+    compile.args(["-static", "-Os", "-s", "-Wall", "-o"]).arg(&binary).arg(&source);
+    let output = compile.output().context("run gcc (Debian packages gcc and libc6-dev)")?;
+    ensure!(output.status.success(), "gcc: {}", String::from_utf8_lossy(&output.stderr));
+    let mut layer = Layer::new();
+    layer.file("pause", &fs::read(&binary)?, 0o755, 0)?;
+    let image = Image {
+        reference: PAUSE,
+        entrypoint: vec!["/pause".into()],
+        user: format!("{OPERATOR_UID}:{OPERATOR_UID}"),
+        ..Image::default()
+    };
+    image.write(layer, &folder.join("pause.tar"))
+}
+
+/// Packs the demo machine's image into `folder`. Needs Debian's busybox-static.
+///
+/// # Errors
+/// When busybox is missing or is not static.
+pub fn machine(folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    let list = Command::new(BUSYBOX).arg("--list").output().context("run busybox (Debian package busybox-static)")?;
+    let mut layer = Layer::new();
+    for directory in ["bin", "etc", "home", "proc", "sys", "dev"] {
+        layer.directory(directory, 0o755, 0)?;
+    }
+    layer.directory("tmp", 0o1777, 0)?;
+    layer.directory("home/computer", 0o700, MACHINE_UID)?;
+    layer.file("bin/busybox", &static_binary(Path::new(BUSYBOX))?, 0o755, 0)?;
+    for applet in String::from_utf8(list.stdout)?.lines().filter(|name| *name != "busybox") {
+        layer.symlink(&format!("bin/{applet}"), "busybox")?;
+    }
+    let passwd = format!("root:x:0:0::/:/bin/sh\ncomputer:x:{MACHINE_UID}:{MACHINE_UID}::/home/computer:/bin/sh\n");
+    layer.file("etc/passwd", passwd.as_bytes(), 0o644, 0)?;
+    layer.file("etc/group", format!("root:x:0:\ncomputer:x:{MACHINE_UID}:\n").as_bytes(), 0o644, 0)?;
+    let image = Image {
+        reference: MACHINE,
+        entrypoint: ["/bin/sh", "-c", MACHINE_MAIN].map(Into::into).to_vec(),
+        user: format!("{MACHINE_UID}:{MACHINE_UID}"),
+        environment: vec![MACHINE_PATH.into(), "HOME=/home/computer".into()],
+        directory: "/home/computer".into(),
+        ..Image::default()
+    };
+    image.write(layer, &folder.join("machine.tar"))
+}
+
+/// Builds the operator (profile `image`, static) and packs it into `folder`. The first build compiles everything
+/// (minutes), later ones only what changed.
+///
+/// # Errors
+/// When the build fails.
+pub fn operator(workspace: &Path, folder: &Path) -> Result<PathBuf> {
+    let binary = build_operator(workspace)?;
+    pack_operator(&binary, folder)
+}
+
+/// Packs a static operator binary that exists already into `folder`.
+///
+/// # Errors
+/// When it is missing or is not static.
+pub fn pack_operator(binary: &Path, folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder)?;
+    let mut layer = Layer::new();
+    layer.file("computer-operator", &static_binary(binary)?, 0o755, 0)?;
+    layer.directory("tmp", 0o1777, 0)?;
+    if let Ok(certificates) = fs::read(CERTIFICATES) {
+        for directory in ["etc", "etc/ssl", "etc/ssl/certs"] {
+            layer.directory(directory, 0o755, 0)?;
+        }
+        layer.file(CERTIFICATES.trim_start_matches('/'), &certificates, 0o644, 0)?;
+    }
+    let image = Image {
+        reference: OPERATOR,
+        entrypoint: vec!["/computer-operator".into()],
+        command: vec!["run".into()],
+        user: format!("{OPERATOR_UID}:{OPERATOR_UID}"),
+        directory: "/".into(),
+        ..Image::default()
+    };
+    image.write(layer, &folder.join("operator.tar"))
+}
+
+/// Compiles the operator as a static binary and returns its path.
+///
+/// The target is named although it is the machine's own: only then do the flags apply to the operator alone, and not to
+/// build scripts and procedural macros, which cannot be static.
+fn build_operator(workspace: &Path) -> Result<PathBuf> {
+    let version = Command::new("rustc").arg("-vV").output().context("run rustc")?;
+    let version = String::from_utf8(version.stdout)?;
+    let target = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let folder = workspace.join("target/image");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let status = Command::new(cargo)
+        .current_dir(workspace)
+        .args(["build", "--quiet", "--locked", "--package", "computer-operator", "--bin", "computer-operator"])
+        .args(["--profile", "image", "--target", target, "--target-dir"])
+        .arg(&folder)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .status()
+        .context("run cargo")?;
+    ensure!(status.success(), "building the operator's image failed: {status}");
+    Ok(folder.join(target).join("image/computer-operator"))
+}
+
+/// Reads a program and makes sure that it runs without any library: it must name no interpreter (ELF `PT_INTERP`).
+fn static_binary(path: &Path) -> Result<Vec<u8>> {
+    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    ensure!(!names_interpreter(&bytes)?, "{} is not static: it would not start in an empty image", path.display());
+    Ok(bytes)
+}
+
+/// Whether a 64-bit little-endian ELF file has a `PT_INTERP` program header.
+fn names_interpreter(elf: &[u8]) -> Result<bool> {
+    let number = |from: usize, bytes: usize| -> Result<usize> {
+        let slice = elf.get(from..from + bytes).context("truncated ELF file")?;
+        Ok(slice.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+    };
+    ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "not a 64-bit ELF file");
+    let (start, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
+    for index in 0..count {
+        if number(start + index * size, 4)? == 3 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_needs_libraries_is_refused() {
+        let this_test = std::env::current_exe().unwrap();
+        let error = static_binary(&this_test).unwrap_err().to_string();
+        assert!(error.contains("is not static"), "{error}");
+    }
+
+    #[test]
+    fn something_else_is_refused() {
+        assert!(names_interpreter(b"#!/bin/sh\n").is_err());
+        assert!(names_interpreter(b"\x7fELF\x02\x01").is_err());
+    }
+}

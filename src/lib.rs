@@ -8,3 +8,4 @@ pub mod credentials;
 pub mod record;
 pub mod resources;
 pub mod runtime;
+pub mod session;

@@ -1,1 +1,34 @@
-//! placeholder
+//! The write-ahead record's life outside the plans: making it again when it was lost, and its expiry.
+//! It never invents ownership: what a lost record named is taken from the operator's own status of the Computer.
+
+use crate::computer::view::View;
+use crate::resources::{CredentialState, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, MANAGED_BY_LABEL, MANAGER, Snapshot, UID_LABEL};
+
+/// An empty record of this view's computer: named by its UID, in the operator's namespace.
+pub fn new(view: &View, spec: ComputerRecordSpec) -> ComputerRecord {
+    let mut record = ComputerRecord::new(&view.uid, spec);
+    record.metadata.namespace = Some(view.settings.namespace.clone());
+    record.metadata.labels =
+        Some([(MANAGED_BY_LABEL, MANAGER), (UID_LABEL, view.uid.as_str())].map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    record
+}
+
+/// The record of a computer whose record was lost (or never came to be, because the computer was deleted at once): children from
+/// the status of the Computer, everything is archived, `Required` (design 4.1), and the key never authenticates again: its hash is lost.
+pub fn recover(view: &View) -> ComputerRecord {
+    let computer = view.computer.as_ref();
+    let status = computer.and_then(|c| c.status.as_ref());
+    let children = status.and_then(|s| s.children.clone()).unwrap_or_default();
+    let snapshot = Snapshot { session_paths: Vec::new(), ..Snapshot::default() };
+    new(
+        view,
+        ComputerRecordSpec {
+            namespace: view.namespace.clone(),
+            computer: view.name.clone(),
+            provider: computer.map(|c| c.spec.provider).unwrap_or_default(),
+            class_name: status.and_then(|s| s.class_name.clone()),
+            snapshot,
+            state: ComputerRecordStatus { credential: CredentialState::Pending, children, ..ComputerRecordStatus::default() },
+        },
+    )
+}

@@ -1,0 +1,130 @@
+//! What a plan can ask for: one request each. Data only; `apply` performs it, `View::absorb` takes the answer in.
+//! Every delete and patch names the UID that it is meant for (promise S4).
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+
+use crate::resources::{Computer, ComputerRecord};
+
+/// Something that can be looked up by name. Absence is only ever concluded from a live read of it (promise S3).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A pod, ours or the archive's.
+    Pod { namespace: String, name: String },
+    /// A claim, the home's or the custody claim.
+    Claim { namespace: String, name: String },
+    /// A Secret. Never read: a dry-run DELETE tells its UID (design 4.8).
+    Secret { namespace: String, name: String },
+    /// A persistent volume.
+    Volume { name: String },
+    /// The node that a pod ran on.
+    Node { name: String },
+    /// Pods of a namespace that mount a claim, ours or foreign; answered by names.
+    ClaimUsers { namespace: String, claim: String },
+    /// Volumes whose `claimRef` has this UID: a crash can leave a bound volume that no record names yet.
+    VolumesOfClaim { uid: String },
+    /// Attachments of a volume that still exist (attachable drivers only); answered by names.
+    Attachments { volume: String },
+}
+
+/// What is known of a subject.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    /// A live read answered 404, or another UID stands under that name.
+    Gone,
+    Pod(Box<Pod>),
+    Claim(Box<PersistentVolumeClaim>),
+    Volume(Box<PersistentVolume>),
+    Node(Box<Node>),
+    /// A Secret of that UID exists.
+    Uid(String),
+    /// A delete was accepted: whether it is gone is to be read.
+    Accepted,
+    /// A Secret of that UID is being deleted, but somebody else's finalizer holds it.
+    Held(String),
+    Names(Vec<String>),
+}
+
+/// An object to create.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    Pod(Box<Pod>),
+    Claim(Box<PersistentVolumeClaim>),
+    Secret(Box<Secret>),
+}
+
+/// One request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Live read, no cache.
+    Read(Subject),
+    /// Live read of the Computer itself, which proves that the finalizer stands (design 4.2).
+    ReadComputer,
+    /// Adds the deletion finalizer, fenced by UID and resourceVersion; never on a deleting object (S8).
+    AddFinalizer,
+    /// Deletes the Computer with a UID precondition: time to live, or its namespace is going.
+    DeleteComputer,
+    /// Takes the deletion finalizer off, fenced by UID and resourceVersion: the last request of all (S3).
+    ReleaseFinalizer,
+    /// Creates the record.
+    CreateRecord(Box<ComputerRecord>),
+    /// Replaces the record, fenced by its resourceVersion.
+    SaveRecord(Box<ComputerRecord>),
+    /// Creates a child.
+    Create(Object),
+    /// Deletes a subject with a UID precondition.
+    Delete { subject: Subject, uid: String },
+    /// JSON patch whose first operation tests the UID.
+    Patch { subject: Subject, patch: json_patch::Patch },
+    /// Asks the archive verifier how the archive of this computer stands.
+    CheckArchive,
+    /// Writes the receipt to the store, create-only.
+    PutReceipt(Vec<u8>),
+}
+
+/// The answer to an action.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// What is now known of a subject.
+    Learned(Subject, Fact),
+    /// The Computer as the API server has it; `None`: gone, or another UID.
+    Computer(Option<Box<Computer>>),
+    /// The record as stored.
+    Record(Box<ComputerRecord>),
+    /// How the archive stands.
+    Archive(crate::archive::Verification),
+    /// The receipt is in the store, these bytes.
+    ReceiptStored(Vec<u8>),
+}
+
+impl Subject {
+    /// A pod.
+    pub fn pod(namespace: &str, name: &str) -> Self {
+        Self::Pod { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+    /// A claim.
+    pub fn claim(namespace: &str, name: &str) -> Self {
+        Self::Claim { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+    /// A Secret.
+    pub fn secret(namespace: &str, name: &str) -> Self {
+        Self::Secret { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+    /// A volume.
+    pub fn volume(name: &str) -> Self {
+        Self::Volume { name: name.to_owned() }
+    }
+
+    /// Kind and name for a message to people.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Pod { namespace, name } => format!("Pod {namespace}/{name}"),
+            Self::Claim { namespace, name } => format!("PersistentVolumeClaim {namespace}/{name}"),
+            Self::Secret { namespace, name } => format!("Secret {namespace}/{name}"),
+            Self::Volume { name } => format!("PersistentVolume {name}"),
+            Self::Node { name } => format!("Node {name}"),
+            Self::ClaimUsers { namespace, claim } => format!("pods of {namespace} on claim {claim}"),
+            Self::VolumesOfClaim { uid } => format!("volumes of claim UID {uid}"),
+            Self::Attachments { volume } => format!("VolumeAttachments of {volume}"),
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Step 3, `archive-sessions`: the volume goes into custody, the archive pod reads it, the store's manifest is verified.
+//!
+//! Passed only when the verifier has read the whole archive of this UID back (S1), or when the class or an authorised
+//! override says that none is wanted. A pod that says it succeeded proves nothing.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::{Context, Outcome, State, custody};
+use crate::archive::Verification;
+use crate::computer::action::{Action, Object, Subject};
+use crate::resources::{ArchivePolicy, ArchiveResult, Custody, Provider, SkippableStep};
+
+/// Exit code of the archive pod when the class says `unreadableFiles: Block` and there are some.
+const EXIT_UNREADABLE: i32 = 3;
+
+pub(super) fn step(context: &Context<'_>) -> State {
+    let snapshot = &context.record.spec.snapshot;
+    if context.record.spec.provider == Provider::BYOM {
+        return State::not_applicable("the machine is not ours: its sessions stay on it");
+    }
+    if context.record.spec.state.children.volume.is_none() {
+        return State::not_applicable("no home volume was ever bound");
+    }
+    if let Some(archive) = context.deletion().and_then(|d| d.archive.as_ref()) {
+        return State::verified(format!("{} sessions, manifest sha256:{}", archive.sessions, archive.manifest_digest));
+    }
+    if snapshot.archive.policy == ArchivePolicy::None {
+        return State::not_applicable("the class wants no archive");
+    }
+    if let Some(by) = context.view.skipped(SkippableStep::ArchiveSessions) {
+        return State::Done(Outcome::Skipped, super::receipt::skipped_by(by));
+    }
+    let state = custody_first(context);
+    let waiting = matches!(state, State::Wait(_) | State::Blocked(..));
+    if waiting && snapshot.archive.policy == ArchivePolicy::BestEffort && context.overdue("archive-sessions", snapshot.deadlines.archive_sessions_seconds) {
+        let why = if let State::Blocked(blocker, _) = &state { blocker.message.as_str() } else { "the archive was not finished" };
+        return State::Done(Outcome::Skipped, format!("class policy BestEffort, deadline passed: {why}"));
+    }
+    match state {
+        State::Wait(after) if context.overdue("archive-sessions", snapshot.deadlines.archive_sessions_seconds) => State::Blocked(
+            crate::computer::plan::Blocker {
+                reason: "ArchiveOverdue",
+                message: format!("the archive takes longer than {} s; it goes on. `kubectl logs` of its pod tells how far it is", snapshot.deadlines.archive_sessions_seconds),
+            },
+            after,
+        ),
+        state => state,
+    }
+}
+
+fn custody_first(context: &Context<'_>) -> State {
+    if let Some(state) = custody::take(context) {
+        return state;
+    }
+    match &context.view.archive {
+        None => State::act(Action::CheckArchive),
+        Some(Verification::Running) => State::wait(10),
+        Some(Verification::Valid(summary)) => {
+            let result = ArchiveResult {
+                manifest_digest: summary.manifest_digest.clone(),
+                sessions: i64::try_from(summary.sessions).unwrap_or(i64::MAX),
+                bytes: i64::try_from(summary.bytes).unwrap_or(i64::MAX),
+                problems: i64::try_from(summary.problems).unwrap_or(i64::MAX),
+            };
+            context.save(|r| {
+                if let Some(deletion) = &mut r.spec.state.deletion {
+                    deletion.archive = Some(result);
+                }
+            })
+        }
+        Some(Verification::Missing) => pod(context),
+        Some(Verification::Invalid(why)) => State::blocked(
+            "ArchiveDamaged",
+            format!("the archive in the store does not verify: {why}. Nothing was destroyed; repair the store, or create a DeletionOverride that skips archive-sessions"),
+            60,
+        ),
+        Some(Verification::Unavailable(why)) => {
+            State::blocked("StoreUnavailable", format!("the archive store does not answer: {why}. It is tried again"), 15)
+        }
+    }
+}
+
+/// Makes, watches and repeats the archive pod.
+fn pod(context: &Context<'_>) -> State {
+    let namespace = &context.view.settings.namespace;
+    let custody = context.deletion().and_then(|d| d.custody.clone()).unwrap_or_default();
+    let attempt = custody.attempt.max(1);
+    let name = context.view.archive_pod_name(attempt);
+    let subject = Subject::pod(namespace, &name);
+    let Some(found) = context.view.pod(namespace, &name) else { return State::act(Action::Read(subject)) };
+    let Some(pod) = found else {
+        if custody.pod_uid.is_some() {
+            return record_attempt(context, attempt + 1, None);
+        }
+        return State::act(Action::Create(Object::Pod(Box::new(custody::archive_pod(context.view, context.record, &name)))));
+    };
+    if custody.pod_uid.is_none() || custody.claim_uid.is_empty() {
+        return record_attempt(context, attempt, pod.metadata.uid.clone());
+    }
+    if pod.metadata.deletion_timestamp.is_some() {
+        return State::wait(5);
+    }
+    match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
+        Some("Succeeded" | "Failed") => ended(context, pod, attempt, subject),
+        _ => waiting(pod),
+    }
+}
+
+fn record_attempt(context: &Context<'_>, attempt: u32, pod_uid: Option<String>) -> State {
+    let claim_uid = custody::claim_uid(context.view).unwrap_or_default();
+    context.save(|r| {
+        if let Some(deletion) = &mut r.spec.state.deletion {
+            deletion.custody = Some(Custody { claim_uid, pod_uid, attempt });
+        }
+    })
+}
+
+/// An archive pod that ended without a manifest in the store is replaced by another attempt, later each time.
+fn ended(context: &Context<'_>, pod: &Pod, attempt: u32, subject: Subject) -> State {
+    let terminated = pod
+        .status
+        .iter()
+        .flat_map(|s| s.container_statuses.iter().flatten())
+        .find_map(|c| c.state.as_ref()?.terminated.as_ref());
+    let code = terminated.map(|t| t.exit_code);
+    let finished = terminated.and_then(|t| t.finished_at.as_ref()).map_or(context.view.now, |t| t.0);
+    let pause = if code == Some(EXIT_UNREADABLE) { 300 } else { retry_pause(attempt) };
+    let left = pause - seconds_since(context.view.now, finished);
+    if left <= 0 {
+        return State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() });
+    }
+    let retry = u64::try_from(left).unwrap_or(1);
+    let said = terminated.and_then(|t| t.message.clone()).unwrap_or_default();
+    if code == Some(EXIT_UNREADABLE) {
+        return State::blocked(
+            "UnreadableFiles",
+            format!("files in the home cannot be read by the machine's own user: {said}. The class says Block: create a DeletionOverride that skips archive-sessions to give them up"),
+            retry,
+        );
+    }
+    State::blocked(
+        "ArchiveFailed",
+        format!("archive attempt {attempt} ended with code {}: {said}. It is tried again; see the logs of {}", code.unwrap_or(-1), subject.describe()),
+        retry,
+    )
+}
+
+/// Seconds before the next attempt: 2, 4, 8 … at most 5 minutes.
+fn retry_pause(attempt: u32) -> i64 {
+    2_i64.saturating_pow(attempt.min(9)).min(300)
+}
+
+fn seconds_since(now: Timestamp, then: Timestamp) -> i64 {
+    now.duration_since(then).as_secs()
+}
+
+fn waiting(pod: &Pod) -> State {
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let status = pod.status.as_ref();
+    let stuck = status
+        .iter()
+        .flat_map(|s| s.container_statuses.iter().flatten())
+        .find_map(|c| c.state.as_ref()?.waiting.as_ref())
+        .filter(|w| !matches!(w.reason.as_deref(), Some("ContainerCreating" | "PodInitializing") | None));
+    if let Some(w) = stuck {
+        let reason = w.reason.as_deref().unwrap_or_default();
+        let message = w.message.as_deref().unwrap_or_default();
+        return State::blocked("ArchivePodWaiting", format!("archive pod {name} cannot start: {reason}: {message}"), 15);
+    }
+    let unschedulable = status
+        .iter()
+        .flat_map(|s| s.conditions.iter().flatten())
+        .find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    match unschedulable {
+        Some(c) => State::blocked(
+            "ArchivePodUnschedulable",
+            format!("archive pod {name} cannot be scheduled: {}", c.message.as_deref().unwrap_or_default()),
+            15,
+        ),
+        None => State::wait(10),
+    }
+}

@@ -1,0 +1,170 @@
+//! The volume's custody (design 4.5): its `claimRef` is pointed at a claim in the operator's namespace, where the archive pod
+//! reads it. Works the same in a terminating namespace, where nothing can be created.
+//!
+//! Only a volume whose `claimRef.uid` is the recorded claim's is ever taken (S5).
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use serde_json::{Value, json};
+
+use super::{Context, State};
+use crate::computer::action::{Action, Object, Subject};
+use crate::computer::view::View;
+use crate::computer::volume;
+use crate::resources::{COMPONENT_LABEL, ComputerRecord, MANAGED_BY_LABEL, MANAGER, UID_LABEL, UnreadableFiles};
+
+/// Takes the volume into custody. `None`: it is, or at least nothing is left for us to do.
+pub(super) fn take(context: &Context<'_>) -> Option<State> {
+    let (view, record) = (context.view, context.record);
+    let recorded = record.spec.state.children.volume.as_ref()?;
+    let Some(found) = view.volume(&recorded.name) else { return Some(State::act(Action::Read(Subject::volume(&recorded.name)))) };
+    let Some(pv) = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid)) else {
+        return Some(State::blocked(
+            "VolumeLost",
+            format!("volume {} does not exist any more: nothing can be archived. Create a DeletionOverride that skips archive-sessions", recorded.name),
+            60,
+        ));
+    };
+    let name = view.custody_claim_name();
+    let subject = Subject::claim(&view.settings.namespace, &name);
+    let Some(claim) = view.claim(&view.settings.namespace, &name) else { return Some(State::act(Action::Read(subject))) };
+    let Some(claim) = claim else {
+        return Some(State::act(Action::Create(Object::Claim(Box::new(custody_claim(view, pv))))));
+    };
+    if claim.metadata.deletion_timestamp.is_some() {
+        return Some(State::blocked("CustodyClaimDeleted", format!("{} is being deleted by somebody; it is made again when it is gone", subject.describe()), 5));
+    }
+    let custody_uid = claim.metadata.uid.as_deref()?;
+    let holder = volume::claim_ref_uid(pv);
+    if holder == Some(custody_uid) {
+        return None;
+    }
+    // The recorded claim's UID, or a custody claim of ours that somebody deleted.
+    let from_home = holder.is_some() && holder == record.spec.state.children.claim_uid.as_deref();
+    if !from_home && !refers_to_custody(view, pv) {
+        return Some(State::blocked(
+            "VolumeTaken",
+            format!("volume {} now belongs to another claim (UID {}): it is left alone. Create a DeletionOverride that skips archive-sessions and delete-volumes", recorded.name, holder.unwrap_or("none")),
+            60,
+        ));
+    }
+    let patch = claim_ref_patch(pv, &view.settings.namespace, &name, custody_uid);
+    Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }))
+}
+
+/// Whether the volume stands in our custody, as far as this pass has seen, and the record says so.
+pub(super) fn taken(view: &View, record: &ComputerRecord) -> bool {
+    let Some(volume) = &record.spec.state.children.volume else { return true };
+    let holder = view.volume(&volume.name).flatten().and_then(volume::claim_ref_uid);
+    holder.is_some() && holder == claim_uid(view).as_deref()
+}
+
+/// UID of the custody claim that this pass has seen.
+pub(super) fn claim_uid(view: &View) -> Option<String> {
+    view.claim(&view.settings.namespace, &view.custody_claim_name()).flatten()?.metadata.uid.clone()
+}
+
+/// Whether the volume's `claimRef` names our custody claim, of whatever UID.
+pub(super) fn refers_to_custody(view: &View, pv: &PersistentVolume) -> bool {
+    let reference = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
+    reference.is_some_and(|r| {
+        r.namespace.as_deref() == Some(&view.settings.namespace) && r.name.as_deref() == Some(&view.custody_claim_name())
+    })
+}
+
+/// Points a volume at another claim, fenced by the volume's UID and by its present holder.
+pub fn claim_ref_patch(pv: &PersistentVolume, namespace: &str, name: &str, claim_uid: &str) -> json_patch::Patch {
+    let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name, "uid": claim_uid});
+    volume::patch(&[
+        json!({"op": "test", "path": "/metadata/uid", "value": pv.metadata.uid}),
+        json!({"op": "test", "path": "/spec/claimRef/uid", "value": volume::claim_ref_uid(pv)}),
+        json!({"op": "replace", "path": "/spec/claimRef", "value": reference}),
+    ])
+}
+
+fn labels(view: &View, component: &str) -> BTreeMap<String, String> {
+    [(MANAGED_BY_LABEL, MANAGER), (UID_LABEL, view.uid.as_str()), (COMPONENT_LABEL, component)]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into()
+}
+
+fn custody_claim(view: &View, pv: &PersistentVolume) -> PersistentVolumeClaim {
+    let spec = pv.spec.clone().unwrap_or_default();
+    let mut claim = PersistentVolumeClaim::default();
+    claim.metadata.name = Some(view.custody_claim_name());
+    claim.metadata.namespace = Some(view.settings.namespace.clone());
+    claim.metadata.labels = Some(labels(view, "archive"));
+    claim.spec = Some(k8s_openapi::api::core::v1::PersistentVolumeClaimSpec {
+        access_modes: spec.access_modes,
+        // An empty name, not an absent one: the default class must not be filled in.
+        storage_class_name: Some(spec.storage_class_name.unwrap_or_default()),
+        volume_mode: spec.volume_mode,
+        volume_name: pv.metadata.name.clone(),
+        resources: Some(k8s_openapi::api::core::v1::VolumeResourceRequirements { requests: spec.capacity, limits: None }),
+        ..Default::default()
+    });
+    claim
+}
+
+/// The archive pod: our own image, no store credentials, the home read-only, as the user that the machine ran as.
+pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
+    let snapshot = &record.spec.snapshot;
+    let settings = &view.settings;
+    let user = snapshot.run_as_user.unwrap_or(1000);
+    let group = snapshot.run_as_group.or(snapshot.fs_group).unwrap_or(user);
+    let unreadable = if snapshot.archive.unreadable_files == UnreadableFiles::Block { "Block" } else { "Record" };
+    let env: Vec<Value> = [
+        ("INGEST_URL", settings.ingest_url.clone()),
+        ("INGEST_CA", settings.ingest_ca.clone()),
+        ("COMPUTER_UID", view.uid.clone()),
+        ("COMPUTER_NAMESPACE", record.spec.namespace.clone()),
+        ("COMPUTER_NAME", record.spec.computer.clone()),
+        ("SESSION_PATHS", json!(snapshot.session_paths).to_string()),
+        ("UNREADABLE", unreadable.to_owned()),
+    ]
+    .map(|(name, value)| json!({"name": name, "value": value}))
+    .into();
+    let mut security = json!({
+        "runAsNonRoot": user != 0, "runAsUser": user, "runAsGroup": group,
+        "supplementalGroups": snapshot.fs_group.into_iter().collect::<Vec<_>>(),
+        "seccompProfile": {"type": "RuntimeDefault"},
+    });
+    if let Some(level) = &snapshot.se_linux_level {
+        security["seLinuxOptions"] = json!({"level": level});
+    }
+    let pod = json!({
+        "metadata": {"name": name, "namespace": settings.namespace, "labels": labels(view, "archive")},
+        "spec": {
+            "restartPolicy": "Never",
+            "serviceAccountName": settings.archive_service_account,
+            "automountServiceAccountToken": false,
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": 5,
+            "tolerations": snapshot.tolerations,
+            "securityContext": security,
+            "containers": [{
+                "name": "archive",
+                "image": settings.image,
+                "imagePullPolicy": "IfNotPresent",
+                "args": ["archive"],
+                "env": env,
+                "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
+                "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+                "volumeMounts": [
+                    {"name": "home", "mountPath": "/home-volume", "readOnly": true},
+                    {"name": "spool", "mountPath": "/spool"},
+                    {"name": "token", "mountPath": "/var/run/secrets/ingest", "readOnly": true},
+                ],
+            }],
+            "volumes": [
+                {"name": "home", "persistentVolumeClaim": {"claimName": view.custody_claim_name(), "readOnly": true}},
+                {"name": "spool", "emptyDir": {}},
+                {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"audience": "computer-operator.dev/ingest", "path": "token", "expirationSeconds": 3600}}]}},
+            ],
+        },
+    });
+    // The literal above is a valid Pod: a test builds it. An empty pod would be refused by the API server and shown.
+    serde_json::from_value(pod).unwrap_or_default()
+}

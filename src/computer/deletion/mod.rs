@@ -1,0 +1,252 @@
+//! The deletion plan (design part 4): revoke → stop → archive → delete → receipt → release, one file a step.
+//!
+//! Every pass walks all steps from the first one. A step is passed on what this pass has read live, or because the record says
+//! that it was verified (a UID that was gone stays gone): that saves requests, nothing more. Before the receipt and the release
+//! all steps are walked once more without the record's word, so that S3 rests on live reads of that very pass. Nothing is ever a
+//! lock (S9), and a crash anywhere is harmless. The spec is never validated here.
+
+mod archive;
+pub mod custody;
+mod receipt;
+mod revoke;
+mod stop;
+mod volumes;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::action::Action;
+use super::plan::{Blocker, Next, Plan, Report};
+use super::view::{View, has_finalizer};
+use crate::resources::{ComputerRecord, Deletion, OnNamespaceDeletion, Phase, RecordPhase, Step, StepStatus, SubjectOutcome};
+
+/// Ids and names of the steps, in order.
+pub const STEPS: [(&str, &str); 5] = [
+    ("revoke-credentials", "Revoke the key"),
+    ("stop-pods", "Stop the pods"),
+    ("archive-sessions", "Archive the sessions"),
+    ("delete-volumes", "Delete the volume"),
+    ("write-receipt", "Write the receipt"),
+];
+
+/// How a step that is finished came out (design 4.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Verified,
+    NotApplicable,
+    Skipped,
+}
+
+/// What a step says.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum State {
+    /// The next step may begin.
+    Done(Outcome, String),
+    /// One more request.
+    Do(Box<Action>),
+    /// Wait for something that comes by itself.
+    Wait(Duration),
+    /// Wait for something that does not come by itself.
+    Blocked(Blocker, Duration),
+}
+
+impl State {
+    fn act(action: Action) -> Self {
+        Self::Do(Box::new(action))
+    }
+    fn wait(seconds: u64) -> Self {
+        Self::Wait(Duration::from_secs(seconds))
+    }
+    fn blocked(reason: &'static str, message: impl Into<String>, retry_seconds: u64) -> Self {
+        Self::Blocked(Blocker { reason, message: message.into() }, Duration::from_secs(retry_seconds))
+    }
+    fn verified(detail: impl Into<String>) -> Self {
+        Self::Done(Outcome::Verified, detail.into())
+    }
+    fn not_applicable(detail: impl Into<String>) -> Self {
+        Self::Done(Outcome::NotApplicable, detail.into())
+    }
+}
+
+/// What the steps look at: the view, its record, and what the steps before came to.
+pub(super) struct Context<'a> {
+    pub view: &'a View,
+    pub record: &'a ComputerRecord,
+    done: Vec<(Outcome, String)>,
+}
+
+impl Context<'_> {
+    /// Saves the record with a change, together with what the finished steps came to: one write serves both.
+    pub fn save(&self, change: impl FnOnce(&mut ComputerRecord)) -> State {
+        let mut record = self.record.clone();
+        change(&mut record);
+        if let Some(deletion) = &mut record.spec.state.deletion {
+            self.note_steps(deletion);
+        }
+        State::act(Action::SaveRecord(Box::new(record)))
+    }
+
+    fn note_steps(&self, deletion: &mut Deletion) {
+        let now = Time(self.view.now);
+        for (i, (outcome, detail)) in self.done.iter().enumerate() {
+            let id = STEPS[i].0.to_owned();
+            deletion.started.remove(&id);
+            deletion.steps.entry(id).or_insert_with(|| SubjectOutcome {
+                result: format!("{outcome:?}"),
+                detail: detail.clone(),
+                at: now.clone(),
+            });
+        }
+        if let Some((id, _)) = STEPS.get(self.done.len()) {
+            deletion.started.entry((*id).to_owned()).or_insert(now);
+        }
+    }
+
+    /// What the record says of a finished step.
+    fn recorded(&self, i: usize) -> Option<State> {
+        let noted = self.deletion()?.steps.get(STEPS[i].0)?;
+        let outcome = [Outcome::Verified, Outcome::NotApplicable, Outcome::Skipped].into_iter().find(|o| format!("{o:?}") == noted.result)?;
+        Some(State::Done(outcome, noted.detail.clone()))
+    }
+
+    /// The account of this deletion; made by the first step.
+    pub fn deletion(&self) -> Option<&Deletion> {
+        self.record.spec.state.deletion.as_ref()
+    }
+
+    /// Whether a step has been under way for longer than its deadline. The clock is the record's, so it survives a restart;
+    /// a deadline only ever shows or skips what a policy allows to skip.
+    pub fn overdue(&self, step: &str, seconds: i64) -> bool {
+        let Some(deletion) = self.deletion() else { return false };
+        let since = deletion.started.get(step).unwrap_or(&deletion.deleted_at).0;
+        self.view.now.duration_since(since).as_secs() >= seconds
+    }
+}
+
+type StepFn = fn(&Context<'_>) -> State;
+
+/// Plans the next request of a deletion.
+pub fn plan(view: &View) -> Plan {
+    const BEFORE_RECEIPT: [StepFn; 4] = [revoke::step, stop::step, archive::step, volumes::step];
+    let Some(record) = &view.record else { return without_record(view) };
+    let mut context = Context { view, record, done: Vec::new() };
+    for trust in [true, false] {
+        context.done.clear();
+        for (i, step) in BEFORE_RECEIPT.iter().enumerate() {
+            let state = context.recorded(i).filter(|_| trust).unwrap_or_else(|| step(&context));
+            if let Some(plan) = advance(&mut context, state) {
+                return plan;
+            }
+        }
+    }
+    let state = receipt::step(&context);
+    advance(&mut context, state).unwrap_or_else(|| release(&context))
+}
+
+/// Takes a finished step in, or says what the plan is at one that is not.
+fn advance(context: &mut Context<'_>, state: State) -> Option<Plan> {
+    match state {
+        State::Done(outcome, detail) => {
+            context.done.push((outcome, detail));
+            None
+        }
+        State::Do(action) => Some(paused(context, Next::Do(*action), None)),
+        State::Wait(_) | State::Blocked(..) if let_go(context) => Some(hand_off(context)),
+        State::Wait(after) => Some(paused(context, Next::Wait(after), None)),
+        State::Blocked(blocker, after) => Some(paused(context, Next::Wait(after), Some(blocker))),
+    }
+}
+
+/// A deleting computer without a record: either nothing was ever made, or the record was lost. It is made again from what is
+/// left, so that every deletion has a receipt; with no computer either, there is nothing to do.
+fn without_record(view: &View) -> Plan {
+    let next = match &view.computer {
+        Some(computer) if has_finalizer(computer) => Next::Do(Action::CreateRecord(Box::new(crate::record::recover(view)))),
+        _ => Next::Finished(None),
+    };
+    Plan { next, report: Report { phase: Some(Phase::Deleting), ..Report::default() } }
+}
+
+/// Everything is verified and the receipt is stored: the finalizer goes (S3). A pass that comes again finds the computer gone.
+fn release(context: &Context<'_>) -> Plan {
+    let next = match &context.view.computer {
+        Some(computer) if has_finalizer(computer) => Next::Do(Action::ReleaseFinalizer),
+        _ => Next::Finished(expires_in(context.record, context.view.now)),
+    };
+    paused(context, next, None)
+}
+
+/// Whether the namespace may be let go before the end: asked for by the class, the key dead, the pods stopped, the volume in
+/// custody and the record durable (design 4.7, the stated exception of S3).
+fn let_go(context: &Context<'_>) -> bool {
+    let asked = context.record.spec.snapshot.archive.on_namespace_deletion == OnNamespaceDeletion::HandOff;
+    let held = context.view.computer.as_ref().is_some_and(has_finalizer);
+    asked && held && context.view.namespace_terminating && context.done.len() >= 2 && custody::taken(context.view, context.record)
+}
+
+fn hand_off(context: &Context<'_>) -> Plan {
+    let next = if context.deletion().is_some_and(|d| d.handed_off) {
+        Next::Do(Action::ReleaseFinalizer)
+    } else {
+        match context.save(|r| {
+            if let Some(deletion) = &mut r.spec.state.deletion {
+                deletion.handed_off = true;
+            }
+        }) {
+            State::Do(action) => Next::Do(*action),
+            _ => Next::Wait(Duration::from_secs(1)),
+        }
+    };
+    paused(context, next, None)
+}
+
+/// How long a released record is kept by default: 30 days. The copy in the store stays.
+pub const RECORD_RETENTION: jiff::SignedDuration = jiff::SignedDuration::from_hours(24 * 30);
+
+/// How long until a released record expires; `None`: it is not released.
+pub fn expires_in(record: &ComputerRecord, now: Timestamp) -> Option<Duration> {
+    let receipt = record.spec.state.deletion.as_ref()?.receipt.as_ref()?;
+    if record.spec.state.phase != RecordPhase::Released {
+        return None;
+    }
+    let age = now.duration_since(receipt.at.0);
+    Some(Duration::try_from(RECORD_RETENTION - age).unwrap_or(Duration::ZERO))
+}
+
+fn paused(context: &Context<'_>, next: Next, blocker: Option<Blocker>) -> Plan {
+    let current = STEPS.get(context.done.len()).map_or("release", |s| s.0);
+    let deletion = STEPS.iter().enumerate().map(|(i, step)| report_step(context, i, *step, blocker.as_ref())).collect();
+    let report = Report {
+        phase: Some(Phase::Deleting),
+        current: Some(current.to_owned()),
+        deletion,
+        blocker,
+        class_name: context.record.spec.class_name.clone(),
+        ..Report::default()
+    };
+    Plan { next, report }
+}
+
+fn report_step(context: &Context<'_>, i: usize, (id, name): (&str, &str), blocker: Option<&Blocker>) -> Step {
+    let noted = context.deletion().and_then(|d| d.steps.get(id));
+    let mut step = Step { id: id.to_owned(), name: name.to_owned(), ..Step::default() };
+    if let Some((outcome, detail)) = context.done.get(i) {
+        step.status = match outcome {
+            Outcome::Verified => StepStatus::Completed,
+            Outcome::NotApplicable => StepStatus::NotApplicable,
+            Outcome::Skipped => StepStatus::Skipped,
+        };
+        step.error = (*outcome == Outcome::Skipped).then(|| detail.clone());
+        step.completed_at = Some(noted.map_or(Time(context.view.now), |n| n.at.clone()));
+    } else if i == context.done.len() {
+        step.status = if blocker.is_some() { StepStatus::Blocked } else { StepStatus::Running };
+        step.error = blocker.map(|b| b.message.clone());
+        step.started_at = context.deletion().and_then(|d| d.started.get(id)).cloned();
+    }
+    step
+}

@@ -1,0 +1,71 @@
+//! Step 1, `revoke-credentials`: the record becomes a tombstone, then the key's Secret goes. Since authentication reads the
+//! Computer and its namespace live (design 4.3), the key was dead before this; from here on it stays dead whatever happens to them.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{Context, State};
+use crate::computer::action::{Action, Fact, Subject};
+use crate::computer::view::View;
+use crate::resources::{CredentialState, Deletion, RecordPhase};
+
+pub(super) fn step(context: &Context<'_>) -> State {
+    let state = &context.record.spec.state;
+    if state.credential != CredentialState::Revoked || state.deletion.is_none() {
+        return context.save(|record| {
+            let state = &mut record.spec.state;
+            state.credential = CredentialState::Revoked;
+            state.phase = RecordPhase::Deleting;
+            state.deletion.get_or_insert_with(|| begun(context.view));
+        });
+    }
+    // A terminating namespace marks its other objects only after all pods are gone; the deletion has begun all the same.
+    if context.view.computer.as_ref().is_some_and(|c| c.metadata.deletion_timestamp.is_none()) {
+        return State::act(Action::DeleteComputer);
+    }
+    secret(context)
+}
+
+fn begun(view: &View) -> Deletion {
+    let marked = view.computer.as_ref().and_then(|c| c.metadata.deletion_timestamp.clone());
+    let cause = match &view.computer {
+        _ if view.namespace_terminating => "NamespaceTerminating",
+        None => "ComputerVanished",
+        Some(computer) if expired(computer, view) => "TimeToLiveExpired",
+        Some(_) => "ComputerDeleted",
+    };
+    Deletion {
+        deleted_at: marked.unwrap_or(Time(view.now)),
+        cause: cause.to_owned(),
+        steps: std::collections::BTreeMap::new(),
+        started: std::collections::BTreeMap::new(),
+        custody: None,
+        archive: None,
+        receipt: None,
+        handed_off: false,
+    }
+}
+
+fn expired(computer: &crate::resources::Computer, view: &View) -> bool {
+    let created = computer.metadata.creation_timestamp.as_ref();
+    let ttl = computer.spec.time_to_live_seconds;
+    created.zip(ttl).is_some_and(|(created, ttl)| view.now.duration_since(created.0).as_secs() >= ttl)
+}
+
+/// Absence is proved by a UID-preconditioned DELETE that answers 404; a Secret is never read (design 4.8).
+fn secret(context: &Context<'_>) -> State {
+    let children = &context.record.spec.state.children;
+    let Some(name) = &children.secret_name else { return State::not_applicable("no key was ever issued") };
+    let subject = Subject::secret(&context.record.spec.namespace, name);
+    match (context.view.facts.get(&subject), &children.secret_uid) {
+        (Some(Fact::Gone), _) => State::verified("the key is revoked and its Secret is gone"),
+        (Some(Fact::Held(_)), _) => State::blocked(
+            "SecretHeld",
+            format!("{} is being deleted, but a finalizer that is not ours holds it: ask its owner to finish, or remove that finalizer", subject.describe()),
+            30,
+        ),
+        // With no UID on record (a crash after the create), the one found under the unguessable name recorded before it.
+        (Some(Fact::Uid(found)), recorded) => State::act(Action::Delete { uid: recorded.as_ref().unwrap_or(found).clone(), subject }),
+        // Looked for first: a delete that finds nothing would be a write that changes nothing.
+        (_, _) => State::act(Action::Read(subject)),
+    }
+}

@@ -1,0 +1,218 @@
+//! Step 2, `stop-pods`: nothing may write any more before the archive reads (design 4.4).
+//!
+//! The claim goes first, so that the scheduler refuses new pods on it; then the pods. "Stopped" means that every container has
+//! reported that it terminated, which our pods' finalizer lets us see even after a forced deletion.
+
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::{Context, Outcome, State};
+use crate::computer::action::{Action, Fact, Subject};
+use crate::computer::stopped::{Writers, remove_finalizer_patch, writers};
+use crate::computer::volume::{self, retain_patch};
+use crate::resources::{POD_FINALIZER, PodRecord, Provider, SkippableStep, VolumeRecord};
+
+/// Seconds that a live kubelet is given to kill the containers of a pod that is no longer in the API, beyond its grace period.
+const ORPHAN_KILL_SECONDS: i64 = 60;
+
+pub(super) fn step(context: &Context<'_>) -> State {
+    if context.record.spec.provider == Provider::BYOM {
+        return State::not_applicable("the machine is not ours to stop");
+    }
+    let claim = match home_claim(context) {
+        Ok(claim) => claim,
+        Err(state) => return state,
+    };
+    for pod in &context.record.spec.state.children.pods {
+        if let Some(state) = stop(context, pod) {
+            return state;
+        }
+    }
+    if let Some(claim) = claim {
+        return held(context, claim);
+    }
+    if let Some(state) = attached(context) {
+        return state;
+    }
+    if let Some(by) = context.view.skipped(SkippableStep::StopPods) {
+        return State::Done(Outcome::Skipped, super::receipt::skipped_by(by));
+    }
+    State::verified("every container has stopped, pods and claim are gone")
+}
+
+/// Puts the volume on record, then deletes the claim. `Ok(None)`: the claim is gone.
+fn home_claim<'a>(context: &Context<'a>) -> Result<Option<&'a PersistentVolumeClaim>, State> {
+    let children = &context.record.spec.state.children;
+    let namespace = &context.record.spec.namespace;
+    let Some(name) = &children.claim_name else { return Ok(None) };
+    let Some(found) = context.view.claim(namespace, name) else {
+        return Err(State::act(Action::Read(Subject::claim(namespace, name))));
+    };
+    let ours = found.filter(|c| children.claim_uid.is_none() || c.metadata.uid == children.claim_uid);
+    if children.volume.is_none() {
+        let uid = ours.and_then(|c| c.metadata.uid.clone()).or_else(|| children.claim_uid.clone());
+        let bound = ours.and_then(|c| c.spec.as_ref()?.volume_name.clone());
+        if let Some(uid) = uid {
+            secure(context, &uid, bound)?;
+        }
+    }
+    match ours {
+        Some(claim) if claim.metadata.deletion_timestamp.is_none() => {
+            let uid = claim.metadata.uid.clone().unwrap_or_default();
+            Err(State::act(Action::Delete { subject: Subject::claim(namespace, name), uid }))
+        }
+        other => Ok(other),
+    }
+}
+
+/// A volume that was bound but not yet recorded is set to `Retain` and recorded before the claim may go (S1).
+fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Result<(), State> {
+    let name = match bound {
+        Some(name) => name,
+        None => match context.view.facts.get(&Subject::VolumesOfClaim { uid: claim_uid.to_owned() }) {
+            None => return Err(State::act(Action::Read(Subject::VolumesOfClaim { uid: claim_uid.to_owned() }))),
+            Some(Fact::Names(names)) if !names.is_empty() => names[0].clone(),
+            Some(_) => return Ok(()),
+        },
+    };
+    let Some(found) = context.view.volume(&name) else { return Err(State::act(Action::Read(Subject::volume(&name)))) };
+    let Some(pv) = found.filter(|pv| volume::claim_ref_uid(pv) == Some(claim_uid)) else { return Ok(()) };
+    if !volume::retained_for(pv, &context.view.uid) {
+        let patch = retain_patch(pv, &context.view.uid);
+        return Err(State::act(Action::Patch { subject: Subject::volume(&name), patch }));
+    }
+    let recorded = VolumeRecord {
+        name,
+        uid: pv.metadata.uid.clone().unwrap_or_default(),
+        original_reclaim_policy: volume::original_policy(pv),
+        storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
+    };
+    Err(context.save(|r| {
+        r.spec.state.children.claim_uid = Some(claim_uid.to_owned());
+        r.spec.state.children.volume = Some(recorded);
+    }))
+}
+
+/// One pod: `None` when it is stopped and gone.
+fn stop(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
+    let namespace = &context.record.spec.namespace;
+    let subject = Subject::pod(namespace, &recorded.name);
+    let Some(found) = context.view.pod(namespace, &recorded.name) else { return Some(State::act(Action::Read(subject))) };
+    match found.filter(|p| recorded.uid.is_none() || p.metadata.uid == recorded.uid) {
+        None => vanished(context, recorded),
+        Some(pod) if pod.metadata.deletion_timestamp.is_none() => {
+            Some(State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() }))
+        }
+        Some(pod) => Some(terminating(context, recorded, pod, subject)),
+    }
+}
+
+fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: Subject) -> State {
+    let skipped = context.view.skipped(SkippableStep::StopPods).is_some();
+    let late = context.overdue("stop-pods", context.record.spec.snapshot.deadlines.stop_pods_seconds);
+    match writers(pod) {
+        Writers::Stopped => {}
+        _ if skipped => {}
+        Writers::Running if !late => return State::wait(5),
+        Writers::Running => return State::blocked("PodStillRunning", still_running(&subject, pod, "its containers still run"), 15),
+        Writers::Unknown(why) => return State::blocked("PodStateUnknown", still_running(&subject, pod, &why), 15),
+    }
+    if recorded.stopped_at.is_none() && !skipped {
+        // Proof first, then the finalizer: once the pod is gone nobody could tell any more.
+        return context.save(|r| {
+            for p in r.spec.state.children.pods.iter_mut().filter(|p| p.name == recorded.name) {
+                p.stopped_at = Some(Time(context.view.now));
+                p.uid.clone_from(&pod.metadata.uid);
+            }
+        });
+    }
+    let held = pod.metadata.finalizers.iter().flatten().any(|f| f == POD_FINALIZER);
+    match remove_finalizer_patch(pod).filter(|_| held) {
+        Some(patch) => State::act(Action::Patch { subject, patch }),
+        None => State::wait(2),
+    }
+}
+
+fn still_running(subject: &Subject, pod: &Pod, why: &str) -> String {
+    let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("no node");
+    format!(
+        "{} on {node}: {why}. If that machine is lost for good, create a DeletionOverride that skips stop-pods",
+        subject.describe()
+    )
+}
+
+/// A pod that is gone without proof that its containers stopped: its finalizer was stripped and it was deleted by force. A live
+/// kubelet kills such containers; a node that cannot be asked leaves it unknown.
+fn vanished(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
+    let children = &context.record.spec.state.children;
+    let never_ran = recorded.uid.is_none() || children.volume.is_none();
+    if recorded.stopped_at.is_some() || never_ran || context.view.skipped(SkippableStep::StopPods).is_some() {
+        return None;
+    }
+    let Some(since) = &recorded.vanished_at else {
+        return Some(context.save(|r| {
+            for p in r.spec.state.children.pods.iter_mut().filter(|p| p.name == recorded.name) {
+                p.vanished_at = Some(Time(context.view.now));
+            }
+        }));
+    };
+    let needed = context.record.spec.snapshot.grace_period_seconds.unwrap_or(30) + ORPHAN_KILL_SECONDS;
+    let left = needed - context.view.now.duration_since(since.0).as_secs();
+    if left > 0 {
+        return Some(State::wait(u64::try_from(left).unwrap_or(1)));
+    }
+    let node = recorded.node.as_ref()?;
+    match context.view.facts.get(&Subject::Node { name: node.clone() }) {
+        None => Some(State::act(Action::Read(Subject::Node { name: node.clone() }))),
+        Some(Fact::Node(node)) if !ready(node) => Some(State::blocked(
+            "NodeUnreachable",
+            format!(
+                "Pod {}/{} was removed by force and its node {} does not answer, so its containers may still write. Bring the node back, \
+                 delete the Node object if it is lost, or create a DeletionOverride that skips stop-pods",
+                context.record.spec.namespace,
+                recorded.name,
+                node.metadata.name.as_deref().unwrap_or_default()
+            ),
+            15,
+        )),
+        Some(_) => None,
+    }
+}
+
+fn ready(node: &Node) -> bool {
+    node.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Our pods are gone, but the claim is not: somebody else's pod uses it.
+fn held(context: &Context<'_>, claim: &PersistentVolumeClaim) -> State {
+    let namespace = &context.record.spec.namespace;
+    let name = claim.metadata.name.clone().unwrap_or_default();
+    let subject = Subject::ClaimUsers { namespace: namespace.clone(), claim: name.clone() };
+    match context.view.facts.get(&subject) {
+        None => State::act(Action::Read(subject)),
+        Some(Fact::Names(pods)) if !pods.is_empty() => State::blocked(
+            "ForeignPodHoldsClaim",
+            format!("PersistentVolumeClaim {namespace}/{name} is still used by pods that are not ours: {}. Delete them", pods.join(", ")),
+            15,
+        ),
+        Some(_) => State::wait(2),
+    }
+}
+
+/// Attachable volumes must be detached from the old node: until then it may still write.
+fn attached(context: &Context<'_>) -> Option<State> {
+    let volume = context.record.spec.state.children.volume.as_ref()?;
+    if context.deletion()?.custody.is_some() {
+        return None;
+    }
+    let subject = Subject::Attachments { volume: volume.name.clone() };
+    match context.view.facts.get(&subject) {
+        None => Some(State::act(Action::Read(subject))),
+        Some(Fact::Names(names)) if !names.is_empty() && context.view.skipped(SkippableStep::StopPods).is_none() => Some(State::blocked(
+            "VolumeAttached",
+            format!("volume {} is still attached ({}): the node has not let it go yet", volume.name, names.join(", ")),
+            10,
+        )),
+        Some(_) => None,
+    }
+}

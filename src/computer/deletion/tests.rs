@@ -1,0 +1,398 @@
+//! The deletion plan against a small model of the cluster: whatever crashes, whatever the caches hold, S1, S2, S3 and S8 stand
+//! after every single request, and the deletion ends (L1). The real thing is tested in `tests/`; this finds the order errors.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
+
+use crate::archive::{Summary, Verification};
+use crate::computer::action::{Action, Effect, Fact, Object, Subject};
+use crate::computer::plan::{Next, plan};
+use crate::computer::view::{ClassState, Fresh, Settings, View, has_finalizer};
+use crate::resources::*;
+
+const UID: &str = "11111111-1111-1111-1111-111111111111";
+const OWN: &str = "computer-operator-system";
+
+fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+    serde_json::from_value(value).unwrap()
+}
+
+/// The cluster, as far as a deletion touches it.
+#[derive(Clone)]
+struct World {
+    now: i64,
+    terminating: bool,
+    computer: Option<Computer>,
+    record: Option<ComputerRecord>,
+    pods: BTreeMap<(String, String), Pod>,
+    claims: BTreeMap<(String, String), PersistentVolumeClaim>,
+    volume: Option<PersistentVolume>,
+    secret: Option<String>,
+    manifest: bool,
+    receipt: Option<Vec<u8>>,
+    next_uid: u32,
+    writes: u32,
+    overrides: Vec<DeletionOverride>,
+}
+
+impl World {
+    fn new(policy: &str, archive: ArchivePolicy) -> Self {
+        let computer: Computer = from(json!({"metadata": {"name": "c", "namespace": "t", "uid": UID, "resourceVersion": "1",
+            "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [DELETION_FINALIZER]}, "spec": {}}));
+        let record: ComputerRecord = from(json!({"metadata": {"name": UID, "namespace": OWN}, "spec": {"namespace": "t", "computer": "c",
+            "snapshot": {"archive": {"policy": archive}},
+            "state": {"credential": "Live", "keyHash": "x", "children": {"claimName": "home-x", "claimUid": "claim", "secretName": "key-x", "secretUid": "secret",
+                "pods": [{"name": "m-x", "uid": "pod", "node": "n"}],
+                "volume": {"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": policy}}}}}));
+        let pod: Pod = from(json!({"metadata": {"name": "m-x", "namespace": "t", "uid": "pod", "finalizers": [POD_FINALIZER]},
+            "spec": {"nodeName": "n", "containers": [{"name": "c"}], "volumes": [{"name": "home", "persistentVolumeClaim": {"claimName": "home-x"}}]},
+            "status": {"phase": "Running", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": true, "restartCount": 0, "state": {"running": {}}}]}}));
+        let claim = from(json!({"metadata": {"name": "home-x", "namespace": "t", "uid": "claim"}, "spec": {"volumeName": "pv"}, "status": {"phase": "Bound"}}));
+        let volume = from(json!({"metadata": {"name": "pv", "uid": "pv-uid", "labels": {UID_LABEL: UID, MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: policy}},
+            "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"uid": "claim", "namespace": "t", "name": "home-x"}, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}));
+        Self {
+            now: 1_800_000_000,
+            terminating: false,
+            computer: Some(computer),
+            record: Some(record),
+            pods: [(("t".into(), "m-x".into()), pod)].into(),
+            claims: [(("t".into(), "home-x".into()), claim)].into(),
+            volume: Some(volume),
+            secret: Some("secret".into()),
+            manifest: false,
+            receipt: None,
+            next_uid: 0,
+            writes: 0,
+            overrides: Vec::new(),
+        }
+    }
+
+    fn uid(&mut self) -> String {
+        self.next_uid += 1;
+        format!("new-{}", self.next_uid)
+    }
+
+    /// A new pass; `cached`: whether the caches hold everything or nothing.
+    fn view(&self, cached: bool) -> View {
+        let mut view = View {
+            uid: UID.into(),
+            namespace: "t".into(),
+            name: "c".into(),
+            computer: self.computer.clone(),
+            namespace_terminating: self.terminating,
+            record: self.record.clone(),
+            class: ClassState::Missing,
+            overrides: self.overrides.clone(),
+            facts: BTreeMap::new(),
+            archive: None,
+            receipt: None,
+            finalizer_confirmed: false,
+            settings: Settings { namespace: OWN.into(), ..Settings::default() },
+            fresh: Fresh { suffix: "s".into(), key: [0; 32] },
+            now: self.time(),
+        };
+        if cached {
+            for ((ns, name), pod) in &self.pods {
+                view.facts.insert(Subject::pod(ns, name), Fact::Pod(Box::new(pod.clone())));
+            }
+            for ((ns, name), claim) in &self.claims {
+                view.facts.insert(Subject::claim(ns, name), Fact::Claim(Box::new(claim.clone())));
+            }
+            if let Some(volume) = &self.volume {
+                view.facts.insert(Subject::volume("pv"), Fact::Volume(Box::new(volume.clone())));
+            }
+        }
+        view
+    }
+
+    fn time(&self) -> Timestamp {
+        Timestamp::from_second(self.now).unwrap()
+    }
+
+    fn read(&self, subject: &Subject) -> Fact {
+        match subject {
+            Subject::Pod { namespace, name } => self.pods.get(&(namespace.clone(), name.clone())).map_or(Fact::Gone, |p| Fact::Pod(Box::new(p.clone()))),
+            Subject::Claim { namespace, name } => self.claims.get(&(namespace.clone(), name.clone())).map_or(Fact::Gone, |c| Fact::Claim(Box::new(c.clone()))),
+            Subject::Secret { .. } => self.secret.clone().map_or(Fact::Gone, Fact::Uid),
+            Subject::Volume { .. } => self.volume.clone().map_or(Fact::Gone, |v| Fact::Volume(Box::new(v))),
+            Subject::Node { name } => Fact::Node(Box::new(from::<Node>(json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})))),
+            Subject::ClaimUsers { .. } | Subject::Attachments { .. } | Subject::VolumesOfClaim { .. } => Fact::Names(Vec::new()),
+        }
+    }
+
+    fn apply(&mut self, action: Action) -> Effect {
+        if !matches!(action, Action::Read(_) | Action::ReadComputer | Action::CheckArchive) {
+            self.writes += 1;
+        }
+        match action {
+            Action::Read(subject) => Effect::Learned(subject.clone(), self.read(&subject)),
+            Action::ReadComputer => Effect::Computer(self.computer.clone().map(Box::new)),
+            Action::AddFinalizer => panic!("S8: a finalizer for a deleting computer"),
+            Action::DeleteComputer => {
+                self.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(self.time()));
+                Effect::Computer(self.computer.clone().map(Box::new))
+            }
+            Action::ReleaseFinalizer => {
+                assert!(self.computer.as_ref().unwrap().metadata.deletion_timestamp.is_some());
+                self.computer = None;
+                Effect::Computer(None)
+            }
+            Action::CreateRecord(record) | Action::SaveRecord(record) => {
+                self.record = Some(*record.clone());
+                Effect::Record(record)
+            }
+            Action::Create(object) => self.create(object),
+            Action::Delete { subject, uid } => self.delete(subject, &uid),
+            Action::Patch { subject, patch } => self.patch(subject, &patch),
+            Action::CheckArchive => Effect::Archive(if self.manifest { Verification::Valid(Summary::default()) } else { Verification::Missing }),
+            Action::PutReceipt(bytes) => Effect::ReceiptStored(self.receipt.get_or_insert(bytes).clone()),
+        }
+    }
+
+    fn create(&mut self, object: Object) -> Effect {
+        let uid = Some(self.uid());
+        match object {
+            Object::Pod(mut pod) => {
+                assert_eq!(pod.metadata.namespace.as_deref(), Some(OWN), "S8: a child for a deleting computer");
+                pod.metadata.uid = uid;
+                let key = (OWN.to_owned(), pod.metadata.name.clone().unwrap());
+                self.pods.insert(key.clone(), *pod.clone());
+                Effect::Learned(Subject::pod(&key.0, &key.1), Fact::Pod(pod))
+            }
+            Object::Claim(mut claim) => {
+                assert_eq!(claim.metadata.namespace.as_deref(), Some(OWN), "S8: a child for a deleting computer");
+                claim.metadata.uid = uid;
+                let key = (OWN.to_owned(), claim.metadata.name.clone().unwrap());
+                self.claims.insert(key.clone(), *claim.clone());
+                Effect::Learned(Subject::claim(&key.0, &key.1), Fact::Claim(claim))
+            }
+            Object::Secret(_) => panic!("S8: a key for a deleting computer"),
+        }
+    }
+
+    fn delete(&mut self, subject: Subject, uid: &str) -> Effect {
+        let time = Some(Time(self.time()));
+        match &subject {
+            Subject::Secret { .. } if self.secret.as_deref() == Some(uid) => {
+                self.secret = None;
+                Effect::Learned(subject, Fact::Accepted)
+            }
+            Subject::Pod { namespace, name } => match self.pods.get_mut(&(namespace.clone(), name.clone())) {
+                Some(pod) if pod.metadata.uid.as_deref() == Some(uid) => {
+                    pod.metadata.deletion_timestamp = time;
+                    Effect::Learned(subject, Fact::Pod(Box::new(pod.clone())))
+                }
+                _ => Effect::Learned(subject, Fact::Gone),
+            },
+            Subject::Claim { namespace, name } => match self.claims.get_mut(&(namespace.clone(), name.clone())) {
+                Some(claim) if claim.metadata.uid.as_deref() == Some(uid) => {
+                    claim.metadata.deletion_timestamp = time;
+                    Effect::Learned(subject, Fact::Claim(Box::new(claim.clone())))
+                }
+                _ => Effect::Learned(subject, Fact::Gone),
+            },
+            _ => Effect::Learned(subject, Fact::Gone),
+        }
+    }
+
+    fn patch(&mut self, subject: Subject, patch: &json_patch::Patch) -> Effect {
+        match &subject {
+            Subject::Pod { namespace, name } => {
+                let pod = self.pods.get_mut(&(namespace.clone(), name.clone())).unwrap();
+                let mut value = serde_json::to_value(&*pod).unwrap();
+                json_patch::patch(&mut value, patch).unwrap();
+                *pod = from(value);
+                Effect::Learned(subject, Fact::Pod(Box::new(pod.clone())))
+            }
+            _ => {
+                let mut value = serde_json::to_value(self.volume.as_ref().unwrap()).unwrap();
+                json_patch::patch(&mut value, patch).unwrap();
+                self.volume = Some(from(value));
+                Effect::Learned(subject, Fact::Volume(Box::new(self.volume.clone().unwrap())))
+            }
+        }
+    }
+
+    /// Kubelet, pvc-protection and the volume controller do their part.
+    fn others(&mut self) {
+        self.now += 10;
+        let finished = json!({"phase": "Succeeded", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 0}}}]});
+        let holder = self.volume.as_ref().and_then(crate::computer::volume::claim_ref_uid).map(str::to_owned);
+        for ((ns, _), pod) in &mut self.pods {
+            if ns == OWN && pod.metadata.deletion_timestamp.is_none() {
+                let custody = self.claims.get(&(OWN.to_owned(), format!("home-{UID}"))).and_then(|c| c.metadata.uid.clone());
+                if custody.is_some() && custody == holder {
+                    self.manifest = true;
+                    pod.status = from(finished.clone());
+                }
+            } else if pod.metadata.deletion_timestamp.is_some() {
+                pod.status = from(finished.clone());
+            }
+        }
+        let held = |p: &Pod| p.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
+        self.pods.retain(|_, p| p.metadata.deletion_timestamp.is_none() || held(p));
+        let used: Vec<_> = self.pods.keys().map(|(ns, _)| ns.clone()).collect();
+        self.claims.retain(|(ns, _), c| c.metadata.deletion_timestamp.is_none() || used.contains(ns));
+        let bound = self.claims.values().any(|c| c.metadata.uid == holder);
+        let delete = self.volume.as_ref().is_some_and(|v| v.spec.as_ref().unwrap().persistent_volume_reclaim_policy.as_deref() == Some("Delete"));
+        if delete && !bound {
+            self.volume = None;
+        }
+    }
+
+    /// S1, S2 and S3, as far as this world can break them.
+    fn check(&self) {
+        let state = &self.record.as_ref().unwrap().spec.state;
+        let snapshot = &self.record.as_ref().unwrap().spec.snapshot;
+        let wanted = snapshot.archive.policy != ArchivePolicy::None && self.overrides.is_empty();
+        assert!(self.volume.is_some() || self.manifest || !wanted, "S1: destroyed before it was archived");
+        assert!(!self.manifest || state.credential == CredentialState::Revoked, "S2: archived before it was revoked");
+        if !self.computer.as_ref().is_some_and(has_finalizer) && !state.deletion.as_ref().is_some_and(|d| d.handed_off) {
+            assert!(self.pods.is_empty() && self.claims.is_empty() && self.secret.is_none(), "S3: released before all was gone");
+            assert!(self.receipt.is_some() && state.deletion.as_ref().unwrap().receipt.is_some(), "S3: released without a receipt");
+        }
+    }
+}
+
+/// Where a run is disturbed: before or after the n-th request.
+#[derive(Clone, Copy, Debug)]
+enum Crash {
+    Never,
+    Before(u32),
+    After(u32),
+}
+
+/// Runs to the end; returns the world and how many requests it took.
+fn run(mut world: World, crash: Crash, cached: bool) -> (World, u32) {
+    let mut requests = 0;
+    for _ in 0..200 {
+        let mut view = world.view(cached);
+        loop {
+            view.now = world.time();
+            match plan(&view).next {
+                Next::Do(action) => {
+                    requests += 1;
+                    if matches!(crash, Crash::Before(n) if n == requests) {
+                        break;
+                    }
+                    let effect = world.apply(action);
+                    world.check();
+                    if matches!(crash, Crash::After(n) if n == requests) {
+                        break;
+                    }
+                    view.absorb(effect);
+                    assert!(requests < 2000, "no end: {:?}", plan(&view));
+                }
+                Next::Finished(_) if world.computer.is_none() && world.record.as_ref().unwrap().spec.state.phase == RecordPhase::Released => return (world, requests),
+                _ => break,
+            }
+        }
+        world.others();
+        if world.computer.is_some() {
+            world.check();
+        }
+    }
+    panic!("L1: the deletion did not end: {:?}", plan(&world.view(false)).report);
+}
+
+fn every_crash(world: &World) {
+    for cached in [false, true] {
+        let (end, requests) = run(world.clone(), Crash::Never, cached);
+        for n in 1..=requests {
+            for crash in [Crash::Before(n), Crash::After(n)] {
+                let (other, _) = run(world.clone(), crash, cached);
+                assert_eq!(other.volume, end.volume, "{crash:?}");
+                assert_eq!(other.manifest, end.manifest, "{crash:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_crash_around_any_request_breaks_no_promise() {
+    for policy in ["Delete", "Retain"] {
+        for archive in [ArchivePolicy::Required, ArchivePolicy::BestEffort, ArchivePolicy::None] {
+            every_crash(&World::new(policy, archive));
+        }
+    }
+}
+
+#[test]
+fn a_terminating_namespace_is_the_beginning_of_deletion() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.terminating = true;
+    world.computer.as_mut().unwrap().metadata.deletion_timestamp = None;
+    every_crash(&world);
+}
+
+#[test]
+fn a_vanished_computer_is_worked_off_from_its_record() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.computer = None;
+    let mut view = world.view(false);
+    let mut record = world.record.clone().unwrap();
+    // S3's check is about the release by us; here an editor stripped the finalizer.
+    record.spec.state.deletion = None;
+    for _ in 0..100 {
+        while let Next::Do(action) = plan(&view).next {
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        world.others();
+        view = world.view(false);
+    }
+    assert!(world.manifest && world.volume.is_none() && world.receipt.is_some() && world.secret.is_none());
+    assert_eq!(world.record.unwrap().spec.state.deletion.unwrap().cause, "ComputerVanished");
+}
+
+#[test]
+fn hand_off_lets_the_namespace_go_and_finishes_from_the_record() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.terminating = true;
+    world.record.as_mut().unwrap().spec.snapshot.archive.on_namespace_deletion = OnNamespaceDeletion::HandOff;
+    let (end, _) = run(world, Crash::Never, true);
+    assert!(end.manifest && end.volume.is_none());
+    assert!(end.record.unwrap().spec.state.deletion.unwrap().handed_off);
+}
+
+#[test]
+fn the_number_of_writes_is_within_the_budget_of_the_design() {
+    let (with_archive, _) = run(World::new("Delete", ArchivePolicy::Required), Crash::Never, true);
+    let (without, _) = run(World::new("Delete", ArchivePolicy::None), Crash::Never, true);
+    // PutReceipt goes to the store, not to the API server.
+    assert!(with_archive.writes - 1 <= 16, "{} writes with archive", with_archive.writes - 1);
+    assert!(without.writes - 1 <= 10, "{} writes without archive", without.writes - 1);
+}
+
+#[test]
+fn an_override_skips_its_step_and_never_the_revocation() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.overrides = vec![from(json!({"metadata": {"name": "o"}, "spec": {"computer": {"namespace": "t", "name": "c", "uid": UID}, "skip": ["archive-sessions"], "reason": "the store burnt down"}}))];
+    let (end, _) = run(world, Crash::Never, true);
+    assert!(!end.manifest && end.volume.is_none() && end.secret.is_none());
+    let receipt = String::from_utf8(end.receipt.unwrap()).unwrap();
+    assert!(receipt.contains("the store burnt down"), "{receipt}");
+}
+
+#[test]
+fn a_volume_of_another_claim_is_left_alone() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.volume.as_mut().unwrap().spec.as_mut().unwrap().claim_ref.as_mut().unwrap().uid = Some("somebody-else".into());
+    let before = world.volume.clone();
+    for _ in 0..20 {
+        let mut view = world.view(true);
+        while let Next::Do(action) = plan(&view).next {
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        world.others();
+    }
+    assert_eq!(world.volume, before, "S5");
+    assert!(world.computer.is_some(), "not released");
+}

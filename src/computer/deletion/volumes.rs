@@ -1,0 +1,110 @@
+//! Step 4, `delete-volumes`: the archive pod goes, the original reclaim policy is put back and decides: `Delete` → wait until the
+//! volume is gone; `Retain` → it stays and the receipt names it. Never entered before step 3 is passed (S1).
+
+use k8s_openapi::api::core::v1::PersistentVolume;
+use serde_json::json;
+
+use super::{Context, Outcome, State};
+use crate::computer::action::{Action, Subject};
+use crate::computer::volume;
+use crate::resources::{ArchivePolicy, ORIGINAL_POLICY_ANNOTATION, SkippableStep, UID_LABEL, VolumeRecord};
+
+pub(super) fn step(context: &Context<'_>) -> State {
+    let Some(recorded) = &context.record.spec.state.children.volume else {
+        return State::not_applicable("no home volume was ever bound");
+    };
+    if let Some(state) = archive_pod_gone(context) {
+        return state;
+    }
+    if let Some(by) = context.view.skipped(SkippableStep::DeleteVolumes) {
+        return custody_claim_gone(context)
+            .unwrap_or_else(|| State::Done(Outcome::Skipped, format!("volume {} stays as it is; {}", recorded.name, super::receipt::skipped_by(by))));
+    }
+    let Some(found) = context.view.volume(&recorded.name) else { return State::act(Action::Read(Subject::volume(&recorded.name))) };
+    let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
+    if let Some(pv) = ours {
+        if !held_by_us(context, pv) {
+            return State::blocked(
+                "VolumeTaken",
+                format!("volume {} now belongs to another claim: it is left alone. Create a DeletionOverride that skips delete-volumes", recorded.name),
+                60,
+            );
+        }
+        if let Some(patch) = restore_patch(pv, recorded) {
+            return State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch });
+        }
+    }
+    if let Some(state) = custody_claim_gone(context) {
+        return state;
+    }
+    match ours {
+        None => State::verified(format!("volume {} is gone", recorded.name)),
+        Some(_) if recorded.original_reclaim_policy != "Delete" => {
+            State::verified(format!("volume {} stays: its reclaim policy is {}", recorded.name, recorded.original_reclaim_policy))
+        }
+        Some(pv) if context.overdue("delete-volumes", context.record.spec.snapshot.deadlines.delete_volumes_seconds) => {
+            let why = pv.status.as_ref().and_then(|s| s.message.as_deref()).unwrap_or("its provisioner has not removed it");
+            State::blocked("VolumeNotDeleted", format!("volume {}: {why}. Look at its provisioner, or create a DeletionOverride that skips delete-volumes", recorded.name), 30)
+        }
+        Some(_) => State::wait(10),
+    }
+}
+
+/// Whether the volume still refers to a claim of ours: the home's, or the one in custody. Nobody else can make a claim of that name
+/// in the operator's namespace, so there the name is proof, whatever a crash left unrecorded.
+fn held_by_us(context: &Context<'_>, pv: &PersistentVolume) -> bool {
+    let holder = volume::claim_ref_uid(pv);
+    holder.is_none() || holder == context.record.spec.state.children.claim_uid.as_deref() || super::custody::refers_to_custody(context.view, pv)
+}
+
+/// Puts the original policy back; a volume that stays loses our marks. `None`: nothing to change.
+fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord) -> Option<json_patch::Patch> {
+    let test = json!({"op": "test", "path": "/metadata/uid", "value": pv.metadata.uid});
+    let policy = pv.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
+    let mut operations = vec![test];
+    if policy != Some(&recorded.original_reclaim_policy) {
+        operations.push(json!({"op": "replace", "path": "/spec/persistentVolumeReclaimPolicy", "value": recorded.original_reclaim_policy}));
+    }
+    if recorded.original_reclaim_policy != "Delete" {
+        if pv.metadata.labels.as_ref().is_some_and(|l| l.contains_key(UID_LABEL)) {
+            operations.push(json!({"op": "remove", "path": format!("/metadata/labels/{}", UID_LABEL.replace('/', "~1"))}));
+        }
+        if pv.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION)) {
+            operations.push(json!({"op": "remove", "path": format!("/metadata/annotations/{}", ORIGINAL_POLICY_ANNOTATION.replace('/', "~1"))}));
+        }
+    }
+    (operations.len() > 1 && pv.metadata.deletion_timestamp.is_none()).then(|| volume::patch(&operations))
+}
+
+fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
+    let custody = context.deletion()?.custody.as_ref();
+    // No custody on record: unless no archive was ever wanted, a crash may have left the first pod behind.
+    if custody.is_none() && context.record.spec.snapshot.archive.policy == ArchivePolicy::None {
+        return None;
+    }
+    let namespace = &context.view.settings.namespace;
+    let name = context.view.archive_pod_name(custody.map_or(1, |c| c.attempt.max(1)));
+    let subject = Subject::pod(namespace, &name);
+    match context.view.pod(namespace, &name) {
+        None => Some(State::act(Action::Read(subject))),
+        Some(Some(pod)) if pod.metadata.deletion_timestamp.is_none() => {
+            Some(State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() }))
+        }
+        Some(Some(_)) => Some(State::wait(5)),
+        Some(None) => None,
+    }
+}
+
+fn custody_claim_gone(context: &Context<'_>) -> Option<State> {
+    let namespace = &context.view.settings.namespace;
+    let name = context.view.custody_claim_name();
+    let subject = Subject::claim(namespace, &name);
+    match context.view.claim(namespace, &name) {
+        None => Some(State::act(Action::Read(subject))),
+        Some(Some(claim)) if claim.metadata.deletion_timestamp.is_none() => {
+            Some(State::act(Action::Delete { subject, uid: claim.metadata.uid.clone().unwrap_or_default() }))
+        }
+        Some(Some(_)) => Some(State::wait(5)),
+        Some(None) => None,
+    }
+}

@@ -1,0 +1,99 @@
+//! Fills a view from the caches. Caches prove that something is there, never that it is gone: what they do not hold is left
+//! out, and the plan reads it live when it needs to know.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use kube::runtime::reflector::ObjectRef;
+use rand::RngCore;
+
+use super::action::{Fact, Subject};
+use super::view::{ClassState, Fresh, Settings, View};
+use crate::resources::{Computer, ComputerRecord, DEFAULT_CLASS_ANNOTATION};
+use crate::runtime::caches::Caches;
+
+/// What the caches know of the computer of this UID. `None`: neither a Computer nor a record of it is known.
+pub fn observe(caches: &Caches, settings: &Settings, uid: &str, now: Timestamp) -> Option<View> {
+    let computer = caches.computer(uid);
+    let record = caches.records.get(&ObjectRef::new(uid).within(&settings.namespace)).map(|r| (*r).clone());
+    let (namespace, name) = match (&computer, &record) {
+        (Some(c), _) => (c.namespace().unwrap_or_default(), c.name_any()),
+        (None, Some(r)) => (r.spec.namespace.clone(), r.spec.computer.clone()),
+        (None, None) => return None,
+    };
+    let mut view = View {
+        uid: uid.to_owned(),
+        namespace_terminating: terminating(caches, &namespace),
+        class: class(caches, computer.as_deref(), record.as_ref()),
+        namespace,
+        name,
+        computer: computer.map(|c| (*c).clone()),
+        record,
+        overrides: caches.overrides.state().iter().filter(|o| o.spec.computer.uid == uid).map(|o| (**o).clone()).collect(),
+        facts: BTreeMap::new(),
+        archive: None,
+        receipt: None,
+        finalizer_confirmed: false,
+        settings: settings.clone(),
+        fresh: fresh(),
+        now,
+    };
+    cached_facts(caches, &mut view);
+    Some(view)
+}
+
+fn terminating(caches: &Caches, namespace: &str) -> bool {
+    let found = caches.namespaces.get(&ObjectRef::new(namespace));
+    found.is_some_and(|n| n.metadata.deletion_timestamp.is_some() || n.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Terminating"))
+}
+
+fn class(caches: &Caches, computer: Option<&Computer>, record: Option<&ComputerRecord>) -> ClassState {
+    let named = record.and_then(|r| r.spec.class_name.clone()).or_else(|| computer.and_then(|c| c.spec.class_name.clone()));
+    if let Some(name) = named {
+        return caches.classes.get(&ObjectRef::new(&name)).map_or(ClassState::Missing, |c| ClassState::Found(Box::new((*c).clone())));
+    }
+    let is_default = |c: &crate::resources::ComputerClass| c.annotations().get(DEFAULT_CLASS_ANNOTATION).is_some_and(|v| v == "true");
+    let defaults: Vec<_> = caches.classes.state().into_iter().filter(|c| is_default(c)).collect();
+    match defaults.as_slice() {
+        [] => ClassState::Missing,
+        [one] => ClassState::Found(Box::new((**one).clone())),
+        many => ClassState::Ambiguous(many.iter().map(|c| c.name_any()).collect()),
+    }
+}
+
+fn fresh() -> Fresh {
+    let mut key = [0; 32];
+    rand::rng().fill_bytes(&mut key);
+    let mut suffix = [0; 16];
+    rand::rng().fill_bytes(&mut suffix);
+    Fresh { suffix: hex::encode(suffix), key }
+}
+
+/// Children and custody objects that the record names, as far as the caches hold them.
+fn cached_facts(caches: &Caches, view: &mut View) {
+    let Some(record) = view.record.clone() else { return };
+    let children = &record.spec.state.children;
+    let own = view.settings.namespace.clone();
+    let tenant = record.spec.namespace.clone();
+    let mut pods: Vec<(String, String)> = children.pods.iter().map(|p| (tenant.clone(), p.name.clone())).collect();
+    let mut claims: Vec<(String, String)> = children.claim_name.iter().map(|n| (tenant.clone(), n.clone())).collect();
+    if let Some(deletion) = &record.spec.state.deletion {
+        let attempt = deletion.custody.as_ref().map_or(1, |c| c.attempt.max(1));
+        pods.push((own.clone(), view.archive_pod_name(attempt)));
+        claims.push((own, view.custody_claim_name()));
+    }
+    for (namespace, name) in pods {
+        if let Some(pod) = caches.pods.get(&ObjectRef::new(&name).within(&namespace)) {
+            view.facts.insert(Subject::pod(&namespace, &name), Fact::Pod(Box::new((*pod).clone())));
+        }
+    }
+    for (namespace, name) in claims {
+        if let Some(claim) = caches.claims.get(&ObjectRef::new(&name).within(&namespace)) {
+            view.facts.insert(Subject::claim(&namespace, &name), Fact::Claim(Box::new((*claim).clone())));
+        }
+    }
+    if let Some(volume) = children.volume.as_ref().and_then(|v| caches.volumes.get(&ObjectRef::new(&v.name))) {
+        view.facts.insert(Subject::volume(&volume.name_any()), Fact::Volume(Box::new((*volume).clone())));
+    }
+}

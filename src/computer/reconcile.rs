@@ -1,0 +1,243 @@
+//! One pass over one computer: observe, then plan and apply in turn until the plan waits, then the status and an event.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::{Client, Resource};
+
+use super::apply::{Applier, Error};
+use super::observe::observe;
+use super::plan::{Blocker, Next, Plan, Report, plan};
+use super::view::{Settings, View};
+use super::{action::Action, status};
+use crate::archive::Archives;
+use crate::resources::{Computer, ComputerRecord, StepStatus};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::caches::Caches;
+use crate::runtime::client::{ErrorClass, call};
+use crate::runtime::metrics::Metrics;
+
+/// Requests that one pass may make before it lets others run; a life needs fewer than this.
+const MAX_REQUESTS: usize = 60;
+
+/// Everything a pass needs.
+pub struct Reconciler {
+    /// API client, for statuses and expiry.
+    pub client: Client,
+    /// Read caches.
+    pub caches: Caches,
+    /// Operator settings.
+    pub settings: Settings,
+    /// Performs actions.
+    pub applier: Applier,
+    /// Per-UID backoff of failures.
+    pub backoff: Backoff,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// Publishes events, best effort.
+    pub recorder: Recorder,
+    /// The archives, to mark Sessions.
+    pub archives: Arc<Archives>,
+}
+
+impl Reconciler {
+    /// One pass. The result is when to look again without an event.
+    pub async fn run(&self, uid: &str) -> Option<Duration> {
+        let began = Timestamp::now();
+        let mut view = observe(&self.caches, &self.settings, uid, began)?;
+        if settled_record(&view) {
+            return self.expire(&view).await;
+        }
+        let (mut plan, error) = self.drive(&mut view).await;
+        if let Some(error) = &error {
+            explain(&mut plan.report, error);
+        }
+        self.publish(&view, &plan.report).await;
+        self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
+        self.next_run(uid, &plan, error)
+    }
+
+    /// Plans and applies in turn. Ends with the plan that waits, or with the failure that stopped it.
+    async fn drive(&self, view: &mut View) -> (Plan, Option<Error>) {
+        if let Err(error) = self.confirm_missing(view).await {
+            return (Plan { next: Next::Settled, report: Report::default() }, Some(error));
+        }
+        for _ in 0..MAX_REQUESTS {
+            view.now = Timestamp::now();
+            let current = plan(view);
+            let Next::Do(action) = &current.next else { return (current, None) };
+            tracing::debug!(uid = %view.uid, action = name(action), "next request");
+            match self.applier.apply(action.clone(), view).await {
+                Ok(effect) => {
+                    let archived_before = archived(view);
+                    view.absorb(effect);
+                    if !archived_before && archived(view) {
+                        self.mark_sessions(view).await;
+                    }
+                }
+                Err(error) => return (current, Some(error)),
+            }
+        }
+        (Plan { next: Next::Wait(Duration::from_secs(1)), report: plan(view).report }, None)
+    }
+
+    /// What a cache does not hold is not gone: a missing Computer or record is looked for live before it means anything.
+    async fn confirm_missing(&self, view: &mut View) -> Result<(), Error> {
+        if view.computer.is_none() {
+            let effect = self.applier.apply(Action::ReadComputer, view).await?;
+            view.absorb(effect);
+        }
+        if view.record.is_none() {
+            view.record = self.applier.find_record(&view.uid).await?;
+        }
+        Ok(())
+    }
+
+    /// The Sessions of a computer whose archive was just recorded say where they are. Best effort: the manifest is the truth.
+    async fn mark_sessions(&self, view: &View) {
+        match crate::session::mark_archived(&self.client, &self.archives, &view.namespace, &view.uid).await {
+            Ok(written) => tracing::debug!(uid = %view.uid, written, "sessions marked as archived"),
+            Err(error) => tracing::warn!(uid = %view.uid, %error, "sessions were not marked as archived"),
+        }
+    }
+
+    async fn publish(&self, view: &View, report: &Report) {
+        let Some(computer) = view.computer.as_ref().filter(|_| report.phase.is_some()) else { return };
+        let new = status::compute(view, computer, report);
+        let Some(patch) = status::patch(computer, &new) else { return };
+        let api: Api<Computer> = Api::namespaced(self.client.clone(), &view.namespace);
+        match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
+            Ok(_) => self.events(view, computer, report).await,
+            // Gone, or another UID: there is nobody to tell.
+            Err(error) => tracing::debug!(uid = %view.uid, %error, "the status was not written"),
+        }
+    }
+
+    /// One event for each deletion step that changed its state. Best effort: a terminating namespace refuses them.
+    async fn events(&self, view: &View, computer: &Computer, report: &Report) {
+        if view.namespace_terminating {
+            return;
+        }
+        let old = computer.status.as_ref().map(|s| s.deletion_steps.clone()).unwrap_or_default();
+        let reference = ObjectReference { uid: Some(view.uid.clone()), ..computer.object_ref(&()) };
+        for step in &report.deletion {
+            let before = old.iter().find(|o| o.id == step.id).map_or(StepStatus::Pending, |o| o.status);
+            if step.status == before || step.status == StepStatus::Pending {
+                continue;
+            }
+            let blocked = step.status == StepStatus::Blocked;
+            let note = step.error.clone().unwrap_or_else(|| format!("{}: {:?}", step.name, step.status));
+            let event = Event {
+                type_: if blocked { EventType::Warning } else { EventType::Normal },
+                reason: reason_of(step),
+                note: Some(crate::resources::conditions::truncate(&note, 1000)),
+                action: step.id.clone(),
+                secondary: None,
+            };
+            if let Err(error) = self.recorder.publish(&event, &reference).await {
+                tracing::debug!(uid = %view.uid, %error, "the event was not published");
+            }
+        }
+    }
+
+    fn next_run(&self, uid: &str, plan: &Plan, error: Option<Error>) -> Option<Duration> {
+        let Some(error) = error else {
+            self.backoff.reset(uid);
+            return match plan.next {
+                Next::Wait(after) => Some(after),
+                Next::Do(_) | Next::Settled => None,
+                Next::Finished(after) => {
+                    self.backoff.forget(uid);
+                    after
+                }
+            };
+        };
+        let after = self.backoff.next(uid);
+        // A lost race is not a failure: somebody else was faster, and the watch will tell what they did.
+        if error.class() == ErrorClass::Conflict {
+            tracing::debug!(uid, %error, ?after, "planned again");
+        } else {
+            tracing::warn!(uid, %error, class = ?error.class(), ?after, "a request failed; it is tried again");
+        }
+        Some(after)
+    }
+
+    /// A released record is kept for its time, then deleted; the receipt in the store stays.
+    async fn expire(&self, view: &View) -> Option<Duration> {
+        let record = view.record.as_ref()?;
+        let current = super::deletion::expires_in(record, view.now)?;
+        if !current.is_zero() {
+            return Some(current);
+        }
+        let preconditions = Preconditions { uid: record.metadata.uid.clone(), resource_version: None };
+        let api: Api<ComputerRecord> = Api::namespaced(self.client.clone(), &self.settings.namespace);
+        match call(api.delete(&view.uid, &DeleteParams::default().preconditions(preconditions))).await {
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(uid = %view.uid, %error, "an expired record was not deleted; it is tried again");
+                Some(Duration::from_secs(300))
+            }
+        }
+    }
+}
+
+/// Whether the record is released and the cache holds no Computer: nothing is left to be done but expiry.
+fn settled_record(view: &View) -> bool {
+    let released = view.record.as_ref().is_some_and(|r| r.spec.state.phase == crate::resources::RecordPhase::Released);
+    released && view.computer.is_none()
+}
+
+/// Whether the record names a verified archive.
+fn archived(view: &View) -> bool {
+    view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref()).is_some_and(|d| d.archive.is_some())
+}
+
+/// A failed request as users see it: what was tried, why it failed, that it is tried again.
+fn explain(report: &mut Report, error: &Error) {
+    let reason = match error.class() {
+        ErrorClass::Conflict => return,
+        ErrorClass::Forbidden | ErrorClass::Unauthorized => "Forbidden",
+        ErrorClass::NamespaceTerminating => "NamespaceTerminating",
+        ErrorClass::Invalid => "Refused",
+        ErrorClass::NotFound => "NotFound",
+        ErrorClass::Transient | ErrorClass::Timeout if matches!(error, Error::Store(_)) => "StoreUnavailable",
+        ErrorClass::Transient | ErrorClass::Timeout => "ApiServerUnavailable",
+    };
+    let message = format!("{error}. It is tried again");
+    let running = report.deletion.iter_mut().chain(report.provisioning.iter_mut()).find(|s| matches!(s.status, StepStatus::Running | StepStatus::Blocked));
+    if let Some(step) = running {
+        step.status = StepStatus::Blocked;
+        step.error = Some(message.clone());
+    }
+    if report.deletion.is_empty() && report.phase.is_some() {
+        report.ready = Some((false, reason, message.clone()));
+    }
+    report.blocker = Some(Blocker { reason, message });
+}
+
+/// Event reason of a step: UpperCamelCase, bounded.
+fn reason_of(step: &crate::resources::Step) -> String {
+    let id: String = step.id.split('-').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
+    format!("{id}{:?}", step.status)
+}
+
+fn name(action: &Action) -> String {
+    match action {
+        Action::Read(subject) => format!("read {}", subject.describe()),
+        Action::Delete { subject, .. } => format!("delete {}", subject.describe()),
+        Action::Patch { subject, .. } => format!("patch {}", subject.describe()),
+        Action::ReadComputer => "read the Computer".to_owned(),
+        Action::AddFinalizer => "add the finalizer".to_owned(),
+        Action::DeleteComputer => "delete the Computer".to_owned(),
+        Action::ReleaseFinalizer => "release the Computer".to_owned(),
+        Action::CreateRecord(_) => "create the record".to_owned(),
+        Action::SaveRecord(_) => "save the record".to_owned(),
+        Action::Create(_) => "create a child".to_owned(),
+        Action::CheckArchive => "check the archive".to_owned(),
+        Action::PutReceipt(_) => "put the receipt".to_owned(),
+    }
+}

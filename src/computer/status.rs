@@ -1,0 +1,120 @@
+//! The Computer's status: computed from the plan's report, written only when it differs (L6), fenced by UID (S4).
+//! A report, never an input to a plan (S9), with one exception that is a copy: `children`, if a record is lost.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
+
+use super::plan::Report;
+use super::view::View;
+use crate::resources::conditions::{self, types};
+use crate::resources::{Computer, ComputerStatus, Step, StepStatus};
+
+/// The status that the report asks for; times of unchanged steps and conditions are kept.
+pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerStatus {
+    let old = computer.status.clone().unwrap_or_default();
+    let generation = computer.metadata.generation;
+    let now = Time(whole_seconds(view.now));
+    let mut status = ComputerStatus { observed_generation: generation, phase: report.phase.or(old.phase), step: report.current.clone(), ..old.clone() };
+    if let Some(class) = &report.class_name {
+        status.class_name = Some(class.clone());
+    }
+    if let Some(record) = &view.record {
+        let children = &record.spec.state.children;
+        status.children = Some(children.clone());
+        status.credential_secret_name = children.secret_uid.as_ref().and(children.secret_name.clone());
+    }
+    if report.deletion.is_empty() {
+        status.node_name.clone_from(&report.node_name);
+        status.provisioning_steps = keep_times(&old.provisioning_steps, &report.provisioning, &now);
+    } else {
+        status.deleted_at = view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref()).map(|d| d.deleted_at.clone()).or(old.deleted_at);
+        status.deletion_steps = keep_times(&old.deletion_steps, &report.deletion, &now);
+    }
+    set_conditions(&mut status, report, generation, &now);
+    status
+}
+
+fn set_conditions(status: &mut ComputerStatus, report: &Report, generation: Option<i64>, now: &Time) {
+    let list = &mut status.conditions;
+    if let Some((ready, reason, message)) = &report.ready {
+        conditions::set(list, types::READY, *ready, reason, message, generation, now);
+    }
+    if report.deletion.is_empty() {
+        match &report.drift {
+            Some(drift) => conditions::set(list, types::DRIFTED, true, "ClassChanged", drift, generation, now),
+            None => conditions::remove(list, types::DRIFTED),
+        }
+    } else {
+        conditions::set(list, types::READY, false, "Deleting", "the computer is being deleted; its key is dead", generation, now);
+        let step = report.current.clone().unwrap_or_default();
+        let reason = report.blocker.as_ref().map_or("InProgress", |b| b.reason);
+        let message = report.blocker.as_ref().map_or_else(|| format!("at step {step}"), |b| format!("at step {step}: {}", b.message));
+        conditions::set(list, types::DELETING, true, reason, &message, generation, now);
+    }
+    match &report.blocker {
+        Some(blocker) => conditions::set(list, types::BLOCKED, true, blocker.reason, &blocker.message, generation, now),
+        None => conditions::remove(list, types::BLOCKED),
+    }
+}
+
+/// Steps with the times that the status already shows for them; a new state gets the time of this pass.
+fn keep_times(old: &[Step], new: &[Step], now: &Time) -> Vec<Step> {
+    let started = |s: &Step| !matches!(s.status, StepStatus::Pending);
+    let ended = |s: &Step| matches!(s.status, StepStatus::Completed | StepStatus::Skipped | StepStatus::NotApplicable);
+    new.iter()
+        .map(|step| {
+            let before = old.iter().find(|o| o.id == step.id);
+            let mut step = step.clone();
+            let kept = before.and_then(|b| b.started_at.clone());
+            step.started_at = started(&step).then(|| kept.or(step.started_at.take()).unwrap_or_else(|| now.clone()));
+            let kept = before.filter(|b| ended(b)).and_then(|b| b.completed_at.clone());
+            step.completed_at = ended(&step).then(|| kept.or(step.completed_at.take()).unwrap_or_else(|| now.clone()));
+            step.error = step.error.as_deref().map(|e| conditions::truncate(e, 1024));
+            seconds(&mut step);
+            step
+        })
+        .collect()
+}
+
+/// The API keeps whole seconds: anything finer would differ from what is read back, and be written again for ever.
+fn seconds(step: &mut Step) {
+    for time in [&mut step.started_at, &mut step.completed_at].into_iter().flatten() {
+        time.0 = whole_seconds(time.0);
+    }
+}
+
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+/// Patch that replaces the status of this UID. `None`: nothing to write.
+pub fn patch(computer: &Computer, status: &ComputerStatus) -> Option<json_patch::Patch> {
+    if computer.status.as_ref() == Some(status) {
+        return None;
+    }
+    Some(super::volume::patch(&[
+        json!({"op": "test", "path": "/metadata/uid", "value": computer.metadata.uid}),
+        json!({"op": "add", "path": "/status", "value": status}),
+    ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(status: StepStatus) -> Step {
+        Step { id: "stop-pods".into(), name: "Stop".into(), status, ..Step::default() }
+    }
+
+    #[test]
+    fn times_of_a_step_are_kept_so_that_a_settled_status_is_never_written_again() {
+        let first = Time(Timestamp::from_second(100).expect("a time"));
+        let later = Time(Timestamp::from_second(200).expect("a time"));
+        let running = keep_times(&[], &[step(StepStatus::Running)], &first);
+        let completed = keep_times(&running, &[step(StepStatus::Completed)], &later);
+        assert_eq!(completed[0].started_at.as_ref(), Some(&first));
+        assert_eq!(completed[0].completed_at.as_ref(), Some(&later));
+        assert_eq!(keep_times(&completed, &[step(StepStatus::Completed)], &Time(Timestamp::from_second(300).expect("a time"))), completed);
+    }
+}

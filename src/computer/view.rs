@@ -1,0 +1,153 @@
+//! Everything a plan may look at. Filled from caches at the start of a pass (`observe`) and by the answers to the plan's own
+//! requests during it. A cache only ever proves that something is there; that something is gone is learned live.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+
+use super::action::{Effect, Fact, Subject};
+use crate::archive::Verification;
+use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, SkippableStep};
+
+/// Operator settings that plans need.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Namespace of the operator: records, custody claims, archive pods.
+    pub namespace: String,
+    /// Image of the archive pod: the operator's own.
+    pub image: String,
+    /// ServiceAccount of the archive pod.
+    pub archive_service_account: String,
+    /// Address of the ingest endpoint.
+    pub ingest_url: String,
+    /// PEM of its certificate authority.
+    pub ingest_ca: String,
+}
+
+/// Random material for this pass, so that plans stay pure functions of their input.
+#[derive(Clone)]
+pub struct Fresh {
+    /// Suffix for new names: 128 bits, not to be guessed by a tenant.
+    pub suffix: String,
+    /// Secret bytes of a new key.
+    pub key: [u8; 32],
+}
+
+/// The class that a computer names, or the default class.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ClassState {
+    /// There is none of that name, or no default class.
+    #[default]
+    Missing,
+    /// It exists.
+    Found(Box<ComputerClass>),
+    /// More than one class is marked as the default.
+    Ambiguous(Vec<String>),
+}
+
+/// What one pass knows of one computer.
+#[derive(Clone)]
+pub struct View {
+    /// UID of the computer: the identity of everything here.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The Computer; `None`: a live read found it gone or under another UID.
+    pub computer: Option<Computer>,
+    /// Its namespace is Terminating or gone.
+    pub namespace_terminating: bool,
+    /// Its record. `None`: a live read found none.
+    pub record: Option<ComputerRecord>,
+    /// Its class.
+    pub class: ClassState,
+    /// Overrides that name its UID.
+    pub overrides: Vec<DeletionOverride>,
+    /// What is known of other objects. No entry: not known, to be read.
+    pub facts: BTreeMap<Subject, Fact>,
+    /// How its archive stands, if asked in this pass.
+    pub archive: Option<Verification>,
+    /// The receipt put to the store in this pass.
+    pub receipt: Option<Vec<u8>>,
+    /// The finalizer was seen by a live read in this pass.
+    pub finalizer_confirmed: bool,
+    /// Settings.
+    pub settings: Settings,
+    /// Random material.
+    pub fresh: Fresh,
+    /// The time of the pass.
+    pub now: Timestamp,
+}
+
+impl View {
+    /// Takes in the answer to an action.
+    pub fn absorb(&mut self, effect: Effect) {
+        match effect {
+            Effect::Learned(subject, fact) => {
+                self.facts.insert(subject, fact);
+            }
+            Effect::Computer(computer) => {
+                self.computer = computer.map(|c| *c);
+                self.finalizer_confirmed = self.computer.as_ref().is_some_and(has_finalizer);
+            }
+            Effect::Record(record) => self.record = Some(*record),
+            Effect::Archive(verification) => self.archive = Some(verification),
+            Effect::ReceiptStored(bytes) => self.receipt = Some(bytes),
+        }
+    }
+
+    /// Whether the computer is being deleted: its deletionTimestamp, its namespace, or because it is gone (S2).
+    pub fn deleting(&self) -> bool {
+        self.namespace_terminating
+            || self.computer.as_ref().is_none_or(|c| c.metadata.deletion_timestamp.is_some())
+            || self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some())
+    }
+
+    /// A pod under this name: `None` not known, `Some(None)` gone.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<Option<&Pod>> {
+        match self.facts.get(&Subject::pod(namespace, name))? {
+            Fact::Pod(pod) => Some(Some(pod)),
+            Fact::Accepted => None,
+            _ => Some(None),
+        }
+    }
+
+    /// A claim under this name: `None` not known, `Some(None)` gone.
+    pub fn claim(&self, namespace: &str, name: &str) -> Option<Option<&PersistentVolumeClaim>> {
+        match self.facts.get(&Subject::claim(namespace, name))? {
+            Fact::Claim(claim) => Some(Some(claim)),
+            Fact::Accepted => None,
+            _ => Some(None),
+        }
+    }
+
+    /// A volume: `None` not known, `Some(None)` gone.
+    pub fn volume(&self, name: &str) -> Option<Option<&PersistentVolume>> {
+        match self.facts.get(&Subject::volume(name))? {
+            Fact::Volume(volume) => Some(Some(volume)),
+            _ => Some(None),
+        }
+    }
+
+    /// The override that leaves a step out, if an admin has decided so.
+    pub fn skipped(&self, step: SkippableStep) -> Option<&DeletionOverride> {
+        self.overrides.iter().find(|o| o.spec.computer.uid == self.uid && o.spec.skip.contains(&step))
+    }
+
+    /// Name of the custody claim in the operator's namespace.
+    pub fn custody_claim_name(&self) -> String {
+        format!("home-{}", self.uid)
+    }
+
+    /// Name of the archive pod of an attempt.
+    pub fn archive_pod_name(&self, attempt: u32) -> String {
+        format!("archive-{}-{attempt}", self.uid)
+    }
+}
+
+/// Whether a Computer carries our finalizer.
+pub fn has_finalizer(computer: &Computer) -> bool {
+    computer.metadata.finalizers.as_ref().is_some_and(|f| f.iter().any(|f| f == crate::resources::DELETION_FINALIZER))
+}

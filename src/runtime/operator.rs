@@ -1,0 +1,121 @@
+//! `computer-operator run`: wires everything together. Every replica serves ingest, health and metrics; only the leader
+//! reconciles. The lease saves work, correctness does not hang on it (S10): `--leader-election=false` is safe, too.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::backoff::Backoff;
+use super::config::Config;
+use super::metrics::Metrics;
+use super::{caches, client, health, lease, queue};
+use crate::archive::{Archives, ingest};
+use crate::computer::apply::Applier;
+use crate::computer::reconcile::Reconciler;
+use crate::computer::sweep;
+use crate::computer::view::Settings;
+use crate::resources::MANAGER;
+
+/// Runs until SIGTERM or SIGINT, or until the lease is lost.
+///
+/// # Errors
+/// When the configuration, the store or the API server cannot be used, or the lease was lost.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    stop_on_signal(stop.clone());
+    let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
+    let metrics = Arc::new(Metrics::new());
+    let (checked, mut finished_checks) = tokio::sync::mpsc::channel(1024);
+    let archives = Arc::new(Archives::open(&config.store, checked).with_context(|| format!("opening the store {}", config.store))?);
+
+    let mut servers = JoinSet::new();
+    let ready = health::serve(config.metrics_bind, Arc::clone(&metrics), stop.clone(), &mut servers).await?;
+    let tls = ingest::tls::load_or_create(&client, &config.namespace, &config.ingest_url).await.context("the ingest certificate")?;
+    let settings = Settings {
+        namespace: config.namespace.clone(),
+        image: config.image.clone(),
+        archive_service_account: config.archive_service_account.clone(),
+        ingest_url: config.ingest_url.clone(),
+        ingest_ca: tls.ca_pem.clone(),
+    };
+    ingest::serve(config.ingest_bind, tls, client.clone(), &settings, Arc::clone(&archives), stop.clone(), &mut servers).await?;
+    ready.set();
+
+    let shared = Shared { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency };
+    let result = if config.leader_election {
+        let lead = |stop| async move { shared.lead(&mut finished_checks, stop).await };
+        lease::run_while_leading(client, config.lease(), stop.clone(), lead).await
+    } else {
+        shared.lead(&mut finished_checks, stop.clone()).await
+    };
+    stop.cancel();
+    while servers.join_next().await.is_some() {}
+    result
+}
+
+/// What the leading work shares.
+struct Shared {
+    client: Client,
+    settings: Settings,
+    archives: Arc<Archives>,
+    metrics: Arc<Metrics>,
+    concurrency: usize,
+}
+
+impl Shared {
+    /// The work of the leader: caches, reconciler, classes, sweeper; until `stop`, then what runs is finished.
+    async fn lead(self, finished_checks: &mut tokio::sync::mpsc::Receiver<String>, stop: CancellationToken) -> anyhow::Result<()> {
+        let (queue, work) = queue::queue();
+        let mut tasks = JoinSet::new();
+        let caches = caches::start(&self.client, &self.settings.namespace, &queue, &mut tasks, &stop);
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            ready = caches.ready() => ready.context("a watch ended")?,
+        }
+        tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled; reconciling");
+        tasks.spawn(sweep::run(caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
+        tasks.spawn(crate::class::run(self.client.clone(), self.settings.clone(), stop.clone()));
+        let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
+        let reconciler = Arc::new(Reconciler {
+            client: self.client.clone(),
+            caches,
+            settings: self.settings.clone(),
+            applier: Applier::new(self.client.clone(), Arc::clone(&self.archives), self.settings.namespace.clone()),
+            backoff: Backoff::default(),
+            metrics: self.metrics,
+            recorder: Recorder::new(self.client, reporter),
+            archives: self.archives,
+        });
+        let run = work.run(self.concurrency, stop.clone(), move |uid| {
+            let reconciler = Arc::clone(&reconciler);
+            async move { reconciler.run(&uid).await }
+        });
+        tokio::pin!(run);
+        loop {
+            tokio::select! {
+                () = &mut run => break,
+                Some(uid) = finished_checks.recv() => queue.now(uid),
+            }
+        }
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    tokio::spawn(async move {
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(mut terminate), Ok(mut interrupt)) => {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                tracing::info!("stopping: what runs is finished, then the lease is released");
+            }
+            _ => tracing::error!("signals cannot be handled; stopping"),
+        }
+        stop.cancel();
+    });
+}

@@ -137,7 +137,7 @@ fn build_operator(workspace: &Path) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let status = Command::new(cargo)
         .current_dir(workspace)
-        .args(["build", "--quiet", "--locked", "--package", "computer-operator", "--bin", "computer-operator"])
+        .args(["build", "--quiet", "--package", "computer-operator", "--bin", "computer-operator"])
         .args(["--profile", "image", "--target", target, "--target-dir"])
         .arg(&folder)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")

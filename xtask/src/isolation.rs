@@ -311,3 +311,50 @@ fn relay(outside: &TcpStream, inside: &TcpStream) -> io::Result<()> {
     back.join().ok();
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A record of a process that has ended and been reaped, in a folder of its own.
+    fn dead_cluster() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let anchor = Anchor::of(child.id().try_into().unwrap()).unwrap();
+        assert!(anchor.is_alive());
+        anchor.write(dir.path()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_later_process_with_the_same_number_is_not_taken_for_the_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = Anchor::of(std::process::id().try_into().unwrap()).unwrap();
+        Anchor { started_ticks: own.started_ticks + 1, ..own }.write(dir.path()).unwrap();
+        assert!(!is_running(dir.path()));
+        // Would end this very test if the start time were not compared.
+        kill(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_cluster_that_has_ended_is_not_entered_and_its_record_goes() {
+        let dir = dead_cluster();
+        assert!(spawn_inside(dir.path(), Command::new("true")).is_err());
+        kill(dir.path()).unwrap();
+        assert!(!dir.path().join(RECORD).exists());
+        kill(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_running_cluster_is_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        Anchor::of(child.id().try_into().unwrap()).unwrap().write(dir.path()).unwrap();
+        assert!(is_running(dir.path()));
+        kill(dir.path()).unwrap();
+        assert!(!child.wait().unwrap().success());
+    }
+}

@@ -5,75 +5,46 @@
 //! ([`Isolated::kill`], [`kill`]). That process dies with the one that called [`start`] (`PR_SET_PDEATHSIG`).
 //!
 //! It must never change the machine's own network, mounts or processes: all changes are made by processes that are
-//! already inside, and [`enter`] refuses to act on anything but the recorded, still living PID 1.
+//! already inside, and nothing is entered but the namespaces
+//! of the recorded, still living PID 1.
 
-use std::ffi::{OsStr, OsString};
+mod anchor;
+mod inside;
+
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{self, Signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
+
+use anchor::Anchor;
+pub use inside::{forward, run_inside, spawn_inside};
 
 /// First argument of the program when it is to become PID 1 of new namespaces; `main` hands the rest to [`init`].
 pub const INIT_ARGUMENT: &str = "isolation-init";
 
 /// Addresses of the nodes, in order; they exist only inside a cluster's namespaces.
-pub const NODE_IPS: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 51, 100, 129), Ipv4Addr::new(198, 51, 100, 130)];
+pub const NODE_IPS: [Ipv4Addr; 2] = [
+    Ipv4Addr::new(198, 51, 100, 129),
+    Ipv4Addr::new(198, 51, 100, 130),
+];
 
 /// Folders of the machine that container tools write to at fixed paths: inside, each is an empty file system in memory.
 const MASKED: [&str; 3] = ["/run", "/var/lib", "/var/log"];
 
-/// Where the namespaces' PID 1 is recorded, inside the cluster's folder.
-const RECORD: &str = "namespaces.json";
-
 /// The address of the first node: the API server and anything started by [`spawn_inside`] are reached here from pods.
 pub const fn node_ip() -> IpAddr {
     IpAddr::V4(NODE_IPS[0])
-}
-
-/// Identity of a process that a later process cannot have: its PID and the moment it started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Anchor {
-    pid: i32,
-    started_ticks: u64,
-}
-
-impl Anchor {
-    fn of(pid: i32) -> Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The second field is the program's name in brackets and may itself hold spaces and brackets.
-        let rest = stat.rsplit_once(") ").context("unreadable /proc stat")?.1;
-        let started = rest.split(' ').nth(19).context("short /proc stat")?;
-        Ok(Self { pid, started_ticks: started.parse()? })
-    }
-
-    fn read(dir: &Path) -> Result<Option<Self>> {
-        match fs::read(dir.join(RECORD)) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes).map(Some)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn write(self, dir: &Path) -> Result<()> {
-        let temporary = dir.join(format!("{RECORD}.new"));
-        fs::write(&temporary, serde_json::to_vec(&self)?)?;
-        Ok(fs::rename(temporary, dir.join(RECORD))?)
-    }
-
-    fn is_alive(self) -> bool {
-        Self::of(self.pid).is_ok_and(|now| now == self)
-    }
 }
 
 /// Running namespaces, held by the process that made them. Dropping it kills everything inside.
@@ -99,8 +70,12 @@ impl Isolated {
     /// # Errors
     /// When PID 1 could not be started or waited for.
     pub fn wait(&mut self) -> Result<Option<ExitStatus>> {
-        let Some(waiter) = self.waiter.take() else { return Ok(None) };
-        let status = waiter.join().map_err(|_| anyhow!("the waiting thread panicked"))?;
+        let Some(waiter) = self.waiter.take() else {
+            return Ok(None);
+        };
+        let status = waiter
+            .join()
+            .map_err(|_| anyhow!("the waiting thread panicked"))?;
         Ok(Some(status?))
     }
 
@@ -127,34 +102,51 @@ impl Drop for Isolated {
 /// # Errors
 /// When not root, when namespaces are forbidden here, or when the program cannot be started.
 pub fn start(dir: &Path, program: &Path, arguments: &[OsString], log: &File) -> Result<Isolated> {
-    ensure!(nix::unistd::geteuid().is_root(), "a cluster with nodes needs root (namespaces, mounts, cgroups)");
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "a cluster with nodes needs root (namespaces, mounts, cgroups)"
+    );
     if let Some(running) = Anchor::read(dir)?.filter(|anchor| anchor.is_alive()) {
         bail!("{} is in use by PID {}", dir.display(), running.pid);
     }
     let mut command = Command::new(program);
-    command.arg(INIT_ARGUMENT).arg(std::process::id().to_string()).arg(dir).args(arguments);
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
+    command
+        .arg(INIT_ARGUMENT)
+        .arg(std::process::id().to_string())
+        .arg(dir)
+        .args(arguments);
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log.try_clone()?);
     let (sender, receiver) = mpsc::channel();
     // A thread of its own, because what unshare changes stays with the thread, and because PR_SET_PDEATHSIG means the
     // death of the parent *thread*: this one lives as long as its child.
-    let waiter = thread::Builder::new().name("namespaces".into()).spawn(move || {
-        let spawned = unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID)
+    let waiter = thread::Builder::new()
+        .name("namespaces".into())
+        .spawn(move || {
+            let spawned = unshare(
+                CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID,
+            )
             .map_err(io::Error::from)
             .and_then(|()| command.spawn());
-        let mut child = match spawned {
-            Ok(child) => child,
-            Err(error) => {
-                let copy = io::Error::new(error.kind(), error.to_string());
-                sender.send(Err(error)).ok();
-                return Err(copy);
-            }
-        };
-        sender.send(Ok(child.id())).ok();
-        child.wait()
-    })?;
+            let mut child = match spawned {
+                Ok(child) => child,
+                Err(error) => {
+                    let copy = io::Error::new(error.kind(), error.to_string());
+                    sender.send(Err(error)).ok();
+                    return Err(copy);
+                }
+            };
+            sender.send(Ok(child.id())).ok();
+            child.wait()
+        })?;
     let pid = receiver.recv()?.context("make namespaces (unshare)")?;
     let anchor = Anchor::of(pid.try_into()?)?;
-    let isolated = Isolated { anchor, waiter: Some(waiter) };
+    let isolated = Isolated {
+        anchor,
+        waiter: Some(waiter),
+    };
     anchor.write(dir)?;
     Ok(isolated)
 }
@@ -165,19 +157,35 @@ pub fn start(dir: &Path, program: &Path, arguments: &[OsString], log: &File) -> 
 /// # Errors
 /// When the one that started it is gone already, or a mount or the program fails.
 pub fn init(arguments: &[OsString]) -> Result<u8> {
-    let [outer, dir, rest @ ..] = arguments else { bail!("{INIT_ARGUMENT} is for internal use") };
-    ensure!(std::process::id() == 1, "{INIT_ARGUMENT} is for internal use: it must be PID 1");
+    let [outer, dir, rest @ ..] = arguments else {
+        bail!("{INIT_ARGUMENT} is for internal use")
+    };
+    ensure!(
+        std::process::id() == 1,
+        "{INIT_ARGUMENT} is for internal use: it must be PID 1"
+    );
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The machine's /proc is still mounted: did the parent die before the line above took effect?
-    ensure!(Path::new("/proc").join(outer).exists(), "the process that started the cluster is gone");
+    ensure!(
+        Path::new("/proc").join(outer).exists(),
+        "the process that started the cluster is gone"
+    );
     let program = std::env::current_exe()?;
     set_up_mounts(Path::new(dir))?;
-    let child = Command::new(program).args(rest).stdin(Stdio::null()).spawn().context("start the supervisor")?;
+    let child = Command::new(program)
+        .args(rest)
+        .stdin(Stdio::null())
+        .spawn()
+        .context("start the supervisor")?;
     let supervisor = Pid::from_raw(child.id().try_into()?);
     loop {
         match waitpid(None, None) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == supervisor => return Ok(u8::try_from(code).unwrap_or(1)),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == supervisor => bail!("the supervisor died of {signal}"),
+            Ok(WaitStatus::Exited(pid, code)) if pid == supervisor => {
+                return Ok(u8::try_from(code).unwrap_or(1));
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == supervisor => {
+                bail!("the supervisor died of {signal}")
+            }
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -187,14 +195,28 @@ pub fn init(arguments: &[OsString]) -> Result<u8> {
 /// Makes every mount private to these namespaces, shows their processes in /proc and hides [`MASKED`].
 fn set_up_mounts(dir: &Path) -> Result<()> {
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("make mounts private")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("proc"), "/proc", Some("proc"), flags | MsFlags::MS_NOEXEC, none).context("mount /proc")?;
+    mount(
+        Some("proc"),
+        "/proc",
+        Some("proc"),
+        flags | MsFlags::MS_NOEXEC,
+        none,
+    )
+    .context("mount /proc")?;
     for masked in MASKED {
         // A cluster's folder below one of them must stay visible.
         if Path::new(masked).is_dir() && !dir.starts_with(masked) {
-            mount(Some("tmpfs"), masked, Some("tmpfs"), flags, Some("mode=755"))
-                .with_context(|| format!("mount a file system over {masked}"))?;
+            mount(
+                Some("tmpfs"),
+                masked,
+                Some("tmpfs"),
+                flags,
+                Some("mode=755"),
+            )
+            .with_context(|| format!("mount a file system over {masked}"))?;
         }
     }
     Ok(())
@@ -210,111 +232,34 @@ pub fn is_running(dir: &Path) -> bool {
 /// # Errors
 /// When the record is unreadable or the processes outlive the signal.
 pub fn kill(dir: &Path) -> Result<()> {
-    let Some(anchor) = Anchor::read(dir)? else { return Ok(()) };
+    let Some(anchor) = Anchor::read(dir)? else {
+        return Ok(());
+    };
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while anchor.is_alive() {
         signal::kill(Pid::from_raw(anchor.pid), Signal::SIGKILL).ok();
         // A zombie whose parent has not looked yet holds nothing any more.
         let stat = fs::read_to_string(format!("/proc/{}/stat", anchor.pid)).unwrap_or_default();
-        if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')) {
+        if stat
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('Z'))
+        {
             break;
         }
-        ensure!(std::time::Instant::now() < deadline, "PID {} outlives SIGKILL", anchor.pid);
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "PID {} outlives SIGKILL",
+            anchor.pid
+        );
         thread::sleep(std::time::Duration::from_millis(10));
     }
-    Ok(fs::remove_file(dir.join(RECORD))?)
-}
-
-/// Runs `work` on a thread that is inside the network namespace recorded in `dir` (and, for children it starts, inside
-/// the mount and PID namespaces if `all`).
-fn enter<T: Send + 'static>(dir: &Path, all: bool, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let anchor = Anchor::read(dir)?.with_context(|| format!("{} has no namespaces of its own", dir.display()))?;
-    let space = |name: &str| File::open(format!("/proc/{}/ns/{name}", anchor.pid));
-    let (net, mnt, pid) = (space("net")?, space("mnt")?, space("pid")?);
-    // Checked after opening: what was opened belongs to the recorded process, not to a later one with its number.
-    ensure!(anchor.is_alive(), "the cluster in {} is not running", dir.display());
-    thread::spawn(move || {
-        setns(net, CloneFlags::CLONE_NEWNET)?;
-        if all {
-            setns(pid, CloneFlags::CLONE_NEWPID)?;
-            unshare(CloneFlags::CLONE_FS)?;
-            setns(mnt, CloneFlags::CLONE_NEWNS)?;
-        }
-        work()
-    })
-    .join()
-    .map_err(|_| anyhow!("a thread inside the namespaces panicked"))?
-}
-
-/// Starts `command` inside the namespaces recorded in `dir`, as this process's own child: no process stands between,
-/// so [`Child::kill`] kills the program itself; and it dies with the cluster. Its working directory is `/` unless set.
-///
-/// # Errors
-/// When the cluster is not running or the program cannot be started.
-pub fn spawn_inside(dir: &Path, mut command: Command) -> Result<Child> {
-    enter(dir, true, move || {
-        let child = command.spawn();
-        child.with_context(|| format!("start {} inside", command.get_program().display()))
-    })
-}
-
-/// Runs a program inside to its end and returns what it printed.
-///
-/// # Errors
-/// As [`spawn_inside`], and when it ends with a failure: the message holds what it wrote to standard error.
-pub fn run_inside<S: AsRef<OsStr>>(dir: &Path, program: &Path, arguments: &[S]) -> Result<String> {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = spawn_inside(dir, command)?.wait_with_output()?;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {}: {}", program.display(), output.status, errors.trim());
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Forwards every connection accepted on `listener` (of the machine's network) to `target` inside, on threads that end
-/// with this process.
-///
-/// # Errors
-/// When the cluster is not running.
-pub fn forward(dir: &Path, listener: TcpListener, target: SocketAddr) -> Result<()> {
-    let (sender, receiver) = mpsc::channel();
-    let dir: PathBuf = dir.to_owned();
-    thread::Builder::new().name("forward".into()).spawn(move || {
-        let outcome = enter(&dir, false, move || {
-            sender.send(()).ok();
-            for connection in listener.incoming().flatten() {
-                thread::spawn(move || {
-                    // A refused connection is passed on as a closed one.
-                    TcpStream::connect(target).and_then(|inside| relay(&connection, &inside)).ok();
-                });
-            }
-            Ok(())
-        });
-        if let Err(error) = outcome {
-            tracing::warn!("forwarding to {target} ended: {error:#}");
-        }
-    })?;
-    receiver.recv().context("the cluster's namespaces cannot be entered")
-}
-
-/// Copies both directions until both sides have ended.
-fn relay(outside: &TcpStream, inside: &TcpStream) -> io::Result<()> {
-    outside.set_nodelay(true)?;
-    inside.set_nodelay(true)?;
-    let (mut outside_copy, mut inside_copy) = (outside.try_clone()?, inside.try_clone()?);
-    let back = thread::spawn(move || {
-        io::copy(&mut inside_copy, &mut outside_copy).ok();
-        outside_copy.shutdown(Shutdown::Write).ok();
-    });
-    io::copy(&mut &*outside, &mut &*inside).ok();
-    inside.shutdown(Shutdown::Write).ok();
-    back.join().ok();
-    Ok(())
+    Ok(fs::remove_file(dir.join(anchor::RECORD))?)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::anchor::RECORD;
     use super::*;
 
     /// A record of a process that has ended and been reaped, in a folder of its own.
@@ -333,7 +278,12 @@ mod tests {
     fn a_later_process_with_the_same_number_is_not_taken_for_the_cluster() {
         let dir = tempfile::tempdir().unwrap();
         let own = Anchor::of(std::process::id().try_into().unwrap()).unwrap();
-        Anchor { started_ticks: own.started_ticks + 1, ..own }.write(dir.path()).unwrap();
+        Anchor {
+            started_ticks: own.started_ticks + 1,
+            ..own
+        }
+        .write(dir.path())
+        .unwrap();
         assert!(!is_running(dir.path()));
         // Would end this very test if the start time were not compared.
         kill(dir.path()).unwrap();
@@ -352,7 +302,10 @@ mod tests {
     fn a_running_cluster_is_ended() {
         let dir = tempfile::tempdir().unwrap();
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        Anchor::of(child.id().try_into().unwrap()).unwrap().write(dir.path()).unwrap();
+        Anchor::of(child.id().try_into().unwrap())
+            .unwrap()
+            .write(dir.path())
+            .unwrap();
         assert!(is_running(dir.path()));
         kill(dir.path()).unwrap();
         assert!(!child.wait().unwrap().success());

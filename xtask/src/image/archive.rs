@@ -56,7 +56,8 @@ impl Image {
         tar.file(&blob(&config_digest), &config, 0o644, 0)?;
         tar.file(&blob(&layer_digest), &layer, 0o644, 0)?;
         let temporary = path.with_extension("new");
-        fs::write(&temporary, tar.into_bytes()?).with_context(|| format!("write {}", temporary.display()))?;
+        fs::write(&temporary, tar.into_bytes()?)
+            .with_context(|| format!("write {}", temporary.display()))?;
         fs::rename(&temporary, path)?;
         Ok(path.to_owned())
     }
@@ -78,7 +79,11 @@ impl Image {
     }
 
     fn index(&self, manifest_digest: &str, size: usize) -> Result<Value> {
-        let tag = self.reference.rsplit_once(':').context("an image's name needs a tag")?.1;
+        let tag = self
+            .reference
+            .rsplit_once(':')
+            .context("an image's name needs a tag")?
+            .1;
         let mut manifest = descriptor("manifest.v1+json", manifest_digest, size);
         manifest["platform"] = json!({ "architecture": architecture(), "os": "linux" });
         manifest["annotations"] = json!({

@@ -27,31 +27,44 @@ pub(super) fn start(nodes: &Nodes, all: &[Node]) -> Result<Child> {
     let config_file = nodes.dir.join("local-path.json");
     fs::write(&config_file, serde_json::to_vec_pretty(&config)?)?;
     let objects_file = nodes.dir.join("storage.json");
-    fs::write(&objects_file, serde_json::to_vec_pretty(&objects(&config)?)?)?;
-    let output = kubectl(nodes).args(["apply", "-f"]).arg(&objects_file).output().context("run kubectl")?;
-    ensure!(output.status.success(), "storage class: {}", String::from_utf8_lossy(&output.stderr).trim());
+    fs::write(
+        &objects_file,
+        serde_json::to_vec_pretty(&objects(&config)?)?,
+    )?;
+    let output = kubectl(nodes)
+        .args(["apply", "-f"])
+        .arg(&objects_file)
+        .output()
+        .context("run kubectl")?;
+    ensure!(
+        output.status.success(),
+        "storage class: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     let mut command = Command::new(&nodes.programs.local_path_provisioner);
-    command.arg("start").arg("--config").arg(&config_file).arg("--kubeconfig").arg(&nodes.admin_kubeconfig);
-    command.args(["--helper-image", image::MACHINE, "--configmap-name", CONFIG_MAP]);
-    command.args(["--namespace", NAMESPACE, "--service-account-name", SERVICE_ACCOUNT]);
+    command
+        .arg("start")
+        .arg("--config")
+        .arg(&config_file)
+        .arg("--kubeconfig")
+        .arg(&nodes.admin_kubeconfig);
+    command.args([
+        "--helper-image",
+        image::MACHINE,
+        "--configmap-name",
+        CONFIG_MAP,
+    ]);
+    command.args([
+        "--namespace",
+        NAMESPACE,
+        "--service-account-name",
+        SERVICE_ACCOUNT,
+    ]);
     daemon(&nodes.dir, "local-path-provisioner", &mut command)
 }
 
-/// The namespace, the class, and the helper pod with what it runs to make and to remove a volume's folder.
+/// The namespace, the class, and what the provisioner reads.
 fn objects(config: &Value) -> Result<Value> {
-    let helper = json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "name": "helper-pod" },
-        "spec": {
-            "containers": [{
-                "name": "helper-pod",
-                "image": image::MACHINE,
-                "imagePullPolicy": "IfNotPresent",
-                "securityContext": { "runAsUser": 0, "runAsGroup": 0 },
-            }],
-        },
-    });
     Ok(json!({
         "apiVersion": "v1",
         "kind": "List",
@@ -68,7 +81,7 @@ fn objects(config: &Value) -> Result<Value> {
                 "metadata": { "name": CONFIG_MAP, "namespace": NAMESPACE },
                 "data": {
                     "config.json": config.to_string(),
-                    "helperPod.yaml": serde_json::to_string(&helper)?,
+                    "helperPod.yaml": serde_json::to_string(&helper_pod())?,
                     "setup": "mkdir -m 0777 -p \"$VOL_DIR\"",
                     "teardown": "rm -rf \"$VOL_DIR\"",
                 },
@@ -86,4 +99,21 @@ fn objects(config: &Value) -> Result<Value> {
             },
         ],
     }))
+}
+
+/// The pod that makes and removes a volume's folder on its node: as root, whatever the image's user is.
+fn helper_pod() -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": "helper-pod" },
+        "spec": {
+            "containers": [{
+                "name": "helper-pod",
+                "image": image::MACHINE,
+                "imagePullPolicy": "IfNotPresent",
+                "securityContext": { "runAsUser": 0, "runAsGroup": 0 },
+            }],
+        },
+    })
 }

@@ -5,6 +5,7 @@ pub mod action;
 pub mod apply;
 pub mod deletion;
 pub mod observe;
+pub mod overrides;
 pub mod plan;
 pub mod pod;
 pub mod provision;

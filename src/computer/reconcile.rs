@@ -57,6 +57,7 @@ impl Reconciler {
             explain(&mut plan.report, error);
         }
         self.publish(&view, &plan.report).await;
+        super::overrides::acknowledge(&self.client, &view).await;
         self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
         self.next_run(uid, &plan, error)
     }
@@ -150,10 +151,7 @@ impl Reconciler {
             return match plan.next {
                 Next::Wait(after) => Some(after),
                 Next::Do(_) | Next::Settled => None,
-                Next::Finished(after) => {
-                    self.backoff.forget(uid);
-                    after
-                }
+                Next::Finished(after) => after,
             };
         };
         let after = self.backoff.next(uid);

@@ -133,7 +133,11 @@ impl View {
 
     /// The override that leaves a step out, if an admin has decided so.
     pub fn skipped(&self, step: SkippableStep) -> Option<&DeletionOverride> {
-        self.overrides.iter().find(|o| o.spec.computer.uid == self.uid && o.spec.skip.contains(&step))
+        self.overrides.iter().find(|o| {
+            let target = &o.spec.computer;
+            let this = target.uid == self.uid && target.name == self.name && target.namespace == self.namespace;
+            this && o.spec.skip.contains(&step)
+        })
     }
 
     /// Name of the custody claim in the operator's namespace.

@@ -1,0 +1,46 @@
+//! Tells the admin who wrote a `DeletionOverride` what became of it. Deciding with it is the deletion plan's business (S11).
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+
+use super::view::View;
+use crate::resources::conditions::{self, types};
+use crate::resources::{DeletionOverride, DeletionOverrideStatus};
+use crate::runtime::client::call;
+
+/// Writes `Accepted` to overrides that do not say it yet. Best effort: a failure is logged, the deletion goes on.
+pub async fn acknowledge(client: &Client, view: &View) {
+    for found in &view.overrides {
+        let Some(patch) = patch(found, view) else { continue };
+        let api: Api<DeletionOverride> = Api::all(client.clone());
+        let params = PatchParams::default();
+        if let Err(error) = call(api.patch_status(&found.name_any(), &params, &Patch::<()>::Json(patch))).await {
+            tracing::warn!(name = found.name_any(), %error, "the override was not acknowledged");
+        }
+    }
+}
+
+fn patch(found: &DeletionOverride, view: &View) -> Option<json_patch::Patch> {
+    let mut status = found.status.clone().unwrap_or_else(DeletionOverrideStatus::default);
+    let same_name = found.spec.computer.namespace == view.namespace && found.spec.computer.name == view.name;
+    let (accepted, reason, message) = match (same_name, view.deleting()) {
+        (false, _) => (false, "NameMismatch", "the UID belongs to a computer of another name or namespace: nothing is skipped"),
+        (true, true) => (true, "InForce", "the named steps are left out of this deletion; the receipt says so"),
+        (true, false) => (true, "NotDeleting", "the computer is not being deleted; it will be in force when it is"),
+    };
+    conditions::set(&mut status.conditions, types::ACCEPTED, accepted, reason, message, found.metadata.generation, &Time(now(view.now)));
+    if found.status.as_ref() == Some(&status) {
+        return None;
+    }
+    Some(super::volume::patch(&[
+        json!({"op": "test", "path": "/metadata/uid", "value": found.metadata.uid}),
+        json!({"op": "add", "path": "/status", "value": status}),
+    ]))
+}
+
+fn now(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}

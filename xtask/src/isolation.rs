@@ -15,6 +15,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -45,6 +46,20 @@ const MASKED: [&str; 3] = ["/run", "/var/lib", "/var/log"];
 /// The address of the first node: the API server and anything started by [`spawn_inside`] are reached here from pods.
 pub const fn node_ip() -> IpAddr {
     IpAddr::V4(NODE_IPS[0])
+}
+
+/// The namespaces a cluster gets.
+fn new_spaces() -> CloneFlags {
+    CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID
+}
+
+/// Tries whether this process may make namespaces, on a thread that ends at once.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn is_allowed() -> Result<()> {
+    let tried = thread::spawn(|| unshare(new_spaces())).join();
+    Ok(tried.map_err(|_| anyhow!("the trying thread panicked"))??)
 }
 
 /// Running namespaces, held by the process that made them. Dropping it kills everything inside.
@@ -119,17 +134,17 @@ pub fn start(dir: &Path, program: &Path, arguments: &[OsString], log: &File) -> 
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log.try_clone()?);
+    // Ctrl-C in a terminal reaches the caller alone, which decides; when it dies of it, so does everything inside.
+    command.process_group(0);
     let (sender, receiver) = mpsc::channel();
     // A thread of its own, because what unshare changes stays with the thread, and because PR_SET_PDEATHSIG means the
     // death of the parent *thread*: this one lives as long as its child.
     let waiter = thread::Builder::new()
         .name("namespaces".into())
         .spawn(move || {
-            let spawned = unshare(
-                CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID,
-            )
-            .map_err(io::Error::from)
-            .and_then(|()| command.spawn());
+            let spawned = unshare(new_spaces())
+                .map_err(io::Error::from)
+                .and_then(|()| command.spawn());
             let mut child = match spawned {
                 Ok(child) => child,
                 Err(error) => {

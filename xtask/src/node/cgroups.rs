@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -40,6 +40,23 @@ pub fn create(cluster: &str, node: &str) -> Result<String> {
         pass_controllers_on(&path);
     }
     Ok(format!("/{folder}/{node}"))
+}
+
+/// Whether the hierarchies that a kubelet needs are mounted and writable.
+///
+/// # Errors
+/// Says what is missing.
+pub fn check() -> Result<()> {
+    let hierarchies = hierarchies()?;
+    ensure!(
+        !hierarchies.is_empty(),
+        "no hierarchy is mounted below {ROOT}"
+    );
+    for path in hierarchies {
+        nix::unistd::access(&path, nix::unistd::AccessFlags::W_OK)
+            .with_context(|| format!("{} is not writable", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Removes a cluster's cgroups, deepest first. The cluster's processes must be dead.

@@ -107,6 +107,38 @@ impl Node {
 #[derive(Debug)]
 pub struct Running(pub Vec<(String, Child)>);
 
+impl Running {
+    /// Name and status of a program that has ended by itself, if any.
+    ///
+    /// # Errors
+    /// When a program cannot be asked.
+    pub fn ended(&mut self) -> Result<Option<String>> {
+        for (name, child) in &mut self.0 {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Some(format!("{name}: {status}")));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Why no node can run on this machine, in words for its user, or nothing when one can. Changes nothing.
+pub fn obstacle() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("nodes need root (namespaces, mounts, cgroups)".into());
+    }
+    let missing = packages::missing();
+    if !missing.is_empty() && !packages::can_install() {
+        return Some(format!("these packages are missing: {}", missing.join(" ")));
+    }
+    if let Err(error) = crate::isolation::is_allowed() {
+        return Some(format!("namespaces are not allowed here: {error:#}"));
+    }
+    cgroups::check()
+        .err()
+        .map(|error| format!("cgroups cannot be used: {error:#}"))
+}
+
 /// Starts the nodes and returns when each is Ready, the images are there and the storage class exists (about 15 s).
 /// `progress` is told what is being waited for.
 ///

@@ -34,6 +34,11 @@ pub fn missing() -> Vec<&'static str> {
     missing
 }
 
+/// Whether [`ensure_installed`] may and can install here.
+pub fn can_install() -> bool {
+    nix::unistd::geteuid().is_root() && Path::new("/usr/bin/apt-get").exists()
+}
+
 /// Installs what is missing where that is possible: Debian or a relative of it, and root.
 ///
 /// # Errors
@@ -44,7 +49,7 @@ pub fn ensure_installed(progress: &dyn Fn(&str)) -> Result<()> {
         return Ok(());
     }
     let names = packages.join(" ");
-    if !nix::unistd::geteuid().is_root() || !Path::new("/usr/bin/apt-get").exists() {
+    if !can_install() {
         bail!(
             "a node needs these packages (Debian's names): {names}. Install them, as root: apt-get install {names}"
         );

@@ -1,0 +1,189 @@
+//! Builds the machine's pod from its class. Pure. What a template leaves out is filled in to satisfy Pod Security `restricted`;
+//! what it says is kept. A template that is no pod is an error with the parser's message, never a half-built pod.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, EnvVar, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile,
+    SecurityContext, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use sha2::{Digest, Sha256};
+
+use super::view::View;
+use crate::resources::{COMPONENT_LABEL, ComputerClass, ComputerSpec, MANAGED_BY_LABEL, MANAGER, POD_FINALIZER, Snapshot, UID_LABEL};
+
+/// User and group of the machine when the template does not say.
+const DEFAULT_USER: i64 = 1000;
+/// Name of the volume that holds the home.
+const HOME: &str = "computer-home";
+
+/// The pod that a class asks for, without name and identity: what is dry-run, hashed for drift, and built from.
+///
+/// # Errors
+/// When the template is not a pod template, or has no container.
+pub fn desired(class: &ComputerClass, computer: &ComputerSpec, claim: &str) -> Result<Pod, String> {
+    let template: PodTemplateSpec = serde_json::from_value(class.spec.pod_template.clone()).map_err(|e| format!("podTemplate: {e}"))?;
+    let mut spec = template.spec.ok_or("podTemplate.spec is missing")?;
+    let first = spec.containers.first_mut().ok_or("podTemplate.spec.containers is empty")?;
+    mount_home(first, &class.spec.storage.mount_path);
+    tell(first, computer);
+    spec.volumes.get_or_insert_default().push(Volume {
+        name: HOME.to_owned(),
+        persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource { claim_name: claim.to_owned(), read_only: None }),
+        ..Volume::default()
+    });
+    restrict(&mut spec);
+    let mut pod = Pod { spec: Some(spec), ..Pod::default() };
+    if let Some(metadata) = template.metadata {
+        pod.metadata.labels = metadata.labels;
+        pod.metadata.annotations = metadata.annotations;
+    }
+    Ok(pod)
+}
+
+/// A pod of this computer under a name: labels, owner, and the finalizer that lets us see its containers stop (design 4.4).
+pub fn of_computer(mut pod: Pod, view: &View, name: &str) -> Pod {
+    pod.metadata.name = Some(name.to_owned());
+    pod.metadata.namespace = Some(view.namespace.clone());
+    pod.metadata.finalizers = Some(vec![POD_FINALIZER.to_owned()]);
+    pod.metadata.labels.get_or_insert_default().extend(labels(view, "machine"));
+    pod.metadata.owner_references = owner(view);
+    pod
+}
+
+/// Our labels: they narrow lists, nothing more (S5).
+pub fn labels(view: &View, component: &str) -> BTreeMap<String, String> {
+    [(MANAGED_BY_LABEL, MANAGER), (UID_LABEL, view.uid.as_str()), (COMPONENT_LABEL, component)]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into()
+}
+
+/// The owner reference: the net below, should everything else fail; it blocks nothing.
+pub fn owner(view: &View) -> Option<Vec<OwnerReference>> {
+    Some(vec![OwnerReference {
+        api_version: "computer-operator.dev/v1alpha1".to_owned(),
+        kind: "Computer".to_owned(),
+        name: view.name.clone(),
+        uid: view.uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: Some(false),
+    }])
+}
+
+/// Hash of what the class asks for, to show drift. The claim's name is not part of it.
+pub fn hash(class: &ComputerClass, computer: &ComputerSpec) -> String {
+    let text = desired(class, computer, "").ok().and_then(|p| serde_json::to_vec(&p).ok()).unwrap_or_default();
+    hex::encode(&Sha256::digest(text)[..8])
+}
+
+/// What deletion will need, as it is in effect in this pod (design 4.1).
+pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Pod) -> Snapshot {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let context = spec.security_context.clone().unwrap_or_default();
+    let first = spec.containers.first().and_then(|c| c.security_context.clone()).unwrap_or_default();
+    Snapshot {
+        session_paths: class.spec.session_paths.clone(),
+        archive: class.spec.archive.clone(),
+        deadlines: class.spec.deadlines.clone(),
+        run_as_user: first.run_as_user.or(context.run_as_user),
+        run_as_group: first.run_as_group.or(context.run_as_group),
+        fs_group: context.fs_group,
+        se_linux_level: first.se_linux_options.or(context.se_linux_options).and_then(|o| o.level),
+        tolerations: spec.tolerations.unwrap_or_default(),
+        grace_period_seconds: spec.termination_grace_period_seconds,
+        pod_hash: Some(hash(class, computer)),
+    }
+}
+
+fn mount_home(container: &mut Container, path: &str) {
+    container.volume_mounts.get_or_insert_default().push(VolumeMount { name: HOME.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() });
+    env(container, "HOME", path);
+}
+
+fn tell(container: &mut Container, computer: &ComputerSpec) {
+    if let Some(user) = &computer.remote_user {
+        env(container, "REMOTE_USER", user);
+    }
+    if !computer.repositories.is_empty() {
+        env(container, "REPOSITORIES", &computer.repositories.join(" "));
+    }
+}
+
+/// The template's own value wins.
+fn env(container: &mut Container, name: &str, value: &str) {
+    let list = container.env.get_or_insert_default();
+    if !list.iter().any(|e| e.name == name) {
+        list.push(EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None });
+    }
+}
+
+fn restrict(spec: &mut PodSpec) {
+    spec.restart_policy.get_or_insert_with(|| "Always".to_owned());
+    spec.automount_service_account_token.get_or_insert(false);
+    spec.enable_service_links.get_or_insert(false);
+    spec.termination_grace_period_seconds.get_or_insert(30);
+    let context: &mut PodSecurityContext = spec.security_context.get_or_insert_default();
+    let user = *context.run_as_user.get_or_insert(DEFAULT_USER);
+    context.run_as_group.get_or_insert(user);
+    context.fs_group.get_or_insert(user);
+    // Large homes are not chowned file by file at each start.
+    context.fs_group_change_policy.get_or_insert_with(|| "OnRootMismatch".to_owned());
+    if user != 0 {
+        context.run_as_non_root.get_or_insert(true);
+    }
+    context.seccomp_profile.get_or_insert_with(|| SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None });
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        let security: &mut SecurityContext = container.security_context.get_or_insert_default();
+        if security.privileged != Some(true) {
+            security.allow_privilege_escalation.get_or_insert(false);
+        }
+        security.capabilities.get_or_insert_with(|| Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None });
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn class(template: serde_json::Value) -> ComputerClass {
+        serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {"podTemplate": template}})).expect("a class")
+    }
+
+    #[test]
+    fn a_bare_template_satisfies_restricted_and_a_templates_own_word_is_kept() {
+        let bare = class(json!({"spec": {"containers": [{"name": "a", "image": "i"}]}}));
+        let spec = desired(&bare, &ComputerSpec::default(), "home").expect("a pod").spec.expect("a spec");
+        let context = spec.security_context.expect("a context");
+        assert_eq!((context.run_as_non_root, context.run_as_user, context.fs_group), (Some(true), Some(1000), Some(1000)));
+        let security = spec.containers[0].security_context.clone().expect("a context");
+        assert_eq!(security.allow_privilege_escalation, Some(false));
+        assert_eq!(security.capabilities.and_then(|c| c.drop), Some(vec!["ALL".to_owned()]));
+        assert_eq!(spec.automount_service_account_token, Some(false));
+        let own = class(json!({"spec": {"serviceAccountName": "sa", "automountServiceAccountToken": true, "securityContext": {"runAsUser": 4242}, "containers": [{"name": "a", "image": "i", "env": [{"name": "HOME", "value": "/x"}]}]}}));
+        let pod = desired(&own, &ComputerSpec::default(), "home").expect("a pod");
+        let snapshot = snapshot(&own, &ComputerSpec::default(), &pod);
+        assert_eq!((snapshot.run_as_user, snapshot.fs_group), (Some(4242), Some(4242)));
+        let spec = pod.spec.expect("a spec");
+        assert_eq!((spec.service_account_name.as_deref(), spec.automount_service_account_token), (Some("sa"), Some(true)));
+        assert_eq!(spec.containers[0].env.as_ref().expect("env").iter().filter(|e| e.name == "HOME").count(), 1);
+    }
+
+    #[test]
+    fn a_template_that_is_no_pod_says_what_is_wrong() {
+        let computer = ComputerSpec::default();
+        assert!(desired(&class(json!({})), &computer, "h").expect_err("refused").contains("podTemplate.spec is missing"));
+        assert!(desired(&class(json!({"spec": {"containers": []}})), &computer, "h").expect_err("refused").contains("containers is empty"));
+        assert!(desired(&class(json!({"spec": {"containers": "x"}})), &computer, "h").expect_err("refused").contains("podTemplate: "));
+    }
+
+    #[test]
+    fn the_hash_follows_the_template_and_not_the_name_of_the_claim() {
+        let (one, two) = (class(json!({"spec": {"containers": [{"name": "a", "image": "i"}]}})), class(json!({"spec": {"containers": [{"name": "a", "image": "j"}]}})));
+        let computer = ComputerSpec::default();
+        assert_eq!(hash(&one, &computer), hash(&one.clone(), &computer));
+        assert_ne!(hash(&one, &computer), hash(&two, &computer));
+    }
+}

@@ -1,0 +1,147 @@
+//! Finalizer and record, before anything else exists (design 4.1, 4.2). The finalizer counts only after a live read has shown it:
+//! the API server can let a DELETE win against a concurrent "add finalizer" (kubernetes#129584).
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::ResourceExt;
+
+use super::State;
+use crate::computer::action::Action;
+use crate::computer::pod;
+use crate::computer::view::{ClassState, View, has_finalizer};
+use crate::credentials::{ComputerId, Key};
+use crate::resources::conditions::types;
+use crate::resources::{
+    Children, Computer, ComputerClass, ComputerRecordSpec, ComputerRecordStatus, PodRecord, Provider, Snapshot,
+};
+
+pub(super) fn step(view: &View, computer: &Computer) -> State {
+    if !has_finalizer(computer) {
+        return State::act(Action::AddFinalizer);
+    }
+    if view.record.is_some() {
+        return State::Done;
+    }
+    if !view.finalizer_confirmed {
+        return State::act(Action::ReadComputer);
+    }
+    if computer.status.as_ref().is_some_and(|s| s.children.is_some()) {
+        return State::act(Action::CreateRecord(Box::new(crate::record::recover(view))));
+    }
+    if computer.spec.provider == Provider::BYOM {
+        return create(view, computer, None);
+    }
+    match usable(view, computer) {
+        Ok(class) => create(view, computer, Some(class)),
+        Err(state) => state,
+    }
+}
+
+/// The class, if a computer can be made from it.
+fn usable<'a>(view: &'a View, computer: &Computer) -> Result<&'a ComputerClass, State> {
+    let class = match &view.class {
+        ClassState::Found(class) => class,
+        ClassState::Missing => {
+            let message = match &computer.spec.class_name {
+                Some(name) => format!("ComputerClass {name} does not exist: `kubectl get computerclasses` lists what there is"),
+                None => "spec.className is not set and no ComputerClass is the default: ask an admin to annotate one with computer-operator.dev/is-default-class=true".to_owned(),
+            };
+            return Err(State::blocked("ClassNotFound", message));
+        }
+        ClassState::Ambiguous(names) => {
+            return Err(State::blocked("AmbiguousDefaultClass", format!("more than one ComputerClass is the default: {}. Name one in spec.className", names.join(", "))));
+        }
+    };
+    let conditions = class.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    match conditions.iter().find(|c| c.type_ == types::ACCEPTED) {
+        Some(c) if c.status == "True" => {}
+        Some(c) => return Err(State::blocked("ClassNotAccepted", format!("ComputerClass {} cannot be used: {}", class.name_any(), c.message))),
+        None => return Err(State::wait(5)),
+    }
+    let wanted = size(computer, class);
+    match &class.spec.limits.max_storage {
+        Some(most) if bytes(&wanted) > bytes(most) => {
+            Err(State::blocked("StorageTooLarge", format!("spec.storage.size {} is more than the class allows ({}): delete this Computer and create a smaller one", wanted.0, most.0)))
+        }
+        _ => Ok(class),
+    }
+}
+
+/// Size of the home volume: the computer's word, else the class's.
+pub(super) fn size(computer: &Computer, class: &ComputerClass) -> Quantity {
+    computer.spec.storage.as_ref().map_or_else(|| class.spec.storage.size.clone(), |s| s.size.clone())
+}
+
+/// A quantity in bytes; one that is none counts as infinite, so that it is refused where there is a bound.
+fn bytes(quantity: &Quantity) -> f64 {
+    let text = quantity.0.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let factor = match &text[split..] {
+        "" => 1.0,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "Ki" => 1024.0,
+        "Mi" => 1024.0_f64.powi(2),
+        "Gi" => 1024.0_f64.powi(3),
+        "Ti" => 1024.0_f64.powi(4),
+        "Pi" => 1024.0_f64.powi(5),
+        _ => return f64::INFINITY,
+    };
+    text[..split].parse::<f64>().map_or(f64::INFINITY, |n| n * factor)
+}
+
+/// The record: names of all children that will ever be made, before the first of them (S5).
+fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> State {
+    let suffix = &view.fresh.suffix;
+    let claim = format!("home-{suffix}");
+    let snapshot = match class.map(|c| pod::desired(c, &computer.spec, &claim).map(|p| pod::snapshot(c, &computer.spec, &p))) {
+        None => Snapshot::default(),
+        Some(Ok(snapshot)) => snapshot,
+        Some(Err(why)) => return State::blocked("ClassNotAccepted", why),
+    };
+    let managed = class.is_some();
+    let children = Children {
+        claim_name: managed.then_some(claim),
+        secret_name: Some(secret_name(suffix)),
+        pods: if managed && !computer.spec.suspended { vec![PodRecord { name: pod_name(suffix), ..PodRecord::default() }] } else { Vec::new() },
+        ..Children::default()
+    };
+    let state = ComputerRecordStatus { key_hash: Some(fresh_key(view).hash()), children, ..ComputerRecordStatus::default() };
+    let spec = ComputerRecordSpec {
+        namespace: view.namespace.clone(),
+        computer: view.name.clone(),
+        provider: computer.spec.provider,
+        class_name: class.map(ResourceExt::name_any),
+        snapshot,
+        state,
+    };
+    State::act(Action::CreateRecord(Box::new(crate::record::new(view, spec))))
+}
+
+/// The key that this pass would issue.
+pub(super) fn fresh_key(view: &View) -> Key {
+    let computer = ComputerId { namespace: view.namespace.clone(), name: view.name.clone(), uid: view.uid.clone() };
+    Key::new(computer, view.fresh.key)
+}
+
+pub(super) fn secret_name(suffix: &str) -> String {
+    format!("computer-key-{suffix}")
+}
+
+pub(super) fn pod_name(suffix: &str) -> String {
+    format!("machine-{suffix}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_compared_by_what_they_mean() {
+        let of = |text: &str| bytes(&Quantity(text.to_owned()));
+        assert!(of("1Gi") > of("1G") && of("1.5Gi") < of("2Gi") && of("1024") < of("2Ki"));
+        assert!(of("lots") > of("9Pi"));
+    }
+}

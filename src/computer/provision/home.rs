@@ -1,0 +1,142 @@
+//! The home: its claim, and its volume, which is set to `Retain` as soon as it is bound (design 4.5). A claim that was deleted by
+//! hand is made again around the same volume.
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements};
+
+use super::{Context, State, begin};
+use crate::computer::action::{Action, Object, Subject};
+use crate::computer::deletion::custody::claim_ref_patch;
+use crate::computer::view::ClassState;
+use crate::computer::{pod, volume};
+use crate::resources::{CredentialState, VolumeRecord};
+
+/// The claim exists.
+pub(super) fn create(context: &Context<'_>) -> State {
+    if !context.managed() {
+        return State::Done;
+    }
+    let children = &context.record.spec.state.children;
+    let namespace = &context.view.namespace;
+    let Some(name) = &children.claim_name else { return rename(context) };
+    let Some(found) = context.view.claim(namespace, name) else { return State::act(Action::Read(Subject::claim(namespace, name))) };
+    match found.filter(|c| children.claim_uid.is_none() || c.metadata.uid == children.claim_uid) {
+        // The pod may go on; `going` tells, and no new pod is made on it.
+        Some(claim) if claim.metadata.deletion_timestamp.is_some() => State::Done,
+        Some(claim) => rebind(context, name, claim),
+        None if children.claim_uid.is_some() => rename(context),
+        None => claim(context, name),
+    }
+}
+
+/// Another name, on record before the create; the old claim is gone for good.
+fn rename(context: &Context<'_>) -> State {
+    let name = format!("home-{}", context.view.fresh.suffix);
+    context.save(|r| {
+        r.spec.state.children.claim_name = Some(name);
+        r.spec.state.children.claim_uid = None;
+    })
+}
+
+fn claim(context: &Context<'_>, name: &str) -> State {
+    let children = &context.record.spec.state.children;
+    let spec = match (&children.volume, &context.view.class) {
+        (Some(recorded), _) => match context.view.volume(&recorded.name) {
+            None => return State::act(Action::Read(Subject::volume(&recorded.name))),
+            Some(Some(pv)) if pv.metadata.uid.as_deref() == Some(&recorded.uid) => around(pv),
+            Some(_) => return lost(&recorded.name),
+        },
+        (None, ClassState::Found(class)) => PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+            storage_class_name: class.spec.storage.storage_class_name.clone(),
+            resources: Some(VolumeResourceRequirements { requests: Some([("storage".to_owned(), begin::size(context.computer, class))].into()), limits: None }),
+            ..PersistentVolumeClaimSpec::default()
+        },
+        (None, _) => return State::blocked("ClassNotFound", "the ComputerClass was deleted before the home volume was made: create it again, or delete this Computer"),
+    };
+    let mut claim = PersistentVolumeClaim { spec: Some(spec), ..PersistentVolumeClaim::default() };
+    claim.metadata.name = Some(name.to_owned());
+    claim.metadata.namespace = Some(context.view.namespace.clone());
+    claim.metadata.labels = Some(pod::labels(context.view, "home"));
+    claim.metadata.owner_references = pod::owner(context.view);
+    State::act(Action::Create(Object::Claim(Box::new(claim))))
+}
+
+/// A claim for a volume that exists.
+fn around(pv: &PersistentVolume) -> PersistentVolumeClaimSpec {
+    let spec = pv.spec.clone().unwrap_or_default();
+    PersistentVolumeClaimSpec {
+        access_modes: spec.access_modes,
+        storage_class_name: Some(spec.storage_class_name.unwrap_or_default()),
+        volume_mode: spec.volume_mode,
+        volume_name: pv.metadata.name.clone(),
+        resources: Some(VolumeResourceRequirements { requests: spec.capacity, limits: None }),
+        ..PersistentVolumeClaimSpec::default()
+    }
+}
+
+fn lost(name: &str) -> State {
+    State::blocked("HomeVolumeLost", format!("volume {name} does not exist any more: the home is lost. Delete this Computer"))
+}
+
+/// The volume is bound, `Retain`, and on record; only then is the home safe from everybody (S1).
+pub(super) fn protect(context: &Context<'_>) -> State {
+    if !context.managed() {
+        return State::Done;
+    }
+    if let Some(state) = going(context) {
+        return state;
+    }
+    let children = &context.record.spec.state.children;
+    let done = children.volume.is_some() && context.record.spec.state.credential == CredentialState::Live;
+    // Before its first pod a suspended computer may have a claim that nothing binds yet.
+    if done || (children.volume.is_none() && context.computer.spec.suspended && !super::machine::bound(context)) {
+        return State::Done;
+    }
+    let (Some(name), Some(uid)) = (&children.claim_name, &children.claim_uid) else { return State::wait(5) };
+    let claim = context.view.claim(&context.view.namespace, name).flatten();
+    let Some(bound) = claim.and_then(|c| c.spec.as_ref()?.volume_name.as_deref()) else { return State::wait(10) };
+    let Some(found) = context.view.volume(bound) else { return State::act(Action::Read(Subject::volume(bound))) };
+    // A claim can name any volume; it is ours only when the volume names the claim (S5).
+    let Some(pv) = found.filter(|pv| volume::claim_ref_uid(pv) == Some(uid)) else { return State::wait(5) };
+    if !volume::retained_for(pv, &context.view.uid) {
+        return State::act(Action::Patch { subject: Subject::volume(bound), patch: volume::retain_patch(pv, &context.view.uid) });
+    }
+    let recorded = VolumeRecord {
+        name: bound.to_owned(),
+        uid: pv.metadata.uid.clone().unwrap_or_default(),
+        original_reclaim_policy: volume::original_policy(pv),
+        storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
+    };
+    let node = super::machine::node(context);
+    context.save(|r| {
+        r.spec.state.children.volume = Some(recorded);
+        // One write for both: the home is safe now, so the key may live.
+        r.spec.state.credential = CredentialState::Live;
+        if let Some(pod) = r.spec.state.children.pods.last_mut() {
+            pod.node = node;
+        }
+    })
+}
+
+/// A claim that was deleted by hand and waits for its pod to stop.
+pub(super) fn going(context: &Context<'_>) -> Option<State> {
+    let name = context.record.spec.state.children.claim_name.as_ref()?;
+    let claim = context.view.claim(&context.view.namespace, name).flatten()?;
+    claim.metadata.deletion_timestamp.as_ref()?;
+    Some(State::blocked(
+        "HomeClaimDeleted",
+        format!("PersistentVolumeClaim {name} was deleted by hand. The volume is kept; the claim is made again once the pod has stopped (delete the pod, or suspend and resume the computer)"),
+    ))
+}
+
+/// After the claim was made again, the volume is pointed at the new one. Only a volume that no living claim holds.
+fn rebind(context: &Context<'_>, name: &str, claim: &PersistentVolumeClaim) -> State {
+    let (Some(recorded), Some(uid)) = (&context.record.spec.state.children.volume, claim.metadata.uid.as_deref()) else { return State::Done };
+    let Some(Some(pv)) = context.view.volume(&recorded.name) else { return State::Done };
+    let released = pv.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Released");
+    if !released || pv.metadata.uid.as_deref() != Some(&recorded.uid) || volume::claim_ref_uid(pv) == Some(uid) {
+        return State::Done;
+    }
+    let patch = claim_ref_patch(pv, &context.view.namespace, name, uid);
+    State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch })
+}

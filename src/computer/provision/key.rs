@@ -1,0 +1,67 @@
+//! The key: its hash is on record before its Secret exists, and it is live only when the home is protected. The token is in
+//! memory between the two writes; a crash there loses it, and the next pass issues another. The Secret is never read.
+
+use k8s_openapi::api::core::v1::Secret;
+
+use super::begin::{fresh_key, secret_name};
+use super::{Context, State};
+use crate::computer::action::{Action, Fact, Object, Subject};
+use crate::computer::pod;
+use crate::resources::CredentialState;
+
+pub(super) fn issue(context: &Context<'_>) -> State {
+    let state = &context.record.spec.state;
+    if state.children.secret_uid.is_some() {
+        return State::Done;
+    }
+    let Some(name) = &state.children.secret_name else { return another(context) };
+    let subject = Subject::secret(&context.view.namespace, name);
+    match context.view.facts.get(&subject) {
+        // Its UID goes to the record together with those of the other children.
+        Some(Fact::Uid(_) | Fact::Held(_)) => State::Done,
+        Some(_) if ours(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
+        // The token of that hash is lost.
+        Some(_) => another(context),
+        None if ours(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
+        None => State::act(Action::Read(subject)),
+    }
+}
+
+/// Whether the recorded hash is that of the token that this pass holds.
+fn ours(context: &Context<'_>) -> bool {
+    context.record.spec.state.key_hash.as_deref().is_some_and(|hash| fresh_key(context.view).matches(hash))
+}
+
+fn another(context: &Context<'_>) -> State {
+    let fresh = context.view;
+    context.save(|r| {
+        r.spec.state.children.secret_name = Some(secret_name(&fresh.fresh.suffix));
+        r.spec.state.key_hash = Some(fresh_key(fresh).hash());
+    })
+}
+
+fn secret(context: &Context<'_>, name: &str) -> Secret {
+    let mut secret = Secret {
+        immutable: Some(true),
+        type_: Some("Opaque".to_owned()),
+        string_data: Some([("token".to_owned(), fresh_key(context.view).token())].into()),
+        ..Secret::default()
+    };
+    secret.metadata.name = Some(name.to_owned());
+    secret.metadata.namespace = Some(context.view.namespace.clone());
+    secret.metadata.labels = Some(pod::labels(context.view, "key"));
+    secret.metadata.owner_references = pod::owner(context.view);
+    secret
+}
+
+/// The key goes live when everything that deletion needs is on record: the volume for a managed computer, the Secret's UID always.
+pub(super) fn activate(context: &Context<'_>) -> State {
+    let state = &context.record.spec.state;
+    if context.managed() && state.children.volume.is_none() {
+        return State::Done;
+    }
+    match state.credential {
+        CredentialState::Pending if state.key_hash.is_some() => context.save(|r| r.spec.state.credential = CredentialState::Live),
+        _ => State::Done,
+    }
+}

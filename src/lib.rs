@@ -3,6 +3,7 @@
 //! The folder listing is the architecture: `resources` (the kinds), `computer` (the reconciler), `archive`
 //! (what is kept), `credentials` (keys), `record` (the write-ahead record), `runtime` (wiring).
 pub mod archive;
+pub mod class;
 pub mod computer;
 pub mod credentials;
 pub mod record;

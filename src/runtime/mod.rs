@@ -1,1 +1,14 @@
-//! placeholder
+//! What the process is made of: configuration, client, caches, work queue, lease, health, metrics. Nothing here decides
+//! anything about a computer.
+
+pub mod backoff;
+pub mod caches;
+pub mod client;
+pub mod config;
+pub mod health;
+pub mod lease;
+pub mod metrics;
+pub mod operator;
+pub mod queue;
+pub mod rbac;
+pub mod telemetry;

@@ -47,8 +47,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let shared = Shared { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency };
     let result = if config.leader_election {
+        let metrics = Arc::clone(&shared.metrics);
         let lead = |stop| async move { shared.lead(&mut finished_checks, stop).await };
-        lease::run_while_leading(client, config.lease(), stop.clone(), lead).await
+        lease::run_while_leading(client, &config.namespace, config.lease(), stop.clone(), |leads| metrics.set_leader(leads), lead).await
     } else {
         shared.lead(&mut finished_checks, stop.clone()).await
     };

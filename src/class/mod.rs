@@ -1,0 +1,105 @@
+//! The `ComputerClass` controller: is the pod that a class asks for one that the API server would take? A server-side dry run in
+//! the operator's namespace says so, and its own message stands in the `Accepted` condition. Writes only what changed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::runtime::controller::{Action, Controller};
+use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::computer::pod;
+use crate::computer::view::Settings;
+use crate::resources::conditions::{self, types};
+use crate::resources::{ComputerClass, ComputerClassStatus, ComputerSpec};
+use crate::runtime::client::{CallError, ErrorClass, call, classify};
+
+struct Shared {
+    client: Client,
+    settings: Settings,
+}
+
+/// Runs until `stop`.
+pub async fn run(client: Client, settings: Settings, stop: CancellationToken) {
+    let (reader, writer) = reflector::store();
+    let classes = watcher(Api::<ComputerClass>::all(client.clone()), watcher::Config::default()).default_backoff().reflect(writer).applied_objects();
+    let shared = Arc::new(Shared { client, settings });
+    Controller::for_stream(classes, reader)
+        .with_config(kube::runtime::controller::Config::default().concurrency(4))
+        .graceful_shutdown_on(stop.cancelled_owned())
+        .run(reconcile, |_, _, _| Action::requeue(Duration::from_secs(30)), shared)
+        .for_each(|result| {
+            if let Err(error) = result {
+                tracing::debug!(%error, "a class was not checked; it is tried again");
+            }
+            futures::future::ready(())
+        })
+        .await;
+}
+
+async fn reconcile(class: Arc<ComputerClass>, shared: Arc<Shared>) -> Result<Action, CallError> {
+    let verdict = check(&class, &shared).await?;
+    let status = status(&class, &verdict);
+    if class.status.as_ref() != Some(&status) {
+        let patch = crate::computer::volume::patch(&[
+            json!({"op": "test", "path": "/metadata/uid", "value": class.metadata.uid}),
+            json!({"op": "add", "path": "/status", "value": status}),
+        ]);
+        let api: Api<ComputerClass> = Api::all(shared.client.clone());
+        call(api.patch_status(&class.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await?;
+    }
+    Ok(Action::await_change())
+}
+
+/// Whether a class can be used.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict {
+    accepted: bool,
+    reason: &'static str,
+    message: String,
+}
+
+/// An unknown outcome is an error and is tried again; only an answer is a verdict.
+async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallError> {
+    let refused = |reason, message| Verdict { accepted: false, reason, message };
+    if class.spec.session_paths.is_empty() {
+        return Ok(refused("NoSessionPaths", "spec.sessionPaths is empty: name at least one folder, or set archive.policy: None".to_owned()));
+    }
+    let mut probe = match pod::desired(class, &ComputerSpec::default(), "dry-run") {
+        Ok(pod) => pod,
+        Err(why) => return Ok(refused("InvalidPodTemplate", why)),
+    };
+    probe.metadata.generate_name = Some("class-dry-run-".to_owned());
+    let accepted = Verdict { accepted: true, reason: "Accepted", message: "the class can be used".to_owned() };
+    let api: Api<Pod> = Api::namespaced(shared.client.clone(), &shared.settings.namespace);
+    let params = PostParams { dry_run: true, ..PostParams::default() };
+    match call(api.create(&params, &probe)).await {
+        Ok(_) => Ok(accepted),
+        Err(error) => match (classify(&error), error.to_string()) {
+            (ErrorClass::Invalid, message) => Ok(refused("InvalidPodTemplate", message)),
+            // Allowed where the tenant's namespace allows it; the operator's own is restricted.
+            (ErrorClass::Forbidden, message) if message.contains("violates PodSecurity") => {
+                Ok(Verdict { reason: "NotRestricted", message: format!("usable only in namespaces that allow it: {message}"), ..accepted })
+            }
+            // The account that a template names lives in the tenants' namespaces.
+            (ErrorClass::Forbidden, message) if message.contains("serviceaccount") => Ok(accepted),
+            _ => Err(error),
+        },
+    }
+}
+
+fn status(class: &ComputerClass, verdict: &Verdict) -> ComputerClassStatus {
+    let mut status = class.status.clone().unwrap_or_default();
+    status.observed_generation = class.metadata.generation;
+    let now = Timestamp::now();
+    let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
+    conditions::set(&mut status.conditions, types::ACCEPTED, verdict.accepted, verdict.reason, &verdict.message, class.metadata.generation, &now);
+    status
+}

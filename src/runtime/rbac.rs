@@ -1,0 +1,156 @@
+//! What the operator may do: one list, from which the install manifests come and which the tests run with. Every right is
+//! used by the code beside it; there is no wildcard and no `get` or `list` on tenants' Secrets (design 4.8).
+
+use serde_json::{Value, json};
+
+/// One rule: API group, resources, verbs.
+type Rule = (&'static str, &'static [&'static str], &'static [&'static str]);
+
+/// Rights in the whole cluster.
+const CLUSTER: &[Rule] = &[
+    ("computer-operator.dev", &["computers", "computerclasses", "deletionoverrides"], &["get", "list", "watch"]),
+    ("computer-operator.dev", &["computers"], &["patch", "delete"]),
+    ("computer-operator.dev", &["computers/status", "computerclasses/status", "deletionoverrides/status", "sessions/status"], &["patch"]),
+    ("computer-operator.dev", &["sessions"], &["list"]),
+    ("", &["pods", "persistentvolumeclaims"], &["get", "list", "watch", "create", "delete"]),
+    ("", &["pods"], &["patch"]),
+    // Created and deleted by name, never read: `delete --dry-run` tells whether one is there.
+    ("", &["secrets"], &["create", "delete"]),
+    ("", &["persistentvolumes"], &["get", "list", "watch", "patch"]),
+    ("", &["namespaces"], &["get", "list", "watch"]),
+    ("", &["nodes"], &["get"]),
+    ("storage.k8s.io", &["volumeattachments"], &["list"]),
+    ("events.k8s.io", &["events"], &["create", "patch"]),
+    ("authentication.k8s.io", &["tokenreviews"], &["create"]),
+];
+
+/// Rights in the operator's own namespace.
+const OWN: &[Rule] = &[
+    ("computer-operator.dev", &["computerrecords"], &["get", "list", "watch", "create", "update", "delete"]),
+    ("coordination.k8s.io", &["leases"], &["get", "create", "update"]),
+];
+
+/// The Secret of the ingest certificate, in the operator's own namespace: the only one that is ever read.
+const INGEST_SECRET: &str = "computer-operator-ingest-tls";
+
+/// How to install.
+#[derive(Clone, Debug)]
+pub struct Install {
+    /// Namespace of the operator.
+    pub namespace: String,
+    /// Image of the operator and of its archive pods.
+    pub image: String,
+    /// Size of the claim that holds the embedded store.
+    pub store_size: String,
+    /// Also install the Deployment; otherwise the operator runs elsewhere with this ServiceAccount.
+    pub deployment: bool,
+}
+
+/// Everything but the CRDs, in the order of creation.
+pub fn manifests(install: &Install) -> Vec<Value> {
+    let namespace = &install.namespace;
+    let mut all = vec![
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}),
+        account(namespace, "computer-operator"),
+        account(namespace, "computer-operator-archive"),
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta(None, "computer-operator"), "rules": rules(CLUSTER)}),
+        binding("ClusterRoleBinding", "ClusterRole", None, namespace),
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta(Some(namespace), "computer-operator"), "rules": own_rules()}),
+        binding("RoleBinding", "Role", Some(namespace), namespace),
+    ];
+    if install.deployment {
+        all.extend([store_claim(install), service(namespace), deployment(install)]);
+    }
+    all
+}
+
+fn rules(list: &[Rule]) -> Vec<Value> {
+    list.iter().map(|(group, resources, verbs)| json!({"apiGroups": [group], "resources": resources, "verbs": verbs})).collect()
+}
+
+fn own_rules() -> Vec<Value> {
+    let mut all = rules(OWN);
+    all.push(json!({"apiGroups": [""], "resources": ["secrets"], "resourceNames": [INGEST_SECRET], "verbs": ["get"]}));
+    all
+}
+
+fn meta(namespace: Option<&str>, name: &str) -> Value {
+    json!({"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/name": "computer-operator"}})
+}
+
+fn account(namespace: &str, name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta(Some(namespace), name), "automountServiceAccountToken": false})
+}
+
+fn binding(kind: &str, role: &str, within: Option<&str>, namespace: &str) -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": meta(within, "computer-operator"),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": "computer-operator"},
+        "subjects": [{"kind": "ServiceAccount", "name": "computer-operator", "namespace": namespace}],
+    })
+}
+
+fn store_claim(install: &Install) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta(Some(&install.namespace), "computer-operator-store"),
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": install.store_size}}},
+    })
+}
+
+fn service(namespace: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": meta(Some(namespace), "computer-operator-ingest"),
+        "spec": {"selector": {"app.kubernetes.io/name": "computer-operator"}, "ports": [{"name": "ingest", "port": 8443, "targetPort": "ingest"}]},
+    })
+}
+
+/// One replica, `Recreate`: the embedded store is a volume that one pod mounts.
+fn deployment(install: &Install) -> Value {
+    let labels = json!({"app.kubernetes.io/name": "computer-operator"});
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta(Some(&install.namespace), "computer-operator"),
+        "spec": {
+            "replicas": 1, "strategy": {"type": "Recreate"}, "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": pod(install)},
+        },
+    })
+}
+
+fn pod(install: &Install) -> Value {
+    json!({
+        "serviceAccountName": "computer-operator", "automountServiceAccountToken": true,
+        "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{
+            "name": "operator", "image": install.image, "imagePullPolicy": "IfNotPresent", "args": ["run"],
+            "env": [
+                {"name": "OPERATOR_NAMESPACE", "value": install.namespace},
+                {"name": "OPERATOR_IMAGE", "value": install.image},
+                {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                // By address, so that archive pods need no cluster DNS.
+                {"name": "INGEST_URL", "value": "https://$(COMPUTER_OPERATOR_INGEST_SERVICE_HOST):8443"},
+            ],
+            "ports": [{"name": "ingest", "containerPort": 8443}, {"name": "metrics", "containerPort": 8080}],
+            "livenessProbe": {"httpGet": {"path": "/livez", "port": "metrics"}},
+            "readinessProbe": {"httpGet": {"path": "/readyz", "port": "metrics"}},
+            "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
+            "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+            "volumeMounts": [{"name": "store", "mountPath": "/var/lib/computer-operator"}],
+        }],
+        "volumes": [{"name": "store", "persistentVolumeClaim": {"claimName": "computer-operator-store"}}],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_wildcard_and_no_reading_of_secrets() {
+        for (group, resources, verbs) in CLUSTER.iter().chain(OWN) {
+            assert!(*group != "*" && !resources.contains(&"*") && !verbs.contains(&"*"));
+            if resources.contains(&"secrets") {
+                assert!(!["get", "list", "watch", "update", "patch"].iter().any(|v| verbs.contains(v)));
+            }
+        }
+    }
+}

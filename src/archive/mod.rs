@@ -1,1 +1,82 @@
-//! placeholder
+//! What is kept of a computer: its sessions, each one compressed, content-addressed object, and a manifest that comes last.
+//!
+//! An archive is create-only (S7) and is never unpacked in the controller. Keys come from the operator's configuration and the
+//! UID, never from a custom resource.
+
+pub mod cli;
+pub mod ingest;
+pub mod manifest;
+pub mod pack;
+pub mod pod;
+pub mod restore;
+pub mod store;
+pub mod verify;
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+pub use manifest::{Manifest, SessionEntry};
+pub use store::{ReceiptPut, Store, StoreError};
+pub use verify::{Summary, Verification};
+
+use verify::Verifier;
+
+/// Key of a session's object in the store.
+pub fn object_key(uid: &str, digest: &str) -> String {
+    format!("archives/{uid}/objects/{digest}.tar.zst")
+}
+
+/// Key of the manifest: its presence makes an archive.
+pub fn manifest_key(uid: &str) -> String {
+    format!("archives/{uid}/manifest.json")
+}
+
+/// Key of the receipt.
+pub fn receipt_key(uid: &str) -> String {
+    format!("receipts/{uid}.json")
+}
+
+/// The archives of all computers: what the reconciler sees of this module.
+pub struct Archives {
+    store: Arc<Store>,
+    verifier: Verifier,
+}
+
+impl Archives {
+    /// Opens the store at `url`. The UID of every check that ends is sent to `checked`.
+    ///
+    /// # Errors
+    /// When the URL says nothing that can be used.
+    pub fn open(url: &str, checked: mpsc::Sender<String>) -> Result<Self, StoreError> {
+        let store = Arc::new(Store::open(url)?);
+        Ok(Self { verifier: Verifier::new(Arc::clone(&store), checked), store })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// How the archive of a computer stands. Never waits: starts a check if none runs.
+    pub fn check(&self, uid: &str) -> Verification {
+        self.verifier.check(uid)
+    }
+
+    /// The manifest of a computer.
+    ///
+    /// # Errors
+    /// When there is none, it is damaged, or the store does not answer.
+    pub async fn manifest(&self, uid: &str) -> Result<Manifest, StoreError> {
+        let bytes = self.store.get(&manifest_key(uid)).await?;
+        Manifest::parse(&bytes).map_err(|e| StoreError::Corrupt(e.to_string()))
+    }
+
+    /// Stores a receipt, create-only.
+    ///
+    /// # Errors
+    /// When the outcome is not known.
+    pub async fn put_receipt(&self, uid: &str, bytes: Vec<u8>) -> Result<ReceiptPut, StoreError> {
+        self.store.put_once(&receipt_key(uid), bytes).await
+    }
+}

@@ -1,0 +1,41 @@
+//! The ingest endpoint: archive pods stream sessions here; only the operator holds the store's credentials.
+//!
+//! Create-only, for the caller's own UID, in bounded memory. It never answers with what an archive holds.
+
+pub mod auth;
+mod handlers;
+mod server;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use kube::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Archives;
+use crate::computer::view::Settings;
+
+/// Serves until `stop`.
+///
+/// # Errors
+/// When the address cannot be bound or the certificate cannot be used.
+pub async fn serve(
+    address: SocketAddr,
+    tls: tls::Certificate,
+    client: Client,
+    settings: &Settings,
+    archives: Arc<Archives>,
+    stop: CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    let pods = auth::PodTokens::new(client, settings.namespace.clone(), settings.archive_service_account.clone());
+    let router = handlers::router(Arc::clone(archives.store()), auth::Authenticator::Pods(Arc::new(pods)));
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    let acceptor = tls.acceptor()?;
+    tasks.spawn(server::run(listener, acceptor, router, stop));
+    Ok(())
+}

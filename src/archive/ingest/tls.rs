@@ -1,0 +1,109 @@
+//! The ingest endpoint's certificate: made once, kept in a Secret of the operator's own namespace, so that all replicas and the
+//! archive pods of a restarted operator agree on it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use kube::Client;
+use kube::api::{Api, PostParams};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
+
+use crate::runtime::client::{ErrorClass, call, classify};
+
+/// Name of the Secret.
+pub const SECRET: &str = "computer-operator-ingest-tls";
+/// The name in the certificate, whatever address the endpoint has.
+pub const SERVER_NAME: &str = "computer-operator-ingest";
+
+/// A certificate that is its own authority.
+#[derive(Clone)]
+pub struct Certificate {
+    /// PEM of the certificate: what archive pods trust.
+    pub ca_pem: String,
+    key_pem: String,
+}
+
+impl Certificate {
+    /// A new one for the host of `url`.
+    ///
+    /// # Errors
+    /// When the host is no name.
+    pub fn new(url: &str) -> anyhow::Result<Self> {
+        let host = host(url).context("the ingest URL has no host")?;
+        let mut params = rcgen::CertificateParams::new(vec![SERVER_NAME.to_owned(), host.to_owned()])?;
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            params.subject_alt_names.push(rcgen::SanType::IpAddress(ip));
+        }
+        params.distinguished_name.push(rcgen::DnType::CommonName, SERVER_NAME);
+        let key = rcgen::KeyPair::generate()?;
+        Ok(Self { ca_pem: params.self_signed(&key)?.pem(), key_pem: key.serialize_pem() })
+    }
+
+    /// Accepts TLS connections with it.
+    ///
+    /// # Errors
+    /// When the PEM cannot be used.
+    pub fn acceptor(&self) -> anyhow::Result<TlsAcceptor> {
+        let chain = CertificateDer::pem_slice_iter(self.ca_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes())?;
+        let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?;
+        Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+}
+
+/// The host of a URL, without brackets and port.
+fn host(url: &str) -> Option<&str> {
+    let rest = url.strip_prefix("https://")?;
+    let authority = rest.split('/').next()?;
+    match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next(),
+        None => authority.split(':').next().filter(|h| !h.is_empty()),
+    }
+}
+
+/// The kept certificate of this host, or a new one; of two replicas that make one, the first wins.
+///
+/// # Errors
+/// When the Secret can neither be read nor created.
+pub async fn load_or_create(client: &Client, namespace: &str, url: &str) -> anyhow::Result<Certificate> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    // One Secret a host: an address that changed needs another certificate.
+    for _ in 0..3 {
+        match call(api.get(SECRET)).await {
+            Ok(secret) => return read(&secret),
+            Err(error) if classify(&error) == ErrorClass::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("reading Secret {namespace}/{SECRET}")),
+        }
+        let new = Certificate::new(url)?;
+        match call(api.create(&PostParams::default(), &secret(&new))).await {
+            Ok(_) => return Ok(new),
+            Err(error) if classify(&error) == ErrorClass::Conflict => {}
+            Err(error) => return Err(error).with_context(|| format!("creating Secret {namespace}/{SECRET}")),
+        }
+    }
+    anyhow::bail!("Secret {namespace}/{SECRET} comes and goes")
+}
+
+fn secret(certificate: &Certificate) -> Secret {
+    let data = [("tls.crt", &certificate.ca_pem), ("tls.key", &certificate.key_pem)];
+    let mut secret = Secret {
+        type_: Some("kubernetes.io/tls".to_owned()),
+        data: Some(data.map(|(k, v)| (k.to_owned(), ByteString(v.clone().into_bytes()))).into()),
+        ..Secret::default()
+    };
+    secret.metadata.name = Some(SECRET.to_owned());
+    secret
+}
+
+fn read(secret: &Secret) -> anyhow::Result<Certificate> {
+    let field = |key: &str| {
+        let bytes = secret.data.as_ref().and_then(|d| d.get(key)).with_context(|| format!("Secret {SECRET} has no {key}: delete it, it is made again"))?;
+        Ok::<_, anyhow::Error>(String::from_utf8(bytes.0.clone())?)
+    };
+    Ok(Certificate { ca_pem: field("tls.crt")?, key_pem: field("tls.key")? })
+}

@@ -1,0 +1,183 @@
+//! The manifest of an archive: what was kept, object by object, and what could not be. It arrives from a pod that has run next
+//! to tenants' files, so it is parsed as untrusted input, with bounds.
+
+use serde::{Deserialize, Serialize};
+
+/// Schema version written and read.
+pub const VERSION: u32 = 1;
+/// Largest manifest that is accepted, bytes.
+pub const MAX_BYTES: usize = 64 * 1024 * 1024;
+/// Most problems that are listed one by one; more are only counted.
+pub const MAX_PROBLEMS: usize = 10_000;
+
+/// An archive's table of contents.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Manifest {
+    /// Schema version.
+    pub version: u32,
+    /// Whose archive it is.
+    pub computer: ManifestComputer,
+    /// When it was packed, Unix seconds.
+    pub created_at: i64,
+    /// The folders that were looked through, relative to the home.
+    pub session_paths: Vec<String>,
+    /// The sessions, sorted by id.
+    pub sessions: Vec<SessionEntry>,
+    /// What was not archived as it stood, the first [`MAX_PROBLEMS`].
+    pub problems: Vec<Problem>,
+    /// How many there were.
+    pub problem_count: u64,
+}
+
+/// Whose archive it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ManifestComputer {
+    /// Namespace of the computer.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+/// One session: one object in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SessionEntry {
+    /// Path of its files up to the first dot, relative to the home; bytes that are not UTF-8 are shown as U+FFFD.
+    pub id: String,
+    /// Files in it.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// SHA-256 of the object, hexadecimal; also its name.
+    pub digest: String,
+    /// Bytes of the object.
+    pub size: u64,
+    /// Newest modification, Unix seconds.
+    pub last_modified: i64,
+}
+
+/// Something that was not archived as it stood.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Problem {
+    /// Path relative to the home.
+    pub path: String,
+    /// The exact bytes of the path, base64, when they are not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<String>,
+    /// What.
+    pub kind: ProblemKind,
+    /// More of it: the error, or a symlink's target (never followed).
+    pub detail: String,
+}
+
+/// Kinds of problems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProblemKind {
+    /// Could not be opened or read.
+    Unreadable,
+    /// A symbolic link: recorded, never followed.
+    Symlink,
+    /// A FIFO, socket or device: never opened.
+    Special,
+    /// Changed its size while it was read; cut or padded with zeros to the size that it had.
+    Changed,
+}
+
+/// Why a manifest is refused.
+#[derive(Debug, thiserror::Error)]
+#[error("manifest: {0}")]
+pub struct Invalid(String);
+
+impl Manifest {
+    /// Parses and checks.
+    ///
+    /// # Errors
+    /// When it is not a manifest of this version, or breaks a bound.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Invalid> {
+        if bytes.len() > MAX_BYTES {
+            return Err(Invalid(format!("larger than {MAX_BYTES} bytes")));
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|e| Invalid(e.to_string()))?;
+        if manifest.version != VERSION {
+            return Err(Invalid(format!("version {} is not {VERSION}", manifest.version)));
+        }
+        if manifest.problems.len() > MAX_PROBLEMS || manifest.problem_count < manifest.problems.len() as u64 {
+            return Err(Invalid("its problems are counted wrongly".to_owned()));
+        }
+        match manifest.sessions.iter().find(|s| !is_digest(&s.digest)) {
+            Some(session) => Err(Invalid(format!("session {:?} has no SHA-256 as its digest", session.id))),
+            None => Ok(manifest),
+        }
+    }
+
+    /// The session that a file belongs to.
+    pub fn session_of_path(&self, path: &str) -> Option<&SessionEntry> {
+        self.sessions.iter().find(|s| path.strip_prefix(s.id.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/'])))
+    }
+
+    /// Bytes in the store.
+    pub fn stored_bytes(&self) -> u64 {
+        self.sessions.iter().map(|s| s.size).fold(0, u64::saturating_add)
+    }
+
+    /// Problems that lost content: a symlink or a FIFO has none.
+    pub fn lost(&self) -> usize {
+        self.problems.iter().filter(|p| matches!(p.kind, ProblemKind::Unreadable | ProblemKind::Changed)).count()
+    }
+}
+
+/// Whether a text is a SHA-256 in lower-case hexadecimal.
+pub fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn empty(uid: &str) -> Manifest {
+        Manifest {
+            version: VERSION,
+            computer: ManifestComputer { namespace: "t".into(), name: "c".into(), uid: uid.into() },
+            created_at: 1,
+            session_paths: Vec::new(),
+            sessions: Vec::new(),
+            problems: Vec::new(),
+            problem_count: 0,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_refused_and_never_panics(bytes: Vec<u8>, text in "\\PC*") {
+            prop_assert!(Manifest::parse(&bytes).is_err());
+            prop_assert!(Manifest::parse(text.as_bytes()).is_err());
+        }
+
+        #[test]
+        fn only_a_digest_names_an_object(name in "[a-f0-9./]{0,70}") {
+            let mut manifest = empty("u");
+            manifest.sessions.push(SessionEntry { id: "s".into(), files: 1, bytes: 1, digest: name.clone(), size: 1, last_modified: 0 });
+            let parsed = Manifest::parse(&serde_json::to_vec(&manifest).expect("json"));
+            prop_assert_eq!(parsed.is_ok(), is_digest(&name));
+        }
+    }
+
+    #[test]
+    fn a_path_belongs_to_the_session_of_its_stem() {
+        let mut manifest = empty("u");
+        let entry = |id: &str| SessionEntry { id: id.into(), files: 1, bytes: 1, digest: "0".repeat(64), size: 1, last_modified: 0 };
+        manifest.sessions = vec![entry("a/one"), entry("a/one-two")];
+        assert_eq!(manifest.session_of_path("a/one-two.jsonl").map(|s| s.id.as_str()), Some("a/one-two"));
+        assert_eq!(manifest.session_of_path("a/one/sub/x").map(|s| s.id.as_str()), Some("a/one"));
+        assert!(manifest.session_of_path("a/on").is_none());
+    }
+}

@@ -1,0 +1,354 @@
+//! Packs the sessions of a home: every session one deterministic `tar.zst`, spooled to a file and named by its digest.
+//!
+//! Runs in the archive pod, next to files that a tenant wrote: symbolic links are never followed, nothing but regular files is
+//! opened, nothing above the home is reached, and memory stays bounded.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use sha2::{Digest, Sha256};
+
+use super::manifest::{MAX_PROBLEMS, Problem, ProblemKind, SessionEntry};
+
+/// Files of one session, relative to the home, sorted.
+type Files = Vec<PathBuf>;
+
+/// What a look through the home found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Files of each session, by the session's path up to the first dot.
+    pub sessions: BTreeMap<PathBuf, Files>,
+    /// What cannot be archived as it stands.
+    pub problems: Problems,
+}
+
+/// Problems, bounded: the first are listed, all are counted.
+#[derive(Debug, Default)]
+pub struct Problems {
+    /// The first of them.
+    pub listed: Vec<Problem>,
+    /// All of them.
+    pub count: u64,
+    /// Those that lost content because it could not be read.
+    pub unreadable: u64,
+}
+
+impl Problems {
+    fn add(&mut self, path: &Path, kind: ProblemKind, detail: impl std::fmt::Display) {
+        self.count += 1;
+        self.unreadable += u64::from(kind == ProblemKind::Unreadable);
+        if self.listed.len() < MAX_PROBLEMS {
+            let bytes = path.as_os_str().as_bytes();
+            let exact = std::str::from_utf8(bytes).is_err().then(|| base64::engine::general_purpose::STANDARD.encode(bytes));
+            self.listed.push(Problem { path: path.to_string_lossy().into_owned(), path_bytes: exact, kind, detail: detail.to_string() });
+        }
+    }
+}
+
+/// A packed session: its entry and the spooled object.
+#[derive(Debug)]
+pub struct Packed {
+    /// Entry for the manifest.
+    pub entry: SessionEntry,
+    /// The object.
+    pub object: tempfile::NamedTempFile,
+}
+
+/// Checks a session path of a class: relative, without `.` and `..`.
+///
+/// # Errors
+/// A message that names the path.
+pub fn check_path(path: &str) -> Result<(), String> {
+    let normal = Path::new(path).components().all(|c| matches!(c, std::path::Component::Normal(_)));
+    if normal && !path.is_empty() { Ok(()) } else { Err(format!("session path {path:?} is not a plain path relative to the home")) }
+}
+
+/// Looks through the session paths; an empty list means the whole home. A path that does not exist holds no sessions.
+pub fn find(home: &Path, session_paths: &[String]) -> Found {
+    let mut found = Found::default();
+    let roots: Vec<PathBuf> = if session_paths.is_empty() { vec![PathBuf::new()] } else { session_paths.iter().map(PathBuf::from).collect() };
+    for root in roots {
+        // A link in the path itself would lead elsewhere.
+        if root.ancestors().any(|a| home.join(a).symlink_metadata().is_ok_and(|m| m.is_symlink()) && a != Path::new("")) {
+            found.problems.add(&root, ProblemKind::Symlink, "a session path must not lead through a symbolic link");
+            continue;
+        }
+        if home.join(&root).symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+            continue;
+        }
+        walk(home, &root, &mut found);
+    }
+    for files in found.sessions.values_mut() {
+        files.sort();
+        files.dedup();
+    }
+    found
+}
+
+fn walk(home: &Path, root: &Path, found: &mut Found) {
+    for entry in walkdir::WalkDir::new(home.join(root)).follow_links(false).follow_root_links(false).sort_by_file_name() {
+        match entry {
+            Err(error) => {
+                let path = error.path().and_then(|p| p.strip_prefix(home).ok()).unwrap_or(root).to_owned();
+                found.problems.add(&path, ProblemKind::Unreadable, error);
+            }
+            Ok(entry) => {
+                let Ok(path) = entry.path().strip_prefix(home).map(Path::to_path_buf) else { continue };
+                let kind = entry.file_type();
+                if kind.is_file() {
+                    found.sessions.entry(session_of(root, &path)).or_default().push(path);
+                } else if kind.is_symlink() {
+                    let target = std::fs::read_link(entry.path()).unwrap_or_default();
+                    found.problems.add(&path, ProblemKind::Symlink, target.display());
+                } else if !kind.is_dir() {
+                    found.problems.add(&path, ProblemKind::Special, "not a regular file");
+                }
+            }
+        }
+    }
+    join_folders(found);
+}
+
+/// Session of a file: its path up to the first dot of its name. A name that begins with a dot is kept whole.
+fn session_of(root: &Path, path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let end = name.iter().skip(1).position(|b| *b == b'.').map_or(name.len(), |i| i + 1);
+    let stem = std::ffi::OsStr::from_bytes(&name[..end]);
+    path.parent().unwrap_or(root).join(stem)
+}
+
+/// A folder beside a session file of the same stem belongs to that session (`7f3c.jsonl` and `7f3c/…`).
+fn join_folders(found: &mut Found) {
+    let ids: Vec<PathBuf> = found.sessions.keys().cloned().collect();
+    for id in ids {
+        let home = id.ancestors().skip(1).find(|a| found.sessions.contains_key(*a)).map(Path::to_path_buf);
+        if let Some((home, files)) = home.and_then(|h| Some((h, found.sessions.remove(&id)?))) {
+            found.sessions.entry(home).or_default().extend(files);
+        }
+    }
+}
+
+/// Packs one session. `None`: none of its files could be read.
+///
+/// # Errors
+/// When the spool cannot be written; a tenant's file never causes one.
+pub fn pack(home: &Path, spool: &Path, id: &Path, files: &[PathBuf], problems: &mut Problems) -> std::io::Result<Option<Packed>> {
+    let object = tempfile::NamedTempFile::new_in(spool)?;
+    let sink = Hashing { inner: object.reopen()?, hash: Sha256::new(), size: 0 };
+    let mut tar = tar::Builder::new(zstd::Encoder::new(sink, 3)?);
+    tar.mode(tar::HeaderMode::Deterministic);
+    let root = rustix::fs::open(home, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let (mut count, mut bytes, mut newest) = (0, 0, 0);
+    for path in files {
+        let (file, metadata) = match open(&root, path) {
+            Ok(opened) => opened,
+            Err(error) => {
+                problems.add(path, ProblemKind::Unreadable, error);
+                continue;
+            }
+        };
+        let mut exact = Exact { inner: file, left: metadata.len(), changed: None };
+        let mut header = tar::Header::new_gnu();
+        header.set_metadata_in_mode(&metadata, tar::HeaderMode::Deterministic);
+        header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
+        header.set_size(metadata.len());
+        tar.append_data(&mut header, path, &mut exact)?;
+        if let Some(why) = exact.verdict() {
+            problems.add(path, if why == GREW_OR_SHRANK { ProblemKind::Changed } else { ProblemKind::Unreadable }, why);
+        }
+        count += 1;
+        bytes += metadata.len();
+        newest = newest.max(metadata.mtime());
+    }
+    let sink = tar.into_inner()?.finish()?;
+    if count == 0 {
+        return Ok(None);
+    }
+    let entry = SessionEntry {
+        id: id.to_string_lossy().into_owned(),
+        files: count,
+        bytes,
+        digest: hex::encode(sink.hash.finalize()),
+        size: sink.size,
+        last_modified: newest,
+    };
+    Ok(Some(Packed { entry, object }))
+}
+
+/// Opens a regular file below the home: no link anywhere on the way, nothing that could block.
+fn open(root: &rustix::fd::OwnedFd, path: &Path) -> std::io::Result<(File, std::fs::Metadata)> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(std::io::Error::other("not a regular file any more"));
+    }
+    Ok((file, metadata))
+}
+
+const GREW_OR_SHRANK: &str = "its size changed while it was read";
+
+/// Gives exactly the bytes that the header promised, whatever happens to the file meanwhile, so that no tar is ever corrupt.
+struct Exact {
+    inner: File,
+    left: u64,
+    changed: Option<String>,
+}
+
+impl Read for Exact {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        let read = if self.changed.is_some() { Ok(0) } else { self.inner.read(&mut buffer[..most]) };
+        let given = match read {
+            Ok(0) => {
+                self.changed.get_or_insert_with(|| GREW_OR_SHRANK.to_owned());
+                buffer[..most].fill(0);
+                most
+            }
+            Ok(n) => n,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Err(error),
+            Err(error) => {
+                self.changed = Some(error.to_string());
+                buffer[..most].fill(0);
+                most
+            }
+        };
+        self.left -= given as u64;
+        Ok(given)
+    }
+}
+
+impl Exact {
+    fn verdict(mut self) -> Option<String> {
+        let mut more = [0; 1];
+        if self.changed.is_none() && self.inner.read(&mut more).is_ok_and(|n| n > 0) {
+            self.changed = Some(GREW_OR_SHRANK.to_owned());
+        }
+        self.changed
+    }
+}
+
+struct Hashing {
+    inner: File,
+    hash: Sha256,
+    size: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::expect_used, clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::ffi::OsStringExt;
+
+    fn write(home: &Path, path: impl AsRef<Path>, content: &[u8]) {
+        let path = home.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    fn ids(found: &Found) -> Vec<String> {
+        found.sessions.keys().map(|p| p.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn files_of_one_stem_and_their_folder_are_one_session() {
+        let home = tempfile::tempdir().unwrap();
+        for path in ["s/a.jsonl", "s/a.settings.json", "s/a/sub/agent.jsonl", "s/b.jsonl", "other/x.jsonl"] {
+            write(home.path(), path, b"x");
+        }
+        let found = find(home.path(), &["s".into(), "missing".into()]);
+        assert_eq!(ids(&found), ["s/a", "s/b"]);
+        assert_eq!(found.sessions[Path::new("s/a")].len(), 3);
+    }
+
+    #[test]
+    fn links_and_special_files_are_recorded_and_never_opened() {
+        let (home, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        write(outside.path(), "secret.jsonl", b"not yours");
+        write(home.path(), "s/a.jsonl", b"x");
+        std::os::unix::fs::symlink(outside.path().join("secret.jsonl"), home.path().join("s/link.jsonl")).unwrap();
+        std::os::unix::fs::symlink(outside.path(), home.path().join("linked")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, home.path().join("s/pipe"), rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let found = find(home.path(), &["s".into(), "linked".into()]);
+        assert_eq!(ids(&found), ["s/a"]);
+        let kinds: Vec<_> = found.problems.listed.iter().map(|p| p.kind).collect();
+        assert_eq!(kinds, [ProblemKind::Symlink, ProblemKind::Special, ProblemKind::Symlink]);
+        // A file that became a link after it was listed.
+        let mut problems = Problems::default();
+        let packed = pack(home.path(), home.path(), Path::new("s/link"), &["s/link.jsonl".into(), "../x".into()], &mut problems).unwrap();
+        assert!(packed.is_none() && problems.unreadable == 2);
+    }
+
+    #[test]
+    fn a_file_that_changes_its_size_never_makes_a_corrupt_tar() {
+        let folder = tempfile::tempdir().unwrap();
+        for (real, promised) in [(3_u64, 8_u64), (8, 3)] {
+            std::fs::write(folder.path().join("f"), vec![b'x'; usize::try_from(real).unwrap()]).unwrap();
+            let mut exact = Exact { inner: File::open(folder.path().join("f")).unwrap(), left: promised, changed: None };
+            let mut bytes = Vec::new();
+            exact.read_to_end(&mut bytes).unwrap();
+            assert_eq!(bytes.len() as u64, promised);
+            assert_eq!(exact.verdict().as_deref(), Some(GREW_OR_SHRANK));
+        }
+    }
+
+    #[test]
+    fn the_same_files_make_the_same_object() {
+        let home = tempfile::tempdir().unwrap();
+        write(home.path(), "s/a.jsonl", b"content");
+        let digest = || {
+            let mut problems = Problems::default();
+            let found = find(home.path(), &[]);
+            let (id, files) = found.sessions.iter().next().unwrap();
+            pack(home.path(), std::env::temp_dir().as_path(), id, files, &mut problems).unwrap().unwrap().entry.digest
+        };
+        assert_eq!(digest(), digest());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn every_tree_comes_back_byte_for_byte(files in proptest::collection::btree_map(proptest::collection::vec(1_u8..=255, 1..40), proptest::collection::vec(any::<u8>(), 0..2000), 1..12)) {
+            let (home, back) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let mut kept = BTreeMap::new();
+            for (name, content) in files {
+                let name: Vec<u8> = name.into_iter().map(|b| if b == b'/' { b'_' } else { b }).collect();
+                if name == b"." || name == b".." { continue; }
+                let path = PathBuf::from("s").join(std::ffi::OsString::from_vec(name));
+                write(home.path(), &path, &content);
+                kept.insert(path, content);
+            }
+            let mut problems = Problems::default();
+            for (id, files) in find(home.path(), &["s".into()]).sessions {
+                let packed = pack(home.path(), home.path(), &id, &files, &mut problems).unwrap().unwrap();
+                super::super::restore::unpack(packed.object.reopen().unwrap(), back.path()).unwrap();
+            }
+            prop_assert_eq!(problems.count, 0);
+            for (path, content) in kept {
+                prop_assert_eq!(std::fs::read(back.path().join(&path)).unwrap(), content, "{:?}", path);
+            }
+        }
+    }
+}

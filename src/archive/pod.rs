@@ -1,0 +1,185 @@
+//! The archive pod's program: packs the home that is mounted read-only and streams it to the operator's ingest endpoint. It has
+//! no store credentials, and its word proves nothing: the operator reads the archive back.
+//!
+//! Exit codes: 0 stored, 1 to be tried again, 3 unreadable files where the class says `Block`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use reqwest::{Body, Client, StatusCode};
+use tokio_util::io::ReaderStream;
+
+use super::manifest::{Manifest, ManifestComputer, VERSION};
+use super::pack::{self, Packed, Problems};
+
+const TOKEN: &str = "/var/run/secrets/ingest/token";
+const TERMINATION_LOG: &str = "/dev/termination-log";
+/// Tries of one request before the pod gives up; the operator then makes another attempt.
+const TRIES: u32 = 6;
+
+/// What the operator tells the pod.
+struct Job {
+    url: String,
+    ca: String,
+    computer: ManifestComputer,
+    session_paths: Vec<String>,
+    block_unreadable: bool,
+    home: PathBuf,
+    spool: PathBuf,
+    token: PathBuf,
+}
+
+impl Job {
+    fn from_env() -> anyhow::Result<Self> {
+        let var = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set: this command runs in the operator's archive pods"));
+        let or = |name: &str, default: &str| PathBuf::from(std::env::var(name).unwrap_or_else(|_| default.to_owned()));
+        let session_paths: Vec<String> = serde_json::from_str(&var("SESSION_PATHS")?).context("SESSION_PATHS")?;
+        for path in &session_paths {
+            pack::check_path(path).map_err(anyhow::Error::msg)?;
+        }
+        Ok(Self {
+            url: var("INGEST_URL")?,
+            ca: var("INGEST_CA")?,
+            computer: ManifestComputer { namespace: var("COMPUTER_NAMESPACE")?, name: var("COMPUTER_NAME")?, uid: var("COMPUTER_UID")? },
+            session_paths,
+            block_unreadable: var("UNREADABLE")? == "Block",
+            home: or("HOME_VOLUME", "/home-volume"),
+            spool: or("SPOOL", "/spool"),
+            token: or("INGEST_TOKEN_FILE", TOKEN),
+        })
+    }
+}
+
+/// Runs the pod's program.
+pub async fn main() -> ExitCode {
+    let result = match Job::from_env() {
+        Ok(job) => run(&job).await,
+        Err(error) => Err(error),
+    };
+    match result {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(unreadable)) => end(&unreadable, 3),
+        Err(error) => end(&format!("{error:#}"), 1),
+    }
+}
+
+/// The last words, where `kubectl describe` and the operator find them.
+fn end(message: &str, code: u8) -> ExitCode {
+    eprintln!("{message}");
+    let text = crate::resources::conditions::truncate(message, 1000);
+    if let Err(error) = std::fs::write(TERMINATION_LOG, text) {
+        eprintln!("the termination log cannot be written: {error}");
+    }
+    ExitCode::from(code)
+}
+
+/// Packs and sends everything, the manifest last. `Some`: why unreadable files block it.
+async fn run(job: &Job) -> anyhow::Result<Option<String>> {
+    let sender = Sender::new(job)?;
+    let found = pack::find(&job.home, &job.session_paths);
+    println!("{} sessions found", found.sessions.len());
+    let (mut problems, mut entries) = (found.problems, Vec::new());
+    let total = found.sessions.len();
+    for (i, (id, files)) in found.sessions.into_iter().enumerate() {
+        let packed = pack_one(job, id, files, &mut problems).await?;
+        let Some(packed) = packed else { continue };
+        sender.object(&packed).await?;
+        // Names of sessions are content: they go to the manifest, not to a log.
+        println!("[{}/{total}] {} files, {} bytes -> {} bytes", i + 1, packed.entry.files, packed.entry.bytes, packed.entry.size);
+        entries.push(packed.entry);
+    }
+    if job.block_unreadable && problems.unreadable > 0 {
+        return Ok(Some(format!("{} files or folders cannot be read", problems.unreadable)));
+    }
+    entries.sort_by(|a, b| a.id.cmp(&b.id));
+    let manifest = Manifest {
+        version: VERSION,
+        computer: job.computer.clone(),
+        created_at: jiff::Timestamp::now().as_second(),
+        session_paths: job.session_paths.clone(),
+        sessions: entries,
+        problems: problems.listed,
+        problem_count: problems.count,
+    };
+    sender.manifest(&serde_json::to_vec_pretty(&manifest)?).await?;
+    println!("manifest stored: {} sessions, {} problems", manifest.sessions.len(), manifest.problem_count);
+    Ok(None)
+}
+
+async fn pack_one(job: &Job, id: PathBuf, files: Vec<PathBuf>, problems: &mut Problems) -> anyhow::Result<Option<Packed>> {
+    let (home, spool) = (job.home.clone(), job.spool.clone());
+    let mut own = std::mem::take(problems);
+    let (packed, own) = tokio::task::spawn_blocking(move || (pack::pack(&home, &spool, &id, &files, &mut own), own)).await?;
+    *problems = own;
+    packed.context("writing the spool")
+}
+
+struct Sender<'a> {
+    client: Client,
+    base: String,
+    token: &'a Path,
+}
+
+impl<'a> Sender<'a> {
+    fn new(job: &'a Job) -> anyhow::Result<Self> {
+        let client = Client::builder()
+            .tls_certs_only([reqwest::Certificate::from_pem(job.ca.as_bytes()).context("INGEST_CA")?])
+            .connect_timeout(Duration::from_secs(5))
+            .read_timeout(Duration::from_secs(120))
+            .no_proxy()
+            .build()?;
+        Ok(Self { client, base: format!("{}/ingest/v1/{}", job.url.trim_end_matches('/'), job.computer.uid), token: &job.token })
+    }
+
+    /// Read for each request: the kubelet renews it.
+    fn token(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.token).context("the ingest token")?.trim().to_owned())
+    }
+
+    /// An object that is there already (an earlier attempt) is not sent again.
+    async fn object(&self, packed: &Packed) -> anyhow::Result<()> {
+        let url = format!("{}/objects/{}", self.base, packed.entry.digest);
+        self.retry("object", || async {
+            let there = self.client.head(&url).bearer_auth(self.token()?).send().await?;
+            if there.status() == StatusCode::OK {
+                return Ok(there);
+            }
+            let file = tokio::fs::File::open(packed.object.path()).await?;
+            let body = Body::wrap_stream(ReaderStream::new(file));
+            Ok(self.client.put(&url).bearer_auth(self.token()?).header("content-length", packed.entry.size).body(body).send().await?)
+        })
+        .await
+    }
+
+    async fn manifest(&self, bytes: &[u8]) -> anyhow::Result<()> {
+        let url = format!("{}/manifest", self.base);
+        self.retry("manifest", || async { Ok(self.client.put(&url).bearer_auth(self.token()?).body(bytes.to_vec()).send().await?) }).await
+    }
+
+    /// Tries again what may pass; a refusal is final for this attempt.
+    async fn retry<F, R>(&self, what: &str, send: F) -> anyhow::Result<()>
+    where
+        F: Fn() -> R,
+        R: Future<Output = anyhow::Result<reqwest::Response>>,
+    {
+        let mut last = anyhow::anyhow!("not tried");
+        for n in 0..TRIES {
+            if n > 0 {
+                tokio::time::sleep(Duration::from_secs(1 << n.min(4))).await;
+            }
+            match send().await {
+                Ok(answer) if answer.status().is_success() => return Ok(()),
+                Ok(answer) if answer.status().is_client_error() && answer.status() != StatusCode::TOO_MANY_REQUESTS => {
+                    let status = answer.status();
+                    bail!("the operator refused the {what}: {status} {}", answer.text().await.unwrap_or_default());
+                }
+                Ok(answer) => last = anyhow::anyhow!("{} {}", answer.status(), answer.text().await.unwrap_or_default()),
+                Err(error) => last = error,
+            }
+            println!("the {what} was not stored yet: {last:#}");
+        }
+        Err(last.context(format!("the {what} was not stored")))
+    }
+}

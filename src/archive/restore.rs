@@ -1,0 +1,98 @@
+//! Writes a session's object back to a folder. Nothing is written outside it, nothing that exists is overwritten, and no link is
+//! followed or made: an archive holds regular files only.
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
+
+/// Why an archive was not restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The object is not one of ours.
+    #[error("damaged archive: {0}")]
+    Damaged(String),
+    /// The folder cannot be written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Unpacks one object below `folder`; returns the files written.
+///
+/// # Errors
+/// At the first entry that is not a regular file with a plain path, or that exists already.
+pub fn unpack(object: impl Read, folder: &Path) -> Result<Vec<PathBuf>, RestoreError> {
+    let damaged = |e: &dyn std::fmt::Display| RestoreError::Damaged(e.to_string());
+    let mut written = Vec::new();
+    let mut archive = tar::Archive::new(zstd::Decoder::new(object).map_err(|e| damaged(&e))?);
+    for entry in archive.entries().map_err(|e| damaged(&e))? {
+        let mut entry = entry.map_err(|e| damaged(&e))?;
+        let path = entry.path().map_err(|e| damaged(&e))?.into_owned();
+        if entry.header().entry_type() != tar::EntryType::Regular || !plain(&path) {
+            return Err(damaged(&format!("entry {} is not a regular file below the home", path.display())));
+        }
+        write(folder, &path, &mut entry)?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+fn plain(path: &Path) -> bool {
+    path.components().next().is_some() && path.components().all(|c| matches!(c, Component::Normal(_)))
+}
+
+fn write(folder: &Path, path: &Path, content: &mut impl Read) -> Result<(), RestoreError> {
+    let to = folder.join(path);
+    let io = |source| RestoreError::Io { path: to.clone(), source };
+    // A link planted in the target folder must not lead out of it.
+    for parent in path.ancestors().skip(1) {
+        if folder.join(parent).symlink_metadata().is_ok_and(|m| m.is_symlink()) && parent != Path::new("") {
+            return Err(io(std::io::Error::other("leads through a symbolic link")));
+        }
+    }
+    if let Some(parent) = to.parent() {
+        std::fs::create_dir_all(parent).map_err(io)?;
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(io)?;
+    std::io::copy(content, &mut file).map_err(io)?;
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn object(path: &[u8], kind: tar::EntryType) -> Vec<u8> {
+        let mut header = tar::Header::new_gnu();
+        header.as_old_mut().name[..path.len()].copy_from_slice(path);
+        header.set_entry_type(kind);
+        header.set_size(1);
+        header.set_mode(0o644);
+        header.set_cksum();
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append(&header, &b"x"[..]).unwrap();
+        zstd::encode_all(tar.into_inner().unwrap().as_slice(), 1).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_written_outside_and_nothing_is_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("in");
+        std::fs::create_dir(&inside).unwrap();
+        for path in [&b"../out"[..], b"/abs", b"a/../../out"] {
+            assert!(unpack(object(path, tar::EntryType::Regular).as_slice(), &inside).is_err());
+        }
+        assert!(unpack(object(b"link", tar::EntryType::Symlink).as_slice(), &inside).is_err());
+        assert_eq!(unpack(object(b"file", tar::EntryType::Regular).as_slice(), &inside).unwrap().len(), 1);
+        assert!(unpack(object(b"file", tar::EntryType::Regular).as_slice(), &inside).is_err(), "overwritten");
+        std::os::unix::fs::symlink(folder.path(), inside.join("planted")).unwrap();
+        assert!(unpack(object(b"planted/out", tar::EntryType::Regular).as_slice(), &inside).is_err());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something is outside");
+    }
+}

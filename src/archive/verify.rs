@@ -1,0 +1,222 @@
+//! Reads a whole archive back before anything is destroyed (S1): every object is there, has its digest, and holds as many files
+//! and bytes as the manifest says. In the background, so that a slow store holds up nobody else (L3).
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::{Arc, Mutex};
+
+use sha2::{Digest, Sha256};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::io::{StreamReader, SyncIoBridge};
+
+use super::store::{Store, StoreError};
+use super::{Manifest, SessionEntry, manifest_key, object_key};
+
+/// Archives that are read back at the same time.
+const AT_ONCE: usize = 3;
+
+/// What a verified archive holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// SHA-256 of the manifest, hexadecimal.
+    pub manifest_digest: String,
+    /// Sessions.
+    pub sessions: u64,
+    /// Bytes in the store.
+    pub bytes: u64,
+    /// Files that lost content.
+    pub problems: u64,
+}
+
+/// How an archive stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verification {
+    /// A check is under way.
+    Running,
+    /// All of it was read back.
+    Valid(Summary),
+    /// There is no manifest: a live answer.
+    Missing,
+    /// It is damaged.
+    Invalid(String),
+    /// The store does not answer.
+    Unavailable(String),
+}
+
+/// Checks archives in the background.
+pub struct Verifier {
+    store: Arc<Store>,
+    checked: mpsc::Sender<String>,
+    slots: Arc<Semaphore>,
+    state: Arc<Mutex<HashMap<String, Verification>>>,
+}
+
+impl Verifier {
+    /// The UID of every check that ends is sent to `checked`.
+    pub fn new(store: Arc<Store>, checked: mpsc::Sender<String>) -> Self {
+        Self { store, checked, slots: Arc::new(Semaphore::new(AT_ONCE)), state: Arc::default() }
+    }
+
+    /// How the archive of `uid` stands. A result is given once; asking again checks again.
+    pub fn check(&self, uid: &str) -> Verification {
+        let Ok(mut state) = self.state.lock() else { return Verification::Unavailable("the verifier failed".to_owned()) };
+        match state.get(uid) {
+            Some(Verification::Running) => return Verification::Running,
+            Some(_) => return state.remove(uid).unwrap_or(Verification::Running),
+            None => {}
+        }
+        state.insert(uid.to_owned(), Verification::Running);
+        drop(state);
+        self.start(uid.to_owned());
+        Verification::Running
+    }
+
+    fn start(&self, uid: String) {
+        let (store, slots, state, checked) = (Arc::clone(&self.store), Arc::clone(&self.slots), Arc::clone(&self.state), self.checked.clone());
+        tokio::spawn(async move {
+            let result = tokio::spawn(async move {
+                let _slot = slots.acquire_owned().await;
+                (verify(&store, &uid).await, uid)
+            });
+            let Ok((result, uid)) = result.await else { return };
+            if let Ok(mut state) = state.lock() {
+                state.insert(uid.clone(), result);
+            }
+            // The receiver goes only at shutdown.
+            let _ = checked.send(uid).await;
+        });
+    }
+}
+
+/// Reads an archive back, whole.
+pub async fn verify(store: &Store, uid: &str) -> Verification {
+    let bytes = match store.get(&manifest_key(uid)).await {
+        Ok(bytes) => bytes,
+        Err(StoreError::NotFound(_)) => return Verification::Missing,
+        Err(error) => return Verification::Unavailable(error.to_string()),
+    };
+    let manifest = match Manifest::parse(&bytes) {
+        Ok(manifest) if manifest.computer.uid == uid => manifest,
+        Ok(other) => return Verification::Invalid(format!("the manifest is that of {}", other.computer.uid)),
+        Err(error) => return Verification::Invalid(error.to_string()),
+    };
+    for session in &manifest.sessions {
+        match object(store, uid, session).await {
+            Ok(()) => {}
+            Err(StoreError::Unavailable(why)) => return Verification::Unavailable(why),
+            Err(error) => return Verification::Invalid(error.to_string()),
+        }
+    }
+    Verification::Valid(Summary {
+        manifest_digest: hex::encode(Sha256::digest(&bytes)),
+        sessions: manifest.sessions.len() as u64,
+        bytes: manifest.stored_bytes(),
+        problems: manifest.lost() as u64,
+    })
+}
+
+async fn object(store: &Store, uid: &str, session: &SessionEntry) -> Result<(), StoreError> {
+    let key = object_key(uid, &session.digest);
+    let reader = SyncIoBridge::new(StreamReader::new(store.stream(&key).await?));
+    let (expected, id) = (session.clone(), session.id.clone());
+    let read = tokio::task::spawn_blocking(move || read_back(reader, &expected));
+    read.await.unwrap_or_else(|e| Err(StoreError::Unavailable(e.to_string()))).map_err(|e| match e {
+        StoreError::Corrupt(why) => StoreError::Corrupt(format!("session {id:?} ({key}): {why}")),
+        other => other,
+    })
+}
+
+/// Digest, number of files and bytes, in one stream and bounded memory.
+fn read_back(object: impl Read, expected: &SessionEntry) -> Result<(), StoreError> {
+    let corrupt = |e: &dyn std::fmt::Display| StoreError::Corrupt(e.to_string());
+    let mut hashing = Hashing { inner: object, hash: Sha256::new(), failed: None };
+    let counted = count(&mut hashing, expected.bytes);
+    // To the end, so that the digest is that of the whole object.
+    let rest = std::io::copy(&mut hashing, &mut std::io::sink());
+    if let Some(error) = hashing.failed.take() {
+        return Err(StoreError::Unavailable(error));
+    }
+    rest.map_err(|e| StoreError::Unavailable(e.to_string()))?;
+    let (files, bytes) = counted.map_err(|e| corrupt(&e))?;
+    let digest = hex::encode(hashing.hash.finalize());
+    if digest != expected.digest {
+        return Err(corrupt(&format!("its bytes have sha256 {digest}")));
+    }
+    if (files, bytes) != (expected.files, expected.bytes) {
+        return Err(corrupt(&format!("it holds {files} files of {bytes} bytes, not {} of {}", expected.files, expected.bytes)));
+    }
+    Ok(())
+}
+
+fn count(object: &mut impl Read, most: u64) -> std::io::Result<(u64, u64)> {
+    let mut archive = tar::Archive::new(zstd::Decoder::new(object)?);
+    let (mut files, mut bytes) = (0, 0);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        files += 1;
+        bytes += std::io::copy(&mut entry, &mut std::io::sink())?;
+        if bytes > most {
+            return Err(std::io::Error::other("it holds more than the manifest says"));
+        }
+    }
+    Ok((files, bytes))
+}
+
+/// Hashes what is read, and remembers a failure of the store apart from damage in the bytes.
+struct Hashing<R> {
+    inner: R,
+    hash: Sha256,
+    failed: Option<String>,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self.inner.read(buffer) {
+            Ok(n) => {
+                self.hash.update(&buffer[..n]);
+                Ok(n)
+            }
+            Err(error) => {
+                self.failed = Some(error.to_string());
+                Err(error)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::archive::pack::{self, Problems};
+
+    async fn archived(folder: &std::path::Path) -> (Store, String) {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("a.jsonl"), b"hello").unwrap();
+        let found = pack::find(home.path(), &[]);
+        let (id, files) = found.sessions.iter().next().unwrap();
+        let packed = pack::pack(home.path(), folder, id, files, &mut Problems::default()).unwrap().unwrap();
+        let store = Store::open(&format!("file://{}", folder.display())).unwrap();
+        let key = object_key("u", &packed.entry.digest);
+        let body = futures::stream::iter([Ok(bytes::Bytes::from(std::fs::read(packed.object.path()).unwrap()))]);
+        store.put_addressed(&key, &packed.entry.digest, body).await.unwrap();
+        let mut manifest = crate::archive::manifest::tests::empty("u");
+        manifest.sessions.push(packed.entry);
+        store.put_once(&manifest_key("u"), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+        (store, key)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_an_archive_that_can_be_read_back_whole_is_valid() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, key) = archived(folder.path()).await;
+        assert!(matches!(verify(&store, "u").await, Verification::Valid(Summary { sessions: 1, .. })));
+        assert_eq!(verify(&store, "nobody").await, Verification::Missing);
+        let file = folder.path().join(&key);
+        let whole = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+        assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "a byte short");
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "an object is missing");
+    }
+}

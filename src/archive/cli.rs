@@ -90,7 +90,7 @@ async fn show(store: &Store, uid: &str, json: bool) -> anyhow::Result<ExitCode> 
         return Ok(ExitCode::SUCCESS);
     }
     println!("Computer {}/{} ({uid}), archived {}", manifest.computer.namespace, manifest.computer.name, when(manifest.created_at));
-    println!("{:<64}  {:>6}  {:>12}  {}", "SESSION", "FILES", "BYTES", "SHA-256 OF ITS OBJECT");
+    println!("{:<64}  {:>6}  {:>12}  SHA-256 OF ITS OBJECT", "SESSION", "FILES", "BYTES");
     for s in &manifest.sessions {
         println!("{:<64}  {:>6}  {:>12}  {}", s.id, s.files, s.bytes, s.digest);
     }

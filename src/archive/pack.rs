@@ -72,7 +72,8 @@ pub fn check_path(path: &str) -> Result<(), String> {
 /// Looks through the session paths; an empty list means the whole home. A path that does not exist holds no sessions.
 pub fn find(home: &Path, session_paths: &[String]) -> Found {
     let mut found = Found::default();
-    let roots: Vec<PathBuf> = if session_paths.is_empty() { vec![PathBuf::new()] } else { session_paths.iter().map(PathBuf::from).collect() };
+    let roots: Vec<PathBuf> =
+        if session_paths.is_empty() { vec![PathBuf::new()] } else { session_paths.iter().map(PathBuf::from).collect() };
     for root in roots {
         // A link in the path itself would lead elsewhere.
         if root.ancestors().any(|a| home.join(a).symlink_metadata().is_ok_and(|m| m.is_symlink()) && a != Path::new("")) {

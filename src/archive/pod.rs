@@ -33,7 +33,9 @@ struct Job {
 
 impl Job {
     fn from_env() -> anyhow::Result<Self> {
-        let var = |name: &str| std::env::var(name).with_context(|| format!("{name} is not set: this command runs in the operator's archive pods"));
+        let var = |name: &str| {
+            std::env::var(name).with_context(|| format!("{name} is not set: this command runs in the operator's archive pods"))
+        };
         let or = |name: &str, default: &str| PathBuf::from(std::env::var(name).unwrap_or_else(|_| default.to_owned()));
         let session_paths: Vec<String> = serde_json::from_str(&var("SESSION_PATHS")?).context("SESSION_PATHS")?;
         for path in &session_paths {

@@ -72,7 +72,8 @@ impl Verifier {
     }
 
     fn start(&self, uid: String) {
-        let (store, slots, state, checked) = (Arc::clone(&self.store), Arc::clone(&self.slots), Arc::clone(&self.state), self.checked.clone());
+        let (store, slots, state, checked) =
+            (Arc::clone(&self.store), Arc::clone(&self.slots), Arc::clone(&self.state), self.checked.clone());
         tokio::spawn(async move {
             let result = tokio::spawn(async move {
                 let _slot = slots.acquire_owned().await;

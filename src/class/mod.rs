@@ -29,7 +29,8 @@ struct Shared {
 /// Runs until `stop`.
 pub async fn run(client: Client, settings: Settings, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
-    let classes = watcher(Api::<ComputerClass>::all(client.clone()), watcher::Config::default()).default_backoff().reflect(writer).applied_objects();
+    let classes =
+        watcher(Api::<ComputerClass>::all(client.clone()), watcher::Config::default()).default_backoff().reflect(writer).applied_objects();
     let shared = Arc::new(Shared { client, settings });
     Controller::for_stream(classes, reader)
         .with_config(kube::runtime::controller::Config::default().concurrency(4))
@@ -70,7 +71,10 @@ struct Verdict {
 async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallError> {
     let refused = |reason, message| Verdict { accepted: false, reason, message };
     if class.spec.session_paths.is_empty() {
-        return Ok(refused("NoSessionPaths", "spec.sessionPaths is empty: name at least one folder, or set archive.policy: None".to_owned()));
+        return Ok(refused(
+            "NoSessionPaths",
+            "spec.sessionPaths is empty: name at least one folder, or set archive.policy: None".to_owned(),
+        ));
     }
     let mut probe = match pod::desired(class, &ComputerSpec::default(), "dry-run") {
         Ok(pod) => pod,
@@ -100,6 +104,14 @@ fn status(class: &ComputerClass, verdict: &Verdict) -> ComputerClassStatus {
     status.observed_generation = class.metadata.generation;
     let now = Timestamp::now();
     let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
-    conditions::set(&mut status.conditions, types::ACCEPTED, verdict.accepted, verdict.reason, &verdict.message, class.metadata.generation, &now);
+    conditions::set(
+        &mut status.conditions,
+        types::ACCEPTED,
+        verdict.accepted,
+        verdict.reason,
+        &verdict.message,
+        class.metadata.generation,
+        &now,
+    );
     status
 }

@@ -163,7 +163,9 @@ impl Applier {
     async fn release_finalizer(&self, view: &View) -> Result<Effect, Error> {
         let Some(computer) = &view.computer else { return Ok(Effect::Computer(None)) };
         let finalizers = computer.metadata.finalizers.as_deref().unwrap_or_default();
-        let Some(index) = finalizers.iter().position(|f| f == DELETION_FINALIZER) else { return Ok(Effect::Computer(Some(Box::new(computer.clone())))) };
+        let Some(index) = finalizers.iter().position(|f| f == DELETION_FINALIZER) else {
+            return Ok(Effect::Computer(Some(Box::new(computer.clone()))));
+        };
         self.patch_computer(view, computer, json!({"op": "remove", "path": format!("/metadata/finalizers/{index}")})).await
     }
 
@@ -238,7 +240,9 @@ impl Applier {
         match object {
             Object::Pod(pod) => self.create_one(*pod, |p| Fact::Pod(Box::new(p)), Subject::pod).await,
             Object::Claim(claim) => self.create_one(*claim, |c| Fact::Claim(Box::new(c)), Subject::claim).await,
-            Object::Secret(secret) => self.create_one(*secret, |s: Secret| Fact::Uid(s.metadata.uid.unwrap_or_default()), Subject::secret).await,
+            Object::Secret(secret) => {
+                self.create_one(*secret, |s: Secret| Fact::Uid(s.metadata.uid.unwrap_or_default()), Subject::secret).await
+            }
         }
     }
 
@@ -318,7 +322,14 @@ impl Applier {
         }
     }
 
-    async fn patch_one<K>(&self, api: &Api<K>, name: &str, patch: json_patch::Patch, subject: Subject, fact: fn(K) -> Fact) -> Result<Effect, Error>
+    async fn patch_one<K>(
+        &self,
+        api: &Api<K>,
+        name: &str,
+        patch: json_patch::Patch,
+        subject: Subject,
+        fact: fn(K) -> Fact,
+    ) -> Result<Effect, Error>
     where
         K: Clone + DeserializeOwned + Debug,
     {

@@ -7,8 +7,8 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 
 use super::view::View;
+use crate::resources::DeletionOverride;
 use crate::resources::conditions::{self, types};
-use crate::resources::{DeletionOverride, DeletionOverrideStatus};
 use crate::runtime::client::call;
 
 /// Writes `Accepted` to overrides that do not say it yet. Best effort: a failure is logged, the deletion goes on.
@@ -24,7 +24,7 @@ pub async fn acknowledge(client: &Client, view: &View) {
 }
 
 fn patch(found: &DeletionOverride, view: &View) -> Option<json_patch::Patch> {
-    let mut status = found.status.clone().unwrap_or_else(DeletionOverrideStatus::default);
+    let mut status = found.status.clone().unwrap_or_default();
     let same_name = found.spec.computer.namespace == view.namespace && found.spec.computer.name == view.name;
     let (accepted, reason, message) = match (same_name, view.deleting()) {
         (false, _) => (false, "NameMismatch", "the UID belongs to a computer of another name or namespace: nothing is skipped"),

@@ -97,7 +97,11 @@ pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Pod) -> Sn
 }
 
 fn mount_home(container: &mut Container, path: &str) {
-    container.volume_mounts.get_or_insert_default().push(VolumeMount { name: HOME.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() });
+    container.volume_mounts.get_or_insert_default().push(VolumeMount {
+        name: HOME.to_owned(),
+        mount_path: path.to_owned(),
+        ..VolumeMount::default()
+    });
     env(container, "HOME", path);
 }
 
@@ -143,7 +147,7 @@ fn restrict(spec: &mut PodSpec) {
 }
 
 #[cfg(test)]
-#[allow(clippy::expect_used)]
+#[allow(clippy::expect_used, clippy::needless_pass_by_value)]
 mod tests {
     use super::*;
     use serde_json::json;
@@ -162,7 +166,9 @@ mod tests {
         assert_eq!(security.allow_privilege_escalation, Some(false));
         assert_eq!(security.capabilities.and_then(|c| c.drop), Some(vec!["ALL".to_owned()]));
         assert_eq!(spec.automount_service_account_token, Some(false));
-        let own = class(json!({"spec": {"serviceAccountName": "sa", "automountServiceAccountToken": true, "securityContext": {"runAsUser": 4242}, "containers": [{"name": "a", "image": "i", "env": [{"name": "HOME", "value": "/x"}]}]}}));
+        let own = class(
+            json!({"spec": {"serviceAccountName": "sa", "automountServiceAccountToken": true, "securityContext": {"runAsUser": 4242}, "containers": [{"name": "a", "image": "i", "env": [{"name": "HOME", "value": "/x"}]}]}}),
+        );
         let pod = desired(&own, &ComputerSpec::default(), "home").expect("a pod");
         let snapshot = snapshot(&own, &ComputerSpec::default(), &pod);
         assert_eq!((snapshot.run_as_user, snapshot.fs_group), (Some(4242), Some(4242)));
@@ -181,7 +187,10 @@ mod tests {
 
     #[test]
     fn the_hash_follows_the_template_and_not_the_name_of_the_claim() {
-        let (one, two) = (class(json!({"spec": {"containers": [{"name": "a", "image": "i"}]}})), class(json!({"spec": {"containers": [{"name": "a", "image": "j"}]}})));
+        let (one, two) = (
+            class(json!({"spec": {"containers": [{"name": "a", "image": "i"}]}})),
+            class(json!({"spec": {"containers": [{"name": "a", "image": "j"}]}})),
+        );
         let computer = ComputerSpec::default();
         assert_eq!(hash(&one, &computer), hash(&one.clone(), &computer));
         assert_ne!(hash(&one, &computer), hash(&two, &computer));

@@ -206,7 +206,11 @@ fn explain(report: &mut Report, error: &Error) {
         ErrorClass::Transient | ErrorClass::Timeout => "ApiServerUnavailable",
     };
     let message = format!("{error}. It is tried again");
-    let running = report.deletion.iter_mut().chain(report.provisioning.iter_mut()).find(|s| matches!(s.status, StepStatus::Running | StepStatus::Blocked));
+    let running = report
+        .deletion
+        .iter_mut()
+        .chain(report.provisioning.iter_mut())
+        .find(|s| matches!(s.status, StepStatus::Running | StepStatus::Blocked));
     if let Some(step) = running {
         step.status = StepStatus::Blocked;
         step.error = Some(message.clone());
@@ -217,7 +221,7 @@ fn explain(report: &mut Report, error: &Error) {
     report.blocker = Some(Blocker { reason, message });
 }
 
-/// Event reason of a step: UpperCamelCase, bounded.
+/// Event reason of a step: `UpperCamelCase`, bounded.
 fn reason_of(step: &crate::resources::Step) -> String {
     let id: String = step.id.split('-').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
     format!("{id}{:?}", step.status)

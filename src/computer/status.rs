@@ -15,7 +15,8 @@ pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerSta
     let old = computer.status.clone().unwrap_or_default();
     let generation = computer.metadata.generation;
     let now = Time(whole_seconds(view.now));
-    let mut status = ComputerStatus { observed_generation: generation, phase: report.phase.or(old.phase), step: report.current.clone(), ..old.clone() };
+    let mut status =
+        ComputerStatus { observed_generation: generation, phase: report.phase.or(old.phase), step: report.current.clone(), ..old.clone() };
     if let Some(class) = &report.class_name {
         status.class_name = Some(class.clone());
     }
@@ -28,7 +29,8 @@ pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerSta
         status.node_name.clone_from(&report.node_name);
         status.provisioning_steps = keep_times(&old.provisioning_steps, &report.provisioning, &now);
     } else {
-        status.deleted_at = view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref()).map(|d| d.deleted_at.clone()).or(old.deleted_at);
+        status.deleted_at =
+            view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref()).map(|d| d.deleted_at.clone()).or(old.deleted_at);
         status.deletion_steps = keep_times(&old.deletion_steps, &report.deletion, &now);
     }
     set_conditions(&mut status, report, generation, &now);

@@ -53,7 +53,7 @@ pub fn remove_finalizer_patch(pod: &Pod) -> Option<json_patch::Patch> {
 }
 
 #[cfg(test)]
-#[allow(clippy::expect_used)]
+#[allow(clippy::expect_used, clippy::needless_pass_by_value)]
 mod tests {
     use super::*;
 
@@ -71,7 +71,9 @@ mod tests {
         let ended = container(json!({"terminated": {"exitCode": 0}}));
         let runs = container(json!({"running": {}}));
         let waits = container(json!({"waiting": {"reason": "ContainerCreating"}}));
-        let of = |statuses: &[&serde_json::Value]| pod(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec, "status": {"containerStatuses": statuses}}));
+        let of = |statuses: &[&serde_json::Value]| {
+            pod(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec, "status": {"containerStatuses": statuses}}))
+        };
         assert_eq!(writers(&of(&[&ended])), Writers::Stopped);
         assert_eq!(writers(&of(&[&ended, &runs])), Writers::Running);
         assert_eq!(writers(&of(&[&waits])), Writers::Running);
@@ -80,7 +82,9 @@ mod tests {
 
     #[test]
     fn a_pod_that_never_had_a_node_has_no_writers_once_it_is_deleted() {
-        let deleted = pod(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"containers": []}, "status": {"phase": "Pending"}}));
+        let deleted = pod(
+            json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"containers": []}, "status": {"phase": "Pending"}}),
+        );
         assert_eq!(writers(&deleted), Writers::Stopped);
         let alive = pod(json!({"metadata": {}, "spec": {"containers": []}, "status": {"phase": "Pending"}}));
         assert_ne!(writers(&alive), Writers::Stopped);

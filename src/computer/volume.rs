@@ -74,7 +74,9 @@ mod tests {
 
     #[test]
     fn a_volume_of_another_claim_is_not_touched() {
-        let volume: PersistentVolume = serde_json::from_value(json!({"metadata": {"uid": "u", "resourceVersion": "7"}, "spec": {"claimRef": {"uid": "ours"}}})).expect("a volume");
+        let volume: PersistentVolume =
+            serde_json::from_value(json!({"metadata": {"uid": "u", "resourceVersion": "7"}, "spec": {"claimRef": {"uid": "ours"}}}))
+                .expect("a volume");
         let mut other = json!({"metadata": {"uid": "u", "resourceVersion": "7"}, "spec": {"claimRef": {"uid": "theirs"}}});
         assert!(json_patch::patch(&mut other, &retain_patch(&volume, "computer")).is_err(), "S5");
     }

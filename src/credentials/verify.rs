@@ -49,7 +49,8 @@ pub async fn verify(client: &Client, operator_namespace: &str, token: &str) -> R
     let records: Api<ComputerRecord> = Api::namespaced(client.clone(), operator_namespace);
     let computers: Api<Computer> = Api::namespaced(client.clone(), &id.namespace);
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let (record, computer, namespace) = tokio::join!(call(records.get(&id.uid)), call(computers.get(&id.name)), call(namespaces.get(&id.namespace)));
+    let (record, computer, namespace) =
+        tokio::join!(call(records.get(&id.uid)), call(computers.get(&id.name)), call(namespaces.get(&id.namespace)));
     let (record, computer, namespace) = (found(record)?, found(computer)?, found(namespace)?);
     Ok(decide(&key, record.as_ref(), computer.as_ref(), namespace.as_ref()))
 }
@@ -63,7 +64,12 @@ fn found<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
 }
 
 /// The decision, from what was read live.
-fn decide(key: &Key, record: Option<&ComputerRecord>, computer: Option<&Computer>, namespace: Option<&Namespace>) -> Result<ComputerId, Denied> {
+fn decide(
+    key: &Key,
+    record: Option<&ComputerRecord>,
+    computer: Option<&Computer>,
+    namespace: Option<&Namespace>,
+) -> Result<ComputerId, Denied> {
     let state = &record.ok_or(Denied::NoRecord)?.spec.state;
     if !state.key_hash.as_deref().is_some_and(|stored| key.matches(stored)) {
         return Err(Denied::WrongSecret);
@@ -100,9 +106,14 @@ mod tests {
     #[test]
     fn every_single_sign_of_an_end_denies() {
         let key = Key::new(ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() }, [3; 32]);
-        let record = |state: &str| from::<ComputerRecord>(json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": "c", "state": {"credential": state, "keyHash": key.hash()}}}));
+        let record = |state: &str| {
+            from::<ComputerRecord>(
+                json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": "c", "state": {"credential": state, "keyHash": key.hash()}}}),
+            )
+        };
         let computer: Computer = from(json!({"metadata": {"name": "c", "uid": UID}, "spec": {}}));
-        let deleting: Computer = from(json!({"metadata": {"name": "c", "uid": UID, "deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}}));
+        let deleting: Computer =
+            from(json!({"metadata": {"name": "c", "uid": UID, "deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}}));
         let other: Computer = from(json!({"metadata": {"name": "c", "uid": "another"}, "spec": {}}));
         let active: Namespace = from(json!({"metadata": {"name": "t"}, "status": {"phase": "Active"}}));
         let going: Namespace = from(json!({"metadata": {"name": "t"}, "status": {"phase": "Terminating"}}));

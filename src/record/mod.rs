@@ -2,7 +2,9 @@
 //! It never invents ownership: what a lost record named is taken from the operator's own status of the Computer.
 
 use crate::computer::view::View;
-use crate::resources::{CredentialState, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, MANAGED_BY_LABEL, MANAGER, Snapshot, UID_LABEL};
+use crate::resources::{
+    ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, MANAGED_BY_LABEL, MANAGER, Snapshot, UID_LABEL,
+};
 
 /// An empty record of this view's computer: named by its UID, in the operator's namespace.
 pub fn new(view: &View, spec: ComputerRecordSpec) -> ComputerRecord {

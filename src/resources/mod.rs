@@ -13,14 +13,14 @@ pub mod steps;
 
 pub use api_key::{ApiKey, ApiKeySpec, ApiKeyStatus};
 pub use class::{
-    ArchivePolicy, ArchiveSettings, ClassLimits, ComputerClass, ComputerClassSpec, ComputerClassStatus, OnNamespaceDeletion,
-    StepDeadlines, StorageSettings, UnreadableFiles,
+    ArchivePolicy, ArchiveSettings, ClassLimits, ComputerClass, ComputerClassSpec, ComputerClassStatus, OnNamespaceDeletion, StepDeadlines,
+    StorageSettings, UnreadableFiles,
 };
 pub use computer::{Computer, ComputerSpec, ComputerStatus, Phase, Provider};
 pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOverrideStatus, OverrideTarget, SkippableStep};
 pub use record::{
-    ArchiveResult, Children, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, Custody, Deletion,
-    PodRecord, Receipt, RecordPhase, Snapshot, SubjectOutcome, VolumeRecord,
+    ArchiveResult, Children, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, Custody, Deletion, PodRecord,
+    Receipt, RecordPhase, Snapshot, SubjectOutcome, VolumeRecord,
 };
 pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};
 pub use steps::{Step, StepStatus};

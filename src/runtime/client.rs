@@ -129,7 +129,13 @@ mod tests {
 
     #[test]
     fn only_a_404_is_not_found_and_what_is_unknown_is_transient() {
-        for (code, expected) in [(404, ErrorClass::NotFound), (409, ErrorClass::Conflict), (422, ErrorClass::Invalid), (500, ErrorClass::Transient), (429, ErrorClass::Transient)] {
+        for (code, expected) in [
+            (404, ErrorClass::NotFound),
+            (409, ErrorClass::Conflict),
+            (422, ErrorClass::Invalid),
+            (500, ErrorClass::Transient),
+            (429, ErrorClass::Transient),
+        ] {
             assert_eq!(class(&format!(r#"{{"status":"Failure","message":"","reason":"","code":{code}}}"#)), expected);
         }
         assert_eq!(classify(&CallError::Timeout), ErrorClass::Timeout);

@@ -32,7 +32,12 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>, stop: Cancellatio
     let flag = ready.clone();
     let router = Router::new()
         .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(move || async move { if flag.0.load(Ordering::Relaxed) { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "starting") } }))
+        .route(
+            "/readyz",
+            get(move || async move {
+                if flag.0.load(Ordering::Relaxed) { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "starting") }
+            }),
+        )
         .route("/metrics", get(move || async move { metrics.text().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) }));
     let listener = tokio::net::TcpListener::bind(address).await?;
     tasks.spawn(async move {

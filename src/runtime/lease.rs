@@ -66,7 +66,14 @@ struct Elector {
 ///
 /// # Errors
 /// When the lease was lost while leading (the process should end and start again), or as `lead`.
-pub async fn run_while_leading<F, L>(client: Client, namespace: &str, timing: Timing, shutdown: CancellationToken, on_change: impl Fn(bool), lead: L) -> anyhow::Result<()>
+pub async fn run_while_leading<F, L>(
+    client: Client,
+    namespace: &str,
+    timing: Timing,
+    shutdown: CancellationToken,
+    on_change: impl Fn(bool),
+    lead: L,
+) -> anyhow::Result<()>
 where
     L: FnOnce(CancellationToken) -> F,
     F: Future<Output = anyhow::Result<()>>,
@@ -103,10 +110,8 @@ where
 impl Elector {
     /// One try to take or renew the lease.
     async fn attempt(&mut self) -> bool {
-        match tokio::time::timeout(self.timing.retry.max(Duration::from_secs(1)), self.try_once()).await {
-            Ok(held) => held,
-            Err(_) => false,
-        }
+        let limit = self.timing.retry.max(Duration::from_secs(1));
+        tokio::time::timeout(limit, self.try_once()).await.unwrap_or_default()
     }
 
     async fn try_once(&mut self) -> bool {
@@ -188,9 +193,13 @@ impl Elector {
             spec.holder_identity = Some(String::new());
             spec.lease_duration_seconds = Some(1);
         }
-        match tokio::time::timeout(self.timing.retry.max(Duration::from_secs(1)), self.api.replace(NAME, &PostParams::default(), &lease)).await {
-            Ok(Ok(_)) => tracing::info!("the lease is released"),
-            _ => tracing::warn!("the lease was not released; it expires by itself"),
+        if let Ok(Ok(_)) =
+            tokio::time::timeout(self.timing.retry.max(Duration::from_secs(1)), self.api.replace(NAME, &PostParams::default(), &lease))
+                .await
+        {
+            tracing::info!("the lease is released")
+        } else {
+            tracing::warn!("the lease was not released; it expires by itself")
         }
     }
 }

@@ -64,7 +64,11 @@ impl Metrics {
             registry: Registry::default(),
         };
         registry.register("reconcile", "Passes by path (provision, delete) and outcome", metrics.passes.clone());
-        registry.register("deletions_blocked", "Deletions that wait for something that does not come by itself, by step and reason", metrics.blocked.clone());
+        registry.register(
+            "deletions_blocked",
+            "Deletions that wait for something that does not come by itself, by step and reason",
+            metrics.blocked.clone(),
+        );
         registry.register("deletion_duration_seconds", "From deletedAt to the release", metrics.deletions.clone());
         registry.register("orphans", "Objects with our label that no computer answers for, by kind", metrics.orphans.clone());
         registry.register("is_leader", "1 while this replica holds the lease", metrics.leader.clone());

@@ -110,12 +110,11 @@ impl Shared {
 fn stop_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     tokio::spawn(async move {
-        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            (Ok(mut terminate), Ok(mut interrupt)) => {
-                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-                tracing::info!("stopping: what runs is finished, then the lease is released");
-            }
-            _ => tracing::error!("signals cannot be handled; stopping"),
+        if let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tracing::info!("stopping: what runs is finished, then the lease is released");
+        } else {
+            tracing::error!("signals cannot be handled; stopping")
         }
         stop.cancel();
     });

@@ -113,7 +113,12 @@ mod tests {
             "extra": {"authentication.kubernetes.io/pod-name": ["p"], "authentication.kubernetes.io/pod-uid": ["u"]}}});
         let of = |value: serde_json::Value| pod_of(&serde_json::from_value(value).unwrap(), user);
         assert_eq!(of(good.clone()), Some(("p".into(), "u".into())));
-        for (pointer, value) in [("/authenticated", json!(false)), ("/audiences", json!(["other"])), ("/user/username", json!("system:serviceaccount:op:default")), ("/user/extra", json!({}))] {
+        for (pointer, value) in [
+            ("/authenticated", json!(false)),
+            ("/audiences", json!(["other"])),
+            ("/user/username", json!("system:serviceaccount:op:default")),
+            ("/user/extra", json!({})),
+        ] {
             let mut bad = good.clone();
             *bad.pointer_mut(pointer).unwrap() = value;
             assert_eq!(of(bad), None, "{pointer}");

@@ -89,7 +89,9 @@ async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, hea
     for session in &manifest.sessions {
         match shared.store.size(&object_key(&uid, &session.digest)).await {
             Ok(size) if size == session.size => {}
-            Ok(_) | Err(StoreError::NotFound(_)) => return Err((StatusCode::BAD_REQUEST, format!("object {} is not in the store as stated", session.digest))),
+            Ok(_) | Err(StoreError::NotFound(_)) => {
+                return Err((StatusCode::BAD_REQUEST, format!("object {} is not in the store as stated", session.digest)));
+            }
             Err(error) => return Err(failed(&error)),
         }
     }
@@ -99,7 +101,9 @@ async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, hea
             Ok(StatusCode::CREATED)
         }
         Ok(ReceiptPut::SameAlready) => Ok(StatusCode::OK),
-        Ok(ReceiptPut::Other(_)) => Err((StatusCode::CONFLICT, "there is an archive of this computer already; it stays as it is".to_owned())),
+        Ok(ReceiptPut::Other(_)) => {
+            Err((StatusCode::CONFLICT, "there is an archive of this computer already; it stays as it is".to_owned()))
+        }
         Err(error) => Err(failed(&error)),
     }
 }

@@ -26,7 +26,11 @@ async fn endpoint() -> Endpoint {
     let stop = CancellationToken::new();
     let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID });
     tokio::spawn(server::run(listener, certificate.acceptor().unwrap(), router, stop.clone()));
-    let client = reqwest::Client::builder().tls_certs_only([reqwest::Certificate::from_pem(certificate.ca_pem.as_bytes()).unwrap()]).no_proxy().build().unwrap();
+    let client = reqwest::Client::builder()
+        .tls_certs_only([reqwest::Certificate::from_pem(certificate.ca_pem.as_bytes()).unwrap()])
+        .no_proxy()
+        .build()
+        .unwrap();
     Endpoint { base, client, store, _folder: folder, _stop: stop.drop_guard() }
 }
 

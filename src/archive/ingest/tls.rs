@@ -102,7 +102,11 @@ fn secret(certificate: &Certificate) -> Secret {
 
 fn read(secret: &Secret) -> anyhow::Result<Certificate> {
     let field = |key: &str| {
-        let bytes = secret.data.as_ref().and_then(|d| d.get(key)).with_context(|| format!("Secret {SECRET} has no {key}: delete it, it is made again"))?;
+        let bytes = secret
+            .data
+            .as_ref()
+            .and_then(|d| d.get(key))
+            .with_context(|| format!("Secret {SECRET} has no {key}: delete it, it is made again"))?;
         Ok::<_, anyhow::Error>(String::from_utf8(bytes.0.clone())?)
     };
     Ok(Certificate { ca_pem: field("tls.crt")?, key_pem: field("tls.key")? })

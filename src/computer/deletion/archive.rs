@@ -33,7 +33,10 @@ pub(super) fn step(context: &Context<'_>) -> State {
     }
     let state = custody_first(context);
     let waiting = matches!(state, State::Wait(_) | State::Blocked(..));
-    if waiting && snapshot.archive.policy == ArchivePolicy::BestEffort && context.overdue("archive-sessions", snapshot.deadlines.archive_sessions_seconds) {
+    if waiting
+        && snapshot.archive.policy == ArchivePolicy::BestEffort
+        && context.overdue("archive-sessions", snapshot.deadlines.archive_sessions_seconds)
+    {
         let why = if let State::Blocked(blocker, _) = &state { blocker.message.as_str() } else { "the archive was not finished" };
         return State::Done(Outcome::Skipped, format!("class policy BestEffort, deadline passed: {why}"));
     }
@@ -41,7 +44,10 @@ pub(super) fn step(context: &Context<'_>) -> State {
         State::Wait(after) if context.overdue("archive-sessions", snapshot.deadlines.archive_sessions_seconds) => State::Blocked(
             crate::computer::plan::Blocker {
                 reason: "ArchiveOverdue",
-                message: format!("the archive takes longer than {} s; it goes on. `kubectl logs` of its pod tells how far it is", snapshot.deadlines.archive_sessions_seconds),
+                message: format!(
+                    "the archive takes longer than {} s; it goes on. `kubectl logs` of its pod tells how far it is",
+                    snapshot.deadlines.archive_sessions_seconds
+                ),
             },
             after,
         ),
@@ -72,7 +78,9 @@ fn custody_first(context: &Context<'_>) -> State {
         Some(Verification::Missing) => pod(context),
         Some(Verification::Invalid(why)) => State::blocked(
             "ArchiveDamaged",
-            format!("the archive in the store does not verify: {why}. Nothing was destroyed; repair the store, or create a DeletionOverride that skips archive-sessions"),
+            format!(
+                "the archive in the store does not verify: {why}. Nothing was destroyed; repair the store, or create a DeletionOverride that skips archive-sessions"
+            ),
             60,
         ),
         Some(Verification::Unavailable(why)) => {
@@ -118,11 +126,8 @@ fn record_attempt(context: &Context<'_>, attempt: u32, pod_uid: Option<String>) 
 
 /// An archive pod that ended without a manifest in the store is replaced by another attempt, later each time.
 fn ended(context: &Context<'_>, pod: &Pod, attempt: u32, subject: Subject) -> State {
-    let terminated = pod
-        .status
-        .iter()
-        .flat_map(|s| s.container_statuses.iter().flatten())
-        .find_map(|c| c.state.as_ref()?.terminated.as_ref());
+    let terminated =
+        pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).find_map(|c| c.state.as_ref()?.terminated.as_ref());
     let code = terminated.map(|t| t.exit_code);
     let finished = terminated.and_then(|t| t.finished_at.as_ref()).map_or(context.view.now, |t| t.0);
     let pause = if code == Some(EXIT_UNREADABLE) { 300 } else { retry_pause(attempt) };
@@ -135,13 +140,19 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: u32, subject: Subject) -> St
     if code == Some(EXIT_UNREADABLE) {
         return State::blocked(
             "UnreadableFiles",
-            format!("files in the home cannot be read by the machine's own user: {said}. The class says Block: create a DeletionOverride that skips archive-sessions to give them up"),
+            format!(
+                "files in the home cannot be read by the machine's own user: {said}. The class says Block: create a DeletionOverride that skips archive-sessions to give them up"
+            ),
             retry,
         );
     }
     State::blocked(
         "ArchiveFailed",
-        format!("archive attempt {attempt} ended with code {}: {said}. It is tried again; see the logs of {}", code.unwrap_or(-1), subject.describe()),
+        format!(
+            "archive attempt {attempt} ended with code {}: {said}. It is tried again; see the logs of {}",
+            code.unwrap_or(-1),
+            subject.describe()
+        ),
         retry,
     )
 }
@@ -168,10 +179,8 @@ fn waiting(pod: &Pod) -> State {
         let message = w.message.as_deref().unwrap_or_default();
         return State::blocked("ArchivePodWaiting", format!("archive pod {name} cannot start: {reason}: {message}"), 15);
     }
-    let unschedulable = status
-        .iter()
-        .flat_map(|s| s.conditions.iter().flatten())
-        .find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    let unschedulable =
+        status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == "PodScheduled" && c.status == "False");
     match unschedulable {
         Some(c) => State::blocked(
             "ArchivePodUnschedulable",

@@ -22,7 +22,10 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
     let Some(pv) = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid)) else {
         return Some(State::blocked(
             "VolumeLost",
-            format!("volume {} does not exist any more: nothing can be archived. Create a DeletionOverride that skips archive-sessions", recorded.name),
+            format!(
+                "volume {} does not exist any more: nothing can be archived. Create a DeletionOverride that skips archive-sessions",
+                recorded.name
+            ),
             60,
         ));
     };
@@ -33,7 +36,11 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
         return Some(State::act(Action::Create(Object::Claim(Box::new(custody_claim(view, pv))))));
     };
     if claim.metadata.deletion_timestamp.is_some() {
-        return Some(State::blocked("CustodyClaimDeleted", format!("{} is being deleted by somebody; it is made again when it is gone", subject.describe()), 5));
+        return Some(State::blocked(
+            "CustodyClaimDeleted",
+            format!("{} is being deleted by somebody; it is made again when it is gone", subject.describe()),
+            5,
+        ));
     }
     let custody_uid = claim.metadata.uid.as_deref()?;
     let holder = volume::claim_ref_uid(pv);
@@ -45,7 +52,11 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
     if !from_home && !refers_to_custody(view, pv) {
         return Some(State::blocked(
             "VolumeTaken",
-            format!("volume {} now belongs to another claim (UID {}): it is left alone. Create a DeletionOverride that skips archive-sessions and delete-volumes", recorded.name, holder.unwrap_or("none")),
+            format!(
+                "volume {} now belongs to another claim (UID {}): it is left alone. Create a DeletionOverride that skips archive-sessions and delete-volumes",
+                recorded.name,
+                holder.unwrap_or("none")
+            ),
             60,
         ));
     }
@@ -68,9 +79,8 @@ pub(super) fn claim_uid(view: &View) -> Option<String> {
 /// Whether the volume's `claimRef` names our custody claim, of whatever UID.
 pub(super) fn refers_to_custody(view: &View, pv: &PersistentVolume) -> bool {
     let reference = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
-    reference.is_some_and(|r| {
-        r.namespace.as_deref() == Some(&view.settings.namespace) && r.name.as_deref() == Some(&view.custody_claim_name())
-    })
+    reference
+        .is_some_and(|r| r.namespace.as_deref() == Some(&view.settings.namespace) && r.name.as_deref() == Some(&view.custody_claim_name()))
 }
 
 /// Points a volume at another claim, fenced by the volume's UID and by its present holder.

@@ -110,7 +110,8 @@ impl Context<'_> {
     /// What the record says of a finished step.
     fn recorded(&self, i: usize) -> Option<State> {
         let noted = self.deletion()?.steps.get(STEPS[i].0)?;
-        let outcome = [Outcome::Verified, Outcome::NotApplicable, Outcome::Skipped].into_iter().find(|o| format!("{o:?}") == noted.result)?;
+        let outcome =
+            [Outcome::Verified, Outcome::NotApplicable, Outcome::Skipped].into_iter().find(|o| format!("{o:?}") == noted.result)?;
         Some(State::Done(outcome, noted.detail.clone()))
     }
 

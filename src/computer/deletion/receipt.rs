@@ -74,4 +74,3 @@ fn outcome_name(outcome: Outcome) -> &'static str {
 pub(super) fn skipped_by(by: &DeletionOverride) -> String {
     format!("by DeletionOverride {}: {}", by.metadata.name.as_deref().unwrap_or_default(), by.spec.reason)
 }
-

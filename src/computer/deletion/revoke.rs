@@ -60,7 +60,10 @@ fn secret(context: &Context<'_>) -> State {
         (Some(Fact::Gone), _) => State::verified("the key is revoked and its Secret is gone"),
         (Some(Fact::Held(_)), _) => State::blocked(
             "SecretHeld",
-            format!("{} is being deleted, but a finalizer that is not ours holds it: ask its owner to finish, or remove that finalizer", subject.describe()),
+            format!(
+                "{} is being deleted, but a finalizer that is not ours holds it: ask its owner to finish, or remove that finalizer",
+                subject.describe()
+            ),
             30,
         ),
         // With no UID on record (a crash after the create), the one found under the unguessable name recorded before it.

@@ -135,10 +135,7 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
 
 fn still_running(subject: &Subject, pod: &Pod, why: &str) -> String {
     let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or("no node");
-    format!(
-        "{} on {node}: {why}. If that machine is lost for good, create a DeletionOverride that skips stop-pods",
-        subject.describe()
-    )
+    format!("{} on {node}: {why}. If that machine is lost for good, create a DeletionOverride that skips stop-pods", subject.describe())
 }
 
 /// A pod that is gone without proof that its containers stopped: its finalizer was stripped and it was deleted by force. A live

@@ -52,9 +52,13 @@ impl World {
         let pod: Pod = from(json!({"metadata": {"name": "m-x", "namespace": "t", "uid": "pod", "finalizers": [POD_FINALIZER]},
             "spec": {"nodeName": "n", "containers": [{"name": "c"}], "volumes": [{"name": "home", "persistentVolumeClaim": {"claimName": "home-x"}}]},
             "status": {"phase": "Running", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": true, "restartCount": 0, "state": {"running": {}}}]}}));
-        let claim = from(json!({"metadata": {"name": "home-x", "namespace": "t", "uid": "claim"}, "spec": {"volumeName": "pv"}, "status": {"phase": "Bound"}}));
-        let volume = from(json!({"metadata": {"name": "pv", "uid": "pv-uid", "labels": {UID_LABEL: UID, MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: policy}},
-            "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"uid": "claim", "namespace": "t", "name": "home-x"}, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}));
+        let claim = from(
+            json!({"metadata": {"name": "home-x", "namespace": "t", "uid": "claim"}, "spec": {"volumeName": "pv"}, "status": {"phase": "Bound"}}),
+        );
+        let volume = from(
+            json!({"metadata": {"name": "pv", "uid": "pv-uid", "labels": {UID_LABEL: UID, MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: policy}},
+            "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"uid": "claim", "namespace": "t", "name": "home-x"}, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}),
+        );
         Self {
             now: 1_800_000_000,
             terminating: false,
@@ -116,11 +120,17 @@ impl World {
 
     fn read(&self, subject: &Subject) -> Fact {
         match subject {
-            Subject::Pod { namespace, name } => self.pods.get(&(namespace.clone(), name.clone())).map_or(Fact::Gone, |p| Fact::Pod(Box::new(p.clone()))),
-            Subject::Claim { namespace, name } => self.claims.get(&(namespace.clone(), name.clone())).map_or(Fact::Gone, |c| Fact::Claim(Box::new(c.clone()))),
+            Subject::Pod { namespace, name } => {
+                self.pods.get(&(namespace.clone(), name.clone())).map_or(Fact::Gone, |p| Fact::Pod(Box::new(p.clone())))
+            }
+            Subject::Claim { namespace, name } => {
+                self.claims.get(&(namespace.clone(), name.clone())).map_or(Fact::Gone, |c| Fact::Claim(Box::new(c.clone())))
+            }
             Subject::Secret { .. } => self.secret.clone().map_or(Fact::Gone, Fact::Uid),
             Subject::Volume { .. } => self.volume.clone().map_or(Fact::Gone, |v| Fact::Volume(Box::new(v))),
-            Subject::Node { name } => Fact::Node(Box::new(from::<Node>(json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})))),
+            Subject::Node { name } => Fact::Node(Box::new(from::<Node>(
+                json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+            ))),
             Subject::ClaimUsers { .. } | Subject::Attachments { .. } | Subject::VolumesOfClaim { .. } => Fact::Names(Vec::new()),
         }
     }
@@ -149,7 +159,9 @@ impl World {
             Action::Create(object) => self.create(object),
             Action::Delete { subject, uid } => self.delete(subject, &uid),
             Action::Patch { subject, patch } => self.patch(subject, &patch),
-            Action::CheckArchive => Effect::Archive(if self.manifest { Verification::Valid(Summary::default()) } else { Verification::Missing }),
+            Action::CheckArchive => {
+                Effect::Archive(if self.manifest { Verification::Valid(Summary::default()) } else { Verification::Missing })
+            }
             Action::PutReceipt(bytes) => Effect::ReceiptStored(self.receipt.get_or_insert(bytes).clone()),
         }
     }
@@ -201,20 +213,17 @@ impl World {
     }
 
     fn patch(&mut self, subject: Subject, patch: &json_patch::Patch) -> Effect {
-        match &subject {
-            Subject::Pod { namespace, name } => {
-                let pod = self.pods.get_mut(&(namespace.clone(), name.clone())).unwrap();
-                let mut value = serde_json::to_value(&*pod).unwrap();
-                json_patch::patch(&mut value, patch).unwrap();
-                *pod = from(value);
-                Effect::Learned(subject, Fact::Pod(Box::new(pod.clone())))
-            }
-            _ => {
-                let mut value = serde_json::to_value(self.volume.as_ref().unwrap()).unwrap();
-                json_patch::patch(&mut value, patch).unwrap();
-                self.volume = Some(from(value));
-                Effect::Learned(subject, Fact::Volume(Box::new(self.volume.clone().unwrap())))
-            }
+        if let Subject::Pod { namespace, name } = &subject {
+            let pod = self.pods.get_mut(&(namespace.clone(), name.clone())).unwrap();
+            let mut value = serde_json::to_value(&*pod).unwrap();
+            json_patch::patch(&mut value, patch).unwrap();
+            *pod = from(value);
+            Effect::Learned(subject, Fact::Pod(Box::new(pod.clone())))
+        } else {
+            let mut value = serde_json::to_value(self.volume.as_ref().unwrap()).unwrap();
+            json_patch::patch(&mut value, patch).unwrap();
+            self.volume = Some(from(value));
+            Effect::Learned(subject, Fact::Volume(Box::new(self.volume.clone().unwrap())))
         }
     }
 
@@ -240,7 +249,8 @@ impl World {
         let used: Vec<_> = self.pods.keys().map(|(ns, _)| ns.clone()).collect();
         self.claims.retain(|(ns, _), c| c.metadata.deletion_timestamp.is_none() || used.contains(ns));
         let bound = self.claims.values().any(|c| c.metadata.uid == holder);
-        let delete = self.volume.as_ref().is_some_and(|v| v.spec.as_ref().unwrap().persistent_volume_reclaim_policy.as_deref() == Some("Delete"));
+        let delete =
+            self.volume.as_ref().is_some_and(|v| v.spec.as_ref().unwrap().persistent_volume_reclaim_policy.as_deref() == Some("Delete"));
         if delete && !bound {
             self.volume = None;
         }
@@ -289,7 +299,11 @@ fn run(mut world: World, crash: Crash, cached: bool) -> (World, u32) {
                     view.absorb(effect);
                     assert!(requests < 2000, "no end: {:?}", plan(&view));
                 }
-                Next::Finished(_) if world.computer.is_none() && world.record.as_ref().unwrap().spec.state.phase == RecordPhase::Released => return (world, requests),
+                Next::Finished(_)
+                    if world.computer.is_none() && world.record.as_ref().unwrap().spec.state.phase == RecordPhase::Released =>
+                {
+                    return (world, requests);
+                }
                 _ => break,
             }
         }
@@ -373,7 +387,9 @@ fn the_number_of_writes_is_within_the_budget_of_the_design() {
 #[test]
 fn an_override_skips_its_step_and_never_the_revocation() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
-    world.overrides = vec![from(json!({"metadata": {"name": "o"}, "spec": {"computer": {"namespace": "t", "name": "c", "uid": UID}, "skip": ["archive-sessions"], "reason": "the store burnt down"}}))];
+    world.overrides = vec![from(
+        json!({"metadata": {"name": "o"}, "spec": {"computer": {"namespace": "t", "name": "c", "uid": UID}, "skip": ["archive-sessions"], "reason": "the store burnt down"}}),
+    )];
     let (end, _) = run(world, Crash::Never, true);
     assert!(!end.manifest && end.volume.is_none() && end.secret.is_none());
     let receipt = String::from_utf8(end.receipt.unwrap()).unwrap();

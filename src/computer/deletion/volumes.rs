@@ -17,8 +17,9 @@ pub(super) fn step(context: &Context<'_>) -> State {
         return state;
     }
     if let Some(by) = context.view.skipped(SkippableStep::DeleteVolumes) {
-        return custody_claim_gone(context)
-            .unwrap_or_else(|| State::Done(Outcome::Skipped, format!("volume {} stays as it is; {}", recorded.name, super::receipt::skipped_by(by))));
+        return custody_claim_gone(context).unwrap_or_else(|| {
+            State::Done(Outcome::Skipped, format!("volume {} stays as it is; {}", recorded.name, super::receipt::skipped_by(by)))
+        });
     }
     let Some(found) = context.view.volume(&recorded.name) else { return State::act(Action::Read(Subject::volume(&recorded.name))) };
     let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
@@ -26,7 +27,10 @@ pub(super) fn step(context: &Context<'_>) -> State {
         if !held_by_us(context, pv) {
             return State::blocked(
                 "VolumeTaken",
-                format!("volume {} now belongs to another claim: it is left alone. Create a DeletionOverride that skips delete-volumes", recorded.name),
+                format!(
+                    "volume {} now belongs to another claim: it is left alone. Create a DeletionOverride that skips delete-volumes",
+                    recorded.name
+                ),
                 60,
             );
         }
@@ -44,7 +48,11 @@ pub(super) fn step(context: &Context<'_>) -> State {
         }
         Some(pv) if context.overdue("delete-volumes", context.record.spec.snapshot.deadlines.delete_volumes_seconds) => {
             let why = pv.status.as_ref().and_then(|s| s.message.as_deref()).unwrap_or("its provisioner has not removed it");
-            State::blocked("VolumeNotDeleted", format!("volume {}: {why}. Look at its provisioner, or create a DeletionOverride that skips delete-volumes", recorded.name), 30)
+            State::blocked(
+                "VolumeNotDeleted",
+                format!("volume {}: {why}. Look at its provisioner, or create a DeletionOverride that skips delete-volumes", recorded.name),
+                30,
+            )
         }
         Some(_) => State::wait(10),
     }
@@ -54,7 +62,9 @@ pub(super) fn step(context: &Context<'_>) -> State {
 /// in the operator's namespace, so there the name is proof, whatever a crash left unrecorded.
 fn held_by_us(context: &Context<'_>, pv: &PersistentVolume) -> bool {
     let holder = volume::claim_ref_uid(pv);
-    holder.is_none() || holder == context.record.spec.state.children.claim_uid.as_deref() || super::custody::refers_to_custody(context.view, pv)
+    holder.is_none()
+        || holder == context.record.spec.state.children.claim_uid.as_deref()
+        || super::custody::refers_to_custody(context.view, pv)
 }
 
 /// Puts the original policy back; a volume that stays loses our marks. `None`: nothing to change.
@@ -70,7 +80,8 @@ fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord) -> Option<json_
             operations.push(json!({"op": "remove", "path": format!("/metadata/labels/{}", UID_LABEL.replace('/', "~1"))}));
         }
         if pv.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION)) {
-            operations.push(json!({"op": "remove", "path": format!("/metadata/annotations/{}", ORIGINAL_POLICY_ANNOTATION.replace('/', "~1"))}));
+            operations
+                .push(json!({"op": "remove", "path": format!("/metadata/annotations/{}", ORIGINAL_POLICY_ANNOTATION.replace('/', "~1"))}));
         }
     }
     (operations.len() > 1 && pv.metadata.deletion_timestamp.is_none()).then(|| volume::patch(&operations))

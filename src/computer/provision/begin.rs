@@ -10,9 +10,7 @@ use crate::computer::pod;
 use crate::computer::view::{ClassState, View, has_finalizer};
 use crate::credentials::{ComputerId, Key};
 use crate::resources::conditions::types;
-use crate::resources::{
-    Children, Computer, ComputerClass, ComputerRecordSpec, ComputerRecordStatus, PodRecord, Provider, Snapshot,
-};
+use crate::resources::{Children, Computer, ComputerClass, ComputerRecordSpec, ComputerRecordStatus, PodRecord, Provider, Snapshot};
 
 pub(super) fn step(view: &View, computer: &Computer) -> State {
     if !has_finalizer(computer) {
@@ -48,20 +46,29 @@ fn usable<'a>(view: &'a View, computer: &Computer) -> Result<&'a ComputerClass, 
             return Err(State::blocked("ClassNotFound", message));
         }
         ClassState::Ambiguous(names) => {
-            return Err(State::blocked("AmbiguousDefaultClass", format!("more than one ComputerClass is the default: {}. Name one in spec.className", names.join(", "))));
+            return Err(State::blocked(
+                "AmbiguousDefaultClass",
+                format!("more than one ComputerClass is the default: {}. Name one in spec.className", names.join(", ")),
+            ));
         }
     };
     let conditions = class.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     match conditions.iter().find(|c| c.type_ == types::ACCEPTED) {
         Some(c) if c.status == "True" => {}
-        Some(c) => return Err(State::blocked("ClassNotAccepted", format!("ComputerClass {} cannot be used: {}", class.name_any(), c.message))),
+        Some(c) => {
+            return Err(State::blocked("ClassNotAccepted", format!("ComputerClass {} cannot be used: {}", class.name_any(), c.message)));
+        }
         None => return Err(State::wait(5)),
     }
     let wanted = size(computer, class);
     match &class.spec.limits.max_storage {
-        Some(most) if bytes(&wanted) > bytes(most) => {
-            Err(State::blocked("StorageTooLarge", format!("spec.storage.size {} is more than the class allows ({}): delete this Computer and create a smaller one", wanted.0, most.0)))
-        }
+        Some(most) if bytes(&wanted) > bytes(most) => Err(State::blocked(
+            "StorageTooLarge",
+            format!(
+                "spec.storage.size {} is more than the class allows ({}): delete this Computer and create a smaller one",
+                wanted.0, most.0
+            ),
+        )),
         _ => Ok(class),
     }
 }
@@ -105,7 +112,11 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
     let children = Children {
         claim_name: managed.then_some(claim),
         secret_name: Some(secret_name(suffix)),
-        pods: if managed && !computer.spec.suspended { vec![PodRecord { name: pod_name(suffix), ..PodRecord::default() }] } else { Vec::new() },
+        pods: if managed && !computer.spec.suspended {
+            vec![PodRecord { name: pod_name(suffix), ..PodRecord::default() }]
+        } else {
+            Vec::new()
+        },
         ..Children::default()
     };
     let state = ComputerRecordStatus { key_hash: Some(fresh_key(view).hash()), children, ..ComputerRecordStatus::default() };

@@ -48,10 +48,18 @@ fn claim(context: &Context<'_>, name: &str) -> State {
         (None, ClassState::Found(class)) => PersistentVolumeClaimSpec {
             access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
             storage_class_name: class.spec.storage.storage_class_name.clone(),
-            resources: Some(VolumeResourceRequirements { requests: Some([("storage".to_owned(), begin::size(context.computer, class))].into()), limits: None }),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some([("storage".to_owned(), begin::size(context.computer, class))].into()),
+                limits: None,
+            }),
             ..PersistentVolumeClaimSpec::default()
         },
-        (None, _) => return State::blocked("ClassNotFound", "the ComputerClass was deleted before the home volume was made: create it again, or delete this Computer"),
+        (None, _) => {
+            return State::blocked(
+                "ClassNotFound",
+                "the ComputerClass was deleted before the home volume was made: create it again, or delete this Computer",
+            );
+        }
     };
     let mut claim = PersistentVolumeClaim { spec: Some(spec), ..PersistentVolumeClaim::default() };
     claim.metadata.name = Some(name.to_owned());
@@ -125,13 +133,17 @@ pub(super) fn going(context: &Context<'_>) -> Option<State> {
     claim.metadata.deletion_timestamp.as_ref()?;
     Some(State::blocked(
         "HomeClaimDeleted",
-        format!("PersistentVolumeClaim {name} was deleted by hand. The volume is kept; the claim is made again once the pod has stopped (delete the pod, or suspend and resume the computer)"),
+        format!(
+            "PersistentVolumeClaim {name} was deleted by hand. The volume is kept; the claim is made again once the pod has stopped (delete the pod, or suspend and resume the computer)"
+        ),
     ))
 }
 
 /// After the claim was made again, the volume is pointed at the new one. Only a volume that no living claim holds.
 fn rebind(context: &Context<'_>, name: &str, claim: &PersistentVolumeClaim) -> State {
-    let (Some(recorded), Some(uid)) = (&context.record.spec.state.children.volume, claim.metadata.uid.as_deref()) else { return State::Done };
+    let (Some(recorded), Some(uid)) = (&context.record.spec.state.children.volume, claim.metadata.uid.as_deref()) else {
+        return State::Done;
+    };
     let Some(Some(pv)) = context.view.volume(&recorded.name) else { return State::Done };
     let released = pv.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Released");
     if !released || pv.metadata.uid.as_deref() != Some(&recorded.uid) || volume::claim_ref_uid(pv) == Some(uid) {

@@ -19,10 +19,10 @@ pub(super) fn issue(context: &Context<'_>) -> State {
     match context.view.facts.get(&subject) {
         // Its UID goes to the record together with those of the other children.
         Some(Fact::Uid(_) | Fact::Held(_)) => State::Done,
-        Some(_) if ours(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
+        // Nothing is looked for as long as this pass holds the token of the recorded hash.
+        _ if ours(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
         // The token of that hash is lost.
         Some(_) => another(context),
-        None if ours(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
         None => State::act(Action::Read(subject)),
     }
 }

@@ -74,7 +74,9 @@ fn here(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: Subject
             None => State::wait(2),
         },
         Writers::Running => State::wait(5),
-        Writers::Unknown(why) => State::blocked("PodStateUnknown", format!("{} is being deleted and {why}: its node may be lost", subject.describe())),
+        Writers::Unknown(why) => {
+            State::blocked("PodStateUnknown", format!("{} is being deleted and {why}: its node may be lost", subject.describe()))
+        }
     }
 }
 
@@ -138,7 +140,10 @@ fn next_pod(context: &Context<'_>) -> State {
 fn make(context: &Context<'_>, name: &str) -> State {
     let Some(claim) = &context.record.spec.state.children.claim_name else { return State::wait(1) };
     let ClassState::Found(class) = &context.view.class else {
-        return State::blocked("ClassNotFound", "the ComputerClass was deleted, so no pod can be made: create it again, or delete this Computer");
+        return State::blocked(
+            "ClassNotFound",
+            "the ComputerClass was deleted, so no pod can be made: create it again, or delete this Computer",
+        );
     };
     match pod::desired(class, &context.computer.spec, claim) {
         Ok(desired) => State::act(Action::Create(Object::Pod(Box::new(pod::of_computer(desired, context.view, name))))),
@@ -150,10 +155,10 @@ fn make(context: &Context<'_>, name: &str) -> State {
 fn learn_uids(context: &Context<'_>) -> State {
     let mut children = context.record.spec.state.children.clone();
     let namespace = &context.view.namespace;
-    if let (None, Some(name)) = (&children.secret_uid, &children.secret_name) {
-        if let Some(Fact::Uid(uid) | Fact::Held(uid)) = context.view.facts.get(&Subject::secret(namespace, name)) {
-            children.secret_uid = Some(uid.clone());
-        }
+    if let (None, Some(name)) = (&children.secret_uid, &children.secret_name)
+        && let Some(Fact::Uid(uid) | Fact::Held(uid)) = context.view.facts.get(&Subject::secret(namespace, name))
+    {
+        children.secret_uid = Some(uid.clone());
     }
     if let (None, Some(name)) = (&children.claim_uid, &children.claim_name) {
         children.claim_uid = context.view.claim(namespace, name).flatten().and_then(|c| c.metadata.uid.clone());
@@ -184,7 +189,9 @@ pub(super) fn node(context: &Context<'_>) -> Option<String> {
 /// Waits for the pod to be ready, and says why it is not. The volume is protected as soon as it is bound, ready or not.
 fn ready(context: &Context<'_>) -> State {
     let children = &context.record.spec.state.children;
-    let Some(pod) = children.pods.last().and_then(|p| context.view.pod(&context.view.namespace, &p.name).flatten()) else { return State::wait(5) };
+    let Some(pod) = children.pods.last().and_then(|p| context.view.pod(&context.view.namespace, &p.name).flatten()) else {
+        return State::wait(5);
+    };
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     let of = |type_: &str| conditions.iter().find(|c| c.type_ == type_);
     if children.volume.is_none() && bound(context) {
@@ -197,7 +204,9 @@ fn ready(context: &Context<'_>) -> State {
         return State::blocked("PodUnschedulable", c.message.clone().unwrap_or_default());
     }
     match stuck(pod) {
-        Some((reason, message)) => State::blocked("PodNotStarting", format!("pod {}: {reason}: {message}", pod.metadata.name.as_deref().unwrap_or_default())),
+        Some((reason, message)) => {
+            State::blocked("PodNotStarting", format!("pod {}: {reason}: {message}", pod.metadata.name.as_deref().unwrap_or_default()))
+        }
         None => State::wait(30),
     }
 }

@@ -114,7 +114,8 @@ fn settled(context: &Context<'_>) -> Plan {
     plan.report.node_name = machine::node(context);
     if context.computer.spec.suspended && context.managed() {
         plan.report.phase = Some(Phase::Suspended);
-        plan.report.ready = Some((false, "Suspended", "stopped on request (spec.suspended); the home volume and the key are kept".to_owned()));
+        plan.report.ready =
+            Some((false, "Suspended", "stopped on request (spec.suspended); the home volume and the key are kept".to_owned()));
     } else {
         plan.report.phase = Some(Phase::Active);
         plan.report.ready = Some((true, "Ready", "the computer can be used".to_owned()));
@@ -134,7 +135,10 @@ fn drift(context: &Context<'_>) -> Option<String> {
     let made = context.record.spec.snapshot.pod_hash.as_ref()?;
     let wanted = super::pod::hash(class, &context.computer.spec);
     (*made != wanted).then(|| {
-        format!("ComputerClass {} or this computer's spec changed since the pod was made; suspend and resume to apply it", class.metadata.name.as_deref().unwrap_or_default())
+        format!(
+            "ComputerClass {} or this computer's spec changed since the pod was made; suspend and resume to apply it",
+            class.metadata.name.as_deref().unwrap_or_default()
+        )
     })
 }
 

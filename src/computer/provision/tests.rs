@@ -1,6 +1,6 @@
 //! The provisioning plan against a small model: it converges, stays silent afterwards (L6), survives a crash around any request,
 //! and never makes anything for a deleting computer (S8).
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::needless_pass_by_value)]
 
 use std::collections::BTreeMap;
 
@@ -35,13 +35,28 @@ struct World {
 
 impl World {
     fn new(spec: serde_json::Value) -> Self {
-        let computer = from(json!({"metadata": {"name": "c", "namespace": "t", "uid": UID, "resourceVersion": "1", "creationTimestamp": "2027-01-15T08:00:00Z"}, "spec": spec}));
-        Self { now: 1_800_000_000, passes: 0, computer, record: None, pods: BTreeMap::new(), claims: BTreeMap::new(), secrets: BTreeMap::new(), volume: None, uids: 0, writes: 0 }
+        let computer = from(
+            json!({"metadata": {"name": "c", "namespace": "t", "uid": UID, "resourceVersion": "1", "creationTimestamp": "2027-01-15T08:00:00Z"}, "spec": spec}),
+        );
+        Self {
+            now: 1_800_000_000,
+            passes: 0,
+            computer,
+            record: None,
+            pods: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            volume: None,
+            uids: 0,
+            writes: 0,
+        }
     }
 
     fn view(&self) -> View {
-        let class = from(json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"containers": [{"name": "m", "image": "i"}]}}},
-            "status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}));
+        let class = from(
+            json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"containers": [{"name": "m", "image": "i"}]}}},
+            "status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
+        );
         let mut view = View {
             uid: UID.into(),
             namespace: "t".into(),

@@ -1,1 +1,212 @@
-fn main() {}
+//! `cargo xtask`: clusters, images and generated files. No shell scripts.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use xtask::cluster::{self, Cluster, Options, Profile};
+use xtask::{image, isolation, node, process, tools};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start, find and end real Kubernetes clusters.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Build the operator's container image and load it into a running cluster's nodes.
+    Image(ImageArgs),
+    /// Write the CustomResourceDefinitions to `crds/`.
+    Crds,
+}
+
+#[derive(Subcommand)]
+enum ClusterCommand {
+    /// Start a cluster, or find the one that is running, and print how to use it.
+    Up(UpArgs),
+    /// End a cluster and remove everything of it.
+    Down(Which),
+    /// Say how a cluster is.
+    Status(Which),
+    /// Print lines for a shell: `eval "$(cargo xtask cluster env)"`.
+    Env(Which),
+    #[command(name = cluster::SUPERVISE, hide = true)]
+    Supervise { dir: PathBuf },
+    #[command(name = cluster::INSIDE, hide = true)]
+    Inside { dir: PathBuf },
+}
+
+#[derive(Args)]
+struct Which {
+    /// Name of the cluster; clusters of different names run side by side.
+    #[arg(long, default_value = "dev")]
+    name: String,
+    /// Folder of the cluster, in place of the one that its name has in the cache.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct UpArgs {
+    #[command(flatten)]
+    which: Which,
+    /// What to start. By default real nodes where this machine can run them, else the control plane alone.
+    #[arg(long, value_enum)]
+    profile: Option<ProfileName>,
+    /// How many nodes: one (the default) or two real ones; any number of kwok's (default 5).
+    #[arg(long)]
+    nodes: Option<u32>,
+    /// Let the API server write a line for each request to this file.
+    #[arg(long)]
+    audit_log_path: Option<PathBuf>,
+    /// Start nothing: use the cluster that this file names.
+    #[arg(long, conflicts_with_all = ["profile", "nodes", "audit_log_path"])]
+    kubeconfig: Option<PathBuf>,
+    /// Context in the file.
+    #[arg(long, requires = "kubeconfig")]
+    context: Option<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ProfileName {
+    /// No nodes, no root.
+    ControlPlane,
+    /// Real nodes: containerd, kubelet, volumes. Needs root.
+    Node,
+    /// Nodes that only say that pods run. No root.
+    Kwok,
+}
+
+#[derive(Args)]
+struct ImageArgs {
+    #[command(flatten)]
+    which: Which,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let result = match arguments.split_first() {
+        Some((first, rest)) if first == process::TIED_ARGUMENT => process::become_program(rest),
+        Some((first, rest)) if first == isolation::INIT_ARGUMENT => isolation::init(rest),
+        _ => run(),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<u8> {
+    match Cli::parse().command {
+        // No runtime, no threads: what these two start dies with the thread that started it.
+        Command::Cluster(ClusterCommand::Supervise { dir }) => cluster::supervise(&dir)?,
+        Command::Cluster(ClusterCommand::Inside { dir }) => cluster::inside(&dir)?,
+        command => {
+            // kube finds no TLS provider by itself when two are linked.
+            rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+            return tokio::runtime::Runtime::new()?.block_on(dispatch(command));
+        }
+    }
+    Ok(0)
+}
+
+async fn dispatch(command: Command) -> Result<u8> {
+    match command {
+        Command::Cluster(command) => return cluster(command).await,
+        Command::Image(arguments) => load_image(&arguments.which)?,
+        Command::Crds => write_crds()?,
+    }
+    Ok(0)
+}
+
+async fn cluster(command: ClusterCommand) -> Result<u8> {
+    match command {
+        ClusterCommand::Up(arguments) => up(arguments).await?,
+        ClusterCommand::Down(which) => {
+            let found = cluster::down(&which.name, which.dir.as_deref())?;
+            println!("{}", if found { "ended and removed" } else { "there is no such cluster" });
+        }
+        ClusterCommand::Status(which) => {
+            let status = cluster::status(&which.name, which.dir.as_deref())?;
+            println!("{status}");
+            return Ok(u8::from(!matches!(status, cluster::Status::Ready { .. })));
+        }
+        ClusterCommand::Env(which) => {
+            print!("{}", cluster::environment(&which.name, which.dir.as_deref())?);
+        }
+        ClusterCommand::Supervise { dir } => cluster::supervise(&dir)?,
+        ClusterCommand::Inside { dir } => cluster::inside(&dir)?,
+    }
+    Ok(0)
+}
+
+async fn up(arguments: UpArgs) -> Result<()> {
+    if let Some(kubeconfig) = &arguments.kubeconfig {
+        Cluster::existing(kubeconfig, arguments.context.as_deref()).await?;
+        return Ok(());
+    }
+    let profile = profile(arguments.profile, arguments.nodes)?;
+    let options = Options { dir: arguments.which.dir.clone(), audit_log: arguments.audit_log_path, bound: false };
+    let start = std::time::Instant::now();
+    let cluster = Cluster::up_with(&arguments.which.name, profile, options).await?;
+    println!(
+        "ready after {} s: {profile}\n\n  export KUBECONFIG={}\n  {} get namespaces",
+        start.elapsed().as_secs(),
+        cluster.kubeconfig().display(),
+        cluster.kubectl()?.display()
+    );
+    Ok(())
+}
+
+fn profile(name: Option<ProfileName>, nodes: Option<u32>) -> Result<Profile> {
+    let name = name.unwrap_or_else(|| match node::obstacle() {
+        None => ProfileName::Node,
+        Some(obstacle) => {
+            eprintln!("no real node can run here: {obstacle}\nstarting the control plane alone");
+            ProfileName::ControlPlane
+        }
+    });
+    Ok(match name {
+        ProfileName::ControlPlane => Profile::ControlPlane,
+        ProfileName::Node => Profile::Node { count: nodes.unwrap_or(1).try_into().context("too many nodes")? },
+        ProfileName::Kwok => Profile::Kwok { nodes: nodes.unwrap_or(5) },
+    })
+}
+
+fn workspace() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask is not in a workspace")
+}
+
+fn load_image(which: &Which) -> Result<()> {
+    let folder = tools::cache_folder()?.join("images");
+    let archive = image::operator(workspace()?, &folder)?;
+    println!("{} as {}", archive.display(), image::OPERATOR);
+    match cluster::status(&which.name, which.dir.as_deref())? {
+        cluster::Status::Ready { dir, profile: Profile::Node { .. }, .. } => {
+            node::import_image(&dir, &archive)?;
+            println!("loaded into the cluster {}", which.name);
+        }
+        _ => println!("not loaded: no cluster {} with real nodes is running", which.name),
+    }
+    Ok(())
+}
+
+fn write_crds() -> Result<()> {
+    let folder = workspace()?.join("crds");
+    fs::create_dir_all(&folder)?;
+    for (name, yaml) in computer_operator::resources::crds::files()? {
+        fs::write(folder.join(name), yaml)?;
+    }
+    Ok(())
+}

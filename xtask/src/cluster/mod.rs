@@ -1,0 +1,277 @@
+//! Real clusters for the demo, the tests and developers: started in the background, found again by name, and ended
+//! without leaving anything.
+//!
+//! One folder a cluster holds all of it. Nothing outside of that folder, the cluster's own namespaces and its cgroups is
+//! changed, and nothing of the machine's network ever.
+
+mod external;
+mod folder;
+mod status;
+mod supervisor;
+
+use std::fmt;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::tools::{self, Tool};
+use crate::{image, node};
+use folder::{Folder, Spec};
+
+pub use status::{Status, environment, status};
+pub use supervisor::{inside, supervise};
+
+/// Subcommand of the supervisor.
+pub const SUPERVISE: &str = "supervise";
+/// Subcommand of the supervisor inside a cluster's namespaces.
+pub const INSIDE: &str = "supervise-inside";
+
+/// What a cluster is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Profile {
+    /// etcd, API server, controller manager, scheduler; no node, so no pod ever runs. Needs no root.
+    ControlPlane,
+    /// The same, with one or two real nodes. Needs root.
+    Node { count: u8 },
+    /// The same as [`Profile::ControlPlane`], with nodes that only say that pods run. Needs no root.
+    Kwok { nodes: u32 },
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ControlPlane => write!(formatter, "control plane without nodes"),
+            Self::Node { count } => write!(formatter, "{count} real node(s)"),
+            Self::Kwok { nodes } => write!(formatter, "{nodes} kwok node(s)"),
+        }
+    }
+}
+
+impl Profile {
+    /// The programs it needs, in the order of building.
+    pub fn tools(self) -> Vec<Tool> {
+        let mut tools = vec![Tool::Etcd, Tool::Apiserver, Tool::ControllerManager, Tool::Kubectl, Tool::Scheduler];
+        match self {
+            Self::ControlPlane => {}
+            Self::Node { .. } => tools.extend([Tool::Kubelet, Tool::KubeProxy, Tool::LocalPath]),
+            Self::Kwok { .. } => tools.push(Tool::Kwok),
+        }
+        tools
+    }
+}
+
+/// How to start a cluster, beside its name and profile.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Its folder; by default one in the cache that carries its name. Must be empty or a cluster's.
+    pub dir: Option<PathBuf>,
+    /// The API server writes one line for each request there (audit level `Metadata`).
+    pub audit_log: Option<PathBuf>,
+    /// End the cluster, folder included, when the returned [`Cluster`] is dropped or this process ends in any way.
+    /// Without it the cluster runs on in the background. A cluster that runs already is never ended by it.
+    pub bound: bool,
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    kubeconfig: PathBuf,
+    origin: Origin,
+}
+
+/// Where a cluster comes from.
+#[derive(Debug)]
+enum Origin {
+    Ours {
+        folder: Folder,
+        /// While this is open, a bound cluster lives.
+        _hold: Option<ChildStdin>,
+    },
+    /// Somebody else's; our copy of the credentials goes with the folder.
+    Existing { _own: tempfile::TempDir },
+}
+
+impl Cluster {
+    /// Starts the cluster in the background, or finds the one of that name that is running.
+    ///
+    /// # Errors
+    /// When it cannot be started: the message says what is missing; its folder and logs stay until the next start or
+    /// [`Cluster::down`]. When the running one has another profile.
+    pub async fn up(name: &str, profile: Profile) -> Result<Self> {
+        Self::up_with(name, profile, Options::default()).await
+    }
+
+    /// As [`Cluster::up`], with options.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub async fn up_with(name: &str, profile: Profile, options: Options) -> Result<Self> {
+        let name = name.to_owned();
+        tokio::task::spawn_blocking(move || up(&name, profile, &options)).await?
+    }
+
+    fn ours(folder: Folder, hold: Option<ChildStdin>) -> Self {
+        Self { kubeconfig: folder.kubeconfig(), origin: Origin::Ours { folder, _hold: hold } }
+    }
+
+    /// Uses a cluster that somebody else runs; it is never ended or configured by us. `context` defaults to the
+    /// kubeconfig's current one.
+    ///
+    /// # Errors
+    /// When there is no such context or the cluster does not answer.
+    pub async fn existing(kubeconfig: &Path, context: Option<&str>) -> Result<Self> {
+        let own = tempfile::tempdir()?;
+        let path = own.path().join("kubeconfig");
+        let version = external::copy(kubeconfig, context, &path).await?;
+        eprintln!("using the cluster of {} ({version})", kubeconfig.display());
+        Ok(Self { kubeconfig: path, origin: Origin::Existing { _own: own } })
+    }
+
+    /// Credentials of an administrator, as a file. They may do everything in a cluster of ours.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// The folder of a cluster of ours, where `logs` is.
+    pub fn dir(&self) -> Option<&Path> {
+        match &self.origin {
+            Origin::Ours { folder, .. } => Some(folder.path()),
+            Origin::Existing { .. } => None,
+        }
+    }
+
+    /// A `kubectl` of the version that our clusters have; built first if need be.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn kubectl(&self) -> Result<PathBuf> {
+        Ok(tools::ensure(&[Tool::Kubectl])?.path(Tool::Kubectl).to_owned())
+    }
+
+    /// Loads an image archive into every real node.
+    ///
+    /// # Errors
+    /// When the cluster is not ours, has no real node, or the archive is refused.
+    pub fn load_image(&self, archive: &Path) -> Result<()> {
+        let dir = self.dir().context("images can be loaded into a cluster of ours only")?;
+        node::import_image(dir, archive)
+    }
+
+    /// Ends the cluster and removes everything of it; one that somebody else runs stays as it is.
+    ///
+    /// # Errors
+    /// As [`down`].
+    pub async fn down(self) -> Result<()> {
+        if let Origin::Ours { folder, .. } = &self.origin {
+            let folder = folder.clone();
+            tokio::task::spawn_blocking(move || end(&folder)).await??;
+        }
+        Ok(())
+    }
+}
+
+fn up(name: &str, profile: Profile, options: &Options) -> Result<Cluster> {
+    if let Profile::Node { count } = profile {
+        ensure!((1..=node::NAMES.len()).contains(&usize::from(count)), "one or two real nodes, not {count}");
+    }
+    let folder = Folder::new(name, options.dir.as_deref())?;
+    let _lock = folder.lock()?;
+    if let Some(spec) = folder.read_spec()?
+        && folder.is_ready()?
+    {
+        return reuse(folder, &spec, profile, options);
+    }
+    let mut spec = prepare(name, profile, options)?;
+    folder.stop()?;
+    folder.clear()?;
+    folder.write_spec(&spec)?;
+    if let Profile::Node { .. } = profile {
+        let images = folder.path().join("images");
+        spec.images = vec![image::pause(&images)?, image::machine(&images)?];
+        folder.write_spec(&spec)?;
+    }
+    eprintln!("cluster {name}: {profile}");
+    let hold = start(&folder, options.bound)?;
+    Ok(Cluster::ours(folder, hold))
+}
+
+fn reuse(folder: Folder, spec: &Spec, profile: Profile, options: &Options) -> Result<Cluster> {
+    let dir = folder.path().display();
+    ensure!(spec.profile == profile, "the cluster in {dir} is running with {}: end it first (cluster down)", spec.profile);
+    let audit_log = audit_log(options)?;
+    ensure!(
+        audit_log.is_none() || audit_log == spec.audit_log,
+        "the cluster in {dir} is running without that audit log: end it first (cluster down)"
+    );
+    Ok(Cluster::ours(folder, None))
+}
+
+fn audit_log(options: &Options) -> Result<Option<PathBuf>> {
+    let absolute = |path: &PathBuf| std::path::absolute(path);
+    Ok(options.audit_log.as_ref().map(absolute).transpose()?)
+}
+
+/// Makes sure of everything the machine must bring, before anything is started or removed.
+fn prepare(name: &str, profile: Profile, options: &Options) -> Result<Spec> {
+    if let Profile::Node { .. } = profile {
+        if let Some(obstacle) = node::obstacle() {
+            bail!("no real node can run here: {obstacle}. A control plane alone can: cluster up --profile control-plane");
+        }
+        node::packages::ensure_installed(&|line| eprintln!("{line}"))?;
+    }
+    Ok(Spec { name: name.to_owned(), profile, audit_log: audit_log(options)?, bins: tools::ensure(&profile.tools())?, images: Vec::new() })
+}
+
+/// Starts the supervisor and waits until everything answers. Returns what keeps a bound cluster alive.
+fn start(folder: &Folder, bound: bool) -> Result<Option<ChildStdin>> {
+    let mut child = supervisor::spawn(folder)?;
+    let mut hold = child.stdin.take().context("no standard input")?;
+    let output = child.stdout.take().context("no standard output")?;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        if let Some(reason) = line.strip_prefix(supervisor::FAILED) {
+            // Told apart from a starter that is gone: logs are wanted now.
+            hold.write_all(&[supervisor::KEEP]).ok();
+            child.wait()?;
+            folder.stop()?;
+            bail!("{reason} (in {})", folder.path().display());
+        }
+        if line == supervisor::READY {
+            if !bound {
+                hold.write_all(&[supervisor::KEEP])?;
+            }
+            reap(child);
+            return Ok(bound.then_some(hold));
+        }
+        eprintln!("  {line}");
+    }
+    child.wait()?;
+    folder.stop()?;
+    bail!("the supervisor ended: see {}", folder.logs().join("supervisor.log").display())
+}
+
+/// Takes note of the supervisor's end whenever it comes, so that it does not stay as a zombie of a long-lived caller.
+fn reap(mut child: Child) {
+    std::thread::spawn(move || child.wait());
+}
+
+/// Ends the cluster of that name, or in that folder, and removes everything of it; `false` when there was none.
+///
+/// # Errors
+/// When a process outlives SIGKILL, or the folder is not a cluster's: then nothing is removed.
+pub fn down(name: &str, dir: Option<&Path>) -> Result<bool> {
+    end(&Folder::new(name, dir)?)
+}
+
+fn end(folder: &Folder) -> Result<bool> {
+    if !folder.path().exists() {
+        return Ok(false);
+    }
+    let _lock = folder.lock()?;
+    folder.stop()?;
+    folder.remove()?;
+    Ok(true)
+}

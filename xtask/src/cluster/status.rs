@@ -1,0 +1,91 @@
+//! What is to be said about a cluster without changing it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Profile;
+use super::folder::Folder;
+use crate::control_plane::answers;
+use crate::tools::Tool;
+
+/// How a cluster is.
+#[derive(Clone, Debug)]
+pub enum Status {
+    /// There is none of that name.
+    Absent,
+    /// Its folder is there, nothing of it runs.
+    Stopped {
+        dir: PathBuf,
+    },
+    /// Running, but not everything answers (yet).
+    NotReady {
+        dir: PathBuf,
+    },
+    Ready {
+        dir: PathBuf,
+        profile: Profile,
+        kubeconfig: PathBuf,
+    },
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => write!(formatter, "there is no such cluster"),
+            Self::Stopped { dir } => write!(formatter, "stopped (logs: {}; `cluster up` starts it anew)", dir.join("logs").display()),
+            Self::NotReady { dir } => write!(formatter, "running, but the API server is not ready (logs: {})", dir.join("logs").display()),
+            Self::Ready { dir, profile, kubeconfig } => {
+                write!(formatter, "ready: {profile}\nkubeconfig {}\nlogs       {}", kubeconfig.display(), dir.join("logs").display())
+            }
+        }
+    }
+}
+
+/// Looks at the cluster of that name, or in that folder.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn status(name: &str, dir: Option<&Path>) -> Result<Status> {
+    let folder = Folder::new(name, dir)?;
+    let Some(spec) = folder.read_spec()? else {
+        return Ok(Status::Absent);
+    };
+    let dir = folder.path().to_owned();
+    if !folder.is_running()? {
+        return Ok(Status::Stopped { dir });
+    }
+    let kubeconfig = folder.kubeconfig();
+    let ready = folder.is_ready()? && answers(spec.bins.path(Tool::Kubectl), &kubeconfig, &["get", "--raw=/readyz"]);
+    Ok(if ready { Status::Ready { dir, profile: spec.profile, kubeconfig } } else { Status::NotReady { dir } })
+}
+
+/// Lines for a shell to evaluate: `KUBECONFIG`, and the folder of the cluster's own `kubectl` first on the `PATH`.
+///
+/// # Errors
+/// When the cluster is not running.
+pub fn environment(name: &str, dir: Option<&Path>) -> Result<String> {
+    let folder = Folder::new(name, dir)?;
+    ensure!(folder.is_ready()?, "no cluster is ready in {}: start it with `cluster up`", folder.path().display());
+    let spec = folder.read_spec()?.context("no cluster here")?;
+    let mut lines = format!("export KUBECONFIG={}\n", quoted(&folder.kubeconfig()));
+    if let Some(programs) = spec.bins.path(Tool::Kubectl).parent() {
+        lines.push_str(&format!("export PATH={}:\"$PATH\"\n", quoted(programs)));
+    }
+    Ok(lines)
+}
+
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_reads_the_path_as_it_is() {
+        assert_eq!(quoted(Path::new("/a b/c's")), r"'/a b/c'\''s'");
+    }
+}

@@ -1,0 +1,13 @@
+//! Everything that `cargo xtask` does, as a library for its commands and for tests: real clusters in one call.
+//!
+//! It is a developer's tool: nothing of it is part of the operator.
+
+pub mod cluster;
+pub mod control_plane;
+pub mod image;
+pub mod isolation;
+pub mod kwok;
+pub mod node;
+pub mod pki;
+pub mod process;
+pub mod tools;

@@ -44,26 +44,13 @@ pub fn pause(folder: &Path) -> Result<PathBuf> {
     let (source, binary) = (folder.join("pause.c"), folder.join("pause"));
     fs::write(&source, PAUSE_SOURCE)?;
     let mut compile = Command::new("gcc");
-    compile
-        .args(["-static", "-Os", "-s", "-Wall", "-o"])
-        .arg(&binary)
-        .arg(&source);
-    let output = compile
-        .output()
-        .context("run gcc (Debian packages gcc and libc6-dev)")?;
-    ensure!(
-        output.status.success(),
-        "gcc: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    compile.args(["-static", "-Os", "-s", "-Wall", "-o"]).arg(&binary).arg(&source);
+    let output = compile.output().context("run gcc (Debian packages gcc and libc6-dev)")?;
+    ensure!(output.status.success(), "gcc: {}", String::from_utf8_lossy(&output.stderr));
     let mut layer = Layer::new();
     layer.file("pause", &fs::read(&binary)?, 0o755, 0)?;
-    let image = Image {
-        reference: PAUSE,
-        entrypoint: vec!["/pause".into()],
-        user: format!("{OPERATOR_UID}:{OPERATOR_UID}"),
-        ..Image::default()
-    };
+    let image =
+        Image { reference: PAUSE, entrypoint: vec!["/pause".into()], user: format!("{OPERATOR_UID}:{OPERATOR_UID}"), ..Image::default() };
     image.write(layer, &folder.join("pause.tar"))
 }
 
@@ -73,10 +60,7 @@ pub fn pause(folder: &Path) -> Result<PathBuf> {
 /// When busybox is missing or is not static.
 pub fn machine(folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder)?;
-    let list = Command::new(BUSYBOX)
-        .arg("--list")
-        .output()
-        .context("run busybox (Debian package busybox-static)")?;
+    let list = Command::new(BUSYBOX).arg("--list").output().context("run busybox (Debian package busybox-static)")?;
     let mut layer = Layer::new();
     for directory in ["bin", "etc", "home", "proc", "sys", "dev"] {
         layer.directory(directory, 0o755, 0)?;
@@ -84,22 +68,12 @@ pub fn machine(folder: &Path) -> Result<PathBuf> {
     layer.directory("tmp", 0o1777, 0)?;
     layer.directory("home/computer", 0o700, MACHINE_UID)?;
     layer.file("bin/busybox", &static_binary(Path::new(BUSYBOX))?, 0o755, 0)?;
-    for applet in String::from_utf8(list.stdout)?
-        .lines()
-        .filter(|name| *name != "busybox")
-    {
+    for applet in String::from_utf8(list.stdout)?.lines().filter(|name| *name != "busybox") {
         layer.symlink(&format!("bin/{applet}"), "busybox")?;
     }
-    let passwd = format!(
-        "root:x:0:0::/:/bin/sh\ncomputer:x:{MACHINE_UID}:{MACHINE_UID}::/home/computer:/bin/sh\n"
-    );
+    let passwd = format!("root:x:0:0::/:/bin/sh\ncomputer:x:{MACHINE_UID}:{MACHINE_UID}::/home/computer:/bin/sh\n");
     layer.file("etc/passwd", passwd.as_bytes(), 0o644, 0)?;
-    layer.file(
-        "etc/group",
-        format!("root:x:0:\ncomputer:x:{MACHINE_UID}:\n").as_bytes(),
-        0o644,
-        0,
-    )?;
+    layer.file("etc/group", format!("root:x:0:\ncomputer:x:{MACHINE_UID}:\n").as_bytes(), 0o644, 0)?;
     let image = Image {
         reference: MACHINE,
         entrypoint: ["/bin/sh", "-c", MACHINE_MAIN].map(Into::into).to_vec(),
@@ -134,12 +108,7 @@ pub fn pack_operator(binary: &Path, folder: &Path) -> Result<PathBuf> {
         for directory in ["etc", "etc/ssl", "etc/ssl/certs"] {
             layer.directory(directory, 0o755, 0)?;
         }
-        layer.file(
-            CERTIFICATES.trim_start_matches('/'),
-            &certificates,
-            0o644,
-            0,
-        )?;
+        layer.file(CERTIFICATES.trim_start_matches('/'), &certificates, 0o644, 0)?;
     }
     let image = Image {
         reference: OPERATOR,
@@ -157,47 +126,27 @@ pub fn pack_operator(binary: &Path, folder: &Path) -> Result<PathBuf> {
 /// The target is named although it is the machine's own: only then do the flags apply to the operator alone, and not to
 /// build scripts and procedural macros, which cannot be static.
 fn build_operator(workspace: &Path) -> Result<PathBuf> {
-    let version = Command::new("rustc")
-        .arg("-vV")
-        .output()
-        .context("run rustc")?;
+    let version = Command::new("rustc").arg("-vV").output().context("run rustc")?;
     let version = String::from_utf8(version.stdout)?;
-    let target = version
-        .lines()
-        .find_map(|line| line.strip_prefix("host: "))
-        .context("rustc names no host")?;
+    let target = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
     let folder = workspace.join("target/image");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let status = Command::new(cargo)
         .current_dir(workspace)
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "computer-operator",
-            "--bin",
-            "computer-operator",
-        ])
+        .args(["build", "--quiet", "--package", "computer-operator", "--bin", "computer-operator"])
         .args(["--profile", "image", "--target", target, "--target-dir"])
         .arg(&folder)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .status()
         .context("run cargo")?;
-    ensure!(
-        status.success(),
-        "building the operator's image failed: {status}"
-    );
+    ensure!(status.success(), "building the operator's image failed: {status}");
     Ok(folder.join(target).join("image/computer-operator"))
 }
 
 /// Reads a program and makes sure that it runs without any library: it must name no interpreter (ELF `PT_INTERP`).
 fn static_binary(path: &Path) -> Result<Vec<u8>> {
     let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    ensure!(
-        !names_interpreter(&bytes)?,
-        "{} is not static: it would not start in an empty image",
-        path.display()
-    );
+    ensure!(!names_interpreter(&bytes)?, "{} is not static: it would not start in an empty image", path.display());
     Ok(bytes)
 }
 
@@ -205,10 +154,7 @@ fn static_binary(path: &Path) -> Result<Vec<u8>> {
 fn names_interpreter(elf: &[u8]) -> Result<bool> {
     let number = |from: usize, bytes: usize| -> Result<usize> {
         let slice = elf.get(from..from + bytes).context("truncated ELF file")?;
-        Ok(slice
-            .iter()
-            .rev()
-            .fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
+        Ok(slice.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)))
     };
     ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "not a 64-bit ELF file");
     let (start, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);

@@ -35,10 +35,7 @@ pub use inside::{forward, run_inside, spawn_inside};
 pub const INIT_ARGUMENT: &str = "isolation-init";
 
 /// Addresses of the nodes, in order; they exist only inside a cluster's namespaces.
-pub const NODE_IPS: [Ipv4Addr; 2] = [
-    Ipv4Addr::new(198, 51, 100, 129),
-    Ipv4Addr::new(198, 51, 100, 130),
-];
+pub const NODE_IPS: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 51, 100, 129), Ipv4Addr::new(198, 51, 100, 130)];
 
 /// Folders of the machine that container tools write to at fixed paths: inside, each is an empty file system in memory.
 const MASKED: [&str; 3] = ["/run", "/var/lib", "/var/log"];
@@ -88,9 +85,7 @@ impl Isolated {
         let Some(waiter) = self.waiter.take() else {
             return Ok(None);
         };
-        let status = waiter
-            .join()
-            .map_err(|_| anyhow!("the waiting thread panicked"))?;
+        let status = waiter.join().map_err(|_| anyhow!("the waiting thread panicked"))?;
         Ok(Some(status?))
     }
 
@@ -117,51 +112,34 @@ impl Drop for Isolated {
 /// # Errors
 /// When not root, when namespaces are forbidden here, or when the program cannot be started.
 pub fn start(dir: &Path, program: &Path, arguments: &[OsString], log: &File) -> Result<Isolated> {
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "a cluster with nodes needs root (namespaces, mounts, cgroups)"
-    );
+    ensure!(nix::unistd::geteuid().is_root(), "a cluster with nodes needs root (namespaces, mounts, cgroups)");
     if let Some(running) = Anchor::read(dir)?.filter(|anchor| anchor.is_alive()) {
         bail!("{} is in use by PID {}", dir.display(), running.pid);
     }
     let mut command = Command::new(program);
-    command
-        .arg(INIT_ARGUMENT)
-        .arg(std::process::id().to_string())
-        .arg(dir)
-        .args(arguments);
-    command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log.try_clone()?);
+    command.arg(INIT_ARGUMENT).arg(std::process::id().to_string()).arg(dir).args(arguments);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
     // Ctrl-C in a terminal reaches the caller alone, which decides; when it dies of it, so does everything inside.
     command.process_group(0);
     let (sender, receiver) = mpsc::channel();
     // A thread of its own, because what unshare changes stays with the thread, and because PR_SET_PDEATHSIG means the
     // death of the parent *thread*: this one lives as long as its child.
-    let waiter = thread::Builder::new()
-        .name("namespaces".into())
-        .spawn(move || {
-            let spawned = unshare(new_spaces())
-                .map_err(io::Error::from)
-                .and_then(|()| command.spawn());
-            let mut child = match spawned {
-                Ok(child) => child,
-                Err(error) => {
-                    let copy = io::Error::new(error.kind(), error.to_string());
-                    sender.send(Err(error)).ok();
-                    return Err(copy);
-                }
-            };
-            sender.send(Ok(child.id())).ok();
-            child.wait()
-        })?;
+    let waiter = thread::Builder::new().name("namespaces".into()).spawn(move || {
+        let spawned = unshare(new_spaces()).map_err(io::Error::from).and_then(|()| command.spawn());
+        let mut child = match spawned {
+            Ok(child) => child,
+            Err(error) => {
+                let copy = io::Error::new(error.kind(), error.to_string());
+                sender.send(Err(error)).ok();
+                return Err(copy);
+            }
+        };
+        sender.send(Ok(child.id())).ok();
+        child.wait()
+    })?;
     let pid = receiver.recv()?.context("make namespaces (unshare)")?;
     let anchor = Anchor::of(pid.try_into()?)?;
-    let isolated = Isolated {
-        anchor,
-        waiter: Some(waiter),
-    };
+    let isolated = Isolated { anchor, waiter: Some(waiter) };
     anchor.write(dir)?;
     Ok(isolated)
 }
@@ -172,26 +150,14 @@ pub fn start(dir: &Path, program: &Path, arguments: &[OsString], log: &File) -> 
 /// # Errors
 /// When the one that started it is gone already, or a mount or the program fails.
 pub fn init(arguments: &[OsString]) -> Result<u8> {
-    let [outer, dir, rest @ ..] = arguments else {
-        bail!("{INIT_ARGUMENT} is for internal use")
-    };
-    ensure!(
-        std::process::id() == 1,
-        "{INIT_ARGUMENT} is for internal use: it must be PID 1"
-    );
+    let [outer, dir, rest @ ..] = arguments else { bail!("{INIT_ARGUMENT} is for internal use") };
+    ensure!(std::process::id() == 1, "{INIT_ARGUMENT} is for internal use: it must be PID 1");
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The machine's /proc is still mounted: did the parent die before the line above took effect?
-    ensure!(
-        Path::new("/proc").join(outer).exists(),
-        "the process that started the cluster is gone"
-    );
+    ensure!(Path::new("/proc").join(outer).exists(), "the process that started the cluster is gone");
     let program = std::env::current_exe()?;
     set_up_mounts(Path::new(dir))?;
-    let child = Command::new(program)
-        .args(rest)
-        .stdin(Stdio::null())
-        .spawn()
-        .context("start the supervisor")?;
+    let child = Command::new(program).args(rest).stdin(Stdio::null()).spawn().context("start the supervisor")?;
     let supervisor = Pid::from_raw(child.id().try_into()?);
     loop {
         match waitpid(None, None) {
@@ -210,28 +176,14 @@ pub fn init(arguments: &[OsString]) -> Result<u8> {
 /// Makes every mount private to these namespaces, shows their processes in /proc and hides [`MASKED`].
 fn set_up_mounts(dir: &Path) -> Result<()> {
     let none = None::<&str>;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .context("make mounts private")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(
-        Some("proc"),
-        "/proc",
-        Some("proc"),
-        flags | MsFlags::MS_NOEXEC,
-        none,
-    )
-    .context("mount /proc")?;
+    mount(Some("proc"), "/proc", Some("proc"), flags | MsFlags::MS_NOEXEC, none).context("mount /proc")?;
     for masked in MASKED {
         // A cluster's folder below one of them must stay visible.
         if Path::new(masked).is_dir() && !dir.starts_with(masked) {
-            mount(
-                Some("tmpfs"),
-                masked,
-                Some("tmpfs"),
-                flags,
-                Some("mode=755"),
-            )
-            .with_context(|| format!("mount a file system over {masked}"))?;
+            mount(Some("tmpfs"), masked, Some("tmpfs"), flags, Some("mode=755"))
+                .with_context(|| format!("mount a file system over {masked}"))?;
         }
     }
     Ok(())
@@ -255,17 +207,10 @@ pub fn kill(dir: &Path) -> Result<()> {
         signal::kill(Pid::from_raw(anchor.pid), Signal::SIGKILL).ok();
         // A zombie whose parent has not looked yet holds nothing any more.
         let stat = fs::read_to_string(format!("/proc/{}/stat", anchor.pid)).unwrap_or_default();
-        if stat
-            .rsplit_once(") ")
-            .is_some_and(|(_, rest)| rest.starts_with('Z'))
-        {
+        if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')) {
             break;
         }
-        ensure!(
-            std::time::Instant::now() < deadline,
-            "PID {} outlives SIGKILL",
-            anchor.pid
-        );
+        ensure!(std::time::Instant::now() < deadline, "PID {} outlives SIGKILL", anchor.pid);
         thread::sleep(std::time::Duration::from_millis(10));
     }
     Ok(fs::remove_file(dir.join(anchor::RECORD))?)
@@ -293,12 +238,7 @@ mod tests {
     fn a_later_process_with_the_same_number_is_not_taken_for_the_cluster() {
         let dir = tempfile::tempdir().unwrap();
         let own = Anchor::of(std::process::id().try_into().unwrap()).unwrap();
-        Anchor {
-            started_ticks: own.started_ticks + 1,
-            ..own
-        }
-        .write(dir.path())
-        .unwrap();
+        Anchor { started_ticks: own.started_ticks + 1, ..own }.write(dir.path()).unwrap();
         assert!(!is_running(dir.path()));
         // Would end this very test if the start time were not compared.
         kill(dir.path()).unwrap();
@@ -317,10 +257,7 @@ mod tests {
     fn a_running_cluster_is_ended() {
         let dir = tempfile::tempdir().unwrap();
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        Anchor::of(child.id().try_into().unwrap())
-            .unwrap()
-            .write(dir.path())
-            .unwrap();
+        Anchor::of(child.id().try_into().unwrap()).unwrap().write(dir.path()).unwrap();
         assert!(is_running(dir.path()));
         kill(dir.path()).unwrap();
         assert!(!child.wait().unwrap().success());

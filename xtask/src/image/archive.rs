@@ -55,9 +55,9 @@ impl Image {
         tar.file(&blob(&sha256(&manifest)), &manifest, 0o644, 0)?;
         tar.file(&blob(&config_digest), &config, 0o644, 0)?;
         tar.file(&blob(&layer_digest), &layer, 0o644, 0)?;
-        let temporary = path.with_extension("new");
-        fs::write(&temporary, tar.into_bytes()?)
-            .with_context(|| format!("write {}", temporary.display()))?;
+        // Two commands may pack at once.
+        let temporary = path.with_extension(format!("{}.new", std::process::id()));
+        fs::write(&temporary, tar.into_bytes()?).with_context(|| format!("write {}", temporary.display()))?;
         fs::rename(&temporary, path)?;
         Ok(path.to_owned())
     }
@@ -79,11 +79,7 @@ impl Image {
     }
 
     fn index(&self, manifest_digest: &str, size: usize) -> Result<Value> {
-        let tag = self
-            .reference
-            .rsplit_once(':')
-            .context("an image's name needs a tag")?
-            .1;
+        let tag = self.reference.rsplit_once(':').context("an image's name needs a tag")?.1;
         let mut manifest = descriptor("manifest.v1+json", manifest_digest, size);
         manifest["platform"] = json!({ "architecture": architecture(), "os": "linux" });
         manifest["annotations"] = json!({

@@ -19,16 +19,11 @@ impl Layer {
     }
 
     pub fn directory(&mut self, path: &str, mode: u32, uid: u32) -> io::Result<()> {
-        self.0.append_data(
-            &mut header(EntryType::Directory, mode, uid),
-            path,
-            io::empty(),
-        )
+        self.0.append_data(&mut header(EntryType::Directory, mode, uid), path, io::empty())
     }
 
     pub fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
-        self.0
-            .append_link(&mut header(EntryType::Symlink, 0o777, 0), path, target)
+        self.0.append_link(&mut header(EntryType::Symlink, 0o777, 0), path, target)
     }
 
     pub fn into_bytes(self) -> io::Result<Vec<u8>> {

@@ -23,10 +23,7 @@ impl Anchor {
         // The second field is the program's name in brackets and may itself hold spaces and brackets.
         let rest = stat.rsplit_once(") ").context("unreadable /proc stat")?.1;
         let started = rest.split(' ').nth(19).context("short /proc stat")?;
-        Ok(Self {
-            pid,
-            started_ticks: started.parse()?,
-        })
+        Ok(Self { pid, started_ticks: started.parse()? })
     }
 
     pub fn read(dir: &Path) -> Result<Option<Self>> {

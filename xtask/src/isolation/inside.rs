@@ -16,21 +16,12 @@ use super::anchor::Anchor;
 
 /// Runs `work` on a thread that is inside the network namespace recorded in `dir` (and, for children it starts, inside
 /// the mount and PID namespaces if `all`).
-fn enter<T: Send + 'static>(
-    dir: &Path,
-    all: bool,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let anchor = Anchor::read(dir)?
-        .with_context(|| format!("{} has no namespaces of its own", dir.display()))?;
+fn enter<T: Send + 'static>(dir: &Path, all: bool, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let anchor = Anchor::read(dir)?.with_context(|| format!("{} has no namespaces of its own", dir.display()))?;
     let space = |name: &str| File::open(format!("/proc/{}/ns/{name}", anchor.pid));
     let (net, mnt, pid) = (space("net")?, space("mnt")?, space("pid")?);
     // Checked after opening: what was opened belongs to the recorded process, not to a later one with its number.
-    ensure!(
-        anchor.is_alive(),
-        "the cluster in {} is not running",
-        dir.display()
-    );
+    ensure!(anchor.is_alive(), "the cluster in {} is not running", dir.display());
     thread::spawn(move || {
         setns(net, CloneFlags::CLONE_NEWNET)?;
         if all {
@@ -62,20 +53,10 @@ pub fn spawn_inside(dir: &Path, mut command: Command) -> Result<Child> {
 /// As [`spawn_inside`], and when it ends with a failure: the message holds what it wrote to standard error.
 pub fn run_inside<S: AsRef<OsStr>>(dir: &Path, program: &Path, arguments: &[S]) -> Result<String> {
     let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let output = spawn_inside(dir, command)?.wait_with_output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "{}: {}: {}",
-        program.display(),
-        output.status,
-        errors.trim()
-    );
+    ensure!(output.status.success(), "{}: {}: {}", program.display(), output.status, errors.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -87,28 +68,22 @@ pub fn run_inside<S: AsRef<OsStr>>(dir: &Path, program: &Path, arguments: &[S]) 
 pub fn forward(dir: &Path, listener: TcpListener, target: SocketAddr) -> Result<()> {
     let (sender, receiver) = mpsc::channel();
     let dir: PathBuf = dir.to_owned();
-    thread::Builder::new()
-        .name("forward".into())
-        .spawn(move || {
-            let outcome = enter(&dir, false, move || {
-                sender.send(()).ok();
-                for connection in listener.incoming().flatten() {
-                    thread::spawn(move || {
-                        // A refused connection is passed on as a closed one.
-                        TcpStream::connect(target)
-                            .and_then(|inside| relay(&connection, &inside))
-                            .ok();
-                    });
-                }
-                Ok(())
-            });
-            if let Err(error) = outcome {
-                tracing::warn!("forwarding to {target} ended: {error:#}");
+    thread::Builder::new().name("forward".into()).spawn(move || {
+        let outcome = enter(&dir, false, move || {
+            sender.send(()).ok();
+            for connection in listener.incoming().flatten() {
+                thread::spawn(move || {
+                    // A refused connection is passed on as a closed one.
+                    TcpStream::connect(target).and_then(|inside| relay(&connection, &inside)).ok();
+                });
             }
-        })?;
-    receiver
-        .recv()
-        .context("the cluster's namespaces cannot be entered")
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            tracing::warn!("forwarding to {target} ended: {error:#}");
+        }
+    })?;
+    receiver.recv().context("the cluster's namespaces cannot be entered")
 }
 
 /// Copies both directions until both sides have ended.

@@ -33,8 +33,7 @@ pub fn create(cluster: &str, node: &str) -> Result<String> {
             pass_controllers_on(&path);
             let parent = path.clone();
             path.push(part);
-            fs::create_dir_all(&path)
-                .with_context(|| format!("make the cgroup {}", path.display()))?;
+            fs::create_dir_all(&path).with_context(|| format!("make the cgroup {}", path.display()))?;
             fill_cpuset(&parent, &path)?;
         }
         pass_controllers_on(&path);
@@ -48,13 +47,9 @@ pub fn create(cluster: &str, node: &str) -> Result<String> {
 /// Says what is missing.
 pub fn check() -> Result<()> {
     let hierarchies = hierarchies()?;
-    ensure!(
-        !hierarchies.is_empty(),
-        "no hierarchy is mounted below {ROOT}"
-    );
+    ensure!(!hierarchies.is_empty(), "no hierarchy is mounted below {ROOT}");
     for path in hierarchies {
-        nix::unistd::access(&path, nix::unistd::AccessFlags::W_OK)
-            .with_context(|| format!("{} is not writable", path.display()))?;
+        nix::unistd::access(&path, nix::unistd::AccessFlags::W_OK).with_context(|| format!("{} is not writable", path.display()))?;
     }
     Ok(())
 }
@@ -71,8 +66,7 @@ pub fn remove(cluster: &str) -> Result<()> {
             match remove_tree(&top) {
                 Ok(()) => break,
                 Err(error) if Instant::now() > deadline => {
-                    return Err(error)
-                        .with_context(|| format!("remove the cgroup {}", top.display()));
+                    return Err(error).with_context(|| format!("remove the cgroup {}", top.display()));
                 }
                 Err(_) => thread::sleep(Duration::from_millis(50)),
             }
@@ -102,10 +96,7 @@ fn hierarchies() -> Result<Vec<PathBuf>> {
 fn fill_cpuset(parent: &Path, path: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let own = path.join(file);
-        if own.exists()
-            && fs::read_to_string(&own)?.trim().is_empty()
-            && parent.join("cpuset.cpus").exists()
-        {
+        if own.exists() && fs::read_to_string(&own)?.trim().is_empty() && parent.join("cpuset.cpus").exists() {
             fs::write(&own, fs::read_to_string(parent.join(file))?.trim())?;
         }
     }
@@ -116,11 +107,7 @@ fn fill_cpuset(parent: &Path, path: &Path) -> io::Result<()> {
 fn pass_controllers_on(path: &Path) {
     if let Ok(controllers) = fs::read_to_string(path.join("cgroup.controllers")) {
         for controller in controllers.split_whitespace() {
-            fs::write(
-                path.join("cgroup.subtree_control"),
-                format!("+{controller}"),
-            )
-            .ok();
+            fs::write(path.join("cgroup.subtree_control"), format!("+{controller}")).ok();
         }
     }
 }

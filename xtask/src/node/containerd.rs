@@ -28,43 +28,20 @@ pub(super) fn start(node: &Node, dir: &Path) -> Result<Child> {
 pub(super) fn wait(node: &Node, child: &mut Child) -> Result<()> {
     let name = format!("{}-containerd", node.name());
     wait_until("containerd to answer", &mut [(&name, child)], || {
-        Command::new(CTR)
-            .arg("--address")
-            .arg(node.containerd_socket())
-            .arg("version")
-            .output()
-            .is_ok_and(|o| o.status.success())
+        Command::new(CTR).arg("--address").arg(node.containerd_socket()).arg("version").output().is_ok_and(|o| o.status.success())
     })
 }
 
 pub(super) fn import(node: &Node, archive: &Path) -> Result<()> {
-    let output = Command::new(CTR)
-        .args(import_arguments(node.name(), archive))
-        .output()
-        .context("run ctr")?;
+    let output = Command::new(CTR).args(import_arguments(node.name(), archive)).output().context("run ctr")?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "import {} into {}: {}",
-        archive.display(),
-        node.name(),
-        errors.trim()
-    );
+    ensure!(output.status.success(), "import {} into {}: {}", archive.display(), node.name(), errors.trim());
     Ok(())
 }
 
 pub(super) fn import_arguments(node: &str, archive: &Path) -> Vec<OsString> {
     let socket = format!("/run/{node}/containerd.sock");
-    let mut arguments: Vec<OsString> = [
-        "--address",
-        &socket,
-        "--namespace",
-        "k8s.io",
-        "images",
-        "import",
-    ]
-    .map(Into::into)
-    .to_vec();
+    let mut arguments: Vec<OsString> = ["--address", &socket, "--namespace", "k8s.io", "images", "import"].map(Into::into).to_vec();
     arguments.push(archive.into());
     arguments
 }
@@ -73,11 +50,7 @@ pub(super) fn import_arguments(node: &str, archive: &Path) -> Vec<OsString> {
 /// and fails with "can't get final child's PID from pipe: EOF". The `opt` plugin would otherwise make /opt/containerd.
 fn configuration(node: &Node, cni: &Path) -> String {
     let (dir, socket, pause) = (node.dir.display(), node.containerd_socket(), image::PAUSE);
-    let (socket, cni, state) = (
-        socket.display(),
-        cni.display(),
-        format!("/run/{}/containerd", node.name()),
-    );
+    let (socket, cni, state) = (socket.display(), cni.display(), format!("/run/{}/containerd", node.name()));
     format!(
         r#"version = 2
 root = "{dir}/containerd"

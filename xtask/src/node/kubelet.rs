@@ -9,37 +9,17 @@ use serde_json::{Value, json};
 use super::{KubeletIdentity, Node, Nodes, daemon};
 
 pub(super) fn start(node: &Node, nodes: &Nodes, identity: &KubeletIdentity) -> Result<Child> {
-    for folder in [
-        "kubelet",
-        "kubelet-certificates",
-        "pod-logs",
-        "volume-plugins",
-    ] {
+    for folder in ["kubelet", "kubelet-certificates", "pod-logs", "volume-plugins"] {
         fs::create_dir_all(node.dir.join(folder))?;
     }
     let path = node.dir.join("kubelet.json");
-    fs::write(
-        &path,
-        serde_json::to_vec_pretty(&configuration(node, nodes, identity))?,
-    )?;
+    fs::write(&path, serde_json::to_vec_pretty(&configuration(node, nodes, identity))?)?;
     let mut command = Command::new(&nodes.programs.kubelet);
-    command
-        .arg("--config")
-        .arg(&path)
-        .arg("--kubeconfig")
-        .arg(&identity.kubeconfig);
+    command.arg("--config").arg(&path).arg("--kubeconfig").arg(&identity.kubeconfig);
     command.arg("--root-dir").arg(node.dir.join("kubelet"));
-    command
-        .arg("--cert-dir")
-        .arg(node.dir.join("kubelet-certificates"));
-    command
-        .arg(format!("--node-ip={}", node.ip()))
-        .arg(format!("--hostname-override={}", node.name()));
-    daemon(
-        &nodes.dir,
-        &format!("{}-kubelet", node.name()),
-        &mut command,
-    )
+    command.arg("--cert-dir").arg(node.dir.join("kubelet-certificates"));
+    command.arg(format!("--node-ip={}", node.ip())).arg(format!("--hostname-override={}", node.name()));
+    daemon(&nodes.dir, &format!("{}-kubelet", node.name()), &mut command)
 }
 
 fn configuration(node: &Node, nodes: &Nodes, identity: &KubeletIdentity) -> Value {

@@ -134,9 +134,7 @@ pub fn obstacle() -> Option<String> {
     if let Err(error) = crate::isolation::is_allowed() {
         return Some(format!("namespaces are not allowed here: {error:#}"));
     }
-    cgroups::check()
-        .err()
-        .map(|error| format!("cgroups cannot be used: {error:#}"))
+    cgroups::check().err().map(|error| format!("cgroups cannot be used: {error:#}"))
 }
 
 /// Starts the nodes and returns when each is Ready, the images are there and the storage class exists (about 15 s).
@@ -145,22 +143,14 @@ pub fn obstacle() -> Option<String> {
 /// # Errors
 /// When a program ends or does not answer in time; the message names its log.
 pub fn start(nodes: &Nodes, progress: &dyn Fn(&str)) -> Result<Running> {
-    ensure!(
-        (1..=NAMES.len()).contains(&nodes.kubelets.len()),
-        "one or two nodes, not {}",
-        nodes.kubelets.len()
-    );
+    ensure!((1..=NAMES.len()).contains(&nodes.kubelets.len()), "one or two nodes, not {}", nodes.kubelets.len());
     fs::create_dir_all(nodes.dir.join("logs"))?;
     let mut running = Running(Vec::new());
     let mut all = Vec::new();
     for (index, identity) in (0..).zip(&nodes.kubelets) {
         let name = NAMES[usize::from(index)];
         let cgroup = cgroups::create(&nodes.cluster, name)?;
-        let node = Node {
-            index,
-            dir: nodes.dir.join(name),
-            cgroup,
-        };
+        let node = Node { index, dir: nodes.dir.join(name), cgroup };
         progress(&format!("{name}: containerd and its images"));
         let mut containerd = containerd::start(&node, &nodes.dir)?;
         containerd::wait(&node, &mut containerd)?;
@@ -173,30 +163,13 @@ pub fn start(nodes: &Nodes, progress: &dyn Fn(&str)) -> Result<Running> {
         all.push(node);
     }
     running.0.push(("kube-proxy".into(), proxy::start(nodes)?));
-    running.0.push((
-        "local-path-provisioner".into(),
-        storage::start(nodes, &all)?,
-    ));
+    running.0.push(("local-path-provisioner".into(), storage::start(nodes, &all)?));
     for node in &all {
         progress(&format!("{}: waiting until it is Ready", node.name()));
-        wait_for(
-            node.name(),
-            "True",
-            READY,
-            &["node", node.name()],
-            nodes,
-            &mut running,
-        )?;
+        wait_for(node.name(), "True", READY, &["node", node.name()], nodes, &mut running)?;
     }
     // Made by the controller manager a moment after the namespace; until then pods are refused.
-    wait_for(
-        "the default service account",
-        "default",
-        "{.metadata.name}",
-        &["serviceaccount", "default"],
-        nodes,
-        &mut running,
-    )?;
+    wait_for("the default service account", "default", "{.metadata.name}", &["serviceaccount", "default"], nodes, &mut running)?;
     Ok(running)
 }
 
@@ -208,11 +181,7 @@ pub fn import_image(dir: &Path, archive: &Path) -> Result<()> {
     let mut found = false;
     for name in NAMES.iter().filter(|name| dir.join(name).is_dir()) {
         found = true;
-        crate::isolation::run_inside(
-            dir,
-            Path::new("/usr/bin/ctr"),
-            &containerd::import_arguments(name, archive),
-        )?;
+        crate::isolation::run_inside(dir, Path::new("/usr/bin/ctr"), &containerd::import_arguments(name, archive))?;
     }
     ensure!(found, "the cluster in {} has no nodes", dir.display());
     Ok(())
@@ -221,70 +190,36 @@ pub fn import_image(dir: &Path, archive: &Path) -> Result<()> {
 /// Starts a program of the cluster with its output in `logs/NAME.log`.
 fn daemon(dir: &Path, name: &str, command: &mut Command) -> Result<Child> {
     let log = File::create(dir.join("logs").join(format!("{name}.log")))?;
-    command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
-    command
-        .spawn()
-        .with_context(|| format!("start {name} ({})", command.get_program().to_string_lossy()))
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.spawn().with_context(|| format!("start {name} ({})", command.get_program().to_string_lossy()))
 }
 
 /// Asks until the answer is yes, or an error when a program has ended meanwhile or the time is over.
-fn wait_until(
-    what: &str,
-    programs: &mut [(&str, &mut Child)],
-    mut done: impl FnMut() -> bool,
-) -> Result<()> {
+fn wait_until(what: &str, programs: &mut [(&str, &mut Child)], mut done: impl FnMut() -> bool) -> Result<()> {
     let deadline = Instant::now() + START_DEADLINE;
     while !done() {
         for (name, child) in &mut *programs {
             if let Some(status) = child.try_wait()? {
-                anyhow::bail!(
-                    "{name} ended ({status}) while waiting for {what}: see logs/{name}.log in the cluster's folder"
-                );
+                anyhow::bail!("{name} ended ({status}) while waiting for {what}: see logs/{name}.log in the cluster's folder");
             }
         }
-        ensure!(
-            Instant::now() < deadline,
-            "{what}: not within {} s",
-            START_DEADLINE.as_secs()
-        );
+        ensure!(Instant::now() < deadline, "{what}: not within {} s", START_DEADLINE.as_secs());
         thread::sleep(Duration::from_millis(200));
     }
     Ok(())
 }
 
 /// Waits until `field` of `object` (arguments of `kubectl get`) has the value `wanted`.
-fn wait_for(
-    what: &str,
-    wanted: &str,
-    field: &str,
-    object: &[&str],
-    nodes: &Nodes,
-    running: &mut Running,
-) -> Result<()> {
-    let mut programs: Vec<_> = running
-        .0
-        .iter_mut()
-        .map(|(name, child)| (name.as_str(), child))
-        .collect();
+fn wait_for(what: &str, wanted: &str, field: &str, object: &[&str], nodes: &Nodes, running: &mut Running) -> Result<()> {
+    let mut programs: Vec<_> = running.0.iter_mut().map(|(name, child)| (name.as_str(), child)).collect();
     wait_until(what, &mut programs, || {
-        let output = kubectl(nodes)
-            .arg("get")
-            .args(object)
-            .arg("-o")
-            .arg(format!("jsonpath={field}"))
-            .output();
+        let output = kubectl(nodes).arg("get").args(object).arg("-o").arg(format!("jsonpath={field}")).output();
         output.is_ok_and(|output| output.stdout == wanted.as_bytes())
     })
 }
 
 fn kubectl(nodes: &Nodes) -> Command {
     let mut command = Command::new(&nodes.programs.kubectl);
-    command
-        .arg("--kubeconfig")
-        .arg(&nodes.admin_kubeconfig)
-        .stdin(Stdio::null());
+    command.arg("--kubeconfig").arg(&nodes.admin_kubeconfig).stdin(Stdio::null());
     command
 }

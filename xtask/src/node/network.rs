@@ -19,10 +19,7 @@ use crate::isolation::NODE_IPS;
 /// # Errors
 /// When this is not a fresh network namespace, or a command fails.
 pub fn set_up(count: usize) -> Result<()> {
-    ensure!(
-        interfaces()?.iter().all(|name| name == "lo"),
-        "not a fresh network namespace: refusing to change it"
-    );
+    ensure!(interfaces()?.iter().all(|name| name == "lo"), "not a fresh network namespace: refusing to change it");
     ip(&["link", "set", "lo", "up"])?;
     for (name, address) in NAMES.iter().zip(NODE_IPS).take(count.max(1)) {
         ip(&["link", "add", name, "type", "bridge"])?;
@@ -58,35 +55,19 @@ pub(super) fn write_cni(node: &Node) -> Result<PathBuf> {
             { "type": "portmap", "capabilities": { "portMappings": true } },
         ],
     });
-    fs::write(
-        folder.join("10-pods.conflist"),
-        serde_json::to_vec_pretty(&configuration)?,
-    )?;
+    fs::write(folder.join("10-pods.conflist"), serde_json::to_vec_pretty(&configuration)?)?;
     Ok(folder)
 }
 
 /// Names of the interfaces of this process's network namespace (/sys would show those of the one that mounted it).
 fn interfaces() -> Result<Vec<String>> {
     let table = fs::read_to_string(Path::new("/proc/net/dev"))?;
-    Ok(table
-        .lines()
-        .skip(2)
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, _)| name.trim().to_owned())
-        .collect())
+    Ok(table.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect())
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("ip")
-        .args(arguments)
-        .output()
-        .context("run ip (Debian package iproute2)")?;
+    let output = Command::new("ip").args(arguments).output().context("run ip (Debian package iproute2)")?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "ip {}: {}",
-        arguments.join(" "),
-        errors.trim()
-    );
+    ensure!(output.status.success(), "ip {}: {}", arguments.join(" "), errors.trim());
     Ok(())
 }

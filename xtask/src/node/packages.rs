@@ -50,9 +50,7 @@ pub fn ensure_installed(progress: &dyn Fn(&str)) -> Result<()> {
     }
     let names = packages.join(" ");
     if !can_install() {
-        bail!(
-            "a node needs these packages (Debian's names): {names}. Install them, as root: apt-get install {names}"
-        );
+        bail!("a node needs these packages (Debian's names): {names}. Install them, as root: apt-get install {names}");
     }
     progress(&format!("installing Debian packages: {names}"));
     apt(&["update", "-q"])?;
@@ -60,11 +58,7 @@ pub fn ensure_installed(progress: &dyn Fn(&str)) -> Result<()> {
     arguments.extend(&packages);
     apt(&arguments)?;
     let still = missing();
-    ensure!(
-        still.is_empty(),
-        "apt-get succeeded, but files of these packages are missing: {}",
-        still.join(" ")
-    );
+    ensure!(still.is_empty(), "apt-get succeeded, but files of these packages are missing: {}", still.join(" "));
     Ok(())
 }
 
@@ -78,11 +72,6 @@ fn apt(arguments: &[&str]) -> Result<()> {
         .output()
         .context("run apt-get")?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "apt-get {} failed: {}",
-        arguments.join(" "),
-        errors.trim()
-    );
+    ensure!(output.status.success(), "apt-get {} failed: {}", arguments.join(" "), errors.trim());
     Ok(())
 }

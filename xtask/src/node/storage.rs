@@ -27,39 +27,13 @@ pub(super) fn start(nodes: &Nodes, all: &[Node]) -> Result<Child> {
     let config_file = nodes.dir.join("local-path.json");
     fs::write(&config_file, serde_json::to_vec_pretty(&config)?)?;
     let objects_file = nodes.dir.join("storage.json");
-    fs::write(
-        &objects_file,
-        serde_json::to_vec_pretty(&objects(&config)?)?,
-    )?;
-    let output = kubectl(nodes)
-        .args(["apply", "-f"])
-        .arg(&objects_file)
-        .output()
-        .context("run kubectl")?;
-    ensure!(
-        output.status.success(),
-        "storage class: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
+    fs::write(&objects_file, serde_json::to_vec_pretty(&objects(&config)?)?)?;
+    let output = kubectl(nodes).args(["apply", "-f"]).arg(&objects_file).output().context("run kubectl")?;
+    ensure!(output.status.success(), "storage class: {}", String::from_utf8_lossy(&output.stderr).trim());
     let mut command = Command::new(&nodes.programs.local_path_provisioner);
-    command
-        .arg("start")
-        .arg("--config")
-        .arg(&config_file)
-        .arg("--kubeconfig")
-        .arg(&nodes.admin_kubeconfig);
-    command.args([
-        "--helper-image",
-        image::MACHINE,
-        "--configmap-name",
-        CONFIG_MAP,
-    ]);
-    command.args([
-        "--namespace",
-        NAMESPACE,
-        "--service-account-name",
-        SERVICE_ACCOUNT,
-    ]);
+    command.arg("start").arg("--config").arg(&config_file).arg("--kubeconfig").arg(&nodes.admin_kubeconfig);
+    command.args(["--helper-image", image::MACHINE, "--configmap-name", CONFIG_MAP]);
+    command.args(["--namespace", NAMESPACE, "--service-account-name", SERVICE_ACCOUNT]);
     daemon(&nodes.dir, "local-path-provisioner", &mut command)
 }
 

@@ -146,7 +146,7 @@ impl View {
     }
 
     /// Name of the archive pod of an attempt.
-    pub fn archive_pod_name(&self, attempt: u32) -> String {
+    pub fn archive_pod_name(&self, attempt: i32) -> String {
         format!("archive-{}-{attempt}", self.uid)
     }
 }

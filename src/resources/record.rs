@@ -242,7 +242,8 @@ pub struct Custody {
     pub pod_uid: Option<String>,
     /// Number of the latest attempt, from 1.
     #[serde(default)]
-    pub attempt: u32,
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub attempt: i32,
 }
 
 /// The verified archive of a computer.

@@ -115,7 +115,7 @@ fn pod(context: &Context<'_>) -> State {
     }
 }
 
-fn record_attempt(context: &Context<'_>, attempt: u32, pod_uid: Option<String>) -> State {
+fn record_attempt(context: &Context<'_>, attempt: i32, pod_uid: Option<String>) -> State {
     let claim_uid = custody::claim_uid(context.view).unwrap_or_default();
     context.save(|r| {
         if let Some(deletion) = &mut r.spec.state.deletion {
@@ -125,7 +125,7 @@ fn record_attempt(context: &Context<'_>, attempt: u32, pod_uid: Option<String>) 
 }
 
 /// An archive pod that ended without a manifest in the store is replaced by another attempt, later each time.
-fn ended(context: &Context<'_>, pod: &Pod, attempt: u32, subject: Subject) -> State {
+fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> State {
     let terminated =
         pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).find_map(|c| c.state.as_ref()?.terminated.as_ref());
     let code = terminated.map(|t| t.exit_code);
@@ -158,8 +158,8 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: u32, subject: Subject) -> St
 }
 
 /// Seconds before the next attempt: 2, 4, 8 … at most 5 minutes.
-fn retry_pause(attempt: u32) -> i64 {
-    2_i64.saturating_pow(attempt.min(9)).min(300)
+fn retry_pause(attempt: i32) -> i64 {
+    2_i64.saturating_pow(attempt.clamp(1, 9).unsigned_abs()).min(300)
 }
 
 fn seconds_since(now: Timestamp, then: Timestamp) -> i64 {

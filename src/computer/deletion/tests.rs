@@ -248,6 +248,9 @@ impl World {
         self.pods.retain(|_, p| p.metadata.deletion_timestamp.is_none() || held(p));
         let used: Vec<_> = self.pods.keys().map(|(ns, _)| ns.clone()).collect();
         self.claims.retain(|(ns, _), c| c.metadata.deletion_timestamp.is_none() || used.contains(ns));
+        for claim in self.claims.values_mut().filter(|c| c.metadata.uid == holder) {
+            claim.status = from(json!({"phase": "Bound"}));
+        }
         let bound = self.claims.values().any(|c| c.metadata.uid == holder);
         let delete =
             self.volume.as_ref().is_some_and(|v| v.spec.as_ref().unwrap().persistent_volume_reclaim_policy.as_deref() == Some("Delete"));

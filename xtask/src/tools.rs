@@ -100,7 +100,7 @@ pub fn ensure(wanted: &[Tool]) -> Result<Bins> {
         let module = module_folder(tool.source().module);
         let folder = cache_folder()?.join("bin").join(module_hash(&read(&module.join("go.mod"))?, &read(&module.join("go.sum"))?));
         let path = folder.join(tool.name());
-        if !path.exists() && bins.0.get(tool).is_none() {
+        if !path.exists() && !bins.0.contains_key(tool) {
             missing.push(*tool);
         }
         bins.0.insert(*tool, path);
@@ -194,7 +194,7 @@ fn link_flags(go_mod: &str) -> String {
         let mut numbers = version.trim_start_matches('v').split('.');
         let package = "k8s.io/component-base/version";
         for (name, value) in [("gitVersion", Some(version)), ("gitMajor", numbers.next()), ("gitMinor", numbers.next())] {
-            flags.push_str(&format!(" -X {package}.{name}={}", value.unwrap_or_default()));
+            flags = format!("{flags} -X {package}.{name}={}", value.unwrap_or_default());
         }
     }
     flags

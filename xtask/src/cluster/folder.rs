@@ -146,7 +146,10 @@ impl Folder {
             thread::sleep(Duration::from_millis(20));
         }
         isolation::kill(&self.0)?;
-        cgroups::remove(&self.cgroup(&spec.name))
+        if let Profile::Node { .. } = spec.profile {
+            cgroups::remove(&self.cgroup(&spec.name))?;
+        }
+        Ok(())
     }
 
     /// Whether a program of the cluster is alive outside its namespaces; kills the supervisor, with which all die.

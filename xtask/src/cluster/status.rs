@@ -1,6 +1,6 @@
 //! What is to be said about a cluster without changing it.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -71,7 +71,7 @@ pub fn environment(name: &str, dir: Option<&Path>) -> Result<String> {
     let spec = folder.read_spec()?.context("no cluster here")?;
     let mut lines = format!("export KUBECONFIG={}\n", quoted(&folder.kubeconfig()));
     if let Some(programs) = spec.bins.path(Tool::Kubectl).parent() {
-        lines.push_str(&format!("export PATH={}:\"$PATH\"\n", quoted(programs)));
+        writeln!(lines, "export PATH={}:\"$PATH\"", quoted(programs))?;
     }
     Ok(lines)
 }

@@ -32,13 +32,10 @@ pub(super) fn step(context: &Context<'_>) -> State {
         return State::Done(Outcome::Skipped, super::receipt::skipped_by(by));
     }
     let state = custody_first(context);
-    let waiting = matches!(state, State::Wait(_) | State::Blocked(..));
-    if waiting
-        && snapshot.archive.policy == ArchivePolicy::BestEffort
-        && context.overdue("archive-sessions", snapshot.deadlines.archive_sessions_seconds)
-    {
-        let why = if let State::Blocked(blocker, _) = &state { blocker.message.as_str() } else { "the archive was not finished" };
-        return State::Done(Outcome::Skipped, format!("class policy BestEffort, deadline passed: {why}"));
+    if snapshot.archive.policy == ArchivePolicy::BestEffort && matches!(state, State::Wait(_) | State::Blocked(..)) {
+        if let Some(state) = best_effort(context, &state) {
+            return state;
+        }
     }
     match state {
         State::Wait(after) if context.overdue("archive-sessions", snapshot.deadlines.archive_sessions_seconds) => State::Blocked(
@@ -53,6 +50,19 @@ pub(super) fn step(context: &Context<'_>) -> State {
         ),
         state => state,
     }
+}
+
+/// `BestEffort` gives up when the deadline of this step has passed. Its clock starts on record with the step itself: a long stop
+/// must not eat the archive's time.
+fn best_effort(context: &Context<'_>, state: &State) -> Option<State> {
+    if !context.started("archive-sessions") {
+        return Some(context.save(|_| {}));
+    }
+    if !context.overdue("archive-sessions", context.record.spec.snapshot.deadlines.archive_sessions_seconds) {
+        return None;
+    }
+    let why = if let State::Blocked(blocker, _) = state { blocker.message.as_str() } else { "the archive was not finished" };
+    Some(State::Done(Outcome::Skipped, format!("class policy BestEffort, deadline passed: {why}")))
 }
 
 fn custody_first(context: &Context<'_>) -> State {

@@ -120,6 +120,11 @@ impl Context<'_> {
         self.record.spec.state.deletion.as_ref()
     }
 
+    /// Whether the record says when a step began.
+    pub fn started(&self, step: &str) -> bool {
+        self.deletion().is_some_and(|d| d.started.contains_key(step))
+    }
+
     /// Whether a step has been under way for longer than its deadline. The clock is the record's, so it survives a restart;
     /// a deadline only ever shows or skips what a policy allows to skip.
     pub fn overdue(&self, step: &str, seconds: i64) -> bool {

@@ -108,7 +108,7 @@ impl Folder {
         }
     }
 
-    /// Whether any program of the cluster is alive.
+    /// Whether the cluster's supervisor is alive; when it has died, so have all others, or they are dying.
     pub fn is_running(&self) -> Result<bool> {
         let file = match File::open(self.running_file()) {
             Ok(file) => file,
@@ -116,10 +116,16 @@ impl Folder {
             Err(error) => return Err(error.into()),
         };
         match file.try_lock() {
-            Ok(()) => Ok(isolation::is_running(&self.0)),
-            Err(TryLockError::WouldBlock) => Ok(true),
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(self.supervisor().is_some()),
             Err(TryLockError::Error(error)) => Err(error.into()),
         }
+    }
+
+    /// The living supervisor's PID. A number that another process got since is told apart by what that was started with.
+    fn supervisor(&self) -> Option<Pid> {
+        let pid = fs::read_to_string(self.running_file()).ok()?.parse().ok()?;
+        is_supervisor_of(pid, &self.0).then_some(Pid::from_raw(pid))
     }
 
     /// Whether the cluster is running and was ready once.
@@ -162,12 +168,8 @@ impl Folder {
             Err(TryLockError::Error(error)) => return Err(error.into()),
             Err(TryLockError::WouldBlock) => {}
         }
-        let pid = fs::read_to_string(self.running_file())?.parse::<i32>();
-        // A number that another process got since is told apart by what it was started with.
-        if let Ok(pid) = pid
-            && is_supervisor_of(pid, &self.0)
-        {
-            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+        if let Some(pid) = self.supervisor() {
+            kill(pid, Signal::SIGKILL).ok();
         }
         Ok(true)
     }
@@ -251,14 +253,16 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_the_lock_is_running() {
+    fn a_lock_that_no_supervisor_holds_is_not_a_running_cluster() {
         let base = tempfile::tempdir().unwrap();
         let folder = folder(base.path());
         fs::write(folder.running_file(), "").unwrap();
-        let supervisor = folder.become_supervisor().unwrap();
-        assert!(folder.is_running().unwrap());
-        drop(supervisor);
+        let held = folder.become_supervisor().unwrap();
+        // This test was not started with the supervisor's arguments: it must not be taken for one, nor killed.
         assert!(!folder.is_running().unwrap());
+        assert!(folder.supervised().unwrap());
+        drop(held);
+        assert!(!folder.supervised().unwrap());
     }
 
     #[test]

@@ -184,7 +184,10 @@ fn up(name: &str, profile: Profile, options: &Options) -> Result<Cluster> {
     {
         return reuse(folder, &spec, profile, options);
     }
-    let mut spec = prepare(name, profile, options)?;
+    let mut spec = prepare(name, profile, options).inspect_err(|_| {
+        // Only if it is empty, as it is when it was made by the line above that locks it.
+        std::fs::remove_dir(folder.path()).ok();
+    })?;
     folder.stop()?;
     folder.clear()?;
     folder.write_spec(&spec)?;

@@ -157,6 +157,10 @@ fn build(tool: Tool, path: &Path, number: usize, all: &[Tool]) -> Result<()> {
     let start = Instant::now();
     let partial = folder.join(format!(".{}.partial", source.name));
     let module = module_folder(source.module);
+    // What a killed build left is found here, not somewhere in the machine's folder for temporary files.
+    let temporary = folder.join(".tmp");
+    fs::remove_dir_all(&temporary).ok();
+    fs::create_dir(&temporary)?;
     let go = which_go()?;
     let mut command = process::tied(&go, None)?;
     command
@@ -168,11 +172,13 @@ fn build(tool: Tool, path: &Path, number: usize, all: &[Tool]) -> Result<()> {
         // Settings of the user that could change what is built.
         .env("GOFLAGS", "")
         .env("GOWORK", "off")
+        .env("GOTMPDIR", &temporary)
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     let output = command.output().context("run go build")?;
     ensure!(output.status.success(), "building {} failed: {}", source.name, String::from_utf8_lossy(&output.stderr).trim());
     fs::rename(&partial, path)?;
+    fs::remove_dir_all(&temporary)?;
     eprintln!("      {} done in {} s", source.name, start.elapsed().as_secs());
     Ok(())
 }

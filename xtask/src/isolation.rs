@@ -202,18 +202,38 @@ pub fn kill(dir: &Path) -> Result<()> {
     let Some(anchor) = Anchor::read(dir)? else {
         return Ok(());
     };
+    let space = fs::read_link(format!("/proc/{}/ns/pid", anchor.pid)).ok();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while anchor.is_alive() {
+    while anchor.is_alive() && !is_zombie(anchor.pid) {
         signal::kill(Pid::from_raw(anchor.pid), Signal::SIGKILL).ok();
-        // A zombie whose parent has not looked yet holds nothing any more.
-        let stat = fs::read_to_string(format!("/proc/{}/stat", anchor.pid)).unwrap_or_default();
-        if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')) {
+        // PID 1 itself does not go before every process inside has been waited for, and the parent of one that
+        // spawn_inside started may do that late, or after this call: then only zombies are left, which hold nothing.
+        if has_no_memory(anchor.pid) && space.as_ref().is_some_and(|space| !lives_in(space, anchor.pid)) {
             break;
         }
         ensure!(std::time::Instant::now() < deadline, "PID {} outlives SIGKILL", anchor.pid);
         thread::sleep(std::time::Duration::from_millis(10));
     }
     Ok(fs::remove_file(dir.join(anchor::RECORD))?)
+}
+
+fn is_zombie(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
+}
+
+/// Whether a process is past giving its memory back at its end, as its empty command line shows.
+fn has_no_memory(pid: i32) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty())
+}
+
+/// Whether any process but `except` lives in the PID namespace that `space` is the link of.
+fn lives_in(space: &Path, except: i32) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| *pid != except)
+        .any(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).is_ok_and(|link| link == space) && !is_zombie(pid))
 }
 
 #[cfg(test)]

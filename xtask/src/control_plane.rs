@@ -199,22 +199,27 @@ fn apiserver(settings: &Settings<'_>, pki: &Pki) -> Result<Vec<String>> {
         ]);
     }
     if let Some(log) = settings.audit_log {
-        let policy = settings.dir.join("audit-policy.json");
-        let rules = json!({
-            "apiVersion": "audit.k8s.io/v1",
-            "kind": "Policy",
-            "omitStages": ["RequestReceived"],
-            "rules": [{ "level": "Metadata" }],
-        });
-        fs::write(&policy, serde_json::to_vec_pretty(&rules)?)?;
-        arguments.extend([
-            format!("--audit-policy-file={}", policy.display()),
-            format!("--audit-log-path={}", log.display()),
-            // Tests count the lines: never begin a new file.
-            "--audit-log-maxsize=100000".into(),
-        ]);
+        arguments.extend(audit(settings.dir, log)?);
     }
     Ok(arguments)
+}
+
+/// One line for each answered request.
+fn audit(dir: &Path, log: &Path) -> Result<[String; 3]> {
+    let policy = dir.join("audit-policy.json");
+    let rules = json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [{ "level": "Metadata" }],
+    });
+    fs::write(&policy, serde_json::to_vec_pretty(&rules)?)?;
+    Ok([
+        format!("--audit-policy-file={}", policy.display()),
+        format!("--audit-log-path={}", log.display()),
+        // Tests count the lines: never begin a new file.
+        "--audit-log-maxsize=100000".into(),
+    ])
 }
 
 fn controller_manager(settings: &Settings<'_>, pki: &Pki) -> Vec<String> {

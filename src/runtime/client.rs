@@ -1,13 +1,23 @@
 //! The API client and the classes of its failures. Every call has a timeout of its own: kube retries 429, 503 and 504 inside a
-//! call for as long as they last. An unknown outcome is a failure, never a success.
+//! call for as long as they last. An unknown outcome is a failure, never a success, and only the API server's own word that an
+//! object is not there is an absence (S3).
 
 use std::future::Future;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
+use axum::http::header::USER_AGENT;
+use kube::client::ClientBuilder;
 use kube::{Client, Config};
+
+use super::requests::Counted;
 
 /// Longest time that one request may take, retries inside kube included.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+const CONNECT: Duration = Duration::from_secs(5);
+const WRITE: Duration = Duration::from_secs(30);
+/// The net below [`call`], for what is not called through it: longer than any watch is silent (290 s and kube's 5 s on top).
+const READ: Duration = Duration::from_secs(310);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +33,8 @@ pub enum CallError {
 /// Class of a failure: decides the condition that users see, and how soon it is tried again (design 4.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
-    /// 404.
+    /// 404 with reason `NotFound`: the API server looked and the object is not there. Any other 404 (a proxy's, a path that is
+    /// not served because the kind is not installed) proves nothing and is [`ErrorClass::Transient`].
     NotFound,
     /// 409: somebody else was faster, or a precondition does not hold.
     Conflict,
@@ -35,7 +46,7 @@ pub enum ErrorClass {
     Forbidden,
     /// 401.
     Unauthorized,
-    /// 429, 5xx, connection failures.
+    /// 429, 5xx, connection failures, answers that nobody understands.
     Transient,
     /// No answer.
     Timeout,
@@ -57,14 +68,24 @@ impl ErrorClass {
     }
 }
 
-/// A client from KUBECONFIG or the pod's ServiceAccount.
+/// A client from KUBECONFIG or the pod's ServiceAccount. Its requests are counted ([`super::requests`]).
 ///
 /// # Errors
-/// When neither is there.
+/// When neither is there, or it cannot be used.
 pub async fn connect() -> Result<Client, ConnectError> {
-    let mut config = Config::infer().await.map_err(Box::new)?;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    Ok(Client::try_from(config)?)
+    let config = tuned(Config::infer().await.map_err(Box::new)?);
+    Ok(ClientBuilder::try_from(config)?.with_layer(&Counted::layer()).build())
+}
+
+/// Time limits and our name. kube sets neither a limit on reading nor a user agent.
+fn tuned(mut config: Config) -> Config {
+    config.connect_timeout = Some(CONNECT);
+    config.write_timeout = Some(WRITE);
+    config.read_timeout = Some(READ);
+    // Otherwise the time that a pooled connection was idle would count.
+    config.reset_reader_on_write = true;
+    config.headers.push((USER_AGENT, HeaderValue::from_static(concat!("computer-operator/", env!("CARGO_PKG_VERSION")))));
+    config
 }
 
 /// Why there is no client.
@@ -89,7 +110,7 @@ pub async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> R
     }
 }
 
-/// The class of a failure.
+/// The class of a failure. Pure.
 pub fn classify(error: &CallError) -> ErrorClass {
     let kube::Error::Api(status) = (match error {
         CallError::Timeout => return ErrorClass::Timeout,
@@ -103,7 +124,7 @@ pub fn classify(error: &CallError) -> ErrorClass {
         403 if terminating => ErrorClass::NamespaceTerminating,
         401 => ErrorClass::Unauthorized,
         403 => ErrorClass::Forbidden,
-        404 => ErrorClass::NotFound,
+        404 if status.reason == "NotFound" => ErrorClass::NotFound,
         409 => ErrorClass::Conflict,
         400 | 405 | 406 | 413 | 415 | 422 => ErrorClass::Invalid,
         _ => ErrorClass::Transient,
@@ -111,33 +132,73 @@ pub fn classify(error: &CallError) -> ErrorClass {
 }
 
 #[cfg(test)]
-#[allow(clippy::expect_used)]
 mod tests {
+    use std::convert::Infallible;
+
+    use axum::http::{Request, Response};
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::api::Api;
+    use kube::client::Body;
+
     use super::*;
 
-    fn class(json: &str) -> ErrorClass {
-        let status: kube::core::Status = serde_json::from_str(json).expect("a Status");
-        classify(&CallError::Kube(kube::Error::Api(Box::new(status))))
+    /// What a GET of a pod comes to when the server answers with this.
+    async fn class(code: u16, body: &'static str) -> ErrorClass {
+        let service = tower::service_fn(move |_: Request<Body>| async move {
+            Ok::<_, Infallible>(Response::builder().status(code).body(Body::from(body.as_bytes().to_vec())).unwrap())
+        });
+        let pods: Api<Pod> = Api::namespaced(Client::new(service, "t"), "t");
+        classify(&call(pods.get("x")).await.unwrap_err())
     }
 
-    #[test]
-    fn a_namespace_that_is_going_is_not_a_missing_right() {
-        let terminating = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","message":"pods \"x\" is forbidden: unable to create new content in namespace t because it is being terminated","reason":"Forbidden","details":{"name":"x","kind":"pods","causes":[{"reason":"NamespaceTerminating","message":"namespace t is being terminated","field":"metadata.namespace"}]},"code":403}"#;
-        assert_eq!(class(terminating), ErrorClass::NamespaceTerminating);
-        assert_eq!(class(r#"{"status":"Failure","message":"no","reason":"Forbidden","code":403}"#), ErrorClass::Forbidden);
+    #[tokio::test]
+    async fn a_namespace_that_is_going_is_not_a_missing_right() {
+        let terminating = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"x\" is forbidden: unable to create new content in namespace t because it is being terminated","reason":"Forbidden","details":{"name":"x","kind":"pods","causes":[{"reason":"NamespaceTerminating","message":"namespace t is being terminated","field":"metadata.namespace"}]},"code":403}"#;
+        assert_eq!(class(403, terminating).await, ErrorClass::NamespaceTerminating);
+        let rights = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"x\" is forbidden: User \"u\" cannot get resource \"pods\"","reason":"Forbidden","details":{"name":"x","kind":"pods"},"code":403}"#;
+        assert_eq!(class(403, rights).await, ErrorClass::Forbidden);
     }
 
-    #[test]
-    fn only_a_404_is_not_found_and_what_is_unknown_is_transient() {
-        for (code, expected) in [
-            (404, ErrorClass::NotFound),
-            (409, ErrorClass::Conflict),
-            (422, ErrorClass::Invalid),
-            (500, ErrorClass::Transient),
-            (429, ErrorClass::Transient),
-        ] {
-            assert_eq!(class(&format!(r#"{{"status":"Failure","message":"","reason":"","code":{code}}}"#)), expected);
+    #[tokio::test]
+    async fn only_the_servers_own_word_is_an_absence() {
+        let gone = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"pods \"x\" not found","reason":"NotFound","details":{"name":"x","kind":"pods"},"code":404}"#;
+        assert_eq!(class(404, gone).await, ErrorClass::NotFound);
+        // The kind is not installed; a proxy; an answer without a reason; one that was cut off.
+        for unknown in ["404 page not found\n", "<html>nginx</html>", "", r#"{"status":"Failure","code":404}"#, &gone[..60]] {
+            assert_eq!(class(404, unknown).await, ErrorClass::Transient, "{unknown}");
         }
-        assert_eq!(classify(&CallError::Timeout), ErrorClass::Timeout);
+    }
+
+    #[tokio::test]
+    async fn every_code_has_a_class_and_what_is_unknown_is_transient() {
+        for (code, reason, expected) in [
+            (401, "Unauthorized", ErrorClass::Unauthorized),
+            (409, "Conflict", ErrorClass::Conflict),
+            (409, "AlreadyExists", ErrorClass::Conflict),
+            (422, "Invalid", ErrorClass::Invalid),
+            (400, "BadRequest", ErrorClass::Invalid),
+            (410, "Expired", ErrorClass::Transient),
+            (429, "TooManyRequests", ErrorClass::Transient),
+            (500, "InternalError", ErrorClass::Transient),
+            (503, "ServiceUnavailable", ErrorClass::Transient),
+        ] {
+            let status = format!(r#"{{"kind":"Status","status":"Failure","message":"","reason":"{reason}","code":{code}}}"#);
+            let status = serde_json::from_str::<kube::core::Status>(&status).unwrap();
+            assert_eq!(classify(&kube::Error::Api(Box::new(status)).into()), expected, "{code} {reason}");
+        }
+        assert_eq!(class(200, "not json").await, ErrorClass::Transient, "an answer that nobody understands is no success");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_never_answers_is_a_timeout() {
+        let error = call(std::future::pending::<Result<(), kube::Error>>()).await.unwrap_err();
+        assert_eq!(classify(&error), ErrorClass::Timeout);
+    }
+
+    #[test]
+    fn the_net_below_the_calls_is_longer_than_a_silent_watch() {
+        let config = tuned(Config::new("https://127.0.0.1:6443".parse().unwrap()));
+        assert!(config.read_timeout.unwrap() > Duration::from_secs(295) && config.reset_reader_on_write);
+        assert!(config.headers.iter().any(|(name, value)| name == USER_AGENT && value.to_str().unwrap().starts_with("computer-operator/")));
     }
 }

@@ -11,4 +11,5 @@ pub mod metrics;
 pub mod operator;
 pub mod queue;
 pub mod rbac;
+pub mod requests;
 pub mod telemetry;

@@ -1,7 +1,8 @@
 //! Prometheus figures. Labels are bounded: steps, reasons and classes, never names or UIDs.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -11,8 +12,12 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::client::ErrorClass;
+use super::requests::REQUESTS;
 use crate::computer::plan::{Next, Plan};
-use crate::resources::{ComputerRecord, Phase};
+use crate::resources::{ComputerRecord, Deletion, Phase};
+
+/// Deletions that are remembered as counted: a cache that is behind may show the end of one twice.
+const REMEMBERED: usize = 1024;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Outcome {
@@ -31,16 +36,42 @@ struct Kind {
     kind: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StepLabel {
+    step: String,
+}
+
 /// All figures of the operator.
 pub struct Metrics {
     registry: Registry,
     passes: Family<Outcome, Counter>,
+    pass_seconds: Histogram,
     blocked: Family<Blocked, Gauge>,
     deletions: Histogram,
+    steps: Family<StepLabel, Histogram, fn() -> Histogram>,
     orphans: Family<Kind, Gauge>,
     leader: Gauge,
     /// What each UID is blocked by now, so that a gauge goes down again.
     blocked_by: Mutex<HashMap<String, Blocked>>,
+    counted: Mutex<VecDeque<String>>,
+}
+
+/// Measures a pass until it is dropped. See [`Metrics::time_pass`].
+#[must_use = "a pass is measured until this is dropped"]
+pub struct PassTimer<'a> {
+    histogram: &'a Histogram,
+    began: Instant,
+}
+
+impl Drop for PassTimer<'_> {
+    fn drop(&mut self) {
+        self.histogram.observe(self.began.elapsed().as_secs_f64());
+    }
+}
+
+/// From a tenth of a second to about an hour: a deletion is a request or two, or a store that is down.
+fn deletion_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.1, 2.0, 16))
 }
 
 impl Default for Metrics {
@@ -52,27 +83,41 @@ impl Default for Metrics {
 impl Metrics {
     /// Registers everything under `computer_operator_`.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("computer_operator");
-        let deletions = Histogram::new(exponential_buckets(0.5, 2.0, 16));
         let metrics = Self {
+            registry: Registry::with_prefix("computer_operator"),
             passes: Family::default(),
+            pass_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             blocked: Family::default(),
-            deletions,
+            deletions: deletion_buckets(),
+            steps: Family::new_with_constructor(deletion_buckets),
             orphans: Family::default(),
             leader: Gauge::default(),
             blocked_by: Mutex::default(),
-            registry: Registry::default(),
+            counted: Mutex::default(),
         };
-        registry.register("reconcile", "Passes by path (provision, delete) and outcome", metrics.passes.clone());
+        metrics.registered()
+    }
+
+    fn registered(mut self) -> Self {
+        let registry = &mut self.registry;
+        registry.register("reconcile", "Passes by path (provision, delete) and outcome", self.passes.clone());
+        registry.register("reconcile_duration_seconds", "Time of a pass, requests included", self.pass_seconds.clone());
         registry.register(
             "deletions_blocked",
             "Deletions that wait for something that does not come by itself, by step and reason",
-            metrics.blocked.clone(),
+            self.blocked.clone(),
         );
-        registry.register("deletion_duration_seconds", "From deletedAt to the release", metrics.deletions.clone());
-        registry.register("orphans", "Objects with our label that no computer answers for, by kind", metrics.orphans.clone());
-        registry.register("is_leader", "1 while this replica holds the lease", metrics.leader.clone());
-        Self { registry, ..metrics }
+        registry.register("deletion_duration_seconds", "From deletedAt to the stored receipt", self.deletions.clone());
+        registry.register("deletion_step_duration_seconds", "From the end of the step before to the end of this one", self.steps.clone());
+        registry.register("orphans", "Objects with our label that no computer answers for, by kind", self.orphans.clone());
+        registry.register("is_leader", "1 while this replica holds the lease", self.leader.clone());
+        registry.register("api_requests", "Requests to the Kubernetes API by verb, resource and code (none: given up)", REQUESTS.clone());
+        self
+    }
+
+    /// Measures a pass until the result is dropped: `let _timer = metrics.time_pass();`.
+    pub fn time_pass(&self) -> PassTimer<'_> {
+        PassTimer { histogram: &self.pass_seconds, began: Instant::now() }
     }
 
     /// Text exposition.
@@ -100,12 +145,12 @@ impl Metrics {
         let now = blocker.map(|b| Blocked { step: plan.report.current.clone().unwrap_or_default(), reason: b.reason.to_owned() });
         self.set_blocked(uid, now);
         if matches!(plan.next, Next::Finished(_)) && error.is_none() {
-            self.finished(record);
+            self.finished(uid, record);
         }
     }
 
     fn set_blocked(&self, uid: &str, now: Option<Blocked>) {
-        let Ok(mut all) = self.blocked_by.lock() else { return };
+        let mut all = self.blocked_by.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match &now {
             Some(blocked) => all.insert(uid.to_owned(), blocked.clone()),
             None => all.remove(uid),
@@ -121,10 +166,21 @@ impl Metrics {
         }
     }
 
-    fn finished(&self, record: Option<&ComputerRecord>) {
+    fn finished(&self, uid: &str, record: Option<&ComputerRecord>) {
         let deletion = record.and_then(|r| r.spec.state.deletion.as_ref());
-        if let Some((deletion, receipt)) = deletion.and_then(|d| Some((d, d.receipt.as_ref()?))) {
-            self.deletions.observe(receipt.at.0.duration_since(deletion.deleted_at.0).as_secs_f64());
+        let Some((deletion, receipt)) = deletion.and_then(|d| Some((d, d.receipt.as_ref()?))) else { return };
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if counted.iter().any(|c| c == uid) {
+            return;
+        }
+        counted.push_back(uid.to_owned());
+        if counted.len() > REMEMBERED {
+            counted.pop_front();
+        }
+        drop(counted);
+        self.deletions.observe(receipt.at.0.duration_since(deletion.deleted_at.0).as_secs_f64());
+        for (step, seconds) in step_seconds(deletion) {
+            self.steps.get_or_create(&StepLabel { step }).observe(seconds);
         }
     }
 
@@ -139,12 +195,73 @@ impl Metrics {
     }
 }
 
+/// How long each step took: the record says when each ended, and they end one after the other.
+fn step_seconds(deletion: &Deletion) -> Vec<(String, f64)> {
+    let mut ended: Vec<_> = deletion.steps.iter().map(|(id, outcome)| (id.clone(), outcome.at.0)).collect();
+    ended.sort_by_key(|(_, at)| *at);
+    let mut before = deletion.deleted_at.0;
+    let mut seconds = |at| {
+        let took = at - std::mem::replace(&mut before, at);
+        took.total(jiff::Unit::Second).unwrap_or(0.0).max(0.0)
+    };
+    ended.into_iter().map(|(id, at)| (id, seconds(at))).collect()
+}
+
 #[cfg(test)]
-#[allow(clippy::expect_used)]
 mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
     use super::*;
     use crate::computer::plan::{Blocker, Report};
-    use std::time::Duration;
+
+    fn released() -> ComputerRecord {
+        let step = |at| json!({"result": "Verified", "detail": "", "at": at});
+        serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c", "state": {"deletion": {
+            "deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted",
+            "steps": {"stop-pods": step("2026-01-01T00:00:05Z"), "revoke-credentials": step("2026-01-01T00:00:01Z")},
+            "receipt": {"digest": "d", "at": "2026-01-01T00:00:10Z"},
+        }}}}))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_deletion_and_its_steps_are_measured_once() {
+        let metrics = Metrics::new();
+        let plan = Plan { next: Next::Finished(None), report: Report { phase: Some(Phase::Deleting), ..Report::default() } };
+        for _ in 0..2 {
+            metrics.observe_pass("u", &plan, None, Some(&released()));
+        }
+        let text = metrics.text().unwrap();
+        assert!(text.contains("computer_operator_deletion_duration_seconds_sum 10.0"), "{text}");
+        for (step, seconds) in [("revoke-credentials", "1.0"), ("stop-pods", "4.0")] {
+            assert!(text.contains(&format!("computer_operator_deletion_step_duration_seconds_sum{{step=\"{step}\"}} {seconds}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_promised_figure_is_there() {
+        let metrics = Metrics::new();
+        drop(metrics.time_pass());
+        metrics.set_orphans("Pod", 2);
+        metrics.set_leader(true);
+        let text = metrics.text().unwrap();
+        for name in [
+            "reconcile counter",
+            "reconcile_duration_seconds histogram",
+            "deletion_duration_seconds histogram",
+            "deletion_step_duration_seconds histogram",
+            "deletions_blocked gauge",
+            "orphans gauge",
+            "is_leader gauge",
+            "api_requests counter",
+        ] {
+            assert!(text.contains(&format!("# TYPE computer_operator_{name}")), "{name}: {text}");
+        }
+        assert!(text.contains("computer_operator_reconcile_duration_seconds_count 1"));
+        assert!(text.contains("computer_operator_orphans{kind=\"Pod\"} 2") && text.contains("computer_operator_is_leader 1"));
+    }
 
     #[test]
     fn a_blocked_deletion_is_counted_once_and_taken_off_when_it_goes_on() {
@@ -155,9 +272,9 @@ mod tests {
         metrics.observe_pass("a", &plan, None, None);
         metrics.observe_pass("a", &plan, None, None);
         let line = "deletions_blocked{step=\"archive-sessions\",reason=\"StoreUnavailable\"}";
-        assert!(metrics.text().expect("text").contains(&format!("{line} 1")));
+        assert!(metrics.text().unwrap().contains(&format!("{line} 1")));
         plan.report.blocker = None;
         metrics.observe_pass("a", &plan, None, None);
-        assert!(metrics.text().expect("text").contains(&format!("{line} 0")));
+        assert!(metrics.text().unwrap().contains(&format!("{line} 0")));
     }
 }

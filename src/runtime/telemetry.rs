@@ -1,18 +1,84 @@
 //! Logs: text or JSON, filtered by `RUST_LOG` (default `info`). Never a token, never session content.
 
-use std::io::IsTerminal;
-
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, Subscriber};
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, filter};
 
 use super::config::Config;
 
 /// Starts logging to standard error.
 pub fn init(config: &Config) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
-    if config.log_json {
-        builder.json().init();
-    } else {
-        builder.init();
+    tracing_subscriber::registry().with(layer(config.log_json, filter, std::io::stderr)).init();
+}
+
+fn layer<S, W>(json: bool, filter: EnvFilter, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    use filter::FilterExt;
+    let filter = filter.and(filter::filter_fn(harmless));
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    if json { lines.json().with_filter(filter).boxed() } else { lines.with_filter(filter).boxed() }
+}
+
+/// kube logs the whole body of an answer that it does not understand, at `WARN`: that may be a Secret with a key in it, or a
+/// TokenReview with the token that was asked about. No setting of `RUST_LOG` brings that back; the error itself reaches us.
+fn harmless(event: &Metadata<'_>) -> bool {
+    event.target() != "kube_client::client" || *event.level() <= LevelFilter::ERROR
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use axum::http::{Request, Response};
+    use k8s_openapi::api::core::v1::Secret;
+    use kube::Client;
+    use kube::api::Api;
+    use kube::client::Body;
+    use tracing::instrument::WithSubscriber;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_secret_in_an_answer_that_is_not_understood_is_not_logged_at_any_level() {
+        for json in [false, true] {
+            let lines = Lines::default();
+            let writer = lines.clone();
+            let subscriber = tracing_subscriber::registry().with(layer(json, EnvFilter::new("trace"), move || writer.clone()));
+            async {
+                let broken = r#"{"kind":"Secret","metadata":{"name":"s"},"data":{"token":"cok_NEVER"},"type":7}"#;
+                let service = tower::service_fn(move |_: Request<Body>| async move {
+                    Ok::<_, Infallible>(Response::new(Body::from(broken.as_bytes().to_vec())))
+                });
+                let error = Api::<Secret>::namespaced(Client::new(service, "t"), "t").get("s").await.unwrap_err();
+                tracing::info!(%error, "our own line");
+            }
+            .with_subscriber(subscriber)
+            .await;
+            let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+            assert!(text.contains("our own line") && !text.contains("NEVER"), "{text}");
+        }
     }
 }

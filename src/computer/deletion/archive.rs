@@ -121,8 +121,17 @@ fn pod(context: &Context<'_>) -> State {
     }
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
         Some("Succeeded" | "Failed") => ended(context, pod, attempt, subject),
+        Some("Pending") | None if other_image(context, pod) => {
+            State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
+        }
         _ => waiting(pod),
     }
+}
+
+/// A pod that has not started and is not of the operator's present image: an admin has mended the image meanwhile.
+fn other_image(context: &Context<'_>, pod: &Pod) -> bool {
+    let image = pod.metadata.annotations.as_ref().and_then(|a| a.get(custody::IMAGE_ANNOTATION));
+    image.is_some_and(|i| *i != context.view.settings.image)
 }
 
 fn record_attempt(context: &Context<'_>, attempt: i32, pod_uid: Option<String>) -> State {

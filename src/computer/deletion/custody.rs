@@ -14,6 +14,9 @@ use crate::computer::view::View;
 use crate::computer::volume;
 use crate::resources::{COMPONENT_LABEL, ComputerRecord, MANAGED_BY_LABEL, MANAGER, UID_LABEL, UnreadableFiles};
 
+/// Annotation on an archive pod: its image, so that one of another image than the operator's is replaced when it does not start.
+pub(super) const IMAGE_ANNOTATION: &str = "computer-operator.dev/image";
+
 /// Takes the volume into custody. `None`: it is, or at least nothing is left for us to do.
 pub(super) fn take(context: &Context<'_>) -> Option<State> {
     let (view, record) = (context.view, context.record);
@@ -146,7 +149,7 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
         security["seLinuxOptions"] = json!({"level": level});
     }
     let pod = json!({
-        "metadata": {"name": name, "namespace": settings.namespace, "labels": labels(view, "archive")},
+        "metadata": {"name": name, "namespace": settings.namespace, "labels": labels(view, "archive"), "annotations": {IMAGE_ANNOTATION: settings.image}},
         "spec": {
             "restartPolicy": "Never",
             "serviceAccountName": settings.archive_service_account,

@@ -1,0 +1,384 @@
+//! Every way in which a deletion begins, and everything that can be in its way.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use computer_operator::resources::{Phase, RecordPhase};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::Scenario;
+use crate::harness::{Bench, LONG, MACHINE, SYSTEM, eventually};
+
+pub fn all() -> Vec<Scenario> {
+    crate::scenarios![
+        background,
+        foreground,
+        orphan,
+        namespace_while_running,
+        namespace_before_the_pod_is_ready,
+        namespace_in_the_middle_of_the_archive,
+        while_provisioning,
+        same_name_again_at_once,
+        children_deleted_by_hand_before,
+        children_deleted_by_force_during,
+        class_deleted_first,
+        odd_files,
+        two_hundred_megabytes,
+        an_archive_that_is_there_already,
+        no_archive_wanted,
+        bring_your_own_machine,
+        a_volume_that_is_to_stay,
+        suspended_and_resumed,
+        time_to_live,
+        unreadable_files_block_until_overridden,
+        steady_state_is_silent,
+    ]
+}
+
+async fn delete_with(bench: &Bench, cascade: &str) -> Result<()> {
+    let namespace = bench.namespace(cascade).await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let token = bench.token(&namespace, "box").await?;
+    ensure!(bench.authenticates(&token).await?, "a live key does not authenticate");
+    bench.delete(&namespace, "box", cascade).await?;
+    ensure!(!bench.authenticates(&token).await?, "S2: the key lives after the delete was accepted");
+    bench.archived(&uid, 3).await.map(drop)
+}
+
+async fn background(bench: Arc<Bench>) -> Result<()> {
+    delete_with(&bench, "background").await
+}
+
+async fn foreground(bench: Arc<Bench>) -> Result<()> {
+    delete_with(&bench, "foreground").await
+}
+
+/// Orphan deletion strips the owner references: the record still knows what is ours.
+async fn orphan(bench: Arc<Bench>) -> Result<()> {
+    delete_with(&bench, "orphan").await
+}
+
+async fn delete_namespace(bench: &Bench, namespace: &str) -> Result<()> {
+    bench.kubectl(&["delete", "namespace", namespace, "--wait=false"], "").await.map(drop)
+}
+
+async fn namespace_while_running(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("ns-running").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let token = bench.token(&namespace, "box").await?;
+    // Somebody else's pod in the same namespace, with a finalizer of its own for a while.
+    let foreign = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "foreign"}, "spec": foreign_spec()});
+    bench.kubectl(&["apply", "-n", &namespace, "-f", "-"], &foreign.to_string()).await?;
+    delete_namespace(&bench, &namespace).await?;
+    ensure!(!bench.authenticates(&token).await?, "S2: the key lives in a terminating namespace");
+    bench.namespace_gone(&namespace).await?;
+    let (record, _) = bench.archived(&uid, 3).await?;
+    let cause = record.spec.state.deletion.context("no deletion")?.cause;
+    ensure!(cause == "NamespaceTerminating" || cause == "ComputerDeleted", "{cause}");
+    Ok(())
+}
+
+/// A pod that satisfies `restricted`.
+pub fn foreign_spec() -> serde_json::Value {
+    json!({
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{"name": "c", "image": MACHINE, "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}],
+    })
+}
+
+async fn namespace_before_the_pod_is_ready(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("ns-early").await?;
+    let uid = bench.create(&namespace, "box", json!({"className": "standard"})).await?;
+    eventually("the record", LONG, || async { bench.record(&uid).await }).await?;
+    delete_namespace(&bench, &namespace).await?;
+    bench.namespace_gone(&namespace).await?;
+    bench.clean(&uid).await.map(drop)
+}
+
+async fn namespace_in_the_middle_of_the_archive(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("ns-middle").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    bench.shell(&namespace, &uid, "dd if=/dev/urandom of=$HOME/.factory/sessions/big.jsonl bs=1M count=40 2>/dev/null").await?;
+    bench.delete(&namespace, "box", "background").await?;
+    eventually("custody", LONG, || async { Ok(bench.record(&uid).await?.and_then(|r| r.spec.state.deletion?.custody)) }).await?;
+    delete_namespace(&bench, &namespace).await?;
+    bench.namespace_gone(&namespace).await?;
+    bench.archived(&uid, 4).await.map(drop)
+}
+
+async fn while_provisioning(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("early").await?;
+    let mut uids = Vec::new();
+    for i in 0..4 {
+        let name = format!("box-{i}");
+        let uid = bench.create(&namespace, &name, json!({"className": "standard"})).await?;
+        if i > 0 {
+            eventually("a first sign", LONG, || async {
+                let record = bench.record(&uid).await?;
+                Ok(match i {
+                    1 => record.map(drop),
+                    2 => record.and_then(|r| r.spec.state.children.claim_uid).map(drop),
+                    _ => record.and_then(|r| r.spec.state.children.volume).map(drop),
+                })
+            })
+            .await?;
+        }
+        bench.delete(&namespace, &name, "background").await?;
+        uids.push(uid);
+    }
+    for uid in &uids[1..] {
+        bench.clean(uid).await?;
+    }
+    // The first may be gone before the operator ever saw it: then nothing was made, and nothing may be left.
+    eventually("the first is gone", LONG, || async { Ok(bench.computers(&namespace).get_opt("box-0").await?.is_none().then_some(())) })
+        .await?;
+    if bench.record(&uids[0]).await?.is_some() {
+        bench.clean(&uids[0]).await?;
+    }
+    Ok(())
+}
+
+async fn same_name_again_at_once(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("again").await?;
+    let first = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &first).await?;
+    let old_token = bench.token(&namespace, "box").await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let second = eventually("the name is free again", LONG, || async {
+        Ok(bench.create(&namespace, "box", json!({"className": "standard"})).await.ok())
+    })
+    .await?;
+    ensure!(first != second);
+    bench.phase(&namespace, "box", Phase::Active).await?;
+    bench.archived(&first, 3).await?;
+    ensure!(!bench.authenticates(&old_token).await?, "S4: the old key opens the new computer");
+    let token = bench.token(&namespace, "box").await?;
+    ensure!(bench.authenticates(&token).await?, "S4: the old deletion touched the new computer");
+    ensure!(bench.shell(&namespace, &second, "ls -A $HOME").await?.trim().is_empty(), "the new home is not new");
+    bench.delete(&namespace, "box", "background").await?;
+    bench.archived(&second, 0).await.map(drop)
+}
+
+async fn remove_by_force(bench: &Bench, namespace: &str, uid: &str) -> Result<()> {
+    let children = bench.record(uid).await?.context("a record")?.spec.state.children;
+    let pod = children.pods.last().context("a pod")?.name.clone();
+    let claim = children.claim_name.context("a claim")?;
+    let secret = children.secret_name.context("a Secret")?;
+    for (kind, name) in [("pvc", claim), ("pod", pod), ("secret", secret)] {
+        bench
+            .kubectl(&["delete", kind, &name, "-n", namespace, "--force", "--grace-period=0", "--wait=false", "--ignore-not-found"], "")
+            .await?;
+    }
+    Ok(())
+}
+
+async fn children_deleted_by_hand_before(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("by-hand").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let before = bench.record(&uid).await?.context("a record")?.spec.state.children;
+    remove_by_force(&bench, &namespace, &uid).await?;
+    // The home survives its claim and its pod, and comes back with another of each.
+    eventually("the computer is whole again", LONG, || async {
+        let children = bench.record(&uid).await?.context("a record")?.spec.state.children;
+        let ready = bench.computers(&namespace).get("box").await?.status.and_then(|s| s.phase) == Some(Phase::Active);
+        Ok((ready && children.claim_uid.is_some() && children.claim_uid != before.claim_uid).then_some(()))
+    })
+    .await?;
+    let home =
+        eventually("a shell", LONG, || async { bench.shell(&namespace, &uid, "cat $HOME/.factory/sessions/one.jsonl").await.map(Some) })
+            .await?;
+    ensure!(home == "one\n", "the home is another one: {home:?}");
+    bench.delete(&namespace, "box", "background").await?;
+    bench.archived(&uid, 3).await.map(drop)
+}
+
+async fn children_deleted_by_force_during(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("by-force").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    remove_by_force(&bench, &namespace, &uid).await?;
+    bench.archived(&uid, 3).await.map(drop)
+}
+
+async fn class_deleted_first(bench: Arc<Bench>) -> Result<()> {
+    bench.class("short-lived", json!({})).await?;
+    let namespace = bench.namespace("no-class").await?;
+    let uid = bench.active(&namespace, "box", "short-lived").await?;
+    bench.work(&namespace, &uid).await?;
+    bench.kubectl(&["delete", "computerclass", "short-lived"], "").await?;
+    bench.delete(&namespace, "box", "background").await?;
+    bench.archived(&uid, 3).await.map(drop)
+}
+
+async fn odd_files(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("odd").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    let script = r#"cd $HOME; mkdir -p .factory/sessions; cd .factory/sessions
+        i=0; while [ $i -lt 2000 ]; do echo "session $i" > s$i.jsonl; i=$((i+1)); done
+        echo odd > "with space.jsonl"; echo odd > "$(printf 'new\nline').jsonl"; echo odd > "$(printf '\377\376').jsonl"; echo odd > -rf.jsonl; echo odd > '$(id).jsonl'
+        ln -s /etc/passwd link.jsonl; ln -s / root; mkfifo pipe; echo secret > locked.jsonl; chmod 000 locked.jsonl"#;
+    bench.shell(&namespace, &uid, script).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let (record, manifest) = bench.archived(&uid, 2005).await?;
+    ensure!(manifest.problem_count == 4, "{:?}", manifest.problems);
+    ensure!(record.spec.state.deletion.and_then(|d| d.archive).context("no archive")?.problems == 1, "one file was lost");
+    Ok(())
+}
+
+async fn two_hundred_megabytes(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("large").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.shell(&namespace, &uid, "mkdir -p $HOME/.codex/sessions; cd $HOME/.codex/sessions; dd if=/dev/urandom of=a.jsonl bs=1M count=200 2>/dev/null; sha256sum a.jsonl > b.jsonl").await?;
+    let sum = bench.shell(&namespace, &uid, "cat $HOME/.codex/sessions/b.jsonl").await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let (_, manifest) = bench.archived(&uid, 2).await?;
+    let entry = manifest.session_of_path(".codex/sessions/a.jsonl").context("the large session")?;
+    let object = bench.store_path().join(computer_operator::archive::object_key(&uid, &entry.digest));
+    let back = tempfile::tempdir()?;
+    computer_operator::archive::restore::unpack(std::fs::File::open(object)?, back.path())?;
+    use sha2::Digest as _;
+    let digest = hex::encode(sha2::Sha256::digest(std::fs::read(back.path().join(".codex/sessions/a.jsonl"))?));
+    ensure!(sum.starts_with(&digest), "it came back as {digest}, not {sum}");
+    Ok(())
+}
+
+/// S7: an archive that is there is never overwritten.
+async fn an_archive_that_is_there_already(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("twice").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let planted = json!({"version": 1, "computer": {"namespace": namespace, "name": "box", "uid": uid}, "createdAt": 7, "sessionPaths": [], "sessions": [], "problems": [], "problemCount": 0});
+    bench.store()?.put_once(&computer_operator::archive::manifest_key(&uid), serde_json::to_vec(&planted)?).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let (_, manifest) = bench.archived(&uid, 0).await?;
+    ensure!(manifest.created_at == 7, "S7: the archive was overwritten");
+    Ok(())
+}
+
+async fn no_archive_wanted(bench: Arc<Bench>) -> Result<()> {
+    bench.class("no-archive", json!({"archive": {"policy": "None"}})).await?;
+    let namespace = bench.namespace("none").await?;
+    let uid = bench.active(&namespace, "box", "no-archive").await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let record = bench.clean(&uid).await?;
+    ensure!(record.spec.state.deletion.context("no deletion")?.archive.is_none());
+    Ok(())
+}
+
+async fn bring_your_own_machine(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("byom").await?;
+    let uid = bench.create(&namespace, "mine", json!({"provider": "BYOM"})).await?;
+    bench.phase(&namespace, "mine", Phase::Active).await?;
+    ensure!(bench.pods(&namespace).list(&kube::api::ListParams::default()).await?.items.is_empty(), "a BYOM computer has no pod");
+    let token = bench.token(&namespace, "mine").await?;
+    ensure!(bench.authenticates(&token).await?);
+    bench.delete(&namespace, "mine", "background").await?;
+    ensure!(!bench.authenticates(&token).await?, "S2");
+    bench.clean(&uid).await.map(drop)
+}
+
+async fn a_volume_that_is_to_stay(bench: Arc<Bench>) -> Result<()> {
+    let storage = json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "keep"}, "provisioner": "rancher.io/local-path", "reclaimPolicy": "Retain", "volumeBindingMode": "WaitForFirstConsumer"});
+    bench.kubectl(&["apply", "-f", "-"], &storage.to_string()).await?;
+    bench.class("keep", json!({"storage": {"size": "1Gi", "storageClassName": "keep", "mountPath": "/home/user"}})).await?;
+    let namespace = bench.namespace("keep").await?;
+    let uid = bench.active(&namespace, "box", "keep").await?;
+    bench.work(&namespace, &uid).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let (record, _) = bench.archived(&uid, 3).await?;
+    let volume = record.spec.state.children.volume.context("a volume")?;
+    let api: Api<k8s_openapi::api::core::v1::PersistentVolume> = Api::all(bench.client.clone());
+    let kept = api.get(&volume.name).await.context("the volume was to stay")?;
+    ensure!(kept.metadata.labels.unwrap_or_default().keys().all(|k| !k.contains("computer-operator")), "our mark is left on it");
+    let receipt = String::from_utf8(bench.store()?.get(&computer_operator::archive::receipt_key(&uid)).await?)?;
+    ensure!(receipt.contains(&volume.name) && receipt.contains("stays"), "the receipt does not name it: {receipt}");
+    api.delete(&volume.name, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+async fn suspended_and_resumed(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("suspend").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let token = bench.token(&namespace, "box").await?;
+    let suspend = |on: bool| json!({"spec": {"suspended": on}});
+    bench.computers(&namespace).patch("box", &PatchParams::default(), &Patch::Merge(suspend(true))).await?;
+    bench.phase(&namespace, "box", Phase::Suspended).await?;
+    ensure!(bench.machine(&namespace, &uid).await.is_err(), "a suspended computer has no pod");
+    ensure!(bench.authenticates(&token).await?, "a suspended computer keeps its key");
+    bench.computers(&namespace).patch("box", &PatchParams::default(), &Patch::Merge(suspend(false))).await?;
+    bench.phase(&namespace, "box", Phase::Active).await?;
+    ensure!(bench.shell(&namespace, &uid, "cat $HOME/.factory/sessions/one.jsonl").await? == "one\n", "the home is another one");
+    bench.computers(&namespace).patch("box", &PatchParams::default(), &Patch::Merge(suspend(true))).await?;
+    bench.phase(&namespace, "box", Phase::Suspended).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    bench.archived(&uid, 3).await.map(drop)
+}
+
+async fn time_to_live(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("ttl").await?;
+    let uid = bench.create(&namespace, "box", json!({"className": "standard", "timeToLiveSeconds": 60})).await?;
+    let record = bench.clean(&uid).await?;
+    let cause = record.spec.state.deletion.context("no deletion")?.cause;
+    ensure!(cause == "TimeToLiveExpired", "{cause}");
+    Ok(())
+}
+
+async fn unreadable_files_block_until_overridden(bench: Arc<Bench>) -> Result<()> {
+    bench.class("strict", json!({"archive": {"policy": "Required", "unreadableFiles": "Block"}})).await?;
+    let namespace = bench.namespace("strict").await?;
+    let uid = bench.active(&namespace, "box", "strict").await?;
+    bench.work(&namespace, &uid).await?;
+    bench.shell(&namespace, &uid, "chmod 000 $HOME/.factory/sessions/one.jsonl").await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let message = bench.blocked(&namespace, "box", "UnreadableFiles").await?;
+    ensure!(message.contains("DeletionOverride"), "it does not say what to do: {message}");
+    ensure!(bench.record(&uid).await?.context("a record")?.spec.state.phase == RecordPhase::Deleting);
+    let over = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "DeletionOverride", "metadata": {"name": format!("give-up-{namespace}")},
+        "spec": {"computer": {"namespace": namespace, "name": "box", "uid": uid}, "skip": ["archive-sessions"], "reason": "the owner gave the files up"}});
+    bench.kubectl(&["create", "-f", "-"], &over.to_string()).await?;
+    let record = bench.clean(&uid).await?;
+    let step = record.spec.state.deletion.context("no deletion")?.steps.remove("archive-sessions").context("no step")?;
+    ensure!(step.result == "Skipped" && step.detail.contains("the owner gave the files up"), "{step:?}");
+    Ok(())
+}
+
+/// L6: a computer that is settled is not written to, by anybody.
+async fn steady_state_is_silent(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("silent").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    let versions = || async {
+        let computer = bench.computers(&namespace).get("box").await?.metadata.resource_version;
+        let record = bench.record(&uid).await?.context("a record")?.metadata.resource_version;
+        anyhow::Ok((computer, record))
+    };
+    let stable = eventually("it has settled", LONG, || async {
+        let first = versions().await?;
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        Ok((versions().await? == first).then_some(first))
+    })
+    .await?;
+    // Events that concern it, but change nothing.
+    for i in 0..5 {
+        let annotate = json!({"metadata": {"annotations": {"touched": i.to_string()}}});
+        let secret =
+            Secret { metadata: kube::api::ObjectMeta { name: Some(format!("noise-{i}")), ..Default::default() }, ..Secret::default() };
+        Api::<Secret>::namespaced(bench.client.clone(), &namespace).create(&PostParams::default(), &secret).await?;
+        let pod = bench.machine(&namespace, &uid).await?;
+        bench.pods(&namespace).patch(&pod, &PatchParams::default(), &Patch::Merge(&annotate)).await?;
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    ensure!(versions().await? == stable, "L6: something was written");
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(bench.client.clone(), SYSTEM);
+    ensure!(claims.get_opt(&format!("home-{uid}")).await?.is_none());
+    bench.delete(&namespace, "box", "background").await?;
+    bench.clean(&uid).await.map(drop)
+}

@@ -1,0 +1,189 @@
+//! The operator itself, its store, its rights and its image fail. One at a time, each with operators of its own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use computer_operator::resources::RecordPhase;
+use serde_json::json;
+
+use crate::Scenario;
+use crate::harness::{Bench, LONG, eventually};
+
+pub fn all() -> Vec<Scenario> {
+    crate::scenarios![
+        operator_down,
+        killed_again_and_again,
+        store_down_and_back,
+        hand_off_while_the_store_is_down,
+        rights_taken_away,
+        archive_image_missing
+    ]
+}
+
+/// A dead operator still means a dead key, and nothing is lost but time (S2, L1).
+async fn operator_down(bench: Arc<Bench>) -> Result<()> {
+    let mut operator = bench.usual_operator(9443).await?;
+    let (one, two) = (bench.namespace("down").await?, bench.namespace("down").await?);
+    let first = bench.active(&one, "box", "standard").await?;
+    let second = bench.active(&two, "box", "standard").await?;
+    bench.work(&one, &first).await?;
+    bench.work(&two, &second).await?;
+    let tokens = [bench.token(&one, "box").await?, bench.token(&two, "box").await?];
+    operator.kill();
+    bench.delete(&one, "box", "background").await?;
+    bench.kubectl(&["delete", "namespace", &two, "--wait=false"], "").await?;
+    for token in &tokens {
+        ensure!(!bench.authenticates(token).await?, "S2: a key lives while the operator is down");
+    }
+    ensure!(
+        bench.record(&first).await?.context("a record")?.spec.state.phase == RecordPhase::Live,
+        "somebody else did the operator's work"
+    );
+    let _operator = bench.usual_operator(9443).await?;
+    bench.archived(&first, 3).await?;
+    bench.archived(&second, 3).await?;
+    bench.namespace_gone(&two).await
+}
+
+/// SIGKILL at every step, twenty times over several deletions: each ends as if nothing had happened.
+async fn killed_again_and_again(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("killed").await?;
+    let mut operator = bench.usual_operator(9443).await?;
+    let mut uids = Vec::new();
+    for i in 0..4 {
+        let name = format!("box-{i}");
+        let uid = bench.active(&namespace, &name, "standard").await?;
+        bench.work(&namespace, &uid).await?;
+        uids.push(uid);
+    }
+    bench.kubectl(&["delete", "computer", "--all", "-n", &namespace, "--wait=false"], "").await?;
+    for i in 0..20_u64 {
+        // Another moment each time: the next change of any of the records, and a little later.
+        let before = versions(&bench, &uids).await?;
+        let changed = eventually("a record changes", Duration::from_secs(20), || async {
+            Ok((versions(&bench, &uids).await? != before).then_some(()))
+        })
+        .await;
+        if changed.is_err() && all_released(&bench, &uids).await? {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(i * 37 % 400)).await;
+        operator.kill();
+        operator = bench.usual_operator(9443).await?;
+    }
+    for uid in &uids {
+        bench.archived(uid, 3).await?;
+    }
+    Ok(())
+}
+
+async fn versions(bench: &Bench, uids: &[String]) -> Result<Vec<Option<String>>> {
+    let mut all = Vec::new();
+    for uid in uids {
+        all.push(bench.record(uid).await?.and_then(|r| r.metadata.resource_version));
+    }
+    Ok(all)
+}
+
+async fn all_released(bench: &Bench, uids: &[String]) -> Result<bool> {
+    for uid in uids {
+        if bench.record(uid).await?.is_none_or(|r| r.spec.state.phase != RecordPhase::Released) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Takes the store's folder away: every request to it fails, until it is put back.
+struct StoreDown<'a>(&'a Bench);
+
+impl<'a> StoreDown<'a> {
+    fn new(bench: &'a Bench) -> Result<Self> {
+        std::fs::rename(bench.store_path(), bench.store_path().with_extension("away"))?;
+        std::fs::write(bench.store_path(), "not a folder")?;
+        Ok(Self(bench))
+    }
+}
+
+impl Drop for StoreDown<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.0.store_path());
+        let _ = std::fs::rename(self.0.store_path().with_extension("away"), self.0.store_path());
+    }
+}
+
+async fn store_down_and_back(bench: Arc<Bench>) -> Result<()> {
+    let _operator = bench.usual_operator(9443).await?;
+    let namespace = bench.namespace("store").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let down = StoreDown::new(&bench)?;
+    bench.delete(&namespace, "box", "background").await?;
+    let message = bench.blocked(&namespace, "box", "StoreUnavailable").await?;
+    ensure!(message.contains("store"), "{message}");
+    ensure!(bench.record(&uid).await?.context("a record")?.spec.state.children.volume.is_some());
+    drop(down);
+    bench.archived(&uid, 3).await.map(drop)
+}
+
+/// L7 with hand-off: the namespace ends while the store is down; the rest goes on from the record when it is back.
+async fn hand_off_while_the_store_is_down(bench: Arc<Bench>) -> Result<()> {
+    let _operator = bench.usual_operator(9443).await?;
+    bench.class("hand-off", json!({"archive": {"policy": "Required", "onNamespaceDeletion": "HandOff"}})).await?;
+    let namespace = bench.namespace("hand-off").await?;
+    let uid = bench.active(&namespace, "box", "hand-off").await?;
+    bench.work(&namespace, &uid).await?;
+    let token = bench.token(&namespace, "box").await?;
+    let down = StoreDown::new(&bench)?;
+    bench.kubectl(&["delete", "namespace", &namespace, "--wait=false"], "").await?;
+    bench.namespace_gone(&namespace).await?;
+    ensure!(!bench.authenticates(&token).await?, "S2");
+    let record = bench.record(&uid).await?.context("a record")?;
+    ensure!(record.spec.state.phase == RecordPhase::Deleting && record.spec.state.deletion.is_some_and(|d| d.handed_off), "not handed off");
+    drop(down);
+    bench.archived(&uid, 3).await.map(drop)
+}
+
+async fn rights_taken_away(bench: Arc<Bench>) -> Result<()> {
+    let _operator = bench.usual_operator(9443).await?;
+    let namespace = bench.namespace("rights").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let role = bench.kubectl(&["get", "clusterrole", "computer-operator", "-o", "json"], "").await?;
+    let mut less: serde_json::Value = serde_json::from_str(&role)?;
+    // Everything but patching volumes: the custody cannot be taken.
+    for rule in less["rules"].as_array_mut().context("rules")? {
+        if rule["resources"] == json!(["persistentvolumes"]) {
+            rule["verbs"] = json!(["get", "list", "watch"]);
+        }
+    }
+    less["metadata"] = json!({"name": "computer-operator"});
+    bench.kubectl(&["replace", "-f", "-"], &less.to_string()).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let message = bench.blocked(&namespace, "box", "Forbidden").await?;
+    ensure!(message.contains("persistentvolumes") && message.contains("tried again"), "it does not say which right: {message}");
+    let mut whole: serde_json::Value = serde_json::from_str(&role)?;
+    whole["metadata"] = json!({"name": "computer-operator"});
+    bench.kubectl(&["replace", "-f", "-"], &whole.to_string()).await?;
+    bench.archived(&uid, 3).await.map(drop)
+}
+
+async fn archive_image_missing(bench: Arc<Bench>) -> Result<()> {
+    let mut operator = bench.operator(9443, "computer-operator.dev/not-there:dev").await?;
+    let namespace = bench.namespace("image").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let message = bench.blocked(&namespace, "box", "ArchivePodWaiting").await?;
+    ensure!(message.contains("not-there"), "it does not name the image: {message}");
+    operator.kill();
+    // The admin mends the operator: the stuck pod is replaced by one of the image that is there.
+    let _operator = bench.usual_operator(9443).await?;
+    bench.archived(&uid, 3).await?;
+    let describe =
+        eventually("events", LONG, || async { bench.kubectl(&["get", "events", "-n", &namespace, "-o", "name"], "").await.map(Some) })
+            .await?;
+    ensure!(!describe.is_empty());
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! One real cluster, the operator's rights as installed, and what every scenario needs: namespaces, computers, files in a home, and
+//! the final look that nothing is left. No sleeps: everything waits for a condition with a deadline.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use computer_operator::archive::store::Store;
+use computer_operator::archive::{Manifest, Verification, manifest_key, receipt_key, verify};
+use computer_operator::resources::{Computer, ComputerRecord, CredentialState, Phase, RecordPhase, UID_LABEL};
+use computer_operator::runtime::rbac;
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use kube::api::{Api, ListParams, PostParams};
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use xtask::cluster::{Cluster, Profile};
+use xtask::{image, tools};
+
+pub const SYSTEM: &str = "computer-operator-system";
+pub const MACHINE: &str = "computer-operator.dev/machine:dev";
+/// Longest time for one deletion on a busy machine of two cores.
+pub const LONG: Duration = Duration::from_secs(180);
+
+pub struct Bench {
+    pub client: Client,
+    pub cluster: Cluster,
+    pub folder: tempfile::TempDir,
+    pub kubectl: PathBuf,
+    count: AtomicUsize,
+}
+
+/// Asks until there is an answer.
+pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, limit: Duration, ask: impl Fn() -> F) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    let mut last = String::new();
+    loop {
+        match ask().await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => {}
+            Err(error) => last = format!(" (last: {error:#})"),
+        }
+        ensure!(Instant::now() < deadline, "{what}: not within {} s{last}", limit.as_secs());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+impl Bench {
+    /// Brings up the cluster, loads the image, installs CRDs and rights.
+    pub async fn up(nodes: u8) -> Result<Self> {
+        let name = std::env::var("XTASK_TEST_CLUSTER").unwrap_or_else(|_| "test".to_owned());
+        let cluster = Cluster::up(&name, Profile::Node { count: nodes }).await?;
+        let images = tools::cache_folder()?.join("images");
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let archive = tokio::task::spawn_blocking(move || image::operator(workspace, &images)).await??;
+        cluster.load_image(&archive)?;
+        let config = kube::Config::from_custom_kubeconfig(
+            kube::config::Kubeconfig::read_from(cluster.kubeconfig())?,
+            &kube::config::KubeConfigOptions::default(),
+        )
+        .await?;
+        let kubectl = cluster.kubectl()?;
+        let bench = Self { client: Client::try_from(config)?, cluster, folder: tempfile::tempdir()?, kubectl, count: AtomicUsize::new(0) };
+        bench.install().await?;
+        Ok(bench)
+    }
+
+    async fn install(&self) -> Result<()> {
+        let crds = computer_operator::resources::crds::files()?.into_iter().map(|(_, yaml)| yaml).collect::<Vec<_>>().join("\n---\n");
+        self.kubectl(&["apply", "-f", "-"], &crds).await?;
+        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").await?;
+        let install =
+            rbac::Install { namespace: SYSTEM.into(), image: image::OPERATOR.into(), store_size: "1Gi".into(), deployment: false };
+        let all: Vec<String> = rbac::manifests(&install).iter().map(Value::to_string).collect();
+        self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).await?;
+        let computers: Api<Computer> = Api::all(self.client.clone());
+        eventually("computers are served", Duration::from_secs(30), || async { Ok(computers.list(&ListParams::default()).await.ok()) })
+            .await?;
+        self.class("standard", json!({})).await
+    }
+
+    /// Runs the real kubectl.
+    pub async fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut child = tokio::process::Command::new(&self.kubectl)
+            .args(arguments)
+            .env("KUBECONFIG", self.cluster.kubeconfig())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        child.stdin.take().context("stdin")?.write_all(input.as_bytes()).await?;
+        let output = child.wait_with_output().await?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), errors.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A class; `more` is merged over the usual spec.
+    pub async fn class(&self, name: &str, more: Value) -> Result<()> {
+        let mut spec = json!({
+            "podTemplate": {"spec": {"terminationGracePeriodSeconds": 2, "containers": [{"name": "machine", "image": MACHINE}]}},
+            "storage": {"size": "1Gi", "mountPath": "/home/user"},
+        });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        let class =
+            json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass", "metadata": {"name": name}, "spec": spec});
+        self.kubectl(&["apply", "-f", "-"], &class.to_string()).await.map(drop)
+    }
+
+    /// A namespace of its own for a scenario.
+    pub async fn namespace(&self, what: &str) -> Result<String> {
+        let name = format!("{what}-{}", self.count.fetch_add(1, Ordering::Relaxed));
+        let namespace: Namespace =
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}))?;
+        Api::all(self.client.clone()).create(&PostParams::default(), &namespace).await?;
+        Ok(name)
+    }
+
+    pub fn computers(&self, namespace: &str) -> Api<Computer> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    pub fn pods(&self, namespace: &str) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Creates a computer and returns its UID at once.
+    pub async fn create(&self, namespace: &str, name: &str, spec: Value) -> Result<String> {
+        let computer: Computer = serde_json::from_value(
+            json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "metadata": {"name": name}, "spec": spec}),
+        )?;
+        let created = self.computers(namespace).create(&PostParams::default(), &computer).await?;
+        created.metadata.uid.context("a UID")
+    }
+
+    /// A computer of a class that is ready to be used.
+    pub async fn active(&self, namespace: &str, name: &str, class: &str) -> Result<String> {
+        let uid = self.create(namespace, name, json!({"className": class})).await?;
+        self.phase(namespace, name, Phase::Active).await?;
+        Ok(uid)
+    }
+
+    pub async fn phase(&self, namespace: &str, name: &str, phase: Phase) -> Result<()> {
+        eventually(&format!("{name} is {phase:?}"), LONG, || async {
+            let status = self.computers(namespace).get(name).await?.status.unwrap_or_default();
+            if status.phase == Some(phase) {
+                return Ok(Some(()));
+            }
+            bail!("{:?} {:?}", status.phase, status.conditions.iter().map(|c| &c.message).collect::<Vec<_>>())
+        })
+        .await
+    }
+
+    /// The machine's pod that runs.
+    pub async fn machine(&self, namespace: &str, uid: &str) -> Result<String> {
+        let of_computer = ListParams::default().labels(&format!("{UID_LABEL}={uid}"));
+        let pods = self.pods(namespace).list(&of_computer).await?;
+        let alive = pods.items.into_iter().find(|p| p.metadata.deletion_timestamp.is_none());
+        Ok(alive.context("no machine runs")?.name_any())
+    }
+
+    /// Runs a shell in the machine, as a user would.
+    pub async fn shell(&self, namespace: &str, uid: &str, script: &str) -> Result<String> {
+        let pod = self.machine(namespace, uid).await?;
+        self.kubectl(&["exec", "-n", namespace, &pod, "--", "sh", "-ec", script], "").await
+    }
+
+    /// Writes a session in each of the three layouts.
+    pub async fn work(&self, namespace: &str, uid: &str) -> Result<()> {
+        let script = "cd $HOME; mkdir -p .factory/sessions .claude/projects/p .codex/sessions/2026/11; \
+            echo one > .factory/sessions/one.jsonl; echo set > .factory/sessions/one.settings.json; \
+            echo two > .claude/projects/p/two.jsonl; echo three > .codex/sessions/2026/11/three.jsonl";
+        self.shell(namespace, uid, script).await.map(drop)
+    }
+
+    pub async fn record(&self, uid: &str) -> Result<Option<ComputerRecord>> {
+        Ok(Api::namespaced(self.client.clone(), SYSTEM).get_opt(uid).await?)
+    }
+
+    /// The token that the owner of a computer sees.
+    pub async fn token(&self, namespace: &str, name: &str) -> Result<String> {
+        let secret = eventually("the key's Secret", LONG, || async {
+            Ok(self.computers(namespace).get(name).await?.status.and_then(|s| s.credential_secret_name))
+        })
+        .await?;
+        let secret: Secret = Api::namespaced(self.client.clone(), namespace).get(&secret).await?;
+        let bytes = secret.data.context("data")?.remove("token").context("token")?;
+        Ok(String::from_utf8(bytes.0)?)
+    }
+
+    /// Whether a token authenticates, by the live reads of design 4.3.
+    pub async fn authenticates(&self, token: &str) -> Result<bool> {
+        Ok(computer_operator::credentials::verify(&self.client, SYSTEM, token).await?.is_ok())
+    }
+
+    pub fn store_path(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    pub fn store(&self) -> Result<Store> {
+        Ok(Store::open(&format!("file://{}", self.store_path().display()))?)
+    }
+
+    pub async fn delete(&self, namespace: &str, name: &str, cascade: &str) -> Result<()> {
+        self.kubectl(&["delete", "computer", name, "-n", namespace, "--wait=false", &format!("--cascade={cascade}")], "").await.map(drop)
+    }
+
+    /// Waits for a blocked deletion that names its reason.
+    pub async fn blocked(&self, namespace: &str, name: &str, reason: &str) -> Result<String> {
+        eventually(&format!("{name} is blocked by {reason}"), LONG, || async {
+            let status = self.computers(namespace).get(name).await?.status.unwrap_or_default();
+            let found = status.conditions.iter().find(|c| c.type_ == "Blocked" && c.reason == reason);
+            match found {
+                Some(condition) => Ok(Some(condition.message.clone())),
+                None => bail!("{:?}", status.conditions.iter().map(|c| (&c.type_, &c.reason, &c.message)).collect::<Vec<_>>()),
+            }
+        })
+        .await
+    }
+
+    /// The end that every scenario has: released, nothing owned is left, the key is a tombstone, the receipt is in the record and in
+    /// the store.
+    pub async fn clean(&self, uid: &str) -> Result<ComputerRecord> {
+        let record = eventually(&format!("{uid} is released"), LONG, || async {
+            let record = self.record(uid).await?.context("no record")?;
+            if record.spec.state.phase == RecordPhase::Released {
+                return Ok(Some(record));
+            }
+            bail!("{}", serde_json::to_string(&record.spec.state.deletion)?)
+        })
+        .await?;
+        let state = &record.spec.state;
+        let namespace = &record.spec.namespace;
+        eventually("the Computer is gone", LONG, || async {
+            let found = self.computers(namespace).get_opt(&record.spec.computer).await?;
+            Ok(found.is_none_or(|c| c.metadata.uid.as_deref() != Some(uid)).then_some(()))
+        })
+        .await?;
+        ensure!(state.credential == CredentialState::Revoked, "the key is {:?}", state.credential);
+        for pod in &state.children.pods {
+            ensure!(self.pods(namespace).get_opt(&pod.name).await?.is_none(), "pod {} is left", pod.name);
+        }
+        if let Some(claim) = &state.children.claim_name {
+            let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
+            ensure!(claims.get_opt(claim).await?.is_none(), "claim {claim} is left");
+        }
+        if let Some(secret) = &state.children.secret_name {
+            let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+            ensure!(secrets.get_opt(secret).await?.is_none(), "Secret {secret} is left");
+        }
+        self.nothing_labelled(uid, state.children.volume.as_ref().is_some_and(|v| v.original_reclaim_policy == "Delete")).await?;
+        let receipt = state.deletion.as_ref().and_then(|d| d.receipt.as_ref()).context("no receipt on record")?;
+        if receipt.store_key.is_some() {
+            let text: Value = serde_json::from_slice(&self.store()?.get(&receipt_key(uid)).await?)?;
+            ensure!(text["computer"]["uid"] == uid, "the receipt is another's: {text}");
+        }
+        Ok(record)
+    }
+
+    /// Nothing in the operator's namespace, and no volume that was to be deleted.
+    async fn nothing_labelled(&self, uid: &str, volume_gone: bool) -> Result<()> {
+        let of_computer = ListParams::default().labels(&format!("{UID_LABEL}={uid}"));
+        let pods = self.pods(SYSTEM).list(&of_computer).await?.items;
+        ensure!(pods.is_empty(), "archive pods are left");
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), SYSTEM);
+        ensure!(claims.list(&of_computer).await?.items.is_empty(), "the custody claim is left");
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        ensure!(!volume_gone || volumes.list(&of_computer).await?.items.is_empty(), "a volume is left");
+        Ok(())
+    }
+
+    /// As [`Bench::clean`], and the archive verifies and holds this many sessions.
+    pub async fn archived(&self, uid: &str, sessions: usize) -> Result<(ComputerRecord, Manifest)> {
+        let record = self.clean(uid).await?;
+        match verify::verify(&self.store()?, uid).await {
+            Verification::Valid(_) => {}
+            other => bail!("the archive: {other:?}"),
+        }
+        let manifest = Manifest::parse(&self.store()?.get(&manifest_key(uid)).await?)?;
+        ensure!(manifest.sessions.len() == sessions, "{} sessions instead of {sessions}", manifest.sessions.len());
+        Ok((record, manifest))
+    }
+
+    /// Waits until a namespace is gone.
+    pub async fn namespace_gone(&self, name: &str) -> Result<()> {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        eventually(&format!("namespace {name} is gone"), LONG, || async { Ok(api.get_opt(name).await?.is_none().then_some(())) }).await
+    }
+}

@@ -1,0 +1,80 @@
+//! Operators as processes inside the cluster's namespaces, each with the rights of its ServiceAccount and nothing more.
+
+use std::fs::File;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use xtask::{image, isolation};
+
+use crate::harness::{Bench, SYSTEM, eventually};
+
+/// A running operator; killed with SIGKILL when dropped.
+pub struct Operator(Child);
+
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Operator {
+    /// SIGKILL: no drain, no release of the lease.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Bench {
+    /// Starts an operator. `port`: of its ingest endpoint; the next one serves health. `image`: that of its archive pods.
+    pub async fn operator(&self, port: u16, image: &str) -> Result<Operator> {
+        let dir = self.cluster.dir().context("a cluster of ours")?;
+        let node = isolation::NODE_IPS[0];
+        let kubeconfig = self.operator_kubeconfig().await?;
+        let log =
+            File::options().create(true).append(true).open(std::env::temp_dir().join(format!("computer-operator-test-{port}.log")))?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_computer-operator"));
+        command
+            .arg("run")
+            .args(["--namespace", SYSTEM, "--image", image, "--leader-election=false"])
+            .args(["--store", &format!("file://{}", self.store_path().display())])
+            .args(["--ingest-url", &format!("https://{node}:{port}"), "--ingest-bind", &format!("0.0.0.0:{port}")])
+            .args(["--metrics-bind", &format!("{node}:{}", port + 1)])
+            .env("KUBECONFIG", &kubeconfig)
+            .env("RUST_LOG", "info,computer_operator=debug")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        Ok(Operator(isolation::spawn_inside(dir, command)?))
+    }
+
+    /// The usual one.
+    pub async fn usual_operator(&self, port: u16) -> Result<Operator> {
+        self.operator(port, image::OPERATOR).await
+    }
+
+    /// A kubeconfig with a token of the operator's ServiceAccount, for use inside.
+    async fn operator_kubeconfig(&self) -> Result<std::path::PathBuf> {
+        let path = self.folder.path().join("operator.kubeconfig");
+        if path.exists() {
+            return Ok(path);
+        }
+        let token = eventually("a token of the operator", Duration::from_secs(30), || async {
+            self.kubectl(&["create", "token", "computer-operator", "-n", SYSTEM, "--duration=6h"], "").await.map(Some)
+        })
+        .await?;
+        let admin = kube::config::Kubeconfig::read_from(self.cluster.kubeconfig())?;
+        let mut cluster = serde_json::to_value(&admin.clusters[0])?;
+        cluster["cluster"]["server"] = json!(format!("https://{}:6443", isolation::NODE_IPS[0]));
+        let name = cluster["name"].clone();
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "clusters": [cluster], "current-context": "operator",
+            "users": [{"name": "operator", "user": {"token": token.trim()}}],
+            "contexts": [{"name": "operator", "context": {"cluster": name, "user": "operator"}}],
+        });
+        std::fs::write(&path, serde_json::to_vec(&config)?)?;
+        Ok(path)
+    }
+}

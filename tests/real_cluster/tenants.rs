@@ -1,0 +1,114 @@
+//! What a tenant with the rights of an editor can try: nothing of it touches another's objects, or destroys a home unarchived.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use computer_operator::resources::{MANAGED_BY_LABEL, MANAGER, UID_LABEL};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Secret};
+use kube::ResourceExt;
+use kube::api::{Api, ListParams, Patch, PatchParams};
+use serde_json::json;
+
+use crate::Scenario;
+use crate::deletion::foreign_spec;
+use crate::harness::{Bench, LONG, eventually};
+
+pub fn all() -> Vec<Scenario> {
+    crate::scenarios![
+        all_finalizers_stripped,
+        a_foreign_pod_holds_the_claim,
+        planted_objects_are_left_alone,
+        a_claim_that_names_anothers_volume
+    ]
+}
+
+/// Every finalizer in the namespace is stripped and everything is deleted by force: the home is still archived (S1, S6).
+async fn all_finalizers_stripped(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("stripped").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let children = bench.record(&uid).await?.context("a record")?.spec.state.children;
+    let pod = children.pods.last().context("a pod")?.name.clone();
+    let claim = children.claim_name.context("a claim")?;
+    let none = r#"{"metadata":{"finalizers":null}}"#;
+    for (kind, name) in [("computer", "box"), ("pod", pod.as_str()), ("pvc", claim.as_str())] {
+        bench.kubectl(&["delete", kind, name, "-n", &namespace, "--force", "--grace-period=0", "--wait=false"], "").await?;
+        // Again and again, as somebody would who wants it gone.
+        eventually("it is gone", LONG, || async {
+            let patched = bench.kubectl(&["patch", kind, name, "-n", &namespace, "--type=merge", "-p", none], "").await;
+            Ok(patched.is_err().then_some(()))
+        })
+        .await?;
+    }
+    let (record, _) = bench.archived(&uid, 3).await?;
+    ensure!(record.spec.state.children.volume.is_some());
+    Ok(())
+}
+
+async fn a_foreign_pod_holds_the_claim(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("holder").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let claim = bench.record(&uid).await?.and_then(|r| r.spec.state.children.claim_name).context("a claim")?;
+    let mut spec = foreign_spec();
+    spec["volumes"] = json!([{"name": "home", "persistentVolumeClaim": {"claimName": claim}}]);
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "squatter"}, "spec": spec});
+    bench.kubectl(&["apply", "-n", &namespace, "-f", "-"], &pod.to_string()).await?;
+    bench.kubectl(&["wait", "-n", &namespace, "--for=condition=Ready", "pod/squatter", "--timeout=90s"], "").await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let message = bench.blocked(&namespace, "box", "ForeignPodHoldsClaim").await?;
+    ensure!(message.contains("squatter"), "it does not name the pod: {message}");
+    ensure!(bench.pods(&namespace).get_opt("squatter").await?.is_some(), "S5: somebody else's pod was deleted");
+    bench.kubectl(&["delete", "pod", "squatter", "-n", &namespace, "--wait=false"], "").await?;
+    bench.archived(&uid, 3).await.map(drop)
+}
+
+/// Labels prove nothing (S5).
+async fn planted_objects_are_left_alone(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("planted").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let meta =
+        json!({"name": "planted", "labels": {MANAGED_BY_LABEL: MANAGER, UID_LABEL: uid, "computer-operator.dev/component": "machine"}});
+    let all = [
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"token": "mine"}}),
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": foreign_spec()}),
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+    ];
+    bench.kubectl(&["apply", "-n", &namespace, "-f", "-"], &all.map(|o| o.to_string()).join("\n---\n")).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    bench.archived(&uid, 3).await?;
+    let (secrets, claims): (Api<Secret>, Api<PersistentVolumeClaim>) =
+        (Api::namespaced(bench.client.clone(), &namespace), Api::namespaced(bench.client.clone(), &namespace));
+    ensure!(secrets.get("planted").await?.metadata.deletion_timestamp.is_none(), "S5: a planted Secret was deleted");
+    ensure!(claims.get("planted").await?.metadata.deletion_timestamp.is_none(), "S5: a planted claim was deleted");
+    ensure!(bench.pods(&namespace).get("planted").await?.metadata.deletion_timestamp.is_none(), "S5: a planted pod was deleted");
+    Ok(())
+}
+
+/// A claim can name any volume, and its labels can say anything: the volume says whose it is.
+async fn a_claim_that_names_anothers_volume(bench: Arc<Bench>) -> Result<()> {
+    let victims = bench.namespace("victim").await?;
+    let victim = bench.active(&victims, "box", "standard").await?;
+    bench.work(&victims, &victim).await?;
+    let volume = bench.record(&victim).await?.and_then(|r| r.spec.state.children.volume).context("a volume")?;
+    let thieves = bench.namespace("thief").await?;
+    let thief = bench.active(&thieves, "box", "standard").await?;
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "steal", "labels": {MANAGED_BY_LABEL: MANAGER, UID_LABEL: thief}},
+        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "local-path", "volumeName": volume.name, "resources": {"requests": {"storage": "1Gi"}}}});
+    bench.kubectl(&["apply", "-n", &thieves, "-f", "-"], &claim.to_string()).await?;
+    bench.delete(&thieves, "box", "background").await?;
+    bench.archived(&thief, 0).await?;
+    let volumes: Api<PersistentVolume> = Api::all(bench.client.clone());
+    let kept = volumes.get(&volume.name).await.context("S5: another's volume is gone")?;
+    ensure!(kept.labels().get(UID_LABEL) == Some(&victim), "S5: another's volume was changed");
+    ensure!(bench.shell(&victims, &victim, "cat $HOME/.factory/sessions/one.jsonl").await? == "one\n");
+    // The victim's own deletion is not disturbed either.
+    let note = json!({"metadata": {"annotations": {"seen": "yes"}}});
+    bench.computers(&victims).patch("box", &PatchParams::default(), &Patch::Merge(note)).await?;
+    bench.delete(&victims, "box", "background").await?;
+    bench.archived(&victim, 3).await?;
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(bench.client.clone(), &thieves);
+    ensure!(claims.list(&ListParams::default()).await?.items.len() == 1, "S5: the thief's own claim is the thief's business");
+    Ok(())
+}

@@ -13,7 +13,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Read a token from standard input and say whether it authenticates. Exit code 1: it does not.
+    /// Read a token from standard input and say whether it authenticates. Exit code 0: it does; 1: it does not; 2: not known.
     Verify {
         /// Namespace of the operator.
         #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "computer-operator-system")]
@@ -21,23 +21,32 @@ enum Command {
     },
 }
 
+/// Longest token that is read; a real one has fewer than 700 characters.
+const LONGEST: u64 = 4096;
+/// Exit code of "not known": a script must not take an API server that is down for a dead key.
+const UNKNOWN: u8 = 2;
+
 /// Runs `keys`.
 ///
 /// # Errors
-/// When the API server's answer is unknown.
+/// When there is no API server to ask, or standard input cannot be read.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Command::Verify { namespace } = args.command;
     let mut token = String::new();
-    tokio::io::stdin().take(4096).read_to_string(&mut token).await?;
+    tokio::io::stdin().take(LONGEST).read_to_string(&mut token).await?;
     let client = crate::runtime::client::connect().await?;
-    match super::verify::verify(&client, &namespace, token.trim()).await? {
-        Ok(id) => {
+    match super::verify::verify(&client, &namespace, token.trim()).await {
+        Ok(Ok(id)) => {
             println!("Authenticated as computer {}/{} ({})", id.namespace, id.name, id.uid);
             Ok(ExitCode::SUCCESS)
         }
-        Err(denied) => {
+        Ok(Err(denied)) => {
             println!("Denied: {denied}");
             Ok(ExitCode::FAILURE)
+        }
+        Err(error) => {
+            eprintln!("Not known, and so not authenticated: {error}");
+            Ok(ExitCode::from(UNKNOWN))
         }
     }
 }

@@ -20,29 +20,109 @@ impl ComputerId {
         URL_SAFE_NO_PAD.encode(format!("{}/{}/{}", self.namespace, self.name, self.uid))
     }
 
-    /// The parts of an id. `None`: it is not one; nothing that Kubernetes would not accept as a name gets through.
+    /// The parts of an id. `None`: it is not one; nothing that Kubernetes would not accept as a name gets through, and one computer
+    /// has exactly one id.
     pub fn decode(word: &str) -> Option<Self> {
-        if word.len() > 600 {
+        if word.len() > LONGEST {
             return None;
         }
         let text = String::from_utf8(URL_SAFE_NO_PAD.decode(word).ok()?).ok()?;
         let mut parts = text.split('/');
         let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
-        let ok = parts.next().is_none() && is_name(namespace, 63) && is_name(name, 253) && is_uid(uid);
+        let ok = parts.next().is_none() && is_label(namespace) && is_name(name) && is_uid(uid);
         ok.then(|| Self { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.to_owned() })
     }
 }
 
-fn is_name(text: &str, max: usize) -> bool {
-    let edge = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+/// A namespace of 63, a name of 253 and a UID of 36 characters, in base64, and some air.
+const LONGEST: usize = 600;
+
+/// A DNS label, as namespaces are.
+fn is_label(text: &str) -> bool {
+    let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let bytes = text.as_bytes();
-    !bytes.is_empty()
-        && bytes.len() <= max
-        && bytes.iter().all(|b| edge(*b) || *b == b'-' || *b == b'.')
-        && edge(bytes[0])
-        && edge(bytes[bytes.len() - 1])
+    bytes.len() <= 63
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        && edge(bytes.first())
+        && edge(bytes.last())
 }
 
+/// A DNS subdomain, as names are.
+fn is_name(text: &str) -> bool {
+    let part = |p: &str| p.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    text.len() <= 253 && text.split('.').all(|p| !p.is_empty() && !p.starts_with('-') && !p.ends_with('-') && part(p))
+}
+
+/// A UUID as the API server writes it: lower case, hyphens in their places.
 fn is_uid(text: &str) -> bool {
-    text.len() == 36 && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+    text.len() == 36
+        && text.bytes().enumerate().all(|(i, b)| match i {
+            8 | 13 | 18 | 23 => b == b'-',
+            _ => b.is_ascii_digit() || (b'a'..=b'f').contains(&b),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
+
+    proptest! {
+        #[test]
+        fn every_computer_survives_its_id(
+            namespace in "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
+            name in "[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?){0,3}",
+            uid in "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+        ) {
+            let id = ComputerId { namespace, name, uid };
+            let word = id.encode();
+            prop_assert!(word.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+            prop_assert_eq!(ComputerId::decode(&word), Some(id));
+        }
+
+        #[test]
+        fn garbage_neither_panics_nor_has_a_second_spelling(word in "\\PC{0,700}", bytes: Vec<u8>) {
+            for word in [word, URL_SAFE_NO_PAD.encode(bytes)] {
+                if let Some(id) = ComputerId::decode(&word) {
+                    prop_assert_eq!(id.encode(), word);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_that_could_become_another_path_gets_through() {
+        let of = |text: &str| ComputerId::decode(&URL_SAFE_NO_PAD.encode(text));
+        assert!(of(&format!("t/c/{UID}")).is_some());
+        let upper = UID.to_uppercase();
+        for bad in [
+            format!("t/c/{UID}/more"),
+            format!("t/../{UID}"),
+            format!("a.b/c/{UID}"),
+            format!("/c/{UID}"),
+            format!("t//{UID}"),
+            format!("t/C/{UID}"),
+            format!("t/c%2fd/{UID}"),
+            format!("t/c?x/{UID}"),
+            format!("t/-c/{UID}"),
+            format!("t/c.-d/{UID}"),
+            format!("t/c/{upper}"),
+            format!("t/c/{}", "-".repeat(36)),
+            format!("{}/c/{UID}", "a".repeat(64)),
+            format!("t/{}/{UID}", "a".repeat(254)),
+            "t/c".to_owned(),
+            String::new(),
+        ] {
+            assert_eq!(of(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_longest_names_fit() {
+        let id = ComputerId { namespace: "n".repeat(63), name: "c".repeat(253), uid: UID.to_owned() };
+        assert_eq!(ComputerId::decode(&id.encode()), Some(id));
+    }
 }

@@ -14,13 +14,21 @@ const CHECKSUM_CHARS: usize = 6;
 /// 32 bytes in base64 without padding.
 const SECRET_CHARS: usize = 43;
 
-/// A key. Its secret never appears in `Debug`.
-#[derive(Clone, PartialEq, Eq)]
+/// A key. Its secret never appears in `Debug`, and there is no `Display`; two are compared in constant time.
+#[derive(Clone)]
 pub struct Key {
     /// The computer that it belongs to.
     pub computer: ComputerId,
     secret: [u8; SECRET_BYTES],
 }
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.computer == other.computer && bool::from(self.secret.ct_eq(&other.secret))
+    }
+}
+
+impl Eq for Key {}
 
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -79,10 +87,10 @@ fn checksum(body: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::expect_used)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn key(secret: [u8; 32]) -> Key {
         let computer = ComputerId { namespace: "team".into(), name: "box-1".into(), uid: "123e4567-e89b-12d3-a456-426614174000".into() };
@@ -112,6 +120,32 @@ mod tests {
         let mut successor = one.clone();
         successor.computer.uid = "00000000-e89b-12d3-a456-426614174000".into();
         assert_ne!(one.hash(), successor.hash());
-        assert!(!format!("{one:?}").contains("1, 1"));
+        let shown = format!("{one:?}");
+        assert!(!shown.contains("1, 1") && !shown.contains(&URL_SAFE_NO_PAD.encode([1; 32])), "{shown}");
+    }
+
+    #[test]
+    fn a_token_has_one_spelling_and_a_slip_of_the_finger_is_no_key() {
+        let token = key([9; 32]).token();
+        assert!(token.starts_with("cok_") && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)));
+        for (i, _) in token.char_indices() {
+            let mut slip = token.clone().into_bytes();
+            slip[i] = if slip[i] == b'x' { b'y' } else { b'x' };
+            assert!(Key::parse(&String::from_utf8(slip).unwrap()).is_none(), "at {i}");
+        }
+        for other in
+            [format!(" {token}"), format!("{token} "), format!("{token}="), token.to_uppercase(), token.replacen("cok_", "cok-", 1)]
+        {
+            assert!(Key::parse(&other).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_stored_hash_of_another_length_or_case_is_no_match() {
+        let key = key([2; 32]);
+        let hash = key.hash();
+        for other in ["", &hash[..63], &hash.to_uppercase(), &format!("{hash}0")] {
+            assert!(!key.matches(other));
+        }
     }
 }

@@ -23,7 +23,7 @@ pub enum Denied {
     #[error("the secret is not this computer's")]
     WrongSecret,
     /// Not live yet.
-    #[error("the computer was never ready")]
+    #[error("the key is not live yet")]
     NotLive,
     /// Tombstoned.
     #[error("the key is revoked")]
@@ -92,42 +92,4 @@ fn decide(
 }
 
 #[cfg(test)]
-#[allow(clippy::expect_used)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
-
-    fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
-        serde_json::from_value(value).expect("an object")
-    }
-
-    #[test]
-    fn every_single_sign_of_an_end_denies() {
-        let key = Key::new(ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() }, [3; 32]);
-        let record = |state: &str| {
-            from::<ComputerRecord>(
-                json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": "c", "state": {"credential": state, "keyHash": key.hash()}}}),
-            )
-        };
-        let computer: Computer = from(json!({"metadata": {"name": "c", "uid": UID}, "spec": {}}));
-        let deleting: Computer =
-            from(json!({"metadata": {"name": "c", "uid": UID, "deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}}));
-        let other: Computer = from(json!({"metadata": {"name": "c", "uid": "another"}, "spec": {}}));
-        let active: Namespace = from(json!({"metadata": {"name": "t"}, "status": {"phase": "Active"}}));
-        let going: Namespace = from(json!({"metadata": {"name": "t"}, "status": {"phase": "Terminating"}}));
-        let live = record("Live");
-        let wrong = Key::new(key.computer.clone(), [4; 32]);
-        assert_eq!(decide(&key, Some(&live), Some(&computer), Some(&active)), Ok(key.computer.clone()));
-        assert_eq!(decide(&wrong, Some(&live), Some(&computer), Some(&active)), Err(Denied::WrongSecret));
-        assert_eq!(decide(&key, None, Some(&computer), Some(&active)), Err(Denied::NoRecord));
-        assert_eq!(decide(&key, Some(&record("Revoked")), Some(&computer), Some(&active)), Err(Denied::Revoked));
-        assert_eq!(decide(&key, Some(&record("Pending")), Some(&computer), Some(&active)), Err(Denied::NotLive));
-        assert_eq!(decide(&key, Some(&live), None, Some(&active)), Err(Denied::ComputerGone));
-        assert_eq!(decide(&key, Some(&live), Some(&other), Some(&active)), Err(Denied::ComputerGone));
-        assert_eq!(decide(&key, Some(&live), Some(&deleting), Some(&active)), Err(Denied::ComputerDeleting));
-        assert_eq!(decide(&key, Some(&live), Some(&computer), Some(&going)), Err(Denied::NamespaceTerminating));
-        assert_eq!(decide(&key, Some(&live), Some(&computer), None), Err(Denied::NamespaceTerminating));
-    }
-}
+mod tests;

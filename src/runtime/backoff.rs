@@ -1,61 +1,126 @@
-//! Backoff of failures, keyed by UID: 1 s to 5 min, doubled each time, with full jitter. A computer re-created under the same
-//! name starts afresh, and no computer's failures slow another one (L3).
+//! Backoff of failures, keyed by UID: full jitter below a bound that doubles from 1 s to 5 min. A computer re-created under the
+//! same name starts afresh, and no computer's failures slow another one (L3). Nothing is kept for a UID that does not fail.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rand::Rng;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(300);
+/// Full jitter may come to nothing; nobody is tried again sooner than this.
+const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Failures in a row of each UID.
-#[derive(Debug, Default)]
-pub struct Backoff(Mutex<HashMap<String, u32>>);
+#[derive(Debug)]
+pub struct Backoff(Mutex<State>);
 
-impl Backoff {
-    /// One more failure: how long to wait.
-    pub fn next(&self, uid: &str) -> Duration {
-        let failures = self.0.lock().map_or(1, |mut all| {
-            let count = all.entry(uid.to_owned()).or_default();
-            *count = count.saturating_add(1);
-            *count
-        });
-        delay(failures, rand::rng().random())
-    }
+#[derive(Debug)]
+struct State {
+    failures: HashMap<String, u32>,
+    random: StdRng,
+}
 
-    /// A success.
-    pub fn reset(&self, uid: &str) {
-        if let Ok(mut all) = self.0.lock() {
-            all.remove(uid);
-        }
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::with_seed(rand::rng().random())
     }
 }
 
-/// Between half of the bound and the bound, which doubles with every failure.
+impl Backoff {
+    /// With jitter that is the same for the same seed, for simulations.
+    pub fn with_seed(seed: u64) -> Self {
+        Self(Mutex::new(State { failures: HashMap::new(), random: StdRng::seed_from_u64(seed) }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A count and a generator are whole at any time.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more failure: how long to wait.
+    pub fn next(&self, uid: &str) -> Duration {
+        let mut state = self.state();
+        let jitter = state.random.random();
+        let failures = state.failures.entry(uid.to_owned()).or_default();
+        *failures = failures.saturating_add(1);
+        delay(*failures, jitter)
+    }
+
+    /// A success, or the computer is gone: forgotten.
+    pub fn reset(&self, uid: &str) {
+        self.state().failures.remove(uid);
+    }
+
+    /// UIDs that have failed since their last success.
+    pub fn len(&self) -> usize {
+        self.state().failures.len()
+    }
+
+    /// Whether nothing fails.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Pure: anywhere below the bound, which doubles with every failure. Full jitter takes a crowd that failed together (a store or an
+/// API server that was down) apart the most.
 fn delay(failures: u32, jitter: f64) -> Duration {
     let bound = FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(LONGEST);
-    bound.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
+    bound.mul_f64(jitter.clamp(0.0, 1.0)).max(SHORTEST)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
-    fn grows_to_five_minutes_and_starts_again_after_a_success() {
-        assert_eq!(delay(1, 1.0), Duration::from_secs(1));
-        assert_eq!(delay(4, 1.0), Duration::from_secs(8));
-        assert_eq!(delay(4, 0.0), Duration::from_secs(4));
-        assert_eq!(delay(u32::MAX, 1.0), LONGEST);
-        let backoff = Backoff::default();
-        (0..20).for_each(|_| {
-            backoff.next("a");
-        });
-        assert!(backoff.next("a") >= LONGEST / 2);
-        assert!(backoff.next("b") <= Duration::from_secs(1), "another UID is not slowed");
+    fn the_bound_doubles_from_a_second_to_five_minutes() {
+        for (failures, bound) in [(0, 1), (1, 1), (2, 2), (4, 8), (9, 256), (10, 300), (u32::MAX, 300)] {
+            assert_eq!(delay(failures, 1.0), Duration::from_secs(bound), "{failures}");
+            assert_eq!(delay(failures, 0.5), Duration::from_secs(bound) / 2, "{failures}");
+            assert_eq!(delay(failures, 0.0), SHORTEST, "{failures}");
+        }
+    }
+
+    #[test]
+    fn a_uid_starts_again_after_a_success_and_slows_no_other() {
+        let backoff = Backoff::with_seed(7);
+        let worst = (0..40).map(|_| backoff.next("a")).max().unwrap();
+        assert!(worst > LONGEST / 2, "{worst:?}");
+        assert!(backoff.next("b") <= FIRST, "another UID is not slowed");
         backoff.reset("a");
-        assert!(backoff.next("a") <= Duration::from_secs(1));
+        assert!(backoff.next("a") <= FIRST);
+        backoff.reset("a");
+        backoff.reset("b");
+        assert!(backoff.is_empty(), "nothing is kept of what works or is gone");
+    }
+
+    #[test]
+    fn a_crowd_that_failed_together_does_not_come_back_together() {
+        let backoff = Backoff::with_seed(1);
+        for i in 0..1000 {
+            (0..4).for_each(|_| {
+                backoff.next(&i.to_string());
+            });
+        }
+        // The fifth failure is spread over 16 s: about 62 come back in each second.
+        let mut seconds = [0_u32; 16];
+        (0..1000).for_each(|i| seconds[usize::try_from(backoff.next(&i.to_string()).as_secs()).unwrap().min(15)] += 1);
+        assert!(seconds.iter().all(|n| (30..=110).contains(n)), "{seconds:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_same_seed_gives_the_same_waits_and_all_are_within_bounds(seed: u64, failures in 1_usize..64) {
+            let run = || { let b = Backoff::with_seed(seed); (0..failures).map(|_| b.next("a")).collect::<Vec<_>>() };
+            let waits = run();
+            prop_assert_eq!(&waits, &run());
+            prop_assert!(waits.iter().all(|w| (SHORTEST..=LONGEST).contains(w)));
+        }
     }
 }

@@ -9,19 +9,19 @@ use super::lease::Timing;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
     /// Namespace of the operator: records, custody claims, archive pods, the lease.
-    #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "computer-operator-system")]
+    #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "computer-operator-system", value_parser = namespace)]
     pub namespace: String,
     /// Image of the archive pod: the operator's own.
-    #[arg(long, env = "OPERATOR_IMAGE")]
+    #[arg(long, env = "OPERATOR_IMAGE", value_parser = image)]
     pub image: String,
     /// ServiceAccount of the archive pod, in the operator's namespace.
     #[arg(long, env = "ARCHIVE_SERVICE_ACCOUNT", default_value = "computer-operator-archive")]
     pub archive_service_account: String,
     /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true` with credentials from AWS_*.
-    #[arg(long, env = "ARCHIVE_STORE", default_value = "file:///var/lib/computer-operator/store")]
+    #[arg(long, env = "ARCHIVE_STORE", default_value = "file:///var/lib/computer-operator/store", value_parser = store)]
     pub store: String,
     /// Address under which archive pods reach the ingest endpoint, for example `https://computer-operator-ingest.NAMESPACE.svc:8443`.
-    #[arg(long, env = "INGEST_URL")]
+    #[arg(long, env = "INGEST_URL", value_parser = ingest_url)]
     pub ingest_url: String,
     /// Where the ingest endpoint listens.
     #[arg(long, env = "INGEST_BIND", default_value = "0.0.0.0:8443")]
@@ -35,8 +35,14 @@ pub struct Config {
     /// Seconds after which another replica may take the lease of one that does not renew it.
     #[arg(long, env = "LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u32).range(5..=300))]
     pub lease_seconds: u32,
-    /// Computers worked on at the same time; each holds at most one connection.
-    #[arg(long, env = "CONCURRENCY", default_value_t = 32)]
+    /// Seconds after the last renewal at which a leader stops; shorter than the lease. Default: two thirds of it.
+    #[arg(long, env = "LEASE_RENEW_SECONDS", value_parser = clap::value_parser!(u32).range(1..=299))]
+    pub lease_renew_seconds: Option<u32>,
+    /// Seconds between two tries to take or renew the lease. Default: a seventh of it.
+    #[arg(long, env = "LEASE_RETRY_SECONDS", value_parser = clap::value_parser!(u32).range(1..=60))]
+    pub lease_retry_seconds: Option<u32>,
+    /// Computers worked on at the same time, 1 to 1000; each holds at most one connection.
+    #[arg(long, env = "CONCURRENCY", default_value_t = 32, value_parser = concurrency)]
     pub concurrency: usize,
     /// Log lines as JSON instead of text.
     #[arg(long, env = "LOG_JSON", default_value_t = false, action = clap::ArgAction::Set)]
@@ -44,9 +50,121 @@ pub struct Config {
 }
 
 impl Config {
-    /// Timing of the lease: renewed every seventh of it, given up after two thirds.
+    /// Timing of the lease. [`super::lease::run_while_leading`] refuses one that cannot be.
     pub fn lease(&self) -> Timing {
-        let lease = Duration::from_secs(u64::from(self.lease_seconds));
-        Timing { lease, renew_deadline: lease * 2 / 3, retry: lease / 7 }
+        let seconds = |s: u32| Duration::from_secs(u64::from(s));
+        let lease = seconds(self.lease_seconds);
+        Timing {
+            lease,
+            renew_deadline: self.lease_renew_seconds.map_or(lease * 2 / 3, seconds),
+            retry: self.lease_retry_seconds.map_or(lease / 7, seconds),
+        }
+    }
+}
+
+fn namespace(text: &str) -> Result<String, String> {
+    let fits = (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if !fits || text.starts_with('-') || text.ends_with('-') {
+        return Err("a namespace is 1 to 63 of a-z, 0-9 and '-', and neither begins nor ends with '-'".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn image(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.chars().any(char::is_whitespace) {
+        return Err("name the operator's own image, for example registry.example/computer-operator:1.0; archive pods run it".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn store(text: &str) -> Result<String, String> {
+    // Only what is before the query is shown: a query is no place for credentials, but somebody will try.
+    let place = text.split('?').next().unwrap_or_default();
+    let named = |rest: &str, sign: &str| !rest.is_empty() && !rest.starts_with(sign);
+    match (place.strip_prefix("file://"), place.strip_prefix("s3://")) {
+        (Some(path), _) if path.starts_with('/') && path.len() > 1 => {}
+        (_, Some(bucket)) if named(bucket, "/") => {}
+        _ => return Err(format!("{place} is no store: use file:///absolute/path or s3://bucket/prefix?region=...")),
+    }
+    let secret = |key: &str| key.to_ascii_lowercase().contains("secret") || key.to_ascii_lowercase().contains("token");
+    if text.split(['?', '&']).skip(1).filter_map(|pair| pair.split('=').next()).any(secret) {
+        return Err(
+            "credentials do not belong in the URL, where anybody can read them: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn ingest_url(text: &str) -> Result<String, String> {
+    let authority = text.strip_prefix("https://").unwrap_or_default();
+    if authority.is_empty() || authority.starts_with([':', '/']) || authority.contains(['/', '?', '#', '@', ' ']) {
+        return Err("use https://HOST:PORT, without a path: archive pods send to it over TLS only".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn concurrency(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (1..=1000).contains(n)).ok_or_else(|| "use a number from 1 to 1000".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    const NEEDED: [&str; 5] = ["run", "--image", "img:1", "--ingest-url", "https://10.0.0.1:8443"];
+
+    fn parse(more: &[&str]) -> Result<Config, String> {
+        Cli::try_parse_from(NEEDED.iter().chain(more)).map(|c| c.config).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_defaults_can_be_used() {
+        let config = parse(&[]).unwrap();
+        assert!(config.lease().validate().is_ok() && config.leader_election);
+        for seconds in [5, 15, 60, 300] {
+            assert!(parse(&["--lease-seconds", &seconds.to_string()]).unwrap().lease().validate().is_ok(), "{seconds}");
+        }
+        let set = parse(&["--lease-seconds", "15", "--lease-renew-seconds", "10", "--lease-retry-seconds", "2"]).unwrap().lease();
+        assert_eq!((set.renew_deadline, set.retry), (Duration::from_secs(10), Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_to_do() {
+        for (flag, values, hint) in [
+            ("--namespace", vec!["", "Big", "a.b", "-a", "a/b"], "a-z"),
+            ("--store", vec!["", "/tmp", "file://", "file:///", "file://rel", "s3://", "s3:///p", "gs://b"], "use file:///absolute/path"),
+            ("--store", vec!["s3://b/p?aws_secret_access_key=x", "s3://b?region=r&session_token=x"], "AWS_SECRET_ACCESS_KEY"),
+            ("--ingest-url", vec!["", "http://h:1", "https://", "https://h/path", "https://:1", "https://u:p@h"], "https://HOST:PORT"),
+            ("--concurrency", vec!["0", "1001", "many", "-1"], "1 to 1000"),
+            ("--image", vec!["", "a b"], "own image"),
+        ] {
+            for value in values {
+                // The flags that are needed may stand only once.
+                let mut line: Vec<&str> = NEEDED.to_vec();
+                if let Some(at) = line.iter().position(|w| *w == flag) {
+                    line.drain(at..at + 2);
+                }
+                let given = format!("{flag}={value}");
+                line.push(&given);
+                let error = Cli::try_parse_from(line).unwrap_err().to_string();
+                assert!(error.contains(hint), "{flag} {value}: {error}");
+            }
+        }
+        assert!(parse(&["--lease-seconds", "4"]).is_err());
+    }
+
+    #[test]
+    fn stores_of_both_kinds_are_taken() {
+        for url in ["file:///var/lib/x", "s3://bucket", "s3://bucket/prefix?endpoint=http://127.0.0.1:7070&region=r&allow_http=true"] {
+            assert_eq!(parse(&["--store", url]).unwrap().store, url);
+        }
     }
 }

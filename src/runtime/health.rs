@@ -54,7 +54,8 @@ pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>, stop: Cancellatio
 
 fn router(ready: Ready, metrics: Arc<Metrics>) -> Router {
     let readyz = move || async move { if ready.is_set() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "starting") } };
-    let text = move || async move { metrics.text().map(|t| ([(CONTENT_TYPE, OPENMETRICS)], t)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) };
+    let text =
+        move || async move { metrics.text().map(|t| ([(CONTENT_TYPE, OPENMETRICS)], t)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) };
     Router::new().route("/livez", get(|| async { "ok" })).route("/readyz", get(readyz)).route("/metrics", get(text))
 }
 

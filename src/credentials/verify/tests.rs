@@ -1,0 +1,154 @@
+//! Verification against an API server that says no, says nothing, or says what nobody understands.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::http::{Request, Response};
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::Barrier;
+
+use super::*;
+
+const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
+
+/// The three objects as they are read, in this order: record, Computer, namespace.
+type Answers = [Answer; 3];
+
+#[derive(Clone)]
+enum Answer {
+    Says(u16, String),
+    Silent,
+}
+
+fn key() -> Key {
+    Key::new(ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() }, [3; 32])
+}
+
+fn says(value: &Value) -> Answer {
+    Answer::Says(200, value.to_string())
+}
+
+fn refused(code: u16, reason: &str) -> Answer {
+    Answer::Says(code, json!({"kind": "Status", "status": "Failure", "reason": reason, "message": reason, "code": code}).to_string())
+}
+
+fn record(state: &Value) -> Answer {
+    says(&json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": "c", "state": state}}))
+}
+
+fn computer(uid: &str, deleted: Option<&str>) -> Answer {
+    says(&json!({"metadata": {"name": "c", "namespace": "t", "uid": uid, "deletionTimestamp": deleted}, "spec": {}}))
+}
+
+fn namespace(phase: &str, deleted: Option<&str>) -> Answer {
+    says(&json!({"metadata": {"name": "t", "deletionTimestamp": deleted}, "status": {"phase": phase}}))
+}
+
+fn live() -> Answers {
+    [record(&json!({"credential": "Live", "keyHash": key().hash()})), computer(UID, None), namespace("Active", None)]
+}
+
+fn with(place: usize, answer: Answer) -> Answers {
+    let mut answers = live();
+    answers[place] = answer;
+    answers
+}
+
+/// A client whose server answers only when all three questions have been asked, and counts them.
+fn client(answers: Answers) -> (Client, Arc<AtomicUsize>) {
+    let paths = [
+        format!("/apis/computer-operator.dev/v1alpha1/namespaces/op/computerrecords/{UID}"),
+        "/apis/computer-operator.dev/v1alpha1/namespaces/t/computers/c".to_owned(),
+        "/api/v1/namespaces/t".to_owned(),
+    ];
+    let answers: Arc<HashMap<String, Answer>> = Arc::new(paths.into_iter().zip(answers).collect());
+    let (together, asked) = (Arc::new(Barrier::new(3)), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&asked);
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (answers, together, asked) = (Arc::clone(&answers), Arc::clone(&together), Arc::clone(&asked));
+        async move {
+            asked.fetch_add(1, Ordering::SeqCst);
+            assert!(!request.uri().query().is_some_and(|q| q.contains("resourceVersion")), "a read that a cache may answer");
+            together.wait().await;
+            match answers[request.uri().path()].clone() {
+                Answer::Says(code, body) => {
+                    Ok::<_, Infallible>(Response::builder().status(code).body(Body::from(body.into_bytes())).unwrap())
+                }
+                Answer::Silent => std::future::pending().await,
+            }
+        }
+    });
+    (Client::new(service, "op"), count)
+}
+
+async fn ask(answers: Answers, key: &Key) -> Result<Result<ComputerId, Denied>, CallError> {
+    verify(&client(answers).0, "op", &key.token()).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_live_key_authenticates_by_three_reads_at_once() {
+    let (client, asked) = client(live());
+    assert_eq!(verify(&client, "op", &key().token()).await.unwrap(), Ok(key().computer));
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_single_sign_of_an_end_denies() {
+    let hash = key().hash();
+    let deleted = Some("2026-01-01T00:00:00Z");
+    for (answers, denied) in [
+        (with(0, refused(404, "NotFound")), Denied::NoRecord),
+        (with(0, record(&json!({"credential": "Live"}))), Denied::WrongSecret),
+        (with(0, record(&json!({"credential": "Live", "keyHash": ""}))), Denied::WrongSecret),
+        (with(0, record(&json!({"credential": "Revoked", "keyHash": hash}))), Denied::Revoked),
+        (with(0, record(&json!({"credential": "Pending", "keyHash": hash}))), Denied::NotLive),
+        (with(0, record(&json!({"keyHash": hash}))), Denied::NotLive),
+        (with(1, refused(404, "NotFound")), Denied::ComputerGone),
+        (with(1, computer("00000000-e89b-12d3-a456-426614174000", None)), Denied::ComputerGone),
+        (with(1, computer(UID, deleted)), Denied::ComputerDeleting),
+        (with(2, refused(404, "NotFound")), Denied::NamespaceTerminating),
+        (with(2, namespace("Terminating", None)), Denied::NamespaceTerminating),
+        (with(2, namespace("Active", deleted)), Denied::NamespaceTerminating),
+    ] {
+        assert_eq!(ask(answers, &key()).await.unwrap(), Err(denied));
+    }
+    let wrong = Key::new(key().computer, [4; 32]);
+    assert_eq!(ask(live(), &wrong).await.unwrap(), Err(Denied::WrongSecret));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_answer_to_any_of_the_three_is_never_a_yes() {
+    for place in 0..3 {
+        for unknown in [
+            refused(401, "Unauthorized"),
+            refused(403, "Forbidden"),
+            refused(500, "InternalError"),
+            Answer::Says(404, "404 page not found".to_owned()),
+            Answer::Says(200, "{".to_owned()),
+            Answer::Says(200, "<html>a proxy</html>".to_owned()),
+            Answer::Silent,
+        ] {
+            assert!(ask(with(place, unknown), &key()).await.is_err(), "read {place}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_key_is_denied_without_a_request() {
+    let (client, asked) = client(live());
+    for token in ["", "cok_", "cok_x.y", "Bearer abc", "../../secrets"] {
+        assert_eq!(verify(&client, "op", token).await.unwrap(), Err(Denied::Malformed));
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_claims_another_computers_place_is_not_that_computer() {
+    // The hash binds secret and UID; the place is proved by the live Computer's UID.
+    let moved = Key::new(ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() }, [3; 32]);
+    let theirs = computer("99999999-e89b-12d3-a456-426614174000", None);
+    assert_eq!(ask(with(1, theirs), &moved).await.unwrap(), Err(Denied::ComputerGone));
+}

@@ -37,6 +37,13 @@ enum Command {
         /// UID of the computer.
         uid: String,
     },
+    /// Print one archived file.
+    Cat {
+        /// UID of the computer.
+        uid: String,
+        /// The file, relative to the home.
+        path: PathBuf,
+    },
     /// Write the sessions of an archive to a folder. Existing files are never overwritten.
     Restore {
         /// UID of the computer.
@@ -60,6 +67,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Ls => ls(&store).await,
         Command::Show { uid, json } => show(&store, &uid, json).await,
         Command::Verify { uid } => check(&store, &uid).await,
+        Command::Cat { uid, path } => cat(&store, &uid, path).await,
         Command::Restore { uid, to, session } => bring_back(&store, &uid, to, session).await,
     }
 }
@@ -122,6 +130,14 @@ async fn check(store: &Store, uid: &str) -> anyhow::Result<ExitCode> {
         Verification::Unavailable(why) => anyhow::bail!("the store does not answer: {why}"),
         Verification::Running => anyhow::bail!("a check never says that it is running"),
     }
+}
+
+async fn cat(store: &Store, uid: &str, path: PathBuf) -> anyhow::Result<ExitCode> {
+    let (manifest, _) = manifest(store, uid).await?;
+    let entry = manifest.session_of_path(&path.to_string_lossy()).with_context(|| format!("no session holds {}", path.display()))?;
+    let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &entry.digest)).await?));
+    tokio::task::spawn_blocking(move || restore::print(reader, &path, &mut std::io::stdout())).await??;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn bring_back(store: &Store, uid: &str, to: PathBuf, session: Option<String>) -> anyhow::Result<ExitCode> {

@@ -42,6 +42,22 @@ pub fn unpack(object: impl Read, folder: &Path) -> Result<Vec<PathBuf>, RestoreE
     Ok(written)
 }
 
+/// Writes one file of an object to `out`.
+///
+/// # Errors
+/// When the object does not hold it.
+pub fn print(object: impl Read, wanted: &Path, out: &mut impl std::io::Write) -> Result<(), RestoreError> {
+    let damaged = |e: &dyn std::fmt::Display| RestoreError::Damaged(e.to_string());
+    let mut archive = tar::Archive::new(zstd::Decoder::new(object).map_err(|e| damaged(&e))?);
+    for entry in archive.entries().map_err(|e| damaged(&e))? {
+        let mut entry = entry.map_err(|e| damaged(&e))?;
+        if entry.path().is_ok_and(|path| path == wanted) {
+            return std::io::copy(&mut entry, out).map(drop).map_err(|source| RestoreError::Io { path: wanted.to_owned(), source });
+        }
+    }
+    Err(damaged(&format!("it does not hold {}", wanted.display())))
+}
+
 fn plain(path: &Path) -> bool {
     path.components().next().is_some() && path.components().all(|c| matches!(c, Component::Normal(_)))
 }

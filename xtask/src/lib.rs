@@ -4,10 +4,12 @@
 
 pub mod cluster;
 pub mod control_plane;
+pub mod demo;
 pub mod image;
 pub mod isolation;
 pub mod kwok;
 pub mod node;
 pub mod pki;
 pub mod process;
+pub mod test;
 pub mod tools;

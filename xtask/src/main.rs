@@ -24,8 +24,16 @@ enum Command {
     Cluster(ClusterCommand),
     /// Build the operator's container image and load it into a running cluster's nodes.
     Image(ImageArgs),
+    /// The whole life of a computer on a real cluster, told as it happens.
+    Demo {
+        /// Leave the cluster up at the end.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Write the CustomResourceDefinitions to `crds/`.
     Crds,
+    /// Run everything that must hold: formatting, lints, unit and model tests, a real S3 server, real clusters.
+    Test,
 }
 
 #[derive(Subcommand)]
@@ -125,7 +133,9 @@ async fn dispatch(command: Command) -> Result<u8> {
     match command {
         Command::Cluster(command) => return cluster(command).await,
         Command::Image(arguments) => load_image(&arguments.which)?,
+        Command::Demo { keep } => xtask::demo::run(workspace()?, keep).await?,
         Command::Crds => write_crds()?,
+        Command::Test => xtask::test::run(workspace()?)?,
     }
     Ok(0)
 }

@@ -1,0 +1,50 @@
+//! The committed CRDs are what the types say, and every field explains itself to `kubectl explain`.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+
+use computer_operator::resources::crds;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
+
+#[test]
+fn the_committed_files_are_generated() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+    let files = crds::files().expect("yaml");
+    for (name, yaml) in &files {
+        let committed = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+        assert_eq!(&committed, yaml, "crds/{name} is out of date: run `cargo xtask crds`");
+        assert!(yaml.len() < 64 * 1024, "crds/{name} is not small any more");
+    }
+    assert_eq!(std::fs::read_dir(folder).expect("crds/").count(), files.len(), "crds/ holds a file that nothing generates");
+}
+
+#[test]
+fn every_field_explains_itself_and_is_bounded() {
+    for crd in crds::all() {
+        let schema = crd.spec.versions[0].schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()).expect("a schema");
+        for (part, bounded) in [("spec", crd.spec.names.kind != "ComputerRecord"), ("status", false)] {
+            if let Some(found) = schema.properties.as_ref().and_then(|p| p.get(part)) {
+                check(&format!("{}.{part}", crd.spec.names.kind), found, bounded);
+            }
+        }
+    }
+}
+
+/// The record is written by the operator alone; what users write has bounds on every list and text.
+fn check(path: &str, schema: &JSONSchemaProps, bounded: bool) {
+    for (name, field) in schema.properties.iter().flatten() {
+        let path = format!("{path}.{name}");
+        // Descriptions of Kubernetes' own types are theirs.
+        let own = !path.contains("tolerations") && !path.contains("conditions");
+        assert!(!own || field.description.as_deref().is_some_and(|d| d.len() > 3), "{path} has no description");
+        let free =
+            field.enum_.is_some() || field.format.is_some() || field.x_kubernetes_int_or_string == Some(true) || field.max_length.is_some();
+        if bounded && field.type_.as_deref() == Some("string") {
+            assert!(free, "{path} is a text without a bound");
+        }
+        if bounded && field.type_.as_deref() == Some("array") {
+            assert!(field.max_items.is_some(), "{path} is a list without a bound");
+        }
+        check(&path, field, bounded);
+    }
+}

@@ -1,0 +1,256 @@
+//! `cargo xtask demo`: a real cluster, a `Computer` that is created, used and deleted, told in plain lines as it happens. Nothing in
+//! it is simulated; every command that it shows is one that you can type.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use computer_operator::resources::crds;
+use computer_operator::runtime::rbac;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, Profile};
+use crate::{image, node, tools};
+
+const SYSTEM: &str = "computer-operator-system";
+/// Name of the demo's cluster.
+pub const CLUSTER: &str = "demo";
+/// Longest time for one thing to happen.
+const LIMIT: Duration = Duration::from_secs(180);
+
+struct Demo {
+    kubectl: PathBuf,
+    kubeconfig: PathBuf,
+    start: Instant,
+}
+
+/// Runs the demo; `keep` leaves the cluster up.
+///
+/// # Errors
+/// When no real node can run here, or anything does not happen as it is told.
+pub async fn run(workspace: &'static Path, keep: bool) -> Result<()> {
+    if let Some(obstacle) = node::obstacle() {
+        bail!("the demo needs a real node, and none can run here: {obstacle}");
+    }
+    let start = Instant::now();
+    println!("1. A real Kubernetes (the first time, building it takes about a quarter of an hour)");
+    let cluster = Cluster::up(CLUSTER, Profile::Node { count: 1 }).await?;
+    println!("\n2. The operator's image, built and loaded without a registry");
+    let images = tools::cache_folder()?.join("images");
+    let archive = tokio::task::spawn_blocking(move || image::operator(workspace, &images)).await??;
+    cluster.load_image(&archive)?;
+    let demo = Demo { kubectl: cluster.kubectl()?, kubeconfig: cluster.kubeconfig().to_owned(), start };
+    let told = demo.tell();
+    if keep {
+        println!(
+            "\nThe cluster is still up. To use it: eval \"$(cargo xtask cluster env --name {CLUSTER})\"; to end it: cargo xtask cluster down --name {CLUSTER}"
+        );
+    } else {
+        cluster.down().await?;
+    }
+    told
+}
+
+impl Demo {
+    fn tell(&self) -> Result<()> {
+        println!("\n3. The operator: CRDs, its rights, its Deployment");
+        self.install()?;
+        println!("\n4. A class, which an admin offers, and a computer, which a team creates");
+        self.apply(&class())?;
+        let box_one = self.create("team-a")?;
+        println!("\n5. An agent works on it: sessions in three layouts");
+        let sessions = self.work("team-a", &box_one)?;
+        println!("\n6. kubectl delete computer");
+        let token = self.token("team-a")?;
+        self.say_key(&token, true)?;
+        self.show(&["delete", "computer", "box", "-n", "team-a", "--wait=false"])?;
+        self.say_key(&token, false)?;
+        self.follow("team-a", &box_one)?;
+        println!("\n7. What is left: the receipt and the archive");
+        self.receipt(&box_one)?;
+        self.read_back(&box_one, &sessions)?;
+        println!("\n8. The same through kubectl delete namespace, where nothing can be created any more");
+        let box_two = self.create("team-b")?;
+        let sessions = self.work("team-b", &box_two)?;
+        let token = self.token("team-b")?;
+        self.show(&["delete", "namespace", "team-b", "--wait=false"])?;
+        self.say_key(&token, false)?;
+        self.follow("team-b", &box_two)?;
+        self.receipt(&box_two)?;
+        self.read_back(&box_two, &sessions)?;
+        println!("\nEverything above happened on a real cluster, in {} s.", self.start.elapsed().as_secs());
+        Ok(())
+    }
+
+    fn install(&self) -> Result<()> {
+        let crds: Vec<String> = crds::files()?.into_iter().map(|(_, yaml)| yaml).collect();
+        self.apply(&crds.join("\n---\n"))?;
+        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "")?;
+        let install = rbac::Install { namespace: SYSTEM.into(), image: image::OPERATOR.into(), store_size: "1Gi".into(), deployment: true };
+        let all: Vec<String> = rbac::manifests(&install).iter().map(Value::to_string).collect();
+        self.apply(&all.join("\n---\n"))?;
+        self.show(&["rollout", "status", "deployment/computer-operator", "-n", SYSTEM, "--timeout=120s"])
+    }
+
+    /// A namespace with a computer in it that is ready; its UID.
+    fn create(&self, namespace: &str) -> Result<String> {
+        let objects = [
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}),
+            json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "metadata": {"name": "box", "namespace": namespace}, "spec": {"displayName": "A box"}}),
+        ];
+        self.eventually("the computer is created", || {
+            self.apply(&objects.iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n"))
+        })?;
+        self.eventually("the computer is Active", || {
+            let phase = self.kubectl(&["get", "computer", "box", "-n", namespace, "-o", "jsonpath={.status.phase}"], "")?;
+            ensure!(phase == "Active", "it is {phase:?}");
+            Ok(())
+        })?;
+        self.show(&["get", "computer", "-n", namespace, "-o", "wide"])?;
+        self.kubectl(&["get", "computer", "box", "-n", namespace, "-o", "jsonpath={.metadata.uid}"], "")
+    }
+
+    /// Writes sessions as agents do; returns path and content of one in each layout.
+    fn work(&self, namespace: &str, uid: &str) -> Result<Vec<(String, String)>> {
+        let selector = format!("computer-operator.dev/computer-uid={uid}");
+        let pod = self.kubectl(&["get", "pod", "-n", namespace, "-l", &selector, "-o", "name"], "")?;
+        let files =
+            [".factory/sessions/7f3c.jsonl", ".claude/projects/-home-user-app/0b1d.jsonl", ".codex/sessions/2026/11/24/rollout-1.jsonl"];
+        let mut sessions = Vec::new();
+        for file in files {
+            let content = format!(
+                "{{\"role\":\"user\",\"text\":\"session {file} of {namespace}\"}}\n{{\"role\":\"assistant\",\"text\":\"done \\u2713\"}}\n"
+            );
+            let folder = Path::new(file).parent().context("a folder")?.display().to_string();
+            let script = format!("mkdir -p \"$HOME/{folder}\" && cat > \"$HOME/{file}\"");
+            self.kubectl(&["exec", "-i", "-n", namespace, pod.trim(), "--", "sh", "-ec", &script], &content)?;
+            println!("   wrote {file}, {} bytes", content.len());
+            sessions.push((file.to_owned(), content));
+        }
+        Ok(sessions)
+    }
+
+    fn token(&self, namespace: &str) -> Result<String> {
+        let secret = self.kubectl(&["get", "computer", "box", "-n", namespace, "-o", "jsonpath={.status.credentialSecretName}"], "")?;
+        self.kubectl(&["get", "secret", &secret, "-n", namespace, "-o", "go-template={{.data.token | base64decode}}"], "")
+    }
+
+    /// Asks the operator whether the key authenticates, and insists on the answer.
+    fn say_key(&self, token: &str, alive: bool) -> Result<()> {
+        let answer = self.operator(&["keys", "verify", "--namespace", SYSTEM], token).unwrap_or_else(|error| format!("{error:#}"));
+        let line = answer.lines().find(|l| l.starts_with("Authenticated") || l.starts_with("Denied")).unwrap_or(&answer);
+        println!("   the key: {line}");
+        ensure!(
+            line.starts_with(if alive { "Authenticated" } else { "Denied" }),
+            "the key should be {}",
+            if alive { "alive" } else { "dead" }
+        );
+        Ok(())
+    }
+
+    /// Shows each step of a deletion as it is reached, until the computer is gone and its record released.
+    fn follow(&self, namespace: &str, uid: &str) -> Result<()> {
+        let (began, mut shown) = (Instant::now(), Vec::new());
+        loop {
+            ensure!(began.elapsed() < LIMIT, "the deletion did not end within {} s", LIMIT.as_secs());
+            let record: Value = serde_json::from_str(&self.kubectl(&["get", "computerrecord", uid, "-n", SYSTEM, "-o", "json"], "")?)?;
+            let steps = record["spec"]["state"]["deletion"]["steps"].as_object().cloned().unwrap_or_default();
+            for id in ["revoke-credentials", "stop-pods", "archive-sessions", "delete-volumes"] {
+                if let Some(step) = steps.get(id).filter(|_| !shown.contains(&id)) {
+                    println!("   {:>5.1} s  {id}: {}, {}", began.elapsed().as_secs_f64(), text(&step["result"]), text(&step["detail"]));
+                    shown.push(id);
+                }
+            }
+            if record["spec"]["state"]["phase"] == "Released" && self.kubectl(&["get", "computer", "box", "-n", namespace], "").is_err() {
+                println!("   {:>5.1} s  released: the Computer is gone", began.elapsed().as_secs_f64());
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn receipt(&self, uid: &str) -> Result<()> {
+        self.show(&["get", "computerrecord", uid, "-n", SYSTEM])?;
+        println!("$ computer-operator archives show {uid}");
+        println!("{}", indented(&self.operator(&["archives", "show", uid], "")?));
+        println!("$ computer-operator archives verify {uid}");
+        println!("{}", indented(&self.operator(&["archives", "verify", uid], "")?));
+        Ok(())
+    }
+
+    /// Every session comes back byte for byte.
+    fn read_back(&self, uid: &str, sessions: &[(String, String)]) -> Result<()> {
+        for (path, content) in sessions {
+            let back = self.operator(&["archives", "cat", uid, path], "")?;
+            ensure!(back == *content, "{path} came back changed");
+            println!("   {path}: read back from the archive, {} bytes, identical", back.len());
+        }
+        Ok(())
+    }
+
+    /// A command of the operator's own binary, in its pod.
+    fn operator(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut all = vec!["exec", "-i", "-n", SYSTEM, "deployment/computer-operator", "--", "/computer-operator"];
+        all.extend(arguments);
+        self.kubectl(&all, input)
+    }
+
+    fn apply(&self, yaml: &str) -> Result<()> {
+        self.kubectl(&["apply", "-f", "-"], yaml).map(drop)
+    }
+
+    /// Runs a command and shows it with what it prints.
+    fn show(&self, arguments: &[&str]) -> Result<()> {
+        println!("$ kubectl {}", arguments.join(" "));
+        println!("{}", indented(&self.kubectl(arguments, "")?));
+        Ok(())
+    }
+
+    fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut child = Command::new(&self.kubectl)
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        child.stdin.take().context("stdin")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "kubectl {}: {out}{}", arguments.join(" "), errors.trim());
+        Ok(out.into_owned())
+    }
+
+    fn eventually(&self, what: &str, ask: impl Fn() -> Result<()>) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        while let Err(error) = ask() {
+            ensure!(Instant::now() < deadline, "{what}: not within {} s: {error:#}", LIMIT.as_secs());
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        println!("   {what} ({} s after the start)", self.start.elapsed().as_secs());
+        Ok(())
+    }
+}
+
+fn class() -> String {
+    json!({
+        "apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass",
+        "metadata": {"name": "standard", "annotations": {"computer-operator.dev/is-default-class": "true"}},
+        "spec": {
+            "description": "A small machine; its sessions are always archived",
+            "podTemplate": {"spec": {"terminationGracePeriodSeconds": 5, "containers": [{"name": "machine", "image": "computer-operator.dev/machine:dev"}]}},
+            "storage": {"size": "1Gi"},
+        },
+    })
+    .to_string()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn indented(text: &str) -> String {
+    text.trim_end().lines().map(|l| format!("   {l}")).collect::<Vec<_>>().join("\n")
+}

@@ -46,6 +46,22 @@ async fn operator_down(bench: Arc<Bench>) -> Result<()> {
     bench.namespace_gone(&two).await
 }
 
+/// Nobody is there to see the containers stop: the archive waits until a live kubelet must have killed them, and is made all the same.
+async fn stripped_while_the_operator_is_down(bench: Arc<Bench>) -> Result<()> {
+    let mut operator = bench.usual_operator(9443).await?;
+    let namespace = bench.namespace("unseen").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let children = bench.record(&uid).await?.context("a record")?.spec.state.children;
+    operator.kill();
+    crate::tenants::strip_and_delete(&bench, &namespace, &children).await?;
+    let _operator = bench.usual_operator(9443).await?;
+    let (record, _) = bench.archived(&uid, 3).await?;
+    let cause = record.spec.state.deletion.context("no deletion")?.cause;
+    ensure!(cause == "ComputerVanished", "{cause}");
+    Ok(())
+}
+
 /// SIGKILL at every step, twenty times over several deletions: each ends as if nothing had happened.
 async fn killed_again_and_again(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("killed").await?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use computer_operator::resources::{MANAGED_BY_LABEL, MANAGER, UID_LABEL};
+use computer_operator::resources::{Children, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Secret};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams};
@@ -28,20 +28,28 @@ async fn all_finalizers_stripped(bench: Arc<Bench>) -> Result<()> {
     let uid = bench.active(&namespace, "box", "standard").await?;
     bench.work(&namespace, &uid).await?;
     let children = bench.record(&uid).await?.context("a record")?.spec.state.children;
+    strip_and_delete(&bench, &namespace, &children).await?;
+    let (record, _) = bench.archived(&uid, 3).await?;
+    ensure!(record.spec.state.children.volume.is_some());
+    Ok(())
+}
+
+/// What an editor of a namespace can do to a computer and its children.
+pub async fn strip_and_delete(bench: &Bench, namespace: &str, children: &Children) -> Result<()> {
     let pod = children.pods.last().context("a pod")?.name.clone();
-    let claim = children.claim_name.context("a claim")?;
+    let claim = children.claim_name.clone().context("a claim")?;
     let none = r#"{"metadata":{"finalizers":null}}"#;
     for (kind, name) in [("computer", "box"), ("pod", pod.as_str()), ("pvc", claim.as_str())] {
-        bench.kubectl(&["delete", kind, name, "-n", &namespace, "--force", "--grace-period=0", "--wait=false"], "").await?;
+        bench
+            .kubectl(&["delete", kind, name, "-n", namespace, "--force", "--grace-period=0", "--wait=false", "--ignore-not-found"], "")
+            .await?;
         // Again and again, as somebody would who wants it gone.
         eventually("it is gone", LONG, || async {
-            let patched = bench.kubectl(&["patch", kind, name, "-n", &namespace, "--type=merge", "-p", none], "").await;
+            let patched = bench.kubectl(&["patch", kind, name, "-n", namespace, "--type=merge", "-p", none], "").await;
             Ok(patched.is_err().then_some(()))
         })
         .await?;
     }
-    let (record, _) = bench.archived(&uid, 3).await?;
-    ensure!(record.spec.state.children.volume.is_some());
     Ok(())
 }
 

@@ -50,7 +50,9 @@ pub struct Install {
 pub fn manifests(install: &Install) -> Vec<Value> {
     let namespace = &install.namespace;
     let mut all = vec![
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}),
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {
+            "pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/audit": "restricted", "pod-security.kubernetes.io/warn": "restricted",
+        }}}),
         account(namespace, "computer-operator"),
         account(namespace, "computer-operator-archive"),
         json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta(None, "computer-operator"), "rules": rules(CLUSTER)}),
@@ -119,6 +121,8 @@ fn deployment(install: &Install) -> Value {
 fn pod(install: &Install) -> Value {
     json!({
         "serviceAccountName": "computer-operator", "automountServiceAccountToken": true,
+        // What runs is finished and the lease released; see `lease::DRAIN`.
+        "terminationGracePeriodSeconds": super::lease::DRAIN.as_secs() + 20,
         "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [{
             "name": "operator", "image": install.image, "imagePullPolicy": "IfNotPresent", "args": ["run"],
@@ -144,6 +148,21 @@ fn pod(install: &Install) -> Value {
 mod tests {
     use super::*;
 
+    fn all() -> Vec<Value> {
+        manifests(&Install { namespace: "op".into(), image: "img:1".into(), store_size: "1Gi".into(), deployment: true })
+    }
+
+    fn one(kind: &str, name: &str) -> Value {
+        all().into_iter().find(|o| o["kind"] == kind && o["metadata"]["name"] == name).unwrap()
+    }
+
+    fn allowed(rules: &Value, group: &str, resource: &str, verb: &str) -> bool {
+        let has = |list: &Value, word: &str| list.as_array().unwrap().iter().any(|w| w == word);
+        rules.as_array().unwrap().iter().any(|r| {
+            r.get("resourceNames").is_none() && has(&r["apiGroups"], group) && has(&r["resources"], resource) && has(&r["verbs"], verb)
+        })
+    }
+
     #[test]
     fn no_wildcard_and_no_reading_of_secrets() {
         for (group, resources, verbs) in CLUSTER.iter().chain(OWN) {
@@ -152,5 +171,84 @@ mod tests {
                 assert!(!["get", "list", "watch", "update", "patch"].iter().any(|v| verbs.contains(v)));
             }
         }
+    }
+
+    #[test]
+    fn what_must_never_be_ours_is_not() {
+        let cluster = &one("ClusterRole", "computer-operator")["rules"];
+        for (group, resource, verb) in [
+            ("", "serviceaccounts", "create"),
+            ("", "serviceaccounts/token", "create"),
+            ("", "pods/exec", "create"),
+            ("", "namespaces", "delete"),
+            ("", "persistentvolumes", "delete"),
+            ("", "persistentvolumes", "create"),
+            ("computer-operator.dev", "deletionoverrides", "create"),
+            ("computer-operator.dev", "computers", "create"),
+            ("computer-operator.dev", "computerrecords", "get"),
+            ("rbac.authorization.k8s.io", "clusterroles", "escalate"),
+        ] {
+            assert!(!allowed(cluster, group, resource, verb), "{verb} {resource}");
+        }
+    }
+
+    /// Every request that the code makes. One that is added without its right fails on a real cluster only; here it is seen at once.
+    #[test]
+    fn every_request_of_the_code_is_allowed() {
+        let (cluster, own) = (&one("ClusterRole", "computer-operator")["rules"], &one("Role", "computer-operator")["rules"]);
+        let ours = "computer-operator.dev";
+        for (group, resource, verbs) in [
+            (ours, "computers", "get list watch patch delete"),
+            (ours, "computers/status", "patch"),
+            (ours, "computerclasses", "list watch"),
+            (ours, "computerclasses/status", "patch"),
+            (ours, "deletionoverrides", "list watch"),
+            (ours, "deletionoverrides/status", "patch"),
+            (ours, "sessions", "list"),
+            (ours, "sessions/status", "patch"),
+            ("", "pods", "get list watch create patch delete"),
+            ("", "persistentvolumeclaims", "get list watch create delete"),
+            ("", "persistentvolumes", "get list watch patch"),
+            ("", "secrets", "create delete"),
+            ("", "namespaces", "get list watch"),
+            ("", "nodes", "get"),
+            ("storage.k8s.io", "volumeattachments", "list"),
+            ("events.k8s.io", "events", "create patch"),
+            ("authentication.k8s.io", "tokenreviews", "create"),
+        ] {
+            verbs.split(' ').for_each(|verb| assert!(allowed(cluster, group, resource, verb), "{verb} {resource}"));
+        }
+        for (group, resource, verbs) in
+            [(ours, "computerrecords", "get list watch create update delete"), ("coordination.k8s.io", "leases", "get create update")]
+        {
+            verbs.split(' ').for_each(|verb| assert!(allowed(own, group, resource, verb), "{verb} {resource}"));
+        }
+        let secret = own.as_array().unwrap().iter().find(|r| r["resources"] == json!(["secrets"])).unwrap();
+        assert_eq!((&secret["resourceNames"], &secret["verbs"]), (&json!([crate::archive::ingest::tls::SECRET]), &json!(["get"])));
+    }
+
+    #[test]
+    fn the_archive_account_has_no_right_and_no_token_but_the_one_it_is_given() {
+        assert_eq!(one("ServiceAccount", "computer-operator-archive")["automountServiceAccountToken"], json!(false));
+        for binding in all().iter().filter(|o| o["kind"].as_str().unwrap().ends_with("Binding")) {
+            assert_eq!(binding["subjects"].as_array().unwrap().len(), 1);
+            assert_eq!(binding["subjects"][0]["name"], "computer-operator");
+        }
+    }
+
+    #[test]
+    fn the_namespace_is_first_and_restricted_and_the_pod_fits() {
+        assert_eq!(all()[0]["kind"], "Namespace");
+        assert_eq!(all()[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
+        let deployment = one("Deployment", "computer-operator");
+        assert_eq!((&deployment["spec"]["replicas"], &deployment["spec"]["strategy"]["type"]), (&json!(1), &json!("Recreate")));
+        let pod = &deployment["spec"]["template"]["spec"];
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], json!(true));
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        let context = &pod["containers"][0]["securityContext"];
+        assert_eq!(
+            (&context["allowPrivilegeEscalation"], &context["readOnlyRootFilesystem"], &context["capabilities"]["drop"]),
+            (&json!(false), &json!(true), &json!(["ALL"]))
+        );
     }
 }

@@ -30,7 +30,6 @@ pub enum Provider {
     derive = "PartialEq",
     derive = "Default",
     status = "ComputerStatus",
-    shortname = "cpu",
     category = "all",
     printcolumn = r#"{"name":"Provider","type":"string","jsonPath":".spec.provider"}"#,
     printcolumn = r#"{"name":"Status","type":"string","jsonPath":".status.phase"}"#,

@@ -13,6 +13,7 @@ use crate::harness::{Bench, LONG, eventually};
 pub fn all() -> Vec<Scenario> {
     crate::scenarios![
         operator_down,
+        stripped_while_the_operator_is_down,
         killed_again_and_again,
         store_down_and_back,
         hand_off_while_the_store_is_down,

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::Client;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::{Client, ResourceExt};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
@@ -17,6 +17,8 @@ use crate::runtime::client::{ErrorClass, call, classify};
 
 /// Name of the Secret.
 pub const SECRET: &str = "computer-operator-ingest-tls";
+/// Annotation: the host that the certificate is for.
+const HOST: &str = "computer-operator.dev/host";
 /// The name in the certificate, whatever address the endpoint has.
 pub const SERVER_NAME: &str = "computer-operator-ingest";
 
@@ -72,15 +74,22 @@ fn host(url: &str) -> Option<&str> {
 /// When the Secret can neither be read nor created.
 pub async fn load_or_create(client: &Client, namespace: &str, url: &str) -> anyhow::Result<Certificate> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    // One Secret a host: an address that changed needs another certificate.
     for _ in 0..3 {
         match call(api.get(SECRET)).await {
-            Ok(secret) => return read(&secret),
+            Ok(secret) if secret.annotations().get(HOST).map(String::as_str) == host(url) => return read(&secret),
+            // The endpoint has another address now: no archive pod could trust the old certificate there.
+            Ok(secret) => {
+                let preconditions = Preconditions { uid: secret.metadata.uid, resource_version: None };
+                let deleted = call(api.delete(SECRET, &DeleteParams::default().preconditions(preconditions))).await;
+                if let Err(error) = deleted.map(drop) {
+                    tracing::debug!(%error, "another replica was faster");
+                }
+            }
             Err(error) if classify(&error) == ErrorClass::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("reading Secret {namespace}/{SECRET}")),
         }
         let new = Certificate::new(url)?;
-        match call(api.create(&PostParams::default(), &secret(&new))).await {
+        match call(api.create(&PostParams::default(), &secret(&new, host(url).unwrap_or_default()))).await {
             Ok(_) => return Ok(new),
             Err(error) if classify(&error) == ErrorClass::Conflict => {}
             Err(error) => return Err(error).with_context(|| format!("creating Secret {namespace}/{SECRET}")),
@@ -89,7 +98,7 @@ pub async fn load_or_create(client: &Client, namespace: &str, url: &str) -> anyh
     anyhow::bail!("Secret {namespace}/{SECRET} comes and goes")
 }
 
-fn secret(certificate: &Certificate) -> Secret {
+fn secret(certificate: &Certificate, host: &str) -> Secret {
     let data = [("tls.crt", &certificate.ca_pem), ("tls.key", &certificate.key_pem)];
     let mut secret = Secret {
         type_: Some("kubernetes.io/tls".to_owned()),
@@ -97,6 +106,7 @@ fn secret(certificate: &Certificate) -> Secret {
         ..Secret::default()
     };
     secret.metadata.name = Some(SECRET.to_owned());
+    secret.metadata.annotations = Some([(HOST.to_owned(), host.to_owned())].into());
     secret
 }
 

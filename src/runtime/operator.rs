@@ -114,7 +114,7 @@ fn stop_on_signal(stop: CancellationToken) {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
             tracing::info!("stopping: what runs is finished, then the lease is released");
         } else {
-            tracing::error!("signals cannot be handled; stopping")
+            tracing::error!("signals cannot be handled; stopping");
         }
         stop.cancel();
     });

@@ -7,6 +7,7 @@ use computer_operator::resources::{Phase, RecordPhase};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
+use sha2::Digest as _;
 
 use crate::Scenario;
 use crate::harness::{Bench, LONG, MACHINE, SYSTEM, eventually};
@@ -244,7 +245,6 @@ async fn two_hundred_megabytes(bench: Arc<Bench>) -> Result<()> {
     let object = bench.store_path().join(computer_operator::archive::object_key(&uid, &entry.digest));
     let back = tempfile::tempdir()?;
     computer_operator::archive::restore::unpack(std::fs::File::open(object)?, back.path())?;
-    use sha2::Digest as _;
     let digest = hex::encode(sha2::Sha256::digest(std::fs::read(back.path().join(".codex/sessions/a.jsonl"))?));
     ensure!(sum.starts_with(&digest), "it came back as {digest}, not {sum}");
     Ok(())

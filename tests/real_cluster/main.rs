@@ -72,10 +72,10 @@ async fn run(shared: Vec<Scenario>, serial: Vec<Scenario>) -> Result<usize> {
         failed += one(&bench, scenario).await;
     }
     println!("{} passed, {failed} failed", total - failed);
-    if failed == 0 {
-        if let Ok(bench) = Arc::try_unwrap(bench).map_err(|_| ()) {
-            bench.cluster.down().await?;
-        }
+    if failed == 0
+        && let Ok(bench) = Arc::try_unwrap(bench).map_err(|_| ())
+    {
+        bench.cluster.down().await?;
     }
     Ok(failed)
 }

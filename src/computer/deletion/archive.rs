@@ -32,10 +32,11 @@ pub(super) fn step(context: &Context<'_>) -> State {
         return State::Done(Outcome::Skipped, super::receipt::skipped_by(by));
     }
     let state = custody_first(context);
-    if snapshot.archive.policy == ArchivePolicy::BestEffort && matches!(state, State::Wait(_) | State::Blocked(..)) {
-        if let Some(state) = best_effort(context, &state) {
-            return state;
-        }
+    if snapshot.archive.policy == ArchivePolicy::BestEffort
+        && matches!(state, State::Wait(_) | State::Blocked(..))
+        && let Some(state) = best_effort(context, &state)
+    {
+        return state;
     }
     match state {
         State::Wait(after) if context.overdue("archive-sessions", snapshot.deadlines.archive_sessions_seconds) => State::Blocked(

@@ -29,13 +29,16 @@ const UNKNOWN: u8 = 2;
 /// Runs `keys`.
 ///
 /// # Errors
-/// When there is no API server to ask, or standard input cannot be read.
+/// When standard input cannot be read.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Command::Verify { namespace } = args.command;
     let mut token = String::new();
     tokio::io::stdin().take(LONGEST).read_to_string(&mut token).await?;
-    let client = crate::runtime::client::connect().await?;
-    match super::verify::verify(&client, &namespace, token.trim()).await {
+    let answer = match crate::runtime::client::connect().await {
+        Ok(client) => super::verify::verify(&client, &namespace, token.trim()).await.map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match answer {
         Ok(Ok(id)) => {
             println!("Authenticated as computer {}/{} ({})", id.namespace, id.name, id.uid);
             Ok(ExitCode::SUCCESS)

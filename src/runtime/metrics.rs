@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::client::ErrorClass;
 use super::requests::REQUESTS;
+use crate::computer::deletion::STEPS;
 use crate::computer::plan::{Next, Plan};
 use crate::resources::{ComputerRecord, Deletion, Phase};
 
@@ -38,7 +39,7 @@ struct Kind {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct StepLabel {
-    step: String,
+    step: &'static str,
 }
 
 /// All figures of the operator.
@@ -195,16 +196,21 @@ impl Metrics {
     }
 }
 
-/// How long each step took: the record says when each ended, and they end one after the other.
-fn step_seconds(deletion: &Deletion) -> Vec<(String, f64)> {
-    let mut ended: Vec<_> = deletion.steps.iter().map(|(id, outcome)| (id.clone(), outcome.at.0)).collect();
-    ended.sort_by_key(|(_, at)| *at);
+/// How long each step took. They end in their order, one after the other; the record's times are whole seconds, so that times that
+/// are equal say nothing about which came first.
+fn step_seconds(deletion: &Deletion) -> Vec<(&'static str, f64)> {
     let mut before = deletion.deleted_at.0;
-    let mut seconds = |at| {
-        let took = at - std::mem::replace(&mut before, at);
-        took.total(jiff::Unit::Second).unwrap_or(0.0).max(0.0)
+    let ended = |id: &str| match id {
+        "write-receipt" => deletion.receipt.as_ref().map(|r| r.at.0),
+        _ => deletion.steps.get(id).map(|outcome| outcome.at.0),
     };
-    ended.into_iter().map(|(id, at)| (id, seconds(at))).collect()
+    let mut all = Vec::with_capacity(STEPS.len());
+    for (id, _) in STEPS {
+        let Some(at) = ended(id) else { continue };
+        all.push((id, at.duration_since(before).as_secs_f64().max(0.0)));
+        before = before.max(at);
+    }
+    all
 }
 
 #[cfg(test)]
@@ -220,7 +226,10 @@ mod tests {
         let step = |at| json!({"result": "Verified", "detail": "", "at": at});
         serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c", "state": {"deletion": {
             "deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted",
-            "steps": {"stop-pods": step("2026-01-01T00:00:05Z"), "revoke-credentials": step("2026-01-01T00:00:01Z")},
+            "steps": {
+                "stop-pods": step("2026-01-01T00:00:06Z"), "revoke-credentials": step("2026-01-01T00:00:04Z"),
+                "archive-sessions": step("2026-01-01T00:00:06Z"), "delete-volumes": step("2026-01-01T00:00:07Z"),
+            },
             "receipt": {"digest": "d", "at": "2026-01-01T00:00:10Z"},
         }}}}))
         .unwrap()
@@ -235,7 +244,13 @@ mod tests {
         }
         let text = metrics.text().unwrap();
         assert!(text.contains("computer_operator_deletion_duration_seconds_sum 10.0"), "{text}");
-        for (step, seconds) in [("revoke-credentials", "1.0"), ("stop-pods", "4.0")] {
+        for (step, seconds) in [
+            ("revoke-credentials", "4.0"),
+            ("stop-pods", "2.0"),
+            ("archive-sessions", "0.0"),
+            ("delete-volumes", "1.0"),
+            ("write-receipt", "3.0"),
+        ] {
             assert!(text.contains(&format!("computer_operator_deletion_step_duration_seconds_sum{{step=\"{step}\"}} {seconds}")), "{text}");
         }
     }

@@ -253,6 +253,12 @@ impl Bench {
             let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
             ensure!(secrets.get_opt(secret).await?.is_none(), "Secret {secret} is left");
         }
+        // Two operators may both have begun to issue a key: only one Secret is ever made.
+        let of_computer = ListParams::default().labels(&format!("{UID_LABEL}={uid}"));
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let left: Vec<String> =
+            secrets.list(&of_computer).await?.items.iter().map(ResourceExt::name_any).filter(|n| n != "planted").collect();
+        ensure!(left.is_empty(), "Secrets are left: {left:?}");
         self.nothing_labelled(uid, state.children.volume.as_ref().is_some_and(|v| v.original_reclaim_policy == "Delete")).await?;
         let receipt = state.deletion.as_ref().and_then(|d| d.receipt.as_ref()).context("no receipt on record")?;
         if receipt.store_key.is_some() {

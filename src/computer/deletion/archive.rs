@@ -72,7 +72,7 @@ fn custody_first(context: &Context<'_>) -> State {
     }
     match &context.view.archive {
         None => State::act(Action::CheckArchive),
-        Some(Verification::Running) => State::wait(10),
+        Some(Verification::Running) => State::wait(15),
         Some(Verification::Valid(summary)) => {
             let result = ArchiveResult {
                 manifest_digest: summary.manifest_digest.clone(),
@@ -118,7 +118,7 @@ fn pod(context: &Context<'_>) -> State {
         return record_attempt(context, attempt, pod.metadata.uid.clone());
     }
     if pod.metadata.deletion_timestamp.is_some() {
-        return State::wait(5);
+        return State::wait(15);
     }
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
         Some("Succeeded" | "Failed") => ended(context, pod, attempt, subject),
@@ -207,6 +207,6 @@ fn waiting(pod: &Pod) -> State {
             format!("archive pod {name} cannot be scheduled: {}", c.message.as_deref().unwrap_or_default()),
             15,
         ),
-        None => State::wait(10),
+        None => State::wait(15),
     }
 }

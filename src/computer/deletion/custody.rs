@@ -50,7 +50,7 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
     if holder == Some(custody_uid) {
         // A pod on a claim that is not bound yet would sit out the scheduler's backoff.
         let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-        return (!bound).then(|| State::wait(5));
+        return (!bound).then(|| State::wait(15));
     }
     // The recorded claim's UID, or a custody claim of ours that somebody deleted.
     let from_home = holder.is_some() && holder == record.spec.state.children.claim_uid.as_deref();

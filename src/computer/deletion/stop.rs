@@ -4,7 +4,7 @@
 //! reported that it terminated, which our pods' finalizer lets us see even after a forced deletion.
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Fact, Subject};
@@ -113,7 +113,7 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
     match writers(pod) {
         Writers::Stopped => {}
         _ if skipped => {}
-        Writers::Running if !late => return State::wait(5),
+        Writers::Running if !late => return State::wait(15),
         Writers::Running => return State::blocked("PodStillRunning", still_running(&subject, pod, "its containers still run"), 15),
         Writers::Unknown(why) => return State::blocked("PodStateUnknown", still_running(&subject, pod, &why), 15),
     }
@@ -129,8 +129,19 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
     let held = pod.metadata.finalizers.iter().flatten().any(|f| f == POD_FINALIZER);
     match remove_finalizer_patch(pod).filter(|_| held) {
         Some(patch) => State::act(Action::Patch { subject, patch }),
-        None => State::wait(2),
+        None => match foreign_finalizers(&pod.metadata, &[]) {
+            Some(held) => State::blocked("PodHeld", format!("{} has stopped, but {held}", subject.describe()), 15),
+            None => State::wait(2),
+        },
     }
+}
+
+/// Finalizers of somebody else that keep an object: told to the user, never touched (S5).
+fn foreign_finalizers(metadata: &ObjectMeta, usual: &[&str]) -> Option<String> {
+    let held: Vec<&str> =
+        metadata.finalizers.iter().flatten().map(String::as_str).filter(|f| !usual.contains(f) && *f != POD_FINALIZER).collect();
+    (!held.is_empty())
+        .then(|| format!("finalizers that are not ours hold it: {}. Ask their owner to finish, or remove them", held.join(", ")))
 }
 
 fn still_running(subject: &Subject, pod: &Pod, why: &str) -> String {
@@ -192,7 +203,11 @@ fn held(context: &Context<'_>, claim: &PersistentVolumeClaim) -> State {
             format!("PersistentVolumeClaim {namespace}/{name} is still used by pods that are not ours: {}. Delete them", pods.join(", ")),
             15,
         ),
-        Some(_) => State::wait(2),
+        // Its deletion waits for pods only as long as the claim's own protection says so.
+        Some(_) => match foreign_finalizers(&claim.metadata, &["kubernetes.io/pvc-protection", "foregroundDeletion"]) {
+            Some(held) => State::blocked("ClaimHeld", format!("PersistentVolumeClaim {namespace}/{name}: {held}"), 15),
+            None => State::wait(2),
+        },
     }
 }
 

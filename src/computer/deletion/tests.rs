@@ -131,7 +131,11 @@ impl World {
             Subject::Node { name } => Fact::Node(Box::new(from::<Node>(
                 json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
             ))),
-            Subject::ClaimUsers { .. } | Subject::Attachments { .. } | Subject::VolumesOfClaim { .. } => Fact::Names(Vec::new()),
+            Subject::VolumesOfClaim { uid } => {
+                let bound = self.volume.iter().filter(|v| crate::computer::volume::claim_ref_uid(v) == Some(uid));
+                Fact::Names(bound.filter_map(|v| v.metadata.name.clone()).collect())
+            }
+            Subject::ClaimUsers { .. } | Subject::Attachments { .. } => Fact::Names(Vec::new()),
         }
     }
 
@@ -414,4 +418,43 @@ fn a_volume_of_another_claim_is_left_alone() {
     }
     assert_eq!(world.volume, before, "S5");
     assert!(world.computer.is_some(), "not released");
+}
+
+/// L2: a finalizer that is not ours is named, and not touched.
+#[test]
+fn a_foreign_finalizer_is_told_and_left_alone() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let claim = ("t".to_owned(), "home-x".to_owned());
+    world.claims.get_mut(&claim).unwrap().metadata.finalizers =
+        Some(vec!["kubernetes.io/pvc-protection".into(), "theirs.example/keep".into()]);
+    let mut last = None;
+    for _ in 0..20 {
+        let mut view = world.view(true);
+        while let Next::Do(action) = plan(&view).next {
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        last = plan(&view).report.blocker;
+        // pvc-protection lets go, the foreign finalizer does not.
+        let kept = world.claims.get(&claim).cloned();
+        world.others();
+        world.claims.extend(kept.map(|c| (claim.clone(), c)));
+    }
+    let blocker = last.expect("blocked");
+    assert!(blocker.reason == "ClaimHeld" && blocker.message.contains("theirs.example/keep"), "{blocker:?}");
+}
+
+/// S1: deleted in the moment between the binding of its volume and the record of it.
+#[test]
+fn a_volume_that_was_bound_but_not_recorded_is_secured_before_its_claim_goes() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.record.as_mut().unwrap().spec.state.children.volume = None;
+    let volume = world.volume.as_mut().unwrap();
+    volume.metadata.labels = None;
+    volume.metadata.annotations = None;
+    volume.metadata.resource_version = Some("1".into());
+    volume.spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".into());
+    every_crash(&world);
+    let (end, _) = run(world, Crash::Never, false);
+    assert!(end.manifest && end.volume.is_none());
 }

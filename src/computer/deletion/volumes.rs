@@ -54,7 +54,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
                 30,
             )
         }
-        Some(_) => State::wait(10),
+        Some(_) => State::wait(15),
     }
 }
 
@@ -101,7 +101,7 @@ fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
         Some(Some(pod)) if pod.metadata.deletion_timestamp.is_none() => {
             Some(State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() }))
         }
-        Some(Some(_)) => Some(State::wait(5)),
+        Some(Some(_)) => Some(State::wait(15)),
         Some(None) => None,
     }
 }
@@ -115,7 +115,7 @@ fn custody_claim_gone(context: &Context<'_>) -> Option<State> {
         Some(Some(claim)) if claim.metadata.deletion_timestamp.is_none() => {
             Some(State::act(Action::Delete { subject, uid: claim.metadata.uid.clone().unwrap_or_default() }))
         }
-        Some(Some(_)) => Some(State::wait(5)),
+        Some(Some(_)) => Some(State::wait(15)),
         Some(None) => None,
     }
 }

@@ -21,10 +21,19 @@ pub(super) fn issue(context: &Context<'_>) -> State {
         Some(Fact::Uid(_) | Fact::Held(_)) => State::Done,
         // Nothing is looked for as long as this pass holds the token of the recorded hash.
         _ if ours(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
-        // The token of that hash is lost.
+        // The token of that hash is lost, or another leader holds it and is about to write it: it is given the time.
+        Some(_) if young(context) => State::wait(REISSUE_SECONDS.unsigned_abs()),
         Some(_) => another(context),
         None => State::act(Action::Read(subject)),
     }
+}
+
+/// Seconds that another leader has to write the Secret of a record it has just made.
+const REISSUE_SECONDS: i64 = 20;
+
+fn young(context: &Context<'_>) -> bool {
+    let created = context.record.metadata.creation_timestamp.as_ref();
+    created.is_some_and(|at| context.view.now.duration_since(at.0).as_secs() < REISSUE_SECONDS)
 }
 
 /// Whether the recorded hash is that of the token that this pass holds.

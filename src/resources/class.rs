@@ -6,6 +6,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::QUANTITY_RULE;
+
 /// What teams can choose with `spec.className`: the pod, its home volume, and what happens to the sessions on deletion.
 /// The annotation `computer-operator.dev/is-default-class: "true"` makes one the default.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
@@ -61,7 +63,7 @@ fn default_session_paths() -> Vec<String> {
 }
 
 /// The home volume of a class.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageSettings {
     /// StorageClass of the claim. Left out: the cluster's default.
@@ -70,6 +72,8 @@ pub struct StorageSettings {
     pub storage_class_name: Option<String>,
     /// Size of the home volume when the computer does not say.
     #[serde(default = "default_size")]
+    #[schemars(extend("maxLength" = 32))]
+    #[x_kube(validation = Rule::new(QUANTITY_RULE).message("size is a quantity above zero, for example 10Gi"))]
     pub size: Quantity,
     /// Where the home volume is mounted in the first container.
     #[serde(default = "default_mount_path")]
@@ -174,11 +178,13 @@ impl Default for StepDeadlines {
 }
 
 /// Bounds on what a computer of this class may ask for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ClassLimits {
     /// Largest `spec.storage.size`. Left out: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 32))]
+    #[x_kube(validation = Rule::new(QUANTITY_RULE).message("maxStorage is a quantity above zero, for example 100Gi"))]
     pub max_storage: Option<Quantity>,
 }
 

@@ -6,8 +6,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Step;
 use super::record::Children;
+use super::{QUANTITY_RULE, Step};
 
 /// Who runs the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
@@ -82,10 +82,12 @@ pub struct ComputerSpec {
 }
 
 /// The home volume of one computer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ComputerStorage {
     /// Size of the home volume, for example `10Gi`; at most the class's `limits.maxStorage`.
+    #[schemars(extend("maxLength" = 32))]
+    #[x_kube(validation = Rule::new(QUANTITY_RULE).message("size is a quantity above zero, for example 10Gi"))]
     pub size: Quantity,
 }
 

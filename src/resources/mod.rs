@@ -43,3 +43,5 @@ pub const MANAGER: &str = "computer-operator";
 pub const ORIGINAL_POLICY_ANNOTATION: &str = "computer-operator.dev/original-reclaim-policy";
 /// Annotation that makes a class the default one (as for a StorageClass).
 pub const DEFAULT_CLASS_ANNOTATION: &str = "computer-operator.dev/is-default-class";
+/// CEL rule of a size: an integer or a quantity, above zero. The schema of a quantity alone lets any text pass.
+const QUANTITY_RULE: &str = "type(self) == int ? self > 0 : isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))";

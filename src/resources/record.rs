@@ -179,7 +179,7 @@ pub struct ComputerRecordStatus {
     /// Whether its key authenticates.
     #[serde(default)]
     pub credential: CredentialState,
-    /// Hash of the key; see `credentials::KeyHash`.
+    /// Hash of the key; see `credentials::Key::hash`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_hash: Option<String>,
     /// Its objects.

@@ -1,0 +1,264 @@
+//! The kinds on a real API server: every definition is accepted and served, the rules refuse with messages that say what to do,
+//! `kubectl explain` has a text for every field, and the printer columns are those of the design. Needs Go, not root.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use computer_operator::resources::{Computer, ComputerClass, crds};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{JSONSchemaProps, JSONSchemaPropsOrArray};
+use serde_json::{Value, json};
+use xtask::cluster::{Cluster, Options, Profile};
+
+const UID: &str = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11";
+
+struct Server {
+    kubectl: PathBuf,
+    kubeconfig: PathBuf,
+    _cluster: Cluster,
+    _folder: tempfile::TempDir,
+}
+
+impl Server {
+    /// A control plane of this test's own, that ends with it, with our kinds installed.
+    async fn up() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options { dir: Some(folder.path().join("cluster")), bound: true, ..Options::default() };
+        let cluster = Cluster::up_with("kinds", Profile::ControlPlane, options).await.expect("a control plane");
+        let server =
+            Self { kubectl: cluster.kubectl().unwrap(), kubeconfig: cluster.kubeconfig().to_owned(), _cluster: cluster, _folder: folder };
+        let all = crds::files().unwrap().into_iter().map(|(_, yaml)| yaml).collect::<Vec<_>>().join("\n---\n");
+        server.kubectl(&["apply", "-f", "-"], &all).expect("every CRD is accepted");
+        server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").expect("established");
+        for crd in crds::all() {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            // Established is not yet served.
+            while let Err(error) = server.kubectl(&["get", &crd.spec.names.plural, "-A"], "") {
+                assert!(Instant::now() < deadline, "{} is not served: {error}", crd.spec.names.plural);
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        server
+    }
+
+    fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+        let mut command = Command::new(&self.kubectl);
+        command.args(arguments).env("KUBECONFIG", &self.kubeconfig);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    fn create(&self, kind: &str, name: &str, spec: &Value) -> Result<String, String> {
+        let object = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+        self.kubectl(&["create", "-f", "-"], &object.to_string())
+    }
+
+    fn change(&self, plural: &str, name: &str, spec: &Value) -> Result<String, String> {
+        self.kubectl(&["patch", plural, name, "--type=merge", "-p", &json!({"spec": spec}).to_string()], "")
+    }
+}
+
+/// Insists on a refusal that says this.
+fn refused(what: &str, result: Result<String, String>, message: &str) {
+    let error = result.expect_err(&format!("{what}: it was accepted"));
+    assert!(error.contains(message), "{what}: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kinds_on_a_real_api_server() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let server = Server::up().await;
+    computers(&server);
+    classes(&server);
+    overrides(&server);
+    views_and_keys(&server);
+    columns(&server);
+    explanations(&server);
+    nothing_accepted_is_unreadable(&server).await;
+}
+
+/// What the API server lets in, the operator can read: one object that it cannot would hide all others of its kind (L3).
+async fn nothing_accepted_is_unreadable(server: &Server) {
+    let template = json!({"spec": {}});
+    for (kind, spec) in [
+        ("Computer", json!({"className": null, "displayName": null, "remoteUser": null, "timeToLiveSeconds": null, "storage": null})),
+        ("Computer", json!({"storage": {"size": 7}, "repositories": null, "suspended": null, "provider": null})),
+        ("Computer", json!(null)),
+        ("ComputerClass", json!({"podTemplate": template, "storage": {"size": 7}, "limits": {"maxStorage": 9}})),
+        ("ComputerClass", json!({"podTemplate": template, "storage": {"size": null, "storageClassName": null}, "limits": {"maxStorage": null}})),
+        ("ComputerClass", json!({"podTemplate": template, "storage": null, "limits": null, "deadlines": null, "archive": null})),
+        ("ComputerClass", json!({"podTemplate": template, "archive": {"policy": null}, "deadlines": {"stopPodsSeconds": null}})),
+        ("ComputerClass", json!({"podTemplate": null})),
+    ] {
+        let name = format!("odd-{}", hex::encode(&<sha2::Sha256 as sha2::Digest>::digest(spec.to_string())[..8]));
+        // Refused is as good: then nobody has to read it.
+        let _ = server.create(kind, &name, &spec);
+    }
+    let config = kube::Config::from_custom_kubeconfig(
+        kube::config::Kubeconfig::read_from(&server.kubeconfig).unwrap(),
+        &kube::config::KubeConfigOptions::default(),
+    );
+    let client = kube::Client::try_from(config.await.unwrap()).unwrap();
+    let all = kube::api::ListParams::default();
+    let computers = kube::Api::<Computer>::all(client.clone()).list(&all).await.expect("computers can be read");
+    assert!(computers.items.iter().any(|c| c.spec.storage.as_ref().is_some_and(|s| s.size.0 == "7")), "a size may be a number");
+    kube::Api::<ComputerClass>::all(client).list(&all).await.expect("classes can be read");
+}
+
+fn computers(server: &Server) {
+    server.create("Computer", "box", &json!({"className": "standard", "storage": {"size": "10Gi"}})).expect("a usual computer");
+    let provider = server.kubectl(&["get", "computer", "box", "-o", "jsonpath={.spec.provider} {.spec.suspended}"], "").unwrap();
+    assert_eq!(provider, "Managed false", "the API server fills in what is left out");
+    server.change("computer", "box", &json!({"suspended": true, "displayName": "A box"})).expect("what may be changed");
+    server.create("Computer", "mine", &json!({"provider": "BYOM"})).expect("a machine of somebody's own");
+    server.create("Computer", "plain", &json!({})).expect("everything has a default");
+
+    let (class, storage) = ("className cannot be changed: delete this Computer", "storage cannot be changed: delete this Computer");
+    for (change, message) in [
+        (json!({"className": "other"}), class),
+        (json!({"className": null}), class),
+        (json!({"storage": {"size": "20Gi"}}), storage),
+        (json!({"storage": null}), storage),
+        (json!({"provider": "BYOM"}), "provider cannot be changed"),
+    ] {
+        refused(&change.to_string(), server.change("computer", "box", &change), message);
+    }
+    refused("a class later", server.change("computer", "plain", &json!({"className": "late"})), class);
+    refused("storage later", server.change("computer", "plain", &json!({"storage": {"size": "1Gi"}})), storage);
+
+    let byom = "a BYOM computer has no volume and no class: leave className and storage out";
+    for (spec, message) in [
+        (json!({"provider": "BYOM", "className": "standard"}), byom),
+        (json!({"provider": "BYOM", "storage": {"size": "1Gi"}}), byom),
+        (json!({"provider": "Other"}), "Unsupported value"),
+        (json!({"storage": {"size": "much"}}), "is a quantity above zero"),
+        (json!({"storage": {"size": "-1Gi"}}), "is a quantity above zero"),
+        (json!({"storage": {"size": 0}}), "is a quantity above zero"),
+        (json!({"timeToLiveSeconds": 59}), "should be greater than or equal to 60"),
+        (json!({"displayName": ""}), "should be at least 1 chars long"),
+        (json!({"displayName": "x".repeat(64)}), "may not be more than 63"),
+        (json!({"repositories": ["two words"]}), "should match"),
+        (json!({"repositories": vec!["r"; 21]}), "must have at most 20 items"),
+        (json!({"unknown": 1}), "unknown field"),
+    ] {
+        refused(&spec.to_string(), server.create("Computer", "refused", &spec), message);
+    }
+}
+
+fn classes(server: &Server) {
+    let class = |more: Value| {
+        let mut spec = json!({"podTemplate": {"spec": {"containers": [{"name": "c", "image": "i", "anything": {"goes": "here"}}]}}});
+        for (key, value) in more.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        spec
+    };
+    server.create("ComputerClass", "standard", &class(json!({}))).expect("a usual class");
+    let found = server
+        .kubectl(
+            &["get", "computerclass", "standard", "-o", "jsonpath={.spec.archive.policy} {.spec.storage.size} {.spec.sessionPaths}"],
+            "",
+        )
+        .unwrap();
+    assert_eq!(found, r#"Required 10Gi [".factory/sessions",".claude/projects",".codex/sessions"]"#, "the safe policy is the default");
+    let kept = server.kubectl(&["get", "computerclass", "standard", "-o", "jsonpath={.spec.podTemplate.spec.containers[0].anything}"], "");
+    assert_eq!(kept.unwrap(), r#"{"goes":"here"}"#, "the template is not pruned");
+
+    let outside = "a session path is relative to the home and has no '.' or '..' part";
+    for (spec, message) in [
+        (json!({"description": "no template"}), "spec.podTemplate: Required value"),
+        (class(json!({"sessionPaths": ["../other"]})), outside),
+        (class(json!({"sessionPaths": ["a/../../b"]})), outside),
+        (class(json!({"sessionPaths": ["/etc"]})), "should match"),
+        (class(json!({"archive": {"policy": "Sometimes"}})), "Unsupported value"),
+        (class(json!({"deadlines": {"stopPodsSeconds": 0}})), "should be greater than or equal to 1"),
+        (class(json!({"storage": {"size": "much"}})), "is a quantity above zero"),
+        (class(json!({"storage": {"mountPath": "home"}})), "should match"),
+        (class(json!({"limits": {"maxStorage": "much"}})), "is a quantity above zero"),
+    ] {
+        refused(&spec.to_string(), server.create("ComputerClass", "refused", &spec), message);
+    }
+}
+
+fn overrides(server: &Server) {
+    let spec =
+        |skip: Value, reason: &str| json!({"computer": {"namespace": "n", "name": "box", "uid": UID}, "skip": skip, "reason": reason});
+    let reason = "the disk is lost for good";
+    server.create("DeletionOverride", "one", &spec(json!(["archive-sessions"]), reason)).expect("a usual override");
+    refused(
+        "a changed mind",
+        server.change("deletionoverride", "one", &json!({"skip": ["stop-pods"]})),
+        "a DeletionOverride cannot be changed: create another one",
+    );
+    for (spec, message) in [
+        (spec(json!(["revoke-credentials"]), reason), "Unsupported value"),
+        (spec(json!([]), reason), "should have at least 1 items"),
+        (spec(json!(["stop-pods", "stop-pods"]), reason), "Duplicate value"),
+        (spec(json!(["stop-pods"]), "because"), "should be at least 10 chars long"),
+        (
+            json!({"computer": {"namespace": "n", "name": "box"}, "skip": ["stop-pods"], "reason": reason}),
+            "spec.computer.uid: Required value",
+        ),
+    ] {
+        refused(&spec.to_string(), server.create("DeletionOverride", "refused", &spec), message);
+    }
+}
+
+fn views_and_keys(server: &Server) {
+    server
+        .create("Session", "s", &json!({"computerName": "box", "computerUID": UID, "path": ".codex/sessions/a.jsonl"}))
+        .expect("a session");
+    refused("another computer", server.change("sessions", "s", &json!({"computerName": "other"})), "computerName cannot be changed");
+    refused("another UID", server.change("sessions", "s", &json!({"computerUID": "other"})), "computerUID cannot be changed");
+    server.create("ApiKey", "k", &json!({"serviceAccountName": "caller"})).expect("a key");
+    refused(
+        "another account",
+        server.change("apikeys", "k", &json!({"serviceAccountName": "root"})),
+        "serviceAccountName cannot be changed",
+    );
+}
+
+fn columns(server: &Server) {
+    let header = |arguments: &[&str]| {
+        let text = server.kubectl(arguments, "").unwrap();
+        text.lines().next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(header(&["get", "computers"]), "NAME PROVIDER STATUS STEP AGE");
+    assert_eq!(header(&["get", "computers", "-o", "wide"]), "NAME PROVIDER STATUS STEP AGE CLASS NODE");
+    assert_eq!(header(&["get", "computerclasses"]), "NAME ACCEPTED ARCHIVE DESCRIPTION AGE");
+    assert_eq!(header(&["get", "deletionoverrides"]), "NAME NAMESPACE COMPUTER SKIP REASON AGE");
+    assert_eq!(header(&["get", "sessions"]), "NAME COMPUTER TITLE STATUS AGE");
+    assert_eq!(header(&["get", "apikeys"]), "NAME SERVICEACCOUNT READY EXPIRES AGE");
+}
+
+/// One `kubectl explain` for each object shows the texts of all fields in it.
+fn explanations(server: &Server) {
+    for crd in crds::all() {
+        let schema = crd.spec.versions[0].schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()).expect("a schema");
+        let mut paths = vec![crd.spec.names.plural.clone()];
+        objects(&crd.spec.names.plural, schema, &mut paths);
+        for path in paths {
+            let text = server.kubectl(&["explain", &path], "").unwrap_or_else(|error| panic!("{path}: {error}"));
+            assert!(!text.contains("<no description>") && !text.contains("<empty>"), "{path} does not explain itself:\n{text}");
+        }
+    }
+}
+
+/// Paths of every object below.
+fn objects(path: &str, schema: &JSONSchemaProps, found: &mut Vec<String>) {
+    for (name, field) in schema.properties.iter().flatten() {
+        let inner = match &field.items {
+            Some(JSONSchemaPropsOrArray::Schema(items)) => items,
+            _ => field,
+        };
+        if inner.properties.is_some() {
+            found.push(format!("{path}.{name}"));
+            objects(&format!("{path}.{name}"), inner, found);
+        }
+    }
+}

@@ -23,6 +23,8 @@ use crate::runtime::metrics::Metrics;
 
 /// Requests that one pass may make before it lets others run; a life needs fewer than this.
 const MAX_REQUESTS: usize = 60;
+/// Longest time for one event.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Everything a pass needs.
 pub struct Reconciler {
@@ -47,9 +49,14 @@ pub struct Reconciler {
 impl Reconciler {
     /// One pass. The result is when to look again without an event.
     pub async fn run(&self, uid: &str) -> Option<Duration> {
+        let _timer = self.metrics.time_pass();
         let began = Timestamp::now();
-        let mut view = observe(&self.caches, &self.settings, uid, began)?;
+        let Some(mut view) = observe(&self.caches, &self.settings, uid, began) else {
+            self.backoff.reset(uid);
+            return None;
+        };
         if settled_record(&view) {
+            self.backoff.reset(uid);
             return self.expire(&view).await;
         }
         let (mut plan, error) = self.drive(&mut view).await;
@@ -107,7 +114,9 @@ impl Reconciler {
     }
 
     async fn publish(&self, view: &View, report: &Report) {
-        let Some(computer) = view.computer.as_ref().filter(|_| report.phase.is_some()) else { return };
+        // A released Computer is gone, or about to be: there is nobody to tell.
+        let released = |c: &&Computer| c.metadata.deletion_timestamp.is_some() && !super::view::has_finalizer(c);
+        let Some(computer) = view.computer.as_ref().filter(|c| report.phase.is_some() && !released(c)) else { return };
         let new = status::compute(view, computer, report);
         let Some(patch) = status::patch(computer, &new) else { return };
         let api: Api<Computer> = Api::namespaced(self.client.clone(), &view.namespace);
@@ -139,8 +148,11 @@ impl Reconciler {
                 action: step.id.clone(),
                 secondary: None,
             };
-            if let Err(error) = self.recorder.publish(&event, &reference).await {
-                tracing::debug!(uid = %view.uid, %error, "the event was not published");
+            // kube tries a 503 again for ever: an event is not worth a slot.
+            match tokio::time::timeout(EVENT_TIMEOUT, self.recorder.publish(&event, &reference)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(uid = %view.uid, %error, "the event was not published"),
+                Err(_) => tracing::debug!(uid = %view.uid, "the event was not published in time"),
             }
         }
     }

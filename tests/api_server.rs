@@ -99,11 +99,8 @@ async fn nothing_accepted_is_unreadable(server: &Server) {
         // Refused is as good: then nobody has to read it.
         let _ = server.create(kind, &name, &spec);
     }
-    let config = kube::Config::from_custom_kubeconfig(
-        kube::config::Kubeconfig::read_from(&server.kubeconfig).unwrap(),
-        &kube::config::KubeConfigOptions::default(),
-    );
-    let client = kube::Client::try_from(config.await.unwrap()).unwrap();
+    let (file, options) = (kube::config::Kubeconfig::read_from(&server.kubeconfig).unwrap(), kube::config::KubeConfigOptions::default());
+    let client = kube::Client::try_from(kube::Config::from_custom_kubeconfig(file, &options).await.unwrap()).unwrap();
     let all = kube::api::ListParams::default();
     let computers = kube::Api::<Computer>::all(client.clone()).list(&all).await.expect("computers can be read");
     assert!(computers.items.iter().any(|c| c.spec.storage.as_ref().is_some_and(|s| s.size.0 == "7")), "a size may be a number");

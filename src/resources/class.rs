@@ -72,7 +72,7 @@ pub struct StorageSettings {
     pub storage_class_name: Option<String>,
     /// Size of the home volume when the computer does not say.
     #[serde(default = "default_size")]
-    #[schemars(extend("maxLength" = 32))]
+    #[schemars(extend("maxLength" = 32, "nullable" = false))]
     #[x_kube(validation = Rule::new(QUANTITY_RULE).message("size is a quantity above zero, for example 10Gi"))]
     pub size: Quantity,
     /// Where the home volume is mounted in the first container.

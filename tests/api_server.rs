@@ -90,7 +90,10 @@ async fn nothing_accepted_is_unreadable(server: &Server) {
         ("Computer", json!({"storage": {"size": 7}, "repositories": null, "suspended": null, "provider": null})),
         ("Computer", json!(null)),
         ("ComputerClass", json!({"podTemplate": template, "storage": {"size": 7}, "limits": {"maxStorage": 9}})),
-        ("ComputerClass", json!({"podTemplate": template, "storage": {"size": null, "storageClassName": null}, "limits": {"maxStorage": null}})),
+        (
+            "ComputerClass",
+            json!({"podTemplate": template, "storage": {"size": null, "storageClassName": null}, "limits": {"maxStorage": null}}),
+        ),
         ("ComputerClass", json!({"podTemplate": template, "storage": null, "limits": null, "deadlines": null, "archive": null})),
         ("ComputerClass", json!({"podTemplate": template, "archive": {"policy": null}, "deadlines": {"stopPodsSeconds": null}})),
         ("ComputerClass", json!({"podTemplate": null})),

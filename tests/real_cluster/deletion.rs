@@ -25,6 +25,7 @@ pub fn all() -> Vec<Scenario> {
         children_deleted_by_hand_before,
         children_deleted_by_force_during,
         class_deleted_first,
+        archive_and_operator_on_different_nodes,
         odd_files,
         two_hundred_megabytes,
         an_archive_that_is_there_already,
@@ -71,7 +72,7 @@ async fn namespace_while_running(bench: Arc<Bench>) -> Result<()> {
     let uid = bench.active(&namespace, "box", "standard").await?;
     bench.work(&namespace, &uid).await?;
     let token = bench.token(&namespace, "box").await?;
-    // Somebody else's pod in the same namespace, with a finalizer of its own for a while.
+    // Somebody else's pod in the same namespace: the namespace controller takes it with the others.
     let foreign = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "foreign"}, "spec": foreign_spec()});
     bench.kubectl(&["apply", "-n", &namespace, "-f", "-"], &foreign.to_string()).await?;
     delete_namespace(&bench, &namespace).await?;
@@ -216,6 +217,26 @@ async fn class_deleted_first(bench: Arc<Bench>) -> Result<()> {
     bench.work(&namespace, &uid).await?;
     bench.kubectl(&["delete", "computerclass", "short-lived"], "").await?;
     bench.delete(&namespace, "box", "background").await?;
+    bench.archived(&uid, 3).await.map(drop)
+}
+
+/// The operators answer at the first node's address: the archive streams to them from the second.
+async fn archive_and_operator_on_different_nodes(bench: Arc<Bench>) -> Result<()> {
+    let node = xtask::node::NAMES[1];
+    let template = json!({"spec": {"terminationGracePeriodSeconds": 2, "nodeSelector": {"kubernetes.io/hostname": node},
+        "containers": [{"name": "machine", "image": MACHINE}]}});
+    bench.class("second-node", json!({"podTemplate": template})).await?;
+    let namespace = bench.namespace("nodes").await?;
+    let uid = bench.active(&namespace, "box", "second-node").await?;
+    bench.work(&namespace, &uid).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let of_computer = kube::api::ListParams::default().labels(&format!("{}={uid}", computer_operator::resources::UID_LABEL));
+    let ran_on = eventually("the archive pod has a node", LONG, || async {
+        let pods = bench.pods(SYSTEM).list(&of_computer).await?;
+        Ok(pods.items.into_iter().find_map(|p| p.spec?.node_name))
+    })
+    .await?;
+    ensure!(ran_on == node, "the archive ran on {ran_on}");
     bench.archived(&uid, 3).await.map(drop)
 }
 

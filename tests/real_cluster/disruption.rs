@@ -67,15 +67,9 @@ async fn stripped_while_the_operator_is_down(bench: Arc<Bench>) -> Result<()> {
 async fn killed_again_and_again(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("killed").await?;
     let mut operator = bench.usual_operator(9443).await?;
-    let mut uids = Vec::new();
-    for i in 0..4 {
-        let name = format!("box-{i}");
-        let uid = bench.active(&namespace, &name, "standard").await?;
-        bench.work(&namespace, &uid).await?;
-        uids.push(uid);
-    }
-    bench.kubectl(&["delete", "computer", "--all", "-n", &namespace, "--wait=false"], "").await?;
-    for i in 0..20_u64 {
+    let mut uids = wave(&bench, &namespace).await?;
+    let mut kills = 0;
+    while kills < 20 {
         // Another moment each time: the next change of any of the records, and a little later.
         let before = versions(&bench, &uids).await?;
         let changed = eventually("a record changes", Duration::from_secs(20), || async {
@@ -83,16 +77,30 @@ async fn killed_again_and_again(bench: Arc<Bench>) -> Result<()> {
         })
         .await;
         if changed.is_err() && all_released(&bench, &uids).await? {
-            break;
+            uids.extend(wave(&bench, &namespace).await?);
+            continue;
         }
-        tokio::time::sleep(Duration::from_millis(i * 37 % 400)).await;
+        tokio::time::sleep(Duration::from_millis(kills * 37 % 400)).await;
         operator.kill();
+        kills += 1;
         operator = bench.usual_operator(9443).await?;
     }
     for uid in &uids {
         bench.archived(uid, 3).await?;
     }
     Ok(())
+}
+
+/// Four computers that are being deleted.
+async fn wave(bench: &Bench, namespace: &str) -> Result<Vec<String>> {
+    let mut uids = Vec::new();
+    for i in 0..4 {
+        let uid = bench.active(namespace, &format!("box-{i}"), "standard").await?;
+        bench.work(namespace, &uid).await?;
+        uids.push(uid);
+    }
+    bench.kubectl(&["delete", "computer", "--all", "-n", namespace, "--wait=false"], "").await?;
+    Ok(uids)
 }
 
 async fn versions(bench: &Bench, uids: &[String]) -> Result<Vec<Option<String>>> {

@@ -1,8 +1,10 @@
 //! One real cluster, the operator's rights as installed, and what every scenario needs: namespaces, computers, files in a home, and
 //! the final look that nothing is left. No sleeps: everything waits for a condition with a deadline.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ use computer_operator::runtime::rbac;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, ResourceExt};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use xtask::cluster::{Cluster, Profile};
@@ -30,6 +33,8 @@ pub struct Bench {
     pub folder: tempfile::TempDir,
     pub kubectl: PathBuf,
     count: AtomicUsize,
+    /// A token of each computer that was ready, by UID: each must be dead in the end.
+    tokens: Mutex<HashMap<String, String>>,
 }
 
 /// Asks until there is an answer.
@@ -62,7 +67,14 @@ impl Bench {
         )
         .await?;
         let kubectl = cluster.kubectl()?;
-        let bench = Self { client: Client::try_from(config)?, cluster, folder: tempfile::tempdir()?, kubectl, count: AtomicUsize::new(0) };
+        let bench = Self {
+            client: Client::try_from(config)?,
+            cluster,
+            folder: tempfile::tempdir()?,
+            kubectl,
+            count: AtomicUsize::new(0),
+            tokens: Mutex::default(),
+        };
         bench.install().await?;
         Ok(bench)
     }
@@ -142,6 +154,8 @@ impl Bench {
     pub async fn active(&self, namespace: &str, name: &str, class: &str) -> Result<String> {
         let uid = self.create(namespace, name, json!({"className": class})).await?;
         self.phase(namespace, name, Phase::Active).await?;
+        let token = self.token(namespace, name).await?;
+        self.tokens.lock().unwrap().insert(uid.clone(), token);
         Ok(uid)
     }
 
@@ -242,23 +256,16 @@ impl Bench {
         })
         .await?;
         ensure!(state.credential == CredentialState::Revoked, "the key is {:?}", state.credential);
-        for pod in &state.children.pods {
-            ensure!(self.pods(namespace).get_opt(&pod.name).await?.is_none(), "pod {} is left", pod.name);
+        let token = self.tokens.lock().unwrap().get(uid).cloned();
+        if let Some(token) = token {
+            ensure!(!self.authenticates(&token).await?, "S2: the key of {uid} lives");
         }
-        if let Some(claim) = &state.children.claim_name {
-            let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
-            ensure!(claims.get_opt(claim).await?.is_none(), "claim {claim} is left");
+        let children = &state.children;
+        for pod in &children.pods {
+            self.none_of_ours::<Pod>(namespace, Some(&pod.name), pod.uid.as_ref()).await?;
         }
-        if let Some(secret) = &state.children.secret_name {
-            let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-            ensure!(secrets.get_opt(secret).await?.is_none(), "Secret {secret} is left");
-        }
-        // Two operators may both have begun to issue a key: only one Secret is ever made.
-        let of_computer = ListParams::default().labels(&format!("{UID_LABEL}={uid}"));
-        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        let left: Vec<String> =
-            secrets.list(&of_computer).await?.items.iter().map(ResourceExt::name_any).filter(|n| n != "planted").collect();
-        ensure!(left.is_empty(), "Secrets are left: {left:?}");
+        self.none_of_ours::<PersistentVolumeClaim>(namespace, children.claim_name.as_ref(), children.claim_uid.as_ref()).await?;
+        self.none_of_ours::<Secret>(namespace, children.secret_name.as_ref(), children.secret_uid.as_ref()).await?;
         self.nothing_labelled(uid, state.children.volume.as_ref().is_some_and(|v| v.original_reclaim_policy == "Delete")).await?;
         let receipt = state.deletion.as_ref().and_then(|d| d.receipt.as_ref()).context("no receipt on record")?;
         if receipt.store_key.is_some() {
@@ -266,6 +273,18 @@ impl Bench {
             ensure!(text["computer"]["uid"] == uid, "the receipt is another's: {text}");
         }
         Ok(record)
+    }
+
+    /// Nothing of ours under a recorded name; what somebody else made there since is theirs.
+    async fn none_of_ours<K>(&self, namespace: &str, name: Option<&String>, uid: Option<&String>) -> Result<()>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
+    {
+        let Some(name) = name else { return Ok(()) };
+        let found = Api::<K>::namespaced(self.client.clone(), namespace).get_opt(name).await?;
+        let ours = found.is_some_and(|o| uid.is_none() || o.uid().as_ref() == uid);
+        ensure!(!ours, "{} {name} is left", K::kind(&()));
+        Ok(())
     }
 
     /// Nothing in the operator's namespace, and no volume that was to be deleted.

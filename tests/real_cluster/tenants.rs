@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use computer_operator::resources::{Children, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
@@ -18,6 +18,7 @@ pub fn all() -> Vec<Scenario> {
         all_finalizers_stripped,
         a_foreign_pod_holds_the_claim,
         planted_objects_are_left_alone,
+        names_taken_over_during_the_deletion,
         a_claim_that_names_anothers_volume
     ]
 }
@@ -71,13 +72,19 @@ async fn a_foreign_pod_holds_the_claim(bench: Arc<Bench>) -> Result<()> {
     bench.archived(&uid, 3).await.map(drop)
 }
 
-/// Labels prove nothing (S5).
+/// Labels and owner references prove nothing (S5).
 async fn planted_objects_are_left_alone(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("planted").await?;
     let uid = bench.active(&namespace, "box", "standard").await?;
     bench.work(&namespace, &uid).await?;
-    let meta =
-        json!({"name": "planted", "labels": {MANAGED_BY_LABEL: MANAGER, UID_LABEL: uid, "computer-operator.dev/component": "machine"}});
+    let other: ConfigMap = Api::namespaced(bench.client.clone(), &namespace).get("kube-root-ca.crt").await?;
+    // With a second owner that lives on, the garbage collector leaves them alone, too: whatever is deleted was deleted by us.
+    let owners = json!([
+        {"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "name": "box", "uid": uid, "controller": true},
+        {"apiVersion": "v1", "kind": "ConfigMap", "name": "kube-root-ca.crt", "uid": other.metadata.uid},
+    ]);
+    let meta = json!({"name": "planted", "ownerReferences": owners,
+        "labels": {MANAGED_BY_LABEL: MANAGER, UID_LABEL: uid, "computer-operator.dev/component": "machine"}});
     let all = [
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"token": "mine"}}),
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": foreign_spec()}),
@@ -91,6 +98,35 @@ async fn planted_objects_are_left_alone(bench: Arc<Bench>) -> Result<()> {
     ensure!(secrets.get("planted").await?.metadata.deletion_timestamp.is_none(), "S5: a planted Secret was deleted");
     ensure!(claims.get("planted").await?.metadata.deletion_timestamp.is_none(), "S5: a planted claim was deleted");
     ensure!(bench.pods(&namespace).get("planted").await?.metadata.deletion_timestamp.is_none(), "S5: a planted pod was deleted");
+    Ok(())
+}
+
+/// A name is ours only with its UID (S4): what a tenant makes under the names of our children, as soon as these are gone, stays.
+async fn names_taken_over_during_the_deletion(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("names").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let children = bench.record(&uid).await?.context("a record")?.spec.state.children;
+    let named = |name: &Option<String>| json!({"name": name, "labels": {MANAGED_BY_LABEL: MANAGER, UID_LABEL: uid}});
+    let pod = children.pods.last().map(|p| p.name.clone());
+    let all = [
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": named(&children.secret_name), "stringData": {"token": "mine"}}),
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": named(&pod), "spec": foreign_spec()}),
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": named(&children.claim_name), "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+    ];
+    bench.delete(&namespace, "box", "background").await?;
+    for object in &all {
+        eventually("the name is free", LONG, || async {
+            bench.kubectl(&["create", "-n", &namespace, "-f", "-"], &object.to_string()).await.map(Some)
+        })
+        .await?;
+    }
+    bench.archived(&uid, 3).await?;
+    for object in &all {
+        let (kind, name) = (object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
+        let deleted = bench.kubectl(&["get", kind, name, "-n", &namespace, "-o", "jsonpath={.metadata.deletionTimestamp}"], "").await?;
+        ensure!(deleted.is_empty(), "S4: the tenant's {kind} under that name was deleted");
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail};
 
 use crate::node;
 
@@ -14,38 +14,57 @@ use crate::node;
 struct Stage {
     name: &'static str,
     arguments: &'static [&'static str],
-    needs_node: bool,
+    /// What it needs a real node for: more arguments, given where one can run.
+    node: Option<&'static [&'static str]>,
+}
+
+const fn stage(name: &'static str, arguments: &'static [&'static str]) -> Stage {
+    Stage { name, arguments, node: None }
+}
+
+const fn node_stage(name: &'static str, arguments: &'static [&'static str], node: &'static [&'static str]) -> Stage {
+    Stage { name, arguments, node: Some(node) }
 }
 
 const STAGES: &[Stage] = &[
-    Stage { name: "formatting", arguments: &["fmt", "--all", "--check"], needs_node: false },
-    Stage { name: "clippy, pedantic", arguments: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], needs_node: false },
-    Stage { name: "unit, property and model tests", arguments: &["test", "--workspace", "--lib", "--bins"], needs_node: false },
-    Stage { name: "generated CustomResourceDefinitions", arguments: &["test", "--test", "crds"], needs_node: false },
-    // The real cluster's tests start clusters through the program itself.
-    Stage { name: "the xtask program", arguments: &["build", "--package", "xtask"], needs_node: false },
-    Stage { name: "the archive in a real S3 server", arguments: &["test", "--test", "s3", "--", "--nocapture"], needs_node: false },
-    Stage { name: "the promises on a real cluster", arguments: &["test", "--test", "real_cluster"], needs_node: true },
+    stage("formatting", &["fmt", "--all", "--check"]),
+    stage("clippy, pedantic", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    stage("unit, property and model tests", &["test", "--workspace", "--lib", "--bins"]),
+    stage("generated CustomResourceDefinitions", &["test", "--test", "crds"]),
+    // The tests below start clusters through the program itself.
+    stage("the xtask program", &["build", "--package", "xtask"]),
+    stage("the archive in a real S3 server", &["test", "--test", "s3"]),
+    stage("the kinds on a real API server", &["test", "--test", "api_server"]),
+    stage("clusters come up, are found, and end without a trace", &["test", "--package", "xtask", "--test", "lifecycle"]),
+    // Without a node the test runner names them as ignored, the one below as skipped.
+    node_stage("real nodes", &["test", "--package", "xtask", "--test", "nodes"], &["--", "--include-ignored"]),
+    node_stage("the promises on a real cluster", &["test", "--test", "real_cluster"], &[]),
 ];
 
-/// Runs all stages.
+/// Runs all stages, up to the first that fails.
 ///
 /// # Errors
-/// At the first stage that fails.
+/// When a stage fails.
 pub fn run(workspace: &Path) -> Result<()> {
     let obstacle = node::obstacle();
     let (start, mut passed, mut skipped) = (Instant::now(), 0, 0);
     for (i, stage) in STAGES.iter().enumerate() {
         println!("\n[{}/{}] {}", i + 1, STAGES.len(), stage.name);
-        if let (true, Some(obstacle)) = (stage.needs_node, &obstacle) {
-            println!("no real node can run here: {obstacle}");
+        let mut arguments = stage.arguments.to_vec();
+        match (stage.node, &obstacle) {
+            (Some(_), Some(obstacle)) => println!("no real node can run here: {obstacle}"),
+            (Some(more), None) => arguments.extend(more),
+            (None, _) => {}
         }
         let began = Instant::now();
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo).args(stage.arguments).current_dir(workspace).status()?;
-        ensure!(status.success(), "{} failed: cargo {}", stage.name, stage.arguments.join(" "));
+        let status = Command::new(cargo).args(&arguments).current_dir(workspace).status()?;
+        if !status.success() {
+            println!("\n{passed} passed, 1 failed, {skipped} skipped, {} not run", STAGES.len() - i - 1);
+            bail!("{} failed: cargo {}", stage.name, arguments.join(" "));
+        }
         println!("[{}/{}] {}: {} s", i + 1, STAGES.len(), stage.name, began.elapsed().as_secs());
-        if stage.needs_node && obstacle.is_some() {
+        if stage.node.is_some() && obstacle.is_some() {
             skipped += 1;
         } else {
             passed += 1;

@@ -173,13 +173,18 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
                     {"name": "token", "mountPath": "/var/run/secrets/ingest", "readOnly": true},
                 ],
             }],
-            "volumes": [
-                {"name": "home", "persistentVolumeClaim": {"claimName": view.custody_claim_name(), "readOnly": true}},
-                {"name": "spool", "emptyDir": {}},
-                {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"audience": "computer-operator.dev/ingest", "path": "token", "expirationSeconds": 3600}}]}},
-            ],
+            "volumes": volumes(view),
         },
     });
     // The literal above is a valid Pod: a test builds it. An empty pod would be refused by the API server and shown.
     serde_json::from_value(pod).unwrap_or_default()
+}
+
+/// The home from the custody claim, a spool, and a token that only the ingest endpoint takes.
+fn volumes(view: &View) -> Value {
+    json!([
+        {"name": "home", "persistentVolumeClaim": {"claimName": view.custody_claim_name(), "readOnly": true}},
+        {"name": "spool", "emptyDir": {}},
+        {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"audience": "computer-operator.dev/ingest", "path": "token", "expirationSeconds": 3600}}]}},
+    ])
 }

@@ -1,0 +1,193 @@
+//! The deletion plan against a small model of the cluster: whatever crashes, whatever the caches hold, S1, S2, S3 and S8 stand
+//! after every single request, and the deletion ends (L1). The real thing is tested in `tests/`; this finds the order errors.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod world;
+
+use serde_json::json;
+
+use crate::computer::plan::{Next, plan};
+use crate::resources::*;
+use world::{UID, World, from};
+
+/// Where a run is disturbed: before or after the n-th request.
+#[derive(Clone, Copy, Debug)]
+enum Crash {
+    Never,
+    Before(u32),
+    After(u32),
+}
+
+/// Runs to the end; returns the world and how many requests it took.
+fn run(mut world: World, crash: Crash, cached: bool) -> (World, u32) {
+    let mut requests = 0;
+    for _ in 0..200 {
+        let mut view = world.view(cached);
+        loop {
+            view.now = world.time();
+            match plan(&view).next {
+                Next::Do(action) => {
+                    requests += 1;
+                    if matches!(crash, Crash::Before(n) if n == requests) {
+                        break;
+                    }
+                    let effect = world.apply(action);
+                    world.check();
+                    if matches!(crash, Crash::After(n) if n == requests) {
+                        break;
+                    }
+                    view.absorb(effect);
+                    assert!(requests < 2000, "no end: {:?}", plan(&view));
+                }
+                Next::Finished(_)
+                    if world.computer.is_none() && world.record.as_ref().unwrap().spec.state.phase == RecordPhase::Released =>
+                {
+                    return (world, requests);
+                }
+                _ => break,
+            }
+        }
+        world.others();
+        if world.computer.is_some() {
+            world.check();
+        }
+    }
+    panic!("L1: the deletion did not end: {:?}", plan(&world.view(false)).report);
+}
+
+fn every_crash(world: &World) {
+    for cached in [false, true] {
+        let (end, requests) = run(world.clone(), Crash::Never, cached);
+        for n in 1..=requests {
+            for crash in [Crash::Before(n), Crash::After(n)] {
+                let (other, _) = run(world.clone(), crash, cached);
+                assert_eq!(other.volume, end.volume, "{crash:?}");
+                assert_eq!(other.manifest, end.manifest, "{crash:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_crash_around_any_request_breaks_no_promise() {
+    for policy in ["Delete", "Retain"] {
+        for archive in [ArchivePolicy::Required, ArchivePolicy::BestEffort, ArchivePolicy::None] {
+            every_crash(&World::new(policy, archive));
+        }
+    }
+}
+
+#[test]
+fn a_terminating_namespace_is_the_beginning_of_deletion() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.terminating = true;
+    world.computer.as_mut().unwrap().metadata.deletion_timestamp = None;
+    every_crash(&world);
+}
+
+#[test]
+fn a_vanished_computer_is_worked_off_from_its_record() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.computer = None;
+    let mut view = world.view(false);
+    let mut record = world.record.clone().unwrap();
+    // S3's check is about the release by us; here an editor stripped the finalizer.
+    record.spec.state.deletion = None;
+    for _ in 0..100 {
+        while let Next::Do(action) = plan(&view).next {
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        world.others();
+        view = world.view(false);
+    }
+    assert!(world.manifest && world.volume.is_none() && world.receipt.is_some() && world.secret.is_none());
+    assert_eq!(world.record.unwrap().spec.state.deletion.unwrap().cause, "ComputerVanished");
+}
+
+#[test]
+fn hand_off_lets_the_namespace_go_and_finishes_from_the_record() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.terminating = true;
+    world.record.as_mut().unwrap().spec.snapshot.archive.on_namespace_deletion = OnNamespaceDeletion::HandOff;
+    let (end, _) = run(world, Crash::Never, true);
+    assert!(end.manifest && end.volume.is_none());
+    assert!(end.record.unwrap().spec.state.deletion.unwrap().handed_off);
+}
+
+#[test]
+fn the_number_of_writes_is_within_the_budget_of_the_design() {
+    let (with_archive, _) = run(World::new("Delete", ArchivePolicy::Required), Crash::Never, true);
+    let (without, _) = run(World::new("Delete", ArchivePolicy::None), Crash::Never, true);
+    // PutReceipt goes to the store, not to the API server.
+    assert!(with_archive.writes - 1 <= 16, "{} writes with archive", with_archive.writes - 1);
+    assert!(without.writes - 1 <= 10, "{} writes without archive", without.writes - 1);
+}
+
+#[test]
+fn an_override_skips_its_step_and_never_the_revocation() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.overrides = vec![from(
+        json!({"metadata": {"name": "o"}, "spec": {"computer": {"namespace": "t", "name": "c", "uid": UID}, "skip": ["archive-sessions"], "reason": "the store burnt down"}}),
+    )];
+    let (end, _) = run(world, Crash::Never, true);
+    assert!(!end.manifest && end.volume.is_none() && end.secret.is_none());
+    let receipt = String::from_utf8(end.receipt.unwrap()).unwrap();
+    assert!(receipt.contains("the store burnt down"), "{receipt}");
+}
+
+#[test]
+fn a_volume_of_another_claim_is_left_alone() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.volume.as_mut().unwrap().spec.as_mut().unwrap().claim_ref.as_mut().unwrap().uid = Some("somebody-else".into());
+    let before = world.volume.clone();
+    for _ in 0..20 {
+        let mut view = world.view(true);
+        while let Next::Do(action) = plan(&view).next {
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        world.others();
+    }
+    assert_eq!(world.volume, before, "S5");
+    assert!(world.computer.is_some(), "not released");
+}
+
+/// L2: a finalizer that is not ours is named, and not touched.
+#[test]
+fn a_foreign_finalizer_is_told_and_left_alone() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let claim = ("t".to_owned(), "home-x".to_owned());
+    world.claims.get_mut(&claim).unwrap().metadata.finalizers =
+        Some(vec!["kubernetes.io/pvc-protection".into(), "theirs.example/keep".into()]);
+    let mut last = None;
+    for _ in 0..20 {
+        let mut view = world.view(true);
+        while let Next::Do(action) = plan(&view).next {
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        last = plan(&view).report.blocker;
+        // pvc-protection lets go, the foreign finalizer does not.
+        let kept = world.claims.get(&claim).cloned();
+        world.others();
+        world.claims.extend(kept.map(|c| (claim.clone(), c)));
+    }
+    let blocker = last.expect("blocked");
+    assert!(blocker.reason == "ClaimHeld" && blocker.message.contains("theirs.example/keep"), "{blocker:?}");
+}
+
+/// S1: deleted in the moment between the binding of its volume and the record of it.
+#[test]
+fn a_volume_that_was_bound_but_not_recorded_is_secured_before_its_claim_goes() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.record.as_mut().unwrap().spec.state.children.volume = None;
+    let volume = world.volume.as_mut().unwrap();
+    volume.metadata.labels = None;
+    volume.metadata.annotations = None;
+    volume.metadata.resource_version = Some("1".into());
+    volume.spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".into());
+    every_crash(&world);
+    let (end, _) = run(world, Crash::Never, false);
+    assert!(end.manifest && end.volume.is_none());
+}

@@ -80,6 +80,9 @@ impl Demo {
         self.follow("team-b", &box_two)?;
         self.receipt(&box_two)?;
         self.read_back(&box_two, &sessions)?;
+        println!("\n9. Both archives, in the operator's store");
+        println!("$ computer-operator archives ls");
+        println!("{}", indented(&self.operator(&["archives", "ls"], "")?));
         println!("\nEverything above happened on a real cluster, in {} s.", self.start.elapsed().as_secs());
         Ok(())
     }

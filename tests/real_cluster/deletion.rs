@@ -73,7 +73,7 @@ async fn namespace_while_running(bench: Arc<Bench>) -> Result<()> {
     bench.work(&namespace, &uid).await?;
     let token = bench.token(&namespace, "box").await?;
     // Somebody else's pod in the same namespace: the namespace controller takes it with the others.
-    let foreign = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "foreign"}, "spec": foreign_spec()});
+    let foreign = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "foreign"}, "spec": crate::tenants::foreign_spec()});
     bench.kubectl(&["apply", "-n", &namespace, "-f", "-"], &foreign.to_string()).await?;
     delete_namespace(&bench, &namespace).await?;
     ensure!(!bench.authenticates(&token).await?, "S2: the key lives in a terminating namespace");
@@ -82,15 +82,6 @@ async fn namespace_while_running(bench: Arc<Bench>) -> Result<()> {
     let cause = record.spec.state.deletion.context("no deletion")?.cause;
     ensure!(cause == "NamespaceTerminating" || cause == "ComputerDeleted", "{cause}");
     Ok(())
-}
-
-/// A pod that satisfies `restricted`.
-pub fn foreign_spec() -> serde_json::Value {
-    json!({
-        "terminationGracePeriodSeconds": 1,
-        "securityContext": {"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [{"name": "c", "image": MACHINE, "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}],
-    })
 }
 
 async fn namespace_before_the_pod_is_ready(bench: Arc<Bench>) -> Result<()> {

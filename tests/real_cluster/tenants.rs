@@ -10,8 +10,7 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::Scenario;
-use crate::deletion::foreign_spec;
-use crate::harness::{Bench, LONG, eventually};
+use crate::harness::{Bench, LONG, MACHINE, eventually};
 
 pub fn all() -> Vec<Scenario> {
     crate::scenarios![
@@ -21,6 +20,15 @@ pub fn all() -> Vec<Scenario> {
         names_taken_over_during_the_deletion,
         a_claim_that_names_anothers_volume
     ]
+}
+
+/// A pod that satisfies `restricted`.
+pub fn foreign_spec() -> serde_json::Value {
+    json!({
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{"name": "c", "image": MACHINE, "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}],
+    })
 }
 
 /// Every finalizer in the namespace is stripped and everything is deleted by force: the home is still archived (S1, S6).

@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Controller};
 use kube::runtime::{WatchStreamExt, reflector, watcher};
 use kube::{Client, ResourceExt};
@@ -19,6 +20,7 @@ use crate::computer::pod;
 use crate::computer::view::Settings;
 use crate::resources::conditions::{self, types};
 use crate::resources::{ComputerClass, ComputerClassStatus, ComputerSpec};
+use crate::runtime::caches::understood;
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 
 struct Shared {
@@ -29,8 +31,9 @@ struct Shared {
 /// Runs until `stop`.
 pub async fn run(client: Client, settings: Settings, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
-    let classes =
-        watcher(Api::<ComputerClass>::all(client.clone()), watcher::Config::default()).default_backoff().reflect(writer).applied_objects();
+    let all = Api::<DeserializeGuard<ComputerClass>>::all(client.clone());
+    let understood = watcher(all, watcher::Config::default()).default_backoff().map_ok(understood);
+    let classes = understood.reflect(writer).applied_objects();
     let shared = Arc::new(Shared { client, settings });
     Controller::for_stream(classes, reader)
         .with_config(kube::runtime::controller::Config::default().concurrency(4))

@@ -1,5 +1,6 @@
-//! Whether anything in a pod may still write (design 4.4). Only a container that reported `terminated` has stopped; what was
-//! not reported is not known.
+//! Whether anything in a pod may still write (design 4.4). Stopped is what the kubelet said: the pod ended (its phase is terminal,
+//! which kubelets since 1.27 set on a deleted pod once no container runs or will be started again) and no container is reported
+//! running. `terminated` alone proves nothing: a container in a crash loop shows it between two runs.
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use serde_json::json;
@@ -11,7 +12,7 @@ use crate::resources::POD_FINALIZER;
 pub enum Writers {
     /// At least one container runs or may yet start.
     Running,
-    /// Every container has reported that it terminated, or the pod never had a node.
+    /// The kubelet has ended the pod, or the pod never had a node.
     Stopped,
     /// The kubelet has not said; why.
     Unknown(String),
@@ -28,17 +29,15 @@ pub fn writers(pod: &Pod) -> Writers {
         .into_iter()
         .flat_map(|list| list.iter().flatten())
         .collect();
-    if status.container_statuses.as_ref().is_none_or(Vec::is_empty) {
-        // Evicted or rejected before the kubelet started anything: it says so by ending the pod without any container.
-        let ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
-        return if ended { Writers::Stopped } else { Writers::Unknown("its kubelet has not reported its containers".to_owned()) };
+    if all.iter().any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some())) {
+        return Writers::Running;
     }
-    if all.iter().all(|c| stopped(c)) { Writers::Stopped } else { Writers::Running }
-}
-
-/// A waiting container that never ran is held back only by its pod: the kubelet turns it into `terminated` once the pod is deleted.
-fn stopped(container: &ContainerStatus) -> bool {
-    container.state.as_ref().is_some_and(|s| s.terminated.is_some())
+    match status.phase.as_deref() {
+        // Evicted or rejected before anything was started: there may be no container in the list at all.
+        Some("Failed" | "Succeeded") => Writers::Stopped,
+        _ if all.is_empty() => Writers::Unknown("its kubelet has not reported its containers".to_owned()),
+        _ => Writers::Running,
+    }
 }
 
 /// Takes our finalizer off a pod, fenced by its UID and by the finalizer's place. `None`: it does not carry it.
@@ -66,18 +65,27 @@ mod tests {
     }
 
     #[test]
-    fn only_reported_terminations_count() {
-        let spec = json!({"nodeName": "n", "containers": []});
+    fn only_a_pod_that_its_kubelet_ended_has_stopped() {
         let ended = container(json!({"terminated": {"exitCode": 0}}));
         let runs = container(json!({"running": {}}));
-        let waits = container(json!({"waiting": {"reason": "ContainerCreating"}}));
-        let of = |statuses: &[&serde_json::Value]| {
-            pod(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": spec, "status": {"containerStatuses": statuses}}))
+        let waits = container(json!({"waiting": {"reason": "CrashLoopBackOff"}}));
+        let of = |phase: &str, statuses: &[&serde_json::Value]| {
+            writers(&pod(json!({
+                "metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"nodeName": "n", "containers": []},
+                "status": {"phase": phase, "containerStatuses": statuses},
+            })))
         };
-        assert_eq!(writers(&of(&[&ended])), Writers::Stopped);
-        assert_eq!(writers(&of(&[&ended, &runs])), Writers::Running);
-        assert_eq!(writers(&of(&[&waits])), Writers::Running);
-        assert!(matches!(writers(&of(&[])), Writers::Unknown(_)));
+        for phase in ["Failed", "Succeeded"] {
+            assert_eq!(of(phase, &[&ended, &waits]), Writers::Stopped);
+            // Evicted before anything was started.
+            assert_eq!(of(phase, &[]), Writers::Stopped);
+            // A phase that somebody else set (the pod garbage collector, for a node that is gone) says nothing about containers.
+            assert_eq!(of(phase, &[&ended, &runs]), Writers::Running);
+        }
+        // Between two runs of a crash loop.
+        assert_eq!(of("Running", &[&ended]), Writers::Running);
+        assert_eq!(of("Running", &[&waits]), Writers::Running);
+        assert!(matches!(of("Running", &[]), Writers::Unknown(_)));
     }
 
     #[test]

@@ -20,12 +20,13 @@ pub enum SkippableStep {
 }
 
 /// Lets one stuck deletion go on without the named steps, for a stated reason that the receipt repeats. Never skips the revocation of the key.
-#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema, Default)]
 #[kube(
     group = "computer-operator.dev",
     version = "v1alpha1",
     kind = "DeletionOverride",
     derive = "PartialEq",
+    derive = "Default",
     status = "DeletionOverrideStatus",
     printcolumn = r#"{"name":"Namespace","type":"string","jsonPath":".spec.computer.namespace"}"#,
     printcolumn = r#"{"name":"Computer","type":"string","jsonPath":".spec.computer.name"}"#,
@@ -47,7 +48,7 @@ pub struct DeletionOverrideSpec {
 }
 
 /// One computer, told apart from others of the same name by its UID.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct OverrideTarget {
     /// Its namespace.

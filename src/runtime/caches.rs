@@ -1,14 +1,16 @@
 //! The caches: one watch a kind, each with a backoff of its own, so that one failing watch slows none of the others (L3).
-//! Objects are stripped of what no plan reads before they are stored. Each event queues the UIDs it concerns.
+//! Objects are stripped of what no plan reads before they are stored. Each event queues the UIDs it concerns. An object that is not
+//! understood is left out and logged: it must not stop the watch of all others.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Arc, RwLock};
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::Api;
+use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Resource, ResourceExt};
@@ -77,7 +79,7 @@ pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSe
     let ours = all.clone().labels(&format!("{MANAGED_BY_LABEL}={MANAGER}"));
     let mut spawn = Spawn { queue, tasks, stop };
     let (seen, known) = (index.clone(), index.clone());
-    let computers = spawn.watch(Api::<Computer>::all(client.clone()), all.clone(), strip, move |event| {
+    let computers = spawn.watch(Api::<DeserializeGuard<Computer>>::all(client.clone()), all.clone(), strip, move |event| {
         note(&seen, event);
         uids_of_computer(event)
     });
@@ -90,17 +92,17 @@ pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSe
         move |event: &watcher::Event<ComputerClass>| touched(event).map_or_else(Vec::new, |_| waiting(&computers))
     };
     Caches {
-        records: spawn.watch(Api::<ComputerRecord>::namespaced(client.clone(), namespace), all.clone(), strip, |e| {
+        records: spawn.watch(Api::<DeserializeGuard<ComputerRecord>>::namespaced(client.clone(), namespace), all.clone(), strip, |e| {
             touched(e).map(ResourceExt::name_any).into_iter().collect()
         }),
-        classes: spawn.watch(Api::<ComputerClass>::all(client.clone()), all.clone(), strip, of_class),
-        overrides: spawn.watch(Api::<DeletionOverride>::all(client.clone()), all.clone(), strip, |e| {
+        classes: spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client.clone()), all.clone(), strip, of_class),
+        overrides: spawn.watch(Api::<DeserializeGuard<DeletionOverride>>::all(client.clone()), all.clone(), strip, |e| {
             touched(e).map(|o| o.spec.computer.uid.clone()).into_iter().collect()
         }),
-        namespaces: spawn.watch(Api::<Namespace>::all(client.clone()), all, strip, of_namespace),
-        pods: spawn.watch(Api::<Pod>::all(client.clone()), ours.clone(), strip_pod, labelled),
-        claims: spawn.watch(Api::<PersistentVolumeClaim>::all(client.clone()), ours.clone(), strip, labelled),
-        volumes: spawn.watch(Api::<PersistentVolume>::all(client.clone()), ours, strip, labelled),
+        namespaces: spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all, strip, of_namespace),
+        pods: spawn.watch(Api::<DeserializeGuard<Pod>>::all(client.clone()), ours.clone(), strip_pod, labelled),
+        claims: spawn.watch(Api::<DeserializeGuard<PersistentVolumeClaim>>::all(client.clone()), ours.clone(), strip, labelled),
+        volumes: spawn.watch(Api::<DeserializeGuard<PersistentVolume>>::all(client.clone()), ours, strip, labelled),
         computers,
         index: known,
     }
@@ -115,18 +117,19 @@ struct Spawn<'a> {
 impl Spawn<'_> {
     fn watch<K>(
         &mut self,
-        api: Api<K>,
+        api: Api<DeserializeGuard<K>>,
         config: watcher::Config,
         strip: fn(&mut K),
         concerns: impl Fn(&watcher::Event<K>) -> Vec<String> + Send + 'static,
     ) -> Store<K>
     where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K: Resource + Clone + Debug + Default + DeserializeOwned + Send + Sync + 'static,
         K::DynamicType: Default + Eq + Hash + Clone,
     {
         let (reader, writer) = reflector::store();
         let (queue, stop) = (self.queue.clone(), self.stop.clone());
-        let mut events = watcher(api, config).default_backoff().modify(strip).reflect(writer).boxed();
+        let understood = watcher(api, config).default_backoff().map_ok(understood).modify(strip);
+        let mut events = understood.reflect(writer).boxed();
         self.tasks.spawn(async move {
             let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
             loop {
@@ -140,6 +143,26 @@ impl Spawn<'_> {
         });
         reader
     }
+}
+
+/// The event with an object that is understood. One that is not is taken out of the cache: what is done for it is decided by live
+/// reads, which fail with the reason.
+pub fn understood<K: Resource + Default>(event: watcher::Event<DeserializeGuard<K>>) -> watcher::Event<K> {
+    let object = match event {
+        watcher::Event::Init => return watcher::Event::Init,
+        watcher::Event::InitDone => return watcher::Event::InitDone,
+        watcher::Event::Apply(DeserializeGuard(Ok(object))) => return watcher::Event::Apply(object),
+        watcher::Event::InitApply(DeserializeGuard(Ok(object))) => return watcher::Event::InitApply(object),
+        watcher::Event::Delete(DeserializeGuard(Ok(object))) => return watcher::Event::Delete(object),
+        watcher::Event::Apply(DeserializeGuard(Err(invalid)))
+        | watcher::Event::InitApply(DeserializeGuard(Err(invalid)))
+        | watcher::Event::Delete(DeserializeGuard(Err(invalid))) => invalid,
+    };
+    let (namespace, name) = (object.metadata.namespace.as_deref().unwrap_or_default(), object.metadata.name.as_deref().unwrap_or_default());
+    tracing::error!(namespace, name, error = object.error, "an object is not understood and left out: mend or delete it");
+    let mut gone = K::default();
+    *gone.meta_mut() = object.metadata;
+    watcher::Event::Delete(gone)
 }
 
 /// The object of an event that concerns one.
@@ -192,5 +215,40 @@ fn strip_pod(pod: &mut Pod) {
     if let Some(spec) = &mut pod.spec {
         let (node, grace) = (spec.node_name.take(), spec.termination_grace_period_seconds);
         *spec = k8s_openapi::api::core::v1::PodSpec { node_name: node, termination_grace_period_seconds: grace, ..Default::default() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+    use crate::runtime::queue;
+
+    #[tokio::test]
+    async fn an_object_that_is_not_understood_hides_no_other() {
+        let service = tower::service_fn(|request: Request<Body>| async move {
+            if request.uri().query().is_some_and(|q| q.contains("watch=true")) {
+                std::future::pending::<()>().await;
+            }
+            let class = |name: &str, paths: serde_json::Value| json!({"metadata": {"name": name, "uid": name}, "spec": {"podTemplate": {}, "sessionPaths": paths}});
+            let list = json!({
+                "apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClassList", "metadata": {"resourceVersion": "1"},
+                "items": [class("poison", json!(7)), class("good", json!(["a"]))],
+            });
+            Ok::<_, Infallible>(Response::new(Body::from(list.to_string().into_bytes())))
+        });
+        let client = Client::new(service, "t");
+        let ((queue, _work), mut tasks, stop) = (queue::queue(), JoinSet::new(), CancellationToken::new());
+        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, stop: &stop };
+        let classes = spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client), watcher::Config::default(), strip, |_| Vec::new());
+        tokio::time::timeout(std::time::Duration::from_secs(10), classes.wait_until_ready()).await.unwrap().unwrap();
+        assert_eq!(classes.state().iter().map(|c| c.name_any()).collect::<Vec<_>>(), ["good"]);
+        stop.cancel();
+        while tasks.join_next().await.is_some() {}
     }
 }

@@ -1,7 +1,7 @@
 //! The command line. One binary: the operator, the archive pod's program, and the tools to read archives and check keys.
 
 use clap::{Parser, Subcommand};
-use computer_operator::{archive, credentials, resources, runtime};
+use computer_operator::{archive, credentials, http, resources, runtime};
 
 #[derive(Parser)]
 #[command(name = "computer-operator", version, about)]
@@ -14,6 +14,8 @@ struct Cli {
 enum Command {
     /// Run the operator.
     Run(Box<runtime::config::Config>),
+    /// Serve the HTTP API.
+    Api(Box<http::config::Config>),
     /// Pack the sessions of a home and send them to the operator. Runs in the archive pod.
     Archive,
     /// List, show, verify and restore archives.
@@ -31,8 +33,12 @@ async fn main() -> anyhow::Result<std::process::ExitCode> {
     let cli = Cli::parse();
     match cli.command {
         Command::Run(config) => {
-            runtime::telemetry::init(&config);
+            runtime::telemetry::init(config.log_json);
             runtime::operator::run(*config).await?;
+        }
+        Command::Api(config) => {
+            runtime::telemetry::init(config.log_json);
+            http::run(*config).await?;
         }
         Command::Archive => return Ok(archive::pod::main().await),
         Command::Archives(args) => return archive::cli::run(args).await,

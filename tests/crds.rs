@@ -12,7 +12,7 @@ fn the_committed_files_are_generated() {
     let files = crds::files().expect("yaml");
     for (name, yaml) in &files {
         let committed = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
-        assert_eq!(&committed, yaml, "crds/{name} is out of date: run `cargo xtask crds`");
+        assert_eq!(&committed, yaml, "crds/{name} is out of date: run `cargo xtask generate`");
         assert!(yaml.len() < 64 * 1024, "crds/{name} is not small any more");
     }
     assert_eq!(std::fs::read_dir(folder).expect("crds/").count(), files.len(), "crds/ holds a file that nothing generates");

@@ -112,6 +112,9 @@ fn tell(container: &mut Container, computer: &ComputerSpec) {
     if !computer.repositories.is_empty() {
         env(container, "REPOSITORIES", &computer.repositories.join(" "));
     }
+    if computer.auto_install_deps {
+        env(container, "AUTO_INSTALL_DEPS", "true");
+    }
 }
 
 /// The template's own value wins.

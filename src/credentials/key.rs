@@ -8,7 +8,8 @@ use subtle::ConstantTimeEq;
 
 use super::id::ComputerId;
 
-const PREFIX: &str = "cok_";
+/// What every key begins with.
+pub const PREFIX: &str = "cok_";
 const SECRET_BYTES: usize = 32;
 const CHECKSUM_CHARS: usize = 6;
 /// 32 bytes in base64 without padding.

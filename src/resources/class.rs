@@ -33,7 +33,7 @@ pub struct ComputerClassSpec {
     /// A pod template (`metadata.labels`, `metadata.annotations`, `spec`). The first container gets the home volume. Checked by a
     /// server-side dry run, whose error is in the `Accepted` condition. What it leaves out is filled in to satisfy
     /// Pod Security `restricted`: user and group 1000, no privileges, no service account token.
-    #[schemars(schema_with = "any_object")]
+    #[schemars(schema_with = "super::any_object")]
     pub pod_template: serde_json::Value,
     /// The home volume.
     #[serde(default)]
@@ -52,10 +52,6 @@ pub struct ComputerClassSpec {
     /// Bounds on what a computer of this class may ask for.
     #[serde(default)]
     pub limits: ClassLimits,
-}
-
-fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
 fn default_session_paths() -> Vec<String> {

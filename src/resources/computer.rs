@@ -42,6 +42,7 @@ pub enum Provider {
 #[x_kube(
     validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("className cannot be changed: delete this Computer (its sessions are archived) and create another one"),
     validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage cannot be changed: delete this Computer (its sessions are archived) and create another one"),
+    validation = Rule::new("!has(oldSelf.hostId) || (has(self.hostId) && self.hostId == oldSelf.hostId)").message("hostId cannot be changed once it is set: delete this Computer and register the machine anew"),
     validation = Rule::new("self.provider != 'BYOM' || (!has(self.storage) && !has(self.className))").message("a BYOM computer has no volume and no class: leave className and storage out")
 )]
 pub struct ComputerSpec {
@@ -65,6 +66,13 @@ pub struct ComputerSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20), inner(length(min = 1, max = 2048), pattern(r"^\S+$")))]
     pub repositories: Vec<String>,
+    /// `true` tells the machine, as the environment variable `AUTO_INSTALL_DEPS`, to install what its repositories depend on.
+    #[serde(default)]
+    pub auto_install_deps: bool,
+    /// The machine's own id, a UUID that its agent registers. Immutable once it is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 36, max = 36), pattern(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
+    pub host_id: Option<String>,
     /// `true` stops the pod and keeps the home volume and the key; `false` starts it again.
     #[serde(default)]
     pub suspended: bool,

@@ -7,6 +7,7 @@ mod computer;
 pub mod conditions;
 pub mod crds;
 mod deletion_override;
+pub mod quantity;
 mod record;
 mod session;
 pub mod steps;
@@ -45,3 +46,8 @@ pub const ORIGINAL_POLICY_ANNOTATION: &str = "computer-operator.dev/original-rec
 pub const DEFAULT_CLASS_ANNOTATION: &str = "computer-operator.dev/is-default-class";
 /// CEL rule of a size: an integer or a quantity, above zero. The schema of a quantity alone lets any text pass.
 const QUANTITY_RULE: &str = "type(self) == int ? self > 0 : isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))";
+
+/// An object that the API server keeps as it is.
+fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+}

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One session that ran on a computer. A view: after the computer's deletion its status says where the archived copy is.
-#[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema, Default)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[kube(
     group = "computer-operator.dev",
     version = "v1alpha1",
@@ -39,6 +39,18 @@ pub struct SessionSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), pattern(r"^[^/].*$"))]
     pub path: Option<String>,
+    /// The working directory on the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub working_directory: Option<String>,
+    /// Settings of the agent, as the HTTP API takes them; nothing here reads them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::any_object")]
+    pub settings: Option<serde_json::Value>,
+    /// Set when the session was deleted over the HTTP API, which then no longer shows it. Take it away to bring the session back;
+    /// its files are not touched either way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_at: Option<Time>,
 }
 
 /// What a session is doing.

@@ -62,7 +62,11 @@ impl Config {
     }
 }
 
-fn namespace(text: &str) -> Result<String, String> {
+/// A namespace's name.
+///
+/// # Errors
+/// When it cannot be one; says what can.
+pub(crate) fn namespace(text: &str) -> Result<String, String> {
     let fits = (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if !fits || text.starts_with('-') || text.ends_with('-') {
         return Err("a namespace is 1 to 63 of a-z, 0-9 and '-', and neither begins nor ends with '-'".to_owned());

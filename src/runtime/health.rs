@@ -10,21 +10,19 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::metrics::Metrics;
+use super::server::{self, Limits};
 
-const CONNECTIONS: usize = 256;
-/// A request's header must be there within this time.
-const HEADER: Duration = Duration::from_secs(5);
 /// A connection serves one request and is closed after this time at the latest.
 const CONNECTION: Duration = Duration::from_secs(10);
+const LIMITS: Limits = Limits { connections: 256, header: Duration::from_secs(5), single: Some(CONNECTION), drain: CONNECTION };
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Gives the text of `/metrics`.
+pub type Figures = Arc<dyn Fn() -> Result<String, std::fmt::Error> + Send + Sync>;
 
 /// Turns `/readyz` to 200.
 #[derive(Clone, Debug, Default)]
@@ -45,73 +43,32 @@ impl Ready {
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(address: SocketAddr, metrics: Arc<Metrics>, stop: CancellationToken, tasks: &mut JoinSet<()>) -> std::io::Result<Ready> {
+pub async fn serve(address: SocketAddr, figures: Figures, stop: CancellationToken, tasks: &mut JoinSet<()>) -> std::io::Result<Ready> {
     let ready = Ready::default();
     let listener = TcpListener::bind(address).await?;
-    tasks.spawn(accept(listener, router(ready.clone(), metrics), stop));
+    tasks.spawn(server::run(listener, None, router(ready.clone(), figures), LIMITS, stop));
     Ok(ready)
 }
 
-fn router(ready: Ready, metrics: Arc<Metrics>) -> Router {
+fn router(ready: Ready, figures: Figures) -> Router {
     let readyz = move || async move { if ready.is_set() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "starting") } };
-    let text =
-        move || async move { metrics.text().map(|t| ([(CONTENT_TYPE, OPENMETRICS)], t)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) };
+    let text = move || async move { figures().map(|t| ([(CONTENT_TYPE, OPENMETRICS)], t)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) };
     Router::new().route("/livez", get(|| async { "ok" })).route("/readyz", get(readyz)).route("/metrics", get(text))
-}
-
-async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    let mut connections = JoinSet::new();
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((listener.accept().await, slot))
-        };
-        let (accepted, slot) = tokio::select! {
-            () = stop.cancelled() => break,
-            next = next => match next { Some(next) => next, None => break },
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let router = router.clone();
-                connections.spawn(async move {
-                    connection(stream, router).await;
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                // Out of file descriptors, mostly: trying again at once would only burn the processor.
-                tracing::warn!(%error, "a connection was not accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-        while connections.try_join_next().is_some() {}
-    }
-    drop(listener);
-    while connections.join_next().await.is_some() {}
-}
-
-async fn connection(stream: TcpStream, router: Router) {
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEADER).keep_alive(false);
-    let served = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    match tokio::time::timeout(CONNECTION, served).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a connection ended"),
-        Err(_) => tracing::debug!("a connection took too long and was closed"),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
     use super::*;
+    use crate::runtime::metrics::Metrics;
 
     async fn start() -> (SocketAddr, Ready, CancellationToken, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let metrics = Metrics::new();
         let (address, ready, stop) = (listener.local_addr().unwrap(), Ready::default(), CancellationToken::new());
-        let task = tokio::spawn(accept(listener, router(ready.clone(), Arc::default()), stop.clone()));
+        let task = tokio::spawn(server::run(listener, None, router(ready.clone(), Arc::new(move || metrics.text())), LIMITS, stop.clone()));
         (address, ready, stop, task)
     }
 

@@ -12,4 +12,5 @@ pub mod operator;
 pub mod queue;
 pub mod rbac;
 pub mod requests;
+pub mod server;
 pub mod telemetry;

@@ -33,7 +33,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let archives = Arc::new(Archives::open(&config.store, checked).with_context(|| format!("opening the store {}", config.store))?);
 
     let mut servers = JoinSet::new();
-    let ready = health::serve(config.metrics_bind, Arc::clone(&metrics), stop.clone(), &mut servers).await?;
+    let exposed = Arc::clone(&metrics);
+    let figures: health::Figures = Arc::new(move || exposed.text());
+    let ready = health::serve(config.metrics_bind, figures, stop.clone(), &mut servers).await?;
     let tls = ingest::tls::load_or_create(&client, &config.namespace, &config.ingest_url).await.context("the ingest certificate")?;
     let settings = Settings {
         namespace: config.namespace.clone(),
@@ -107,7 +109,7 @@ impl Shared {
     }
 }
 
-fn stop_on_signal(stop: CancellationToken) {
+pub(crate) fn stop_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
     tokio::spawn(async move {
         if let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {

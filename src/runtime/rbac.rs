@@ -30,6 +30,19 @@ const OWN: &[Rule] = &[
     ("coordination.k8s.io", &["leases"], &["get", "create", "update"]),
 ];
 
+/// Rights of the HTTP API in the whole cluster. It acts with them only after the caller's own were reviewed.
+const API_CLUSTER: &[Rule] = &[
+    ("computer-operator.dev", &["computers"], &["get", "list", "watch", "create", "patch", "delete"]),
+    ("computer-operator.dev", &["sessions"], &["get", "list", "create", "patch"]),
+    ("", &["pods", "namespaces"], &["get"]),
+    ("metrics.k8s.io", &["pods"], &["get"]),
+    ("authentication.k8s.io", &["tokenreviews"], &["create"]),
+    ("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),
+];
+
+/// Rights of the HTTP API in the operator's own namespace.
+const API_OWN: &[Rule] = &[("computer-operator.dev", &["computerrecords"], &["get", "patch"])];
+
 /// The Secret of the ingest certificate, in the operator's own namespace: the only one that is ever read.
 const INGEST_SECRET: &str = "computer-operator-ingest-tls";
 
@@ -55,11 +68,18 @@ pub fn manifests(install: &Install) -> Vec<Value> {
         }}}),
         account(namespace, "computer-operator"),
         account(namespace, "computer-operator-archive"),
-        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": meta(None, "computer-operator"), "rules": rules(CLUSTER)}),
-        binding("ClusterRoleBinding", "ClusterRole", None, namespace),
-        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": meta(Some(namespace), "computer-operator"), "rules": own_rules()}),
-        binding("RoleBinding", "Role", Some(namespace), namespace),
+        account(namespace, "computer-operator-api"),
     ];
+    for (name, cluster, own) in
+        [("computer-operator", rules(CLUSTER), own_rules()), ("computer-operator-api", rules(API_CLUSTER), rules(API_OWN))]
+    {
+        all.extend([
+            role(name, None, cluster),
+            binding(name, None, namespace),
+            role(name, Some(namespace), own),
+            binding(name, Some(namespace), namespace),
+        ]);
+    }
     if install.deployment {
         all.extend([store_claim(install), service(namespace), deployment(install)]);
     }
@@ -84,11 +104,19 @@ fn account(namespace: &str, name: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta(Some(namespace), name), "automountServiceAccountToken": false})
 }
 
-fn binding(kind: &str, role: &str, within: Option<&str>, namespace: &str) -> Value {
+/// A Role in a namespace, or a `ClusterRole`.
+fn role(name: &str, within: Option<&str>, rules: Vec<Value>) -> Value {
+    let kind = if within.is_some() { "Role" } else { "ClusterRole" };
+    json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": meta(within, name), "rules": rules})
+}
+
+/// Gives the role of this name to the `ServiceAccount` of this name.
+fn binding(name: &str, within: Option<&str>, namespace: &str) -> Value {
+    let (kind, role) = if within.is_some() { ("RoleBinding", "Role") } else { ("ClusterRoleBinding", "ClusterRole") };
     json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": meta(within, "computer-operator"),
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": "computer-operator"},
-        "subjects": [{"kind": "ServiceAccount", "name": "computer-operator", "namespace": namespace}],
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": meta(within, name),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role, "name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
     })
 }
 
@@ -232,7 +260,7 @@ mod tests {
         assert_eq!(one("ServiceAccount", "computer-operator-archive")["automountServiceAccountToken"], json!(false));
         for binding in all().iter().filter(|o| o["kind"].as_str().unwrap().ends_with("Binding")) {
             assert_eq!(binding["subjects"].as_array().unwrap().len(), 1);
-            assert_eq!(binding["subjects"][0]["name"], "computer-operator");
+            assert_ne!(binding["subjects"][0]["name"], "computer-operator-archive");
         }
     }
 

@@ -8,12 +8,10 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, filter};
 
-use super::config::Config;
-
 /// Starts logging to standard error.
-pub fn init(config: &Config) {
+pub fn init(json: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::registry().with(layer(config.log_json, filter, std::io::stderr)).init();
+    tracing_subscriber::registry().with(layer(json, filter, std::io::stderr)).init();
 }
 
 fn layer<S, W>(json: bool, filter: EnvFilter, writer: W) -> Box<dyn Layer<S> + Send + Sync>

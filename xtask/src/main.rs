@@ -30,8 +30,8 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
-    /// Write the CustomResourceDefinitions to `crds/`.
-    Crds,
+    /// Write what is generated from the code: `crds/` and `docs/openapi.json`.
+    Generate,
     /// Run everything that must hold: formatting, lints, unit and model tests, a real S3 server, real clusters.
     Test,
 }
@@ -134,7 +134,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Cluster(command) => return cluster(command).await,
         Command::Image(arguments) => load_image(&arguments.which)?,
         Command::Demo { keep } => xtask::demo::run(workspace()?, keep).await?,
-        Command::Crds => write_crds()?,
+        Command::Generate => generate()?,
         Command::Test => xtask::test::run(workspace()?)?,
     }
     Ok(0)
@@ -212,11 +212,14 @@ fn load_image(which: &Which) -> Result<()> {
     Ok(())
 }
 
-fn write_crds() -> Result<()> {
+fn generate() -> Result<()> {
     let folder = workspace()?.join("crds");
     fs::create_dir_all(&folder)?;
     for (name, yaml) in computer_operator::resources::crds::files()? {
         fs::write(folder.join(name), yaml)?;
     }
+    let docs = workspace()?.join("docs");
+    fs::create_dir_all(&docs)?;
+    fs::write(docs.join("openapi.json"), computer_operator::http::openapi::document()?)?;
     Ok(())
 }

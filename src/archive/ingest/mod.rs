@@ -4,13 +4,13 @@
 
 pub mod auth;
 mod handlers;
-mod server;
 #[cfg(test)]
 mod tests;
 pub mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::Client;
 use tokio::task::JoinSet;
@@ -18,6 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::Archives;
 use crate::computer::view::Settings;
+use crate::runtime::server;
+
+const LIMITS: server::Limits =
+    server::Limits { connections: 256, header: Duration::from_secs(10), single: None, drain: Duration::from_secs(20) };
 
 /// Serves until `stop`.
 ///
@@ -36,6 +40,6 @@ pub async fn serve(
     let router = handlers::router(Arc::clone(archives.store()), auth::Authenticator::Pods(Arc::new(pods)));
     let listener = tokio::net::TcpListener::bind(address).await?;
     let acceptor = tls.acceptor()?;
-    tasks.spawn(server::run(listener, acceptor, router, stop));
+    tasks.spawn(server::run(listener, Some(acceptor), router, LIMITS, stop));
     Ok(())
 }

@@ -25,7 +25,7 @@ async fn endpoint() -> Endpoint {
     let base = format!("https://{}/ingest/v1/{UID}", listener.local_addr().unwrap());
     let stop = CancellationToken::new();
     let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID });
-    tokio::spawn(server::run(listener, certificate.acceptor().unwrap(), router, stop.clone()));
+    tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
     let client = reqwest::Client::builder()
         .tls_certs_only([reqwest::Certificate::from_pem(certificate.ca_pem.as_bytes()).unwrap()])
         .no_proxy()

@@ -1,0 +1,178 @@
+//! Who is calling (design part 5): a computer's key, an `ApiKey` token, or a JWT that the cluster trusts. Nothing is cached: a
+//! revocation counts from the next request on. No token is logged, and an answer that is not known authenticates nobody.
+
+use std::collections::BTreeMap;
+
+use axum::http::{HeaderMap, header};
+use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
+use kube::api::{Api, PostParams};
+
+use super::Shared;
+use super::error::ApiError;
+use crate::credentials::{self, ComputerId};
+use crate::runtime::client::{CallError, call};
+
+/// An authenticated caller.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Caller {
+    /// A computer, by its own key: it acts on itself and on nothing else.
+    Computer(ComputerId),
+    /// Somebody the cluster knows, whose rights are plain RBAC.
+    User(User),
+}
+
+/// A user as RBAC knows it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct User {
+    /// Name, for example `system:serviceaccount:team:ci`.
+    pub name: String,
+    /// UID, if it has one.
+    pub uid: Option<String>,
+    /// Groups.
+    pub groups: Vec<String>,
+    /// More that authorizers may read.
+    pub extra: BTreeMap<String, Vec<String>>,
+    /// The namespace that the identity belongs to: a ServiceAccount's.
+    pub namespace: Option<String>,
+}
+
+impl Caller {
+    /// For the access log.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Computer(id) => format!("computer {}/{}", id.namespace, id.name),
+            Self::User(user) => user.name.clone(),
+        }
+    }
+
+    /// The namespace to act in: `asked`, or the one that the caller belongs to.
+    ///
+    /// # Errors
+    /// 400 when there is none, 404 when a computer asks for another than its own.
+    pub fn namespace(&self, asked: Option<&str>) -> Result<String, ApiError> {
+        match (self, asked) {
+            (Self::Computer(id), None) => Ok(id.namespace.clone()),
+            (Self::Computer(id), Some(asked)) if asked == id.namespace => Ok(id.namespace.clone()),
+            (Self::Computer(_), Some(_)) => Err(ApiError::not_found("namespace")),
+            (Self::User(_), Some(asked)) => {
+                crate::runtime::config::namespace(asked).map_err(|hint| ApiError::invalid(format!("namespace: {hint}")))
+            }
+            (Self::User(user), None) => user.namespace.clone().ok_or_else(|| {
+                ApiError::invalid("you belong to no namespace: name one with `?namespace=`, or use a ServiceAccount's token or an ApiKey")
+            }),
+        }
+    }
+}
+
+/// The caller of a request.
+///
+/// # Errors
+/// 401, or 500 when it could not be found out.
+pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
+    let answer = if token.starts_with(credentials::key::PREFIX) {
+        credentials::verify(&shared.client, &shared.namespace, token).await.map(|a| a.ok().map(Caller::Computer))
+    } else if token.split('.').count() == 3 {
+        review(shared, token).await.map(|a| a.map(Caller::User))
+    } else {
+        Ok(None)
+    };
+    match answer {
+        Ok(Some(caller)) => Ok(caller),
+        Ok(None) => Err(ApiError::unauthorized()),
+        Err(error) => {
+            tracing::error!(%error, "a credential could not be verified");
+            Err(ApiError::internal("your credential could not be verified, the cluster did not answer as it should: try again"))
+        }
+    }
+}
+
+/// The token of the one `Authorization` header; two are nobody's.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut all = headers.get_all(header::AUTHORIZATION).iter();
+    let (value, None) = (all.next()?, all.next()) else { return None };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    let fits = !token.is_empty() && token.len() <= LONGEST && token.bytes().all(|b| b.is_ascii_graphic());
+    (scheme.eq_ignore_ascii_case("bearer") && fits).then_some(token)
+}
+
+/// Longest token; hyper's header limit is above it.
+const LONGEST: usize = 16 * 1024;
+
+/// A JWT is for the API server to judge: it knows its issuers, their keys, and whether the ServiceAccount still exists.
+async fn review(shared: &Shared, token: &str) -> Result<Option<User>, CallError> {
+    let audiences = vec![shared.audience.clone(), shared.cluster_audience.clone()];
+    let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(audiences) };
+    let api: Api<TokenReview> = Api::all(shared.client.clone());
+    let review = TokenReview { spec, ..TokenReview::default() };
+    let status = call(api.create(&PostParams::default(), &review)).await?.status;
+    Ok(status.and_then(|status| user(status, &shared.audience, &shared.cluster_audience)))
+}
+
+/// A ServiceAccount's token must be meant for us: the one that every pod has for the API server opens nothing here. An OIDC
+/// token has passed the API server's own check of its audience, of which it only tells us its own name.
+fn user(status: TokenReviewStatus, ours: &str, cluster: &str) -> Option<User> {
+    if status.authenticated != Some(true) || status.error.as_deref().is_some_and(|e| !e.is_empty()) {
+        return None;
+    }
+    let audiences = status.audiences.unwrap_or_default();
+    let UserInfo { username, uid, groups, extra } = status.user?;
+    let name = username.filter(|n| !n.is_empty())?;
+    let namespace = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')).map(|(ns, _)| ns.to_owned());
+    let meant = |audience: &str| audiences.iter().any(|a| a == audience);
+    if !meant(ours) && (namespace.is_some() || !meant(cluster)) {
+        return None;
+    }
+    Some(User { name, uid, groups: groups.unwrap_or_default(), extra: extra.unwrap_or_default(), namespace })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn one_bearer_header_and_nothing_else() {
+        let of = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, value.parse().unwrap());
+            }
+            bearer(&headers).map(str::to_owned)
+        };
+        assert_eq!(of(&["Bearer a.b"]), Some("a.b".into()));
+        assert_eq!(of(&["bearer a"]), Some("a".into()));
+        for bad in [&[][..], &["Bearer"], &["Bearer "], &["Bearer a b"], &["Basic a"], &["a"], &["Bearer a", "Bearer a"], &["Bearer  a"]] {
+            assert_eq!(of(bad), None, "{bad:?}");
+        }
+        assert_eq!(of(&[&format!("Bearer {}", "x".repeat(LONGEST + 1))]), None);
+    }
+
+    #[test]
+    fn a_service_account_is_asked_for_our_audience_and_others_for_the_clusters() {
+        let of = |name: &str, audiences: &[&str]| {
+            let status = json!({"authenticated": true, "audiences": audiences, "user": {"username": name, "groups": ["g"]}});
+            user(serde_json::from_value(status).unwrap(), "ours", "cluster").map(|u| u.namespace)
+        };
+        assert_eq!(of("system:serviceaccount:team:ci", &["ours"]), Some(Some("team".into())));
+        assert_eq!(of("system:serviceaccount:team:ci", &["cluster"]), None);
+        assert_eq!(of("anna", &["cluster"]), Some(None));
+        assert_eq!(of("anna", &["ours"]), Some(None));
+        assert_eq!(of("anna", &[]), None);
+        assert_eq!(of("anna", &["other"]), None);
+        assert_eq!(of("", &["ours"]), None);
+    }
+
+    #[test]
+    fn a_review_that_did_not_authenticate_is_nobody() {
+        for status in [
+            json!({}),
+            json!({"authenticated": false, "audiences": ["ours"], "user": {"username": "anna"}}),
+            json!({"authenticated": true, "audiences": ["ours"], "user": {"username": "anna"}, "error": "expired"}),
+            json!({"authenticated": true, "audiences": ["ours"]}),
+        ] {
+            assert_eq!(user(serde_json::from_value(status.clone()).unwrap(), "ours", "cluster"), None, "{status}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! `DELETE /api/v0/computers/{computerId}`: terminal. When it has answered 204, the Computer is being deleted on the API server
+//! and its record is a tombstone: its key is dead on every replica (S2), and the reconciler does the rest, however long it takes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::runtime::wait::{await_condition, conditions};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
+
+use crate::credentials::ComputerId;
+use crate::http::Shared;
+use crate::http::auth::Caller;
+use crate::http::error::{ApiError, ErrorBody};
+use crate::http::extract::{Id, Params};
+use crate::resources::{Computer, ComputerRecord, CredentialState, Provider};
+use crate::runtime::client::{ErrorClass, call, classify};
+
+/// Header of a 204: is anything left to do?
+const STATE: HeaderName = HeaderName::from_static("deletion-state");
+
+/// Extensions of the published operation; without them it is as published.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+pub struct DeleteParameters {
+    /// Extension: `All` deletes nothing and answers 200 with what would be revoked, archived and deleted.
+    #[param(inline)]
+    dry_run: Option<DryRun>,
+    /// Extension: wait this many seconds, 1 to 300, for the end of the deletion. The answer is 204 all the same; the header
+    /// `Deletion-State` says `Completed` or `InProgress`.
+    #[param(minimum = 1, maximum = 300)]
+    wait: Option<u64>,
+}
+
+/// As in the Kubernetes API.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+pub enum DryRun {
+    /// All of it.
+    All,
+}
+
+/// What a deletion would do.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeletionPreview {
+    /// The computer.
+    pub computer_id: String,
+    /// Whether a live key would be revoked.
+    pub revokes_key: bool,
+    /// `Required`, `BestEffort` or `None`; left out where there is no home to archive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archive_policy: Option<String>,
+    /// Session paths under the home that would be archived; empty: the whole home.
+    pub archived_paths: Vec<String>,
+    /// Pods that would be stopped and deleted.
+    pub deleted_pods: Vec<String>,
+    /// The claim that would be deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deleted_claim: Option<String>,
+    /// The volume, and `Delete` or `Retain`: what becomes of it in the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// The volume's own reclaim policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_reclaim_policy: Option<String>,
+}
+
+/// 204 has no body; the published description gives it an empty object.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = DeleteComputer204ResponseBody)]
+pub struct Nothing {}
+
+/// Delete a computer
+///
+/// Terminal deletion: sets `deletedAt`, revokes the API key, archives sessions, and tears down provider resources for managed
+/// computers. Cannot be undone.
+#[utoipa::path(
+    delete, path = "/api/v0/computers/{computerId}", operation_id = "deleteComputer", tag = "Computers",
+    params(
+        ("computerId" = String, Path, description = "Computer ID"),
+        DeleteParameters,
+        ("If-Match" = Option<String>, Header, description = "Extension: the `ETag` that the computer must have"),
+    ),
+    responses(
+        (status = 200, description = "Extension, with `dryRun=All`: what would be done", body = DeletionPreview),
+        (status = 204, description = "The key is dead and the deletion is durably under way", body = Nothing),
+        (status = 400, description = "A parameter of an extension is wrong", body = ErrorBody),
+        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 403, description = "The caller may see it but not delete it", body = ErrorBody),
+        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
+        (status = 409, description = "The computer is protected from deletion", body = ErrorBody),
+        (status = 412, description = "It is not the version in If-Match", body = ErrorBody),
+        (status = 500, description = "Failed, or not known: repeat it", body = ErrorBody),
+    )
+)]
+pub async fn delete_computer(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+    Id(id): Id,
+    Params(params): Params<DeleteParameters>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    if params.wait.is_some_and(|s| !(1..=300).contains(&s)) {
+        return Err(ApiError::invalid("wait: 1 to 300 seconds"));
+    }
+    super::permit(&shared, &caller, "delete", &id).await?;
+    let computer = super::find(&shared, &id).await?.ok_or_else(|| ApiError::not_found("computer"))?;
+    let under_way = super::wire::is_deleted(&computer);
+    if !under_way {
+        super::check_match(&headers, &computer)?;
+        protected(&computer)?;
+    }
+    if params.dry_run.is_some() {
+        return Ok(Json(preview(&id, &computer, record(&shared, &id).await?.as_ref())).into_response());
+    }
+    if !under_way {
+        delete(&shared, &id, headers.contains_key(axum::http::header::IF_MATCH).then_some(&computer)).await?;
+    }
+    tombstone(&shared, &id).await?;
+    let state = finished(&shared, &id, params.wait).await;
+    Ok((StatusCode::NO_CONTENT, [(STATE, HeaderValue::from_static(state))]).into_response())
+}
+
+fn protected(computer: &Computer) -> Result<(), ApiError> {
+    if computer.spec.deletion_protection {
+        return Err(ApiError::conflict("the computer is protected from deletion: set spec.deletionProtection to false first"));
+    }
+    Ok(())
+}
+
+/// Deletes this very computer; with `exact`, only in the version that was read. One that is gone by now is deleted as well.
+async fn delete(shared: &Shared, id: &ComputerId, exact: Option<&Computer>) -> Result<(), ApiError> {
+    let resource_version = exact.and_then(|c| c.metadata.resource_version.clone());
+    let preconditions = Preconditions { uid: Some(id.uid.clone()), resource_version };
+    let params = DeleteParams::background().preconditions(preconditions);
+    match call(shared.computers(&id.namespace).delete(&id.name, &params)).await {
+        Ok(_) => Ok(()),
+        Err(error) => match classify(&error) {
+            ErrorClass::NotFound => Ok(()),
+            // Another UID stands there: ours is gone. The version of If-Match, on the other hand, must be told.
+            ErrorClass::Conflict if exact.is_none() => Ok(()),
+            _ => Err(ApiError::from_call(&error, "computer", "deleting the computer")),
+        },
+    }
+}
+
+/// The record, if there is one.
+pub(super) async fn record(shared: &Shared, id: &ComputerId) -> Result<Option<ComputerRecord>, ApiError> {
+    let records: Api<ComputerRecord> = Api::namespaced(shared.client.clone(), &shared.namespace);
+    let ours = |r: &ComputerRecord| r.spec.namespace == id.namespace && r.spec.computer == id.name;
+    match call(records.get(&id.uid)).await {
+        Ok(record) => Ok(Some(record).filter(ours)),
+        Err(error) if classify(&error) == ErrorClass::NotFound => Ok(None),
+        Err(error) => Err(ApiError::from_call(&error, "computer", "reading the record")),
+    }
+}
+
+/// The key stays dead whatever becomes of the Computer. With no record there never was a key.
+async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
+    let records: Api<ComputerRecord> = Api::namespaced(shared.client.clone(), &shared.namespace);
+    match record(shared, id).await? {
+        Some(record) if record.spec.state.credential != CredentialState::Revoked => {}
+        _ => return Ok(()),
+    }
+    let patch = Patch::<()>::Json(crate::computer::volume::patch(&[
+        json!({"op": "test", "path": "/spec/namespace", "value": id.namespace}),
+        json!({"op": "test", "path": "/spec/computer", "value": id.name}),
+        json!({"op": "add", "path": "/spec/state/credential", "value": CredentialState::Revoked}),
+    ]));
+    match call(records.patch(&id.uid, &PatchParams::default(), &patch)).await {
+        Ok(_) => Ok(()),
+        Err(error) if classify(&error) == ErrorClass::NotFound => Ok(()),
+        Err(error) => Err(ApiError::from_call(&error, "computer", "revoking the key")),
+    }
+}
+
+/// Waits as long as asked for. Not knowing is not being finished.
+async fn finished(shared: &Shared, id: &ComputerId, wait: Option<u64>) -> &'static str {
+    let Some(seconds) = wait else { return "InProgress" };
+    let gone = await_condition(shared.computers(&id.namespace), &id.name, conditions::is_deleted(&id.uid));
+    match tokio::time::timeout(Duration::from_secs(seconds), gone).await {
+        Ok(Ok(_)) => "Completed",
+        _ => "InProgress",
+    }
+}
+
+fn preview(id: &ComputerId, computer: &Computer, record: Option<&ComputerRecord>) -> DeletionPreview {
+    let mut preview = DeletionPreview { computer_id: id.encode(), ..DeletionPreview::default() };
+    let Some(spec) = record.map(|r| &r.spec) else { return preview };
+    let children = &spec.state.children;
+    preview.revokes_key = spec.state.credential == CredentialState::Live;
+    if computer.spec.provider == Provider::Managed {
+        preview.archive_policy = Some(format!("{:?}", spec.snapshot.archive.policy));
+        preview.archived_paths.clone_from(&spec.snapshot.session_paths);
+    }
+    preview.deleted_pods = children.pods.iter().map(|p| p.name.clone()).collect();
+    preview.deleted_claim.clone_from(&children.claim_name);
+    preview.volume = children.volume.as_ref().map(|v| v.name.clone());
+    preview.volume_reclaim_policy = children.volume.as_ref().map(|v| v.original_reclaim_policy.clone());
+    preview
+}

@@ -1,0 +1,149 @@
+//! Extension: `GET /api/v0/computers/{computerId}/deletion`: how far a deletion is, and its receipt when it is over. It is read
+//! from the record, which outlives the computer and its namespace.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::wire::WireStep;
+use crate::computer::deletion::STEPS;
+use crate::http::Shared;
+use crate::http::auth::Caller;
+use crate::http::error::{ApiError, ErrorBody};
+use crate::http::extract::Id;
+use crate::resources::{Computer, ComputerRecord, Deletion, RecordPhase};
+
+/// A deletion.
+#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeletionReport {
+    /// The computer.
+    pub computer_id: String,
+    /// How far it is.
+    pub state: DeletionState,
+    /// When it began, Unix milliseconds: the key is dead from then on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deleted_at: Option<i64>,
+    /// Why, as far as it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// The steps, in order.
+    pub steps: Vec<WireStep>,
+    /// The archive, once it is verified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveReport>,
+    /// The receipt, once it is stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<ReceiptReport>,
+}
+
+/// How far a deletion is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DeletionState {
+    /// Under way.
+    Deleting,
+    /// Over: everything is gone and the receipt is stored.
+    Deleted,
+}
+
+/// What was archived.
+#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ArchiveReport {
+    /// SHA-256 of the manifest.
+    pub manifest_digest: String,
+    /// Sessions.
+    pub sessions: i64,
+    /// Bytes in the store.
+    pub bytes: i64,
+    /// Files that could not be read; the manifest names them.
+    pub problems: i64,
+}
+
+/// The proof.
+#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReceiptReport {
+    /// SHA-256 of the receipt.
+    pub digest: String,
+    /// When it was written, Unix milliseconds.
+    pub written_at: i64,
+}
+
+/// Follow a deletion
+#[utoipa::path(
+    get, path = "/api/v0/computers/{computerId}/deletion", operation_id = "getComputerDeletion", tag = "Computers",
+    params(("computerId" = String, Path, description = "Computer ID")),
+    responses(
+        (status = 200, description = "Extension: the deletion of this computer", body = DeletionReport),
+        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 404, description = "Not known, not being deleted, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "Failed, or not known", body = ErrorBody),
+    )
+)]
+pub async fn get_computer_deletion(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+    Id(id): Id,
+) -> Result<Json<DeletionReport>, ApiError> {
+    super::permit(&shared, &caller, "get", &id).await?;
+    let (record, computer) = tokio::join!(super::delete::record(&shared, &id), super::find(&shared, &id));
+    let (record, computer) = (record?, computer?.filter(super::wire::is_deleted));
+    let report = report(id.encode(), record.as_ref(), computer.as_ref());
+    report.map(Json).ok_or_else(|| ApiError::not_found("deletion"))
+}
+
+/// The steps as the living object tells them, which says why one waits; from the record once it is gone.
+fn report(computer_id: String, record: Option<&ComputerRecord>, computer: Option<&Computer>) -> Option<DeletionReport> {
+    let deletion = record.and_then(|r| r.spec.state.deletion.as_ref());
+    if deletion.is_none() && computer.is_none() {
+        return None;
+    }
+    let status = computer.and_then(|c| c.status.as_ref());
+    let told = status.map(|s| s.deletion_steps.iter().map(WireStep::from).collect::<Vec<_>>()).filter(|s| !s.is_empty());
+    let marked = computer.and_then(|c| c.metadata.deletion_timestamp.as_ref());
+    let released = record.is_some_and(|r| r.spec.state.phase == RecordPhase::Released) && computer.is_none();
+    Some(DeletionReport {
+        computer_id,
+        state: if released { DeletionState::Deleted } else { DeletionState::Deleting },
+        deleted_at: deletion.map(|d| &d.deleted_at).or(marked).map(|t| t.0.as_millisecond()),
+        cause: deletion.map(|d| d.cause.clone()),
+        steps: told.unwrap_or_else(|| recorded(deletion)),
+        archive: deletion.and_then(|d| d.archive.as_ref()).map(|a| ArchiveReport {
+            manifest_digest: a.manifest_digest.clone(),
+            sessions: a.sessions,
+            bytes: a.bytes,
+            problems: a.problems,
+        }),
+        receipt: deletion
+            .and_then(|d| d.receipt.as_ref())
+            .map(|r| ReceiptReport { digest: r.digest.clone(), written_at: r.at.0.as_millisecond() }),
+    })
+}
+
+fn recorded(deletion: Option<&Deletion>) -> Vec<WireStep> {
+    let step = |(id, name): (&str, &str)| {
+        let receipt = deletion.and_then(|d| d.receipt.as_ref()).filter(|_| id == "write-receipt");
+        let outcome = deletion.and_then(|d| d.steps.get(id));
+        let ended = outcome.map(|o| &o.at).or(receipt.map(|r| &r.at));
+        let skipped = outcome.is_some_and(|o| o.result != "Verified");
+        let status = match ended {
+            None => "pending",
+            Some(_) if skipped => "skipped",
+            Some(_) => "completed",
+        };
+        WireStep {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            status: status.to_owned(),
+            error: None,
+            started_at: None,
+            completed_at: ended.map(|t| t.0.as_millisecond()),
+        }
+    };
+    STEPS.into_iter().map(step).collect()
+}

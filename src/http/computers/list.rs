@@ -1,0 +1,85 @@
+//! `GET /api/v0/computers`. Not paginated, as published.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::wire::{self, WireComputer};
+use crate::http::Shared;
+use crate::http::access::{self, Target};
+use crate::http::auth::Caller;
+use crate::http::error::{ApiError, ErrorBody};
+use crate::http::extract::Params;
+use crate::resources::Computer;
+
+/// What to list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
+pub struct ListParams {
+    /// Only the computer with this host id.
+    #[param(format = Uuid)]
+    host_id: Option<String>,
+    /// `true`: with the steps of their creation.
+    #[param(inline)]
+    include_provisioning_steps: Option<Flag>,
+    /// Extension: the namespace to list. Left out: the caller's own.
+    #[param(min_length = 1, max_length = 63)]
+    namespace: Option<String>,
+}
+
+/// `"true"` or `"false"`, as published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Flag {
+    /// Yes.
+    True,
+    /// No.
+    False,
+}
+
+/// All computers that the caller sees in a namespace, the newest first.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ComputerList {
+    /// The computers.
+    pub computers: Vec<WireComputer>,
+}
+
+/// List computers
+///
+/// The computers of the caller's namespace, the newest first; a computer's own key sees itself. Deleted computers are not listed.
+#[utoipa::path(
+    get, path = "/api/v0/computers", operation_id = "listComputers", tag = "Computers", params(ListParams),
+    responses(
+        (status = 200, description = "The computers", body = ComputerList),
+        (status = 400, description = "A parameter is wrong", body = ErrorBody),
+        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 403, description = "The caller may not list computers", body = ErrorBody),
+        (status = 500, description = "Failed, or not known", body = ErrorBody),
+    )
+)]
+pub async fn list_computers(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+    Params(params): Params<ListParams>,
+) -> Result<Json<ComputerList>, ApiError> {
+    if let Some(host) = &params.host_id {
+        super::check_uuid("hostId", host)?;
+    }
+    let namespace = caller.namespace(params.namespace.as_deref())?;
+    let mut found = match &caller {
+        Caller::Computer(id) => super::find(&shared, id).await?.into_iter().collect(),
+        Caller::User(_) => {
+            access::require(&shared, &caller, "list", Target { resource: "computers", namespace: &namespace, name: None }).await?;
+            shared.list_computers(&namespace).await?
+        }
+    };
+    let wanted = |c: &Computer| !wire::is_deleted(c) && params.host_id.as_ref().is_none_or(|h| c.spec.host_id.as_ref() == Some(h));
+    found.retain(wanted);
+    found.sort_by(|a, b| wire::created(b).cmp(&wire::created(a)).then_with(|| a.metadata.uid.cmp(&b.metadata.uid)));
+    let with_steps = params.include_provisioning_steps == Some(Flag::True);
+    Ok(Json(ComputerList { computers: found.iter().map(|c| wire::wire(c, with_steps)).collect() }))
+}

@@ -1,0 +1,97 @@
+//! `GET /api/v0/computers/{computerId}` and `GET /api/v0/computers/name/{name}`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::wire::{self, WireComputer};
+use crate::http::Shared;
+use crate::http::access::{self, Target};
+use crate::http::auth::Caller;
+use crate::http::error::{ApiError, ErrorBody};
+use crate::http::extract::{Id, Params};
+use crate::resources::Computer;
+use crate::runtime::client::{ErrorClass, call, classify};
+
+/// Where to look.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct NamespaceParam {
+    /// Extension: the namespace. Left out: the caller's own.
+    #[param(min_length = 1, max_length = 63)]
+    pub namespace: Option<String>,
+}
+
+/// Get a computer
+#[utoipa::path(
+    get, path = "/api/v0/computers/{computerId}", operation_id = "getComputer", tag = "Computers",
+    params(("computerId" = String, Path, description = "Computer ID")),
+    responses(
+        (status = 200, description = "The computer", body = WireComputer),
+        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "Failed, or not known", body = ErrorBody),
+    )
+)]
+pub async fn get_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<impl IntoResponse, ApiError> {
+    super::permit(&shared, &caller, "get", &id).await?;
+    let computer = super::living(&shared, &id).await?;
+    Ok((super::tagged(&computer), Json(wire::wire(&computer, true))))
+}
+
+/// Get a computer by name
+#[utoipa::path(
+    get, path = "/api/v0/computers/name/{name}", operation_id = "getComputerByName", tag = "Computers",
+    params(("name" = String, Path, description = "Its name", min_length = 1, max_length = 63), NamespaceParam),
+    responses(
+        (status = 200, description = "The computer", body = WireComputer),
+        (status = 400, description = "The caller belongs to no namespace and named none", body = ErrorBody),
+        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "Failed, or not known", body = ErrorBody),
+    )
+)]
+pub async fn get_computer_by_name(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+    name: Result<Path<String>, axum::extract::rejection::PathRejection>,
+    Params(params): Params<NamespaceParam>,
+) -> Result<impl IntoResponse, ApiError> {
+    let Ok(Path(name)) = name else { return Err(ApiError::not_found("computer")) };
+    let namespace = caller.namespace(params.namespace.as_deref())?;
+    super::check_name(&name).map_err(|_| ApiError::not_found("computer"))?;
+    let computer = match &caller {
+        Caller::Computer(id) => super::find(&shared, id).await?.filter(|c| wire::name(c) == name),
+        Caller::User(_) => by_name(&shared, &caller, &namespace, &name).await?,
+    };
+    let computer = computer.filter(|c| !wire::is_deleted(c)).ok_or_else(|| ApiError::not_found("computer"))?;
+    Ok((super::tagged(&computer), Json(wire::wire(&computer, true))))
+}
+
+/// Mostly the name is the object's own. One that was changed, or taken while its predecessor was still being torn down, stands in
+/// `spec.displayName`; to find that, all must be listed, and the caller must be allowed to see the one that is found.
+async fn by_name(shared: &Shared, caller: &Caller, namespace: &str, name: &str) -> Result<Option<Computer>, ApiError> {
+    let target = Target { resource: "computers", namespace, name: Some(name) };
+    if access::may(shared, caller, "get", target).await? {
+        match call(shared.computers(namespace).get(name)).await {
+            Ok(computer) if wire::name(&computer) == name && !wire::is_deleted(&computer) => return Ok(Some(computer)),
+            Ok(_) => {}
+            Err(error) if classify(&error) == ErrorClass::NotFound => {}
+            Err(error) => return Err(ApiError::from_call(&error, "computer", "reading the computer")),
+        }
+    }
+    let found = living_by_name(&shared.list_computers(namespace).await?, name).cloned();
+    let Some(computer) = found else { return Ok(None) };
+    let id = wire::id(&computer);
+    Ok(access::may(shared, caller, "get", Target::computer(&id)).await?.then_some(computer))
+}
+
+/// The living computer of this name; of two, the older one.
+pub(super) fn living_by_name<'a>(all: &'a [Computer], name: &str) -> Option<&'a Computer> {
+    let named = all.iter().filter(|c| !wire::is_deleted(c) && wire::name(c) == name);
+    named.min_by(|a, b| wire::created(a).cmp(&wire::created(b)).then_with(|| a.metadata.uid.cmp(&b.metadata.uid)))
+}

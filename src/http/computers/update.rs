@@ -1,0 +1,111 @@
+//! `PATCH /api/v0/computers/{computerId}`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::IntoResponse;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::create::free_host;
+use super::read::living_by_name;
+use super::wire::{self, WireComputer};
+use crate::http::Shared;
+use crate::http::auth::Caller;
+use crate::http::error::{ApiError, ErrorBody};
+use crate::http::extract::{Body, Id};
+use crate::resources::Computer;
+
+/// What to change; what is left out stays.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdateComputer {
+    /// Another name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    name: Option<String>,
+    /// Another user for sessions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 63)]
+    remote_user: Option<String>,
+    /// The machine's own id: only if it has none yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = Uuid)]
+    host_id: Option<String>,
+}
+
+/// Update a computer
+#[utoipa::path(
+    patch, path = "/api/v0/computers/{computerId}", operation_id = "updateComputer", tag = "Computers", request_body = UpdateComputer,
+    params(
+        ("computerId" = String, Path, description = "Computer ID"),
+        ("If-Match" = Option<String>, Header, description = "Extension: the `ETag` that the computer must have"),
+    ),
+    responses(
+        (status = 200, description = "The computer as it is now", body = WireComputer),
+        (status = 400, description = "The request cannot be as it is", body = ErrorBody),
+        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 403, description = "The caller may see it but not change it", body = ErrorBody),
+        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
+        (status = 409, description = "The name or hostId is taken, or somebody changed it at the same time", body = ErrorBody),
+        (status = 412, description = "It is not the version in If-Match", body = ErrorBody),
+        (status = 413, description = "The body is too long", body = ErrorBody),
+        (status = 415, description = "The body is not JSON", body = ErrorBody),
+        (status = 500, description = "Failed, or not known", body = ErrorBody),
+    )
+)]
+pub async fn update_computer(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+    Id(id): Id,
+    headers: HeaderMap,
+    Body(asked): Body<UpdateComputer>,
+) -> Result<impl IntoResponse, ApiError> {
+    super::permit(&shared, &caller, "patch", &id).await?;
+    let computer = super::living(&shared, &id).await?;
+    super::check_match(&headers, &computer)?;
+    let operations = operations(&shared, &computer, &asked).await?;
+    let computer = if operations.is_empty() { computer } else { super::change(&shared, &computer, true, operations).await? };
+    Ok((super::tagged(&computer), Json(wire::wire(&computer, true))))
+}
+
+/// The changes; none for what is already so.
+async fn operations(shared: &Shared, computer: &Computer, asked: &UpdateComputer) -> Result<Vec<Value>, ApiError> {
+    let set = |field: &str, value: &str| json!({"op": "add", "path": format!("/spec/{field}"), "value": value});
+    let uid = computer.metadata.uid.as_deref();
+    let mut operations = Vec::new();
+    let new_name = asked.name.as_deref().filter(|n| *n != wire::name(computer));
+    let new_host = asked.host_id.as_deref().filter(|h| computer.spec.host_id.as_deref() != Some(h));
+    if new_host.is_some() && computer.spec.host_id.is_some() {
+        return Err(ApiError::invalid("hostId: the computer has one, which cannot be changed"));
+    }
+    if let Some(host) = new_host {
+        super::check_uuid("hostId", host)?;
+        operations.push(set("hostId", host));
+    }
+    if let Some(user) = &asked.remote_user {
+        super::check_length("remoteUser", user, 63)?;
+        if computer.spec.remote_user.as_ref() != Some(user) {
+            operations.push(set("remoteUser", user));
+        }
+    }
+    if let Some(name) = new_name {
+        super::check_name(name)?;
+        operations.push(set("displayName", name));
+    }
+    if new_name.is_some() || new_host.is_some() {
+        let all = shared.list_computers(&wire::id(computer).namespace).await?;
+        if let Some(host) = new_host {
+            free_host(&all, host, uid)?;
+        }
+        let taken = new_name.and_then(|name| living_by_name(&all, name)).filter(|c| c.metadata.uid.as_deref() != uid);
+        if let Some(other) = taken {
+            return Err(ApiError::conflict(format!("there is a computer named {} already", wire::name(other))));
+        }
+    }
+    Ok(operations)
+}

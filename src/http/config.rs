@@ -1,0 +1,54 @@
+//! Settings of `computer-operator api`: flags, each with an environment variable. No secrets.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Serve the HTTP API.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Namespace of the operator, where the records are.
+    #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "computer-operator-system", value_parser = crate::runtime::config::namespace)]
+    pub namespace: String,
+    /// Where the API listens.
+    #[arg(long, env = "API_BIND", default_value = "0.0.0.0:8000")]
+    pub bind: SocketAddr,
+    /// Where /livez, /readyz and /metrics are served.
+    #[arg(long, env = "METRICS_BIND", default_value = "0.0.0.0:8080")]
+    pub metrics_bind: SocketAddr,
+    /// PEM file with the server's certificate chain; read again when it changes. Without it and the key the API speaks plain HTTP,
+    /// for use behind an ingress that ends TLS.
+    #[arg(long, env = "TLS_CERT", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the key of the certificate.
+    #[arg(long, env = "TLS_KEY", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Audience that a ServiceAccount's token must be for (`kubectl create token NAME --audience=...`).
+    #[arg(long, env = "TOKEN_AUDIENCE", default_value = "computer-operator")]
+    pub audience: String,
+    /// The API server's own audience, which its OIDC authenticators answer with.
+    #[arg(long, env = "CLUSTER_AUDIENCE", default_value = "https://kubernetes.default.svc.cluster.local")]
+    pub cluster_audience: String,
+    /// Open connections, 1 to 65536; more wait.
+    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_connections: u32,
+    /// Requests in flight, 1 to 10000; more are answered 503 at once.
+    #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub max_in_flight: u32,
+    /// Longest request body, bytes.
+    #[arg(long, env = "MAX_BODY_BYTES", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..=10_485_760))]
+    pub max_body_bytes: u32,
+    /// Seconds within which a request's header, and then its body, must have arrived.
+    #[arg(long, env = "READ_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=300))]
+    pub read_seconds: u32,
+    /// Log lines as JSON instead of text.
+    #[arg(long, env = "LOG_JSON", default_value_t = false, action = clap::ArgAction::Set)]
+    pub log_json: bool,
+}
+
+impl Config {
+    /// Time for a header, and for a body.
+    pub fn read_limit(&self) -> Duration {
+        Duration::from_secs(u64::from(self.read_seconds))
+    }
+}

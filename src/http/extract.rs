@@ -1,0 +1,86 @@
+//! What handlers take from a request. Every refusal is the published error object, and a body that comes slowly, is too long or
+//! is no JSON costs nobody else anything.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
+
+use super::Shared;
+use super::auth::{Caller, authenticate};
+use super::error::ApiError;
+use super::layers::Who;
+use crate::credentials::ComputerId;
+
+/// A JSON body.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the body as JSON, with `Content-Type: application/json`"));
+        }
+        let limited = Limited::new(request.into_body(), shared.max_body);
+        let bytes = match tokio::time::timeout(shared.read_limit, limited.collect()).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                let detail = format!("the body is longer than {} bytes", shared.max_body);
+                return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+            }
+            Ok(Err(_)) => return Err(ApiError::invalid("the body broke off")),
+            Err(_) => {
+                let detail = format!("the body did not arrive within {} s", shared.read_limit.as_secs());
+                return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, detail));
+            }
+        };
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| ApiError::invalid(format!("the body is not what is expected: {error}")))
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let Some(value) = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()) else { return false };
+    let kind = value.split(';').next().unwrap_or_default().trim();
+    kind.eq_ignore_ascii_case("application/json") || kind.to_ascii_lowercase().ends_with("+json")
+}
+
+/// Query parameters; those that are not known are ignored.
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<Shared>> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<Shared>) -> Result<Self, ApiError> {
+        let query = Query::<T>::from_request_parts(parts, state).await;
+        query.map(|Query(value)| Self(value)).map_err(|error| ApiError::invalid(error.body_text()))
+    }
+}
+
+/// The id of a computer in the path. What is no id names nothing.
+pub struct Id(pub ComputerId);
+
+impl FromRequestParts<Arc<Shared>> for Id {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<Shared>) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let id = path.ok().and_then(|Path(word)| ComputerId::decode(&word));
+        id.map(Self).ok_or_else(|| ApiError::not_found("computer"))
+    }
+}
+
+impl FromRequestParts<Arc<Shared>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, ApiError> {
+        let caller = authenticate(shared, &parts.headers).await?;
+        if let Some(who) = parts.extensions.get::<Who>() {
+            who.note(&caller);
+        }
+        Ok(caller)
+    }
+}

@@ -1,0 +1,143 @@
+//! `computer-operator api`: the published v0 Computers API in front of the custom resources.
+//!
+//! Handlers only read, create, patch and delete custom resources, with UID preconditions, as what RBAC lets the caller do. Any
+//! replica serves any request: nothing is kept between two of them, and nothing is cached that could outlive a revocation.
+
+pub mod access;
+pub mod auth;
+pub mod computers;
+pub mod config;
+pub mod error;
+mod extract;
+pub mod layers;
+pub mod openapi;
+pub mod sessions;
+mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use kube::Client;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+
+use self::config::Config;
+use self::error::ApiError;
+use crate::runtime::server::{self, Limits};
+use crate::runtime::{client, health, operator};
+
+/// What is under way at the end has this long to finish.
+const DRAIN: Duration = Duration::from_secs(25);
+
+/// What all handlers share.
+pub struct Shared {
+    /// The API client, with this server's own rights.
+    pub client: Client,
+    /// Namespace of the operator: the records.
+    pub namespace: String,
+    /// Audience of the tokens of `ServiceAccounts`.
+    pub audience: String,
+    /// The API server's own audience.
+    pub cluster_audience: String,
+    /// Longest body, bytes.
+    pub max_body: usize,
+    /// Longest time for a body.
+    pub read_limit: Duration,
+    /// A slot for each request in flight.
+    pub slots: Semaphore,
+    /// Figures.
+    pub figures: layers::Figures,
+}
+
+impl Shared {
+    /// What the configuration says.
+    pub fn new(client: Client, config: &Config) -> Self {
+        Self {
+            client,
+            namespace: config.namespace.clone(),
+            audience: config.audience.clone(),
+            cluster_audience: config.cluster_audience.clone(),
+            max_body: config.max_body_bytes as usize,
+            read_limit: config.read_limit(),
+            slots: Semaphore::new(config.max_in_flight as usize),
+            figures: layers::Figures::default(),
+        }
+    }
+}
+
+/// The routes with their description.
+pub(crate) fn routes() -> OpenApiRouter<Arc<Shared>> {
+    OpenApiRouter::with_openapi(openapi::base()).merge(computers::routes()).merge(sessions::routes())
+}
+
+/// Everything that is served, errors included.
+pub fn router(shared: Arc<Shared>) -> Router {
+    let (router, description) = routes().split_for_parts();
+    let unknown = || async { ApiError::new(StatusCode::NOT_FOUND, "no such path: /openapi.json lists what there is, /docs explains it") };
+    let wrong = || async { ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method: see /openapi.json") };
+    router
+        .merge(openapi::routes(&description))
+        .method_not_allowed_fallback(wrong)
+        .fallback(unknown)
+        .layer(CatchPanicLayer::custom(layers::panicked))
+        .layer(from_fn_with_state(Arc::clone(&shared), layers::observe))
+        .with_state(shared)
+}
+
+/// Serves until SIGTERM or SIGINT; what is in flight is finished.
+///
+/// # Errors
+/// When the configuration or the API server cannot be used.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    operator::stop_on_signal(stop.clone());
+    let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
+    let shared = Arc::new(Shared::new(client, &config));
+    let mut tasks = JoinSet::new();
+    let figures = Arc::clone(&shared);
+    let ready = health::serve(config.metrics_bind, Arc::new(move || figures.figures.text()), stop.clone(), &mut tasks).await?;
+    let acceptor = match (&config.tls_cert, &config.tls_key) {
+        (Some(cert), Some(key)) => {
+            let current = tls::Current::load(cert, key).context("the certificate")?;
+            tasks.spawn(Arc::clone(&current).keep_fresh(stop.clone()));
+            Some(current.acceptor())
+        }
+        _ => None,
+    };
+    let listener = TcpListener::bind(config.bind).await.with_context(|| format!("listening on {}", config.bind))?;
+    tracing::info!(address = %config.bind, tls = acceptor.is_some(), "serving the HTTP API");
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        () = answering(&shared) => ready.set(),
+    }
+    let limits = Limits { connections: config.max_connections as usize, header: config.read_limit(), single: None, drain: DRAIN };
+    server::run(listener, acceptor, router(shared), limits, stop).await;
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// Waits until requests can be answered: the API server is there, and lets us ask who somebody is and what they may.
+async fn answering(shared: &Shared) {
+    let mut said = false;
+    loop {
+        let user = auth::Caller::User(auth::User { name: "system:anonymous".into(), ..auth::User::default() });
+        let target = access::Target { resource: "computers", namespace: &shared.namespace, name: None };
+        match access::may(shared, &user, "list", target).await {
+            Ok(_) => return,
+            Err(_) if said => {}
+            Err(_) => {
+                tracing::warn!("not ready: the API server does not answer, or this ServiceAccount may not create SubjectAccessReviews");
+                said = true;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

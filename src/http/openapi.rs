@@ -1,0 +1,54 @@
+//! The description of the API: `OpenAPI` 3.1, generated from the handlers, committed as `docs/openapi.json`, served at
+//! `/openapi.json`, and for people at `/docs`, without anything from the internet.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
+use swagger_ui_dist::{ApiDefinition, OpenApiSource};
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+
+use super::Shared;
+
+/// What is said of the whole.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Computers API",
+        description = "Wire-compatible with the published v0 Computers API. Requires authentication via the `Authorization: Bearer` header. \
+            What is marked \"Extension\" is this server's own; a client of the published API never needs it.",
+    ),
+    security(("BearerAuth" = [])),
+    tags((name = "Computers"), (name = "Sessions")),
+)]
+struct Base;
+
+/// Title, security scheme and tags.
+pub(super) fn base() -> utoipa::openapi::OpenApi {
+    let mut base = Base::openapi();
+    let scheme = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .description(Some("A computer's key, an ApiKey token, or a JWT that the cluster trusts"))
+        .build();
+    base.components.get_or_insert_default().add_security_scheme("BearerAuth", SecurityScheme::Http(scheme));
+    base
+}
+
+/// The description as it is committed and served.
+///
+/// # Errors
+/// Never in practice: it is made of literals.
+pub fn document() -> Result<String, serde_json::Error> {
+    Ok(super::routes().into_openapi().to_pretty_json()? + "\n")
+}
+
+/// `/openapi.json` and `/docs`.
+pub(super) fn routes(description: &utoipa::openapi::OpenApi) -> Router<Arc<Shared>> {
+    let json: Arc<str> = description.to_json().unwrap_or_default().into();
+    let page = ApiDefinition { uri_prefix: "/docs", api_definition: OpenApiSource::Uri("/openapi.json"), title: Some("Computers API") };
+    let serve = move || async move { ([(CONTENT_TYPE, "application/json")], json.to_string()) };
+    let docs: Router<Arc<Shared>> = swagger_ui_dist::generate_routes(page).with_state(());
+    Router::new().route("/openapi.json", get(serve)).merge(docs)
+}

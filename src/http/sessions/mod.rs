@@ -1,0 +1,78 @@
+//! The sessions of the published v0 API, as far as they make sense without an agent behind them: `Session` objects are listed,
+//! created, shown, changed and softly deleted; what only an agent can do is refused as such.
+
+pub mod agent;
+pub mod list;
+pub mod one;
+pub mod wire;
+
+use std::sync::Arc;
+
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::{Value, json};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::Shared;
+use super::access::{self, Target};
+use super::auth::Caller;
+use super::error::ApiError;
+use crate::credentials::ComputerId;
+use crate::resources::{MANAGER, Session};
+use crate::runtime::client::{ErrorClass, call, classify};
+
+/// The routes.
+pub(super) fn routes() -> OpenApiRouter<Arc<Shared>> {
+    OpenApiRouter::new()
+        .routes(routes!(list::list_sessions, one::create_session))
+        .routes(routes!(one::get_session, one::update_session, one::delete_session))
+        .routes(routes!(agent::interrupt_session))
+        .routes(routes!(agent::get_messages, agent::post_message))
+        .routes(routes!(agent::get_message))
+}
+
+impl Shared {
+    /// Sessions of a namespace.
+    pub(super) fn sessions(&self, namespace: &str) -> Api<Session> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+}
+
+/// Whether this caller may know of this session at all: a computer knows its own.
+fn own(caller: &Caller, session: &Session) -> bool {
+    match caller {
+        Caller::Computer(id) => session.spec.computer_uid == id.uid,
+        Caller::User(_) => true,
+    }
+}
+
+/// The session of this id for who may do `verb` with it, read live.
+///
+/// # Errors
+/// 404, 403 or 500.
+async fn permitted(shared: &Shared, caller: &Caller, verb: &'static str, word: &str) -> Result<Session, ApiError> {
+    let id = ComputerId::decode(word).ok_or_else(|| ApiError::not_found("session"))?;
+    let target = Target { resource: "sessions", namespace: &id.namespace, name: Some(&id.name) };
+    access::require(shared, caller, verb, target).await?;
+    let session = match call(shared.sessions(&id.namespace).get(&id.name)).await {
+        Ok(session) => session,
+        Err(error) if classify(&error) == ErrorClass::NotFound => return Err(ApiError::not_found("session")),
+        Err(error) => return Err(ApiError::from_call(&error, "session", "reading the session")),
+    };
+    let shown = session.metadata.uid.as_deref() == Some(&id.uid) && !wire::is_deleted(&session) && own(caller, &session);
+    if shown { Ok(session) } else { Err(ApiError::not_found("session")) }
+}
+
+/// Changes the session that was read, fenced by its UID.
+///
+/// # Errors
+/// As the API server refuses it.
+async fn change(shared: &Shared, session: &Session, operation: Value) -> Result<Session, ApiError> {
+    let id = wire::id(session);
+    let test = json!({"op": "test", "path": "/metadata/uid", "value": id.uid});
+    let patch = Patch::<()>::Json(crate::computer::volume::patch(&[test, operation]));
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    call(shared.sessions(&id.namespace).patch(&id.name, &params, &patch))
+        .await
+        .map_err(|e| ApiError::from_call(&e, "session", "changing the session"))
+}

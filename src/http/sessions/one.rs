@@ -1,0 +1,212 @@
+//! Create, get, update and delete one session.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::api::PostParams;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::wire::{self, WireSession};
+use crate::credentials::ComputerId;
+use crate::http::Shared;
+use crate::http::access::{self, Target};
+use crate::http::auth::Caller;
+use crate::http::computers;
+use crate::http::error::{ApiError, ErrorBody};
+use crate::http::extract::Body;
+use crate::resources::{MANAGER, Provider, Session, SessionSpec};
+use crate::runtime::client::call;
+
+/// A new session.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CreateSession {
+    /// The computer. Left out: the one whose key is used; anybody else must name one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    computer_id: Option<String>,
+    /// Kept as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    session_settings: Option<Value>,
+    /// Working directory on the computer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 1024)]
+    cwd: Option<String>,
+}
+
+/// What to change.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdateSession {
+    /// The new settings, in place of the old ones.
+    #[schema(value_type = Object)]
+    session_settings: Value,
+}
+
+/// Create a session
+///
+/// Resumes a suspended computer.
+#[utoipa::path(
+    post, path = "/api/v0/sessions", operation_id = "createSession", tag = "Sessions", request_body = CreateSession,
+    responses(
+        (status = 201, description = "The new session", body = WireSession),
+        (status = 400, description = "The request cannot be as it is", body = ErrorBody),
+        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 403, description = "The caller may not create sessions, or not resume the computer", body = ErrorBody),
+        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
+        (status = 409, description = "The namespace is being deleted", body = ErrorBody),
+        (status = 413, description = "The body is too long", body = ErrorBody),
+        (status = 415, description = "The body is not JSON", body = ErrorBody),
+        (status = 500, description = "Failed, or not known", body = ErrorBody),
+    )
+)]
+pub async fn create_session(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+    Body(asked): Body<CreateSession>,
+) -> Result<(StatusCode, Json<WireSession>), ApiError> {
+    let id = computer_of(&caller, asked.computer_id.as_deref())?;
+    settings(asked.session_settings.as_ref())?;
+    if let Some(cwd) = &asked.cwd {
+        computers::check_length("cwd", cwd, 1024)?;
+    }
+    computers::permit(&shared, &caller, "get", &id).await?;
+    access::require(&shared, &caller, "create", Target { resource: "sessions", namespace: &id.namespace, name: None }).await?;
+    let computer = computers::living(&shared, &id).await?;
+    if computer.spec.suspended && computer.spec.provider == Provider::Managed {
+        computers::permit(&shared, &caller, "patch", &id).await?;
+        let resume = json!({"op": "add", "path": "/spec/suspended", "value": false});
+        computers::change(&shared, &computer, false, vec![resume]).await?;
+    }
+    let mut session = Session::new("", spec(&id, asked));
+    session.metadata.name = None;
+    session.metadata.generate_name = Some("session-".to_owned());
+    let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+    let created = call(shared.sessions(&id.namespace).create(&params, &session))
+        .await
+        .map_err(|e| ApiError::from_call(&e, "namespace", "creating the session"))?;
+    Ok((StatusCode::CREATED, Json(wire::wire(&created, true))))
+}
+
+fn spec(id: &ComputerId, asked: CreateSession) -> SessionSpec {
+    SessionSpec {
+        computer_name: id.name.clone(),
+        computer_uid: id.uid.clone(),
+        working_directory: asked.cwd,
+        settings: asked.session_settings,
+        ..SessionSpec::default()
+    }
+}
+
+fn computer_of(caller: &Caller, asked: Option<&str>) -> Result<ComputerId, ApiError> {
+    match (asked, caller) {
+        (Some(word), _) => ComputerId::decode(word).ok_or_else(|| ApiError::not_found("computer")),
+        (None, Caller::Computer(id)) => Ok(id.clone()),
+        (None, Caller::User(_)) => Err(ApiError::invalid("computerId: name the computer that the session runs on")),
+    }
+}
+
+/// Settings are an object that stays small enough for the API server.
+fn settings(value: Option<&Value>) -> Result<(), ApiError> {
+    match value {
+        None | Some(Value::Object(_)) => Ok(()),
+        Some(_) => Err(ApiError::invalid("sessionSettings: an object")),
+    }
+}
+
+/// Get a session
+#[utoipa::path(
+    get, path = "/api/v0/sessions/{sessionId}", operation_id = "getSession", tag = "Sessions",
+    params(("sessionId" = String, Path, description = "Session ID")),
+    responses(
+        (status = 200, description = "The session", body = WireSession),
+        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 404, description = "No such session, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "Failed, or not known", body = ErrorBody),
+    )
+)]
+pub async fn get_session(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+    SessionId(id): SessionId,
+) -> Result<Json<WireSession>, ApiError> {
+    let session = super::permitted(&shared, &caller, "get", &id).await?;
+    Ok(Json(wire::wire(&session, true)))
+}
+
+/// Update a session
+#[utoipa::path(
+    patch, path = "/api/v0/sessions/{sessionId}", operation_id = "updateSession", tag = "Sessions", request_body = UpdateSession,
+    params(("sessionId" = String, Path, description = "Session ID")),
+    responses(
+        (status = 200, description = "The session as it is now", body = WireSession),
+        (status = 400, description = "The request cannot be as it is", body = ErrorBody),
+        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 403, description = "The caller may see it but not change it", body = ErrorBody),
+        (status = 404, description = "No such session, or the caller may not see it", body = ErrorBody),
+        (status = 408, description = "The body came too slowly", body = ErrorBody),
+        (status = 409, description = "Somebody changed it at the same time", body = ErrorBody),
+        (status = 413, description = "The body is too long", body = ErrorBody),
+        (status = 415, description = "The body is not JSON", body = ErrorBody),
+        (status = 500, description = "Failed, or not known", body = ErrorBody),
+    )
+)]
+pub async fn update_session(
+    State(shared): State<Arc<Shared>>,
+    caller: Caller,
+    SessionId(id): SessionId,
+    Body(asked): Body<UpdateSession>,
+) -> Result<Json<WireSession>, ApiError> {
+    settings(Some(&asked.session_settings))?;
+    let session = super::permitted(&shared, &caller, "patch", &id).await?;
+    if session.spec.settings.as_ref() == Some(&asked.session_settings) {
+        return Ok(Json(wire::wire(&session, true)));
+    }
+    let operation = json!({"op": "add", "path": "/spec/settings", "value": asked.session_settings});
+    let session = super::change(&shared, &session, operation).await?;
+    Ok(Json(wire::wire(&session, true)))
+}
+
+/// Delete a session
+///
+/// Soft: it is no longer shown. Its files on the computer stay, and are archived with the computer; an admin brings it back by
+/// taking `spec.deletedAt` off the `Session`.
+#[utoipa::path(
+    delete, path = "/api/v0/sessions/{sessionId}", operation_id = "deleteSession", tag = "Sessions",
+    params(("sessionId" = String, Path, description = "Session ID")),
+    responses(
+        (status = 204, description = "It is no longer shown"),
+        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 403, description = "The caller may see it but not delete it", body = ErrorBody),
+        (status = 404, description = "No such session, or the caller may not see it", body = ErrorBody),
+        (status = 409, description = "Somebody changed it at the same time", body = ErrorBody),
+        (status = 500, description = "Failed, or not known", body = ErrorBody),
+    )
+)]
+pub async fn delete_session(State(shared): State<Arc<Shared>>, caller: Caller, SessionId(id): SessionId) -> Result<StatusCode, ApiError> {
+    let session = super::permitted(&shared, &caller, "delete", &id).await?;
+    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+    super::change(&shared, &session, json!({"op": "add", "path": "/spec/deletedAt", "value": Time(now)})).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The id of a session in the path, not yet parsed.
+pub struct SessionId(pub String);
+
+impl axum::extract::FromRequestParts<Arc<Shared>> for SessionId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &Arc<Shared>) -> Result<Self, ApiError> {
+        // The first parameter of the path; a message's id may follow.
+        let path = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await;
+        let first = path.ok().and_then(|Path(all)| all.into_iter().next());
+        first.map(|(_, id)| Self(id)).ok_or_else(|| ApiError::not_found("session"))
+    }
+}

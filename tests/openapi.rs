@@ -1,0 +1,102 @@
+//! The committed description of the HTTP API is what the handlers say, and its DELETE is the published one.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+
+use computer_operator::http::openapi;
+use serde_json::{Value, json};
+
+#[test]
+fn the_committed_description_is_generated() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json");
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(committed == openapi::document().unwrap(), "docs/openapi.json is out of date: run `cargo xtask generate`");
+}
+
+/// Every reference replaced by what it stands for.
+fn resolved(value: &Value, whole: &Value) -> Value {
+    match value {
+        Value::Object(map) => match map.get("$ref").and_then(Value::as_str) {
+            Some(reference) => resolved(whole.pointer(&reference[1..]).expect(reference), whole),
+            None => map.iter().map(|(k, v)| (k.clone(), resolved(v, whole))).collect(),
+        },
+        Value::Array(list) => list.iter().map(|v| resolved(v, whole)).collect(),
+        other => other.clone(),
+    }
+}
+
+/// The published error object, as in the published description of DELETE.
+fn published_error() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "detail": {"type": "string", "description": "Human-readable error message"},
+            "status": {"type": "number", "description": "HTTP status code"},
+            "title": {"type": "string", "description": "HTTP status title"},
+            "metadata": {"type": "object", "additionalProperties": {}, "description": "Additional error metadata"},
+        },
+        "required": ["detail", "status", "title"],
+        "additionalProperties": false,
+    })
+}
+
+/// `{}` and `true` are the same schema; what the type is called is not part of it.
+fn plain(mut schema: Value) -> Value {
+    if let Some(map) = schema.as_object_mut() {
+        map.remove("description");
+    }
+    let free = schema.pointer_mut("/properties/metadata/additionalProperties");
+    if let Some(free) = free.filter(|f| **f == json!(true)) {
+        *free = json!({});
+    }
+    schema
+}
+
+#[test]
+fn delete_is_the_published_operation() {
+    let whole: Value = serde_json::from_str(&openapi::document().unwrap()).unwrap();
+    let delete = resolved(&whole["paths"]["/api/v0/computers/{computerId}"]["delete"], &whole);
+    assert_eq!((&delete["operationId"], &delete["tags"]), (&json!("deleteComputer"), &json!(["Computers"])));
+    assert_eq!(delete["summary"], "Delete a computer");
+    assert_eq!(
+        delete["description"],
+        "Terminal deletion: sets `deletedAt`, revokes the API key, archives sessions, and tears down provider resources for managed\ncomputers. Cannot be undone."
+    );
+    let parameters = delete["parameters"].as_array().unwrap();
+    let id = parameters.iter().find(|p| p["name"] == "computerId").unwrap();
+    assert_eq!((&id["in"], &id["required"], &id["schema"]["type"]), (&json!("path"), &json!(true), &json!("string")));
+    // A client that knows only the published operation need not send more.
+    assert!(parameters.iter().filter(|p| p["name"] != "computerId").all(|p| p["required"] != json!(true)), "{parameters:#?}");
+    let body = |code: &str| plain(delete["responses"][code]["content"]["application/json"]["schema"].clone());
+    for code in ["401", "404", "500"] {
+        assert_eq!(body(code), published_error(), "{code}");
+    }
+    let nothing = body("204");
+    assert_eq!((&nothing["type"], &nothing["additionalProperties"]), (&json!("object"), &json!(false)));
+    assert!(nothing["properties"].as_object().is_none_or(serde_json::Map::is_empty));
+    let scheme = &whole["components"]["securitySchemes"]["BearerAuth"];
+    assert_eq!((&scheme["type"], &scheme["scheme"]), (&json!("http"), &json!("bearer")));
+    assert!(whole["openapi"].as_str().unwrap().starts_with("3.1"));
+}
+
+/// Every error of every operation is the published object.
+#[test]
+fn every_error_is_the_published_object() {
+    let whole: Value = serde_json::from_str(&openapi::document().unwrap()).unwrap();
+    let mut operations = 0;
+    for (path, methods) in whole["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            operations += 1;
+            for (code, response) in operation["responses"].as_object().unwrap() {
+                if code.as_str() >= "400" {
+                    let schema = &response["content"]["application/json"]["schema"];
+                    assert_eq!(plain(resolved(schema, &whole)), published_error(), "{method} {path} {code}");
+                }
+            }
+            for code in ["401", "500"] {
+                assert!(operation["responses"].get(code).is_some(), "{method} {path} does not say {code}");
+            }
+        }
+    }
+    assert_eq!(operations, 11 + 9);
+}

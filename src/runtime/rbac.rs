@@ -74,9 +74,9 @@ pub fn manifests(install: &Install) -> Vec<Value> {
         [("computer-operator", rules(CLUSTER), own_rules()), ("computer-operator-api", rules(API_CLUSTER), rules(API_OWN))]
     {
         all.extend([
-            role(name, None, cluster),
+            role(name, None, &cluster),
             binding(name, None, namespace),
-            role(name, Some(namespace), own),
+            role(name, Some(namespace), &own),
             binding(name, Some(namespace), namespace),
         ]);
     }
@@ -105,7 +105,7 @@ fn account(namespace: &str, name: &str) -> Value {
 }
 
 /// A Role in a namespace, or a `ClusterRole`.
-fn role(name: &str, within: Option<&str>, rules: Vec<Value>) -> Value {
+fn role(name: &str, within: Option<&str>, rules: &[Value]) -> Value {
     let kind = if within.is_some() { "Role" } else { "ClusterRole" };
     json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": meta(within, name), "rules": rules})
 }

@@ -64,7 +64,8 @@ fn class(caches: &Caches, computer: Option<&Computer>, record: Option<&ComputerR
     }
 }
 
-fn fresh() -> Fresh {
+/// Random material for one pass.
+pub(crate) fn fresh() -> Fresh {
     let mut key = [0; 32];
     rand::rng().fill_bytes(&mut key);
     let mut suffix = [0; 16];

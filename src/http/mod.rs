@@ -9,6 +9,7 @@ pub mod computers;
 pub mod config;
 pub mod error;
 mod extract;
+mod last_used;
 pub mod layers;
 pub mod openapi;
 pub mod sessions;
@@ -53,6 +54,8 @@ pub struct Shared {
     pub read_limit: Duration,
     /// A slot for each request in flight.
     pub slots: Semaphore,
+    /// Writes when an `ApiKey` was last used.
+    pub last_used: last_used::LastUsed,
     /// Figures.
     pub figures: layers::Figures,
 }
@@ -68,6 +71,7 @@ impl Shared {
             max_body: config.max_body_bytes as usize,
             read_limit: config.read_limit(),
             slots: Semaphore::new(config.max_in_flight as usize),
+            last_used: last_used::LastUsed::default(),
             figures: layers::Figures::default(),
         }
     }

@@ -70,7 +70,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// The work of the leader: caches, reconciler, classes, sweeper; until `stop`, then what runs is finished.
+    /// The work of the leader: caches, reconcilers, classes, sweeper; until `stop`, then what runs is finished.
     async fn lead(self, finished_checks: &mut tokio::sync::mpsc::Receiver<String>, stop: CancellationToken) -> anyhow::Result<()> {
         let (queue, work) = queue::queue();
         let mut tasks = JoinSet::new();
@@ -82,6 +82,7 @@ impl Shared {
         tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled; reconciling");
         tasks.spawn(sweep::run(caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
         tasks.spawn(crate::class::run(self.client.clone(), self.settings.clone(), stop.clone()));
+        tasks.spawn(crate::apikey::run(self.client.clone(), self.settings.namespace.clone(), stop.clone()));
         let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
         let reconciler = Arc::new(Reconciler {
             client: self.client.clone(),

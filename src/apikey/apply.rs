@@ -65,6 +65,7 @@ impl Applier {
     pub async fn apply(&self, action: Action, view: &View) -> Result<Effect, Error> {
         match action {
             Action::ReadKey => self.read_key(view).await,
+            Action::ReadRecord => self.read_record(view).await,
             Action::ReadNamespace => self.read_namespace(view).await,
             Action::ReadAccount => self.read_account(view).await,
             Action::AddFinalizer => self.add_finalizer(view).await,
@@ -159,7 +160,7 @@ impl Applier {
     /// # Errors
     /// When the answer is unknown.
     pub async fn read_record(&self, view: &View) -> Result<Effect, Error> {
-        Ok(Effect::Record(optional(call(self.records.get(&view.uid)).await, "reading the ApiKeyRecord")?.map(Box::new)))
+        Ok(Effect::FoundRecord(optional(call(self.records.get(&view.uid)).await, "reading the ApiKeyRecord")?.map(Box::new)))
     }
 
     async fn delete_record(&self, view: &View) -> Result<Effect, Error> {

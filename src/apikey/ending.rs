@@ -80,6 +80,10 @@ pub(super) fn plan(view: &View) -> Plan {
         };
         return Plan::act(Action::SaveRecord(Box::new(revoked(record, cause))));
     }
+    // A cache may still show the tombstone of the token before: another one could be left behind with its Secret (S3).
+    if !view.record_is_live {
+        return Plan::act(Action::ReadRecord);
+    }
     match cleanup(view, record) {
         Cleanup::Do(action) => return Plan::act(*action),
         Cleanup::Held(secrets) => return Plan::not_ready("SecretHeld", held_message(view, &secrets), RETRY_SECONDS),

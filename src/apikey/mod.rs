@@ -132,6 +132,7 @@ impl Reconciler {
             key,
             key_is_live: false,
             record,
+            record_is_live: false,
             account: None,
             secrets: BTreeMap::new(),
             made: None,

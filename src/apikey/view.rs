@@ -37,6 +37,8 @@ pub enum Account {
 pub enum Action {
     /// Live read of the `ApiKey`.
     ReadKey,
+    /// Live read of the record.
+    ReadRecord,
     /// Live read of its namespace.
     ReadNamespace,
     /// Live read of its ServiceAccount.
@@ -75,8 +77,10 @@ pub enum Effect {
     Namespace(bool),
     /// The ServiceAccount.
     Account(Account),
-    /// The record as stored; `None`: gone.
+    /// The record as this pass wrote it; `None`: deleted.
     Record(Option<Box<ApiKeyRecord>>),
+    /// The record as it was read; `None`: there is none.
+    FoundRecord(Option<Box<ApiKeyRecord>>),
     /// A Secret of that name.
     Secret(String, SecretFact),
     /// The Secret that this pass created: name and UID.
@@ -94,10 +98,13 @@ pub struct View {
     pub name: String,
     /// The `ApiKey`; `None`: a live read found it gone or under another UID.
     pub key: Option<ApiKey>,
-    /// It was read live since it was last written to.
+    /// It was read live, later than the record and than it was last written to. A tombstone that is written after that changes the
+    /// record's resourceVersion, so no write of this pass can replace it (S8).
     pub key_is_live: bool,
     /// The record; `None`: a live read found none.
     pub record: Option<ApiKeyRecord>,
+    /// The record was read or written in this pass.
+    pub record_is_live: bool,
     /// Its namespace is Terminating.
     pub terminating: bool,
     /// That was read live.
@@ -133,7 +140,16 @@ impl View {
                 self.terminating_is_live = true;
             }
             Effect::Account(account) => self.account = Some(account),
-            Effect::Record(record) => self.record = record.map(|r| *r),
+            Effect::Record(record) => {
+                self.record = record.map(|r| *r);
+                self.record_is_live = true;
+            }
+            // Somebody else's: it may be the tombstone of an `ApiKey` whose deletion came after it was read here.
+            Effect::FoundRecord(record) => {
+                self.record = record.map(|r| *r);
+                self.record_is_live = true;
+                self.key_is_live &= self.key.is_none();
+            }
             Effect::Secret(name, fact) => {
                 self.secrets.insert(name, fact);
             }

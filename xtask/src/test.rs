@@ -35,6 +35,7 @@ const STAGES: &[Stage] = &[
     stage("the xtask program", &["build", "--package", "xtask"]),
     stage("the archive in a real S3 server", &["test", "--test", "s3"]),
     stage("the kinds on a real API server", &["test", "--test", "api_server"]),
+    stage("ApiKeys on a real control plane", &["test", "--test", "api_keys"]),
     stage("clusters come up, are found, and end without a trace", &["test", "--package", "xtask", "--test", "lifecycle"]),
     // Without a node the test runner names them as ignored, the one below as skipped.
     node_stage("real nodes", &["test", "--package", "xtask", "--test", "nodes"], &["--", "--include-ignored"]),

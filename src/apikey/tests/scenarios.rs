@@ -252,8 +252,10 @@ impl Scene {
             Op::DeleteSecrets => world.delete_secrets_by_hand(),
             Op::Plant => world.plant(),
             Op::Hold(held) => world.hold(held),
-            Op::Account(there) => {
-                world.account = if there { Some(world.account.clone().unwrap_or_else(|| format!("account-{}", world.now))) } else { None }
+            Op::Account(false) => world.account = None,
+            Op::Account(true) => {
+                let uid = world.next();
+                world.account.get_or_insert(uid);
             }
             Op::Terminate => world.terminating = true,
         }
@@ -279,7 +281,7 @@ proptest! {
         // The user wants to see it work again.
         world.hold(false);
         if world.key.as_ref().is_some_and(|k| k.metadata.deletion_timestamp.is_none()) && !world.terminating {
-            world.account.get_or_insert("last".into());
+            world.account.get_or_insert_with(|| "last".into());
             world.change(|key| { key.spec.expires_at = None; key.spec.rotation = Some("last".into()); });
             prop_assert_eq!(reason(&world.settle()), "Issued");
             let alive = world.authenticates();

@@ -65,7 +65,6 @@ impl Applier {
     pub async fn apply(&self, action: Action, view: &View) -> Result<Effect, Error> {
         match action {
             Action::ReadKey => self.read_key(view).await,
-            Action::ReadRecord => self.read_record(view).await,
             Action::ReadNamespace => self.read_namespace(view).await,
             Action::ReadAccount => self.read_account(view).await,
             Action::AddFinalizer => self.add_finalizer(view).await,

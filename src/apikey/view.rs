@@ -37,8 +37,6 @@ pub enum Account {
 pub enum Action {
     /// Live read of the `ApiKey`.
     ReadKey,
-    /// Live read of the record.
-    ReadRecord,
     /// Live read of its namespace.
     ReadNamespace,
     /// Live read of its ServiceAccount.
@@ -103,8 +101,6 @@ pub struct View {
     pub key_is_live: bool,
     /// The record; `None`: a live read found none.
     pub record: Option<ApiKeyRecord>,
-    /// The record was read or written in this pass.
-    pub record_is_live: bool,
     /// Its namespace is Terminating.
     pub terminating: bool,
     /// That was read live.
@@ -115,6 +111,8 @@ pub struct View {
     pub secrets: BTreeMap<String, SecretFact>,
     /// The Secret that this pass created: name and UID.
     pub made: Option<(String, String)>,
+    /// The random material of this pass was used: it must never make a second token, which would be the first one again.
+    pub spent: bool,
     /// Namespace of the operator.
     pub operator_namespace: String,
     /// Random material for this pass.
@@ -140,15 +138,12 @@ impl View {
                 self.terminating_is_live = true;
             }
             Effect::Account(account) => self.account = Some(account),
-            Effect::Record(record) => {
-                self.record = record.map(|r| *r);
-                self.record_is_live = true;
-            }
-            // Somebody else's: it may be the tombstone of an `ApiKey` whose deletion came after it was read here.
+            Effect::Record(record) => self.record = record.map(|r| *r),
+            // Somebody else's: what was read before it may have changed since, the `ApiKey` by its deletion, and the Secrets.
             Effect::FoundRecord(record) => {
                 self.record = record.map(|r| *r);
-                self.record_is_live = true;
                 self.key_is_live &= self.key.is_none();
+                self.secrets.retain(|name, _| self.made.as_ref().is_some_and(|(made, _)| made == name));
             }
             Effect::Secret(name, fact) => {
                 self.secrets.insert(name, fact);
@@ -158,6 +153,9 @@ impl View {
                 self.made = Some((name, uid));
             }
         }
+        let fresh = self.fresh_secret();
+        let named = self.record.as_ref().is_some_and(|r| r.spec.token.secret.iter().chain(&r.spec.retired).any(|s| s.name == fresh));
+        self.spent |= named;
     }
 
     /// The token that this pass would issue.

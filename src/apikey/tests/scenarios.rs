@@ -270,7 +270,7 @@ impl Scene {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_happens_no_dead_token_lives_again_and_it_settles(ops in proptest::collection::vec(op(), 0..120)) {

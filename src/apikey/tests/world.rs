@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::apikey::ending::ended;
 use crate::apikey::plan::{Next, Plan, plan};
 use crate::apikey::view::{Account, Action, Effect, SecretFact, View, has_finalizer};
 use crate::computer::view::Fresh;
@@ -34,6 +35,8 @@ pub struct World {
     /// Tokens that have authenticated, and those that have died since.
     lived: BTreeSet<String>,
     died: BTreeSet<String>,
+    /// Every token that was ever on record.
+    hashes: BTreeSet<String>,
     count: u64,
 }
 
@@ -53,6 +56,7 @@ impl World {
             writes: 0,
             lived: BTreeSet::new(),
             died: BTreeSet::new(),
+            hashes: BTreeSet::new(),
             count: 0,
         }
     }
@@ -80,12 +84,12 @@ impl World {
             key,
             key_is_live: false,
             record,
-            record_is_live: false,
             terminating: cache.terminating,
             terminating_is_live: false,
             account: None,
             secrets: BTreeMap::new(),
             made: None,
+            spent: false,
             operator_namespace: "op".into(),
             fresh: Fresh { suffix: number, key: secret },
             now: self.now,
@@ -127,7 +131,6 @@ impl World {
         let live_key = || Effect::Key(self.key.clone().map(Box::new));
         match action {
             Action::ReadKey => live_key(),
-            Action::ReadRecord => Effect::FoundRecord(self.record.clone().map(Box::new)),
             Action::ReadNamespace => Effect::Namespace(self.terminating),
             Action::ReadAccount => Effect::Account(self.account.clone().map_or(Account::Gone, Account::Uid)),
             Action::AddFinalizer | Action::ReleaseFinalizer => self.patch(view, action == Action::AddFinalizer),
@@ -184,7 +187,7 @@ impl World {
     /// S3: nothing of ours is left, and the token is a tombstone.
     fn release_is_last(&self) {
         let Some(record) = &self.record else { return };
-        assert_eq!(record.spec.token.state, CredentialState::Revoked);
+        assert!(ended(record), "released without a tombstone");
         // One without a UID may be made by another leader at this very moment, although it was just read as gone: that leader then
         // finds the tombstone and deletes it; should it crash, the owner reference is the net.
         for known in record.spec.retired.iter().filter(|s| s.uid.is_some()) {
@@ -198,6 +201,9 @@ impl World {
             return Effect::FoundRecord(self.record.clone().map(Box::new));
         }
         self.writes += 1;
+        let token = &record.spec.token;
+        let first = self.record.as_ref().is_some_and(|r| r.spec.token.hash == token.hash) || self.hashes.insert(token.hash.clone());
+        assert!(first, "a token was issued twice");
         record.metadata.resource_version = Some(self.next());
         self.record = Some(record.clone());
         Effect::Record(Some(Box::new(record)))
@@ -209,10 +215,12 @@ impl World {
             return Effect::FoundRecord(self.record.clone().map(Box::new));
         }
         assert_ne!(self.record.as_ref().unwrap().spec, record.spec, "a write that changes nothing");
-        let deleting = self.key.as_ref().is_none_or(|k| k.metadata.deletion_timestamp.is_some());
-        let revoked = |r: &ApiKeyRecord| r.spec.token.state == CredentialState::Revoked;
-        assert!(!deleting || !self.record.as_ref().is_some_and(revoked) || revoked(&record), "S8: a tombstone was replaced");
+        let last = self.record.as_ref().is_some_and(ended);
+        assert!(!last || ended(&record), "S8: the tombstone of a deleted key was replaced");
         self.writes += 1;
+        let token = &record.spec.token;
+        let first = self.record.as_ref().is_some_and(|r| r.spec.token.hash == token.hash) || self.hashes.insert(token.hash.clone());
+        assert!(first, "a token was issued twice");
         record.metadata.resource_version = Some(self.next());
         self.record = Some(record.clone());
         Effect::Record(Some(Box::new(record)))

@@ -64,7 +64,10 @@ fn found<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
 }
 
 /// The decision, from what was read live.
-fn decide(
+///
+/// # Errors
+/// Why the key does not authenticate.
+pub fn decide(
     key: &Key,
     record: Option<&ComputerRecord>,
     computer: Option<&Computer>,

@@ -14,7 +14,7 @@ use super::config::Config;
 use super::metrics::Metrics;
 use super::sources::Sources;
 use super::{caches, client, health, lease, queue};
-use crate::archive::{Archives, ingest};
+use crate::archive::{Archives, ingest, store_volume};
 use crate::computer::apply::Applier;
 use crate::computer::reconcile::Reconciler;
 use crate::computer::sweep;
@@ -47,6 +47,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     ingest::serve(config.ingest_bind, tls, client.clone(), &settings, Arc::clone(&archives), stop.clone(), &mut servers).await?;
     ready.set();
+    if let Some(claim) = &config.retain_store_claim {
+        match store_volume::retain(&client, &config.namespace, claim).await {
+            Ok(true) => tracing::info!(claim, "the store's volume is set to Retain"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(error = format!("{error:#}"), "the store's volume is not protected: set its reclaim policy to Retain by hand"),
+        }
+    }
 
     let leader =
         Leader { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency, sources: Sources::default() };

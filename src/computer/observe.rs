@@ -63,7 +63,8 @@ fn class(caches: &Caches, computer: Option<&Computer>, record: Option<&ComputerR
     }
 }
 
-fn fresh(sources: &Sources) -> Fresh {
+/// Random material for one pass.
+pub(crate) fn fresh(sources: &Sources) -> Fresh {
     Fresh { key: sources.bytes(), suffix: hex::encode(sources.bytes::<16>()) }
 }
 

@@ -51,7 +51,8 @@ pub fn rows(values: &str) -> Result<Vec<Row>> {
         parents.push((indent, key.to_owned()));
         if let Some(text) = text.take() {
             let path: Vec<&str> = parents.iter().map(|(_, key)| key.as_str()).collect();
-            let found = path.iter().try_fold(&parsed, |value, key| value.get(*key)).with_context(|| format!("no value {}", path.join(".")))?;
+            let found =
+                path.iter().try_fold(&parsed, |value, key| value.get(*key)).with_context(|| format!("no value {}", path.join(".")))?;
             rows.push(Row { path: path.join("."), text, default: serde_json::to_string(found)? });
         }
     }

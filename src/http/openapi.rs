@@ -9,8 +9,8 @@ use axum::routing::get;
 use swagger_ui_dist::{ApiDefinition, OpenApiSource};
 use utoipa::OpenApi;
 use utoipa::openapi::content::ContentBuilder;
-use utoipa::openapi::schema::Ref;
 use utoipa::openapi::response::ResponseBuilder;
+use utoipa::openapi::schema::Ref;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
 use super::Shared;

@@ -73,11 +73,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Peer<S> {
         self.bounded(context, answer)
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let answer = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
         self.bounded(context, answer)
     }

@@ -94,6 +94,7 @@ impl Bench {
                 "admission/finalizer",
                 "admission/reserved",
                 "admission/volumes",
+                "admission/children",
             ];
             let only: Vec<String> = shown.iter().flat_map(|t| ["--show-only".to_owned(), format!("templates/{t}.yaml")]).collect();
             let api = ["--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"];

@@ -168,7 +168,10 @@ fn learn_uids(context: &Context<'_>) -> State {
     let placed = children.volume.is_some();
     for recorded in &mut children.pods {
         let Some(Some(pod)) = context.view.pod(namespace, &recorded.name) else { continue };
-        if recorded.uid.is_none() {
+        if recorded.uid.is_none() || snapshot.run_as_user.is_none() {
+            if pod::stripped(pod) {
+                return State::act(Action::Read(Subject::pod(namespace, &recorded.name)));
+            }
             recorded.uid.clone_from(&pod.metadata.uid);
             pod::note_effective(&mut snapshot, pod);
         }
@@ -177,7 +180,7 @@ fn learn_uids(context: &Context<'_>) -> State {
             recorded.node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
         }
     }
-    if children == context.record.spec.state.children {
+    if children == context.record.spec.state.children && snapshot == context.record.spec.snapshot {
         return State::Done;
     }
     context.save(|r| {

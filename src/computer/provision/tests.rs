@@ -78,7 +78,9 @@ impl World {
             now: Timestamp::from_second(self.now).unwrap(),
         };
         for (name, pod) in &self.pods {
-            view.facts.insert(Subject::pod("t", name), Fact::Pod(Box::new(pod.clone())));
+            let mut cached = pod.clone();
+            crate::runtime::caches::strip_pod(&mut cached);
+            view.facts.insert(Subject::pod("t", name), Fact::Pod(Box::new(cached)));
         }
         for (name, claim) in &self.claims {
             view.facts.insert(Subject::claim("t", name), Fact::Claim(Box::new(claim.clone())));
@@ -260,6 +262,8 @@ fn a_crash_after_any_request_leaves_one_of_each_and_nothing_unrecorded() {
             assert_eq!((world.pods.len(), world.claims.len(), world.secrets.len()), (managed, managed, 1), "crash {n}");
             assert_eq!(children.secret_uid.as_ref(), world.secrets.values().next(), "crash {n}");
             assert_eq!(world.state().credential, CredentialState::Live, "crash {n}");
+            let user = world.record.as_ref().unwrap().spec.snapshot.run_as_user;
+            assert_eq!(user, (managed == 1).then_some(1000), "S1: the archive would run as another user; crash {n}");
         }
     }
 }

@@ -183,7 +183,7 @@ impl World {
         for (name, claim) in &mut self.claims {
             if any && claim.status.is_none() {
                 let uid = claim.metadata.uid.clone();
-                let volume = self.volume.get_or_insert_with(|| from(json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1"}, "spec": {"persistentVolumeReclaimPolicy": "Delete", "claimRef": {"uid": uid, "name": name}}, "status": {"phase": "Bound"}})));
+                let volume = self.volume.get_or_insert_with(|| from(json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1"}, "spec": {"persistentVolumeReclaimPolicy": "Delete", "claimRef": {"uid": uid, "namespace": "t", "name": name}}, "status": {"phase": "Bound"}})));
                 if volume.spec.as_ref().unwrap().claim_ref.as_ref().unwrap().uid == uid {
                     claim.spec.as_mut().unwrap().volume_name = Some("pv".into());
                     claim.status = from(json!({"phase": "Bound"}));
@@ -340,4 +340,20 @@ fn a_deleting_computer_never_gets_a_finalizer_or_a_child() {
     world.computer.metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
     let forbidden = |action: &Action| matches!(action, Action::AddFinalizer | Action::Create(_));
     assert!(!matches!(plan(&world.view()).next, Next::Do(a) if forbidden(&a)), "S8");
+}
+
+/// A tenant may be able to write the status of a Computer. Of a volume it proves nothing (S5).
+#[test]
+fn a_forged_status_gets_no_volume_of_somebody_else() {
+    let mut world = World::new(json!({}));
+    world.volume = from(
+        json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1", "labels": {UID_LABEL: "victim", MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: "Delete"}},
+        "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"namespace": "victim", "name": "home", "uid": "victims-claim"}}, "status": {"phase": "Released"}}),
+    );
+    let before = world.volume.clone();
+    world.computer.status = from(
+        json!({"children": {"claimName": "mine", "claimUid": "victims-claim", "volume": {"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"}}}),
+    );
+    world.settle(None);
+    assert_eq!(world.volume, before, "S5");
 }

@@ -1,0 +1,65 @@
+//! What tenants, admins, lost nodes and caches that are behind do to a deletion.
+
+use serde_json::json;
+
+use super::world::{UID, World, from};
+use super::{Crash, run};
+use crate::computer::action::Action;
+use crate::computer::plan::{Next, Plan, plan};
+use crate::resources::*;
+
+/// One pass, then the others' part.
+fn pass(world: &mut World) -> Plan {
+    let mut view = world.view(true);
+    let last = loop {
+        let current = plan(&view);
+        let Next::Do(action) = &current.next else { break current };
+        let effect = world.apply(action.clone());
+        view.absorb(effect);
+    };
+    world.others();
+    last
+}
+
+fn skip(step: &str) -> Vec<DeletionOverride> {
+    vec![from(
+        json!({"metadata": {"name": "o"}, "spec": {"computer": {"namespace": "t", "name": "c", "uid": UID}, "skip": [step], "reason": "an admin has decided"}}),
+    )]
+}
+
+#[test]
+fn a_forged_status_destroys_no_volume_of_somebody_else() {
+    let volume = json!({"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"});
+    for forged in
+        [json!({"claimName": "mine", "claimUid": "victims", "volume": volume}), json!({"claimName": "mine", "claimUid": "victims"})]
+    {
+        let mut world = World::new("Delete", ArchivePolicy::Required);
+        world.record = None;
+        world.pods.clear();
+        world.claims = [(("victim".into(), "home".into()), from(json!({"metadata": {"uid": "victims"}})))].into();
+        let pv = world.volume.as_mut().unwrap();
+        pv.metadata.labels.as_mut().unwrap().insert(UID_LABEL.into(), "victim".into());
+        pv.spec.as_mut().unwrap().claim_ref = from(json!({"namespace": "victim", "name": "home", "uid": "victims"}));
+        let before = world.volume.clone();
+        world.computer.as_mut().unwrap().status = from(json!({"children": forged}));
+        for _ in 0..100 {
+            pass(&mut world);
+        }
+        assert_eq!(world.volume, before, "S5");
+        assert!(world.computer.is_none(), "L1: and the deletion ends");
+    }
+}
+
+#[test]
+fn a_lost_record_is_made_again_and_its_home_archived() {
+    for policy in ["Delete", "Retain"] {
+        let mut world = World::new(policy, ArchivePolicy::Required);
+        let children = world.record.take().unwrap().spec.state.children;
+        world.computer.as_mut().unwrap().status = from(json!({"children": children}));
+        for _ in 0..100 {
+            pass(&mut world);
+        }
+        assert!(world.computer.is_none() && world.manifest && world.receipt.is_some());
+        assert_eq!(world.volume.is_some(), policy == "Retain");
+    }
+}

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use either::Either;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Resource};
@@ -105,6 +105,9 @@ impl Applier {
             }
             Subject::Node { name } => get(&Api::<Node>::all(self.client.clone()), name, &what).await?.map(|n| Fact::Node(Box::new(n))),
             Subject::ClaimUsers { namespace, claim } => Some(Fact::Names(self.claim_users(namespace, claim, &what).await?)),
+            Subject::Namespace { name } => {
+                get(&Api::<Namespace>::all(self.client.clone()), name, &what).await?.map(|n| Fact::Namespace(Box::new(n)))
+            }
             Subject::VolumesOfClaim { uid } => Some(Fact::Names(self.volumes_of_claim(uid, &what).await?)),
             Subject::Attachments { volume } => Some(Fact::Names(self.attachments(volume, &what).await?)),
         };

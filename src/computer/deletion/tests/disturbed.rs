@@ -63,3 +63,15 @@ fn a_lost_record_is_made_again_and_its_home_archived() {
         assert_eq!(world.volume.is_some(), policy == "Retain");
     }
 }
+
+#[test]
+fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.computer.as_mut().unwrap().metadata.deletion_timestamp = None;
+    let mut view = world.view(true);
+    view.namespace_terminating = true;
+    for record in [view.record.clone(), None] {
+        view.record = record;
+        assert!(matches!(plan(&view).next, Next::Do(Action::Read(_))), "{:?}", plan(&view).next);
+    }
+}

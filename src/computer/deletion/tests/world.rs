@@ -126,7 +126,10 @@ impl World {
             Subject::Secret { .. } => self.secret.clone().map_or(Fact::Gone, Fact::Uid),
             Subject::Volume { .. } => self.volume.clone().map_or(Fact::Gone, |v| Fact::Volume(Box::new(v))),
             Subject::Node { name } => Fact::Node(Box::new(from::<Node>(
-                json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+                json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": if self.node_lost { "Unknown" } else { "True" }}]}}),
+            ))),
+            Subject::Namespace { name } => Fact::Namespace(Box::new(from(
+                json!({"metadata": {"name": name}, "status": {"phase": if self.terminating { "Terminating" } else { "Active" }}}),
             ))),
             Subject::VolumesOfClaim { uid } => {
                 let bound = self.volume.iter().filter(|v| crate::computer::volume::claim_ref_uid(v) == Some(uid));

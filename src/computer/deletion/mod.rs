@@ -120,6 +120,17 @@ impl Context<'_> {
         self.record.spec.state.deletion.as_ref()
     }
 
+    /// How a step came out, if it was finished before.
+    pub fn finished(&self, step: &str) -> Option<&SubjectOutcome> {
+        self.deletion()?.steps.get(step)
+    }
+
+    /// Whether this pass leaves a step out.
+    pub fn left_out(&self, step: &str) -> bool {
+        let place = STEPS.iter().position(|s| s.0 == step);
+        place.and_then(|i| self.done.get(i)).is_some_and(|(outcome, _)| *outcome == Outcome::Skipped)
+    }
+
     /// Whether the record says when a step began.
     pub fn started(&self, step: &str) -> bool {
         self.deletion().is_some_and(|d| d.started.contains_key(step))

@@ -167,7 +167,9 @@ fn still_running(subject: &Subject, pod: &Pod, why: &str) -> String {
 fn vanished(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
     let children = &context.record.spec.state.children;
     let never_ran = recorded.uid.is_none() || children.volume.is_none();
-    if recorded.stopped_at.is_some() || never_ran || context.view.skipped(SkippableStep::StopPods).is_some() {
+    // Whether it may still write was answered before the archive began (S9); here only its absence is looked at again.
+    let answered = recorded.stopped_at.is_some() || context.finished("stop-pods").is_some();
+    if answered || never_ran || context.view.skipped(SkippableStep::StopPods).is_some() {
         return None;
     }
     let Some(since) = &recorded.vanished_at else {

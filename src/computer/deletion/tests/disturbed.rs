@@ -75,3 +75,50 @@ fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
         assert!(matches!(plan(&view).next, Next::Do(Action::Read(_))), "{:?}", plan(&view).next);
     }
 }
+
+#[test]
+fn best_effort_gives_up_once() {
+    let mut world = World::new("Delete", ArchivePolicy::BestEffort);
+    world.no_archive = true;
+    let begun = world.now;
+    for _ in 0..600 {
+        if let Some(blocker) = pass(&mut world).report.blocker {
+            assert_ne!(blocker.reason, "VolumeLost");
+        }
+    }
+    assert!(world.computer.is_none(), "L1: {:?}", pass(&mut world).report);
+    let receipt: serde_json::Value = serde_json::from_slice(&world.receipt.unwrap()).unwrap();
+    let written: jiff::Timestamp = from(receipt["writtenAt"].clone());
+    assert!(written.as_second() - begun < 3600 + 300, "a second deadline");
+}
+
+#[test]
+fn an_override_that_is_taken_back_too_late_changes_nothing() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    world.overrides = skip("archive-sessions");
+    while world.volume.is_some() {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_some());
+    let overrides = std::mem::take(&mut world.overrides);
+    for _ in 0..20 {
+        assert_eq!(pass(&mut world).report.blocker, None);
+    }
+    world.overrides = overrides;
+    assert!(world.computer.is_none() && world.receipt.is_some());
+}
+
+#[test]
+fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.pods.clear();
+    while world.volume.is_some() {
+        pass(&mut world);
+    }
+    world.node_lost = true;
+    for _ in 0..20 {
+        assert_eq!(pass(&mut world).report.blocker, None);
+    }
+    assert!(world.computer.is_none());
+}

@@ -35,6 +35,10 @@ pub(super) struct World {
     pub(super) next_uid: u32,
     pub(super) writes: u32,
     pub(super) overrides: Vec<DeletionOverride>,
+    /// The archive pod never comes to an end.
+    pub(super) no_archive: bool,
+    /// The kubelet of the machine's node says nothing any more.
+    pub(super) node_lost: bool,
 }
 
 impl World {
@@ -70,6 +74,8 @@ impl World {
             next_uid: 0,
             writes: 0,
             overrides: Vec::new(),
+            no_archive: false,
+            node_lost: false,
         }
     }
 
@@ -240,16 +246,17 @@ impl World {
         for ((ns, _), pod) in &mut self.pods {
             if ns == OWN && pod.metadata.deletion_timestamp.is_none() {
                 let custody = self.claims.get(&(OWN.to_owned(), format!("home-{UID}"))).and_then(|c| c.metadata.uid.clone());
-                if custody.is_some() && custody == holder {
+                if custody.is_some() && custody == holder && !self.no_archive {
                     self.manifest = true;
                     pod.status = from(finished.clone());
                 }
-            } else if pod.metadata.deletion_timestamp.is_some() {
+            } else if pod.metadata.deletion_timestamp.is_some() && !self.node_lost {
                 pod.status = from(finished.clone());
             }
         }
         let held = |p: &Pod| p.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
-        self.pods.retain(|_, p| p.metadata.deletion_timestamp.is_none() || held(p));
+        let kept = |ns: &str| self.node_lost && ns != OWN;
+        self.pods.retain(|(ns, _), p| p.metadata.deletion_timestamp.is_none() || held(p) || kept(ns));
         let used: Vec<_> = self.pods.keys().map(|(ns, _)| ns.clone()).collect();
         self.claims.retain(|(ns, _), c| c.metadata.deletion_timestamp.is_none() || used.contains(ns));
         for claim in self.claims.values_mut().filter(|c| c.metadata.uid == holder) {

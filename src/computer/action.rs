@@ -76,6 +76,8 @@ pub enum Action {
     Create(Object),
     /// Deletes a subject with a UID precondition.
     Delete { subject: Subject, uid: String },
+    /// Takes a pod out of the API at once, without its kubelet's word, with a UID precondition.
+    Remove { subject: Subject, uid: String },
     /// JSON patch whose first operation tests the UID.
     Patch { subject: Subject, patch: json_patch::Patch },
     /// Asks the archive verifier how the archive of this computer stands.
@@ -125,9 +127,9 @@ impl Subject {
             Self::Secret { namespace, name } => format!("Secret {namespace}/{name}"),
             Self::Volume { name } => format!("PersistentVolume {name}"),
             Self::Node { name } => format!("Node {name}"),
+            Self::Namespace { name } => format!("Namespace {name}"),
             Self::ClaimUsers { namespace, claim } => format!("pods of {namespace} on claim {claim}"),
             Self::VolumesOfClaim { uid } => format!("volumes of claim UID {uid}"),
-            Self::Namespace { name } => format!("Namespace {name}"),
             Self::Attachments { volume } => format!("VolumeAttachments of {volume}"),
         }
     }

@@ -237,6 +237,7 @@ fn explain(report: &mut Report, error: &Error) {
 fn reason_of(step: &crate::resources::Step) -> String {
     let id: String = step.id.split('-').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
     format!("{id}{:?}", step.status)
+        Action::Remove { subject, .. } => format!("remove {}", subject.describe()),
 }
 
 fn name(action: &Action) -> String {

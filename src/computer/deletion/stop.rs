@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Fact, Subject};
-use crate::computer::stopped::{Writers, remove_finalizer_patch, writers};
+use crate::computer::stopped::{Writers, overstays, remove_finalizer_patch, writers};
 use crate::computer::volume::{self, retain_patch};
 use crate::resources::{POD_FINALIZER, PodRecord, Provider, SkippableStep, VolumeRecord};
 
@@ -144,6 +144,9 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
         Some(patch) => State::act(Action::Patch { subject, patch }),
         None => match foreign_finalizers(&pod.metadata, &[]) {
             Some(held) => State::blocked("PodHeld", format!("{} has stopped, but {held}", subject.describe()), 15),
+            None if skipped || overstays(pod, recorded.stopped_at.as_ref(), context.view.now) => {
+                State::act(Action::Remove { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
+            }
             None => State::wait(2),
         },
     }

@@ -110,6 +110,36 @@ fn an_override_that_is_taken_back_too_late_changes_nothing() {
 }
 
 #[test]
+fn an_override_lets_the_pod_of_a_lost_node_go() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.node_lost = true;
+    for _ in 0..70 {
+        pass(&mut world);
+    }
+    let blocker = pass(&mut world).report.blocker.expect("blocked");
+    assert!(blocker.message.contains("skips stop-pods"), "{blocker:?}");
+    world.overrides = skip("stop-pods");
+    for _ in 0..20 {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
+}
+
+#[test]
+fn a_pod_that_has_stopped_does_not_wait_for_its_node() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.node_lost = true;
+    let pod = world.pods.values_mut().next().unwrap();
+    pod.status = from(
+        json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}]}),
+    );
+    for _ in 0..40 {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
+}
+
+#[test]
 fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.pods.clear();

@@ -168,6 +168,14 @@ impl World {
             }
             Action::Create(object) => self.create(object),
             Action::Delete { subject, uid } => self.delete(subject, &uid),
+            Action::Remove { subject: Subject::Pod { namespace, name }, uid } => {
+                let key = (namespace.clone(), name.clone());
+                let ours = self.pods.get(&key).filter(|p| p.metadata.uid.as_deref() == Some(&uid)).unwrap();
+                assert!(ours.metadata.finalizers.as_ref().is_none_or(Vec::is_empty), "removed before its finalizer");
+                self.pods.remove(&key);
+                Effect::Learned(Subject::pod(&namespace, &name), Fact::Gone)
+            }
+            Action::Remove { .. } => panic!("only pods are removed"),
             Action::Patch { subject, patch } => self.patch(subject, &patch),
             Action::CheckArchive => {
                 Effect::Archive(if self.manifest { Verification::Valid(Summary::default()) } else { Verification::Missing })
@@ -254,6 +262,7 @@ impl World {
                 pod.status = from(finished.clone());
             }
         }
+        // The kubelet has the last word about its pods, unless they are removed.
         let held = |p: &Pod| p.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
         let kept = |ns: &str| self.node_lost && ns != OWN;
         self.pods.retain(|(ns, _), p| p.metadata.deletion_timestamp.is_none() || held(p) || kept(ns));

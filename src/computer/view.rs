@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeCl
 
 use super::action::{Effect, Fact, Subject};
 use crate::archive::Verification;
-use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, SkippableStep};
+use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep};
 
 /// Operator settings that plans need.
 #[derive(Clone, Debug, Default)]

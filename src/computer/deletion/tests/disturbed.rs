@@ -152,3 +152,19 @@ fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
     }
     assert!(world.computer.is_none());
 }
+
+#[test]
+fn a_pod_that_comes_to_be_after_the_release_is_taken_away() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    let late = world.pods.values().next().unwrap().clone();
+    world.pods.clear();
+    world.record.as_mut().unwrap().spec.state.children.pods[0].uid = None;
+    let (mut world, _) = run(world, Crash::Never, true);
+    assert!(world.view(true).settled());
+    world.pods.insert(("t".into(), "m-x".into()), late);
+    assert!(!world.view(true).settled());
+    for _ in 0..20 {
+        pass(&mut world);
+    }
+    assert!(world.pods.is_empty() && world.view(true).settled());
+}

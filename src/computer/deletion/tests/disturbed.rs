@@ -27,6 +27,7 @@ fn skip(step: &str) -> Vec<DeletionOverride> {
     )]
 }
 
+/// A tenant may be able to write the status of a Computer, from which a lost record is made again. Of a volume it proves nothing.
 #[test]
 fn a_forged_status_destroys_no_volume_of_somebody_else() {
     let volume = json!({"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"});
@@ -50,6 +51,7 @@ fn a_forged_status_destroys_no_volume_of_somebody_else() {
     }
 }
 
+/// The status of a lost record is still good for what the volume itself confirms.
 #[test]
 fn a_lost_record_is_made_again_and_its_home_archived() {
     for policy in ["Delete", "Retain"] {
@@ -64,6 +66,7 @@ fn a_lost_record_is_made_again_and_its_home_archived() {
     }
 }
 
+/// S4: a namespace and a Computer were made again under their old names; the cache still shows the old namespace.
 #[test]
 fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -76,6 +79,7 @@ fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
     }
 }
 
+/// S9: the step was left out when its deadline had passed; that its volume is gone now is no reason to wait once more.
 #[test]
 fn best_effort_gives_up_once() {
     let mut world = World::new("Delete", ArchivePolicy::BestEffort);
@@ -92,6 +96,7 @@ fn best_effort_gives_up_once() {
     assert!(written.as_second() - begun < 3600 + 300, "a second deadline");
 }
 
+/// S9: an override that was in force is not needed any more once its step is left out and the volume gone.
 #[test]
 fn an_override_that_is_taken_back_too_late_changes_nothing() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -109,6 +114,7 @@ fn an_override_that_is_taken_back_too_late_changes_nothing() {
     assert!(world.computer.is_none() && world.receipt.is_some());
 }
 
+/// L1, S11: the admin was told to create exactly this override.
 #[test]
 fn an_override_lets_the_pod_of_a_lost_node_go() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -125,6 +131,7 @@ fn an_override_lets_the_pod_of_a_lost_node_go() {
     assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
 }
 
+/// L1: the kubelet ended the pod (a graceful shutdown of its node), and then the node was gone.
 #[test]
 fn a_pod_that_has_stopped_does_not_wait_for_its_node() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -139,6 +146,7 @@ fn a_pod_that_has_stopped_does_not_wait_for_its_node() {
     assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
 }
 
+/// S9: whether its node had stopped writing was asked, and answered, before the archive; the volume is gone now.
 #[test]
 fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -153,6 +161,7 @@ fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
     assert!(world.computer.is_none());
 }
 
+/// S6: a create that was given up is still under way and comes to be after the release: our own finalizer would hold the pod for ever.
 #[test]
 fn a_pod_that_comes_to_be_after_the_release_is_taken_away() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -167,4 +176,28 @@ fn a_pod_that_comes_to_be_after_the_release_is_taken_away() {
         pass(&mut world);
     }
     assert!(world.pods.is_empty() && world.view(true).settled());
+}
+
+/// L7: with hand-off a store that is down holds no namespace, even if the store is needed for the receipt only.
+#[test]
+fn hand_off_does_not_wait_for_the_receipt() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.terminating = true;
+    world.record.as_mut().unwrap().spec.snapshot.archive.on_namespace_deletion = OnNamespaceDeletion::HandOff;
+    for _ in 0..40 {
+        let mut view = world.view(true);
+        while let Next::Do(action) = plan(&view).next {
+            if matches!(action, Action::PutReceipt(_)) {
+                break;
+            }
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        world.others();
+    }
+    assert!(world.computer.is_none(), "the namespace is held");
+    for _ in 0..5 {
+        pass(&mut world);
+    }
+    assert!(world.receipt.is_some());
 }

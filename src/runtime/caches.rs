@@ -213,7 +213,7 @@ pub(crate) fn strip<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }
 
-fn strip_pod(pod: &mut Pod) {
+pub(crate) fn strip_pod(pod: &mut Pod) {
     strip(pod);
     if let Some(spec) = &mut pod.spec {
         let (node, grace) = (spec.node_name.take(), spec.termination_grace_period_seconds);

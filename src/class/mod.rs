@@ -22,19 +22,21 @@ use crate::resources::conditions::{self, types};
 use crate::resources::{ComputerClass, ComputerClassStatus, ComputerSpec};
 use crate::runtime::caches::understood;
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
+use crate::runtime::sources::Sources;
 
 struct Shared {
     client: Client,
     settings: Settings,
+    sources: Sources,
 }
 
 /// Runs until `stop`.
-pub async fn run(client: Client, settings: Settings, stop: CancellationToken) {
+pub async fn run(client: Client, settings: Settings, sources: Sources, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
     let all = Api::<DeserializeGuard<ComputerClass>>::all(client.clone());
     let understood = watcher(all, watcher::Config::default()).default_backoff().map_ok(understood);
     let classes = understood.reflect(writer).applied_objects();
-    let shared = Arc::new(Shared { client, settings });
+    let shared = Arc::new(Shared { client, settings, sources });
     Controller::for_stream(classes, reader)
         .with_config(kube::runtime::controller::Config::default().concurrency(4))
         .graceful_shutdown_on(stop.cancelled_owned())
@@ -50,7 +52,7 @@ pub async fn run(client: Client, settings: Settings, stop: CancellationToken) {
 
 async fn reconcile(class: Arc<ComputerClass>, shared: Arc<Shared>) -> Result<Action, CallError> {
     let verdict = check(&class, &shared).await?;
-    let status = status(&class, &verdict);
+    let status = status(&class, &verdict, shared.sources.now());
     if class.status.as_ref() != Some(&status) {
         let patch = crate::computer::volume::patch(&[
             json!({"op": "test", "path": "/metadata/uid", "value": class.metadata.uid}),
@@ -102,10 +104,9 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
     }
 }
 
-fn status(class: &ComputerClass, verdict: &Verdict) -> ComputerClassStatus {
+fn status(class: &ComputerClass, verdict: &Verdict, now: Timestamp) -> ComputerClassStatus {
     let mut status = class.status.clone().unwrap_or_default();
     status.observed_generation = class.metadata.generation;
-    let now = Timestamp::now();
     let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
     conditions::set(
         &mut status.conditions,

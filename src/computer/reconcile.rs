@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -20,6 +19,7 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Caches;
 use crate::runtime::client::{ErrorClass, call};
 use crate::runtime::metrics::Metrics;
+use crate::runtime::sources::Sources;
 
 /// Requests that one pass may make before it lets others run; a life needs fewer than this.
 const MAX_REQUESTS: usize = 60;
@@ -44,14 +44,15 @@ pub struct Reconciler {
     pub recorder: Recorder,
     /// The archives, to mark Sessions.
     pub archives: Arc<Archives>,
+    /// Time of day and randomness.
+    pub sources: Sources,
 }
 
 impl Reconciler {
     /// One pass. The result is when to look again without an event.
     pub async fn run(&self, uid: &str) -> Option<Duration> {
         let _timer = self.metrics.time_pass();
-        let began = Timestamp::now();
-        let Some(mut view) = observe(&self.caches, &self.settings, uid, began) else {
+        let Some(mut view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
             self.backoff.reset(uid);
             return None;
         };
@@ -75,7 +76,7 @@ impl Reconciler {
             return (Plan { next: Next::Settled, report: Report::default() }, Some(error));
         }
         for _ in 0..MAX_REQUESTS {
-            view.now = Timestamp::now();
+            view.now = self.sources.now();
             let current = plan(view);
             let Next::Do(action) = &current.next else { return (current, None) };
             tracing::debug!(uid = %view.uid, action = name(action), "next request");

@@ -9,6 +9,7 @@ pub mod computers;
 pub mod config;
 pub mod error;
 mod extract;
+mod last_used;
 pub mod layers;
 pub mod openapi;
 pub mod sessions;
@@ -58,6 +59,8 @@ pub struct Shared {
     pub shares: Arc<shares::Shares>,
     /// The process is to end: nobody is kept waiting.
     pub stop: CancellationToken,
+    /// Writes when an `ApiKey` was last used.
+    pub last_used: last_used::LastUsed,
     /// Figures.
     pub figures: layers::Figures,
 }
@@ -75,6 +78,7 @@ impl Shared {
             slots: Semaphore::new(config.max_in_flight as usize),
             shares: shares::Shares::new(config.max_in_flight as usize),
             stop,
+            last_used: last_used::LastUsed::default(),
             figures: layers::Figures::default(),
         }
     }

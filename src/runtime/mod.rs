@@ -14,4 +14,5 @@ pub mod queue;
 pub mod rbac;
 pub mod requests;
 pub mod server;
+pub mod sources;
 pub mod telemetry;

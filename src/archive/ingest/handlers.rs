@@ -24,7 +24,7 @@ struct Shared {
 type Answer = Result<StatusCode, (StatusCode, String)>;
 
 /// The routes.
-pub(super) fn router(store: Arc<Store>, authenticator: Authenticator) -> Router {
+pub fn router(store: Arc<Store>, authenticator: Authenticator) -> Router {
     let shared = Shared { store, authenticator };
     Router::new()
         .route("/ingest/v1/{uid}/objects/{digest}", put(put_object).head(head_object))

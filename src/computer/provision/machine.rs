@@ -151,9 +151,11 @@ fn make(context: &Context<'_>, name: &str) -> State {
     }
 }
 
-/// UIDs that this pass has learned go to the record in one write; so does the node of a pod that has one by now.
+/// UIDs that this pass has learned go to the record in one write; so does what is in effect in a new pod, and the node of a pod
+/// that has one by now.
 fn learn_uids(context: &Context<'_>) -> State {
     let mut children = context.record.spec.state.children.clone();
+    let mut snapshot = context.record.spec.snapshot.clone();
     let namespace = &context.view.namespace;
     if let (None, Some(name)) = (&children.secret_uid, &children.secret_name)
         && let Some(Fact::Uid(uid) | Fact::Held(uid)) = context.view.facts.get(&Subject::secret(namespace, name))
@@ -168,6 +170,7 @@ fn learn_uids(context: &Context<'_>) -> State {
         let Some(Some(pod)) = context.view.pod(namespace, &recorded.name) else { continue };
         if recorded.uid.is_none() {
             recorded.uid.clone_from(&pod.metadata.uid);
+            pod::note_effective(&mut snapshot, pod);
         }
         // The first pod's node is written together with the volume.
         if recorded.node.is_none() && placed {
@@ -177,7 +180,10 @@ fn learn_uids(context: &Context<'_>) -> State {
     if children == context.record.spec.state.children {
         return State::Done;
     }
-    context.save(|r| r.spec.state.children = children)
+    context.save(|r| {
+        r.spec.state.children = children;
+        r.spec.snapshot = snapshot;
+    })
 }
 
 /// Node of the newest pod.

@@ -31,6 +31,8 @@ struct World {
     volume: Option<PersistentVolume>,
     uids: u32,
     writes: u32,
+    /// The user that the class's template asks for.
+    user: Option<i64>,
 }
 
 impl World {
@@ -49,12 +51,13 @@ impl World {
             volume: None,
             uids: 0,
             writes: 0,
+            user: None,
         }
     }
 
     fn view(&self) -> View {
         let class = from(
-            json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"containers": [{"name": "m", "image": "i"}]}}},
+            json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"securityContext": {"runAsUser": self.user}, "containers": [{"name": "m", "image": "i"}]}}},
             "status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
         );
         let mut view = View {
@@ -274,6 +277,23 @@ fn suspend_stops_the_pod_and_resume_makes_another_on_the_same_volume() {
     assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
     assert_ne!(world.pods.keys().next().unwrap(), &first);
     assert_eq!(world.state().children.pods.len(), 1);
+}
+
+/// The archive runs as the user that the machine ran as last, not as the one of the class's first days.
+#[test]
+fn a_pod_made_from_a_changed_class_is_archived_as_its_own_user() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let user = |world: &World| world.record.as_ref().unwrap().spec.snapshot.run_as_user;
+    assert_eq!(user(&world), Some(1000));
+    world.user = Some(4242);
+    world.settle(None);
+    assert_eq!(user(&world), Some(1000), "the pod that runs is still the old one");
+    world.computer.spec.suspended = true;
+    world.settle(None);
+    world.computer.spec.suspended = false;
+    world.settle(None);
+    assert_eq!(user(&world), Some(4242), "S1: the archive could not read what the new user wrote");
 }
 
 #[test]

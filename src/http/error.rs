@@ -43,7 +43,7 @@ fn free_form() -> Object {
 }
 
 /// What stands in the API server's words when it is an admin's rule that refuses, and not a right of this server that is missing.
-const REFUSALS: [&str; 3] = ["ValidatingAdmissionPolicy", "admission webhook", "exceeded quota"];
+const REFUSALS: [&str; 4] = ["ValidatingAdmissionPolicy", "admission webhook", "exceeded quota", "unknown for quota"];
 
 /// Why a request is refused or failed.
 #[derive(Clone, Debug, PartialEq)]

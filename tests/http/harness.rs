@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use computer_operator::credentials::ComputerId;
 use computer_operator::resources::{Computer, ComputerRecord};
-use computer_operator::runtime::rbac;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use kube::Client;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
+use xtask::chart;
 use xtask::cluster::{Cluster, Options, Profile};
 
 use crate::client::{Answer, Ask};
@@ -110,9 +110,9 @@ impl Bench {
         let crds = computer_operator::resources::crds::files()?.into_iter().map(|(_, yaml)| yaml).collect::<Vec<_>>().join("\n---\n");
         self.kubectl(&["apply", "-f", "-"], &crds).await?;
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").await?;
-        let install = rbac::Install { namespace: SYSTEM.into(), image: "none:1".into(), store_size: "1Gi".into(), deployment: false };
-        let all: Vec<String> = rbac::manifests(&install).iter().map(Value::to_string).collect();
-        self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).await?;
+        self.kubectl(&["create", "namespace", SYSTEM], "").await?;
+        let chart = tokio::task::spawn_blocking(|| chart::without_programs(SYSTEM)).await??;
+        self.kubectl(&["apply", "-f", "-"], &chart).await?;
         let computers: Api<Computer> = Api::all(self.client.clone());
         eventually("computers are served", || async { Ok(computers.list(&ListParams::default()).await.ok()) }).await?;
         let class = json!({

@@ -27,7 +27,7 @@ fn children(server: &Server) {
         operator(&["delete", kind, "ours", "--wait=false"]).unwrap();
     }
     refused("a pod's labels", operator(&["label", "pod", "theirs", "a=b"]), "only pods and claims that it made");
-    refused("a claim", operator(&["label", "pvc", "theirs", "a=b"]), "cannot patch resource \"persistentvolumeclaims\"");
+    refused("a claim", operator(&["label", "pvc", "theirs", "a=b"]), "resource \"persistentvolumeclaims\"");
     for arguments in [&["get", "secret", "planted"][..], &["get", "secrets"]] {
         refused("a tenant's Secret", operator(arguments), "resource \"secrets\"");
     }
@@ -85,5 +85,5 @@ fn volumes(server: &Server) {
     refused("not bound", patch("loose", marked("Retain", "Retain")), "bound volumes only");
     refused("a store with a mark", patch("store", marked("Retain", "Delete")), "volumes of homes only");
     patch("store", json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})).expect("the store's own volume");
-    refused("deleted", server.kubectl(&["delete", "pv", "loose", OPERATOR, "--wait=false"], ""), "cannot delete resource \"persistentvolumes\"");
+    refused("deleted", server.kubectl(&["delete", "pv", "loose", OPERATOR, "--wait=false"], ""), "resource \"persistentvolumes\"");
 }

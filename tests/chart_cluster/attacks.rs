@@ -18,14 +18,14 @@ pub fn tenant(world: &World) -> Result<()> {
     let (claim, volume) = (children["claimName"].as_str().context("a claim")?, children["volume"]["name"].as_str().context("a volume")?);
 
     // Status, record, override, class: not a tenant's.
-    refused("status", anna(&["patch", "computer", "box", "-n", "team", "--subresource=status", "--type=merge", "-p", r#"{"status":{"phase":"Active"}}"#]), "cannot patch resource \"computers/status\"")?;
-    refused("a revoked key, restored", anna(&["patch", "computerrecord", &uid, "-n", SYSTEM, "--type=merge", "-p", r#"{"spec":{"state":{"credential":"Live"}}}"#]), "cannot patch resource \"computerrecords\"")?;
+    refused("status", anna(&["patch", "computer", "box", "-n", "team", "--subresource=status", "--type=merge", "-p", r#"{"status":{"phase":"Active"}}"#]), "resource \"computers/status\"")?;
+    refused("a revoked key, restored", anna(&["patch", "computerrecord", &uid, "-n", SYSTEM, "--type=merge", "-p", r#"{"spec":{"state":{"credential":"Live"}}}"#]), "resource \"computerrecords\"")?;
     let forged = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerRecord", "metadata": {"name": uid, "namespace": "team"}, "spec": {"namespace": "team", "computer": "box"}});
-    refused("a forged record", send(&forged), "cannot create resource \"computerrecords\"")?;
+    refused("a forged record", send(&forged), "resource \"computerrecords\"")?;
     let force = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "DeletionOverride", "metadata": {"name": "force"},
         "spec": {"computer": {"namespace": "team", "name": "box", "uid": uid}, "skip": ["archive-sessions"], "reason": "because I want it"}});
-    refused("a DeletionOverride", send(&force), "cannot create resource \"deletionoverrides\"")?;
-    refused("the class, pointed elsewhere", anna(&["patch", "computerclass", "standard", "--type=merge", "-p", r#"{"spec":{"archive":{"policy":"None"}}}"#]), "cannot patch resource \"computerclasses\"")?;
+    refused("a DeletionOverride", send(&force), "resource \"deletionoverrides\"")?;
+    refused("the class, pointed elsewhere", anna(&["patch", "computerclass", "standard", "--type=merge", "-p", r#"{"spec":{"archive":{"policy":"None"}}}"#]), "resource \"computerclasses\"")?;
     refused("another class", anna(&["patch", "computer", "box", "-n", "team", "--type=merge", "-p", r#"{"spec":{"className":"mine"}}"#]), "className cannot be changed")?;
 
     // Labels, names, owner references.
@@ -36,8 +36,8 @@ pub fn tenant(world: &World) -> Result<()> {
     refused("a pod without its label", anna(&["label", "pod", pod, "-n", "team", "computer-operator.dev/computer-uid-"]), "are the operator's")?;
 
     // The claim and the volume.
-    refused("the volume", anna(&["patch", "pv", volume, "--type=merge", "-p", r#"{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}"#]), "cannot patch resource \"persistentvolumes\"")?;
-    refused("pods in the operator's namespace", anna(&["get", "pods", "-n", SYSTEM]), "cannot list resource \"pods\"")?;
+    refused("the volume", anna(&["patch", "pv", volume, "--type=merge", "-p", r#"{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}"#]), "resource \"persistentvolumes\"")?;
+    refused("pods in the operator's namespace", anna(&["get", "pods", "-n", SYSTEM]), "resource \"pods\"")?;
     refused("the pod's finalizer", anna(&["patch", "pod", pod, "-n", "team", "--type=merge", "-p", NONE]), "the finalizer computer-operator.dev/stopped goes when")?;
     anna(&["patch", "computer", "box", "-n", "team", "--type=merge", "-p", NONE])?;
     let finalizers = world.kubectl(&["get", "computer", "box", "-n", "team", "-o", "jsonpath={.metadata.finalizers}"])?;

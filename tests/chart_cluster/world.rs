@@ -43,7 +43,9 @@ pub fn refused(what: &str, result: Result<String>, message: &str) -> Result<()> 
         Err(error) => format!("{error:#}"),
     };
     ensure!(error.contains(message), "{what}: it does not say {message:?}: {error}");
-    println!("    {what}: {}", error.lines().last().unwrap_or_default());
+    let said = error.lines().find(|line| line.contains(message)).unwrap_or_default();
+    let said = ["denied request: ", "Error from server", "msg=", "): "].iter().find_map(|start| said.find(start).map(|at| &said[at..])).unwrap_or(said);
+    println!("    {what}: {}", said.trim_start_matches("denied request: "));
     Ok(())
 }
 

@@ -22,7 +22,9 @@ pub async fn retain(client: &Client, namespace: &str, claim: &str) -> anyhow::Re
     let volume = call(volumes.get(&name)).await.with_context(|| format!("reading PersistentVolume {name}"))?;
     let Some(patch) = retain_patch(&volume, found.metadata.uid.as_deref()) else { return Ok(false) };
     let params = PatchParams::default();
-    call(volumes.patch(&name, &params, &Patch::<()>::Json(patch))).await.with_context(|| format!("setting PersistentVolume {name} to Retain"))?;
+    call(volumes.patch(&name, &params, &Patch::<()>::Json(patch)))
+        .await
+        .with_context(|| format!("setting PersistentVolume {name} to Retain"))?;
     Ok(true)
 }
 
@@ -47,8 +49,10 @@ mod tests {
     #[test]
     fn only_the_volume_of_that_claim_and_only_once() {
         let volume = |policy: &str, claim: &str| -> PersistentVolume {
-            serde_json::from_value(json!({"metadata": {"uid": "v"}, "spec": {"persistentVolumeReclaimPolicy": policy, "claimRef": {"uid": claim}}}))
-                .unwrap()
+            serde_json::from_value(
+                json!({"metadata": {"uid": "v"}, "spec": {"persistentVolumeReclaimPolicy": policy, "claimRef": {"uid": claim}}}),
+            )
+            .unwrap()
         };
         assert!(retain_patch(&volume("Delete", "ours"), Some("ours")).is_some());
         assert!(retain_patch(&volume("Retain", "ours"), Some("ours")).is_none());

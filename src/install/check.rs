@@ -36,7 +36,9 @@ const REQUEST: Duration = Duration::from_secs(5);
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
     for (kind, plural) in super::kinds() {
-        super::list(&client, &kind, &plural, 1).await.with_context(|| format!("{plural} are not served: `computer-operator crds apply`"))?;
+        super::list(&client, &kind, &plural, 1)
+            .await
+            .with_context(|| format!("{plural} are not served: `computer-operator crds apply`"))?;
         println!("{plural} are served");
     }
     let deadline = Instant::now() + LIMIT;
@@ -92,8 +94,10 @@ mod tests {
     #[test]
     fn every_pod_is_asked_once_and_none_that_is_going() {
         let slice = |address: &str, terminating: bool| -> EndpointSlice {
-            serde_json::from_value(json!({"addressType": "IPv4", "endpoints": [{"addresses": [address], "conditions": {"terminating": terminating}}]}))
-                .unwrap()
+            serde_json::from_value(
+                json!({"addressType": "IPv4", "endpoints": [{"addresses": [address], "conditions": {"terminating": terminating}}]}),
+            )
+            .unwrap()
         };
         let all = [slice("192.0.2.2", false), slice("192.0.2.1", false), slice("192.0.2.2", false), slice("192.0.2.3", true)];
         assert_eq!(addresses(&all), ["192.0.2.1", "192.0.2.2"]);

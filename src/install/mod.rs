@@ -28,7 +28,8 @@ fn kinds() -> Vec<(String, String)> {
 /// The first few names, for a message.
 fn some<K: kube::Resource>(objects: &[K]) -> String {
     const FEW: usize = 10;
-    let mut names: Vec<String> = objects.iter().take(FEW).map(|o| format!("{}/{}", o.namespace().unwrap_or_default(), o.name_any())).collect();
+    let mut names: Vec<String> =
+        objects.iter().take(FEW).map(|o| format!("{}/{}", o.namespace().unwrap_or_default(), o.name_any())).collect();
     if objects.len() > FEW {
         names.push("…".to_owned());
     }

@@ -35,7 +35,9 @@ pub async fn run(args: Args) -> ExitCode {
             ExitCode::FAILURE
         }
         Err(error) => {
-            eprintln!("computer-operator is not uninstalled: what is left could not be found out: {error:#}. `helm uninstall --no-hooks` does not ask");
+            eprintln!(
+                "computer-operator is not uninstalled: what is left could not be found out: {error:#}. `helm uninstall --no-hooks` does not ask"
+            );
             ExitCode::from(2)
         }
     }
@@ -104,7 +106,8 @@ mod tests {
         let text = refusal(&vec![computer; 12], 500, &[]).unwrap();
         assert!(text.contains("512 computers are left: team/box, ") && text.contains("…") && text.contains("--no-hooks"), "{text}");
         assert!(back(Some(&["co".into(), "3".into()]), "ops").contains("helm rollback co 3 -n ops"));
-        let record: ComputerRecord = serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c"}})).unwrap();
+        let record: ComputerRecord =
+            serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c"}})).unwrap();
         assert!(refusal(&[], 0, &[record]).unwrap().contains("1 deletions are not finished"));
     }
 

@@ -50,7 +50,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         match store_volume::retain(&client, &config.namespace, claim).await {
             Ok(true) => tracing::info!(claim, "the store's volume is set to Retain"),
             Ok(false) => {}
-            Err(error) => tracing::error!(error = format!("{error:#}"), "the store's volume is not protected: set its reclaim policy to Retain by hand"),
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "the store's volume is not protected: set its reclaim policy to Retain by hand"
+            ),
         }
     }
 

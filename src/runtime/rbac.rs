@@ -50,8 +50,11 @@ const API_OWN: &[Rule] = &[("computer-operator.dev", &["computerrecords"], &["ge
 const CRDS_HOOK: &[Rule] = &[("computer-operator.dev", &["computerclasses"], &["create", "patch"])];
 
 /// What the uninstall guard and `helm test` may do: look.
-const LOOK: &[Rule] =
-    &[("computer-operator.dev", &["computers", "computerclasses", "computerrecords", "sessions", "apikeys", "deletionoverrides"], &["list"])];
+const LOOK: &[Rule] = &[(
+    "computer-operator.dev",
+    &["computers", "computerclasses", "computerrecords", "sessions", "apikeys", "deletionoverrides"],
+    &["list"],
+)];
 
 /// What `helm test` may do beyond that, in the operator's own namespace: find the pods that it asks.
 const TEST: &[Rule] = &[("discovery.k8s.io", &["endpointslices"], &["list"])];

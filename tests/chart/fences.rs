@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::policies::refused;
-use crate::server::Server;
+use crate::server::{Server, eventually};
 
 const OPERATOR: &str = "--as=system:serviceaccount:ops:co-computer-operator";
 const UID: &str = "computer-operator.dev/computer-uid";
@@ -19,7 +19,9 @@ fn children(server: &Server) {
     let (foreign, ours) = (json!({}), json!({(UID): "u"}));
     let pod = |name: &str, labels: &Value| json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta(name, labels.clone()), "spec": {"containers": [{"name": "c", "image": "i"}]}});
     let claim = |name: &str, labels: &Value| json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta(name, labels.clone()), "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
-    let all = [pod("theirs", &foreign), pod("ours", &ours), claim("theirs", &foreign), claim("ours", &ours)].map(|o| o.to_string()).join("\n---\n");
+    let all = [pod("theirs", &foreign), pod("ours", &ours), claim("theirs", &foreign), claim("ours", &ours)]
+        .map(|o| o.to_string())
+        .join("\n---\n");
     server.kubectl(&["create", "-f", "-"], &all).unwrap();
     let operator = |arguments: &[&str]| server.kubectl(&[arguments, &["-n", "team", OPERATOR]].concat(), "");
     for kind in ["pod", "pvc"] {
@@ -46,7 +48,7 @@ fn volume(server: &Server, name: &str, namespace: &str, claim: &str) {
     server.kubectl(&["create", "-f", "-"], &volume.to_string()).unwrap();
     // The store's claim is the chart's.
     server.kubectl(&["create", "-f", "-"], &claim.to_string()).ok();
-    server.eventually("the volume is bound", || {
+    eventually("the volume is bound", || {
         let uid = server.kubectl(&["get", "pv", name, "-o", "jsonpath={.spec.claimRef.uid}"], "")?;
         if uid.is_empty() { Err("not yet".into()) } else { Ok(()) }
     });

@@ -21,7 +21,11 @@ const MATRIX: &[(&str, &str, &[&str])] = &[
     ("co", "ops", &["api.tls.mode=CertManager", "api.tls.issuerRef.name=ca", "api.tls.dnsNames={computers.example}"]),
     ("co", "ops", &["api.ingress.enabled=true", "api.ingress.hosts={a.example,b.example}", "api.ingress.className=nginx"]),
     ("co", "ops", &["crds.manage=false", "defaultClass.create=false", "uninstallGuard.enabled=false", "networkPolicy.enabled=false"]),
-    ("co", "ops", &["admission.policies=false", "admission.finalizer=Off", "rbac.aggregateToUserRoles=false", "rbac.everybodySeesClasses=true"]),
+    (
+        "co",
+        "ops",
+        &["admission.policies=false", "admission.finalizer=Off", "rbac.aggregateToUserRoles=false", "rbac.everybodySeesClasses=true"],
+    ),
     ("co", "ops", &["global.imageRegistry=mirror.example", "imagePullSecrets[0].name=pull", "controller.logJson=true", "api.logJson=true"]),
     ("co", "ops", PLACED),
 ];
@@ -72,7 +76,9 @@ fn every_rendering_is_sound() {
             assert_eq!(object["metadata"]["namespace"], expected, "{}", id(object));
             assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/name"], "computer-operator", "{}", id(object));
         }
-        pods(&all).iter().for_each(|(name, pod)| restricted(&format!("{release} {name}"), pod));
+        for (name, pod) in pods(&all) {
+            restricted(&format!("{release} {name}"), pod);
+        }
         settings(&all);
     }
 }
@@ -105,10 +111,8 @@ fn settings(all: &[Value]) {
             "install-check" => computer_operator::install::check::Args::augment_args(Command::new("install-check")),
             other => panic!("{name}: {other} is no command"),
         };
-        let flags: BTreeMap<String, String> = command
-            .get_arguments()
-            .filter_map(|a| Some((a.get_env()?.to_str()?.to_owned(), format!("--{}", a.get_long()?))))
-            .collect();
+        let flags: BTreeMap<String, String> =
+            command.get_arguments().filter_map(|a| Some((a.get_env()?.to_str()?.to_owned(), format!("--{}", a.get_long()?)))).collect();
         let mut line: Vec<String> = given.iter().map(|a| (*a).to_owned()).collect();
         for variable in container["env"].as_array().into_iter().flatten() {
             let key = variable["name"].as_str().unwrap();
@@ -185,7 +189,10 @@ fn every_switch_does_what_it_says() {
         assert_eq!((found(&usual), found(&all(set))), (!there, there), "{set:?}: {kind}/{name}");
     }
     let aggregated = |objects: &[Value]| one(objects, "ClusterRole", "computer-operator-edit")["metadata"]["labels"].to_string();
-    assert!(aggregated(&usual).contains("aggregate-to-edit") && !aggregated(&all(&["rbac.aggregateToUserRoles=false"])).contains("aggregate-to"));
+    assert!(
+        aggregated(&usual).contains("aggregate-to-edit")
+            && !aggregated(&all(&["rbac.aggregateToUserRoles=false"])).contains("aggregate-to")
+    );
 }
 
 #[test]
@@ -205,7 +212,11 @@ fn images_by_digest_and_from_another_registry() {
         assert_eq!(pod["containers"][0]["image"], format!("mirror.example:5000/operator@{digest}"), "{name}");
     }
     // Archive pods are made by the operator: it must know the same image, and their account the same Secret.
-    assert!(one(&all, "Deployment", "co-computer-operator").to_string().contains(&format!("\"OPERATOR_IMAGE\",\"value\":\"mirror.example:5000/operator@{digest}\"")));
+    assert!(
+        one(&all, "Deployment", "co-computer-operator")
+            .to_string()
+            .contains(&format!("\"OPERATOR_IMAGE\",\"value\":\"mirror.example:5000/operator@{digest}\""))
+    );
     for account in all.iter().filter(|o| o["kind"] == "ServiceAccount") {
         assert_eq!(account["imagePullSecrets"], json!([{"name": "pull"}]), "{}", id(account));
     }
@@ -221,11 +232,18 @@ fn the_default_class_is_one_and_may_be_replaced() {
     };
     let usual = class(&[]);
     let parsed: computer_operator::resources::ComputerClass = serde_json::from_value(usual.clone()).unwrap();
-    let pod = computer_operator::computer::pod::desired(&parsed, &Default::default(), "home").unwrap();
+    let pod = computer_operator::computer::pod::desired(&parsed, &computer_operator::resources::ComputerSpec::default(), "home").unwrap();
     assert_eq!(pod.spec.unwrap().containers.len(), 1);
     assert_eq!(usual["metadata"]["annotations"]["computer-operator.dev/is-default-class"], "true");
-    let own = class(&["defaultClass.spec.podTemplate.spec.containers[0].name=a", "defaultClass.spec.archive.policy=BestEffort", "defaultClass.isDefault=false"]);
-    assert_eq!((&own["spec"]["podTemplate"]["spec"]["containers"][0]["name"], &own["spec"]["archive"]["policy"]), (&json!("a"), &json!("BestEffort")));
+    let own = class(&[
+        "defaultClass.spec.podTemplate.spec.containers[0].name=a",
+        "defaultClass.spec.archive.policy=BestEffort",
+        "defaultClass.isDefault=false",
+    ]);
+    assert_eq!(
+        (&own["spec"]["podTemplate"]["spec"]["containers"][0]["name"], &own["spec"]["archive"]["policy"]),
+        (&json!("a"), &json!("BestEffort"))
+    );
     assert_eq!(own["metadata"]["annotations"]["computer-operator.dev/is-default-class"], "false");
 }
 

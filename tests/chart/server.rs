@@ -20,6 +20,18 @@ pub struct Server {
     _folder: tempfile::TempDir,
 }
 
+/// Asks until there is an answer.
+pub fn eventually<T>(what: &str, ask: impl Fn() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(error) => assert!(Instant::now() < deadline, "{what}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 impl Server {
     async fn up() -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -39,24 +51,15 @@ impl Server {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    pub fn eventually<T>(&self, what: &str, ask: impl Fn() -> Result<T, String>) -> T {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            match ask() {
-                Ok(answer) => return answer,
-                Err(error) => assert!(Instant::now() < deadline, "{what}: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
     /// Our kinds, and those of others that the chart can make objects of: names only, which is what a dry run needs.
     fn kinds(&self) {
         let own = crds::files().unwrap().into_iter().map(|(_, yaml)| yaml).collect::<Vec<_>>().join("\n---\n");
         self.kubectl(&["apply", "--server-side", "-f", "-"], &own).unwrap();
-        for (group, kind, plural) in
-            [("monitoring.coreos.com", "ServiceMonitor", "servicemonitors"), ("monitoring.coreos.com", "PrometheusRule", "prometheusrules"), ("cert-manager.io", "Certificate", "certificates")]
-        {
+        for (group, kind, plural) in [
+            ("monitoring.coreos.com", "ServiceMonitor", "servicemonitors"),
+            ("monitoring.coreos.com", "PrometheusRule", "prometheusrules"),
+            ("cert-manager.io", "Certificate", "certificates"),
+        ] {
             let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
             let crd = json!({
                 "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": format!("{plural}.{group}")},
@@ -64,9 +67,11 @@ impl Server {
                     "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": open}}]},
             });
             self.kubectl(&["apply", "-f", "-"], &crd.to_string()).unwrap();
-            self.eventually(plural, || self.kubectl(&["get", &format!("{plural}.{group}"), "-A"], ""));
+            eventually(plural, || self.kubectl(&["get", &format!("{plural}.{group}"), "-A"], ""));
         }
-        crds::all().iter().for_each(|crd| drop(self.eventually("our kinds", || self.kubectl(&["get", &crd.spec.names.plural, "-A"], ""))));
+        for crd in crds::all() {
+            eventually("our kinds", || self.kubectl(&["get", &crd.spec.names.plural, "-A"], ""));
+        }
     }
 }
 
@@ -88,11 +93,34 @@ fn every_object_is_accepted(server: &Server, helm: &Helm) {
     server.kubectl(&["create", "serviceaccount", "co-test", "-n", "ops"], "").unwrap();
     for set in [
         &[][..],
-        &["archive.type=S3", "archive.s3.bucket=archives", "controller.replicas=2", "archive.s3.credentialsSecret=keys", "rbac.everybodySeesClasses=true"],
-        &["api.tls.mode=CertManager", "api.tls.issuerRef.name=ca", "api.ingress.enabled=true", "api.ingress.hosts={a.example}", "api.ingress.className=nginx"],
+        &[
+            "archive.type=S3",
+            "archive.s3.bucket=archives",
+            "controller.replicas=2",
+            "archive.s3.credentialsSecret=keys",
+            "rbac.everybodySeesClasses=true",
+        ],
+        &[
+            "api.tls.mode=CertManager",
+            "api.tls.issuerRef.name=ca",
+            "api.ingress.enabled=true",
+            "api.ingress.hosts={a.example}",
+            "api.ingress.className=nginx",
+        ],
         &["metrics.serviceMonitor.enabled=true", "metrics.prometheusRule.enabled=true", "api.tls.mode=Secret", "api.tls.secretName=cert"],
-        &["archive.local.retainVolume=false", "archive.local.storageClassName=fast", "imagePullSecrets[0].name=pull", "networkPolicy.apiFrom[0].namespaceSelector.matchLabels.a=b"],
-        &["controller.tolerations[0].operator=Exists", "controller.nodeSelector.disk=ssd", "api.extraEnv[0].name=A", "api.extraEnv[0].value=b", "defaultClass.spec.archive.policy=BestEffort"],
+        &[
+            "archive.local.retainVolume=false",
+            "archive.local.storageClassName=fast",
+            "imagePullSecrets[0].name=pull",
+            "networkPolicy.apiFrom[0].namespaceSelector.matchLabels.a=b",
+        ],
+        &[
+            "controller.tolerations[0].operator=Exists",
+            "controller.nodeSelector.disk=ssd",
+            "api.extraEnv[0].name=A",
+            "api.extraEnv[0].value=b",
+            "defaultClass.spec.archive.policy=BestEffort",
+        ],
     ] {
         let yaml = helm.template("co", "ops", &[&SERVED[..], &["--set", "fullnameOverride=co"], &flags(set)].concat()).unwrap();
         // Strict: a field that the API server does not know is an error. Warnings are what an admin would be shown.
@@ -113,12 +141,18 @@ fn a_second_installation_is_refused(server: &Server, helm: &Helm) {
     server.kubectl(&["create", "namespace", "other"], "").unwrap();
     for (release, namespace) in [("co", "other"), ("second", "ops")] {
         let error = install(release, namespace).unwrap_err().to_string();
-        assert!(error.contains("installed in this cluster already, as release \"co\" in namespace \"ops\"") && error.contains("helm upgrade co -n ops"), "{error}");
+        assert!(
+            error.contains("installed in this cluster already, as release \"co\" in namespace \"ops\"")
+                && error.contains("helm upgrade co -n ops"),
+            "{error}"
+        );
     }
     // The same release is no second one.
     helm.run(&["upgrade", "co", &chart, "-n", "ops", "--no-hooks", "--set", "api.replicas=1"]).unwrap();
-    for policy in objects(&server.kubectl(&["get", "validatingadmissionpolicies", "-o", "yaml"], "").unwrap())[0]["items"].as_array().unwrap() {
-        server.eventually("the policy is type-checked", || {
+    for policy in
+        objects(&server.kubectl(&["get", "validatingadmissionpolicies", "-o", "yaml"], "").unwrap())[0]["items"].as_array().unwrap()
+    {
+        eventually("the policy is type-checked", || {
             let name = policy["metadata"]["name"].as_str().unwrap();
             let now: Value = serde_json::from_str(&server.kubectl(&["get", "validatingadmissionpolicy", name, "-o", "json"], "")?).unwrap();
             let warnings = &now["status"]["typeChecking"]["expressionWarnings"];

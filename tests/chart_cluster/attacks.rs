@@ -11,34 +11,68 @@ pub fn tenant(world: &World) -> Result<()> {
     world.kubectl(&["create", "rolebinding", "edit", "--clusterrole=edit", "--user=anna", "-n", "team"])?;
     let uid = world.computer("team", "box")?;
     let anna = |arguments: &[&str]| world.kubectl(&[arguments, &["--as=anna", "--as-group=system:authenticated"]].concat());
-    let send = |object: &serde_json::Value| world.input(&["create", "--as=anna", "--as-group=system:authenticated", "-f", "-"], &object.to_string());
+    let send = |object: &serde_json::Value| {
+        world.input(&["create", "--as=anna", "--as-group=system:authenticated", "-f", "-"], &object.to_string())
+    };
     let record = world.get(&["computerrecord", &uid, "-n", SYSTEM])?;
     let children = &record["spec"]["state"]["children"];
     let pod = children["pods"][0]["name"].as_str().context("a pod")?;
     let (claim, volume) = (children["claimName"].as_str().context("a claim")?, children["volume"]["name"].as_str().context("a volume")?);
 
     // Status, record, override, class: not a tenant's.
-    refused("status", anna(&["patch", "computer", "box", "-n", "team", "--subresource=status", "--type=merge", "-p", r#"{"status":{"phase":"Active"}}"#]), "resource \"computers/status\"")?;
-    refused("a revoked key, restored", anna(&["patch", "computerrecord", &uid, "-n", SYSTEM, "--type=merge", "-p", r#"{"spec":{"state":{"credential":"Live"}}}"#]), "resource \"computerrecords\"")?;
+    refused(
+        "status",
+        anna(&["patch", "computer", "box", "-n", "team", "--subresource=status", "--type=merge", "-p", r#"{"status":{"phase":"Active"}}"#]),
+        "resource \"computers/status\"",
+    )?;
+    refused(
+        "a revoked key, restored",
+        anna(&["patch", "computerrecord", &uid, "-n", SYSTEM, "--type=merge", "-p", r#"{"spec":{"state":{"credential":"Live"}}}"#]),
+        "resource \"computerrecords\"",
+    )?;
     let forged = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerRecord", "metadata": {"name": uid, "namespace": "team"}, "spec": {"namespace": "team", "computer": "box"}});
     refused("a forged record", send(&forged), "resource \"computerrecords\"")?;
     let force = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "DeletionOverride", "metadata": {"name": "force"},
         "spec": {"computer": {"namespace": "team", "name": "box", "uid": uid}, "skip": ["archive-sessions"], "reason": "because I want it"}});
     refused("a DeletionOverride", send(&force), "resource \"deletionoverrides\"")?;
-    refused("the class, pointed elsewhere", anna(&["patch", "computerclass", "standard", "--type=merge", "-p", r#"{"spec":{"archive":{"policy":"None"}}}"#]), "resource \"computerclasses\"")?;
-    refused("another class", anna(&["patch", "computer", "box", "-n", "team", "--type=merge", "-p", r#"{"spec":{"className":"mine"}}"#]), "className cannot be changed")?;
+    refused(
+        "the class, pointed elsewhere",
+        anna(&["patch", "computerclass", "standard", "--type=merge", "-p", r#"{"spec":{"archive":{"policy":"None"}}}"#]),
+        "resource \"computerclasses\"",
+    )?;
+    refused(
+        "another class",
+        anna(&["patch", "computer", "box", "-n", "team", "--type=merge", "-p", r#"{"spec":{"className":"mine"}}"#]),
+        "className cannot be changed",
+    )?;
 
     // Labels, names, owner references.
     let labels = json!({"computer-operator.dev/computer-uid": uid, "computer-operator.dev/component": "key"});
-    refused("a planted object", send(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "planted", "namespace": "team", "labels": labels}})), "are the operator's: leave them out")?;
+    refused(
+        "a planted object",
+        send(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "planted", "namespace": "team", "labels": labels}})),
+        "are the operator's: leave them out",
+    )?;
     let owner = json!([{"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "name": "box", "uid": uid}]);
     send(&json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "adopted", "namespace": "team", "ownerReferences": owner}}))?;
-    refused("a pod without its label", anna(&["label", "pod", pod, "-n", "team", "computer-operator.dev/computer-uid-"]), "are the operator's")?;
+    refused(
+        "a pod without its label",
+        anna(&["label", "pod", pod, "-n", "team", "computer-operator.dev/computer-uid-"]),
+        "are the operator's",
+    )?;
 
     // The claim and the volume.
-    refused("the volume", anna(&["patch", "pv", volume, "--type=merge", "-p", r#"{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}"#]), "resource \"persistentvolumes\"")?;
+    refused(
+        "the volume",
+        anna(&["patch", "pv", volume, "--type=merge", "-p", r#"{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}"#]),
+        "resource \"persistentvolumes\"",
+    )?;
     refused("pods in the operator's namespace", anna(&["get", "pods", "-n", SYSTEM]), "resource \"pods\"")?;
-    refused("the pod's finalizer", anna(&["patch", "pod", pod, "-n", "team", "--type=merge", "-p", NONE]), "the finalizer computer-operator.dev/stopped goes when")?;
+    refused(
+        "the pod's finalizer",
+        anna(&["patch", "pod", pod, "-n", "team", "--type=merge", "-p", NONE]),
+        "the finalizer computer-operator.dev/stopped goes when",
+    )?;
     anna(&["patch", "computer", "box", "-n", "team", "--type=merge", "-p", NONE])?;
     let finalizers = world.kubectl(&["get", "computer", "box", "-n", "team", "-o", "jsonpath={.metadata.finalizers}"])?;
     ensure!(finalizers.contains("computer-operator.dev/deletion"), "the finalizer is lost: {finalizers}");
@@ -46,7 +80,11 @@ pub fn tenant(world: &World) -> Result<()> {
 
     // The end, by force, with everything stripped that can be stripped.
     anna(&["delete", "computer", "box", "-n", "team", "--wait=false", "--cascade=orphan"])?;
-    refused("the finalizer, during the deletion", anna(&["patch", "computer", "box", "-n", "team", "--type=merge", "-p", NONE]), "the operator takes it off")?;
+    refused(
+        "the finalizer, during the deletion",
+        anna(&["patch", "computer", "box", "-n", "team", "--type=merge", "-p", NONE]),
+        "the operator takes it off",
+    )?;
     anna(&["delete", "pod", pod, "-n", "team", "--force", "--grace-period=0", "--wait=false"]).ok();
     anna(&["patch", "pvc", claim, "-n", "team", "--type=merge", "-p", NONE]).ok();
     anna(&["delete", "pvc", claim, "-n", "team", "--wait=false"]).ok();
@@ -63,7 +101,15 @@ pub fn tenant(world: &World) -> Result<()> {
 /// A pod of a tenant with the certificate, the address, a victim's UID and a token for the endpoint's audience: everything but an archive pod.
 pub fn ingest(world: &World) -> Result<()> {
     let victim = world.computer("team", "victim")?;
-    let ca = world.kubectl(&["get", "secret", "computer-operator-ingest-tls", "-n", SYSTEM, "-o", "go-template={{index .data \"tls.crt\" | base64decode}}"])?;
+    let ca = world.kubectl(&[
+        "get",
+        "secret",
+        "computer-operator-ingest-tls",
+        "-n",
+        SYSTEM,
+        "-o",
+        "go-template={{index .data \"tls.crt\" | base64decode}}",
+    ])?;
     let address = world.kubectl(&["get", "service", &format!("{FULL}-ingest"), "-n", SYSTEM, "-o", "jsonpath={.spec.clusterIP}"])?;
     let env = [
         ("INGEST_URL", format!("https://{address}:8443")),
@@ -109,7 +155,9 @@ pub fn ingest(world: &World) -> Result<()> {
 pub fn protection(world: &World) -> Result<()> {
     world.create("team", "kept", &json!({"provider": "BYOM", "deletionProtection": true}))?;
     world.active("team", "kept")?;
-    let delete = |name: &str| world.kubectl(&["delete", "computer", name, "-n", "team", "--as=anna", "--as-group=system:authenticated", "--timeout=60s"]);
+    let delete = |name: &str| {
+        world.kubectl(&["delete", "computer", name, "-n", "team", "--as=anna", "--as-group=system:authenticated", "--timeout=60s"])
+    };
     refused("a protected computer", delete("kept"), "deletion protection is on")?;
     world.kubectl(&["patch", "computer", "kept", "-n", "team", "--type=merge", "-p", r#"{"spec":{"deletionProtection":false}}"#])?;
     delete("kept")?;

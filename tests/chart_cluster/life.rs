@@ -69,11 +69,31 @@ pub fn upgrade(world: &World) -> Result<()> {
         world.active("many", name)?;
         let uid = world.uid("many", name)?;
         let pod = world.kubectl(&["get", "pod", "-n", "many", "-l", &format!("computer-operator.dev/computer-uid={uid}"), "-o", "name"])?;
-        world.kubectl(&["exec", "-n", "many", pod.trim(), "--", "sh", "-ec", "mkdir -p $HOME/.codex/sessions && echo work > $HOME/.codex/sessions/one.jsonl"])?;
+        world.kubectl(&[
+            "exec",
+            "-n",
+            "many",
+            pod.trim(),
+            "--",
+            "sh",
+            "-ec",
+            "mkdir -p $HOME/.codex/sessions && echo work > $HOME/.codex/sessions/one.jsonl",
+        ])?;
         uids.push(uid);
     }
     let tokens = names.iter().map(|name| world.token("many", name)).collect::<Result<Vec<_>>>()?;
-    let pods = |world: &World| world.kubectl(&["get", "pods", "-n", SYSTEM, "-l", "app.kubernetes.io/component=controller", "-o", "jsonpath={.items[*].metadata.uid}"]);
+    let pods = |world: &World| {
+        world.kubectl(&[
+            "get",
+            "pods",
+            "-n",
+            SYSTEM,
+            "-l",
+            "app.kubernetes.io/component=controller",
+            "-o",
+            "jsonpath={.items[*].metadata.uid}",
+        ])
+    };
     let before = pods(world)?;
     world.kubectl(&["delete", "computers", "--all", "-n", "many", "--wait=false"])?;
     refused("helm uninstall with deletions under way", world.helm.run(&["uninstall", RELEASE, "-n", SYSTEM]), "computers are left")?;
@@ -104,7 +124,8 @@ pub fn uninstall(world: &World) -> Result<()> {
     world.kubectl(&["delete", "computers", "--all", "-A", "--timeout=120s"])?;
     let said = uninstall(&[])?;
     ensure!(said.contains("uninstalled"), "{said}");
-    let roles = world.kubectl(&["get", "clusterroles,clusterrolebindings,validatingadmissionpolicies,mutatingadmissionpolicies", "-o", "name"])?;
+    let roles =
+        world.kubectl(&["get", "clusterroles,clusterrolebindings,validatingadmissionpolicies,mutatingadmissionpolicies", "-o", "name"])?;
     ensure!(!roles.contains("computer-operator"), "something of it is left: {roles}");
     world.kubectl(&["get", "computerrecord", &uid, "-n", SYSTEM]).map(drop)
 }

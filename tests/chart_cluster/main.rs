@@ -29,7 +29,9 @@ const CHAPTERS: &[Chapter] = &[
 async fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     if let Some(obstacle) = xtask::node::obstacle() {
-        CHAPTERS.iter().for_each(|(name, _)| println!("test {name} ... skipped: no real node can run here: {obstacle}"));
+        for (name, _) in CHAPTERS {
+            println!("test {name} ... skipped: no real node can run here: {obstacle}");
+        }
         println!("0 passed, 0 failed, {} skipped", CHAPTERS.len());
         return ExitCode::SUCCESS;
     }

@@ -44,7 +44,10 @@ pub fn refused(what: &str, result: Result<String>, message: &str) -> Result<()> 
     };
     ensure!(error.contains(message), "{what}: it does not say {message:?}: {error}");
     let said = error.lines().find(|line| line.contains(message)).unwrap_or_default();
-    let said = ["denied request: ", "Error from server", "msg=", "): "].iter().find_map(|start| said.find(start).map(|at| &said[at..])).unwrap_or(said);
+    let said = ["denied request: ", "Error from server", "msg=", "): "]
+        .iter()
+        .find_map(|start| said.find(start).map(|at| &said[at..]))
+        .unwrap_or(said);
     println!("    {what}: {}", said.trim_start_matches("denied request: "));
     Ok(())
 }
@@ -105,7 +108,8 @@ impl World {
         self.create(namespace, name, &json!({}))?;
         self.active(namespace, name)?;
         let uid = self.uid(namespace, name)?;
-        let pod = self.kubectl(&["get", "pod", "-n", namespace, "-l", &format!("computer-operator.dev/computer-uid={uid}"), "-o", "name"])?;
+        let pod =
+            self.kubectl(&["get", "pod", "-n", namespace, "-l", &format!("computer-operator.dev/computer-uid={uid}"), "-o", "name"])?;
         let script = "mkdir -p $HOME/.codex/sessions && echo work > $HOME/.codex/sessions/one.jsonl";
         self.kubectl(&["exec", "-n", namespace, pod.trim(), "--", "sh", "-ec", script])?;
         Ok(uid)

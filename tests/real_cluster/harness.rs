@@ -95,7 +95,16 @@ impl Bench {
         self.kubectl(&["label", "namespace", SYSTEM, "--overwrite", "pod-security.kubernetes.io/enforce=restricted"], "").await?;
         // What the chart installs, but for the operator itself: the tests run their own, with its rights and under its policies.
         let chart = tokio::task::spawn_blocking(|| {
-            let shown = ["accounts", "rbac", "rbac-people", "admission/computers", "admission/finalizer", "admission/reserved", "admission/volumes", "admission/children"];
+            let shown = [
+                "accounts",
+                "rbac",
+                "rbac-people",
+                "admission/computers",
+                "admission/finalizer",
+                "admission/reserved",
+                "admission/volumes",
+                "admission/children",
+            ];
             let only: Vec<String> = shown.iter().flat_map(|t| ["--show-only".to_owned(), format!("templates/{t}.yaml")]).collect();
             let api = ["--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"];
             let arguments: Vec<&str> = only.iter().map(String::as_str).chain(api).collect();

@@ -88,9 +88,10 @@ async fn run(shared: Vec<Scenario>, serial: Vec<Scenario>, whole: bool) -> Resul
 /// Only after the whole suite: a part of it leaves rights unused.
 fn every_right_was_used(bench: &Bench) -> Result<usize> {
     let unused = rights::unused(&bench.audit_log)?;
-    match unused.is_empty() {
-        true => println!("test rights::every_right_was_used ... ok"),
-        false => println!("test rights::every_right_was_used ... FAILED\n    allowed, and never done: {}", unused.join(", ")),
+    if unused.is_empty() {
+        println!("test rights::every_right_was_used ... ok");
+    } else {
+        println!("test rights::every_right_was_used ... FAILED\n    allowed, and never done: {}", unused.join(", "));
     }
     Ok(usize::from(!unused.is_empty()))
 }

@@ -41,7 +41,12 @@ pub async fn run(workspace: &'static Path, keep: bool) -> Result<()> {
     let images = tools::cache_folder()?.join("images");
     let archive = tokio::task::spawn_blocking(move || image::operator(workspace, &images)).await??;
     cluster.load_image(&archive)?;
-    let demo = Demo { kubectl: cluster.kubectl()?, helm: Helm::new(Some(cluster.kubeconfig()))?, kubeconfig: cluster.kubeconfig().to_owned(), start };
+    let demo = Demo {
+        kubectl: cluster.kubectl()?,
+        helm: Helm::new(Some(cluster.kubeconfig()))?,
+        kubeconfig: cluster.kubeconfig().to_owned(),
+        start,
+    };
     let told = demo.tell();
     if keep {
         println!(
@@ -93,7 +98,8 @@ impl Demo {
         self.show(&["label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted"])?;
         let (chart, values) = (chart::folder().display().to_string(), chart::demo_values().display().to_string());
         println!("$ helm install {RELEASE} charts/computer-operator --namespace {SYSTEM} --values xtask/demo-values.yaml --wait");
-        let said = self.helm.run(&["install", RELEASE, &chart, "--namespace", SYSTEM, "--values", &values, "--wait", "--timeout", "180s"])?;
+        let said =
+            self.helm.run(&["install", RELEASE, &chart, "--namespace", SYSTEM, "--values", &values, "--wait", "--timeout", "180s"])?;
         println!("{}", indented(&said));
         println!("$ helm test {RELEASE} --namespace {SYSTEM}");
         let said = self.helm.run(&["test", RELEASE, "--namespace", SYSTEM])?;

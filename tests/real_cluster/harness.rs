@@ -93,7 +93,15 @@ impl Bench {
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").await?;
         self.kubectl(&["create", "namespace", SYSTEM], "").await.ok();
         self.kubectl(&["label", "namespace", SYSTEM, "--overwrite", "pod-security.kubernetes.io/enforce=restricted"], "").await?;
-        // What the chart installs, but for the operator itself: the tests run their own, with its rights and under its policies.
+        self.chart().await?;
+        let computers: Api<Computer> = Api::all(self.client.clone());
+        eventually("computers are served", Duration::from_secs(30), || async { Ok(computers.list(&ListParams::default()).await.ok()) })
+            .await?;
+        self.class("standard", json!({})).await
+    }
+
+    /// What the chart installs, but for the operator itself: the tests run their own, with its rights and under its policies.
+    pub async fn chart(&self) -> Result<()> {
         let chart = tokio::task::spawn_blocking(|| {
             let shown = [
                 "accounts",
@@ -110,11 +118,7 @@ impl Bench {
             let arguments: Vec<&str> = only.iter().map(String::as_str).chain(api).collect();
             chart::Helm::new(None)?.template(chart::RELEASE, SYSTEM, &arguments)
         });
-        self.kubectl(&["apply", "-f", "-"], &chart.await??).await?;
-        let computers: Api<Computer> = Api::all(self.client.clone());
-        eventually("computers are served", Duration::from_secs(30), || async { Ok(computers.list(&ListParams::default()).await.ok()) })
-            .await?;
-        self.class("standard", json!({})).await
+        self.kubectl(&["apply", "-f", "-"], &chart.await??).await.map(drop)
     }
 
     /// Runs the real kubectl.

@@ -194,7 +194,7 @@ mod tests {
     async fn archived(folder: &std::path::Path) -> (Store, String) {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("a.jsonl"), b"hello").unwrap();
-        let found = pack::find(home.path(), &[]);
+        let found = pack::find(home.path(), &[]).unwrap();
         let (id, files) = found.sessions.iter().next().unwrap();
         let packed = pack::pack(home.path(), folder, id, files, &mut Problems::default()).unwrap().unwrap();
         let store = Store::open(&format!("file://{}", folder.display())).unwrap();

@@ -81,6 +81,12 @@ impl Store {
         Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)) })
     }
 
+    /// Over any store, for tests.
+    #[cfg(test)]
+    pub(crate) fn over(inner: Arc<dyn ObjectStore>) -> Self {
+        Self { inner }
+    }
+
     /// A whole small object.
     ///
     /// # Errors

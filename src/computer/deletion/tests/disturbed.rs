@@ -27,7 +27,6 @@ fn skip(step: &str) -> Vec<DeletionOverride> {
     )]
 }
 
-/// A tenant may be able to write the status of a Computer, from which a lost record is made again. Of a volume it proves nothing.
 #[test]
 fn a_forged_status_destroys_no_volume_of_somebody_else() {
     let volume = json!({"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"});
@@ -51,7 +50,6 @@ fn a_forged_status_destroys_no_volume_of_somebody_else() {
     }
 }
 
-/// The status of a lost record is still good for what the volume itself confirms.
 #[test]
 fn a_lost_record_is_made_again_and_its_home_archived() {
     for policy in ["Delete", "Retain"] {
@@ -66,7 +64,6 @@ fn a_lost_record_is_made_again_and_its_home_archived() {
     }
 }
 
-/// S4: a namespace and a Computer were made again under their old names; the cache still shows the old namespace.
 #[test]
 fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -79,7 +76,6 @@ fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
     }
 }
 
-/// S9: the step was left out when its deadline had passed; that its volume is gone now is no reason to wait once more.
 #[test]
 fn best_effort_gives_up_once() {
     let mut world = World::new("Delete", ArchivePolicy::BestEffort);
@@ -96,7 +92,6 @@ fn best_effort_gives_up_once() {
     assert!(written.as_second() - begun < 3600 + 300, "a second deadline");
 }
 
-/// S9: an override that was in force is not needed any more once its step is left out and the volume gone.
 #[test]
 fn an_override_that_is_taken_back_too_late_changes_nothing() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -114,7 +109,6 @@ fn an_override_that_is_taken_back_too_late_changes_nothing() {
     assert!(world.computer.is_none() && world.receipt.is_some());
 }
 
-/// L1, S11: the admin was told to create exactly this override.
 #[test]
 fn an_override_lets_the_pod_of_a_lost_node_go() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -131,7 +125,6 @@ fn an_override_lets_the_pod_of_a_lost_node_go() {
     assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
 }
 
-/// L1: the kubelet ended the pod (a graceful shutdown of its node), and then the node was gone.
 #[test]
 fn a_pod_that_has_stopped_does_not_wait_for_its_node() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -146,7 +139,6 @@ fn a_pod_that_has_stopped_does_not_wait_for_its_node() {
     assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
 }
 
-/// S9: whether its node had stopped writing was asked, and answered, before the archive; the volume is gone now.
 #[test]
 fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -161,7 +153,6 @@ fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
     assert!(world.computer.is_none());
 }
 
-/// S6: a create that was given up is still under way and comes to be after the release: our own finalizer would hold the pod for ever.
 #[test]
 fn a_pod_that_comes_to_be_after_the_release_is_taken_away() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -178,7 +169,6 @@ fn a_pod_that_comes_to_be_after_the_release_is_taken_away() {
     assert!(world.pods.is_empty() && world.view(true).settled());
 }
 
-/// L7: with hand-off a store that is down holds no namespace, even if the store is needed for the receipt only.
 #[test]
 fn hand_off_does_not_wait_for_the_receipt() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -200,4 +190,48 @@ fn hand_off_does_not_wait_for_the_receipt() {
         pass(&mut world);
     }
     assert!(world.receipt.is_some());
+}
+
+#[test]
+fn an_evicted_archive_pod_says_why_and_is_replaced() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world);
+    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.time());
+    let pod = archive_pod(&mut world);
+    pod.status = from(json!({"phase": "Failed", "reason": "Evicted", "message": "the node is low on ephemeral-storage"}));
+    pod.metadata.creation_timestamp = Some(now);
+    let told = pass(&mut world).report.blocker.expect("L2");
+    assert!(told.message.contains("low on ephemeral-storage"), "{told:?}");
+    for _ in 0..10 {
+        pass(&mut world);
+    }
+    assert!(world.pods.keys().any(|(_, name)| name.ends_with("-2")), "L1: no second attempt");
+}
+
+#[test]
+fn a_node_whose_clock_is_ahead_does_not_hold_the_next_attempt_up() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world).status = from(
+        json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 1, "finishedAt": "2028-01-01T00:00:00Z"}}}]}),
+    );
+    for _ in 0..10 {
+        pass(&mut world);
+    }
+    assert!(world.pods.keys().any(|(_, name)| name.ends_with("-2")), "no second attempt");
+}
+
+#[test]
+fn an_archive_pod_that_does_not_start_is_told_about() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world).status = from(
+        json!({"phase": "Pending", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ContainerCreating"}}}]}),
+    );
+    for _ in 0..8 {
+        pass(&mut world);
+    }
+    let blocker = pass(&mut world).report.blocker.expect("L2");
+    assert!(blocker.reason == "ArchivePodWaiting" && blocker.message.contains("kubectl"), "{blocker:?}");
 }

@@ -235,3 +235,23 @@ fn an_archive_pod_that_does_not_start_is_told_about() {
     let blocker = pass(&mut world).report.blocker.expect("L2");
     assert!(blocker.reason == "ArchivePodWaiting" && blocker.message.contains("kubectl"), "{blocker:?}");
 }
+
+#[test]
+fn a_volume_that_is_just_being_detached_blocks_nothing_yet() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.attached = true;
+    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.time());
+    world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(now);
+    for _ in 0..3 {
+        assert_eq!(pass(&mut world).report.blocker, None);
+    }
+    for _ in 0..5 {
+        pass(&mut world);
+    }
+    assert_eq!(pass(&mut world).report.blocker.map(|b| b.reason), Some("VolumeAttached"));
+    world.attached = false;
+    for _ in 0..10 {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_none());
+}

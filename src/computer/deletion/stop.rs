@@ -156,7 +156,7 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
 }
 
 /// Finalizers of somebody else that keep an object: told to the user, never touched (S5).
-fn foreign_finalizers(metadata: &ObjectMeta, usual: &[&str]) -> Option<String> {
+pub(super) fn foreign_finalizers(metadata: &ObjectMeta, usual: &[&str]) -> Option<String> {
     let held: Vec<&str> =
         metadata.finalizers.iter().flatten().map(String::as_str).filter(|f| !usual.contains(f) && *f != POD_FINALIZER).collect();
     (!held.is_empty())

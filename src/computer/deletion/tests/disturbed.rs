@@ -27,6 +27,7 @@ fn skip(step: &str) -> Vec<DeletionOverride> {
     )]
 }
 
+/// A tenant may be able to write the status of a Computer, from which a lost record is made again. Of a volume it proves nothing.
 #[test]
 fn a_forged_status_destroys_no_volume_of_somebody_else() {
     let volume = json!({"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"});
@@ -50,6 +51,7 @@ fn a_forged_status_destroys_no_volume_of_somebody_else() {
     }
 }
 
+/// The status of a lost record is still good for what the volume itself confirms.
 #[test]
 fn a_lost_record_is_made_again_and_its_home_archived() {
     for policy in ["Delete", "Retain"] {
@@ -64,6 +66,7 @@ fn a_lost_record_is_made_again_and_its_home_archived() {
     }
 }
 
+/// S4: a namespace and a Computer were made again under their old names; the cache still shows the old namespace.
 #[test]
 fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -76,6 +79,7 @@ fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
     }
 }
 
+/// S9: the step was left out when its deadline had passed; that its volume is gone now is no reason to wait once more.
 #[test]
 fn best_effort_gives_up_once() {
     let mut world = World::new("Delete", ArchivePolicy::BestEffort);
@@ -92,6 +96,7 @@ fn best_effort_gives_up_once() {
     assert!(written.as_second() - begun < 3600 + 300, "a second deadline");
 }
 
+/// S9: an override that was in force is not needed any more once its step is left out and the volume gone.
 #[test]
 fn an_override_that_is_taken_back_too_late_changes_nothing() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -109,6 +114,7 @@ fn an_override_that_is_taken_back_too_late_changes_nothing() {
     assert!(world.computer.is_none() && world.receipt.is_some());
 }
 
+/// L1, S11: the admin was told to create exactly this override.
 #[test]
 fn an_override_lets_the_pod_of_a_lost_node_go() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -125,6 +131,7 @@ fn an_override_lets_the_pod_of_a_lost_node_go() {
     assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
 }
 
+/// L1: the kubelet ended the pod (a graceful shutdown of its node), and then the node was gone.
 #[test]
 fn a_pod_that_has_stopped_does_not_wait_for_its_node() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -139,6 +146,7 @@ fn a_pod_that_has_stopped_does_not_wait_for_its_node() {
     assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
 }
 
+/// S9: whether its node had stopped writing was asked, and answered, before the archive; the volume is gone now.
 #[test]
 fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -153,6 +161,7 @@ fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
     assert!(world.computer.is_none());
 }
 
+/// S6: a create that was given up is still under way and comes to be after the release: our own finalizer would hold the pod for ever.
 #[test]
 fn a_pod_that_comes_to_be_after_the_release_is_taken_away() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -169,6 +178,7 @@ fn a_pod_that_comes_to_be_after_the_release_is_taken_away() {
     assert!(world.pods.is_empty() && world.view(true).settled());
 }
 
+/// L7: with hand-off a store that is down holds no namespace, even if the store is needed for the receipt only.
 #[test]
 fn hand_off_does_not_wait_for_the_receipt() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -192,6 +202,33 @@ fn hand_off_does_not_wait_for_the_receipt() {
     assert!(world.receipt.is_some());
 }
 
+/// L2: a Computer that stays because of somebody else's finalizer is not "at step delete-volumes".
+#[test]
+fn a_released_computer_that_is_still_held_says_by_whom() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.computer.as_mut().unwrap().metadata.finalizers.as_mut().unwrap().push("theirs.example/keep".into());
+    for _ in 0..20 {
+        pass(&mut world);
+    }
+    let report = pass(&mut world).report;
+    assert_eq!(report.current.as_deref(), Some("release"));
+    assert!(report.blocker.is_some_and(|b| b.message.contains("theirs.example/keep")), "L2");
+}
+
+/// The archive pod, as soon as there is one.
+fn archive_pod(world: &mut World) -> &mut k8s_openapi::api::core::v1::Pod {
+    for _ in 0..20 {
+        if world.pods.keys().any(|(_, name)| name.starts_with("archive-")) {
+            break;
+        }
+        pass(world);
+    }
+    let (_, pod) = world.pods.iter_mut().find(|((_, name), _)| name.starts_with("archive-")).expect("an archive pod");
+    pod.metadata.creation_timestamp = from(json!("2027-01-15T08:00:00Z"));
+    pod
+}
+
+/// L1, L2: an evicted pod has no container that could say why, or when.
 #[test]
 fn an_evicted_archive_pod_says_why_and_is_replaced() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -209,6 +246,7 @@ fn an_evicted_archive_pod_says_why_and_is_replaced() {
     assert!(world.pods.keys().any(|(_, name)| name.ends_with("-2")), "L1: no second attempt");
 }
 
+/// L1: the pause before the next attempt is measured by clocks that do not agree.
 #[test]
 fn a_node_whose_clock_is_ahead_does_not_hold_the_next_attempt_up() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -222,6 +260,7 @@ fn a_node_whose_clock_is_ahead_does_not_hold_the_next_attempt_up() {
     assert!(world.pods.keys().any(|(_, name)| name.ends_with("-2")), "no second attempt");
 }
 
+/// L2: nobody can mount the volume there, say; the pod sits in ContainerCreating.
 #[test]
 fn an_archive_pod_that_does_not_start_is_told_about() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
@@ -236,6 +275,7 @@ fn an_archive_pod_that_does_not_start_is_told_about() {
     assert!(blocker.reason == "ArchivePodWaiting" && blocker.message.contains("kubectl"), "{blocker:?}");
 }
 
+/// Every volume takes a moment to be let go by its node: that is no alarm.
 #[test]
 fn a_volume_that_is_just_being_detached_blocks_nothing_yet() {
     let mut world = World::new("Delete", ArchivePolicy::None);

@@ -163,8 +163,12 @@ impl World {
             }
             Action::ReleaseFinalizer => {
                 assert!(self.computer.as_ref().unwrap().metadata.deletion_timestamp.is_some());
-                self.computer = None;
-                Effect::Computer(None)
+                let foreign = |c: &mut Computer| {
+                    c.metadata.finalizers.as_mut().unwrap().retain(|f| f != DELETION_FINALIZER);
+                    c.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty())
+                };
+                self.computer = self.computer.take().and_then(|mut c| foreign(&mut c).then_some(c));
+                Effect::Computer(self.computer.clone().map(Box::new))
             }
             Action::CreateRecord(record) | Action::SaveRecord(record) => {
                 self.record = Some(*record.clone());

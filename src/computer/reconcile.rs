@@ -115,8 +115,8 @@ impl Reconciler {
     }
 
     async fn publish(&self, view: &View, report: &Report) {
-        // A released Computer is gone, or about to be: there is nobody to tell.
-        let released = |c: &&Computer| c.metadata.deletion_timestamp.is_some() && !super::view::has_finalizer(c);
+        // A released Computer is gone, or about to be: there is nobody to tell, unless somebody else holds it.
+        let released = |c: &&Computer| c.metadata.deletion_timestamp.is_some() && c.metadata.finalizers.as_ref().is_none_or(Vec::is_empty);
         let Some(computer) = view.computer.as_ref().filter(|c| report.phase.is_some() && !released(c)) else { return };
         let new = status::compute(view, computer, report);
         let Some(patch) = status::patch(computer, &new) else { return };

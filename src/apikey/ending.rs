@@ -2,7 +2,7 @@
 //! Since authentication reads the `ApiKey` and its namespace live, the token was dead before the first of these.
 
 use super::plan::{Next, Plan, RETRY_SECONDS, live_first};
-use super::view::{Action, SecretFact, View, has_finalizer};
+use super::view::{Action, Place, SecretFact, View, has_finalizer};
 use crate::resources::{ApiKey, ApiKeyRecord, CredentialState, SecretRecord};
 
 /// Causes after which no token is ever issued again.
@@ -87,7 +87,7 @@ pub(super) fn plan(view: &View) -> Plan {
     };
     if !ended(record) {
         let cause = match &view.key {
-            _ if view.terminating => TERMINATING,
+            _ if view.place != Place::Stands => TERMINATING,
             None => VANISHED,
             Some(_) => DELETED,
         };

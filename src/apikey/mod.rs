@@ -16,7 +16,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -27,12 +26,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::apply::{Applier, Error};
 use self::plan::{Next, Plan, Ready, plan};
-use self::view::{Action, View, has_finalizer};
+use self::view::{Action, Place, View, has_finalizer};
 use self::watch::Caches;
 use crate::resources::{ApiKey, MANAGER};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::client::{ErrorClass, call};
 use crate::runtime::queue::{self, Queue};
+use crate::runtime::sources::Sources;
 
 /// Requests that one pass may make before it lets others run.
 const MAX_REQUESTS: usize = 60;
@@ -44,7 +44,7 @@ const SWEEP: Duration = Duration::from_secs(240);
 const EVENT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs until `stop`; then what runs is finished.
-pub async fn run(client: Client, namespace: String, stop: CancellationToken) {
+pub async fn run(client: Client, namespace: String, sources: Sources, stop: CancellationToken) {
     let (queue, work) = queue::queue();
     let mut tasks = JoinSet::new();
     let caches = watch::start(&client, &namespace, &queue, &mut tasks, &stop);
@@ -55,7 +55,8 @@ pub async fn run(client: Client, namespace: String, stop: CancellationToken) {
     tasks.spawn(sweep(caches.clone(), queue, stop.clone()));
     let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
     let recorder = Recorder::new(client.clone(), reporter);
-    let reconciler = Arc::new(Reconciler { client, caches, namespace, backoff: Backoff::default(), recorder });
+    let backoff = Backoff::with_seed(u64::from_le_bytes(sources.bytes()));
+    let reconciler = Arc::new(Reconciler { client, caches, namespace, backoff, recorder, sources });
     let pass = move |uid: String| {
         let reconciler = Arc::clone(&reconciler);
         async move { reconciler.run(&uid).await }
@@ -80,6 +81,7 @@ struct Reconciler {
     namespace: String,
     backoff: Backoff,
     recorder: Recorder,
+    sources: Sources,
 }
 
 impl Reconciler {
@@ -90,7 +92,7 @@ impl Reconciler {
             return None;
         };
         let applier = Applier::new(&self.client, &view.namespace, &self.namespace);
-        match drive(&applier, &mut view).await {
+        match drive(&applier, &self.sources, &mut view).await {
             Ok(plan) => {
                 self.backoff.reset(uid);
                 self.publish(&view, &plan).await;
@@ -123,10 +125,10 @@ impl Reconciler {
             (None, Some(r)) => (r.spec.namespace.clone(), r.spec.api_key.clone()),
             (None, None) => return None,
         };
+        let going = self.caches.namespaces.get(&ObjectRef::new(&namespace)).is_some_and(|n| watch::terminating(&n));
         Some(View {
             uid: uid.to_owned(),
-            terminating: self.caches.namespaces.get(&ObjectRef::new(&namespace)).is_some_and(|n| watch::terminating(&n)),
-            terminating_is_live: false,
+            place: if going { Place::SaidToGo } else { Place::Stands },
             namespace,
             name,
             key,
@@ -137,8 +139,8 @@ impl Reconciler {
             made: None,
             spent: false,
             operator_namespace: self.namespace.clone(),
-            fresh: crate::computer::observe::fresh(),
-            now: Timestamp::now(),
+            fresh: crate::computer::observe::fresh(&self.sources),
+            now: self.sources.now(),
         })
     }
 
@@ -150,7 +152,7 @@ impl Reconciler {
         let Some(patch) = status::patch(key, &new) else { return };
         let api: Api<ApiKey> = Api::namespaced(self.client.clone(), &view.namespace);
         match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
-            Ok(_) if status::turned(key, &new) && !view.terminating => self.event(view, key, plan).await,
+            Ok(_) if status::turned(key, &new) && view.place == Place::Stands => self.event(view, key, plan).await,
             Ok(_) => {}
             // Gone, or another UID, or the API server is away: the next pass writes it.
             Err(error) => tracing::debug!(uid = %view.uid, %error, "the status was not written"),
@@ -177,7 +179,7 @@ impl Reconciler {
 }
 
 /// Plans and applies in turn, until the plan waits.
-async fn drive(applier: &Applier, view: &mut View) -> Result<Plan, Error> {
+async fn drive(applier: &Applier, sources: &Sources, view: &mut View) -> Result<Plan, Error> {
     // What a cache does not hold is not gone.
     if view.key.is_none() {
         let effect = applier.apply(Action::ReadKey, view).await?;
@@ -188,7 +190,7 @@ async fn drive(applier: &Applier, view: &mut View) -> Result<Plan, Error> {
         view.absorb(effect);
     }
     for _ in 0..MAX_REQUESTS {
-        view.now = Timestamp::now();
+        view.now = sources.now();
         let current = plan(view);
         let Next::Do(action) = current.next else { return Ok(current) };
         let effect = applier.apply(*action, view).await?;

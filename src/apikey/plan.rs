@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::ending;
 use super::issue;
-use super::view::{Account, Action, SecretFact, View, has_finalizer};
+use super::view::{Account, Action, Place, SecretFact, View, has_finalizer};
 use crate::credentials::verify_api_key::past;
 use crate::resources::{ApiKey, ApiKeyRecord, CredentialState, SecretRecord};
 
@@ -69,8 +69,11 @@ pub fn plan(view: &View) -> Plan {
     match &view.key {
         // Another leader has seen the end that this one has not heard of yet.
         _ if ended => ending::plan(view),
-        Some(key) if key.metadata.deletion_timestamp.is_none() && !view.terminating => living(view, key),
-        Some(key) if key.metadata.deletion_timestamp.is_none() && !view.terminating_is_live => Plan::act(Action::ReadNamespace),
+        Some(key) if key.metadata.deletion_timestamp.is_none() => match view.place {
+            Place::Stands => living(view, key),
+            Place::SaidToGo => Plan::act(Action::ReadNamespace),
+            Place::Going => ending::plan(view),
+        },
         _ => ending::plan(view),
     }
 }

@@ -32,6 +32,17 @@ pub enum Account {
     Uid(String),
 }
 
+/// What is known of the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It is not being deleted.
+    Stands,
+    /// A cache says that it is Terminating: it may be one of that name that was there before.
+    SaidToGo,
+    /// A live read said that it is Terminating, or gone.
+    Going,
+}
+
 /// One request. Every write is fenced by a UID or a resourceVersion (S4).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
@@ -101,10 +112,8 @@ pub struct View {
     pub key_is_live: bool,
     /// The record; `None`: a live read found none.
     pub record: Option<ApiKeyRecord>,
-    /// Its namespace is Terminating.
-    pub terminating: bool,
-    /// That was read live.
-    pub terminating_is_live: bool,
+    /// Its namespace.
+    pub place: Place,
     /// Its ServiceAccount; `None`: not read yet.
     pub account: Option<Account>,
     /// Secrets that were asked for in this pass.
@@ -133,10 +142,7 @@ impl View {
                 self.key = Some(*key);
                 self.key_is_live = false;
             }
-            Effect::Namespace(terminating) => {
-                self.terminating = terminating;
-                self.terminating_is_live = true;
-            }
+            Effect::Namespace(terminating) => self.place = if terminating { Place::Going } else { Place::Stands },
             Effect::Account(account) => self.account = Some(account),
             Effect::Record(record) => self.record = record.map(|r| *r),
             // Somebody else's: what was read before it may have changed since, the `ApiKey` by its deletion, and the Secrets.

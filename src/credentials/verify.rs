@@ -79,7 +79,10 @@ pub(super) fn found<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallEr
 }
 
 /// The decision, from what was read live.
-fn decide(
+///
+/// # Errors
+/// Why the key does not authenticate.
+pub fn decide(
     key: &Key,
     record: Option<&ComputerRecord>,
     computer: Option<&Computer>,

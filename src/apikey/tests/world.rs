@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::apikey::ending::ended;
 use crate::apikey::plan::{Next, Plan, plan};
-use crate::apikey::view::{Account, Action, Effect, SecretFact, View, has_finalizer};
+use crate::apikey::view::{Account, Action, Effect, Place, SecretFact, View, has_finalizer};
 use crate::computer::view::Fresh;
 use crate::credentials::ApiToken;
 use crate::resources::{ApiKey, ApiKeyRecord, ApiKeySpec, CredentialState, DELETION_FINALIZER};
@@ -84,8 +84,7 @@ impl World {
             key,
             key_is_live: false,
             record,
-            terminating: cache.terminating,
-            terminating_is_live: false,
+            place: if cache.terminating { Place::SaidToGo } else { Place::Stands },
             account: None,
             secrets: BTreeMap::new(),
             made: None,

@@ -133,7 +133,11 @@ mod tests {
             let pod = request.into_body().collect_bytes().await?;
             Ok::<_, kube::Error>(Response::new(Body::from(pod.to_vec())))
         });
-        let shared = Shared { client: Client::new(service, "op"), settings: Settings { namespace: "op".into(), ..Settings::default() } };
+        let shared = Shared {
+            sources: Sources::default(),
+            client: Client::new(service, "op"),
+            settings: Settings { namespace: "op".into(), ..Settings::default() },
+        };
         for (policy, reason) in [("Required", "NoSessionPaths"), ("None", "Accepted")] {
             let class: ComputerClass = serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {
                 "podTemplate": {"spec": {"containers": [{"name": "a", "image": "i"}]}}, "sessionPaths": [], "archive": {"policy": policy},

@@ -322,16 +322,24 @@ impl Bench {
 
     /// Keeps a computer that is deleted: a finalizer that is not ours. Released by [`Bench::let_go`].
     pub async fn hold(&self, id: &str) -> Result<()> {
-        let mut finalizers = self.object(id).await?.metadata.finalizers.unwrap_or_default();
-        finalizers.push("example.com/hold".to_owned());
-        self.merge(id, json!({"metadata": {"finalizers": finalizers}})).await
+        self.finalizers(id, |all| all.push("example.com/hold".to_owned())).await
     }
 
     /// Takes the foreign finalizer off.
     pub async fn let_go(&self, id: &str) -> Result<()> {
-        let mut finalizers = self.object(id).await?.metadata.finalizers.unwrap_or_default();
-        finalizers.retain(|f| f != "example.com/hold");
-        self.merge(id, json!({"metadata": {"finalizers": finalizers}})).await
+        self.finalizers(id, |all| all.retain(|f| f != "example.com/hold")).await
+    }
+
+    /// The operator changes them too: only what was read is changed.
+    async fn finalizers(&self, id: &str, change: impl Fn(&mut Vec<String>)) -> Result<()> {
+        eventually("the finalizers are changed", || async {
+            let metadata = self.object(id).await?.metadata;
+            let mut all = metadata.finalizers.unwrap_or_default();
+            change(&mut all);
+            let patch = json!({"metadata": {"finalizers": all, "resourceVersion": metadata.resource_version}});
+            self.merge(id, patch).await.map(Some)
+        })
+        .await
     }
 
     pub fn logs(&self) -> &Path {

@@ -90,6 +90,11 @@ pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Pod) -> Sn
     snapshot
 }
 
+/// Whether a pod comes from the cache, which keeps nothing of what is in effect in it. Every real pod has a container.
+pub fn stripped(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_none_or(|s| s.containers.is_empty())
+}
+
 /// Takes over what is in effect in a pod: a class that changed since, or an admission plugin, may have given it another user, and
 /// the archive must read what that user wrote.
 pub fn note_effective(snapshot: &mut Snapshot, pod: &Pod) {

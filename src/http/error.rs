@@ -164,6 +164,15 @@ mod tests {
         assert_eq!(error, ApiError::not_found("computer"));
     }
 
+    /// The body is a real API server's (1.37), with the chart's policy.
+    #[test]
+    fn deletion_protection_is_409_with_the_policys_words() {
+        let message = "computers.computer-operator.dev \"kept\" is forbidden: ValidatingAdmissionPolicy 'co-deletion-protection' with binding 'co-deletion-protection' denied request: deletion protection is on. Take it off first";
+        let refused = kube::core::Status { code: 403, reason: "Forbidden".into(), message: message.into(), ..Default::default() };
+        let error = ApiError::from_call(&CallError::Kube(kube::Error::Api(Box::new(refused))), "computer", "deleting it");
+        assert_eq!((error.status(), error.detail.as_str()), (StatusCode::CONFLICT, message));
+    }
+
     #[test]
     fn an_unknown_outcome_is_500() {
         assert_eq!(ApiError::from_call(&CallError::Timeout, "computer", "deleting it").status(), StatusCode::INTERNAL_SERVER_ERROR);

@@ -36,9 +36,11 @@ const STAGES: &[Stage] = &[
     stage("the archive in a real S3 server", &["test", "--test", "s3"]),
     stage("the kinds on a real API server", &["test", "--test", "api_server"]),
     stage("the HTTP API over real HTTP", &["test", "--test", "http"]),
+    stage("the chart, rendered and on a real API server", &["test", "--test", "chart"]),
     stage("clusters come up, are found, and end without a trace", &["test", "--package", "xtask", "--test", "lifecycle"]),
     // Without a node the test runner names them as ignored, the one below as skipped.
     node_stage("real nodes", &["test", "--package", "xtask", "--test", "nodes"], &["--", "--include-ignored"]),
+    node_stage("the chart on a real node: install, upgrade, uninstall", &["test", "--test", "chart_cluster"], &[]),
     node_stage("the promises on a real cluster", &["test", "--test", "real_cluster"], &[]),
 ];
 

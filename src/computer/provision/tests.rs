@@ -78,7 +78,9 @@ impl World {
             now: Timestamp::from_second(self.now).unwrap(),
         };
         for (name, pod) in &self.pods {
-            view.facts.insert(Subject::pod("t", name), Fact::Pod(Box::new(pod.clone())));
+            let mut cached = pod.clone();
+            crate::runtime::caches::strip_pod(&mut cached);
+            view.facts.insert(Subject::pod("t", name), Fact::Pod(Box::new(cached)));
         }
         for (name, claim) in &self.claims {
             view.facts.insert(Subject::claim("t", name), Fact::Claim(Box::new(claim.clone())));
@@ -181,7 +183,7 @@ impl World {
         for (name, claim) in &mut self.claims {
             if any && claim.status.is_none() {
                 let uid = claim.metadata.uid.clone();
-                let volume = self.volume.get_or_insert_with(|| from(json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1"}, "spec": {"persistentVolumeReclaimPolicy": "Delete", "claimRef": {"uid": uid, "name": name}}, "status": {"phase": "Bound"}})));
+                let volume = self.volume.get_or_insert_with(|| from(json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1"}, "spec": {"persistentVolumeReclaimPolicy": "Delete", "claimRef": {"uid": uid, "namespace": "t", "name": name}}, "status": {"phase": "Bound"}})));
                 if volume.spec.as_ref().unwrap().claim_ref.as_ref().unwrap().uid == uid {
                     claim.spec.as_mut().unwrap().volume_name = Some("pv".into());
                     claim.status = from(json!({"phase": "Bound"}));
@@ -260,6 +262,8 @@ fn a_crash_after_any_request_leaves_one_of_each_and_nothing_unrecorded() {
             assert_eq!((world.pods.len(), world.claims.len(), world.secrets.len()), (managed, managed, 1), "crash {n}");
             assert_eq!(children.secret_uid.as_ref(), world.secrets.values().next(), "crash {n}");
             assert_eq!(world.state().credential, CredentialState::Live, "crash {n}");
+            let user = world.record.as_ref().unwrap().spec.snapshot.run_as_user;
+            assert_eq!(user, (managed == 1).then_some(1000), "S1: the archive would run as another user; crash {n}");
         }
     }
 }
@@ -336,4 +340,50 @@ fn a_deleting_computer_never_gets_a_finalizer_or_a_child() {
     world.computer.metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
     let forbidden = |action: &Action| matches!(action, Action::AddFinalizer | Action::Create(_));
     assert!(!matches!(plan(&world.view()).next, Next::Do(a) if forbidden(&a)), "S8");
+}
+
+/// A tenant may be able to write the status of a Computer. Of a volume it proves nothing (S5).
+#[test]
+fn a_forged_status_gets_no_volume_of_somebody_else() {
+    let mut world = World::new(json!({}));
+    world.volume = from(
+        json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1", "labels": {UID_LABEL: "victim", MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: "Delete"}},
+        "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"namespace": "victim", "name": "home", "uid": "victims-claim"}}, "status": {"phase": "Released"}}),
+    );
+    let before = world.volume.clone();
+    world.computer.status = from(
+        json!({"children": {"claimName": "mine", "claimUid": "victims-claim", "volume": {"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"}}}),
+    );
+    world.settle(None);
+    assert_eq!(world.volume, before, "S5");
+}
+
+/// L2: the hash of the key went with the record, so the key is dead; that is no computer that can be used.
+#[test]
+fn a_computer_whose_record_was_lost_does_not_claim_to_be_ready() {
+    for spec in [json!({}), json!({"provider": "BYOM"})] {
+        let mut world = World::new(spec);
+        world.settle(None);
+        let children = world.record.take().unwrap().spec.state.children;
+        world.computer.status = from(json!({"children": children}));
+        let end = world.settle(None);
+        assert_eq!(end.report.blocker.map(|b| b.reason), Some("KeyLost"));
+        assert!(end.report.ready.is_some_and(|(ready, ..)| !ready));
+    }
+}
+
+/// L2: a class of which nothing is known for long is not waited for in silence.
+#[test]
+fn a_class_that_nobody_has_checked_is_told_about() {
+    let world = World::new(json!({}));
+    let mut view = world.view();
+    view.computer.as_mut().unwrap().metadata.finalizers = Some(vec![DELETION_FINALIZER.into()]);
+    view.finalizer_confirmed = true;
+    let ClassState::Found(class) = &mut view.class else { panic!("a class") };
+    class.status = None;
+    for (created, reason) in [("2027-01-15T07:59:50Z", None), ("2027-01-15T07:00:00Z", Some("ClassNotChecked"))] {
+        let ClassState::Found(class) = &mut view.class else { panic!("a class") };
+        class.metadata.creation_timestamp = from(json!(created));
+        assert_eq!(plan(&view).report.blocker.map(|b| b.reason), reason);
+    }
 }

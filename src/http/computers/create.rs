@@ -87,14 +87,13 @@ pub async fn create_computer(
     let name = asked.name.clone();
     let spec = spec(asked)?;
     let all = shared.list_computers(&namespace).await?;
-    let holder = match living_by_name(&all, &name) {
-        Some(taken) => Err(taken.clone()),
-        None => {
-            if let Some(host) = &spec.host_id {
-                free_host(&all, host, None)?;
-            }
-            create(&shared, &namespace, &name, spec).await?
+    let holder = if let Some(taken) = living_by_name(&all, &name) {
+        Err(taken.clone())
+    } else {
+        if let Some(host) = &spec.host_id {
+            free_host(&all, host, None)?;
         }
+        create(&shared, &namespace, &name, spec).await?
     };
     match holder {
         Ok(computer) => Ok((StatusCode::CREATED, super::tagged(&computer), Json(wire::wire(&computer, true)))),

@@ -1,5 +1,7 @@
 //! The table of values in the chart's README, from the comments `# -- ...` of `values.yaml`.
 
+use std::fmt::Write as _;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_yaml_ng::Value;
 
@@ -26,7 +28,7 @@ pub fn with_table(readme: &str, values: &str) -> Result<String> {
     let (_, after) = rest.split_once(END).context("README.md has no end of values")?;
     let mut table = String::from("\n| value | default | what it is |\n|---|---|---|\n");
     for Row { path, text, default } in rows(values)? {
-        table.push_str(&format!("| `{path}` | `{}` | {} |\n", default.replace('|', "\\|"), text.replace('|', "\\|")));
+        writeln!(table, "| `{path}` | `{}` | {} |", default.replace('|', "\\|"), text.replace('|', "\\|"))?;
     }
     Ok(format!("{before}{BEGIN}{table}\n{END}{after}"))
 }

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use either::Either;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
-use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +18,10 @@ use super::view::View;
 use crate::archive::{Archives, ReceiptPut};
 use crate::resources::{Computer, ComputerRecord, DELETION_FINALIZER, MANAGER};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
+
+mod lists;
+#[cfg(test)]
+mod tests;
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
@@ -124,30 +127,6 @@ impl Applier {
             Either::Left(secret) => secret.metadata.uid,
             Either::Right(status) => status.details.map(|d| d.uid),
         }))
-    }
-
-    async fn claim_users(&self, namespace: &str, claim: &str, what: &str) -> Result<Vec<String>, Error> {
-        let pods = self.namespaced::<Pod>(namespace);
-        let list = call(pods.list(&ListParams::default())).await.map_err(|source| Error::Call { what: what.to_owned(), source })?;
-        let mounts = |pod: &Pod| {
-            let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-            volumes.filter_map(|v| v.persistent_volume_claim.as_ref()).any(|c| c.claim_name == claim)
-        };
-        Ok(list.items.into_iter().filter(mounts).filter_map(|p| p.metadata.name).collect())
-    }
-
-    async fn volumes_of_claim(&self, uid: &str, what: &str) -> Result<Vec<String>, Error> {
-        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let list = call(volumes.list(&ListParams::default())).await.map_err(|source| Error::Call { what: what.to_owned(), source })?;
-        let ours = |v: &PersistentVolume| super::volume::claim_ref_uid(v) == Some(uid);
-        Ok(list.items.into_iter().filter(ours).filter_map(|v| v.metadata.name).collect())
-    }
-
-    async fn attachments(&self, volume: &str, what: &str) -> Result<Vec<String>, Error> {
-        let attachments: Api<VolumeAttachment> = Api::all(self.client.clone());
-        let list = call(attachments.list(&ListParams::default())).await.map_err(|source| Error::Call { what: what.to_owned(), source })?;
-        let of_volume = |a: &VolumeAttachment| a.spec.source.persistent_volume_name.as_deref() == Some(volume);
-        Ok(list.items.into_iter().filter(of_volume).map(|a| a.spec.node_name).collect())
     }
 
     async fn read_computer(&self, view: &View) -> Result<Effect, Error> {

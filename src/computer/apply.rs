@@ -166,8 +166,8 @@ impl Applier {
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Computer(None)),
                 // The cache was behind, or somebody wrote at the same time: look at the live object.
-                ErrorClass::Conflict | ErrorClass::Invalid => self.read_computer(view).await.and_then(|e| unchanged(computer, e)),
-                _ => Err(Error::Call { what: "changing the finalizer of the Computer".to_owned(), source }),
+                ErrorClass::Conflict | ErrorClass::Invalid => self.read_computer(view).await.and_then(|e| unchanged(computer, e, source)),
+                _ => Err(Error::Call { what: CHANGING_FINALIZER.to_owned(), source }),
             },
         }
     }
@@ -323,15 +323,30 @@ impl Applier {
     where
         K: Clone + DeserializeOwned + Debug,
     {
-        match call(api.patch(name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
+        match call(api.patch(name, &PatchParams::default(), &Patch::<()>::Json(patch.clone()))).await {
             Ok(object) => Ok(Effect::Learned(subject, fact(object))),
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Learned(subject, Fact::Gone)),
-                // A test operation failed: it is not what we took it for. Look again.
-                ErrorClass::Conflict | ErrorClass::Invalid => Err(Error::Conflict(format!("{} ({source})", subject.describe()))),
+                ErrorClass::Conflict => Err(Error::Conflict(subject.describe())),
+                ErrorClass::Invalid => Err(self.refused(subject, &patch, source).await),
                 _ => Err(Error::Call { what: format!("changing {}", subject.describe()), source }),
             },
         }
+    }
+
+    /// A 422 is a test that failed, which a look at the live object repeats, or the refusal of an admission policy.
+    async fn refused(&self, subject: Subject, patch: &json_patch::Patch, source: CallError) -> Error {
+        let object = subject.describe();
+        let live = match self.read(subject).await {
+            Ok(Effect::Learned(_, Fact::Pod(pod))) => serde_json::to_value(pod),
+            Ok(Effect::Learned(_, Fact::Volume(volume))) => serde_json::to_value(volume),
+            Ok(_) => return Error::Conflict(object),
+            Err(error) => return error,
+        };
+        if live.is_ok_and(|mut live| json_patch::patch(&mut live, patch).is_ok()) {
+            return Error::Call { what: format!("changing {object}"), source };
+        }
+        Error::Conflict(object)
     }
 
     async fn put_receipt(&self, uid: &str, bytes: Vec<u8>) -> Result<Effect, Error> {
@@ -359,12 +374,14 @@ fn optional<T>(answer: Result<T, CallError>, what: &str) -> Found<T> {
     }
 }
 
+const CHANGING_FINALIZER: &str = "changing the finalizer of the Computer";
+
 /// A refused finalizer patch on an object that did not change would be refused for ever: an error, not a reason to try at once.
-fn unchanged(before: &Computer, effect: Effect) -> Result<Effect, Error> {
-    match &effect {
-        Effect::Computer(Some(now)) if now.metadata.resource_version == before.metadata.resource_version => {
-            Err(Error::Conflict("the Computer".to_owned()))
-        }
-        _ => Ok(effect),
+fn unchanged(before: &Computer, effect: Effect, source: CallError) -> Result<Effect, Error> {
+    let Effect::Computer(Some(now)) = &effect else { return Ok(effect) };
+    match classify(&source) {
+        _ if now.metadata.resource_version != before.metadata.resource_version => Ok(effect),
+        ErrorClass::Invalid => Err(Error::Call { what: CHANGING_FINALIZER.to_owned(), source }),
+        _ => Err(Error::Conflict("the Computer".to_owned())),
     }
 }

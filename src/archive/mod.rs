@@ -50,8 +50,12 @@ impl Archives {
     /// # Errors
     /// When the URL says nothing that can be used.
     pub fn open(url: &str, checked: mpsc::Sender<String>) -> Result<Self, StoreError> {
-        let store = Arc::new(Store::open(url)?);
-        Ok(Self { verifier: Verifier::new(Arc::clone(&store), checked), store })
+        Ok(Self::new(Arc::new(Store::open(url)?), checked))
+    }
+
+    /// The archives in a store. The UID of every check that ends is sent to `checked`.
+    pub fn new(store: Arc<Store>, checked: mpsc::Sender<String>) -> Self {
+        Self { verifier: Verifier::new(Arc::clone(&store), checked), store }
     }
 
     /// The store.

@@ -81,6 +81,11 @@ impl Store {
         Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)) })
     }
 
+    /// Around any object store.
+    pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
+        Self { inner }
+    }
+
     /// A whole small object.
     ///
     /// # Errors

@@ -5,9 +5,8 @@
 use std::sync::Arc;
 
 use either::Either;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
-use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +18,10 @@ use super::view::View;
 use crate::archive::{Archives, ReceiptPut};
 use crate::resources::{Computer, ComputerRecord, DELETION_FINALIZER, MANAGER};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
+
+mod lists;
+#[cfg(test)]
+mod tests;
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
@@ -78,7 +81,8 @@ impl Applier {
             Action::CreateRecord(record) => self.create_record(*record).await,
             Action::SaveRecord(record) => self.save_record(*record).await,
             Action::Create(object) => self.create(object).await,
-            Action::Delete { subject, uid } => self.delete(subject, &uid).await,
+            Action::Delete { subject, uid } => self.delete(subject, &precondition(&uid)).await,
+            Action::Remove { subject, uid } => self.delete(subject, &precondition(&uid).grace_period(0)).await,
             Action::Patch { subject, patch } => self.patch(subject, patch).await,
             Action::CheckArchive => Ok(Effect::Archive(self.archives.check(&view.uid))),
             Action::PutReceipt(bytes) => self.put_receipt(&view.uid, bytes).await,
@@ -104,6 +108,9 @@ impl Applier {
                 get(&Api::<PersistentVolume>::all(self.client.clone()), name, &what).await?.map(|v| Fact::Volume(Box::new(v)))
             }
             Subject::Node { name } => get(&Api::<Node>::all(self.client.clone()), name, &what).await?.map(|n| Fact::Node(Box::new(n))),
+            Subject::Namespace { name } => {
+                get(&Api::<Namespace>::all(self.client.clone()), name, &what).await?.map(|n| Fact::Namespace(Box::new(n)))
+            }
             Subject::ClaimUsers { namespace, claim } => Some(Fact::Names(self.claim_users(namespace, claim, &what).await?)),
             Subject::VolumesOfClaim { uid } => Some(Fact::Names(self.volumes_of_claim(uid, &what).await?)),
             Subject::Attachments { volume } => Some(Fact::Names(self.attachments(volume, &what).await?)),
@@ -120,30 +127,6 @@ impl Applier {
             Either::Left(secret) => secret.metadata.uid,
             Either::Right(status) => status.details.map(|d| d.uid),
         }))
-    }
-
-    async fn claim_users(&self, namespace: &str, claim: &str, what: &str) -> Result<Vec<String>, Error> {
-        let pods = self.namespaced::<Pod>(namespace);
-        let list = call(pods.list(&ListParams::default())).await.map_err(|source| Error::Call { what: what.to_owned(), source })?;
-        let mounts = |pod: &Pod| {
-            let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-            volumes.filter_map(|v| v.persistent_volume_claim.as_ref()).any(|c| c.claim_name == claim)
-        };
-        Ok(list.items.into_iter().filter(mounts).filter_map(|p| p.metadata.name).collect())
-    }
-
-    async fn volumes_of_claim(&self, uid: &str, what: &str) -> Result<Vec<String>, Error> {
-        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let list = call(volumes.list(&ListParams::default())).await.map_err(|source| Error::Call { what: what.to_owned(), source })?;
-        let ours = |v: &PersistentVolume| super::volume::claim_ref_uid(v) == Some(uid);
-        Ok(list.items.into_iter().filter(ours).filter_map(|v| v.metadata.name).collect())
-    }
-
-    async fn attachments(&self, volume: &str, what: &str) -> Result<Vec<String>, Error> {
-        let attachments: Api<VolumeAttachment> = Api::all(self.client.clone());
-        let list = call(attachments.list(&ListParams::default())).await.map_err(|source| Error::Call { what: what.to_owned(), source })?;
-        let of_volume = |a: &VolumeAttachment| a.spec.source.persistent_volume_name.as_deref() == Some(volume);
-        Ok(list.items.into_iter().filter(of_volume).map(|a| a.spec.node_name).collect())
     }
 
     async fn read_computer(&self, view: &View) -> Result<Effect, Error> {
@@ -183,8 +166,8 @@ impl Applier {
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Computer(None)),
                 // The cache was behind, or somebody wrote at the same time: look at the live object.
-                ErrorClass::Conflict | ErrorClass::Invalid => self.read_computer(view).await.and_then(|e| unchanged(computer, e)),
-                _ => Err(Error::Call { what: "changing the finalizer of the Computer".to_owned(), source }),
+                ErrorClass::Conflict | ErrorClass::Invalid => self.read_computer(view).await.and_then(|e| unchanged(computer, e, source)),
+                _ => Err(Error::Call { what: CHANGING_FINALIZER.to_owned(), source }),
             },
         }
     }
@@ -259,42 +242,49 @@ impl Applier {
         }
     }
 
-    async fn delete(&self, subject: Subject, uid: &str) -> Result<Effect, Error> {
+    async fn delete(&self, subject: Subject, params: &DeleteParams) -> Result<Effect, Error> {
         match &subject {
             Subject::Pod { namespace, name } => {
                 let api = self.namespaced::<Pod>(namespace);
-                self.delete_one(&api, name, uid, subject.clone(), |p| Fact::Pod(Box::new(p))).await
+                self.delete_one(&api, name, params, subject.clone(), |p| Fact::Pod(Box::new(p))).await
             }
             Subject::Claim { namespace, name } => {
                 let api = self.namespaced::<PersistentVolumeClaim>(namespace);
-                self.delete_one(&api, name, uid, subject.clone(), |c| Fact::Claim(Box::new(c))).await
+                self.delete_one(&api, name, params, subject.clone(), |c| Fact::Claim(Box::new(c))).await
             }
             Subject::Secret { namespace, name } => {
                 let api = self.namespaced::<Secret>(namespace);
-                self.delete_one(&api, name, uid, subject.clone(), |s| Fact::Held(s.metadata.uid.unwrap_or_default())).await
+                self.delete_one(&api, name, params, subject.clone(), |s| Fact::Held(s.metadata.uid.unwrap_or_default())).await
             }
             other => Err(Error::Conflict(format!("{} is never deleted by us", other.describe()))),
         }
     }
 
     /// Deletes with a UID precondition. An accepted delete is not a deleted object: what is left is learned by another read.
-    async fn delete_one<K>(&self, api: &Api<K>, name: &str, uid: &str, subject: Subject, fact: fn(K) -> Fact) -> Result<Effect, Error>
+    async fn delete_one<K>(
+        &self,
+        api: &Api<K>,
+        name: &str,
+        params: &DeleteParams,
+        subject: Subject,
+        fact: fn(K) -> Fact,
+    ) -> Result<Effect, Error>
     where
         K: Clone + DeserializeOwned + Debug,
     {
-        match call(api.delete(name, &precondition(uid))).await {
+        match call(api.delete(name, params)).await {
             Ok(Either::Left(object)) => Ok(Effect::Learned(subject, fact(object))),
             Ok(Either::Right(_)) => Ok(Effect::Learned(subject, Fact::Accepted)),
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Learned(subject, Fact::Gone)),
-                ErrorClass::Conflict => self.another_uid(subject, uid).await,
+                ErrorClass::Conflict => self.another_uid(subject, params).await,
                 _ => Err(Error::Call { what: format!("deleting {}", subject.describe()), source }),
             },
         }
     }
 
     /// After a failed precondition: gone only if a live read shows another UID; otherwise try again.
-    async fn another_uid(&self, subject: Subject, uid: &str) -> Result<Effect, Error> {
+    async fn another_uid(&self, subject: Subject, params: &DeleteParams) -> Result<Effect, Error> {
         let Effect::Learned(subject, fact) = self.read(subject).await? else { return Err(Error::Conflict("an object".to_owned())) };
         let there = match &fact {
             Fact::Pod(p) => p.metadata.uid.as_deref(),
@@ -302,7 +292,7 @@ impl Applier {
             Fact::Uid(u) | Fact::Held(u) => Some(u.as_str()),
             _ => None,
         };
-        if there == Some(uid) {
+        if there == params.preconditions.as_ref().and_then(|p| p.uid.as_deref()) {
             return Err(Error::Conflict(subject.describe()));
         }
         Ok(Effect::Learned(subject, Fact::Gone))
@@ -333,15 +323,30 @@ impl Applier {
     where
         K: Clone + DeserializeOwned + Debug,
     {
-        match call(api.patch(name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
+        match call(api.patch(name, &PatchParams::default(), &Patch::<()>::Json(patch.clone()))).await {
             Ok(object) => Ok(Effect::Learned(subject, fact(object))),
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Learned(subject, Fact::Gone)),
-                // A test operation failed: it is not what we took it for. Look again.
-                ErrorClass::Conflict | ErrorClass::Invalid => Err(Error::Conflict(format!("{} ({source})", subject.describe()))),
+                ErrorClass::Conflict => Err(Error::Conflict(subject.describe())),
+                ErrorClass::Invalid => Err(self.refused(subject, &patch, source).await),
                 _ => Err(Error::Call { what: format!("changing {}", subject.describe()), source }),
             },
         }
+    }
+
+    /// A 422 is a test that failed, which a look at the live object repeats, or the refusal of an admission policy.
+    async fn refused(&self, subject: Subject, patch: &json_patch::Patch, source: CallError) -> Error {
+        let object = subject.describe();
+        let live = match self.read(subject).await {
+            Ok(Effect::Learned(_, Fact::Pod(pod))) => serde_json::to_value(pod),
+            Ok(Effect::Learned(_, Fact::Volume(volume))) => serde_json::to_value(volume),
+            Ok(_) => return Error::Conflict(object),
+            Err(error) => return error,
+        };
+        if live.is_ok_and(|mut live| json_patch::patch(&mut live, patch).is_ok()) {
+            return Error::Call { what: format!("changing {object}"), source };
+        }
+        Error::Conflict(object)
     }
 
     async fn put_receipt(&self, uid: &str, bytes: Vec<u8>) -> Result<Effect, Error> {
@@ -369,12 +374,14 @@ fn optional<T>(answer: Result<T, CallError>, what: &str) -> Found<T> {
     }
 }
 
+const CHANGING_FINALIZER: &str = "changing the finalizer of the Computer";
+
 /// A refused finalizer patch on an object that did not change would be refused for ever: an error, not a reason to try at once.
-fn unchanged(before: &Computer, effect: Effect) -> Result<Effect, Error> {
-    match &effect {
-        Effect::Computer(Some(now)) if now.metadata.resource_version == before.metadata.resource_version => {
-            Err(Error::Conflict("the Computer".to_owned()))
-        }
-        _ => Ok(effect),
+fn unchanged(before: &Computer, effect: Effect, source: CallError) -> Result<Effect, Error> {
+    let Effect::Computer(Some(now)) = &effect else { return Ok(effect) };
+    match classify(&source) {
+        _ if now.metadata.resource_version != before.metadata.resource_version => Ok(effect),
+        ErrorClass::Invalid => Err(Error::Call { what: CHANGING_FINALIZER.to_owned(), source }),
+        _ => Err(Error::Conflict("the Computer".to_owned())),
     }
 }

@@ -3,18 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
-use rand::RngCore;
 
 use super::action::{Fact, Subject};
 use super::view::{ClassState, Fresh, Settings, View};
 use crate::resources::{Computer, ComputerRecord, DEFAULT_CLASS_ANNOTATION};
 use crate::runtime::caches::Caches;
+use crate::runtime::sources::Sources;
 
 /// What the caches know of the computer of this UID. `None`: neither a Computer nor a record of it is known.
-pub fn observe(caches: &Caches, settings: &Settings, uid: &str, now: Timestamp) -> Option<View> {
+pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Sources) -> Option<View> {
     let computer = caches.computer(uid);
     let record = caches.records.get(&ObjectRef::new(uid).within(&settings.namespace)).map(|r| (*r).clone());
     let (namespace, name) = match (&computer, &record) {
@@ -36,18 +35,15 @@ pub fn observe(caches: &Caches, settings: &Settings, uid: &str, now: Timestamp) 
         receipt: None,
         finalizer_confirmed: false,
         settings: settings.clone(),
-        fresh: fresh(),
-        now,
+        fresh: fresh(sources),
+        now: sources.now(),
     };
     cached_facts(caches, &mut view);
     Some(view)
 }
 
 fn terminating(caches: &Caches, namespace: &str) -> bool {
-    let found = caches.namespaces.get(&ObjectRef::new(namespace));
-    found.is_some_and(|n| {
-        n.metadata.deletion_timestamp.is_some() || n.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Terminating")
-    })
+    caches.namespaces.get(&ObjectRef::new(namespace)).is_some_and(|n| super::view::terminating(&n))
 }
 
 fn class(caches: &Caches, computer: Option<&Computer>, record: Option<&ComputerRecord>) -> ClassState {
@@ -64,12 +60,9 @@ fn class(caches: &Caches, computer: Option<&Computer>, record: Option<&ComputerR
     }
 }
 
-fn fresh() -> Fresh {
-    let mut key = [0; 32];
-    rand::rng().fill_bytes(&mut key);
-    let mut suffix = [0; 16];
-    rand::rng().fill_bytes(&mut suffix);
-    Fresh { suffix: hex::encode(suffix), key }
+/// Random material for one pass.
+pub(crate) fn fresh(sources: &Sources) -> Fresh {
+    Fresh { key: sources.bytes(), suffix: hex::encode(sources.bytes::<16>()) }
 }
 
 /// Children and custody objects that the record names, as far as the caches hold them.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder};
@@ -20,6 +19,7 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Caches;
 use crate::runtime::client::{ErrorClass, call};
 use crate::runtime::metrics::Metrics;
+use crate::runtime::sources::Sources;
 
 /// Requests that one pass may make before it lets others run; a life needs fewer than this.
 const MAX_REQUESTS: usize = 60;
@@ -44,18 +44,19 @@ pub struct Reconciler {
     pub recorder: Recorder,
     /// The archives, to mark Sessions.
     pub archives: Arc<Archives>,
+    /// Time of day and randomness.
+    pub sources: Sources,
 }
 
 impl Reconciler {
     /// One pass. The result is when to look again without an event.
     pub async fn run(&self, uid: &str) -> Option<Duration> {
         let _timer = self.metrics.time_pass();
-        let began = Timestamp::now();
-        let Some(mut view) = observe(&self.caches, &self.settings, uid, began) else {
+        let Some(mut view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
             self.backoff.reset(uid);
             return None;
         };
-        if settled_record(&view) {
+        if view.settled() {
             self.backoff.reset(uid);
             return self.expire(&view).await;
         }
@@ -75,7 +76,7 @@ impl Reconciler {
             return (Plan { next: Next::Settled, report: Report::default() }, Some(error));
         }
         for _ in 0..MAX_REQUESTS {
-            view.now = Timestamp::now();
+            view.now = self.sources.now();
             let current = plan(view);
             let Next::Do(action) = &current.next else { return (current, None) };
             tracing::debug!(uid = %view.uid, action = name(action), "next request");
@@ -114,8 +115,8 @@ impl Reconciler {
     }
 
     async fn publish(&self, view: &View, report: &Report) {
-        // A released Computer is gone, or about to be: there is nobody to tell.
-        let released = |c: &&Computer| c.metadata.deletion_timestamp.is_some() && !super::view::has_finalizer(c);
+        // A released Computer is gone, or about to be: there is nobody to tell, unless somebody else holds it.
+        let released = |c: &&Computer| c.metadata.deletion_timestamp.is_some() && c.metadata.finalizers.as_ref().is_none_or(Vec::is_empty);
         let Some(computer) = view.computer.as_ref().filter(|c| report.phase.is_some() && !released(c)) else { return };
         let new = status::compute(view, computer, report);
         let Some(patch) = status::patch(computer, &new) else { return };
@@ -195,12 +196,6 @@ impl Reconciler {
     }
 }
 
-/// Whether the record is released and the cache holds no Computer: nothing is left to be done but expiry.
-fn settled_record(view: &View) -> bool {
-    let released = view.record.as_ref().is_some_and(|r| r.spec.state.phase == crate::resources::RecordPhase::Released);
-    released && view.computer.is_none()
-}
-
 /// Whether the record names a verified archive.
 fn archived(view: &View) -> bool {
     view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref()).is_some_and(|d| d.archive.is_some())
@@ -243,6 +238,7 @@ fn name(action: &Action) -> String {
     match action {
         Action::Read(subject) => format!("read {}", subject.describe()),
         Action::Delete { subject, .. } => format!("delete {}", subject.describe()),
+        Action::Remove { subject, .. } => format!("remove {}", subject.describe()),
         Action::Patch { subject, .. } => format!("patch {}", subject.describe()),
         Action::ReadComputer => "read the Computer".to_owned(),
         Action::AddFinalizer => "add the finalizer".to_owned(),

@@ -9,9 +9,11 @@ pub mod computers;
 pub mod config;
 pub mod error;
 mod extract;
+mod last_used;
 pub mod layers;
 pub mod openapi;
 pub mod sessions;
+pub mod shares;
 mod tls;
 
 use std::sync::Arc;
@@ -53,13 +55,19 @@ pub struct Shared {
     pub read_limit: Duration,
     /// A slot for each request in flight.
     pub slots: Semaphore,
+    /// How many of them each tenant holds.
+    pub shares: Arc<shares::Shares>,
+    /// The process is to end: nobody is kept waiting.
+    pub stop: CancellationToken,
+    /// Writes when an `ApiKey` was last used.
+    pub last_used: last_used::LastUsed,
     /// Figures.
     pub figures: layers::Figures,
 }
 
 impl Shared {
     /// What the configuration says.
-    pub fn new(client: Client, config: &Config) -> Self {
+    pub fn new(client: Client, config: &Config, stop: CancellationToken) -> Self {
         Self {
             client,
             namespace: config.namespace.clone(),
@@ -68,6 +76,9 @@ impl Shared {
             max_body: config.max_body_bytes as usize,
             read_limit: config.read_limit(),
             slots: Semaphore::new(config.max_in_flight as usize),
+            shares: shares::Shares::new(config.max_in_flight as usize),
+            stop,
+            last_used: last_used::LastUsed::default(),
             figures: layers::Figures::default(),
         }
     }
@@ -80,11 +91,16 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Shared>> {
 
 /// Everything that is served, errors included.
 pub fn router(shared: Arc<Shared>) -> Router {
-    let (router, description) = routes().split_for_parts();
+    let (router, mut description) = routes().split_for_parts();
+    openapi::complete(&mut description);
+    dressed(router.merge(openapi::routes(&description)), shared)
+}
+
+/// Routes with what is around every one of them.
+fn dressed(router: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
     let unknown = || async { ApiError::new(StatusCode::NOT_FOUND, "no such path: /openapi.json lists what there is, /docs explains it") };
     let wrong = || async { ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method: see /openapi.json") };
     router
-        .merge(openapi::routes(&description))
         .method_not_allowed_fallback(wrong)
         .fallback(unknown)
         .layer(CatchPanicLayer::custom(layers::panicked))
@@ -100,7 +116,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     operator::stop_on_signal(stop.clone());
     let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
-    let shared = Arc::new(Shared::new(client, &config));
+    let shared = Arc::new(Shared::new(client, &config, stop.clone()));
     let mut tasks = JoinSet::new();
     let figures = Arc::clone(&shared);
     let ready = health::serve(config.metrics_bind, Arc::new(move || figures.figures.text()), stop.clone(), &mut tasks).await?;
@@ -139,5 +155,71 @@ async fn answering(shared: &Shared) {
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::{Request, Response};
+    use axum::routing::get;
+    use clap::Parser;
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    /// A server whose API server answers nothing at all.
+    fn shared() -> Arc<Shared> {
+        let nobody = tower::service_fn(|_: Request<kube::client::Body>| async {
+            Err::<Response<kube::client::Body>, _>(std::io::Error::other("down"))
+        });
+        let config = Cli::parse_from(["api"]).config;
+        Arc::new(Shared::new(Client::new(nobody, "default"), &config, CancellationToken::new()))
+    }
+
+    async fn answer(router: Router, path: &str, token: &str) -> (StatusCode, serde_json::Value) {
+        let request = Request::get(path).header("authorization", format!("Bearer {token}")).body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        assert!(response.headers().contains_key("x-request-id"));
+        let status = response.status();
+        (status, serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_handlers_panic_is_an_error_like_any_other_and_says_nothing_of_it() {
+        let broken = Router::new().route(
+            "/broken",
+            get(|| async {
+                if true {
+                    panic!("a secret")
+                }
+            }),
+        );
+        let (status, body) = answer(dressed(broken, shared()), "/broken", "x").await;
+        assert_eq!(
+            (status, &body["status"], &body["title"]),
+            (StatusCode::INTERNAL_SERVER_ERROR, &500.into(), &"Internal Server Error".into())
+        );
+        assert!(body["detail"].as_str().unwrap().contains("x-request-id") && !body.to_string().contains("secret"), "{body}");
+    }
+
+    /// Not knowing is neither 401, which would tell a client to throw its key away, nor a way in.
+    #[tokio::test]
+    async fn a_credential_that_cannot_be_verified_is_500() {
+        let uid = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11".to_owned();
+        let computer = crate::credentials::ComputerId { namespace: "t".into(), name: "c".into(), uid };
+        let key = crate::credentials::Key::new(computer, [1; 32]).token();
+        for token in [key.as_str(), "a.b.c"] {
+            let (status, body) = answer(router(shared()), "/api/v0/computers", token).await;
+            assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{body}");
+        }
+        assert_eq!(answer(router(shared()), "/api/v0/computers", "x").await.0, StatusCode::UNAUTHORIZED);
     }
 }

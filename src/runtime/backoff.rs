@@ -23,14 +23,8 @@ struct State {
     random: StdRng,
 }
 
-impl Default for Backoff {
-    fn default() -> Self {
-        Self::with_seed(rand::rng().random())
-    }
-}
-
 impl Backoff {
-    /// With jitter that is the same for the same seed, for simulations.
+    /// The jitter is the same for the same seed.
     pub fn with_seed(seed: u64) -> Self {
         Self(Mutex::new(State { failures: HashMap::new(), random: StdRng::seed_from_u64(seed) }))
     }

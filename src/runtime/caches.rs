@@ -22,10 +22,10 @@ use super::queue::Queue;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
 
 /// Seconds after which a watch is renewed: below the idle limit of common load balancers.
-const WATCH_TIMEOUT: u32 = 200;
+pub(crate) const WATCH_TIMEOUT: u32 = 200;
 
-/// UID of each known Computer → its namespace and name.
-type Index = Arc<RwLock<HashMap<String, (String, String)>>>;
+/// UID of each known object of a kind → its namespace and name.
+pub(crate) type Index = Arc<RwLock<HashMap<String, (String, String)>>>;
 
 /// Read side of all caches.
 #[derive(Clone)]
@@ -89,7 +89,7 @@ pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSe
     };
     let of_class = {
         let computers = computers.clone();
-        move |event: &watcher::Event<ComputerClass>| touched(event).map_or_else(Vec::new, |_| waiting(&computers))
+        move |event: &watcher::Event<ComputerClass>| touched(event).map_or_else(Vec::new, |c| of_class(&computers, &c.name_any()))
     };
     Caches {
         records: spawn.watch(Api::<DeserializeGuard<ComputerRecord>>::namespaced(client.clone(), namespace), all.clone(), strip, |e| {
@@ -108,14 +108,16 @@ pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSe
     }
 }
 
-struct Spawn<'a> {
-    queue: &'a Queue,
-    tasks: &'a mut JoinSet<()>,
-    stop: &'a CancellationToken,
+/// Starts watches.
+pub(crate) struct Spawn<'a> {
+    pub queue: &'a Queue,
+    pub tasks: &'a mut JoinSet<()>,
+    pub stop: &'a CancellationToken,
 }
 
 impl Spawn<'_> {
-    fn watch<K>(
+    /// Starts one watch; every event queues the UIDs that it concerns.
+    pub fn watch<K>(
         &mut self,
         api: Api<DeserializeGuard<K>>,
         config: watcher::Config,
@@ -166,7 +168,7 @@ pub fn understood<K: Resource + Default>(event: watcher::Event<DeserializeGuard<
 }
 
 /// The object of an event that concerns one.
-fn touched<K>(event: &watcher::Event<K>) -> Option<&K> {
+pub(crate) fn touched<K>(event: &watcher::Event<K>) -> Option<&K> {
     match event {
         watcher::Event::Apply(object) | watcher::Event::InitApply(object) | watcher::Event::Delete(object) => Some(object),
         watcher::Event::Init | watcher::Event::InitDone => None,
@@ -177,13 +179,14 @@ fn uids_of_computer(event: &watcher::Event<Computer>) -> Vec<String> {
     touched(event).and_then(|c| c.metadata.uid.clone()).into_iter().collect()
 }
 
-fn note(index: &Index, event: &watcher::Event<Computer>) {
-    let (Some(computer), Ok(mut index)) = (touched(event), index.write()) else { return };
-    let Some(uid) = computer.metadata.uid.clone() else { return };
+/// Keeps an index up to date.
+pub(crate) fn note<K: Resource>(index: &Index, event: &watcher::Event<K>) {
+    let (Some(object), Ok(mut index)) = (touched(event), index.write()) else { return };
+    let Some(uid) = object.uid() else { return };
     if matches!(event, watcher::Event::Delete(_)) {
         index.remove(&uid);
     } else {
-        index.insert(uid, (computer.namespace().unwrap_or_default(), computer.name_any()));
+        index.insert(uid, (object.namespace().unwrap_or_default(), object.name_any()));
     }
 }
 
@@ -199,18 +202,21 @@ fn in_namespace(computers: &Store<Computer>, event: &watcher::Event<Namespace>) 
     inside.iter().filter_map(|c| c.metadata.uid.clone()).collect()
 }
 
-/// Computers that are not active yet may wait for their class.
-fn waiting(computers: &Store<Computer>) -> Vec<String> {
-    let waits = |c: &Computer| c.status.as_ref().and_then(|s| s.phase) != Some(crate::resources::Phase::Active);
-    computers.state().into_iter().filter(|c| waits(c)).filter_map(|c| c.metadata.uid.clone()).collect()
+/// Computers that were made from a class show that it changed; those that are not active yet may wait for it.
+fn of_class(computers: &Store<Computer>, name: &str) -> Vec<String> {
+    let concerned = |c: &Computer| {
+        let status = c.status.as_ref();
+        status.and_then(|s| s.phase) != Some(crate::resources::Phase::Active) || status.and_then(|s| s.class_name.as_deref()) == Some(name)
+    };
+    computers.state().into_iter().filter(|c| concerned(c)).filter_map(|c| c.metadata.uid.clone()).collect()
 }
 
 /// managedFields are the larger half of an object, and nothing here reads them.
-fn strip<K: Resource>(object: &mut K) {
+pub(crate) fn strip<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }
 
-fn strip_pod(pod: &mut Pod) {
+pub(crate) fn strip_pod(pod: &mut Pod) {
     strip(pod);
     if let Some(spec) = &mut pod.spec {
         let (node, grace) = (spec.node_name.take(), spec.termination_grace_period_seconds);
@@ -250,5 +256,23 @@ mod tests {
         assert_eq!(classes.state().iter().map(|c| c.name_any()).collect::<Vec<_>>(), ["good"]);
         stop.cancel();
         while tasks.join_next().await.is_some() {}
+    }
+
+    /// That a class differs from what runs is shown when the class changes, not when the next pod event happens to come by.
+    #[tokio::test]
+    async fn a_class_concerns_the_computers_that_were_made_from_it() {
+        let (reader, mut writer) = reflector::store::<Computer>();
+        let computer = |uid: &str, phase: &str, class: &str| -> Computer {
+            let status = json!({"phase": phase, "className": class});
+            serde_json::from_value(json!({"metadata": {"name": uid, "namespace": "t", "uid": uid}, "spec": {}, "status": status})).unwrap()
+        };
+        writer.apply_watcher_event(&watcher::Event::Init);
+        for c in [computer("runs", "Active", "std"), computer("other", "Active", "big"), computer("waits", "Error", "big")] {
+            writer.apply_watcher_event(&watcher::Event::InitApply(c));
+        }
+        writer.apply_watcher_event(&watcher::Event::InitDone);
+        let mut uids = of_class(&reader, "std");
+        uids.sort();
+        assert_eq!(uids, ["runs", "waits"]);
     }
 }

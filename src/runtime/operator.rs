@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::Backoff;
 use super::config::Config;
 use super::metrics::Metrics;
+use super::sources::Sources;
 use super::{caches, client, health, lease, queue};
 use crate::archive::{Archives, ingest, store_volume};
 use crate::computer::apply::Applier;
@@ -57,31 +58,43 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     }
 
-    let shared = Shared { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency };
+    let leader =
+        Leader { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency, sources: Sources::default() };
     let result = if config.leader_election {
-        let metrics = Arc::clone(&shared.metrics);
-        let lead = |stop| async move { shared.lead(&mut finished_checks, stop).await };
+        let metrics = Arc::clone(&leader.metrics);
+        let lead = |stop| async move { leader.lead(&mut finished_checks, stop).await };
         lease::run_while_leading(client, &config.namespace, config.lease(), stop.clone(), |leads| metrics.set_leader(leads), lead).await
     } else {
-        shared.lead(&mut finished_checks, stop.clone()).await
+        leader.lead(&mut finished_checks, stop.clone()).await
     };
     stop.cancel();
     while servers.join_next().await.is_some() {}
     result
 }
 
-/// What the leading work shares.
-struct Shared {
-    client: Client,
-    settings: Settings,
-    archives: Arc<Archives>,
-    metrics: Arc<Metrics>,
-    concurrency: usize,
+/// What the leading work needs.
+pub struct Leader {
+    /// API client.
+    pub client: Client,
+    /// Operator settings.
+    pub settings: Settings,
+    /// The archives.
+    pub archives: Arc<Archives>,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// Computers worked on at the same time.
+    pub concurrency: usize,
+    /// Time of day and randomness.
+    pub sources: Sources,
 }
 
-impl Shared {
-    /// The work of the leader: caches, reconciler, classes, sweeper; until `stop`, then what runs is finished.
-    async fn lead(self, finished_checks: &mut tokio::sync::mpsc::Receiver<String>, stop: CancellationToken) -> anyhow::Result<()> {
+impl Leader {
+    /// The work of the leader: caches, reconcilers, classes, sweeper; until `stop`, then what runs is finished. `finished_checks`
+    /// tells the UIDs whose archive was read back.
+    ///
+    /// # Errors
+    /// When a watch ended.
+    pub async fn lead(self, finished_checks: &mut tokio::sync::mpsc::Receiver<String>, stop: CancellationToken) -> anyhow::Result<()> {
         let (queue, work) = queue::queue();
         let mut tasks = JoinSet::new();
         let caches = caches::start(&self.client, &self.settings.namespace, &queue, &mut tasks, &stop);
@@ -91,17 +104,19 @@ impl Shared {
         }
         tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled; reconciling");
         tasks.spawn(sweep::run(caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
-        tasks.spawn(crate::class::run(self.client.clone(), self.settings.clone(), stop.clone()));
+        tasks.spawn(crate::class::run(self.client.clone(), self.settings.clone(), self.sources.clone(), stop.clone()));
+        tasks.spawn(crate::apikey::run(self.client.clone(), self.settings.namespace.clone(), self.sources.clone(), stop.clone()));
         let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
         let reconciler = Arc::new(Reconciler {
             client: self.client.clone(),
             caches,
             settings: self.settings.clone(),
             applier: Applier::new(self.client.clone(), Arc::clone(&self.archives), self.settings.namespace.clone()),
-            backoff: Backoff::default(),
+            backoff: Backoff::with_seed(u64::from_le_bytes(self.sources.bytes())),
             metrics: self.metrics,
             recorder: Recorder::new(self.client, reporter),
             archives: self.archives,
+            sources: self.sources,
         });
         let run = work.run(self.concurrency, stop.clone(), move |uid| {
             let reconciler = Arc::clone(&reconciler);

@@ -13,14 +13,19 @@ const CLUSTER: &[Rule] = &[
     ("computer-operator.dev", &["computers", "computerclasses", "deletionoverrides"], &["get", "list", "watch"]),
     // `release` is a verb of ours: the admission policy lets only who has it take the deletion finalizer off.
     ("computer-operator.dev", &["computers"], &["patch", "delete", "release"]),
-    ("computer-operator.dev", &["computers/status", "computerclasses/status", "deletionoverrides/status", "sessions/status"], &["patch"]),
+    ("computer-operator.dev", &["apikeys"], &["get", "list", "watch", "patch"]),
+    (
+        "computer-operator.dev",
+        &["computers/status", "computerclasses/status", "deletionoverrides/status", "sessions/status", "apikeys/status"],
+        &["patch"],
+    ),
     ("computer-operator.dev", &["sessions"], &["list"]),
     ("", &["pods", "persistentvolumeclaims"], &["get", "list", "watch", "create", "delete"]),
     ("", &["pods"], &["patch"]),
     // Created and deleted by name, never read: `delete --dry-run` tells whether one is there.
     ("", &["secrets"], &["create", "delete"]),
     ("", &["persistentvolumes"], &["get", "list", "watch", "patch"]),
-    ("", &["namespaces"], &["get", "list", "watch"]),
+    ("", &["namespaces", "serviceaccounts"], &["get", "list", "watch"]),
     ("", &["nodes"], &["get"]),
     ("storage.k8s.io", &["volumeattachments"], &["list"]),
     ("events.k8s.io", &["events"], &["create", "patch"]),
@@ -29,7 +34,7 @@ const CLUSTER: &[Rule] = &[
 
 /// Rights in the operator's own namespace.
 const OWN: &[Rule] = &[
-    ("computer-operator.dev", &["computerrecords"], &["get", "list", "watch", "create", "update", "delete"]),
+    ("computer-operator.dev", &["computerrecords", "apikeyrecords"], &["get", "list", "watch", "create", "update", "delete"]),
     ("coordination.k8s.io", &["leases"], &["get", "create", "update"]),
 ];
 
@@ -37,14 +42,17 @@ const OWN: &[Rule] = &[
 const API_CLUSTER: &[Rule] = &[
     ("computer-operator.dev", &["computers"], &["get", "list", "watch", "create", "patch", "delete"]),
     ("computer-operator.dev", &["sessions"], &["get", "list", "create", "patch"]),
-    ("", &["pods", "namespaces"], &["get"]),
+    ("computer-operator.dev", &["apikeys"], &["get"]),
+    ("computer-operator.dev", &["apikeys/status"], &["patch"]),
+    ("", &["pods", "namespaces", "serviceaccounts"], &["get"]),
     ("metrics.k8s.io", &["pods"], &["get"]),
     ("authentication.k8s.io", &["tokenreviews"], &["create"]),
     ("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),
 ];
 
 /// Rights of the HTTP API in the operator's own namespace.
-const API_OWN: &[Rule] = &[("computer-operator.dev", &["computerrecords"], &["get", "patch"])];
+const API_OWN: &[Rule] =
+    &[("computer-operator.dev", &["computerrecords"], &["get", "patch"]), ("computer-operator.dev", &["apikeyrecords"], &["get"])];
 
 /// What the hook that installs and upgrades the CRDs may do beside it: the default class comes with them.
 const CRDS_HOOK: &[Rule] = &[("computer-operator.dev", &["computerclasses"], &["create", "patch"])];
@@ -157,6 +165,10 @@ mod tests {
             ("computer-operator.dev", "deletionoverrides", "create"),
             ("computer-operator.dev", "computers", "create"),
             ("computer-operator.dev", "computerrecords", "get"),
+            ("computer-operator.dev", "apikeyrecords", "get"),
+            ("computer-operator.dev", "apikeys", "create"),
+            ("computer-operator.dev", "apikeys", "delete"),
+            ("", "serviceaccounts", "impersonate"),
             ("rbac.authorization.k8s.io", "clusterroles", "escalate"),
         ] {
             assert!(!allowed(cluster, group, resource, verb), "{verb} {resource}");
@@ -171,6 +183,8 @@ mod tests {
         for (group, resource, verbs) in [
             (ours, "computers", "get list watch patch delete release"),
             (ours, "computers/status", "patch"),
+            (ours, "apikeys", "get list watch patch"),
+            (ours, "apikeys/status", "patch"),
             (ours, "computerclasses", "list watch"),
             (ours, "computerclasses/status", "patch"),
             (ours, "deletionoverrides", "list watch"),
@@ -182,6 +196,7 @@ mod tests {
             ("", "persistentvolumes", "get list watch patch"),
             ("", "secrets", "create delete"),
             ("", "namespaces", "get list watch"),
+            ("", "serviceaccounts", "get list watch"),
             ("", "nodes", "get"),
             ("storage.k8s.io", "volumeattachments", "list"),
             ("events.k8s.io", "events", "create patch"),
@@ -189,9 +204,11 @@ mod tests {
         ] {
             verbs.split(' ').for_each(|verb| assert!(allowed(cluster, group, resource, verb), "{verb} {resource}"));
         }
-        for (group, resource, verbs) in
-            [(ours, "computerrecords", "get list watch create update delete"), ("coordination.k8s.io", "leases", "get create update")]
-        {
+        for (group, resource, verbs) in [
+            (ours, "computerrecords", "get list watch create update delete"),
+            (ours, "apikeyrecords", "get list watch create update delete"),
+            ("coordination.k8s.io", "leases", "get create update"),
+        ] {
             verbs.split(' ').for_each(|verb| assert!(allowed(own, group, resource, verb), "{verb} {resource}"));
         }
         let secret = own.as_array().unwrap().iter().find(|r| r["resources"] == json!(["secrets"])).unwrap();

@@ -102,22 +102,7 @@ impl Bench {
 
     /// What the chart installs, but for the operator itself: the tests run their own, with its rights and under its policies.
     pub async fn chart(&self) -> Result<()> {
-        let chart = tokio::task::spawn_blocking(|| {
-            let shown = [
-                "accounts",
-                "rbac",
-                "rbac-people",
-                "admission/computers",
-                "admission/finalizer",
-                "admission/reserved",
-                "admission/volumes",
-                "admission/children",
-            ];
-            let only: Vec<String> = shown.iter().flat_map(|t| ["--show-only".to_owned(), format!("templates/{t}.yaml")]).collect();
-            let api = ["--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"];
-            let arguments: Vec<&str> = only.iter().map(String::as_str).chain(api).collect();
-            chart::Helm::new(None)?.template(chart::RELEASE, SYSTEM, &arguments)
-        });
+        let chart = tokio::task::spawn_blocking(|| chart::without_programs(SYSTEM));
         self.kubectl(&["apply", "-f", "-"], &chart.await??).await.map(drop)
     }
 

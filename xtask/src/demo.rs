@@ -1,6 +1,8 @@
 //! `cargo xtask demo`: a real cluster, a `Computer` that is created, used and deleted, told in plain lines as it happens. Nothing in
 //! it is simulated; every command that it shows is one that you can type.
 
+mod http;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -85,7 +87,9 @@ impl Demo {
         self.follow("team-b", &box_two)?;
         self.receipt(&box_two)?;
         self.read_back(&box_two, &sessions)?;
-        println!("\n9. Both archives, in the operator's store");
+        println!("\n9. The same over HTTP: the published v0 API, governed by nothing but RBAC");
+        self.over_http()?;
+        println!("\n10. All archives, in the operator's store");
         println!("$ computer-operator archives ls");
         println!("{}", indented(&self.operator(&["archives", "ls"], "")?));
         println!("\nEverything above happened on a real cluster, in {} s.", self.start.elapsed().as_secs());

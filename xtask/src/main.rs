@@ -30,10 +30,19 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Measure beside a bare API server in the same run; writes the tables in `docs/`.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Write what is generated from the code: `crds/`, `docs/openapi.json`, and the chart's rules and README.
     Generate,
     /// Run everything that must hold: formatting, lints, unit and model tests, a real S3 server, real clusters.
     Test,
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// GET and DELETE through the HTTP API.
+    Http,
 }
 
 #[derive(Subcommand)]
@@ -134,6 +143,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Cluster(command) => return cluster(command).await,
         Command::Image(arguments) => load_image(&arguments.which)?,
         Command::Demo { keep } => xtask::demo::run(workspace()?, keep).await?,
+        Command::Bench(BenchCommand::Http) => xtask::bench::http::run(workspace()?).await?,
         Command::Generate => generate()?,
         Command::Test => xtask::test::run(workspace()?)?,
     }

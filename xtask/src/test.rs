@@ -35,6 +35,8 @@ const STAGES: &[Stage] = &[
     stage("the xtask program", &["build", "--package", "xtask"]),
     stage("the archive in a real S3 server", &["test", "--test", "s3"]),
     stage("the kinds on a real API server", &["test", "--test", "api_server"]),
+    stage("ApiKeys on a real control plane", &["test", "--test", "api_keys"]),
+    stage("the HTTP API over real HTTP", &["test", "--test", "http"]),
     stage("the chart, rendered and on a real API server", &["test", "--test", "chart"]),
     stage("clusters come up, are found, and end without a trace", &["test", "--package", "xtask", "--test", "lifecycle"]),
     // Without a node the test runner names them as ignored, the one below as skipped.

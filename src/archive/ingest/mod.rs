@@ -3,7 +3,7 @@
 //! Create-only, for the caller's own UID, in bounded memory. It never answers with what an archive holds.
 
 pub mod auth;
-mod handlers;
+pub mod handlers;
 #[cfg(test)]
 mod tests;
 pub mod tls;

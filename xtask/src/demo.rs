@@ -104,10 +104,11 @@ impl Demo {
         println!("$ helm install {RELEASE} charts/computer-operator --namespace {SYSTEM} --values xtask/demo-values.yaml --wait");
         let said =
             self.helm.run(&["install", RELEASE, &chart, "--namespace", SYSTEM, "--values", &values, "--wait", "--timeout", "180s"])?;
-        println!("{}", indented(&said));
+        // What follows is for an admin who has not read this far.
+        println!("{}", indented(said.split("NOTES:").next().unwrap_or(&said)));
         println!("$ helm test {RELEASE} --namespace {SYSTEM}");
         let said = self.helm.run(&["test", RELEASE, "--namespace", SYSTEM])?;
-        println!("{}", indented(said.lines().filter(|l| l.starts_with("Phase")).collect::<Vec<_>>().join("\n").as_str()));
+        println!("{}", indented(said.lines().rfind(|l| l.starts_with("Phase")).unwrap_or_default()));
         self.show(&["get", "deployments,services", "-n", SYSTEM])
     }
 

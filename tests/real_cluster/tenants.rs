@@ -180,7 +180,7 @@ async fn a_status_that_names_anothers_volume(bench: Arc<Bench>) -> Result<()> {
     bench
         .kubectl(&["patch", "computer", "box", "-n", &thieves, "--subresource=status", "--type=merge", "-p", &forged.to_string()], "")
         .await?;
-    eventually("the record is made again", LONG, || async { Ok(bench.record(&thief).await?) }).await?;
+    eventually("the record is made again", LONG, || bench.record(&thief)).await?;
     bench.delete(&thieves, "box", "background").await?;
     eventually("the forger's computer is gone", LONG, || async {
         Ok(bench.computers(&thieves).get_opt("box").await?.is_none().then_some(()))

@@ -7,7 +7,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use computer_operator::resources::{ApiKey, ApiKeyRecord, crds};
-use computer_operator::runtime::rbac;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Api, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -74,8 +73,8 @@ impl Bench {
         let mut bench = Self { api: admin.clone(), admin, cluster, kubectl, folder };
         bench.apply(&crds::files().unwrap().into_iter().map(|(_, yaml)| yaml).collect::<Vec<_>>().join("\n---\n"));
         bench.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").expect("established");
-        let install = rbac::Install { namespace: SYSTEM.into(), image: "img:1".into(), store_size: "1Gi".into(), deployment: false };
-        bench.apply(&rbac::manifests(&install).iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n"));
+        bench.kubectl(&["create", "namespace", SYSTEM], "").expect("a namespace");
+        bench.apply(&xtask::chart::without_programs(SYSTEM).expect("the chart"));
         for account in ["computer-operator", "computer-operator-api"] {
             bench.kubeconfig(account);
         }

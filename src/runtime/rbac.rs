@@ -10,9 +10,9 @@ type Rule = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// Rights in the whole cluster.
 const CLUSTER: &[Rule] = &[
-    ("computer-operator.dev", &["computers", "computerclasses", "deletionoverrides"], &["get", "list", "watch"]),
+    ("computer-operator.dev", &["computerclasses", "deletionoverrides"], &["list", "watch"]),
     // `release` is a verb of ours: the admission policy lets only who has it take the deletion finalizer off.
-    ("computer-operator.dev", &["computers"], &["patch", "delete", "release"]),
+    ("computer-operator.dev", &["computers"], &["get", "list", "watch", "patch", "delete", "release"]),
     ("computer-operator.dev", &["apikeys"], &["get", "list", "watch", "patch"]),
     (
         "computer-operator.dev",

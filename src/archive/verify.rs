@@ -286,9 +286,10 @@ mod tests {
         verifier.check("u");
         let first = tokio::time::timeout(std::time::Duration::from_secs(10), ended.recv()).await;
         for (_, pipe) in &pipes {
-            // Lets the readers go, one after the other.
-            let pipe = pipe.clone();
-            std::thread::spawn(move || drop(std::fs::OpenOptions::new().write(true).open(pipe)));
+            // Lets go who waits for a writer, for good: an open for both never waits, and whoever comes later finds nothing.
+            let both = std::fs::OpenOptions::new().read(true).write(true).open(pipe).unwrap();
+            std::fs::remove_file(pipe).unwrap();
+            drop(both);
         }
         assert_eq!(first.unwrap().as_deref(), Some("u"));
     }

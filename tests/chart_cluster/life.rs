@@ -117,8 +117,8 @@ pub fn uninstall(world: &World) -> Result<()> {
     world.kubectl(&["delete", "computer", "late", "-n", "team", "--wait=false"])?;
     ensure!(!world.key_lives(&token)?, "S2: a key lives because no operator runs");
     let left = world.kubectl(&["get", &format!("pvc/{FULL}-store"), "-n", SYSTEM, "-o", "name"])?;
-    let crds = world.kubectl(&["get", "crds", "-o", "name"])?;
-    ensure!(!left.is_empty() && crds.matches("computer-operator.dev").count() == 6, "{left} {crds}");
+    let served = world.kubectl(&["get", "crds", "-o", "name"])?;
+    ensure!(!left.is_empty() && served.matches("computer-operator.dev").count() == crds::all().len(), "{left} {served}");
     world.chart("install", &[])?;
     world.finished(&uid)?;
     world.kubectl(&["delete", "computers", "--all", "-A", "--timeout=120s"])?;

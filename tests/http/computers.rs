@@ -174,8 +174,8 @@ async fn what_cannot_be_created_is_refused_with_what_to_do(bench: Arc<Bench>) ->
     ensure!(again.body["metadata"] == json!({"computerId": id}), "{}", again.text);
     let host = json!({"name": "one", "remoteUser": "dev", "provider": "byom", "hostId": HOST});
     bench.send(Ask::post(ALL).by(&token).json(&host)).await?.is(201)?;
-    let taken = json!({"name": "two", "remoteUser": "dev", "provider": "byom", "hostId": HOST.to_uppercase()});
-    bench.send(Ask::post(ALL).by(&token).json(&taken)).await?.says(409, "hostId: another computer has it")?;
+    let double = json!({"name": "two", "remoteUser": "dev", "provider": "byom", "hostId": HOST.to_uppercase()});
+    bench.send(Ask::post(ALL).by(&token).json(&double)).await?.says(409, "hostId: another computer has it")?;
     quota(&bench).await
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::api_keys;
 use crate::client::Ask;
-use crate::harness::{AUDIENCE, Bench, SYSTEM, eventually};
+use crate::harness::{AUDIENCE, Bench, CLUSTER_AUDIENCE, SYSTEM, eventually};
 use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
@@ -193,7 +193,7 @@ async fn bad_credentials(bench: &Bench, subject: &Subject, edit: &str) -> Result
         ("a key in a terminating namespace", bearer(&going)),
         ("an ApiKey in a terminating namespace", bearer(&going_too)),
         ("a token for another audience", bearer(&bench.jwt(ns, "owner", "other").await?)),
-        ("a token for the API server", bearer(&bench.jwt(ns, "owner", "https://kubernetes.default.svc").await?)),
+        ("a token for the API server", bearer(&bench.jwt(ns, "owner", CLUSTER_AUDIENCE).await?)),
         ("a token of a deleted account", bearer(&deleted_account(bench, ns).await?)),
         ("a token without a signature", bearer(&format!("{}.", edit.rsplit_once('.').context("a JWT")?.0))),
     ];

@@ -22,23 +22,23 @@ pub fn all() -> Vec<Scenario> {
 /// When a request began, and its code.
 type Seen = Vec<(Instant, u16)>;
 
-/// Clients that ask on and on, how many requests they have begun, and where to stop them.
+/// Clients that ask on and on, how many requests they have count, and where to stop them.
 struct Hammer {
     stop: Arc<AtomicBool>,
-    begun: Arc<AtomicUsize>,
+    count: Arc<AtomicUsize>,
     clients: tokio::task::JoinSet<Result<Seen>>,
 }
 
 impl Hammer {
     fn start(bench: &Arc<Bench>, id: &str, key: &str) -> Self {
-        let mut hammer = Self { stop: Arc::default(), begun: Arc::default(), clients: tokio::task::JoinSet::new() };
+        let mut hammer = Self { stop: Arc::default(), count: Arc::default(), clients: tokio::task::JoinSet::new() };
         for i in 0..CLIENTS {
-            let (bench, stop, begun) = (Arc::clone(bench), Arc::clone(&hammer.stop), Arc::clone(&hammer.begun));
+            let (bench, stop, count) = (Arc::clone(bench), Arc::clone(&hammer.stop), Arc::clone(&hammer.count));
             let ask = Ask::get(format!("/api/v0/computers/{id}")).by(key);
             hammer.clients.spawn(async move {
                 let (mut seen, mut turn) = (Seen::new(), i);
                 while !stop.load(Ordering::Relaxed) {
-                    begun.fetch_add(1, Ordering::Relaxed);
+                    count.fetch_add(1, Ordering::Relaxed);
                     let began = Instant::now();
                     let answer = bench.send_to(turn % bench.replicas.len(), ask.clone()).await?;
                     seen.push((began, answer.status));
@@ -52,8 +52,8 @@ impl Hammer {
 
     /// Waits until every client has been at it some more.
     async fn more(&self) -> Result<()> {
-        let enough = self.begun.load(Ordering::Relaxed) + 4 * CLIENTS;
-        eventually("more requests", || async { Ok((self.begun.load(Ordering::Relaxed) >= enough).then_some(())) }).await
+        let enough = self.count.load(Ordering::Relaxed) + 4 * CLIENTS;
+        eventually("more requests", || async { Ok((self.count.load(Ordering::Relaxed) >= enough).then_some(())) }).await
     }
 
     async fn stop(mut self) -> Result<Seen> {

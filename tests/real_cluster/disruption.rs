@@ -204,7 +204,7 @@ async fn without_the_finalizer_policy(bench: Arc<Bench>) -> Result<()> {
     ensure!(!bench.kubectl(&create, &probe).await?.is_empty(), "the policy is not in force");
     bench.kubectl(&["delete", "mutatingadmissionpolicybinding", "computer-operator-finalizer"], "").await?;
     eventually("the policy is gone", LONG, || async { Ok(bench.kubectl(&create, &probe).await?.is_empty().then_some(())) }).await?;
-    let _operator = bench.usual_operator(9443).await?;
+    let _operator = bench.leading_operator(9443).await?;
     let uid = bench.active(&namespace, "box", "standard").await?;
     bench.work(&namespace, &uid).await?;
     let finalizers = bench.computers(&namespace).get("box").await?.metadata.finalizers.unwrap_or_default();

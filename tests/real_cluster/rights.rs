@@ -10,7 +10,7 @@ use computer_operator::runtime::rbac;
 use serde_json::{Value, json};
 
 use crate::Scenario;
-use crate::harness::{Bench, SYSTEM};
+use crate::harness::{Bench, LONG, SYSTEM, eventually};
 
 const ACCOUNT: &str = "system:serviceaccount:computer-operator-system:computer-operator";
 
@@ -18,10 +18,16 @@ const ACCOUNT: &str = "system:serviceaccount:computer-operator-system:computer-o
 const ELSEWHERE: &[(&str, &str)] = &[
     // Asked by an admission policy, never sent: releasing a finalizer is a patch.
     ("computer-operator.dev/computers", "release"),
+    // Receipts and tombstones expire after days.
+    ("computer-operator.dev/computerrecords", "delete"),
+    ("computer-operator.dev/apikeyrecords", "delete"),
+    // Live reads after a lost race, which may not come: tests/api_keys.
+    ("computer-operator.dev/apikeys", "get"),
+    ("computer-operator.dev/apikeyrecords", "get"),
 ];
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![what_the_operator_may_not_do]
+    crate::scenarios![what_the_operator_may_not_do, a_session_says_where_it_is_kept, a_key_lives_and_dies]
 }
 
 /// With the operator's own identity, as whoever got hold of its token.
@@ -50,6 +56,40 @@ async fn what_the_operator_may_not_do(bench: Arc<Bench>) -> Result<()> {
         ensure!(error.contains(message), "{arguments:?}: {error}");
     }
     bench.kubectl(&["delete", "namespace", &namespace, "--wait=false"], "").await.map(drop)
+}
+
+async fn a_session_says_where_it_is_kept(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("session").await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let spec = json!({"computerName": "box", "computerUID": uid, "path": ".codex/sessions/2026/11/three.jsonl"});
+    let session = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Session", "metadata": {"name": "three"}, "spec": spec});
+    bench.kubectl(&["create", "-n", &namespace, "-f", "-"], &session.to_string()).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    bench.archived(&uid, 3).await?;
+    eventually("the Session is Archived", LONG, || async {
+        let phase = bench.kubectl(&["get", "session", "three", "-n", &namespace, "-o", "jsonpath={.status.phase}"], "").await?;
+        Ok((phase == "Archived").then_some(()))
+    })
+    .await
+}
+
+async fn a_key_lives_and_dies(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("key").await?;
+    bench.kubectl(&["create", "serviceaccount", "caller", "-n", &namespace], "").await?;
+    let key = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ApiKey", "metadata": {"name": "key"}, "spec": {"serviceAccountName": "caller"}});
+    bench.kubectl(&["create", "-n", &namespace, "-f", "-"], &key.to_string()).await?;
+    let another = async |before: String| {
+        eventually("a token is issued", LONG, || async {
+            let name = bench.kubectl(&["get", "apikey", "key", "-n", &namespace, "-o", "jsonpath={.status.secretName}"], "").await?;
+            Ok((!name.is_empty() && name != before).then_some(name))
+        })
+        .await
+    };
+    let first = another(String::new()).await?;
+    bench.kubectl(&["patch", "apikey", "key", "-n", &namespace, "--type=merge", "-p", r#"{"spec":{"rotation":"2"}}"#], "").await?;
+    another(first).await?;
+    bench.kubectl(&["delete", "apikey", "key", "-n", &namespace, "--timeout=60s"], "").await.map(drop)
 }
 
 /// Rights of the list that the operator never used, as `group/resource verb`.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xtask::cluster::{self, Cluster, Options, Profile};
-use xtask::{chart, image, isolation, node, process, tools};
+use xtask::{bench, chart, image, isolation, node, process, tools};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own commands")]
@@ -42,7 +42,11 @@ enum Command {
 #[derive(Subcommand)]
 enum BenchCommand {
     /// GET and DELETE through the HTTP API.
-    Http,
+    Http {
+        /// Build to measure.
+        #[arg(long, value_enum, default_value = "release")]
+        build: bench::Build,
+    },
 }
 
 #[derive(Subcommand)]
@@ -143,7 +147,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Cluster(command) => return cluster(command).await,
         Command::Image(arguments) => load_image(&arguments.which)?,
         Command::Demo { keep } => xtask::demo::run(workspace()?, keep).await?,
-        Command::Bench(BenchCommand::Http) => xtask::bench::http::run(workspace()?).await?,
+        Command::Bench(BenchCommand::Http { build }) => bench::http::run(workspace()?, build).await?,
         Command::Generate => generate()?,
         Command::Test => xtask::test::run(workspace()?)?,
     }

@@ -30,7 +30,7 @@ const STAGES: &[Stage] = &[
     stage("formatting", &["fmt", "--all", "--check"]),
     stage("clippy, pedantic", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     stage("unit, property and model tests", &["test", "--workspace", "--lib", "--bins"]),
-    stage("generated CustomResourceDefinitions", &["test", "--test", "crds"]),
+    stage("generated definitions and API description", &["test", "--test", "crds", "--test", "openapi"]),
     // The tests below start clusters through the program itself.
     stage("the xtask program", &["build", "--package", "xtask"]),
     stage("the archive in a real S3 server", &["test", "--test", "s3"]),

@@ -276,7 +276,9 @@ proptest! {
     fn whatever_happens_no_dead_token_lives_again_and_it_settles(ops in proptest::collection::vec(op(), 0..120)) {
         let world = World::new();
         let mut scene = Scene { cache: world.clone(), world, passes: [None, None], rotations: 0 };
-        ops.into_iter().for_each(|op| scene.play(op));
+        for op in ops {
+            scene.play(op);
+        }
         let mut world = scene.world;
         // The user wants to see it work again.
         world.hold(false);

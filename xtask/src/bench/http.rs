@@ -12,7 +12,7 @@ use base64::Engine as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::stage::{Stage, TEAM, until};
+use super::stage::{Build, Stage, TEAM, until};
 
 /// Requests in flight, and how many are measured then: GETs, DELETEs.
 const LOADS: [(usize, usize, usize); 3] = [(1, 300, 60), (10, 1000, 200), (100, 3000, 400)];
@@ -49,9 +49,9 @@ struct Line {
 ///
 /// # Errors
 /// When something cannot be started, or a request is not answered as it should be.
-pub async fn run(workspace: &Path) -> Result<()> {
+pub async fn run(workspace: &'static Path, build: Build) -> Result<()> {
     let before = load_average();
-    let stage = Stage::up(workspace).await?;
+    let stage = Stage::up(workspace, build).await?;
     let authority = reqwest::Certificate::from_pem(&stage.authority)?;
     // As many connections as requests in flight, on both sides.
     let http = reqwest::Client::builder().tls_certs_only([authority]).http1_only().pool_max_idle_per_host(128).build()?;
@@ -84,7 +84,7 @@ pub async fn run(workspace: &Path) -> Result<()> {
         lines.push(measure("DELETE, HTTP API, a ServiceAccount", &http, load, shots).await?);
         gone(&stage, 0).await?;
     }
-    let text = table(&lines, &before);
+    let text = table(&lines, &before, build);
     println!("{text}");
     std::fs::write(workspace.join("docs/http-latency.md"), text)?;
     Ok(())
@@ -169,13 +169,14 @@ fn load_average() -> String {
     text.split(' ').next().unwrap_or("unknown").to_owned()
 }
 
-fn table(lines: &[Line], before: &str) -> String {
+fn table(lines: &[Line], before: &str, build: Build) -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let build = if build == Build::Release { "release" } else { "image (opt-level 1)" };
     let date = jiff::Timestamp::now().to_string();
     let mut text = format!(
         "# What the HTTP API takes\n\n\
         Written by `cargo xtask bench http` on {}. {cores} processors, shared by etcd, the API server, the controllers, the operator, one server\n\
-        of the HTTP API (release builds, plain HTTP) and the client; load average before the run {before}. Computers are `BYOM`, their keys live. \"API server\" is\n\
+        of the HTTP API (build profile {build}, plain HTTP) and the client; load average before the run {before}. Computers are `BYOM`, their keys live. \"API server\" is\n\
         the same request to the API server itself, over its TLS, by the same client in the same run: GET of the `Computer`; DELETE with a UID\n\
         precondition. Behind an HTTP GET by key are three parallel reads and one more; behind one by a ServiceAccount a TokenReview, a\n\
         SubjectAccessReview and a read; behind a DELETE these, the deletion, and the reading and tombstoning of the record. During DELETEs the operator\n\

@@ -3,3 +3,5 @@
 
 pub mod http;
 mod stage;
+
+pub use stage::Build;

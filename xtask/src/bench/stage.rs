@@ -1,5 +1,5 @@
 //! What is measured: a control plane of its own, and the operator and one server of the HTTP API as processes with the rights of
-//! their `ServiceAccounts`, built for release.
+//! their `ServiceAccounts`.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -13,12 +13,33 @@ use computer_operator::resources::crds;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Options, Profile};
-use crate::{chart, process};
+use crate::{chart, image, process};
 
 const SYSTEM: &str = "computer-operator-system";
 /// Where the computers are.
 pub const TEAM: &str = "team";
 const LIMIT: Duration = Duration::from_secs(300);
+
+/// Which build of the program is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Build {
+    /// As it is released.
+    Release,
+    /// As it is in the image of the demo and the tests: little optimised, quick to build.
+    Image,
+}
+
+impl Build {
+    fn program(self, workspace: &Path) -> Result<PathBuf> {
+        if self == Self::Image {
+            return image::build_operator(workspace);
+        }
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let build = ["build", "--release", "--bin", "computer-operator"];
+        ensure!(Command::new(cargo).args(build).current_dir(workspace).status()?.success(), "the release build failed");
+        Ok(workspace.join("target/release/computer-operator"))
+    }
+}
 
 /// Everything up.
 pub struct Stage {
@@ -65,10 +86,8 @@ pub async fn until(what: &str, ask: impl AsyncFn() -> Result<bool>) -> Result<()
 
 impl Stage {
     /// Builds the program, and starts everything.
-    pub async fn up(workspace: &Path) -> Result<Self> {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let build = ["build", "--release", "--bin", "computer-operator"];
-        ensure!(Command::new(cargo).args(build).current_dir(workspace).status()?.success(), "the release build failed");
+    pub async fn up(workspace: &'static Path, build: Build) -> Result<Self> {
+        let program = tokio::task::spawn_blocking(move || build.program(workspace)).await??;
         let folder = tempfile::tempdir()?;
         let options = Options { dir: Some(folder.path().join("cluster")), bound: true, ..Options::default() };
         let cluster = Cluster::up_with("bench-http", Profile::ControlPlane, options).await?;
@@ -85,7 +104,7 @@ impl Stage {
             processes: Vec::new(),
         };
         stage.install()?;
-        stage.start(workspace).await?;
+        stage.start(&program).await?;
         Ok(stage)
     }
 
@@ -111,8 +130,7 @@ impl Stage {
         self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).map(drop)
     }
 
-    async fn start(&mut self, workspace: &Path) -> Result<()> {
-        let program = workspace.join("target/release/computer-operator");
+    async fn start(&mut self, program: &Path) -> Result<()> {
         let (ingest, ready, store) = (free_address()?, free_address()?, self.folder.path().join("store"));
         let operator = [
             "run".to_owned(),
@@ -126,7 +144,7 @@ impl Stage {
         for (account, arguments) in [("computer-operator", operator.as_slice()), ("computer-operator-api", &api)] {
             let kubeconfig = self.kubeconfig(account)?;
             let log = File::create(self.folder.path().join(format!("{account}.log")))?;
-            let mut command = process::tied(&program, None)?;
+            let mut command = process::tied(program, None)?;
             command.args(arguments).env("KUBECONFIG", kubeconfig).env("RUST_LOG", "info");
             self.processes.push(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?);
         }

@@ -260,7 +260,7 @@ fn a_node_whose_clock_is_ahead_does_not_hold_the_next_attempt_up() {
     assert!(world.pods.keys().any(|(_, name)| name.ends_with("-2")), "no second attempt");
 }
 
-/// L2: nobody can mount the volume there, say; the pod sits in ContainerCreating.
+/// L2: nobody can mount the volume there, say; the pod sits in `ContainerCreating`.
 #[test]
 fn an_archive_pod_that_does_not_start_is_told_about() {
     let mut world = World::new("Delete", ArchivePolicy::Required);

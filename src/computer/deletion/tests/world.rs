@@ -21,6 +21,7 @@ pub(super) fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> 
 
 /// The cluster, as far as a deletion touches it.
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools)]
 pub(super) struct World {
     pub(super) now: i64,
     pub(super) terminating: bool,

@@ -2,7 +2,7 @@
 //! the receipt. curl talks to the Service that the chart installed, through `kubectl port-forward`.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,6 +16,8 @@ const TEAM: &str = "team-c";
 struct Forward {
     child: Child,
     base: String,
+    /// Open for as long as kubectl may say something more: it would end otherwise.
+    output: BufReader<ChildStdout>,
 }
 
 impl Drop for Forward {
@@ -40,6 +42,8 @@ impl Demo {
             ensure!(now["status"] == "active", "it is {}", now["status"]);
             Ok(())
         })?;
+        println!("$ SECRET=$(kubectl get computer box -n {TEAM} -o jsonpath='{{.status.credentialSecretName}}')");
+        println!("$ KEY=$(kubectl get secret $SECRET -n {TEAM} -o go-template='{{{{.data.token | base64decode}}}}')");
         let key = self.token(TEAM)?;
         ensure!(curl("GET", &format!("/{id}"), &key, "KEY", None)?.0 == 200, "the computer's own key");
         let (code, preview) = curl("DELETE", &format!("/{id}?dryRun=All"), &caller, "CALLER", None)?;
@@ -86,15 +90,17 @@ impl Demo {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
-        let output = child.stdout.take().context("stdout")?;
-        let mut forward = Forward { child, base: String::new() };
-        for line in BufReader::new(output).lines() {
+        let output = BufReader::new(child.stdout.take().context("stdout")?);
+        let mut forward = Forward { child, base: String::new(), output };
+        let mut line = String::new();
+        while forward.output.read_line(&mut line)? > 0 {
             // "Forwarding from 127.0.0.1:40001 -> 8000"
-            if let Some(address) = line?.strip_prefix("Forwarding from 127.0.0.1:") {
+            if let Some(address) = line.strip_prefix("Forwarding from 127.0.0.1:") {
                 let port = address.split(' ').next().unwrap_or_default();
                 forward.base = format!("http://127.0.0.1:{port}/api/v0/computers");
                 return Ok(forward);
             }
+            line.clear();
         }
         bail!("kubectl port-forward ended")
     }
@@ -122,7 +128,7 @@ fn follow(forward: &Forward, id: &str, token: &str) -> Result<()> {
 /// As a user would type it, with what comes back.
 fn curl(forward: &Forward, method: &str, path: &str, token: &str, name: &str, body: Option<&Value>) -> Result<(u16, Value)> {
     let data = body.map(|b| format!(" --json '{b}'")).unwrap_or_default();
-    println!("$ curl -i -X {method} -H \"Authorization: Bearer ${name}\"{data} {}{path}", forward.base);
+    println!("$ curl -i -X {method} -H \"Authorization: Bearer ${name}\"{data} '{}{path}'", forward.base);
     let (code, answer) = quiet(forward, method, path, token, body)?;
     let shown = if answer.is_null() { "(no body)".to_owned() } else { serde_json::to_string_pretty(&answer)? };
     println!("   {code}\n{}", indented(&shown));

@@ -3,11 +3,11 @@
 
 use std::process::ExitCode;
 
-use kube::api::{Api, ListParams};
+use kube::api::Api;
 use kube::core::DynamicObject;
 
 use crate::resources::{ComputerRecord, RecordPhase};
-use crate::runtime::client::{self, CallError, ErrorClass, call, classify};
+use crate::runtime::client::{self, CallError, ErrorClass, classify};
 
 /// Arguments of `uninstall-check`.
 #[derive(Debug, clap::Args)]
@@ -20,7 +20,7 @@ pub struct Args {
     release: Option<Vec<String>>,
 }
 
-/// Computers that are named one by one at most; more are counted.
+/// Computers that are named one by one at most; more are counted. Records are looked through in pages of it.
 const PAGE: u32 = 500;
 
 /// Runs `uninstall-check`: 0 nothing is left, 1 something is, 2 not known.
@@ -61,12 +61,12 @@ async fn look(namespace: &str) -> anyhow::Result<Option<String>> {
         Err(error) => return Err(error.into()),
     };
     let api: Api<ComputerRecord> = Api::namespaced(client, namespace);
-    let records = match call(api.list(&ListParams::default())).await {
-        Ok(list) => list.items,
+    // Receipts stay for weeks: there may be far more of them than fit into a hook's memory.
+    let unfinished = match client::list(&api, PAGE, |r| (r.spec.state.phase != RecordPhase::Released).then_some(r)).await {
+        Ok(unfinished) => unfinished,
         Err(error) if not_installed(&error) => Vec::new(),
         Err(error) => return Err(error.into()),
     };
-    let unfinished: Vec<_> = records.into_iter().filter(|r| r.spec.state.phase != RecordPhase::Released).collect();
     Ok(refusal(&computers.1, computers.0, &unfinished))
 }
 

@@ -57,6 +57,8 @@ pub struct Shared {
     pub slots: Semaphore,
     /// How many of them each tenant holds.
     pub shares: Arc<shares::Shares>,
+    /// Those of them that may wait for the end of a deletion: two tenants with their halves must not leave nothing for others.
+    pub waiting: Semaphore,
     /// The process is to end: nobody is kept waiting.
     pub stop: CancellationToken,
     /// Writes when an `ApiKey` was last used.
@@ -77,6 +79,7 @@ impl Shared {
             read_limit: config.read_limit(),
             slots: Semaphore::new(config.max_in_flight as usize),
             shares: shares::Shares::new(config.max_in_flight as usize),
+            waiting: Semaphore::new((config.max_in_flight as usize / 4).max(1)),
             stop,
             last_used: last_used::LastUsed::default(),
             figures: layers::Figures::default(),
@@ -159,7 +162,7 @@ async fn answering(shared: &Shared) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use axum::body::Body;
     use axum::http::{Request, Response};
     use axum::routing::get;
@@ -182,6 +185,19 @@ mod tests {
         });
         let config = Cli::parse_from(["api"]).config;
         Arc::new(Shared::new(Client::new(nobody, "default"), &config, CancellationToken::new()))
+    }
+
+    /// A server whose API server answers with this code and body.
+    pub(crate) fn shared_with(
+        answer: impl Fn(&Request<kube::client::Body>) -> (u16, serde_json::Value) + Clone + Send + Sync + 'static,
+    ) -> Arc<Shared> {
+        let server = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let (code, body) = answer(&request);
+            let response = Response::builder().status(code).body(kube::client::Body::from(body.to_string().into_bytes())).unwrap();
+            async move { Ok::<_, std::convert::Infallible>(response) }
+        });
+        let config = Cli::parse_from(["api"]).config;
+        Arc::new(Shared::new(Client::new(server, "default"), &config, CancellationToken::new()))
     }
 
     async fn answer(router: Router, path: &str, token: &str) -> (StatusCode, serde_json::Value) {

@@ -1,13 +1,14 @@
-//! `computer-operator uninstall-check`: refuses while there are Computers or unfinished deletions. A courtesy to whoever uninstalls; the
+//! `computer-operator uninstall-check`: refuses while there are Computers, `ApiKeys` or unfinished deletions. A courtesy to whoever uninstalls; the
 //! promises do not hang on it: an operator that is installed again finishes what it finds.
 
 use std::process::ExitCode;
 
-use kube::api::{Api, ListParams};
+use kube::Client;
+use kube::api::Api;
 use kube::core::DynamicObject;
 
 use crate::resources::{ComputerRecord, RecordPhase};
-use crate::runtime::client::{self, CallError, ErrorClass, call, classify};
+use crate::runtime::client::{self, CallError, ErrorClass, classify};
 
 /// Arguments of `uninstall-check`.
 #[derive(Debug, clap::Args)]
@@ -20,14 +21,14 @@ pub struct Args {
     release: Option<Vec<String>>,
 }
 
-/// Computers that are named one by one at most; more are counted.
+/// Objects that are named one by one at most; more are counted. Records are looked through in pages of it.
 const PAGE: u32 = 500;
 
 /// Runs `uninstall-check`: 0 nothing is left, 1 something is, 2 not known.
 pub async fn run(args: Args) -> ExitCode {
     match look(&args.namespace).await {
         Ok(None) => {
-            println!("no computer and no unfinished deletion is left");
+            println!("no computer, no ApiKey and no unfinished deletion is left");
             ExitCode::SUCCESS
         }
         Ok(Some(left)) => {
@@ -55,19 +56,34 @@ fn back(release: Option<&[String]>, namespace: &str) -> String {
 
 async fn look(namespace: &str) -> anyhow::Result<Option<String>> {
     let client = client::connect().await?;
-    let computers = match super::list(&client, "Computer", "computers", PAGE).await {
-        Ok(list) => (list.metadata.remaining_item_count.unwrap_or(0), list.items),
-        Err(error) if not_installed(&error) => (0, Vec::new()),
-        Err(error) => return Err(error.into()),
-    };
+    let computers = left(&client, "Computer", "computers").await?;
+    let keys = left(&client, "ApiKey", "apikeys").await?;
     let api: Api<ComputerRecord> = Api::namespaced(client, namespace);
-    let records = match call(api.list(&ListParams::default())).await {
-        Ok(list) => list.items,
+    // Receipts stay for weeks: there may be far more of them than fit into a hook's memory.
+    let unfinished = match client::list(&api, PAGE, |r| (r.spec.state.phase != RecordPhase::Released).then_some(r)).await {
+        Ok(unfinished) => unfinished,
         Err(error) if not_installed(&error) => Vec::new(),
         Err(error) => return Err(error.into()),
     };
-    let unfinished: Vec<_> = records.into_iter().filter(|r| r.spec.state.phase != RecordPhase::Released).collect();
-    Ok(refusal(&computers.1, computers.0, &unfinished))
+    Ok(refusal(&computers, &keys, &unfinished))
+}
+
+/// Objects of a kind: the first ones, and how many there are.
+#[derive(Default)]
+struct Left {
+    first: Vec<DynamicObject>,
+    count: usize,
+}
+
+async fn left(client: &Client, kind: &str, plural: &str) -> Result<Left, CallError> {
+    match super::list(client, kind, plural, PAGE).await {
+        Ok(list) => {
+            let more = list.metadata.remaining_item_count.unwrap_or(0);
+            Ok(Left { count: list.items.len() + usize::try_from(more).unwrap_or(0), first: list.items })
+        }
+        Err(error) if not_installed(&error) => Ok(Left::default()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The kind itself is unknown to the cluster: then there is none of it. The API server says so with a 404 of its own kind.
@@ -77,14 +93,18 @@ fn not_installed(error: &CallError) -> bool {
 }
 
 /// Why not, and what to do; `None`: nothing is left.
-fn refusal(computers: &[DynamicObject], more: i64, unfinished: &[ComputerRecord]) -> Option<String> {
-    let count = computers.len() + usize::try_from(more).unwrap_or(0);
-    let what = match (count, unfinished.len()) {
-        (0, 0) => return None,
-        (0, records) => format!("{records} deletions are not finished (kubectl get computerrecords -A): wait for them"),
-        (count, _) => format!(
+fn refusal(computers: &Left, keys: &Left, unfinished: &[ComputerRecord]) -> Option<String> {
+    let what = match (computers.count, unfinished.len(), keys.count) {
+        (0, 0, 0) => return None,
+        (0, 0, keys_left) => format!(
+            "{keys_left} ApiKeys are left: {}. Delete them first (kubectl delete apikey NAME -n NAMESPACE): without the operator nothing takes \
+             their finalizer off, and their namespaces could not be deleted",
+            super::some(&keys.first)
+        ),
+        (0, records, _) => format!("{records} deletions are not finished (kubectl get computerrecords -A): wait for them"),
+        (count, ..) => format!(
             "{count} computers are left: {}. Delete them first (kubectl delete computer NAME -n NAMESPACE): without the operator nothing archives their sessions",
-            super::some(computers)
+            super::some(&computers.first)
         ),
     };
     Some(format!(
@@ -102,13 +122,17 @@ mod tests {
     #[test]
     fn what_is_left_is_named_and_what_to_do() {
         let computer: DynamicObject = serde_json::from_value(json!({"metadata": {"name": "box", "namespace": "team"}})).unwrap();
-        assert_eq!(refusal(&[], 0, &[]), None);
-        let text = refusal(&vec![computer; 12], 500, &[]).unwrap();
+        let none = Left::default;
+        assert_eq!(refusal(&none(), &none(), &[]), None);
+        let text = refusal(&Left { first: vec![computer.clone(); 12], count: 512 }, &none(), &[]).unwrap();
         assert!(text.contains("512 computers are left: team/box, ") && text.contains("…") && text.contains("--no-hooks"), "{text}");
         assert!(back(Some(&["co".into(), "3".into()]), "ops").contains("helm rollback co 3 -n ops"));
         let record: ComputerRecord =
             serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c"}})).unwrap();
-        assert!(refusal(&[], 0, &[record]).unwrap().contains("1 deletions are not finished"));
+        assert!(refusal(&none(), &none(), &[record]).unwrap().contains("1 deletions are not finished"));
+        // An ApiKey has a finalizer, too: without an operator it would hold its namespace for ever.
+        let text = refusal(&none(), &Left { first: vec![computer], count: 1 }, &[]).unwrap();
+        assert!(text.contains("1 ApiKeys are left: team/box. Delete them first"), "{text}");
     }
 
     #[test]

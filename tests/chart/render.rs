@@ -160,6 +160,30 @@ fn a_bucket_lets_several_replicas_stand_by() {
     assert_eq!(pod["topologySpreadConstraints"][0]["topologyKey"], "kubernetes.io/hostname");
 }
 
+/// A store that cannot be reached holds up every deletion.
+#[test]
+fn the_controller_reaches_its_store() {
+    let egress = |set: &[&str]| {
+        let all = render("co", "ops", &[&["fullnameOverride=co", "archive.type=S3", "archive.s3.bucket=archives"], set].concat());
+        one(&all, "NetworkPolicy", "co-store")["spec"]["egress"].clone()
+    };
+    for (endpoint, port) in [
+        ("", 443),
+        ("https://minio.storage.svc:9000", 9000),
+        ("https://minio.storage.svc:9000/path", 9000),
+        ("https://s3.example", 443),
+        ("http://s3.example", 80),
+        ("https://[2001:db8::7]", 443),
+        ("https://[2001:db8::7]:9000", 9000),
+    ] {
+        let set = format!("archive.s3.endpoint={endpoint}");
+        let rules = egress(&[&set, "archive.s3.allowHttp=true", "archive.s3.credentialsSecret=keys"]);
+        assert_eq!(rules, json!([{"ports": [{"port": port, "protocol": "TCP"}]}]), "{endpoint}");
+    }
+    assert_eq!(egress(&[])[1]["ports"], json!([{"port": 80, "protocol": "TCP"}]), "without keys: the pod's cloud identity");
+    assert!(!of("NetworkPolicy", &render("co", "ops", &["fullnameOverride=co"])).contains(&"co-store".to_owned()));
+}
+
 #[test]
 fn every_switch_does_what_it_says() {
     let all = |set: &[&str]| render("co", "ops", &[set, &["fullnameOverride=co"]].concat());

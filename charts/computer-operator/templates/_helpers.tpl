@@ -173,6 +173,12 @@ s3://{{ $s3.bucket }}{{ with $s3.prefix }}/{{ trimAll "/" . }}{{ end }}{{ if $qu
 {{- end -}}
 {{- end }}
 
+{{/* The port of the S3 store: its endpoint's, or that of its scheme. */}}
+{{- define "co.storePort" -}}
+{{- $url := urlParse (.Values.archive.s3.endpoint | default "https://") -}}
+{{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (ternary "80" "443" (eq $url.scheme "http")) -}}
+{{- end }}
+
 {{/* The ComputerClass that the hook applies. */}}
 {{- define "co.defaultClass" -}}
 {{- $class := .Values.defaultClass -}}

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::body::{Body, HttpBody as _};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::put;
-use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::auth::Authenticator;
 use crate::archive::manifest::{MAX_BYTES, is_digest};
@@ -19,6 +18,8 @@ use crate::archive::{Manifest, SessionEntry, manifest_key, object_key};
 
 /// Objects that are received at once: each holds up to three parts of 8 MiB when the store is slow.
 const UPLOADS: usize = 6;
+/// Manifests that are received at once, together: as much as the largest one.
+const MANIFESTS: usize = MAX_BYTES;
 /// Longest time that an upload waits for its turn; below the time that an archive pod waits for an answer.
 const TURN: Duration = Duration::from_secs(60);
 /// Objects of one manifest that are looked for at once.
@@ -29,11 +30,13 @@ struct Shared {
     store: Arc<Store>,
     authenticator: Authenticator,
     uploads: Arc<Semaphore>,
+    manifests: Arc<Semaphore>,
 }
 
 impl Shared {
     fn new(store: Arc<Store>, authenticator: Authenticator) -> Self {
-        Self { store, authenticator, uploads: Arc::new(Semaphore::new(UPLOADS)) }
+        let slots = |n| Arc::new(Semaphore::new(n));
+        Self { store, authenticator, uploads: slots(UPLOADS), manifests: slots(MANIFESTS) }
     }
 }
 
@@ -44,7 +47,7 @@ pub fn router(store: Arc<Store>, authenticator: Authenticator) -> Router {
     let shared = Shared::new(store, authenticator);
     Router::new()
         .route("/ingest/v1/{uid}/objects/{digest}", put(put_object).head(head_object))
-        .route("/ingest/v1/{uid}/manifest", put(put_manifest).layer(DefaultBodyLimit::max(MAX_BYTES)))
+        .route("/ingest/v1/{uid}/manifest", put(put_manifest))
         .with_state(shared)
 }
 
@@ -98,15 +101,16 @@ async fn put_object(State(shared): State<Shared>, Path((uid, digest)): Path<(Str
     }
 }
 
-async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap, body: Bytes) -> Answer {
+async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap, body: Body) -> Answer {
     valid(&uid, &"0".repeat(64))?;
     authorize(&shared, &headers, &uid).await?;
+    let (body, _room) = receive(&shared, body).await?;
     let manifest = Manifest::parse(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
     if manifest.computer.uid != uid {
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
     }
     all_there(&shared.store, &uid, &manifest).await?;
-    match shared.store.put_once(&manifest_key(&uid), body.to_vec()).await {
+    match shared.store.put_once(&manifest_key(&uid), body).await {
         Ok(ReceiptPut::Created) => {
             tracing::info!(uid, sessions = manifest.sessions.len(), problems = manifest.problem_count, "manifest stored");
             Ok(StatusCode::CREATED)
@@ -116,6 +120,23 @@ async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, hea
             Err((StatusCode::CONFLICT, "there is an archive of this computer already; it stays as it is".to_owned()))
         }
         Err(error) => Err(failed(&error)),
+    }
+}
+
+/// Nothing of a body is taken before it is known who sends it and that there is room for it.
+async fn receive(shared: &Shared, body: Body) -> Result<(Vec<u8>, SemaphorePermit<'_>), (StatusCode, String)> {
+    let Some(length) = body.size_hint().exact() else { return Err((StatusCode::LENGTH_REQUIRED, "no Content-Length".to_owned())) };
+    let too_long = || (StatusCode::PAYLOAD_TOO_LARGE, format!("a manifest has {MAX_BYTES} bytes at most"));
+    let room = u32::try_from(length).ok().filter(|l| *l as usize <= MANIFESTS).ok_or_else(too_long)?;
+    let received = async {
+        let room = shared.manifests.acquire_many(room).await.ok()?;
+        let body = axum::body::to_bytes(body, MAX_BYTES).await.ok()?;
+        Some((Vec::from(body), room))
+    };
+    match tokio::time::timeout(TURN, received).await {
+        Ok(Some(received)) => Ok(received),
+        Ok(None) => Err((StatusCode::BAD_REQUEST, "the manifest broke off".to_owned())),
+        Err(_) => Err((StatusCode::TOO_MANY_REQUESTS, "too many manifests at once, or too slow: try again".to_owned())),
     }
 }
 
@@ -146,6 +167,7 @@ fn failed(error: &StoreError) -> (StatusCode, String) {
 mod tests {
     use std::time::Duration;
 
+    use bytes::Bytes;
     use object_store::memory::InMemory;
     use object_store::throttle::{ThrottleConfig, ThrottledStore};
     use object_store::{ObjectStoreExt, PutPayload};
@@ -172,6 +194,25 @@ mod tests {
         assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
         manifest.sessions[7].size = 2;
         assert!(all_there(&store, UID, &manifest).await.is_err());
+    }
+
+    /// Whoever reaches the port can send: a stranger's body is not even read, and one without an end is not taken from anybody.
+    #[tokio::test]
+    async fn a_manifest_is_taken_from_whom_is_known_and_where_there_is_room() {
+        let store = Arc::new(Store::new(Arc::new(InMemory::new())));
+        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID });
+        let send = |token: &'static str, body: Body| {
+            let headers: HeaderMap = [(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())].into_iter().collect();
+            let sent = put_manifest(State(shared.clone()), Path(UID.to_owned()), headers, body);
+            async move { tokio::time::timeout(Duration::from_secs(10), sent).await.expect("no answer").unwrap_or_else(|(status, _)| status) }
+        };
+        let endless = || Body::from_stream(futures::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[b' '; 4096]))));
+        assert_eq!(send("bad", endless()).await, StatusCode::UNAUTHORIZED);
+        assert_eq!(send("good", endless()).await, StatusCode::LENGTH_REQUIRED);
+        assert_eq!(send("good", Body::from(vec![b' '; MAX_BYTES + 1])).await, StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(send("good", Body::from("{}")).await, StatusCode::BAD_REQUEST);
+        assert_eq!(send("good", Body::from(serde_json::to_vec(&empty(UID)).unwrap())).await, StatusCode::CREATED);
+        assert_eq!(shared.manifests.available_permits(), MANIFESTS, "room comes back");
     }
 
     /// L3: what is received is held in parts of 8 MiB, and the operator has 256 MiB.

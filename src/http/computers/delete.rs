@@ -33,8 +33,8 @@ pub struct DeleteParameters {
     /// Extension: `All` deletes nothing and answers 200 with what would be revoked, archived and deleted.
     #[param(inline)]
     dry_run: Option<DryRun>,
-    /// Extension: wait this many seconds, 1 to 300, for the end of the deletion. The answer is 204 all the same; the header
-    /// `Deletion-State` says `Completed` or `InProgress`.
+    /// Extension: wait this many seconds, 1 to 300, for the end of the deletion, or less where many wait. The answer is 204 all the
+    /// same; the header `Deletion-State` says `Completed` or `InProgress`.
     #[param(minimum = 1, maximum = 300)]
     wait: Option<u64>,
 }
@@ -146,10 +146,8 @@ async fn delete(shared: &Shared, id: &ComputerId, headers: &HeaderMap, mut compu
         match call(shared.computers(&id.namespace).delete(&id.name, &params)).await {
             Ok(_) => return Ok(()),
             Err(error) => match classify(&error) {
-                ErrorClass::NotFound => return Ok(()),
-                // Another UID stands there: ours is gone.
-                ErrorClass::Conflict if !exact => return Ok(()),
-                ErrorClass::Conflict => {}
+                // Neither proves that ours is gone: an admission webhook may refuse with any code. A look does.
+                ErrorClass::NotFound | ErrorClass::Conflict => {}
                 _ => return Err(ApiError::from_call(&error, "computer", "deleting the computer")),
             },
         }
@@ -194,9 +192,10 @@ async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
     }
 }
 
-/// Waits as long as asked for, unless this process is to end. Not knowing is not being finished.
+/// Waits as long as asked for, unless this process is to end or too many wait already. Not knowing is not being finished.
 async fn finished(shared: &Shared, id: &ComputerId, wait: Option<u64>) -> &'static str {
     let Some(seconds) = wait else { return "InProgress" };
+    let Ok(_turn) = shared.waiting.try_acquire() else { return "InProgress" };
     let gone = await_condition(shared.computers(&id.namespace), &id.name, conditions::is_deleted(&id.uid));
     tokio::select! {
         Ok(_) = gone => "Completed",
@@ -219,4 +218,57 @@ fn preview(id: &ComputerId, computer: &Computer, record: Option<&ComputerRecord>
     preview.volume = children.volume.as_ref().map(|v| v.name.clone());
     preview.volume_reclaim_policy = children.volume.as_ref().map(|v| v.original_reclaim_policy.clone());
     preview
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::{Method, Request};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    const UID: &str = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11";
+
+    /// What an API server says on whose way a webhook refuses a DELETE with a code of its own. The computer stays alive.
+    fn refusing(request: &Request<kube::client::Body>, code: u16, reason: &str) -> (u16, serde_json::Value) {
+        let path = request.uri().path();
+        match *request.method() {
+            Method::DELETE => {
+                (code, json!({"kind": "Status", "status": "Failure", "message": "denied the request", "reason": reason, "code": code}))
+            }
+            Method::POST if path.contains("tokenreviews") => (
+                201,
+                json!({"spec": {}, "status": {"authenticated": true, "audiences": ["computer-operator"], "user": {"username": "anna"}}}),
+            ),
+            Method::POST => (201, json!({"spec": {}, "status": {"allowed": true}})),
+            _ if path.contains("computerrecords") => {
+                (404, json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}))
+            }
+            _ => (200, json!({"metadata": {"namespace": "t", "name": "c", "uid": UID, "resourceVersion": "1"}, "spec": {}})),
+        }
+    }
+
+    /// 204 is a promise: the deletion is durable. A refusal that looks like an absence or like another UID is neither.
+    #[tokio::test]
+    async fn a_refused_deletion_is_never_204() {
+        for (code, reason) in [(409, "Conflict"), (404, "NotFound"), (403, "Forbidden"), (500, "InternalError")] {
+            let shared = crate::http::tests::shared_with(move |request| refusing(request, code, reason));
+            let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() }.encode();
+            let request = Request::delete(format!("/api/v0/computers/{id}")).header("authorization", "Bearer a.b.c");
+            let response = crate::http::router(shared).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            assert!(response.status().as_u16() >= 400, "{code} {reason}: {}", response.status());
+        }
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_leave_room_for_others() {
+        let shared = crate::http::tests::shared_with(|request| refusing(request, 500, "InternalError"));
+        let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() };
+        let free = shared.waiting.available_permits();
+        assert!((1..=shared.slots.available_permits() / 4).contains(&free));
+        let _all = shared.waiting.try_acquire_many(u32::try_from(free).unwrap()).unwrap();
+        let asked = tokio::time::timeout(Duration::from_secs(5), finished(&shared, &id, Some(300))).await;
+        assert_eq!(asked.unwrap(), "InProgress");
+    }
 }

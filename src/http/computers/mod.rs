@@ -26,7 +26,7 @@ use super::auth::Caller;
 use super::error::ApiError;
 use crate::credentials::ComputerId;
 use crate::resources::{Computer, MANAGER};
-use crate::runtime::client::{ErrorClass, call, classify};
+use crate::runtime::client::{ErrorClass, call, classify, list as read_all};
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Arc<Shared>> {
@@ -52,9 +52,20 @@ impl Shared {
     /// # Errors
     /// 500 when the cluster does not answer.
     pub(super) async fn list_computers(&self, namespace: &str) -> Result<Vec<Computer>, ApiError> {
-        let listed = call(self.computers(namespace).list(&kube::api::ListParams::default())).await;
-        Ok(listed.map_err(|e| ApiError::from_call(&e, "computer", "listing the computers"))?.items)
+        let listed = read_all(&self.computers(namespace), PAGE, |c| Some(slim(c))).await;
+        listed.map_err(|e| ApiError::from_call(&e, "computer", "listing the computers"))
     }
+}
+
+/// Computers that are read at once.
+const PAGE: u32 = 100;
+
+/// Without what is never shown: a tenant decides how much that is, and all of them share this server's memory.
+fn slim(mut computer: Computer) -> Computer {
+    computer.metadata.managed_fields = None;
+    computer.metadata.annotations = None;
+    computer.metadata.labels = None;
+    computer
 }
 
 /// Insists that the caller may do `verb` on this very computer.

@@ -17,7 +17,7 @@ use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Params;
 use crate::resources::Session;
-use crate::runtime::client::call;
+use crate::runtime::client::list;
 
 /// What to list.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -87,11 +87,23 @@ pub async fn list_sessions(
     let asked = params.namespace.as_deref().or(computer.as_ref().map(|c| c.namespace.as_str()));
     let namespace = caller.namespace(asked)?;
     access::require(&shared, &caller, "list", Target { resource: "sessions", namespace: &namespace, name: None }).await?;
-    let listed = call(shared.sessions(&namespace).list(&kube::api::ListParams::default())).await;
-    let mut all = listed.map_err(|e| ApiError::from_call(&e, "namespace", "listing the sessions"))?.items;
     let wanted = |s: &Session| computer.as_ref().is_none_or(|c| s.spec.computer_uid == c.uid && s.spec.computer_name == c.name);
-    all.retain(|s| !wire::is_deleted(s) && super::own(&caller, s) && wanted(s));
+    let shown = |s: Session| (!wire::is_deleted(&s) && super::own(&caller, &s) && wanted(&s)).then(|| slim(s));
+    let all = list(&shared.sessions(&namespace), PAGE, shown).await;
+    let all = all.map_err(|e| ApiError::from_call(&e, "namespace", "listing the sessions"))?;
     Ok(Json(page(all, after.as_ref(), limit)))
+}
+
+/// Sessions that are read at once: each may be as large as its settings.
+const PAGE: u32 = 50;
+
+/// Without what a list does not show: a tenant decides how much that is, and all of them share this server's memory.
+fn slim(mut session: Session) -> Session {
+    session.spec.settings = None;
+    session.metadata.managed_fields = None;
+    session.metadata.annotations = None;
+    session.metadata.labels = None;
+    session
 }
 
 /// Written as a number is, without a sign or zeros before it.
@@ -163,6 +175,14 @@ mod tests {
         seen.sort();
         seen.dedup();
         assert_eq!(seen.len(), 25);
+    }
+
+    #[test]
+    fn what_a_list_does_not_show_is_not_kept() {
+        let large = json!({"metadata": {"name": "s", "annotations": {"a": "b"}}, "spec": {"computerName": "c", "computerUID": "u", "title": "t", "settings": {"a": "b"}}});
+        let session = slim(serde_json::from_value(large).unwrap());
+        assert!(session.spec.settings.is_none() && session.metadata.annotations.is_none());
+        assert_eq!(session.spec.title.as_deref(), Some("t"));
     }
 
     #[test]

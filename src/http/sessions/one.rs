@@ -113,10 +113,15 @@ fn computer_of(caller: &Caller, asked: Option<&str>) -> Result<ComputerId, ApiEr
     }
 }
 
-/// Settings are an object that stays small enough for the API server.
+/// Longest settings, bytes: many sessions are read at once.
+const LONGEST: usize = 32 * 1024;
+
+/// Settings are an object that stays small.
 fn settings(value: Option<&Value>) -> Result<(), ApiError> {
     match value {
-        None | Some(Value::Object(_)) => Ok(()),
+        None => Ok(()),
+        Some(object @ Value::Object(_)) if object.to_string().len() <= LONGEST => Ok(()),
+        Some(Value::Object(_)) => Err(ApiError::invalid(format!("sessionSettings: {LONGEST} bytes at most"))),
         Some(_) => Err(ApiError::invalid("sessionSettings: an object")),
     }
 }

@@ -208,13 +208,14 @@ pub(crate) mod tests {
         (status, serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap())
     }
 
+    async fn broken() -> &'static str {
+        panic!("a secret")
+    }
+
     #[tokio::test]
     async fn a_handlers_panic_is_an_error_like_any_other_and_says_nothing_of_it() {
-        async fn breaks() -> StatusCode {
-            panic!("a secret")
-        }
-        let broken = Router::new().route("/broken", get(breaks));
-        let (status, body) = answer(dressed(broken, shared()), "/broken", "x").await;
+        let router = Router::new().route("/broken", get(broken));
+        let (status, body) = answer(dressed(router, shared()), "/broken", "x").await;
         assert_eq!(
             (status, &body["status"], &body["title"]),
             (StatusCode::INTERNAL_SERVER_ERROR, &500.into(), &"Internal Server Error".into())

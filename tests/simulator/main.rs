@@ -7,6 +7,7 @@ mod api;
 mod checks;
 mod faults;
 mod life;
+mod matrix;
 mod moves;
 mod observer;
 mod replica;
@@ -25,12 +26,10 @@ fn main() -> ExitCode {
     if let Some(case) = case {
         return tell(&serde_json::from_str(case).expect("a case"));
     }
-    for life in life::Life::ALL {
-        let began = std::time::Instant::now();
-        let outcome = run(&Case::new(life, 1));
-        println!("{life:?}: {} requests, {} changes, {} s simulated, {:?}: {:?} {:?} {:?}", outcome.requests, outcome.changes, outcome.simulated.as_secs(), began.elapsed(), outcome.creates, outcome.deletes, outcome.wrong);
-    }
-    ExitCode::SUCCESS
+    let full = arguments.iter().any(|a| a == "--full");
+    let jobs = std::thread::available_parallelism().map_or(2, usize::from);
+    let names: Vec<String> = arguments.into_iter().filter(|a| !a.starts_with('-')).collect();
+    if matrix::run_stages(&names, full, jobs) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// One case, with its whole journal.

@@ -50,6 +50,7 @@ pub fn step(state: &mut State) -> Vec<Arc<Value>> {
     if lost {
         return Vec::new();
     }
+    state.kubelet.lost_until = None;
     let pods: Vec<Arc<Value>> = state.all("pods").cloned().collect();
     let mut started = Vec::new();
     for pod in &pods {

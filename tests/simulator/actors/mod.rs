@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use crate::world::World;
 
-/// Runs them until the simulation ends. They react within half a second, and look around once a second.
+/// Runs them until the simulation ends. They react within half a second, and look around once a second while something runs.
 pub async fn run(world: World) {
     let mut changed = world.changes();
     loop {
-        let _ = tokio::time::timeout(Duration::from_secs(1), changed.changed()).await;
+        let busy = world.with(|s| !s.kubelet.running.is_empty() || s.kubelet.lost_until.is_some());
+        let _ = tokio::time::timeout(Duration::from_secs(if busy { 1 } else { 30 }), changed.changed()).await;
         let pause = 5 + world.random(200);
         tokio::time::sleep(Duration::from_millis(pause)).await;
         let mut started = Vec::new();

@@ -6,6 +6,7 @@ pub mod archive;
 pub mod class;
 pub mod computer;
 pub mod credentials;
+pub mod guards;
 pub mod http;
 pub mod record;
 pub mod resources;

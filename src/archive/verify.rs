@@ -13,6 +13,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::store::{Store, StoreError};
 use super::{Manifest, SessionEntry, manifest_key, object_key};
+use crate::guards::{self, Guard};
 
 /// Archives that are read back at the same time.
 const AT_ONCE: usize = 3;
@@ -49,6 +50,7 @@ impl Verification {
     /// How long a result stands that somebody must mend first; `None`: it is given once.
     fn stands(&self) -> Option<Duration> {
         match self {
+            Self::Unavailable(_) if !guards::on(Guard::CheckPause) => None,
             Self::Unavailable(_) => Some(Duration::from_secs(10)),
             Self::Invalid(_) => Some(Duration::from_secs(50)),
             Self::Running | Self::Valid(_) | Self::Missing => None,
@@ -137,7 +139,8 @@ pub async fn verify(store: &Store, uid: &str) -> Verification {
         Ok(other) => return Verification::Invalid(format!("the manifest is that of {}", other.computer.uid)),
         Err(error) => return Verification::Invalid(error.to_string()),
     };
-    for session in &manifest.sessions {
+    let sessions = manifest.sessions.iter().filter(|_| guards::on(Guard::ReadBack));
+    for session in sessions {
         match object(store, uid, session).await {
             Ok(()) => {}
             Err(StoreError::Unavailable(why)) => return Verification::Unavailable(why),

@@ -14,6 +14,7 @@ use super::plan::{Blocker, Next, Plan, Report, plan};
 use super::view::{Settings, View};
 use super::{action::Action, status};
 use crate::archive::Archives;
+use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, StepStatus};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Caches;
@@ -96,6 +97,9 @@ impl Reconciler {
 
     /// What a cache does not hold is not gone: a missing Computer or record is looked for live before it means anything.
     async fn confirm_missing(&self, view: &mut View) -> Result<(), Error> {
+        if !guards::on(Guard::LiveAbsence) {
+            return Ok(());
+        }
         if view.computer.is_none() {
             let effect = self.applier.apply(Action::ReadComputer, view).await?;
             view.absorb(effect);

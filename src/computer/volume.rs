@@ -4,6 +4,7 @@
 use k8s_openapi::api::core::v1::PersistentVolume;
 use serde_json::{Value, json};
 
+use crate::guards::{self, Guard};
 use crate::resources::{MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, UID_LABEL};
 
 /// A JSON patch from literal operations.
@@ -22,6 +23,9 @@ pub fn retained_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
     let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
     let labels = volume.metadata.labels.as_ref();
     let label = |key: &str| labels.and_then(|l| l.get(key)).map(String::as_str);
+    if !guards::on(Guard::RetainFirst) {
+        return true;
+    }
     policy == Some("Retain")
         && label(UID_LABEL) == Some(computer_uid)
         && label(MANAGED_BY_LABEL) == Some(MANAGER)

@@ -177,6 +177,8 @@ impl Mix {
 /// A refusal with this code.
 pub fn failure(code: u16) -> Failure {
     match code {
+        // Not the API server's own word: a proxy's, or a kind that is not served.
+        404 => Failure { reason: "", message: "404 page not found".to_owned(), ..Failure::server(404) },
         403 => Failure::forbidden(kinds::meta("pods"), "x"),
         409 => Failure::modified(kinds::meta("pods"), "x"),
         code => Failure::server(code),

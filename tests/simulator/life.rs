@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use crate::actors::archive::packed;
 use crate::api::value::{deleting, name, text, uid};
-use crate::api::verbs::DeleteOptions;
 use crate::api::{Actor, State};
 use crate::checks::{overridden, record};
 use crate::moves::{self, BOX, Move, SYSTEM, TEAM};
@@ -68,7 +67,10 @@ const QUIET: Duration = Duration::from_secs(5 * 60);
 
 /// Lives it to the end, and says what is wrong there.
 pub async fn live(world: &World, life: Life) -> Vec<String> {
-    world.with(|s| moves::furnish(s, &life.class()));
+    world.with(|s| {
+        moves::furnish(s, &life.class());
+        misdirected_override(s);
+    });
     world.notify();
     let created = world.with(|s| moves::create_computer(s, Actor::Tenant, TEAM, BOX, &life.spec()));
     world.notify();
@@ -117,7 +119,8 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
         world.with(moves::uproot);
         world.notify();
     }
-    if life == Life::Override && since.elapsed() > Duration::from_secs(60) {
+    let damaged = world.with(|s| s.all("computers").any(|c| c["status"]["conditions"].to_string().contains("ArchiveDamaged")));
+    if damaged || (life == Life::Override && since.elapsed() > Duration::from_secs(60)) {
         world.with(override_all);
         world.notify();
     }
@@ -133,6 +136,13 @@ fn override_all(state: &mut State) {
         let object = json!({"metadata": {"name": format!("give-up-{uid}")}, "spec": spec});
         let _ = state.create(Actor::Admin, "deletionoverrides", "", object, false);
     }
+}
+
+/// An override for another computer: it must not count for ours (S11).
+fn misdirected_override(state: &mut State) {
+    let computer = json!({"namespace": TEAM, "name": BOX, "uid": "00000000-0000-0000-0000-000000000000"});
+    let spec = json!({"computer": computer, "skip": ["stop-pods", "archive-sessions", "delete-volumes", "write-receipt"], "reason": "another one of that name"});
+    let _ = state.create(Actor::Admin, "deletionoverrides", "", json!({"metadata": {"name": "misdirected"}, "spec": spec}), false);
 }
 
 fn latest_death(state: &State) -> Option<Instant> {
@@ -215,7 +225,3 @@ fn end_state(state: &State) -> Vec<String> {
     wrong
 }
 
-/// For scripts that delete something by hand.
-pub fn gone(state: &mut State, kind: crate::api::kinds::Kind, within: &str, called: &str) {
-    let _ = state.delete(Actor::Admin, kind, within, called, &DeleteOptions::default());
-}

@@ -13,6 +13,7 @@ mod observer;
 mod replica;
 mod run;
 mod store;
+mod teeth;
 mod world;
 
 use std::process::ExitCode;
@@ -28,6 +29,9 @@ fn main() -> ExitCode {
     }
     let full = arguments.iter().any(|a| a == "--full");
     let jobs = std::thread::available_parallelism().map_or(2, usize::from);
+    if arguments.iter().any(|a| a == "teeth") {
+        return if teeth::run_all(jobs) { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let names: Vec<String> = arguments.into_iter().filter(|a| !a.starts_with('-')).collect();
     if matrix::run_stages(&names, full, jobs) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

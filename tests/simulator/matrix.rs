@@ -32,7 +32,7 @@ pub const STAGES: [Stage; 9] = [
     Stage { name: "undisturbed", about: "every life, one leader and two", stride: 1, cases: |r, all| all.push(r.case()) },
     Stage { name: "crash", about: "killed before and after every request", stride: 3, cases: crash },
     Stage { name: "lost", about: "every request and every answer lost, by a broken connection or by silence", stride: 6, cases: lost },
-    Stage { name: "refused", about: "every request refused once: 403, 409, 429, 500", stride: 9, cases: refused },
+    Stage { name: "refused", about: "every request refused once: 403, 404 by a proxy, 409, 429, 500", stride: 9, cases: refused },
     Stage { name: "stale", about: "caches always behind, and held back at every request", stride: 5, cases: stale },
     Stage { name: "unobserved", about: "all watches cut at every request; what happens meanwhile is never shown", stride: 4, cases: cut },
     Stage { name: "recreated", about: "deleted and created again under the same name at every request", stride: 3, cases: recreated },
@@ -69,7 +69,7 @@ fn lost(reference: &Reference, all: &mut Vec<Case>) {
 }
 
 fn refused(reference: &Reference, all: &mut Vec<Case>) {
-    for code in [403, 409, 429, 500] {
+    for code in [403, 404, 409, 429, 500] {
         reference.each(Side::Before, &Act::Answer(code), all);
     }
 }
@@ -108,9 +108,8 @@ fn down(reference: &Reference, all: &mut Vec<Case>) {
     }
 }
 
-/// Runs the named matrices, or all. Whether all is well.
-pub fn run_stages(names: &[String], full: bool, jobs: usize) -> bool {
-    let chosen = |s: &&Stage| names.is_empty() || names.iter().any(|n| n == s.name);
+/// The lives that nothing disturbs, with one leader and with two.
+pub fn references(jobs: usize) -> Vec<Reference> {
     let lives: Vec<(Life, usize)> = Life::ALL.iter().flat_map(|l| [(*l, 1), (*l, 2)]).collect();
     let references: Mutex<Vec<Reference>> = Mutex::default();
     parallel(&lives, jobs, |(life, leaders)| {
@@ -119,14 +118,25 @@ pub fn run_stages(names: &[String], full: bool, jobs: usize) -> bool {
     });
     let mut references = references.into_inner().unwrap();
     references.sort_by_key(|r| (r.life as usize, r.leaders));
+    references
+}
+
+/// Cases of a matrix, every n-th.
+pub fn cases(stage: &Stage, references: &[Reference], stride: usize) -> (Vec<Case>, usize) {
+    let mut cases = Vec::new();
+    references.iter().for_each(|r| (stage.cases)(r, &mut cases));
+    let all = cases.len();
+    (cases.into_iter().step_by(stride).collect(), all)
+}
+
+/// Runs the named matrices, or all. Whether all is well.
+pub fn run_stages(names: &[String], full: bool, jobs: usize) -> bool {
+    let chosen = |s: &&Stage| names.is_empty() || names.iter().any(|n| n == s.name);
+    let references = references(jobs);
     let mut well = true;
     let (mut runs, began) = (0, Instant::now());
     for stage in STAGES.iter().filter(chosen) {
-        let mut cases = Vec::new();
-        references.iter().for_each(|r| (stage.cases)(r, &mut cases));
-        let all = cases.len();
-        let stride = if full { 1 } else { stage.stride };
-        let cases: Vec<Case> = cases.into_iter().step_by(stride).collect();
+        let (cases, all) = cases(stage, &references, if full { 1 } else { stage.stride });
         runs += cases.len();
         well &= one(stage, &cases, all, &references, jobs);
     }
@@ -160,10 +170,10 @@ fn one(stage: &Stage, cases: &[Case], all: usize, references: &[Reference], jobs
 }
 
 /// Creates and deletes are those of the undisturbed run, give or take what one disturbance explains; and no storm of requests.
-fn budget(case: &Case, outcome: &Outcome, references: &[Reference]) -> Vec<String> {
+pub fn budget(case: &Case, outcome: &Outcome, references: &[Reference]) -> Vec<String> {
     let mut wrong = Vec::new();
     if outcome.requests > 1500 {
-        wrong.push(format!("a storm: {} requests", outcome.requests));
+        wrong.push(format!("L6: a storm: {} requests", outcome.requests));
     }
     let by_tenant = case.faults.iter().any(|f| match &f.act {
         Act::Do(_) => true,
@@ -179,7 +189,7 @@ fn budget(case: &Case, outcome: &Outcome, references: &[Reference]) -> Vec<Strin
         for (kind, n) in found {
             let most = usual.get(kind).copied().unwrap_or(0) + 2;
             if *n > most {
-                wrong.push(format!("{n} {what} of {kind}, {} without a disturbance", most - 2));
+                wrong.push(format!("S10: {n} {what} of {kind}, {} without a disturbance", most - 2));
             }
         }
     }

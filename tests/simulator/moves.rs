@@ -49,10 +49,14 @@ pub enum Move {
     Resume,
     /// The custody claim and the archive pod are deleted by an admin's mistake.
     WreckCustody,
+    /// The tenant takes our objects away, and puts his own in their place, under the same names.
+    Impersonate,
+    /// The store loses an object as soon as its manifest is there.
+    LoseObject,
 }
 
 impl Move {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Delete,
         Self::DeleteForeground,
         Self::DeleteOrphan,
@@ -69,6 +73,8 @@ impl Move {
         Self::Suspend,
         Self::Resume,
         Self::WreckCustody,
+        Self::Impersonate,
+        Self::LoseObject,
     ];
 }
 
@@ -89,6 +95,8 @@ pub fn perform(world: &World, what: Move) {
                 again.notify();
             });
         }
+        Move::Impersonate => impersonate(world),
+        Move::LoseObject => world.with(|s| s.observer.lossy = true),
         Move::LoseNode => world.with(|s| s.kubelet.lost_until = Some(Instant::now() + Duration::from_secs(400))),
         other => world.with(|s| simple(s, other)),
     }
@@ -118,7 +126,7 @@ fn simple(state: &mut State, what: Move) {
         Move::Suspend => suspend(state, true),
         Move::Resume => suspend(state, false),
         Move::WreckCustody => wreck(state),
-        Move::Recreate | Move::LoseNode => {}
+        Move::Recreate | Move::LoseNode | Move::Impersonate | Move::LoseObject => {}
     }
 }
 
@@ -180,6 +188,44 @@ fn plant(state: &mut State) {
             "spec": {"containers": [{"name": "c", "image": "i"}], "volumes": volumes}});
         let _ = state.create(Actor::Tenant, "pods", TEAM, pod, false);
     }
+}
+
+/// Pods and Secrets at once, the claim as soon as its name is free.
+fn impersonate(world: &World) {
+    let claims = world.with(|s| {
+        let claims = in_team(s, "persistentvolumeclaims");
+        for kind in ["pods", "secrets", "persistentvolumeclaims"] {
+            let ours = in_team(s, kind);
+            strip(s, kind);
+            all(s, kind, Some(0));
+            for object in ours.iter().filter(|_| kind != "persistentvolumeclaims") {
+                let _ = s.create(Actor::Tenant, kind, TEAM, imitation(object), false);
+            }
+        }
+        claims
+    });
+    let world = world.clone();
+    tokio::spawn(async move {
+        for claim in claims.iter().cycle().take(300) {
+            let _ = world.with(|s| s.create(Actor::Tenant, "persistentvolumeclaims", TEAM, imitation(claim), false));
+            world.notify();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    });
+}
+
+fn imitation(object: &Value) -> Value {
+    let mut metadata = json!({"name": name(object), "annotations": {"planted": "yes"}});
+    for field in ["labels", "ownerReferences"] {
+        metadata[field] = object["metadata"][field].clone();
+    }
+    let mut spec = object["spec"].clone();
+    for field in ["nodeName", "volumeName"] {
+        spec.as_object_mut().map(|s| s.remove(field));
+    }
+    let mut copy = json!({"metadata": metadata, "spec": spec, "data": object["data"]});
+    copy.as_object_mut().expect("an object").retain(|_, v| !v.is_null());
+    copy
 }
 
 /// A foreign pod holds the home for ever; after a while its owner takes what he planted away.

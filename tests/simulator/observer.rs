@@ -54,6 +54,8 @@ pub struct Observer {
     /// Claims whose deletion an operator asked for.
     claims_deleted: Vec<String>,
     store: Option<Arc<InMemory>>,
+    /// The store loses the objects of every archive that is complete.
+    pub lossy: bool,
 }
 
 impl Observer {

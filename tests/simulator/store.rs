@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt};
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -75,6 +75,19 @@ impl Shelf {
         }
     }
 
+    /// A store that loses what it has accepted.
+    async fn lose(&self, location: &Path) {
+        let key = location.to_string();
+        if !self.world.with(|s| s.observer.lossy) || !key.ends_with("/manifest.json") {
+            return;
+        }
+        let prefix = key.replace("manifest.json", "objects");
+        let mut objects = self.inner.list(Some(&Path::from(prefix)));
+        while let Some(Ok(object)) = objects.next().await {
+            let _ = self.inner.delete(&object.location).await;
+        }
+    }
+
     /// S7, and S2's "nothing is archived before".
     fn stored(&self, location: &Path, before: Option<&Bytes>) {
         let key = location.to_string();
@@ -94,6 +107,7 @@ impl ObjectStore for Shelf {
             let before = peek(&self.inner, location.as_ref());
             let result = self.inner.put_opts(location, payload, options).await;
             self.stored(location, before.as_ref());
+            self.lose(location).await;
             result
         };
         self.disturbed(&format!("STORE put {location}"), put).await

@@ -9,7 +9,8 @@ use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::pod;
 use crate::computer::stopped::{Writers, remove_finalizer_patch, writers};
 use crate::computer::view::ClassState;
-use crate::resources::{Phase, PodRecord};
+use crate::guards::{self, Guard};
+use crate::resources::{CredentialState, Phase, PodRecord};
 
 /// Seconds between two pods of one computer: a pod that fails at once must not become a storm.
 const RESTART_SECONDS: i64 = 10;
@@ -177,7 +178,12 @@ fn learn_uids(context: &Context<'_>) -> State {
     if children == context.record.spec.state.children {
         return State::Done;
     }
-    context.save(|r| r.spec.state.children = children)
+    context.save(|r| {
+        r.spec.state.children = children;
+        if !guards::on(Guard::LiveLast) {
+            r.spec.state.credential = CredentialState::Live;
+        }
+    })
 }
 
 /// Node of the newest pod.

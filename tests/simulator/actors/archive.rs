@@ -74,7 +74,11 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
     let computer = ManifestComputer { namespace: variable("COMPUTER_NAMESPACE"), name: variable("COMPUTER_NAME"), uid: variable("COMPUTER_UID") };
     let base = format!("/ingest/v1/{}", computer.uid);
     let token = format!("pod/{}/{}/{}", namespace(pod), name(pod), uid(pod));
-    put(world, pod, &format!("{base}/objects/{}", home.entry.digest), &token, home.object.clone()).await?;
+    let object = format!("{base}/objects/{}", home.entry.digest);
+    // What a broken or hostile pod would do first: other bytes, another computer's archive. Both must be refused.
+    let _ = put(world, pod, &object, &token, home.object.slice(1..)).await;
+    let _ = put(world, pod, "/ingest/v1/somebody-else/manifest", &token, foreign_manifest()).await;
+    put(world, pod, &object, &token, home.object.clone()).await?;
     let manifest = Manifest {
         version: VERSION,
         computer,
@@ -86,6 +90,14 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
     };
     let bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| e.to_string())?;
     put(world, pod, &format!("{base}/manifest"), &token, bytes.into()).await
+}
+
+fn foreign_manifest() -> Bytes {
+    let computer = ManifestComputer { namespace: "other".to_owned(), name: "other".to_owned(), uid: "somebody-else".to_owned() };
+    let (created_at, problem_count) = (0, 0);
+    let manifest =
+        Manifest { version: VERSION, computer, created_at, session_paths: vec![], sessions: vec![], problems: vec![], problem_count };
+    serde_json::to_vec(&manifest).expect("a manifest").into()
 }
 
 async fn put(world: &World, pod: &Value, path: &str, token: &str, body: Bytes) -> Result<(), String> {

@@ -159,7 +159,7 @@ fn over(state: &State) -> bool {
     state.all("computers").next().is_none() && namespaces && !state.observer.fates.is_empty() && state.observer.fates.keys().all(released)
 }
 
-fn left(state: &State) -> String {
+pub fn left(state: &State) -> String {
     let mut all = Vec::new();
     for computer in state.all("computers") {
         all.push(format!("computer {} {}", name(computer), computer["status"]["conditions"]));
@@ -178,7 +178,7 @@ fn left(state: &State) -> String {
 }
 
 /// What must be true of every computer that ever was.
-fn end_state(state: &State) -> Vec<String> {
+pub fn end_state(state: &State) -> Vec<String> {
     let mut wrong = Vec::new();
     for (of, fate) in &state.observer.fates {
         let owned: Vec<&String> = state.observer.owned_by(of).collect();

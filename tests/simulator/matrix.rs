@@ -130,13 +130,14 @@ pub fn cases(stage: &Stage, references: &[Reference], stride: usize) -> (Vec<Cas
 }
 
 /// Runs the named matrices, or all. Whether all is well.
-pub fn run_stages(names: &[String], full: bool, jobs: usize) -> bool {
+pub fn run_stages(names: &[String], full: bool, thin: u64, jobs: usize) -> bool {
+    let thin = usize::try_from(thin.max(1)).unwrap_or(1);
     let chosen = |s: &&Stage| names.is_empty() || names.iter().any(|n| n == s.name);
     let references = references(jobs);
     let mut well = true;
     let (mut runs, began) = (0, Instant::now());
     for stage in STAGES.iter().filter(chosen) {
-        let (cases, all) = cases(stage, &references, if full { 1 } else { stage.stride });
+        let (cases, all) = cases(stage, &references, if full { 1 } else { stage.stride * thin });
         runs += cases.len();
         well &= one(stage, &cases, all, &references, jobs);
     }
@@ -151,6 +152,7 @@ fn one(stage: &Stage, cases: &[Case], all: usize, references: &[Reference], jobs
         let mut outcome = run(case);
         outcome.wrong.extend(budget(case, &outcome, references));
         if !outcome.wrong.is_empty() {
+            println!("        {}: {}", stage.name, outcome.wrong[0].lines().next().unwrap_or_default());
             failures.lock().unwrap().push((case.clone(), outcome.wrong));
         }
     });

@@ -153,7 +153,7 @@ impl Observer {
             checks::destroyed(self, state, change.object());
         }
         if matches!(change.kind, "computers" | "computerrecords" | "namespaces") {
-            self.keys(state);
+            self.keys(state, change);
         }
     }
 
@@ -219,10 +219,19 @@ impl Observer {
     }
 
     /// S2: the real decision, on what the API server has at this moment.
-    fn keys(&mut self, state: &State) {
+    fn keys(&mut self, state: &State, change: &Change) {
         let typed = |v: &Arc<Value>| (**v).clone();
         let mut broken = Vec::new();
+        let (kind, object) = (change.kind, change.object());
         for (computer, fate) in &mut self.fates {
+            let concerned = match kind {
+                "computers" => fate.name == name(object) && fate.namespace == namespace(object),
+                "computerrecords" => computer == name(object),
+                _ => fate.namespace == name(object),
+            };
+            if !concerned {
+                continue;
+            }
             for key in &fate.keys {
                 let record = state.get("computerrecords", SYSTEM, computer).and_then(|v| serde_json::from_value(typed(v)).ok());
                 let object = state.get("computers", &fate.namespace, &fate.name).and_then(|v| serde_json::from_value(typed(v)).ok());

@@ -62,11 +62,16 @@ pub fn notice_panics() {
     }));
 }
 
+/// Runs something on a clock of its own, which goes on when nothing else does.
+pub fn in_simulated_time<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    runtime.block_on(work)
+}
+
 /// Runs a case.
 pub fn run(case: &Case) -> Outcome {
     PANICS.with(|p| p.borrow_mut().clear());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-    let mut outcome = runtime.block_on(async {
+    let mut outcome = in_simulated_time(async {
         let faults = Faults::new(case.faults.clone(), case.lag);
         let world = World::new(case.seed, faults);
         tokio::spawn(actors::run(world.clone()));
@@ -74,7 +79,9 @@ pub fn run(case: &Case) -> Outcome {
             tokio::spawn(replica::run(world.clone(), n, 8));
         }
         let wrong = life::live(&world, case.life).await;
-        outcome(&world, wrong)
+        let outcome = outcome(&world, wrong);
+        world.end();
+        outcome
     });
     outcome.wrong.extend(PANICS.with(|p| p.borrow_mut().drain(..).map(|p| format!("a panic: {p}")).collect::<Vec<_>>()));
     outcome

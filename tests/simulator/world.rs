@@ -197,12 +197,6 @@ impl World {
         self.0.journal.lock().unwrap().push(format!("{:>9.3} {line}", at.as_secs_f64()));
     }
 
-    /// The last lines of the journal.
-    pub fn story(&self, lines: usize) -> String {
-        let journal = self.0.journal.lock().unwrap();
-        journal[journal.len().saturating_sub(lines)..].join("\n")
-    }
-
     pub fn whole_story(&self) -> Vec<String> {
         self.0.journal.lock().unwrap().clone()
     }
@@ -212,6 +206,11 @@ impl World {
         let mut routers = self.0.routers.lock().unwrap();
         routers.retain(|(r, ..)| *r != replica);
         routers.push((replica, Arc::clone(process), router));
+    }
+
+    /// What a world holds holds the world: without this it would never be freed.
+    pub fn end(&self) {
+        self.0.routers.lock().unwrap().clear();
     }
 
     /// One that answers: the Service's choice.

@@ -1,7 +1,7 @@
 //! The command line. One binary: the operator, the archive pod's program, and the tools to read archives and check keys.
 
 use clap::{Parser, Subcommand};
-use computer_operator::{archive, credentials, http, resources, runtime};
+use computer_operator::{archive, credentials, http, install, runtime};
 
 #[derive(Parser)]
 #[command(name = "computer-operator", version, about)]
@@ -20,10 +20,14 @@ enum Command {
     Archive,
     /// List, show, verify and restore archives.
     Archives(archive::cli::Args),
-    /// Check keys of computers.
+    /// Check keys of computers and tokens of ApiKeys.
     Keys(credentials::cli::Args),
-    /// Print the CustomResourceDefinitions.
-    Crds,
+    /// Print the CustomResourceDefinitions, or apply them.
+    Crds(install::crds::Args),
+    /// Refuse while computers or unfinished deletions are left. Runs before an uninstallation.
+    UninstallCheck(install::uninstall::Args),
+    /// Check that what was installed is served and ready. Runs in `helm test`.
+    InstallCheck(install::check::Args),
 }
 
 #[tokio::main]
@@ -43,7 +47,9 @@ async fn main() -> anyhow::Result<std::process::ExitCode> {
         Command::Archive => return Ok(archive::pod::main().await),
         Command::Archives(args) => return archive::cli::run(args).await,
         Command::Keys(args) => return credentials::cli::run(args).await,
-        Command::Crds => resources::crds::files()?.into_iter().for_each(|(_, yaml)| println!("---\n{yaml}")),
+        Command::Crds(args) => install::crds::run(args).await?,
+        Command::UninstallCheck(args) => return Ok(install::uninstall::run(args).await),
+        Command::InstallCheck(args) => install::check::run(args).await?,
     }
     Ok(std::process::ExitCode::SUCCESS)
 }

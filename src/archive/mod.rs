@@ -10,6 +10,7 @@ pub mod pack;
 pub mod pod;
 pub mod restore;
 pub mod store;
+pub mod store_volume;
 pub mod verify;
 
 use std::sync::Arc;

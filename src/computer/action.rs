@@ -1,7 +1,7 @@
 //! What a plan can ask for: one request each. Data only; `apply` performs it, `View::absorb` takes the answer in.
 //! Every delete and patch names the UID that it is meant for (promise S4).
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 
 use crate::resources::{Computer, ComputerRecord};
 
@@ -18,6 +18,8 @@ pub enum Subject {
     Volume { name: String },
     /// The node that a pod ran on.
     Node { name: String },
+    /// The namespace of the computer.
+    Namespace { name: String },
     /// Pods of a namespace that mount a claim, ours or foreign; answered by names.
     ClaimUsers { namespace: String, claim: String },
     /// Volumes whose `claimRef` has this UID: a crash can leave a bound volume that no record names yet.
@@ -35,6 +37,7 @@ pub enum Fact {
     Claim(Box<PersistentVolumeClaim>),
     Volume(Box<PersistentVolume>),
     Node(Box<Node>),
+    Namespace(Box<Namespace>),
     /// A Secret of that UID exists.
     Uid(String),
     /// A delete was accepted: whether it is gone is to be read.
@@ -73,6 +76,8 @@ pub enum Action {
     Create(Object),
     /// Deletes a subject with a UID precondition.
     Delete { subject: Subject, uid: String },
+    /// Takes a pod out of the API at once, without its kubelet's word, with a UID precondition.
+    Remove { subject: Subject, uid: String },
     /// JSON patch whose first operation tests the UID.
     Patch { subject: Subject, patch: json_patch::Patch },
     /// Asks the archive verifier how the archive of this computer stands.
@@ -122,6 +127,7 @@ impl Subject {
             Self::Secret { namespace, name } => format!("Secret {namespace}/{name}"),
             Self::Volume { name } => format!("PersistentVolume {name}"),
             Self::Node { name } => format!("Node {name}"),
+            Self::Namespace { name } => format!("Namespace {name}"),
             Self::ClaimUsers { namespace, claim } => format!("pods of {namespace} on claim {claim}"),
             Self::VolumesOfClaim { uid } => format!("volumes of claim UID {uid}"),
             Self::Attachments { volume } => format!("VolumeAttachments of {volume}"),

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use either::Either;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Resource};
@@ -79,7 +79,8 @@ impl Applier {
             Action::CreateRecord(record) => self.create_record(*record).await,
             Action::SaveRecord(record) => self.save_record(*record).await,
             Action::Create(object) => self.create(object).await,
-            Action::Delete { subject, uid } => self.delete(subject, &uid).await,
+            Action::Delete { subject, uid } => self.delete(subject, &precondition(&uid)).await,
+            Action::Remove { subject, uid } => self.delete(subject, &precondition(&uid).grace_period(0)).await,
             Action::Patch { subject, patch } => self.patch(subject, patch).await,
             Action::CheckArchive => Ok(Effect::Archive(self.archives.check(&view.uid))),
             Action::PutReceipt(bytes) => self.put_receipt(&view.uid, bytes).await,
@@ -105,6 +106,9 @@ impl Applier {
                 get(&Api::<PersistentVolume>::all(self.client.clone()), name, &what).await?.map(|v| Fact::Volume(Box::new(v)))
             }
             Subject::Node { name } => get(&Api::<Node>::all(self.client.clone()), name, &what).await?.map(|n| Fact::Node(Box::new(n))),
+            Subject::Namespace { name } => {
+                get(&Api::<Namespace>::all(self.client.clone()), name, &what).await?.map(|n| Fact::Namespace(Box::new(n)))
+            }
             Subject::ClaimUsers { namespace, claim } => Some(Fact::Names(self.claim_users(namespace, claim, &what).await?)),
             Subject::VolumesOfClaim { uid } => Some(Fact::Names(self.volumes_of_claim(uid, &what).await?)),
             Subject::Attachments { volume } => Some(Fact::Names(self.attachments(volume, &what).await?)),
@@ -264,42 +268,49 @@ impl Applier {
         }
     }
 
-    async fn delete(&self, subject: Subject, uid: &str) -> Result<Effect, Error> {
+    async fn delete(&self, subject: Subject, params: &DeleteParams) -> Result<Effect, Error> {
         match &subject {
             Subject::Pod { namespace, name } => {
                 let api = self.namespaced::<Pod>(namespace);
-                self.delete_one(&api, name, uid, subject.clone(), |p| Fact::Pod(Box::new(p))).await
+                self.delete_one(&api, name, params, subject.clone(), |p| Fact::Pod(Box::new(p))).await
             }
             Subject::Claim { namespace, name } => {
                 let api = self.namespaced::<PersistentVolumeClaim>(namespace);
-                self.delete_one(&api, name, uid, subject.clone(), |c| Fact::Claim(Box::new(c))).await
+                self.delete_one(&api, name, params, subject.clone(), |c| Fact::Claim(Box::new(c))).await
             }
             Subject::Secret { namespace, name } => {
                 let api = self.namespaced::<Secret>(namespace);
-                self.delete_one(&api, name, uid, subject.clone(), |s| Fact::Held(s.metadata.uid.unwrap_or_default())).await
+                self.delete_one(&api, name, params, subject.clone(), |s| Fact::Held(s.metadata.uid.unwrap_or_default())).await
             }
             other => Err(Error::Conflict(format!("{} is never deleted by us", other.describe()))),
         }
     }
 
     /// Deletes with a UID precondition. An accepted delete is not a deleted object: what is left is learned by another read.
-    async fn delete_one<K>(&self, api: &Api<K>, name: &str, uid: &str, subject: Subject, fact: fn(K) -> Fact) -> Result<Effect, Error>
+    async fn delete_one<K>(
+        &self,
+        api: &Api<K>,
+        name: &str,
+        params: &DeleteParams,
+        subject: Subject,
+        fact: fn(K) -> Fact,
+    ) -> Result<Effect, Error>
     where
         K: Clone + DeserializeOwned + Debug,
     {
-        match call(api.delete(name, &precondition(uid))).await {
+        match call(api.delete(name, params)).await {
             Ok(Either::Left(object)) => Ok(Effect::Learned(subject, fact(object))),
             Ok(Either::Right(_)) => Ok(Effect::Learned(subject, Fact::Accepted)),
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Learned(subject, Fact::Gone)),
-                ErrorClass::Conflict => self.another_uid(subject, uid).await,
+                ErrorClass::Conflict => self.another_uid(subject, params).await,
                 _ => Err(Error::Call { what: format!("deleting {}", subject.describe()), source }),
             },
         }
     }
 
     /// After a failed precondition: gone only if a live read shows another UID; otherwise try again.
-    async fn another_uid(&self, subject: Subject, uid: &str) -> Result<Effect, Error> {
+    async fn another_uid(&self, subject: Subject, params: &DeleteParams) -> Result<Effect, Error> {
         let Effect::Learned(subject, fact) = self.read(subject).await? else { return Err(Error::Conflict("an object".to_owned())) };
         let there = match &fact {
             Fact::Pod(p) => p.metadata.uid.as_deref(),
@@ -307,7 +318,7 @@ impl Applier {
             Fact::Uid(u) | Fact::Held(u) => Some(u.as_str()),
             _ => None,
         };
-        if there == Some(uid) {
+        if there == params.preconditions.as_ref().and_then(|p| p.uid.as_deref()) {
             return Err(Error::Conflict(subject.describe()));
         }
         Ok(Effect::Learned(subject, Fact::Gone))

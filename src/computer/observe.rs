@@ -44,10 +44,7 @@ pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Source
 }
 
 fn terminating(caches: &Caches, namespace: &str) -> bool {
-    let found = caches.namespaces.get(&ObjectRef::new(namespace));
-    found.is_some_and(|n| {
-        n.metadata.deletion_timestamp.is_some() || n.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Terminating")
-    })
+    caches.namespaces.get(&ObjectRef::new(namespace)).is_some_and(|n| super::view::terminating(&n))
 }
 
 fn class(caches: &Caches, computer: Option<&Computer>, record: Option<&ComputerRecord>) -> ClassState {
@@ -64,7 +61,8 @@ fn class(caches: &Caches, computer: Option<&Computer>, record: Option<&ComputerR
     }
 }
 
-fn fresh(sources: &Sources) -> Fresh {
+/// Random material for one pass.
+pub(crate) fn fresh(sources: &Sources) -> Fresh {
     Fresh { key: sources.bytes(), suffix: hex::encode(sources.bytes::<16>()) }
 }
 

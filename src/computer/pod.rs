@@ -77,23 +77,36 @@ pub fn hash(class: &ComputerClass, computer: &ComputerSpec) -> String {
     hex::encode(&Sha256::digest(text)[..8])
 }
 
-/// What deletion will need, as it is in effect in this pod (design 4.1).
+/// What deletion will need: the class's word, and what is in effect in this pod (design 4.1).
 pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Pod) -> Snapshot {
-    let spec = pod.spec.clone().unwrap_or_default();
-    let context = spec.security_context.clone().unwrap_or_default();
-    let first = spec.containers.first().and_then(|c| c.security_context.clone()).unwrap_or_default();
-    Snapshot {
+    let mut snapshot = Snapshot {
         session_paths: class.spec.session_paths.clone(),
         archive: class.spec.archive.clone(),
         deadlines: class.spec.deadlines.clone(),
-        run_as_user: first.run_as_user.or(context.run_as_user),
-        run_as_group: first.run_as_group.or(context.run_as_group),
-        fs_group: context.fs_group,
-        se_linux_level: first.se_linux_options.or(context.se_linux_options).and_then(|o| o.level),
-        tolerations: spec.tolerations.unwrap_or_default(),
-        grace_period_seconds: spec.termination_grace_period_seconds,
         pod_hash: Some(hash(class, computer)),
-    }
+        ..Snapshot::default()
+    };
+    note_effective(&mut snapshot, pod);
+    snapshot
+}
+
+/// Whether a pod comes from the cache, which keeps nothing of what is in effect in it. Every real pod has a container.
+pub fn stripped(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_none_or(|s| s.containers.is_empty())
+}
+
+/// Takes over what is in effect in a pod: a class that changed since, or an admission plugin, may have given it another user, and
+/// the archive must read what that user wrote.
+pub fn note_effective(snapshot: &mut Snapshot, pod: &Pod) {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let context = spec.security_context.clone().unwrap_or_default();
+    let first = spec.containers.first().and_then(|c| c.security_context.clone()).unwrap_or_default();
+    snapshot.run_as_user = first.run_as_user.or(context.run_as_user);
+    snapshot.run_as_group = first.run_as_group.or(context.run_as_group);
+    snapshot.fs_group = context.fs_group;
+    snapshot.se_linux_level = first.se_linux_options.or(context.se_linux_options).and_then(|o| o.level);
+    snapshot.tolerations = spec.tolerations.unwrap_or_default();
+    snapshot.grace_period_seconds = spec.termination_grace_period_seconds;
 }
 
 fn mount_home(container: &mut Container, path: &str) {

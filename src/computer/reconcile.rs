@@ -57,7 +57,7 @@ impl Reconciler {
             self.backoff.reset(uid);
             return None;
         };
-        if settled_record(&view) {
+        if view.settled() {
             self.backoff.reset(uid);
             return self.expire(&view).await;
         }
@@ -200,12 +200,6 @@ impl Reconciler {
     }
 }
 
-/// Whether the record is released and the cache holds no Computer: nothing is left to be done but expiry.
-fn settled_record(view: &View) -> bool {
-    let released = view.record.as_ref().is_some_and(|r| r.spec.state.phase == crate::resources::RecordPhase::Released);
-    released && view.computer.is_none()
-}
-
 /// Whether the record names a verified archive.
 fn archived(view: &View) -> bool {
     view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref()).is_some_and(|d| d.archive.is_some())
@@ -248,6 +242,7 @@ fn name(action: &Action) -> String {
     match action {
         Action::Read(subject) => format!("read {}", subject.describe()),
         Action::Delete { subject, .. } => format!("delete {}", subject.describe()),
+        Action::Remove { subject, .. } => format!("remove {}", subject.describe()),
         Action::Patch { subject, .. } => format!("patch {}", subject.describe()),
         Action::ReadComputer => "read the Computer".to_owned(),
         Action::AddFinalizer => "add the finalizer".to_owned(),

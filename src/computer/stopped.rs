@@ -2,7 +2,9 @@
 //! which kubelets since 1.27 set on a deleted pod once no container runs or will be started again) and no container is reported
 //! running. `terminated` alone proves nothing: a container in a crash loop shows it between two runs.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
 use crate::resources::POD_FINALIZER;
@@ -38,6 +40,14 @@ pub fn writers(pod: &Pod) -> Writers {
         _ if all.is_empty() => Writers::Unknown("its kubelet has not reported its containers".to_owned()),
         _ => Writers::Running,
     }
+}
+
+/// Seconds that a kubelet has to take a pod that has stopped out of the API.
+const KUBELET_SECONDS: i64 = 60;
+
+/// Whether a pod that has stopped is still there because nobody takes it away: its node is gone. Nothing is lost with it.
+pub fn overstays(pod: &Pod, stopped_at: Option<&Time>, now: Timestamp) -> bool {
+    pod.metadata.deletion_timestamp.is_some() && stopped_at.is_some_and(|at| now.duration_since(at.0).as_secs() > KUBELET_SECONDS)
 }
 
 /// Takes our finalizer off a pod, fenced by its UID and by the finalizer's place. `None`: it does not carry it.

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
 
 use super::action::{Effect, Fact, Subject};
 use crate::archive::Verification;
 use crate::guards::{self, Guard};
-use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, SkippableStep};
+use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep};
 
 /// Operator settings that plans need.
 #[derive(Clone, Debug, Default)]
@@ -87,6 +87,9 @@ impl View {
     pub fn absorb(&mut self, effect: Effect) {
         match effect {
             Effect::Learned(subject, fact) => {
+                if let Fact::Namespace(namespace) = &fact {
+                    self.namespace_terminating = terminating(namespace);
+                }
                 self.facts.insert(subject, fact);
             }
             Effect::Computer(computer) => {
@@ -104,6 +107,22 @@ impl View {
         self.namespace_terminating
             || self.computer.as_ref().is_none_or(|c| c.metadata.deletion_timestamp.is_some())
             || self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some() && guards::on(Guard::NoWayBack))
+    }
+
+    /// Whether the record is released and the caches hold neither the Computer nor a pod of its record: nothing is left to be done
+    /// but expiry. A create that was given up may come true after the release; our own finalizer would hold that pod for ever (S6).
+    pub fn settled(&self) -> bool {
+        let released = self.record.as_ref().is_some_and(|r| r.spec.state.phase == RecordPhase::Released);
+        released && self.computer.is_none() && !self.facts.values().any(|f| matches!(f, Fact::Pod(_)))
+    }
+
+    /// A namespace of the same name that is gone by now may be all that the cache knows. Before its end becomes the end of a
+    /// computer that nobody has deleted, it is looked at live (S4).
+    pub fn unconfirmed(&self) -> Option<Subject> {
+        let subject = Subject::Namespace { name: self.namespace.clone() };
+        let alive = self.computer.as_ref().is_some_and(|c| c.metadata.deletion_timestamp.is_none());
+        let begun = self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some());
+        (self.namespace_terminating && alive && !begun && !self.facts.contains_key(&subject)).then_some(subject)
     }
 
     /// A pod under this name: `None` not known, `Some(None)` gone.
@@ -151,6 +170,12 @@ impl View {
     pub fn archive_pod_name(&self, attempt: i32) -> String {
         format!("archive-{}-{attempt}", self.uid)
     }
+}
+
+/// Whether a namespace is being deleted.
+pub fn terminating(namespace: &Namespace) -> bool {
+    let phase = namespace.status.as_ref().and_then(|s| s.phase.as_deref());
+    namespace.metadata.deletion_timestamp.is_some() || phase == Some("Terminating")
 }
 
 /// Whether a Computer carries our finalizer.

@@ -18,16 +18,22 @@ pub fn claim_ref_uid(volume: &PersistentVolume) -> Option<&str> {
     volume.spec.as_ref()?.claim_ref.as_ref()?.uid.as_deref()
 }
 
+/// Namespace of the claim that a volume belongs to.
+pub fn claim_ref_namespace(volume: &PersistentVolume) -> Option<&str> {
+    volume.spec.as_ref()?.claim_ref.as_ref()?.namespace.as_deref()
+}
+
 /// Whether a volume is protected for this computer: `Retain`, with our mark.
 pub fn retained_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
     let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
+    (policy == Some("Retain") && marked_for(volume, computer_uid)) || !guards::on(Guard::RetainFirst)
+}
+
+/// Whether a volume carries our mark for this computer, which is set before the volume is recorded. No tenant can write a volume.
+pub fn marked_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
     let labels = volume.metadata.labels.as_ref();
     let label = |key: &str| labels.and_then(|l| l.get(key)).map(String::as_str);
-    if !guards::on(Guard::RetainFirst) {
-        return true;
-    }
-    policy == Some("Retain")
-        && label(UID_LABEL) == Some(computer_uid)
+    label(UID_LABEL) == Some(computer_uid)
         && label(MANAGED_BY_LABEL) == Some(MANAGER)
         && volume.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION))
 }

@@ -2,7 +2,11 @@
 
 use std::process::ExitCode;
 
+use kube::Client;
 use tokio::io::AsyncReadExt;
+
+use super::Denied;
+use crate::runtime::client::CallError;
 
 /// Arguments of `keys`.
 #[derive(Debug, clap::Args)]
@@ -21,7 +25,7 @@ enum Command {
     },
 }
 
-/// Longest token that is read; a real one has fewer than 700 characters.
+/// Longest token that is read; a real one has fewer than 1,000 characters.
 const LONGEST: u64 = 4096;
 /// Exit code of "not known": a script must not take an API server that is down for a dead key.
 const UNKNOWN: u8 = 2;
@@ -35,12 +39,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut token = String::new();
     tokio::io::stdin().take(LONGEST).read_to_string(&mut token).await?;
     let answer = match crate::runtime::client::connect().await {
-        Ok(client) => super::verify::verify(&client, &namespace, token.trim()).await.map_err(|e| e.to_string()),
+        Ok(client) => verify(&client, &namespace, token.trim()).await.map_err(|e| e.to_string()),
         Err(error) => Err(error.to_string()),
     };
     match answer {
-        Ok(Ok(id)) => {
-            println!("Authenticated as computer {}/{} ({})", id.namespace, id.name, id.uid);
+        Ok(Ok(who)) => {
+            println!("Authenticated as {who}");
             Ok(ExitCode::SUCCESS)
         }
         Ok(Err(denied)) => {
@@ -52,4 +56,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(UNKNOWN))
         }
     }
+}
+
+/// Who a token of either kind authenticates as.
+async fn verify(client: &Client, namespace: &str, token: &str) -> Result<Result<String, Denied>, CallError> {
+    if token.starts_with(super::api_key::PREFIX) {
+        let answer = super::verify_api_key(client, namespace, token).await?;
+        return Ok(answer.map(|v| format!("{} by ApiKey {}/{} ({})", v.id.user(), v.id.namespace, v.id.name, v.id.uid)));
+    }
+    let answer = super::verify(client, namespace, token).await?;
+    Ok(answer.map(|id| format!("computer {}/{} ({})", id.namespace, id.name, id.uid)))
 }

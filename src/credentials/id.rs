@@ -27,9 +27,8 @@ impl ComputerId {
             return None;
         }
         let text = String::from_utf8(URL_SAFE_NO_PAD.decode(word).ok()?).ok()?;
-        let mut parts = text.split('/');
-        let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
-        let ok = parts.next().is_none() && is_label(namespace) && is_name(name) && is_uid(uid);
+        let [namespace, name, uid] = text.split('/').collect::<Vec<_>>().try_into().ok()?;
+        let ok = is_label(namespace) && is_name(name) && is_uid(uid);
         ok.then(|| Self { namespace: namespace.to_owned(), name: name.to_owned(), uid: uid.to_owned() })
     }
 }
@@ -38,7 +37,7 @@ impl ComputerId {
 const LONGEST: usize = 600;
 
 /// A DNS label, as namespaces are.
-fn is_label(text: &str) -> bool {
+pub(super) fn is_label(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let bytes = text.as_bytes();
     bytes.len() <= 63
@@ -48,13 +47,13 @@ fn is_label(text: &str) -> bool {
 }
 
 /// A DNS subdomain, as names are.
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     let part = |p: &str| p.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     text.len() <= 253 && text.split('.').all(|p| !p.is_empty() && !p.starts_with('-') && !p.ends_with('-') && part(p))
 }
 
 /// A UUID as the API server writes it: lower case, hyphens in their places.
-fn is_uid(text: &str) -> bool {
+pub(super) fn is_uid(text: &str) -> bool {
     text.len() == 36
         && text.bytes().enumerate().all(|(i, b)| match i {
             8 | 13 | 18 | 23 => b == b'-',

@@ -1,94 +1,51 @@
-//! The format of a computer's key: `cok_<id>.<secret><checksum>`. The id says where its record is; the checksum tells a mistyped
-//! key from a dead one without a request, and lets secret scanners find keys (GitHub's idea). Only a hash is ever stored.
-
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use sha2::{Digest, Sha256};
-use subtle::ConstantTimeEq;
+//! A computer's key: `cok_<id>.<secret><checksum>`, see [`super::token`]. Only a hash of it is ever stored.
 
 use super::id::ComputerId;
+use super::token::{SECRET_BYTES, Secret};
 
 /// What every key begins with.
 pub const PREFIX: &str = "cok_";
-const SECRET_BYTES: usize = 32;
-const CHECKSUM_CHARS: usize = 6;
-/// 32 bytes in base64 without padding.
-const SECRET_CHARS: usize = 43;
 
 /// A key. Its secret never appears in `Debug`, and there is no `Display`; two are compared in constant time.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// The computer that it belongs to.
     pub computer: ComputerId,
-    secret: [u8; SECRET_BYTES],
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        self.computer == other.computer && bool::from(self.secret.ct_eq(&other.secret))
-    }
-}
-
-impl Eq for Key {}
-
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Key").field("computer", &self.computer).field("secret", &"redacted").finish()
-    }
+    secret: Secret,
 }
 
 impl Key {
     /// A key of this computer from 256 random bits.
     pub fn new(computer: ComputerId, secret: [u8; SECRET_BYTES]) -> Self {
-        Self { computer, secret }
+        Self { computer, secret: Secret::new(secret) }
     }
 
     /// The token as it is handed out, once.
     pub fn token(&self) -> String {
-        let body = format!("{PREFIX}{}.{}", self.computer.encode(), URL_SAFE_NO_PAD.encode(self.secret));
-        let checksum = checksum(&body);
-        body + &checksum
+        self.secret.token(PREFIX, &self.computer.encode())
     }
 
     /// Parses a token. `None`: it is not a key of ours, or it was mistyped.
     pub fn parse(token: &str) -> Option<Self> {
-        if !token.is_ascii() {
-            return None;
-        }
-        let split = token.len().checked_sub(CHECKSUM_CHARS)?;
-        let (body, check) = token.split_at(split);
-        if checksum(body) != check {
-            return None;
-        }
-        let (id, secret) = body.strip_prefix(PREFIX)?.split_once('.')?;
-        if secret.len() != SECRET_CHARS {
-            return None;
-        }
-        let secret = URL_SAFE_NO_PAD.decode(secret).ok()?.try_into().ok()?;
+        let (id, secret) = Secret::parse(PREFIX, token)?;
         Some(Self { computer: ComputerId::decode(id)?, secret })
     }
 
-    /// What is stored of it: SHA-256 over the UID and the secret, hexadecimal. A secret of 256 random bits needs no slow hash.
+    /// What is stored of it.
     pub fn hash(&self) -> String {
-        let mut hash = Sha256::new();
-        hash.update(self.computer.uid.as_bytes());
-        hash.update([0]);
-        hash.update(self.secret);
-        hex::encode(hash.finalize())
+        self.secret.hash(&self.computer.uid)
     }
 
     /// Whether a stored hash is this key's, in constant time.
     pub fn matches(&self, stored: &str) -> bool {
-        self.hash().as_bytes().ct_eq(stored.as_bytes()).into()
+        self.secret.matches(&self.computer.uid, stored)
     }
-}
-
-fn checksum(body: &str) -> String {
-    hex::encode(Sha256::digest(body.as_bytes()))[..CHECKSUM_CHARS].to_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use proptest::prelude::*;
 
     use super::*;

@@ -18,10 +18,10 @@ pub enum Denied {
     #[error("not a key")]
     Malformed,
     /// No record of that UID.
-    #[error("no record of this computer")]
+    #[error("there is no record of this key")]
     NoRecord,
     /// Another secret.
-    #[error("the secret is not this computer's")]
+    #[error("the secret is not this key's")]
     WrongSecret,
     /// Not live yet.
     #[error("the key is not live yet")]
@@ -38,6 +38,21 @@ pub enum Denied {
     /// The namespace is gone or going.
     #[error("the namespace is being deleted")]
     NamespaceTerminating,
+    /// The `ApiKey` is gone or another one.
+    #[error("the ApiKey is gone")]
+    ApiKeyGone,
+    /// The `ApiKey` is being deleted.
+    #[error("the ApiKey is being deleted")]
+    ApiKeyDeleting,
+    /// Past its time.
+    #[error("the token has expired")]
+    Expired,
+    /// Another token was asked for.
+    #[error("the token was rotated")]
+    Rotated,
+    /// The ServiceAccount is gone, or another one of that name.
+    #[error("the ServiceAccount that the token was issued for is gone")]
+    ServiceAccountGone,
 }
 
 /// Verifies a token.
@@ -56,7 +71,7 @@ pub async fn verify(client: &Client, operator_namespace: &str, token: &str) -> R
     Ok(decide(&key, record.as_ref(), computer.as_ref(), namespace.as_ref()))
 }
 
-fn found<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
+pub(super) fn found<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
     match answer {
         Ok(object) => Ok(Some(object)),
         Err(error) if classify(&error) == ErrorClass::NotFound => Ok(None),
@@ -87,13 +102,19 @@ pub fn decide(
     if computer.metadata.deletion_timestamp.is_some() && guards::on(Guard::DyingComputer) {
         return Err(Denied::ComputerDeleting);
     }
+    stands(namespace)?;
+    Ok(key.computer.clone())
+}
+
+/// A Terminating namespace is the end of every key in it, whatever its other objects still look like.
+pub(super) fn stands(namespace: Option<&Namespace>) -> Result<(), Denied> {
     let namespace = namespace.ok_or(Denied::NamespaceTerminating)?;
     let phase = namespace.status.as_ref().and_then(|s| s.phase.as_deref());
     let terminating = namespace.metadata.deletion_timestamp.is_some() || phase == Some("Terminating");
     if terminating && guards::on(Guard::DyingNamespace) {
         return Err(Denied::NamespaceTerminating);
     }
-    Ok(key.computer.clone())
+    Ok(())
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use kube::api::{Api, PostParams};
 
 use super::Shared;
 use super::error::ApiError;
+use crate::credentials::verify_api_key::Verified;
 use crate::credentials::{self, ComputerId};
 use crate::runtime::client::{CallError, call};
 
@@ -72,6 +73,8 @@ pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Caller
     let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
     let answer = if token.starts_with(credentials::key::PREFIX) {
         credentials::verify(&shared.client, &shared.namespace, token).await.map(|a| a.ok().map(Caller::Computer))
+    } else if token.starts_with(credentials::api_key::PREFIX) {
+        api_key(shared, token).await.map(|a| a.map(Caller::User))
     } else if token.split('.').count() == 3 {
         review(shared, token).await.map(|a| a.map(Caller::User))
     } else {
@@ -98,6 +101,25 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 /// Longest token; hyper's header limit is above it.
 const LONGEST: usize = 16 * 1024;
+
+/// The token of an `ApiKey` is its ServiceAccount, as the cluster itself would say it.
+async fn api_key(shared: &Shared, token: &str) -> Result<Option<User>, CallError> {
+    let Ok(verified) = credentials::verify_api_key(&shared.client, &shared.namespace, token).await? else { return Ok(None) };
+    shared.last_used.note(&shared.client, &verified);
+    Ok(Some(service_account(&verified)))
+}
+
+fn service_account(verified: &Verified) -> User {
+    let namespace = &verified.id.namespace;
+    let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}"), "system:authenticated".to_owned()];
+    User {
+        name: verified.id.user(),
+        uid: Some(verified.service_account_uid.clone()),
+        groups: groups.into(),
+        extra: BTreeMap::new(),
+        namespace: Some(namespace.clone()),
+    }
+}
 
 /// A JWT is for the API server to judge: it knows its issuers, their keys, and whether the ServiceAccount still exists.
 async fn review(shared: &Shared, token: &str) -> Result<Option<User>, CallError> {
@@ -147,6 +169,15 @@ mod tests {
             assert_eq!(of(bad), None, "{bad:?}");
         }
         assert_eq!(of(&[&format!("Bearer {}", "x".repeat(LONGEST + 1))]), None);
+    }
+
+    #[test]
+    fn an_api_key_is_its_service_account_as_the_cluster_says_it() {
+        let id = credentials::ApiKeyId { namespace: "team".into(), name: "k".into(), uid: "u".into(), service_account: "ci".into() };
+        let user = service_account(&Verified { id, service_account_uid: "account".into(), last_used: None });
+        assert_eq!((user.name.as_str(), user.uid.as_deref()), ("system:serviceaccount:team:ci", Some("account")));
+        assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:team", "system:authenticated"]);
+        assert_eq!(Caller::User(user).namespace(None).unwrap(), "team");
     }
 
     #[test]

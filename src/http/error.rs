@@ -42,6 +42,9 @@ fn free_form() -> Object {
         .build()
 }
 
+/// What stands in the API server's words when it is an admin's rule that refuses, and not a right of this server that is missing.
+const REFUSALS: [&str; 3] = ["ValidatingAdmissionPolicy", "admission webhook", "exceeded quota"];
+
 /// Why a request is refused or failed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiError {
@@ -122,9 +125,7 @@ impl ApiError {
             ErrorClass::Invalid => Self::invalid(said),
             ErrorClass::NamespaceTerminating => Self::conflict("the namespace is being deleted: nothing can be created or changed in it"),
             // An admission policy's word is for the caller; a right that this server lacks is not.
-            ErrorClass::Forbidden if said.contains("ValidatingAdmissionPolicy") || said.contains("admission webhook") => {
-                Self::conflict(said)
-            }
+            ErrorClass::Forbidden if REFUSALS.iter().any(|by| said.contains(by)) => Self::conflict(said),
             ErrorClass::Forbidden | ErrorClass::Unauthorized | ErrorClass::Transient | ErrorClass::Timeout => {
                 tracing::error!(class = class.label(), error = %error, "{doing} failed");
                 Self::internal(format!(
@@ -145,7 +146,7 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

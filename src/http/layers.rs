@@ -19,18 +19,19 @@ use rand::RngCore;
 use super::Shared;
 use super::auth::Caller;
 use super::error::ApiError;
+use super::shares::Share;
 use crate::runtime::requests::REQUESTS;
 
 const REQUEST_ID: &str = "x-request-id";
 
-/// Who the caller turned out to be, for the log line.
+/// Who the caller turned out to be, for the log line, and its share of the requests in flight for as long as this one takes.
 #[derive(Clone, Debug, Default)]
-pub struct Who(Arc<OnceLock<String>>);
+pub struct Who(Arc<OnceLock<(String, Share)>>);
 
 impl Who {
     /// The caller is known.
-    pub fn note(&self, caller: &Caller) {
-        let _ = self.0.set(caller.describe());
+    pub fn note(&self, caller: &Caller, share: Share) {
+        let _ = self.0.set((caller.describe(), share));
     }
 }
 
@@ -107,7 +108,7 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
     drop(counted);
     let (code, took) = (response.status().as_u16(), began.elapsed());
     shared.figures.requests.get_or_create(&Labels { method: method.to_owned(), route: route.clone(), code }).observe(took.as_secs_f64());
-    let caller = who.0.get().map_or("-", String::as_str);
+    let caller = who.0.get().map_or("-", |known| &known.0);
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     tracing::info!(target: "computer_operator::access", %id, method, route, code, millis, caller);
     if let Ok(value) = HeaderValue::from_str(&id) {

@@ -9,9 +9,11 @@ pub mod computers;
 pub mod config;
 pub mod error;
 mod extract;
+mod last_used;
 pub mod layers;
 pub mod openapi;
 pub mod sessions;
+pub mod shares;
 mod tls;
 
 use std::sync::Arc;
@@ -53,13 +55,19 @@ pub struct Shared {
     pub read_limit: Duration,
     /// A slot for each request in flight.
     pub slots: Semaphore,
+    /// How many of them each tenant holds.
+    pub shares: Arc<shares::Shares>,
+    /// The process is to end: nobody is kept waiting.
+    pub stop: CancellationToken,
+    /// Writes when an `ApiKey` was last used.
+    pub last_used: last_used::LastUsed,
     /// Figures.
     pub figures: layers::Figures,
 }
 
 impl Shared {
     /// What the configuration says.
-    pub fn new(client: Client, config: &Config) -> Self {
+    pub fn new(client: Client, config: &Config, stop: CancellationToken) -> Self {
         Self {
             client,
             namespace: config.namespace.clone(),
@@ -68,6 +76,9 @@ impl Shared {
             max_body: config.max_body_bytes as usize,
             read_limit: config.read_limit(),
             slots: Semaphore::new(config.max_in_flight as usize),
+            shares: shares::Shares::new(config.max_in_flight as usize),
+            stop,
+            last_used: last_used::LastUsed::default(),
             figures: layers::Figures::default(),
         }
     }
@@ -80,11 +91,16 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Shared>> {
 
 /// Everything that is served, errors included.
 pub fn router(shared: Arc<Shared>) -> Router {
-    let (router, description) = routes().split_for_parts();
+    let (router, mut description) = routes().split_for_parts();
+    openapi::complete(&mut description);
+    dressed(router.merge(openapi::routes(&description)), shared)
+}
+
+/// Routes with what is around every one of them.
+fn dressed(router: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
     let unknown = || async { ApiError::new(StatusCode::NOT_FOUND, "no such path: /openapi.json lists what there is, /docs explains it") };
     let wrong = || async { ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method: see /openapi.json") };
     router
-        .merge(openapi::routes(&description))
         .method_not_allowed_fallback(wrong)
         .fallback(unknown)
         .layer(CatchPanicLayer::custom(layers::panicked))
@@ -100,7 +116,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     operator::stop_on_signal(stop.clone());
     let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
-    let shared = Arc::new(Shared::new(client, &config));
+    let shared = Arc::new(Shared::new(client, &config, stop.clone()));
     let mut tasks = JoinSet::new();
     let figures = Arc::clone(&shared);
     let ready = health::serve(config.metrics_bind, Arc::new(move || figures.figures.text()), stop.clone(), &mut tasks).await?;

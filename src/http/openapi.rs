@@ -8,6 +8,9 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use swagger_ui_dist::{ApiDefinition, OpenApiSource};
 use utoipa::OpenApi;
+use utoipa::openapi::content::ContentBuilder;
+use utoipa::openapi::response::ResponseBuilder;
+use utoipa::openapi::schema::Ref;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
 use super::Shared;
@@ -41,7 +44,24 @@ pub(super) fn base() -> utoipa::openapi::OpenApi {
 /// # Errors
 /// Never in practice: it is made of literals.
 pub fn document() -> Result<String, serde_json::Error> {
-    Ok(super::routes().into_openapi().to_pretty_json()? + "\n")
+    let mut description = super::routes().into_openapi();
+    complete(&mut description);
+    Ok(description.to_pretty_json()? + "\n")
+}
+
+/// What any operation may answer when there is too much to do.
+pub(super) fn complete(description: &mut utoipa::openapi::OpenApi) {
+    let busy = [("429", "Too many requests of the caller's namespace are in flight"), ("503", "Too many requests are in flight")];
+    for item in description.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            for (code, text) in busy {
+                let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
+                let response = ResponseBuilder::new().description(text).content("application/json", body).build();
+                operation.responses.responses.insert(code.to_owned(), response.into());
+            }
+        }
+    }
 }
 
 /// `/openapi.json` and `/docs`.

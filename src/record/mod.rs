@@ -3,7 +3,8 @@
 
 use crate::computer::view::View;
 use crate::resources::{
-    ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, MANAGED_BY_LABEL, MANAGER, Snapshot, UID_LABEL,
+    ArchiveSettings, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, MANAGED_BY_LABEL, MANAGER, Snapshot,
+    UID_LABEL, UnreadableFiles,
 };
 
 /// An empty record of this view's computer: named by its UID, in the operator's namespace.
@@ -20,8 +21,15 @@ pub fn new(view: &View, spec: ComputerRecordSpec) -> ComputerRecord {
 pub fn recover(view: &View) -> ComputerRecord {
     let computer = view.computer.as_ref();
     let status = computer.and_then(|c| c.status.as_ref());
-    let children = status.and_then(|s| s.children.clone()).unwrap_or_default();
-    let snapshot = Snapshot { session_paths: Vec::new(), ..Snapshot::default() };
+    let mut children = status.and_then(|s| s.children.clone()).unwrap_or_default();
+    // A tenant may be able to write a status. What is in the computer's namespace is the tenant's anyway; a volume is not, and
+    // counts only once it confirms by its own mark that it is this computer's (S5). Until then its policy is not known.
+    if let Some(volume) = &mut children.volume {
+        volume.original_reclaim_policy.clear();
+    }
+    // Nobody knows any more as whom the machine ran: a file that cannot be read must not be given up for that.
+    let archive = ArchiveSettings { unreadable_files: UnreadableFiles::Block, ..ArchiveSettings::default() };
+    let snapshot = Snapshot { session_paths: Vec::new(), archive, ..Snapshot::default() };
     new(
         view,
         ComputerRecordSpec {

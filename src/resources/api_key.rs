@@ -1,11 +1,16 @@
 //! `ApiKey`: a caller's key for the HTTP API. It acts as a ServiceAccount of its namespace.
+//!
+//! Who may create or rotate an `ApiKey` and read Secrets of its namespace gets the rights of the ServiceAccount, as who may create
+//! `serviceaccounts/token`, or pods. The operator cannot know who created it: rights to this kind are to be given like those.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A key for the HTTP API that acts as a ServiceAccount of its namespace. The token is written once to a Secret there.
+/// A key for the HTTP API that acts as a ServiceAccount of its namespace. The token is written once to a Secret there. Deleting the
+/// key revokes the token at once. Who may create or change `ApiKeys` and read Secrets in a namespace can act as any ServiceAccount of it,
+/// as with the right to create `serviceaccounts/token`.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema, Default)]
 #[kube(
     group = "computer-operator.dev",
@@ -17,7 +22,10 @@ use serde::{Deserialize, Serialize};
     status = "ApiKeyStatus",
     printcolumn = r#"{"name":"ServiceAccount","type":"string","jsonPath":".spec.serviceAccountName"}"#,
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
-    printcolumn = r#"{"name":"Expires","type":"date","jsonPath":".spec.expiresAt"}"#,
+    printcolumn = r#"{"name":"Expires","type":"string","jsonPath":".spec.expiresAt"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].reason","priority":1}"#,
+    printcolumn = r#"{"name":"Secret","type":"string","jsonPath":".status.secretName","priority":1}"#,
+    printcolumn = r#"{"name":"Used","type":"date","jsonPath":".status.lastUsedTime","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -26,10 +34,11 @@ pub struct ApiKeySpec {
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("serviceAccountName cannot be changed: create another ApiKey"))]
     pub service_account_name: String,
-    /// When the key stops to authenticate. Left out: never.
+    /// When the key stops to authenticate. Left out: never. It can be moved as long as it is not past; a token that has expired stays
+    /// dead: change `rotation` for another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
-    /// Change it (to any text) to get a new token; the old one dies at once.
+    /// Change it, to a text that was not used before (a date, for example), to get a new token; the old one dies at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub rotation: Option<String>,
@@ -42,9 +51,12 @@ pub struct ApiKeyStatus {
     /// The generation of the spec that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The Secret of this namespace whose key `token` holds the token.
+    /// The Secret of this namespace whose key `token` holds the token. Set while there is one that authenticates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_name: Option<String>,
+    /// When the token was last used, to the hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_time: Option<Time>,
     /// Conditions: `Ready`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

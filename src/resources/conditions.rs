@@ -2,9 +2,9 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-/// Condition types of a `Computer` and a `ComputerClass`.
+/// Condition types of a `Computer`, a `ComputerClass` and an `ApiKey`.
 pub mod types {
-    /// The machine can be used and its key is live.
+    /// The machine can be used and its key is live; the token of an `ApiKey` can be used.
     pub const READY: &str = "Ready";
     /// A deletion is under way; reason and message name the step, and what it waits for.
     pub const DELETING: &str = "Deleting";

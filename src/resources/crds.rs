@@ -3,11 +3,19 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
-use super::{ApiKey, Computer, ComputerClass, ComputerRecord, DeletionOverride, Session};
+use super::{ApiKey, ApiKeyRecord, Computer, ComputerClass, ComputerRecord, DeletionOverride, Session};
 
 /// Every CRD, in the order in which they are installed.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    vec![ComputerClass::crd(), ComputerRecord::crd(), Computer::crd(), Session::crd(), ApiKey::crd(), DeletionOverride::crd()]
+    vec![
+        ComputerClass::crd(),
+        ComputerRecord::crd(),
+        Computer::crd(),
+        Session::crd(),
+        ApiKeyRecord::crd(),
+        ApiKey::crd(),
+        DeletionOverride::crd(),
+    ]
 }
 
 /// File name and YAML of every CRD.

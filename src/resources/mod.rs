@@ -2,6 +2,7 @@
 //! them and a test fails when the committed files differ. Nothing here may talk to a cluster or decide anything.
 
 mod api_key;
+mod api_key_record;
 mod class;
 mod computer;
 pub mod conditions;
@@ -13,6 +14,7 @@ mod session;
 pub mod steps;
 
 pub use api_key::{ApiKey, ApiKeySpec, ApiKeyStatus};
+pub use api_key_record::{ApiKeyRecord, ApiKeyRecordSpec, SecretRecord, TokenRecord};
 pub use class::{
     ArchivePolicy, ArchiveSettings, ClassLimits, ComputerClass, ComputerClassSpec, ComputerClassStatus, OnNamespaceDeletion, StepDeadlines,
     StorageSettings, UnreadableFiles,
@@ -28,13 +30,14 @@ pub use steps::{Step, StepStatus};
 
 /// API group of every kind.
 pub const GROUP: &str = "computer-operator.dev";
-/// Finalizer on a `Computer`: taken off only when the receipt is stored (promise S3).
+/// Finalizer on a `Computer`: taken off only when the receipt is stored (promise S3). On an `ApiKey`: only when its token is a
+/// tombstone and its Secrets are gone.
 pub const DELETION_FINALIZER: &str = "computer-operator.dev/deletion";
 /// Finalizer on our pods: taken off only when every container has reported that it terminated (design 4.4).
 pub const POD_FINALIZER: &str = "computer-operator.dev/stopped";
 /// Label that narrows lists to one computer; it never proves ownership (promise S5).
 pub const UID_LABEL: &str = "computer-operator.dev/computer-uid";
-/// Label: what an object is for: `home`, `machine`, `key` or `archive`.
+/// Label: what an object is for: `home`, `machine`, `key`, `api-key` or `archive`.
 pub const COMPONENT_LABEL: &str = "computer-operator.dev/component";
 /// Recommended label with the value [`MANAGER`] on everything we create.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";

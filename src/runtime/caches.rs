@@ -22,10 +22,10 @@ use super::queue::Queue;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
 
 /// Seconds after which a watch is renewed: below the idle limit of common load balancers.
-const WATCH_TIMEOUT: u32 = 200;
+pub(crate) const WATCH_TIMEOUT: u32 = 200;
 
-/// UID of each known Computer → its namespace and name.
-type Index = Arc<RwLock<HashMap<String, (String, String)>>>;
+/// UID of each known object of a kind → its namespace and name.
+pub(crate) type Index = Arc<RwLock<HashMap<String, (String, String)>>>;
 
 /// Read side of all caches.
 #[derive(Clone)]
@@ -108,14 +108,16 @@ pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSe
     }
 }
 
-struct Spawn<'a> {
-    queue: &'a Queue,
-    tasks: &'a mut JoinSet<()>,
-    stop: &'a CancellationToken,
+/// Starts watches.
+pub(crate) struct Spawn<'a> {
+    pub queue: &'a Queue,
+    pub tasks: &'a mut JoinSet<()>,
+    pub stop: &'a CancellationToken,
 }
 
 impl Spawn<'_> {
-    fn watch<K>(
+    /// Starts one watch; every event queues the UIDs that it concerns.
+    pub fn watch<K>(
         &mut self,
         api: Api<DeserializeGuard<K>>,
         config: watcher::Config,
@@ -166,7 +168,7 @@ pub fn understood<K: Resource + Default>(event: watcher::Event<DeserializeGuard<
 }
 
 /// The object of an event that concerns one.
-fn touched<K>(event: &watcher::Event<K>) -> Option<&K> {
+pub(crate) fn touched<K>(event: &watcher::Event<K>) -> Option<&K> {
     match event {
         watcher::Event::Apply(object) | watcher::Event::InitApply(object) | watcher::Event::Delete(object) => Some(object),
         watcher::Event::Init | watcher::Event::InitDone => None,
@@ -177,13 +179,14 @@ fn uids_of_computer(event: &watcher::Event<Computer>) -> Vec<String> {
     touched(event).and_then(|c| c.metadata.uid.clone()).into_iter().collect()
 }
 
-fn note(index: &Index, event: &watcher::Event<Computer>) {
-    let (Some(computer), Ok(mut index)) = (touched(event), index.write()) else { return };
-    let Some(uid) = computer.metadata.uid.clone() else { return };
+/// Keeps an index up to date.
+pub(crate) fn note<K: Resource>(index: &Index, event: &watcher::Event<K>) {
+    let (Some(object), Ok(mut index)) = (touched(event), index.write()) else { return };
+    let Some(uid) = object.uid() else { return };
     if matches!(event, watcher::Event::Delete(_)) {
         index.remove(&uid);
     } else {
-        index.insert(uid, (computer.namespace().unwrap_or_default(), computer.name_any()));
+        index.insert(uid, (object.namespace().unwrap_or_default(), object.name_any()));
     }
 }
 
@@ -206,11 +209,11 @@ fn waiting(computers: &Store<Computer>) -> Vec<String> {
 }
 
 /// managedFields are the larger half of an object, and nothing here reads them.
-fn strip<K: Resource>(object: &mut K) {
+pub(crate) fn strip<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }
 
-fn strip_pod(pod: &mut Pod) {
+pub(crate) fn strip_pod(pod: &mut Pod) {
     strip(pod);
     if let Some(spec) = &mut pod.spec {
         let (node, grace) = (spec.node_name.take(), spec.termination_grace_period_seconds);

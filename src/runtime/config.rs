@@ -20,6 +20,9 @@ pub struct Config {
     /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true` with credentials from AWS_*.
     #[arg(long, env = "ARCHIVE_STORE", default_value = "file:///var/lib/computer-operator/store", value_parser = store)]
     pub store: String,
+    /// Claim of the embedded store in the operator's namespace, whose volume is set to `Retain`.
+    #[arg(long, env = "RETAIN_STORE_CLAIM")]
+    pub retain_store_claim: Option<String>,
     /// Address under which archive pods reach the ingest endpoint, for example `https://computer-operator-ingest.NAMESPACE.svc:8443`.
     #[arg(long, env = "INGEST_URL", value_parser = ingest_url)]
     pub ingest_url: String,
@@ -101,10 +104,17 @@ fn store(text: &str) -> Result<String, String> {
 
 fn ingest_url(text: &str) -> Result<String, String> {
     let authority = text.strip_prefix("https://").unwrap_or_default();
+    if authority.contains('$') {
+        return Err(format!("{authority}: there was no Service of that name when this pod started: create it, and start the pod again"));
+    }
     if authority.is_empty() || authority.starts_with([':', '/']) || authority.contains(['/', '?', '#', '@', ' ']) {
         return Err("use https://HOST:PORT, without a path: archive pods send to it over TLS only".to_owned());
     }
-    Ok(text.to_owned())
+    // Kubernetes writes a Service's IPv6 address into its variable without brackets.
+    match authority.rsplit_once(':') {
+        Some((host, port)) if host.parse::<std::net::Ipv6Addr>().is_ok() => Ok(format!("https://[{host}]:{port}")),
+        _ => Ok(text.to_owned()),
+    }
 }
 
 fn concurrency(text: &str) -> Result<usize, String> {
@@ -163,6 +173,16 @@ mod tests {
             }
         }
         assert!(parse(&["--lease-seconds", "4"]).is_err());
+    }
+
+    #[test]
+    fn the_address_of_a_service_is_taken_as_kubernetes_writes_it() {
+        let url = |given: &str| ingest_url(given).unwrap();
+        assert_eq!(url("https://192.0.2.7:8443"), "https://192.0.2.7:8443");
+        assert_eq!(url("https://2001:db8::7:8443"), "https://[2001:db8::7]:8443");
+        assert_eq!(url("https://[2001:db8::7]:8443"), "https://[2001:db8::7]:8443");
+        assert_eq!(url("https://operator-ingest.ns.svc:8443"), "https://operator-ingest.ns.svc:8443");
+        assert!(ingest_url("https://$(OPERATOR_INGEST_SERVICE_HOST):8443").unwrap_err().contains("no Service"));
     }
 
     #[test]

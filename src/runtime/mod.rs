@@ -9,6 +9,7 @@ pub mod health;
 pub mod lease;
 pub mod metrics;
 pub mod operator;
+pub mod peer;
 pub mod queue;
 pub mod rbac;
 pub mod requests;

@@ -14,7 +14,7 @@ use super::config::Config;
 use super::metrics::Metrics;
 use super::sources::Sources;
 use super::{caches, client, health, lease, queue};
-use crate::archive::{Archives, ingest};
+use crate::archive::{Archives, ingest, store_volume};
 use crate::computer::apply::Applier;
 use crate::computer::reconcile::Reconciler;
 use crate::computer::sweep;
@@ -47,6 +47,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     ingest::serve(config.ingest_bind, tls, client.clone(), &settings, Arc::clone(&archives), stop.clone(), &mut servers).await?;
     ready.set();
+    if let Some(claim) = &config.retain_store_claim {
+        match store_volume::retain(&client, &config.namespace, claim).await {
+            Ok(true) => tracing::info!(claim, "the store's volume is set to Retain"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "the store's volume is not protected: set its reclaim policy to Retain by hand"
+            ),
+        }
+    }
 
     let leader =
         Leader { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency, sources: Sources::default() };
@@ -79,7 +89,7 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// The work of the leader: caches, reconciler, classes, sweeper; until `stop`, then what runs is finished. `finished_checks`
+    /// The work of the leader: caches, reconcilers, classes, sweeper; until `stop`, then what runs is finished. `finished_checks`
     /// tells the UIDs whose archive was read back.
     ///
     /// # Errors
@@ -95,6 +105,7 @@ impl Leader {
         tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled; reconciling");
         tasks.spawn(sweep::run(caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
         tasks.spawn(crate::class::run(self.client.clone(), self.settings.clone(), self.sources.clone(), stop.clone()));
+        tasks.spawn(crate::apikey::run(self.client.clone(), self.settings.namespace.clone(), self.sources.clone(), stop.clone()));
         let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
         let reconciler = Arc::new(Reconciler {
             client: self.client.clone(),

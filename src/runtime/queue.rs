@@ -12,6 +12,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::{DelayQueue, delay_queue};
 
+/// Longest wait; who has to wait longer looks again meanwhile. The timers panic beyond two years, and a clock that is set anew
+/// changes what is left of a long wait.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// Write side of the queue. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Queue(mpsc::UnboundedSender<String>);
@@ -113,7 +117,7 @@ impl Work {
         if self.again.remove(&uid) {
             self.enqueue(uid);
         } else if let Some(after) = after {
-            let timer = self.due.insert_at(uid.clone(), Instant::now() + after);
+            let timer = self.due.insert_at(uid.clone(), Instant::now() + after.min(LONGEST));
             self.timers.insert(uid, timer);
         }
     }
@@ -166,5 +170,24 @@ mod tests {
         stop.cancel();
         task.await.expect("the queue ends");
         assert_eq!(runs.load(Ordering::SeqCst), 4);
+    }
+
+    /// A time to live is up to ten years, and the timers underneath end at two: the panic would be that of the whole operator.
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_of_years_holds_up_nobody() {
+        let (queue, work) = queue();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let (stop, r) = (CancellationToken::new(), runs.clone());
+        queue.now("patient".into());
+        let task = tokio::spawn(work.run(1, stop.clone(), move |uid| {
+            r.fetch_add(usize::from(uid == "other"), Ordering::SeqCst);
+            async move { (uid == "patient").then_some(Duration::from_secs(315_360_000)) }
+        }));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        queue.now("other".into());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stop.cancel();
+        task.await.expect("the queue ends");
+        assert_eq!(runs.load(Ordering::SeqCst), 1);
     }
 }

@@ -1,6 +1,6 @@
 //! The one accept loop under every HTTP endpoint of this program: bounds on connections and on the time of a header, which axum's
 //! own `serve` does not set, TLS where asked for, and an end that lets what runs finish. A peer that is slow or silent must never
-//! keep others out, nor keep the process from ending.
+//! keep others out, nor keep the process from ending. What is no HTTP at all never reaches a handler: hyper refuses it without a body.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+
+use super::peer::Peer;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -81,7 +83,7 @@ where
 {
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.header).keep_alive(limits.single.is_none());
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let connection = http.serve_connection(TokioIo::new(Peer::new(stream)), TowerToHyperService::new(router));
     tokio::pin!(connection);
     let ended = async {
         tokio::select! {

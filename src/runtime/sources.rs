@@ -6,11 +6,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rand::RngCore;
 
+type Now = dyn Fn() -> Timestamp + Send + Sync;
+type Fill = dyn Fn(&mut [u8]) + Send + Sync;
+
 /// The time of day and randomness. Cheap to clone.
 #[derive(Clone)]
 pub struct Sources {
-    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
-    fill: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+    now: Arc<Now>,
+    fill: Arc<Fill>,
 }
 
 impl Default for Sources {

@@ -12,7 +12,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use computer_operator::archive::store::Store;
 use computer_operator::archive::{Manifest, Verification, manifest_key, receipt_key, verify};
 use computer_operator::resources::{Computer, ComputerRecord, CredentialState, Phase, RecordPhase, UID_LABEL};
-use computer_operator::runtime::rbac;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, ResourceExt};
@@ -20,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use xtask::cluster::{Cluster, Profile};
-use xtask::{image, tools};
+use xtask::{chart, image, tools};
 
 pub const SYSTEM: &str = "computer-operator-system";
 pub const MACHINE: &str = "computer-operator.dev/machine:dev";
@@ -83,10 +82,26 @@ impl Bench {
         let crds = computer_operator::resources::crds::files()?.into_iter().map(|(_, yaml)| yaml).collect::<Vec<_>>().join("\n---\n");
         self.kubectl(&["apply", "-f", "-"], &crds).await?;
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").await?;
-        let install =
-            rbac::Install { namespace: SYSTEM.into(), image: image::OPERATOR.into(), store_size: "1Gi".into(), deployment: false };
-        let all: Vec<String> = rbac::manifests(&install).iter().map(Value::to_string).collect();
-        self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).await?;
+        self.kubectl(&["create", "namespace", SYSTEM], "").await.ok();
+        self.kubectl(&["label", "namespace", SYSTEM, "--overwrite", "pod-security.kubernetes.io/enforce=restricted"], "").await?;
+        // What the chart installs, but for the operator itself: the tests run their own, with its rights and under its policies.
+        let chart = tokio::task::spawn_blocking(|| {
+            let shown = [
+                "accounts",
+                "rbac",
+                "rbac-people",
+                "admission/computers",
+                "admission/finalizer",
+                "admission/reserved",
+                "admission/volumes",
+                "admission/children",
+            ];
+            let only: Vec<String> = shown.iter().flat_map(|t| ["--show-only".to_owned(), format!("templates/{t}.yaml")]).collect();
+            let api = ["--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"];
+            let arguments: Vec<&str> = only.iter().map(String::as_str).chain(api).collect();
+            chart::Helm::new(None)?.template(chart::RELEASE, SYSTEM, &arguments)
+        });
+        self.kubectl(&["apply", "-f", "-"], &chart.await??).await?;
         let computers: Api<Computer> = Api::all(self.client.clone());
         eventually("computers are served", Duration::from_secs(30), || async { Ok(computers.list(&ListParams::default()).await.ok()) })
             .await?;

@@ -43,9 +43,8 @@ fn computer(observer: &mut Observer, state: &State, change: &Change) {
     let of = uid(object).to_owned();
     let Some(before) = change.before.as_deref() else { return observer.violation("S5: the operator created a Computer".to_owned()) };
     let (held, holds_now) = (holds(before), change.after.as_deref().is_some_and(holds));
-    let gone = change.after.is_none();
     if held && !holds_now {
-        released(observer, state, &of, gone && deleting(before));
+        released(observer, state, &of, deleting(before));
     }
     if !held && holds_now && deleting(before) {
         observer.violation(format!("S8: the finalizer was added to {of}, which is being deleted"));

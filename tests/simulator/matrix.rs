@@ -30,14 +30,14 @@ pub struct Reference {
 
 pub const STAGES: [Stage; 9] = [
     Stage { name: "undisturbed", about: "every life, one leader and two", stride: 1, cases: |r, all| all.push(r.case()) },
-    Stage { name: "crash", about: "killed before and after every request", stride: 3, cases: crash },
-    Stage { name: "lost", about: "every request and every answer lost, by a broken connection or by silence", stride: 6, cases: lost },
-    Stage { name: "refused", about: "every request refused once: 403, 404 by a proxy, 409, 429, 500", stride: 9, cases: refused },
-    Stage { name: "stale", about: "caches always behind, and held back at every request", stride: 5, cases: stale },
-    Stage { name: "unobserved", about: "all watches cut at every request; what happens meanwhile is never shown", stride: 4, cases: cut },
-    Stage { name: "recreated", about: "deleted and created again under the same name at every request", stride: 3, cases: recreated },
-    Stage { name: "moves", about: "each of the adversary's moves after every request", stride: 37, cases: moves },
-    Stage { name: "down", about: "each of the adversary's moves while the operator is down, from every request on", stride: 37, cases: down },
+    Stage { name: "crash", about: "killed before and after every request", stride: 9, cases: crash },
+    Stage { name: "lost", about: "every request and every answer lost, by a broken connection or by silence", stride: 18, cases: lost },
+    Stage { name: "refused", about: "every request refused once: 403, 404 by a proxy, 409, 429, 500", stride: 27, cases: refused },
+    Stage { name: "stale", about: "caches always behind, and held back at every request", stride: 15, cases: stale },
+    Stage { name: "unobserved", about: "all watches cut at every request; what happens meanwhile is never shown", stride: 12, cases: cut },
+    Stage { name: "recreated", about: "deleted and created again under the same name at every request", stride: 9, cases: recreated },
+    Stage { name: "moves", about: "each of the adversary's moves after every request", stride: 111, cases: moves },
+    Stage { name: "down", about: "each of the adversary's moves while the operator is down, from every request on", stride: 111, cases: down },
 ];
 
 impl Reference {

@@ -7,10 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use computer_operator::resources::crds;
-use computer_operator::runtime::rbac;
 use serde_json::{Value, json};
 
+use crate::chart::{self, Helm, RELEASE};
 use crate::cluster::{Cluster, Profile};
 use crate::{image, node, tools};
 
@@ -22,6 +21,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 struct Demo {
     kubectl: PathBuf,
+    helm: Helm,
     kubeconfig: PathBuf,
     start: Instant,
 }
@@ -41,7 +41,12 @@ pub async fn run(workspace: &'static Path, keep: bool) -> Result<()> {
     let images = tools::cache_folder()?.join("images");
     let archive = tokio::task::spawn_blocking(move || image::operator(workspace, &images)).await??;
     cluster.load_image(&archive)?;
-    let demo = Demo { kubectl: cluster.kubectl()?, kubeconfig: cluster.kubeconfig().to_owned(), start };
+    let demo = Demo {
+        kubectl: cluster.kubectl()?,
+        helm: Helm::new(Some(cluster.kubeconfig()))?,
+        kubeconfig: cluster.kubeconfig().to_owned(),
+        start,
+    };
     let told = demo.tell();
     if keep {
         println!(
@@ -55,10 +60,10 @@ pub async fn run(workspace: &'static Path, keep: bool) -> Result<()> {
 
 impl Demo {
     fn tell(&self) -> Result<()> {
-        println!("\n3. The operator: CRDs, its rights, its Deployment");
+        println!("\n3. The operator, installed by Helm: definitions, rights, admission policies, the HTTP API");
         self.install()?;
-        println!("\n4. A class, which an admin offers, and a computer, which a team creates");
-        self.apply(&class())?;
+        println!("\n4. The class that came with it, and a computer, which a team creates");
+        self.show(&["get", "computerclasses"])?;
         let box_one = self.create("team-a")?;
         println!("\n5. An agent works on it: sessions in three layouts");
         let sessions = self.work("team-a", &box_one)?;
@@ -87,14 +92,19 @@ impl Demo {
         Ok(())
     }
 
+    /// As a cluster admin would: a restricted namespace, `helm install`, `helm test`.
     fn install(&self) -> Result<()> {
-        let crds: Vec<String> = crds::files()?.into_iter().map(|(_, yaml)| yaml).collect();
-        self.apply(&crds.join("\n---\n"))?;
-        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "")?;
-        let install = rbac::Install { namespace: SYSTEM.into(), image: image::OPERATOR.into(), store_size: "1Gi".into(), deployment: true };
-        let all: Vec<String> = rbac::manifests(&install).iter().map(Value::to_string).collect();
-        self.apply(&all.join("\n---\n"))?;
-        self.show(&["rollout", "status", "deployment/computer-operator", "-n", SYSTEM, "--timeout=120s"])
+        self.show(&["create", "namespace", SYSTEM])?;
+        self.show(&["label", "namespace", SYSTEM, "pod-security.kubernetes.io/enforce=restricted"])?;
+        let (chart, values) = (chart::folder().display().to_string(), chart::demo_values().display().to_string());
+        println!("$ helm install {RELEASE} charts/computer-operator --namespace {SYSTEM} --values xtask/demo-values.yaml --wait");
+        let said =
+            self.helm.run(&["install", RELEASE, &chart, "--namespace", SYSTEM, "--values", &values, "--wait", "--timeout", "180s"])?;
+        println!("{}", indented(&said));
+        println!("$ helm test {RELEASE} --namespace {SYSTEM}");
+        let said = self.helm.run(&["test", RELEASE, "--namespace", SYSTEM])?;
+        println!("{}", indented(said.lines().filter(|l| l.starts_with("Phase")).collect::<Vec<_>>().join("\n").as_str()));
+        self.show(&["get", "deployments,services", "-n", SYSTEM])
     }
 
     /// A namespace with a computer in it that is ready; its UID.
@@ -237,19 +247,6 @@ impl Demo {
         println!("   {what} ({} s after the start)", self.start.elapsed().as_secs());
         Ok(())
     }
-}
-
-fn class() -> String {
-    json!({
-        "apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass",
-        "metadata": {"name": "standard", "annotations": {"computer-operator.dev/is-default-class": "true"}},
-        "spec": {
-            "description": "A small machine; its sessions are always archived",
-            "podTemplate": {"spec": {"terminationGracePeriodSeconds": 5, "containers": [{"name": "machine", "image": "computer-operator.dev/machine:dev"}]}},
-            "storage": {"size": "1Gi"},
-        },
-    })
-    .to_string()
 }
 
 fn text(value: &Value) -> &str {

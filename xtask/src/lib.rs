@@ -2,6 +2,7 @@
 //!
 //! It is a developer's tool: nothing of it is part of the operator.
 
+pub mod chart;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;
@@ -11,5 +12,6 @@ pub mod kwok;
 pub mod node;
 pub mod pki;
 pub mod process;
+pub mod soak;
 pub mod test;
 pub mod tools;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xtask::cluster::{self, Cluster, Options, Profile};
-use xtask::{image, isolation, node, process, tools};
+use xtask::{chart, image, isolation, node, process, tools};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own commands")]
@@ -30,10 +30,12 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
-    /// Write what is generated from the code: `crds/` and `docs/openapi.json`.
+    /// Write what is generated from the code: `crds/`, `docs/openapi.json`, and the chart's rules and README.
     Generate,
     /// Run everything that must hold: formatting, lints, unit and model tests, a real S3 server, real clusters.
     Test,
+    /// The simulator's mix of everything that goes wrong, for as long as wanted; or all of its matrices.
+    Soak(xtask::soak::Options),
 }
 
 #[derive(Subcommand)]
@@ -136,6 +138,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Demo { keep } => xtask::demo::run(workspace()?, keep).await?,
         Command::Generate => generate()?,
         Command::Test => xtask::test::run(workspace()?)?,
+        Command::Soak(options) => xtask::soak::run(workspace()?, &options)?,
     }
     Ok(0)
 }
@@ -221,5 +224,8 @@ fn generate() -> Result<()> {
     let docs = workspace()?.join("docs");
     fs::create_dir_all(&docs)?;
     fs::write(docs.join("openapi.json"), computer_operator::http::openapi::document()?)?;
+    for (name, text) in chart::generated()? {
+        fs::write(chart::folder().join(name), text)?;
+    }
     Ok(())
 }

@@ -26,15 +26,24 @@ const fn node_stage(name: &'static str, arguments: &'static [&'static str], node
     Stage { name, arguments, node: Some(node) }
 }
 
+const SIMULATOR: &[&str] = &["test", "--features", "guards-off", "--test", "simulator"];
+const SOAK: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "soak", "--computers", "40"];
+const TEETH: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "teeth"];
+const CONFORMANCE: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "conformance"];
+
 const STAGES: &[Stage] = &[
     stage("formatting", &["fmt", "--all", "--check"]),
-    stage("clippy, pedantic", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    stage("clippy, pedantic", &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
     stage("unit, property and model tests", &["test", "--workspace", "--lib", "--bins"]),
     stage("generated CustomResourceDefinitions", &["test", "--test", "crds"]),
+    stage("the simulator: every life, disturbed everywhere", SIMULATOR),
+    stage("the simulator: everything at once, a fixed seed", SOAK),
+    stage("every guard has teeth", TEETH),
     // The tests below start clusters through the program itself.
     stage("the xtask program", &["build", "--package", "xtask"]),
     stage("the archive in a real S3 server", &["test", "--test", "s3"]),
     stage("the kinds on a real API server", &["test", "--test", "api_server"]),
+    stage("the simulator answers as a real API server", CONFORMANCE),
     stage("clusters come up, are found, and end without a trace", &["test", "--package", "xtask", "--test", "lifecycle"]),
     // Without a node the test runner names them as ignored, the one below as skipped.
     node_stage("real nodes", &["test", "--package", "xtask", "--test", "nodes"], &["--", "--include-ignored"]),

@@ -25,6 +25,10 @@ pub(super) fn step(context: &Context<'_>) -> State {
     if let Some(archive) = context.deletion().and_then(|d| d.archive.as_ref()) {
         return State::verified(format!("{} sessions, manifest sha256:{}", archive.sessions, archive.manifest_digest));
     }
+    // A decision, not a fact to be looked at again: the volume may be gone since (S9).
+    if let Some(left_out) = context.finished("archive-sessions").filter(|o| o.result == format!("{:?}", Outcome::Skipped)) {
+        return State::Done(Outcome::Skipped, left_out.detail.clone());
+    }
     if snapshot.archive.policy == ArchivePolicy::None {
         return State::not_applicable("the class wants no archive");
     }

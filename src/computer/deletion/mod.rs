@@ -120,6 +120,17 @@ impl Context<'_> {
         self.record.spec.state.deletion.as_ref()
     }
 
+    /// How a step came out, if it was finished before.
+    pub fn finished(&self, step: &str) -> Option<&SubjectOutcome> {
+        self.deletion()?.steps.get(step)
+    }
+
+    /// Whether this pass leaves a step out.
+    pub fn left_out(&self, step: &str) -> bool {
+        let place = STEPS.iter().position(|s| s.0 == step);
+        place.and_then(|i| self.done.get(i)).is_some_and(|(outcome, _)| *outcome == Outcome::Skipped)
+    }
+
     /// Whether the record says when a step began.
     pub fn started(&self, step: &str) -> bool {
         self.deletion().is_some_and(|d| d.started.contains_key(step))
@@ -161,6 +172,8 @@ fn advance(context: &mut Context<'_>, state: State) -> Option<Plan> {
             context.done.push((outcome, detail));
             None
         }
+        // The store may be down, and the namespace is asked not to wait for it.
+        State::Do(action) if matches!(*action, Action::PutReceipt(_)) && let_go(context) => Some(hand_off(context)),
         State::Do(action) => Some(paused(context, Next::Do(*action), None)),
         State::Wait(_) | State::Blocked(..) if let_go(context) => Some(hand_off(context)),
         State::Wait(after) => Some(paused(context, Next::Wait(after), None)),
@@ -188,11 +201,12 @@ fn release(context: &Context<'_>) -> Plan {
 }
 
 /// Whether the namespace may be let go before the end: asked for by the class, the key dead, the pods stopped, the volume in
-/// custody and the record durable (design 4.7, the stated exception of S3).
+/// custody (or its archive verified or not wanted) and the record durable (design 4.7, the stated exception of S3).
 fn let_go(context: &Context<'_>) -> bool {
     let asked = context.record.spec.snapshot.archive.on_namespace_deletion == OnNamespaceDeletion::HandOff;
     let held = context.view.computer.as_ref().is_some_and(has_finalizer);
-    asked && held && context.view.namespace_terminating && context.done.len() >= 2 && custody::taken(context.view, context.record)
+    let safe = context.done.len() >= 3 || (context.done.len() == 2 && custody::taken(context.view, context.record));
+    asked && held && context.view.namespace_terminating && safe
 }
 
 fn hand_off(context: &Context<'_>) -> Plan {

@@ -3,12 +3,12 @@
 //! The claim goes first, so that the scheduler refuses new pods on it; then the pods. "Stopped" means that every container has
 //! reported that it terminated, which our pods' finalizer lets us see even after a forced deletion.
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Fact, Subject};
-use crate::computer::stopped::{Writers, remove_finalizer_patch, writers};
+use crate::computer::stopped::{Writers, overstays, remove_finalizer_patch, writers};
 use crate::computer::volume::{self, retain_patch};
 use crate::guards::{self, Guard};
 use crate::resources::{POD_FINALIZER, PodRecord, Provider, SkippableStep, VolumeRecord};
@@ -45,6 +45,9 @@ pub(super) fn step(context: &Context<'_>) -> State {
 fn home_claim<'a>(context: &Context<'a>) -> Result<Option<&'a PersistentVolumeClaim>, State> {
     let children = &context.record.spec.state.children;
     let namespace = &context.record.spec.namespace;
+    if let Some(recorded) = children.volume.as_ref().filter(|v| v.original_reclaim_policy.is_empty()) {
+        return Err(prove(context, recorded));
+    }
     let Some(name) = &children.claim_name else { return Ok(None) };
     let Some(found) = context.view.claim(namespace, name) else {
         return Err(State::act(Action::Read(Subject::claim(namespace, name))));
@@ -67,6 +70,14 @@ fn home_claim<'a>(context: &Context<'a>) -> Result<Option<&'a PersistentVolumeCl
     }
 }
 
+/// A volume that only a status has named (see `record::recover`) is ours if it says so itself; otherwise it is taken off the record.
+fn prove(context: &Context<'_>, recorded: &VolumeRecord) -> State {
+    let Some(found) = context.view.volume(&recorded.name) else { return State::act(Action::Read(Subject::volume(&recorded.name))) };
+    let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid) && volume::marked_for(pv, &context.view.uid));
+    let proved = ours.map(|pv| VolumeRecord { original_reclaim_policy: volume::original_policy(pv), ..recorded.clone() });
+    context.save(|r| r.spec.state.children.volume = proved)
+}
+
 /// A volume that was bound but not yet recorded is set to `Retain` and recorded before the claim may go (S1).
 fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Result<(), State> {
     let name = match bound {
@@ -78,7 +89,9 @@ fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Resu
         },
     };
     let Some(found) = context.view.volume(&name) else { return Err(State::act(Action::Read(Subject::volume(&name)))) };
-    let Some(pv) = found.filter(|pv| volume::claim_ref_uid(pv) == Some(claim_uid)) else { return Ok(()) };
+    // The namespace counts, too: the UID may come from a status that a tenant wrote.
+    let here = |pv: &&PersistentVolume| volume::claim_ref_namespace(pv) == Some(&context.record.spec.namespace);
+    let Some(pv) = found.filter(|pv| volume::claim_ref_uid(pv) == Some(claim_uid)).filter(here) else { return Ok(()) };
     if !volume::retained_for(pv, &context.view.uid) {
         let patch = retain_patch(pv, &context.view.uid);
         return Err(State::act(Action::Patch { subject: Subject::volume(&name), patch }));
@@ -134,6 +147,9 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
         Some(patch) => State::act(Action::Patch { subject, patch }),
         None => match foreign_finalizers(&pod.metadata, &[]) {
             Some(held) => State::blocked("PodHeld", format!("{} has stopped, but {held}", subject.describe()), 15),
+            None if skipped || overstays(pod, recorded.stopped_at.as_ref(), context.view.now) => {
+                State::act(Action::Remove { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
+            }
             None => State::wait(2),
         },
     }
@@ -157,7 +173,9 @@ fn still_running(subject: &Subject, pod: &Pod, why: &str) -> String {
 fn vanished(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
     let children = &context.record.spec.state.children;
     let never_ran = recorded.uid.is_none() || children.volume.is_none();
-    if !guards::on(Guard::VanishedPod) || recorded.stopped_at.is_some() || never_ran || context.view.skipped(SkippableStep::StopPods).is_some() {
+    // Whether it may still write was answered before the archive began (S9); here only its absence is looked at again.
+    let answered = !guards::on(Guard::VanishedPod) || recorded.stopped_at.is_some() || context.finished("stop-pods").is_some();
+    if answered || never_ran || context.view.skipped(SkippableStep::StopPods).is_some() {
         return None;
     }
     let Some(since) = &recorded.vanished_at else {

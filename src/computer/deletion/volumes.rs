@@ -14,6 +14,10 @@ pub(super) fn step(context: &Context<'_>) -> State {
     let Some(recorded) = &context.record.spec.state.children.volume else {
         return State::not_applicable("no home volume was ever bound");
     };
+    // That the archive is left out is on record before anything is destroyed: it is decided once, not anew in every pass.
+    if context.left_out("archive-sessions") && context.finished("archive-sessions").is_none() {
+        return context.save(|_| {});
+    }
     if let Some(state) = archive_pod_gone(context) {
         return state;
     }

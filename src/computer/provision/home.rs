@@ -105,7 +105,8 @@ pub(super) fn protect(context: &Context<'_>) -> State {
     let Some(bound) = claim.and_then(|c| c.spec.as_ref()?.volume_name.as_deref()) else { return State::wait(10) };
     let Some(found) = context.view.volume(bound) else { return State::act(Action::Read(Subject::volume(bound))) };
     // A claim can name any volume; it is ours only when the volume names the claim (S5).
-    let Some(pv) = found.filter(|pv| volume::claim_ref_uid(pv) == Some(uid)) else { return State::wait(5) };
+    let here = |pv: &&PersistentVolume| volume::claim_ref_namespace(pv) == Some(&context.view.namespace);
+    let Some(pv) = found.filter(|pv| volume::claim_ref_uid(pv) == Some(uid)).filter(here) else { return State::wait(5) };
     if !volume::retained_for(pv, &context.view.uid) {
         return State::act(Action::Patch { subject: Subject::volume(bound), patch: volume::retain_patch(pv, &context.view.uid) });
     }
@@ -146,7 +147,8 @@ fn rebind(context: &Context<'_>, name: &str, claim: &PersistentVolumeClaim) -> S
     };
     let Some(Some(pv)) = context.view.volume(&recorded.name) else { return State::Done };
     let released = pv.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Released");
-    if !released || pv.metadata.uid.as_deref() != Some(&recorded.uid) || volume::claim_ref_uid(pv) == Some(uid) {
+    let ours = pv.metadata.uid.as_deref() == Some(&recorded.uid) && volume::marked_for(pv, &context.view.uid);
+    if !released || !ours || volume::claim_ref_uid(pv) == Some(uid) {
         return State::Done;
     }
     let patch = claim_ref_patch(pv, &context.view.namespace, name, uid);

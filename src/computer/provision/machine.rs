@@ -7,10 +7,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{Context, State, begin, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::pod;
-use crate::computer::stopped::{Writers, remove_finalizer_patch, writers};
+use crate::computer::stopped::{Writers, overstays, remove_finalizer_patch, writers};
 use crate::computer::view::ClassState;
 use crate::guards::{self, Guard};
-use crate::resources::{CredentialState, Phase, PodRecord};
+use crate::resources::{CredentialState, POD_FINALIZER, Phase, PodRecord};
 
 /// Seconds between two pods of one computer: a pod that fails at once must not become a storm.
 const RESTART_SECONDS: i64 = 10;
@@ -72,13 +72,35 @@ fn here(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: Subject
         }
         Writers::Stopped => match remove_finalizer_patch(pod) {
             Some(patch) => State::act(Action::Patch { subject, patch }),
+            None if overstays(pod, recorded.stopped_at.as_ref(), context.view.now) => {
+                State::act(Action::Remove { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
+            }
             None => State::wait(2),
         },
-        Writers::Running => State::wait(5),
+        Writers::Running => still_running(context, pod, &subject),
         Writers::Unknown(why) => {
             State::blocked("PodStateUnknown", format!("{} is being deleted and {why}: its node may be lost", subject.describe()))
         }
     }
+}
+
+/// Seconds beyond its grace period after which a pod that does not stop is shown.
+const LATE_SECONDS: i64 = 30;
+
+/// The deletionTimestamp is the end of the grace period.
+fn still_running(context: &Context<'_>, pod: &Pod, subject: &Subject) -> State {
+    let late = |at: &Time| context.view.now.duration_since(at.0).as_secs() > LATE_SECONDS;
+    if !pod.metadata.deletion_timestamp.as_ref().is_some_and(late) {
+        return State::wait(5);
+    }
+    let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default();
+    State::blocked(
+        "PodStillRunning",
+        format!(
+            "{} is being deleted, but its containers still run on {node}. If that machine is lost for good, delete its Node object;              then take the finalizer {POD_FINALIZER} off the pod. The next pod is made when this one is gone",
+            subject.describe()
+        ),
+    )
 }
 
 /// A pod that is not there: never made yet, stopped, or taken away behind our back.
@@ -152,9 +174,11 @@ fn make(context: &Context<'_>, name: &str) -> State {
     }
 }
 
-/// UIDs that this pass has learned go to the record in one write; so does the node of a pod that has one by now.
+/// UIDs that this pass has learned go to the record in one write; so does what is in effect in a new pod, and the node of a pod
+/// that has one by now.
 fn learn_uids(context: &Context<'_>) -> State {
     let mut children = context.record.spec.state.children.clone();
+    let mut snapshot = context.record.spec.snapshot.clone();
     let namespace = &context.view.namespace;
     if let (None, Some(name)) = (&children.secret_uid, &children.secret_name)
         && let Some(Fact::Uid(uid) | Fact::Held(uid)) = context.view.facts.get(&Subject::secret(namespace, name))
@@ -167,19 +191,24 @@ fn learn_uids(context: &Context<'_>) -> State {
     let placed = children.volume.is_some();
     for recorded in &mut children.pods {
         let Some(Some(pod)) = context.view.pod(namespace, &recorded.name) else { continue };
-        if recorded.uid.is_none() {
+        if recorded.uid.is_none() || snapshot.run_as_user.is_none() {
+            if pod::stripped(pod) {
+                return State::act(Action::Read(Subject::pod(namespace, &recorded.name)));
+            }
             recorded.uid.clone_from(&pod.metadata.uid);
+            pod::note_effective(&mut snapshot, pod);
         }
         // The first pod's node is written together with the volume.
         if recorded.node.is_none() && placed {
             recorded.node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
         }
     }
-    if children == context.record.spec.state.children {
+    if children == context.record.spec.state.children && snapshot == context.record.spec.snapshot {
         return State::Done;
     }
     context.save(|r| {
         r.spec.state.children = children;
+        r.spec.snapshot = snapshot;
         if !guards::on(Guard::LiveLast) {
             r.spec.state.credential = CredentialState::Live;
         }

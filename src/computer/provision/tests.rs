@@ -31,6 +31,8 @@ struct World {
     volume: Option<PersistentVolume>,
     uids: u32,
     writes: u32,
+    /// The user that the class's template asks for.
+    user: Option<i64>,
 }
 
 impl World {
@@ -49,12 +51,13 @@ impl World {
             volume: None,
             uids: 0,
             writes: 0,
+            user: None,
         }
     }
 
     fn view(&self) -> View {
         let class = from(
-            json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"containers": [{"name": "m", "image": "i"}]}}},
+            json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"securityContext": {"runAsUser": self.user}, "containers": [{"name": "m", "image": "i"}]}}},
             "status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
         );
         let mut view = View {
@@ -75,7 +78,9 @@ impl World {
             now: Timestamp::from_second(self.now).unwrap(),
         };
         for (name, pod) in &self.pods {
-            view.facts.insert(Subject::pod("t", name), Fact::Pod(Box::new(pod.clone())));
+            let mut cached = pod.clone();
+            crate::runtime::caches::strip_pod(&mut cached);
+            view.facts.insert(Subject::pod("t", name), Fact::Pod(Box::new(cached)));
         }
         for (name, claim) in &self.claims {
             view.facts.insert(Subject::claim("t", name), Fact::Claim(Box::new(claim.clone())));
@@ -178,7 +183,7 @@ impl World {
         for (name, claim) in &mut self.claims {
             if any && claim.status.is_none() {
                 let uid = claim.metadata.uid.clone();
-                let volume = self.volume.get_or_insert_with(|| from(json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1"}, "spec": {"persistentVolumeReclaimPolicy": "Delete", "claimRef": {"uid": uid, "name": name}}, "status": {"phase": "Bound"}})));
+                let volume = self.volume.get_or_insert_with(|| from(json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1"}, "spec": {"persistentVolumeReclaimPolicy": "Delete", "claimRef": {"uid": uid, "namespace": "t", "name": name}}, "status": {"phase": "Bound"}})));
                 if volume.spec.as_ref().unwrap().claim_ref.as_ref().unwrap().uid == uid {
                     claim.spec.as_mut().unwrap().volume_name = Some("pv".into());
                     claim.status = from(json!({"phase": "Bound"}));
@@ -257,6 +262,8 @@ fn a_crash_after_any_request_leaves_one_of_each_and_nothing_unrecorded() {
             assert_eq!((world.pods.len(), world.claims.len(), world.secrets.len()), (managed, managed, 1), "crash {n}");
             assert_eq!(children.secret_uid.as_ref(), world.secrets.values().next(), "crash {n}");
             assert_eq!(world.state().credential, CredentialState::Live, "crash {n}");
+            let user = world.record.as_ref().unwrap().spec.snapshot.run_as_user;
+            assert_eq!(user, (managed == 1).then_some(1000), "S1: the archive would run as another user; crash {n}");
         }
     }
 }
@@ -274,6 +281,23 @@ fn suspend_stops_the_pod_and_resume_makes_another_on_the_same_volume() {
     assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
     assert_ne!(world.pods.keys().next().unwrap(), &first);
     assert_eq!(world.state().children.pods.len(), 1);
+}
+
+/// The archive runs as the user that the machine ran as last, not as the one of the class's first days.
+#[test]
+fn a_pod_made_from_a_changed_class_is_archived_as_its_own_user() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let user = |world: &World| world.record.as_ref().unwrap().spec.snapshot.run_as_user;
+    assert_eq!(user(&world), Some(1000));
+    world.user = Some(4242);
+    world.settle(None);
+    assert_eq!(user(&world), Some(1000), "the pod that runs is still the old one");
+    world.computer.spec.suspended = true;
+    world.settle(None);
+    world.computer.spec.suspended = false;
+    world.settle(None);
+    assert_eq!(user(&world), Some(4242), "S1: the archive could not read what the new user wrote");
 }
 
 #[test]
@@ -316,4 +340,20 @@ fn a_deleting_computer_never_gets_a_finalizer_or_a_child() {
     world.computer.metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
     let forbidden = |action: &Action| matches!(action, Action::AddFinalizer | Action::Create(_));
     assert!(!matches!(plan(&world.view()).next, Next::Do(a) if forbidden(&a)), "S8");
+}
+
+/// A tenant may be able to write the status of a Computer. Of a volume it proves nothing (S5).
+#[test]
+fn a_forged_status_gets_no_volume_of_somebody_else() {
+    let mut world = World::new(json!({}));
+    world.volume = from(
+        json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1", "labels": {UID_LABEL: "victim", MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: "Delete"}},
+        "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"namespace": "victim", "name": "home", "uid": "victims-claim"}}, "status": {"phase": "Released"}}),
+    );
+    let before = world.volume.clone();
+    world.computer.status = from(
+        json!({"children": {"claimName": "mine", "claimUid": "victims-claim", "volume": {"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"}}}),
+    );
+    world.settle(None);
+    assert_eq!(world.volume, before, "S5");
 }

@@ -50,7 +50,7 @@ pub async fn restart_computer(State(shared): State<Arc<Shared>>, caller: Caller,
     }
     if computer.spec.suspended {
         let resume = json!({"op": "add", "path": "/spec/suspended", "value": false});
-        super::change(&shared, &computer, false, vec![resume]).await?;
+        super::change(&shared, &computer, false, vec![resume]).await?.ok_or_else(|| ApiError::not_found("computer"))?;
     }
     Ok(Json(Restarted {}))
 }

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use kube::api::PostParams;
-use rand::Rng;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use super::read::{NamespaceParam, living_by_name};
@@ -58,6 +58,7 @@ pub struct CreateComputer {
         (status = 400, description = "The request cannot be as it is", body = ErrorBody),
         (status = 401, description = "No valid credential", body = ErrorBody),
         (status = 403, description = "The caller may not create computers", body = ErrorBody),
+        (status = 404, description = "No such namespace, or not that of the computer whose key is used", body = ErrorBody),
         (status = 408, description = "The body came too slowly", body = ErrorBody),
         (status = 409, description = "There is a computer of that name, or the namespace is being deleted", body = ErrorBody),
         (status = 413, description = "The body is too long", body = ErrorBody),
@@ -76,29 +77,32 @@ pub async fn create_computer(
     let name = asked.name.clone();
     let spec = spec(asked)?;
     let all = shared.list_computers(&namespace).await?;
-    if let Some(taken) = living_by_name(&all, &name) {
-        return Err(taken_by(taken));
+    let holder = if let Some(taken) = living_by_name(&all, &name) {
+        Err(taken.clone())
+    } else {
+        if let Some(host) = &spec.host_id {
+            free_host(&all, host, None)?;
+        }
+        create(&shared, &namespace, &name, spec).await?
+    };
+    match holder {
+        Ok(computer) => Ok((StatusCode::CREATED, super::tagged(&computer), Json(wire::wire(&computer, true)))),
+        Err(taken) => Err(taken_by(&shared, &caller, &taken).await?),
     }
-    if let Some(host) = &spec.host_id {
-        free_host(&all, host, None)?;
-    }
-    let computer = create(&shared, &namespace, &name, spec).await?;
-    Ok((StatusCode::CREATED, super::tagged(&computer), Json(wire::wire(&computer, true))))
 }
 
-fn taken_by(computer: &Computer) -> ApiError {
-    let name = wire::name(computer);
-    ApiError::conflict(format!("there is a computer named {name} already: use it, delete it, or take another name"))
-        .with("computerId", wire::id(computer).encode())
+/// That the name is taken must be told; by which computer, only to who may see it.
+async fn taken_by(shared: &Shared, caller: &Caller, computer: &Computer) -> Result<ApiError, ApiError> {
+    let (name, id) = (wire::name(computer), wire::id(computer));
+    let error = ApiError::conflict(format!("there is a computer named {name} already: use it, delete it, or take another name"));
+    let seen = access::may(shared, caller, "get", Target::computer(&id)).await?;
+    Ok(if seen { error.with("computerId", id.encode()) } else { error })
 }
 
 /// A host id is unique among the living computers of a namespace.
 pub(super) fn free_host(all: &[Computer], host: &str, except: Option<&str>) -> Result<(), ApiError> {
-    let holds = |c: &&Computer| !wire::is_deleted(c) && c.spec.host_id.as_deref() == Some(host) && c.metadata.uid.as_deref() != except;
-    match all.iter().find(holds) {
-        Some(other) => Err(ApiError::conflict(format!("computer {} has that hostId", wire::name(other)))),
-        None => Ok(()),
-    }
+    let holds = |c: &Computer| !wire::is_deleted(c) && wire::has_host(c, host) && c.metadata.uid.as_deref() != except;
+    if all.iter().any(holds) { Err(ApiError::conflict("hostId: another computer has it")) } else { Ok(()) }
 }
 
 fn spec(asked: CreateComputer) -> Result<ComputerSpec, ApiError> {
@@ -133,15 +137,16 @@ fn spec(asked: CreateComputer) -> Result<ComputerSpec, ApiError> {
 }
 
 /// With the finalizer from the start (design 4.2). A name whose former computer is still being torn down is free for clients: the
-/// object then gets a name of its own, and clients go on seeing the one they gave.
-async fn create(shared: &Shared, namespace: &str, name: &str, spec: ComputerSpec) -> Result<Computer, ApiError> {
+/// object then gets a name of its own, and clients go on seeing the one they gave. That name follows from the former computer, so
+/// that of two who take it at the same time one finds it taken. `Err`: by whom.
+async fn create(shared: &Shared, namespace: &str, name: &str, spec: ComputerSpec) -> Result<Result<Computer, Computer>, ApiError> {
     let api = shared.computers(namespace);
     let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
     let mut computer = Computer::new(name, spec);
     computer.metadata.finalizers = Some(vec![DELETION_FINALIZER.to_owned()]);
-    for _ in 0..4 {
+    for _ in 0..super::TRIES {
         let error = match call(api.create(&params, &computer)).await {
-            Ok(created) => return Ok(created),
+            Ok(created) => return Ok(Ok(created)),
             Err(error) => error,
         };
         if classify(&error) != ErrorClass::Conflict {
@@ -149,19 +154,20 @@ async fn create(shared: &Shared, namespace: &str, name: &str, spec: ComputerSpec
         }
         let all = shared.list_computers(namespace).await?;
         if let Some(taken) = living_by_name(&all, name) {
-            return Err(taken_by(taken));
+            return Ok(Err(taken.clone()));
         }
-        computer.metadata.name = Some(successor(name));
-        computer.spec.display_name = Some(name.to_owned());
+        if let Some(former) = all.iter().find(|c| c.metadata.name == computer.metadata.name) {
+            computer.metadata.name = Some(successor(name, former.metadata.uid.as_deref().unwrap_or_default()));
+            computer.spec.display_name = Some(name.to_owned());
+        }
     }
     Err(ApiError::conflict("the name is being taken and given up by others: try again"))
 }
 
-/// A name for the object beside one that is taken, as `generateName` makes them.
-fn successor(name: &str) -> String {
-    let mut random = rand::rng();
-    let tail: String = (0..5).map(|_| char::from(b"bcdfghjklmnpqrstvwxz2456789"[random.random_range(0..27)])).collect();
-    format!("{}-{tail}", name[..name.len().min(57)].trim_end_matches('-'))
+/// A name for the object beside the former one.
+fn successor(name: &str, former_uid: &str) -> String {
+    let tail = hex::encode(&Sha256::digest(former_uid)[..4]);
+    format!("{}-{tail}", name[..name.len().min(54)].trim_end_matches('-'))
 }
 
 #[cfg(test)]
@@ -169,10 +175,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_successors_name_is_a_name() {
-        for name in ["a".to_owned(), "x".repeat(63), format!("{}-{}", "y".repeat(56), "z".repeat(6))] {
-            let next = successor(&name);
+    fn a_successors_name_is_a_name_and_follows_from_the_former_computer() {
+        for name in ["a".to_owned(), "x".repeat(63), format!("{}-{}", "y".repeat(53), "z".repeat(9))] {
+            let next = successor(&name, "one");
             assert!(super::super::check_name(&next).is_ok() && next != name, "{next}");
+            assert_eq!(next, successor(&name, "one"));
+            assert_ne!(next, successor(&name, "two"));
         }
     }
 }

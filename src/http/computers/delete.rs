@@ -122,7 +122,7 @@ pub async fn delete_computer(
         return Ok(Json(preview(&id, &computer, record(&shared, &id).await?.as_ref())).into_response());
     }
     if !under_way {
-        delete(&shared, &id, headers.contains_key(axum::http::header::IF_MATCH).then_some(&computer)).await?;
+        delete(&shared, &id, &headers, computer).await?;
     }
     tombstone(&shared, &id).await?;
     let state = finished(&shared, &id, params.wait).await;
@@ -136,20 +136,32 @@ fn protected(computer: &Computer) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Deletes this very computer; with `exact`, only in the version that was read. One that is gone by now is deleted as well.
-async fn delete(shared: &Shared, id: &ComputerId, exact: Option<&Computer>) -> Result<(), ApiError> {
-    let resource_version = exact.and_then(|c| c.metadata.resource_version.clone());
-    let preconditions = Preconditions { uid: Some(id.uid.clone()), resource_version };
-    let params = DeleteParams::background().preconditions(preconditions);
-    match call(shared.computers(&id.namespace).delete(&id.name, &params)).await {
-        Ok(_) => Ok(()),
-        Err(error) => match classify(&error) {
-            ErrorClass::NotFound => Ok(()),
-            // Another UID stands there: ours is gone. The version of If-Match, on the other hand, must be told.
-            ErrorClass::Conflict if exact.is_none() => Ok(()),
-            _ => Err(ApiError::from_call(&error, "computer", "deleting the computer")),
-        },
+/// Deletes this very computer; with `If-Match`, only as it was read. One that is gone by now is deleted as well.
+async fn delete(shared: &Shared, id: &ComputerId, headers: &HeaderMap, mut computer: Computer) -> Result<(), ApiError> {
+    let exact = headers.contains_key(axum::http::header::IF_MATCH);
+    for _ in 0..super::TRIES {
+        let resource_version = computer.metadata.resource_version.filter(|_| exact);
+        let preconditions = Preconditions { uid: Some(id.uid.clone()), resource_version };
+        let params = DeleteParams::background().preconditions(preconditions);
+        match call(shared.computers(&id.namespace).delete(&id.name, &params)).await {
+            Ok(_) => return Ok(()),
+            Err(error) => match classify(&error) {
+                ErrorClass::NotFound => return Ok(()),
+                // Another UID stands there: ours is gone.
+                ErrorClass::Conflict if !exact => return Ok(()),
+                ErrorClass::Conflict => {}
+                _ => return Err(ApiError::from_call(&error, "computer", "deleting the computer")),
+            },
+        }
+        // Mostly it was the operator that reported something; the version that the caller means is another matter.
+        computer = match super::find(shared, id).await? {
+            Some(now) if !super::wire::is_deleted(&now) => now,
+            _ => return Ok(()),
+        };
+        super::check_match(headers, &computer)?;
+        protected(&computer)?;
     }
+    Err(ApiError::conflict("others keep changing the computer: try again"))
 }
 
 /// The record, if there is one.
@@ -182,13 +194,14 @@ async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
     }
 }
 
-/// Waits as long as asked for. Not knowing is not being finished.
+/// Waits as long as asked for, unless this process is to end. Not knowing is not being finished.
 async fn finished(shared: &Shared, id: &ComputerId, wait: Option<u64>) -> &'static str {
     let Some(seconds) = wait else { return "InProgress" };
     let gone = await_condition(shared.computers(&id.namespace), &id.name, conditions::is_deleted(&id.uid));
-    match tokio::time::timeout(Duration::from_secs(seconds), gone).await {
-        Ok(Ok(_)) => "Completed",
-        _ => "InProgress",
+    tokio::select! {
+        Ok(_) = gone => "Completed",
+        () = tokio::time::sleep(Duration::from_secs(seconds)) => "InProgress",
+        () = shared.stop.cancelled() => "InProgress",
     }
 }
 

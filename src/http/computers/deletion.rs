@@ -5,16 +5,21 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::Api;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::wire::WireStep;
 use crate::computer::deletion::STEPS;
+use crate::credentials::ComputerId;
 use crate::http::Shared;
+use crate::http::access::{self, Target};
 use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Id;
 use crate::resources::{Computer, ComputerRecord, Deletion, RecordPhase};
+use crate::runtime::client::{ErrorClass, call, classify};
 
 /// A deletion.
 #[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -92,9 +97,32 @@ pub async fn get_computer_deletion(
 ) -> Result<Json<DeletionReport>, ApiError> {
     super::permit(&shared, &caller, "get", &id).await?;
     let (record, computer) = tokio::join!(super::delete::record(&shared, &id), super::find(&shared, &id));
-    let (record, computer) = (record?, computer?.filter(super::wire::is_deleted));
+    let (record, computer) = (record?, computer?);
+    if computer.is_none()
+        && let Some(record) = &record
+    {
+        same_tenant(&shared, &caller, &id, record).await?;
+    }
+    let computer = computer.filter(super::wire::is_deleted);
     let report = report(id.encode(), record.as_ref(), computer.as_ref());
     report.map(Json).ok_or_else(|| ApiError::not_found("deletion"))
+}
+
+/// A namespace that was made anew under the name may be another tenant's, and one that is gone gives nobody rights: what is left of
+/// its computers is then for those who may see computers everywhere.
+async fn same_tenant(shared: &Shared, caller: &Caller, id: &ComputerId, record: &ComputerRecord) -> Result<(), ApiError> {
+    let namespaces: Api<Namespace> = Api::all(shared.client.clone());
+    let made = match call(namespaces.get(&id.namespace)).await {
+        Ok(namespace) => namespace.metadata.creation_timestamp,
+        Err(error) if classify(&error) == ErrorClass::NotFound => None,
+        Err(error) => return Err(ApiError::from_call(&error, "deletion", "reading the namespace")),
+    };
+    let lived_in = made.zip(record.metadata.creation_timestamp.clone()).is_some_and(|(made, recorded)| made.0 <= recorded.0);
+    let everywhere = Target { resource: "computers", namespace: "", name: None };
+    if lived_in || access::may(shared, caller, "get", everywhere).await? {
+        return Ok(());
+    }
+    Err(ApiError::not_found("deletion"))
 }
 
 /// The steps as the living object tells them, which says why one waits; from the record once it is gone.

@@ -58,6 +58,7 @@ pub struct ComputerList {
         (status = 400, description = "A parameter is wrong", body = ErrorBody),
         (status = 401, description = "No valid credential", body = ErrorBody),
         (status = 403, description = "The caller may not list computers", body = ErrorBody),
+        (status = 404, description = "A computer's key asked for another namespace", body = ErrorBody),
         (status = 500, description = "Failed, or not known", body = ErrorBody),
     )
 )]
@@ -77,7 +78,7 @@ pub async fn list_computers(
             shared.list_computers(&namespace).await?
         }
     };
-    let wanted = |c: &Computer| !wire::is_deleted(c) && params.host_id.as_ref().is_none_or(|h| c.spec.host_id.as_ref() == Some(h));
+    let wanted = |c: &Computer| !wire::is_deleted(c) && params.host_id.as_ref().is_none_or(|h| wire::has_host(c, h));
     found.retain(wanted);
     found.sort_by(|a, b| wire::created(b).cmp(&wire::created(a)).then_with(|| a.metadata.uid.cmp(&b.metadata.uid)));
     let with_steps = params.include_provisioning_steps == Some(Flag::True);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use kube::api::{Api, Patch, PatchParams};
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -88,23 +88,40 @@ pub(super) async fn living(shared: &Shared, id: &ComputerId) -> Result<Computer,
     find(shared, id).await?.filter(|c| !wire::is_deleted(c)).ok_or_else(|| ApiError::not_found("computer"))
 }
 
-/// Changes the computer that was read: fenced by its UID and, where `exact`, by its resourceVersion.
+/// How often what somebody else changed meanwhile is read and tried again.
+const TRIES: usize = 5;
+
+/// Changes the computer that was read: fenced by its UID and, where `exact`, by the version of its spec; what the operator reports
+/// meanwhile does not matter. `None`: it is not that any more.
 ///
 /// # Errors
 /// As the API server refuses it.
-pub(super) async fn change(shared: &Shared, computer: &Computer, exact: bool, mut operations: Vec<Value>) -> Result<Computer, ApiError> {
+pub(super) async fn change(
+    shared: &Shared,
+    computer: &Computer,
+    exact: bool,
+    mut operations: Vec<Value>,
+) -> Result<Option<Computer>, ApiError> {
     let id = wire::id(computer);
-    let test =
-        |field: &str, value: &Option<String>| serde_json::json!({"op": "test", "path": format!("/metadata/{field}"), "value": value});
-    operations.insert(0, test("uid", &computer.metadata.uid));
+    let test = |field: &str, value: Value| json!({"op": "test", "path": format!("/metadata/{field}"), "value": value});
+    operations.insert(0, test("uid", json!(computer.metadata.uid)));
     if exact {
-        operations.insert(1, test("resourceVersion", &computer.metadata.resource_version));
+        operations.insert(1, test("generation", json!(computer.metadata.generation)));
     }
     let patch = Patch::<()>::Json(crate::computer::volume::patch(&operations));
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-    call(shared.computers(&id.namespace).patch(&id.name, &params, &patch))
-        .await
-        .map_err(|e| ApiError::from_call(&e, "computer", "changing the computer"))
+    let error = match call(shared.computers(&id.namespace).patch(&id.name, &params, &patch)).await {
+        Ok(changed) => return Ok(Some(changed)),
+        Err(error) => error,
+    };
+    // A test that does not hold and a value that is refused are both 422: only a second look tells them apart.
+    if classify(&error) == ErrorClass::Invalid {
+        let now = find(shared, &id).await?;
+        if now.is_none_or(|c| exact && c.metadata.generation != computer.metadata.generation) {
+            return Ok(None);
+        }
+    }
+    Err(ApiError::from_call(&error, "computer", "changing the computer"))
 }
 
 /// The version of a computer's spec: it changes with what a caller may change, not with what the operator reports.

@@ -66,11 +66,16 @@ pub async fn update_computer(
     Body(asked): Body<UpdateComputer>,
 ) -> Result<impl IntoResponse, ApiError> {
     super::permit(&shared, &caller, "patch", &id).await?;
-    let computer = super::living(&shared, &id).await?;
-    super::check_match(&headers, &computer)?;
-    let operations = operations(&shared, &computer, &asked).await?;
-    let computer = if operations.is_empty() { computer } else { super::change(&shared, &computer, true, operations).await? };
-    Ok((super::tagged(&computer), Json(wire::wire(&computer, true))))
+    for _ in 0..super::TRIES {
+        let computer = super::living(&shared, &id).await?;
+        super::check_match(&headers, &computer)?;
+        let operations = operations(&shared, &computer, &asked).await?;
+        let now = if operations.is_empty() { Some(computer) } else { super::change(&shared, &computer, true, operations).await? };
+        if let Some(computer) = now {
+            return Ok((super::tagged(&computer), Json(wire::wire(&computer, true))));
+        }
+    }
+    Err(ApiError::conflict("others keep changing the computer: try again"))
 }
 
 /// The changes; none for what is already so.
@@ -79,7 +84,7 @@ async fn operations(shared: &Shared, computer: &Computer, asked: &UpdateComputer
     let uid = computer.metadata.uid.as_deref();
     let mut operations = Vec::new();
     let new_name = asked.name.as_deref().filter(|n| *n != wire::name(computer));
-    let new_host = asked.host_id.as_deref().filter(|h| computer.spec.host_id.as_deref() != Some(h));
+    let new_host = asked.host_id.as_deref().filter(|h| !wire::has_host(computer, h));
     if new_host.is_some() && computer.spec.host_id.is_some() {
         return Err(ApiError::invalid("hostId: the computer has one, which cannot be changed"));
     }

@@ -124,6 +124,11 @@ pub fn name(computer: &Computer) -> String {
     computer.spec.display_name.clone().unwrap_or_else(|| computer.name_any())
 }
 
+/// Whether this is its host id, in whatever case.
+pub fn has_host(computer: &Computer, host: &str) -> bool {
+    computer.spec.host_id.as_ref().is_some_and(|own| own.eq_ignore_ascii_case(host))
+}
+
 /// When it was created.
 pub fn created(computer: &Computer) -> Timestamp {
     computer.metadata.creation_timestamp.as_ref().map(|t| t.0).unwrap_or_default()

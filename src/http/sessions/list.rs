@@ -73,11 +73,7 @@ pub async fn list_sessions(
     caller: Caller,
     Params(params): Params<SessionListParams>,
 ) -> Result<Json<SessionList>, ApiError> {
-    let limit = match params.limit.as_deref().map(str::parse::<usize>) {
-        None => 20,
-        Some(Ok(limit @ 1..=100)) => limit,
-        Some(_) => return Err(ApiError::invalid("limit: a number from 1 to 100")),
-    };
+    let limit = limit(params.limit.as_deref())?;
     let after = match params.cursor.as_deref().map(Position::decode) {
         None => None,
         Some(Some(position)) => Some(position),
@@ -96,6 +92,13 @@ pub async fn list_sessions(
     let wanted = |s: &Session| computer.as_ref().is_none_or(|c| s.spec.computer_uid == c.uid && s.spec.computer_name == c.name);
     all.retain(|s| !wire::is_deleted(s) && super::own(&caller, s) && wanted(s));
     Ok(Json(page(all, after.as_ref(), limit)))
+}
+
+/// Written as a number is, without a sign or zeros before it.
+fn limit(asked: Option<&str>) -> Result<usize, ApiError> {
+    let Some(asked) = asked else { return Ok(20) };
+    let number = asked.parse().ok().filter(|n: &usize| (1..=100).contains(n) && n.to_string() == asked);
+    number.ok_or_else(|| ApiError::invalid("limit: a number from 1 to 100"))
 }
 
 /// A place in the order: stable when sessions come and go between two pages.

@@ -54,11 +54,7 @@ async fn permitted(shared: &Shared, caller: &Caller, verb: &'static str, word: &
     let id = ComputerId::decode(word).ok_or_else(|| ApiError::not_found("session"))?;
     let target = Target { resource: "sessions", namespace: &id.namespace, name: Some(&id.name) };
     access::require(shared, caller, verb, target).await?;
-    let session = match call(shared.sessions(&id.namespace).get(&id.name)).await {
-        Ok(session) => session,
-        Err(error) if classify(&error) == ErrorClass::NotFound => return Err(ApiError::not_found("session")),
-        Err(error) => return Err(ApiError::from_call(&error, "session", "reading the session")),
-    };
+    let session = read(shared, &id).await?;
     let shown = session.metadata.uid.as_deref() == Some(&id.uid) && !wire::is_deleted(&session) && own(caller, &session);
     if shown { Ok(session) } else { Err(ApiError::not_found("session")) }
 }
@@ -72,7 +68,18 @@ async fn change(shared: &Shared, session: &Session, operation: Value) -> Result<
     let test = json!({"op": "test", "path": "/metadata/uid", "value": id.uid});
     let patch = Patch::<()>::Json(crate::computer::volume::patch(&[test, operation]));
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-    call(shared.sessions(&id.namespace).patch(&id.name, &params, &patch))
-        .await
-        .map_err(|e| ApiError::from_call(&e, "session", "changing the session"))
+    let error = match call(shared.sessions(&id.namespace).patch(&id.name, &params, &patch)).await {
+        Ok(changed) => return Ok(changed),
+        Err(error) => error,
+    };
+    // A test that does not hold and a value that is refused are both 422: only a second look tells them apart.
+    if classify(&error) == ErrorClass::Invalid && read(shared, &id).await?.metadata.uid != session.metadata.uid {
+        return Err(ApiError::not_found("session"));
+    }
+    Err(ApiError::from_call(&error, "session", "changing the session"))
+}
+
+/// Whatever session has this name now, read live.
+async fn read(shared: &Shared, id: &ComputerId) -> Result<Session, ApiError> {
+    call(shared.sessions(&id.namespace).get(&id.name)).await.map_err(|e| ApiError::from_call(&e, "session", "reading the session"))
 }

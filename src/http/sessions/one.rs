@@ -83,7 +83,7 @@ pub async fn create_session(
     if computer.spec.suspended && computer.spec.provider == Provider::Managed {
         computers::permit(&shared, &caller, "patch", &id).await?;
         let resume = json!({"op": "add", "path": "/spec/suspended", "value": false});
-        computers::change(&shared, &computer, false, vec![resume]).await?;
+        computers::change(&shared, &computer, false, vec![resume]).await?.ok_or_else(|| ApiError::not_found("computer"))?;
     }
     let mut session = Session::new("", spec(&id, asked));
     session.metadata.name = None;

@@ -35,6 +35,10 @@ pub(super) struct World {
     pub(super) next_uid: u32,
     pub(super) writes: u32,
     pub(super) overrides: Vec<DeletionOverride>,
+    /// The archive pod never comes to an end.
+    pub(super) no_archive: bool,
+    /// The kubelet of the machine's node says nothing any more.
+    pub(super) node_lost: bool,
 }
 
 impl World {
@@ -70,6 +74,8 @@ impl World {
             next_uid: 0,
             writes: 0,
             overrides: Vec::new(),
+            no_archive: false,
+            node_lost: false,
         }
     }
 
@@ -126,7 +132,10 @@ impl World {
             Subject::Secret { .. } => self.secret.clone().map_or(Fact::Gone, Fact::Uid),
             Subject::Volume { .. } => self.volume.clone().map_or(Fact::Gone, |v| Fact::Volume(Box::new(v))),
             Subject::Node { name } => Fact::Node(Box::new(from::<Node>(
-                json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+                json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": if self.node_lost { "Unknown" } else { "True" }}]}}),
+            ))),
+            Subject::Namespace { name } => Fact::Namespace(Box::new(from(
+                json!({"metadata": {"name": name}, "status": {"phase": if self.terminating { "Terminating" } else { "Active" }}}),
             ))),
             Subject::VolumesOfClaim { uid } => {
                 let bound = self.volume.iter().filter(|v| crate::computer::volume::claim_ref_uid(v) == Some(uid));
@@ -159,6 +168,14 @@ impl World {
             }
             Action::Create(object) => self.create(object),
             Action::Delete { subject, uid } => self.delete(subject, &uid),
+            Action::Remove { subject: Subject::Pod { namespace, name }, uid } => {
+                let key = (namespace.clone(), name.clone());
+                let ours = self.pods.get(&key).filter(|p| p.metadata.uid.as_deref() == Some(&uid)).unwrap();
+                assert!(ours.metadata.finalizers.as_ref().is_none_or(Vec::is_empty), "removed before its finalizer");
+                self.pods.remove(&key);
+                Effect::Learned(Subject::pod(&namespace, &name), Fact::Gone)
+            }
+            Action::Remove { .. } => panic!("only pods are removed"),
             Action::Patch { subject, patch } => self.patch(subject, &patch),
             Action::CheckArchive => {
                 Effect::Archive(if self.manifest { Verification::Valid(Summary::default()) } else { Verification::Missing })
@@ -237,16 +254,18 @@ impl World {
         for ((ns, _), pod) in &mut self.pods {
             if ns == OWN && pod.metadata.deletion_timestamp.is_none() {
                 let custody = self.claims.get(&(OWN.to_owned(), format!("home-{UID}"))).and_then(|c| c.metadata.uid.clone());
-                if custody.is_some() && custody == holder {
+                if custody.is_some() && custody == holder && !self.no_archive {
                     self.manifest = true;
                     pod.status = from(finished.clone());
                 }
-            } else if pod.metadata.deletion_timestamp.is_some() {
+            } else if pod.metadata.deletion_timestamp.is_some() && !self.node_lost {
                 pod.status = from(finished.clone());
             }
         }
+        // The kubelet has the last word about its pods, unless they are removed.
         let held = |p: &Pod| p.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
-        self.pods.retain(|_, p| p.metadata.deletion_timestamp.is_none() || held(p));
+        let kept = |ns: &str| self.node_lost && ns != OWN;
+        self.pods.retain(|(ns, _), p| p.metadata.deletion_timestamp.is_none() || held(p) || kept(ns));
         let used: Vec<_> = self.pods.keys().map(|(ns, _)| ns.clone()).collect();
         self.claims.retain(|(ns, _), c| c.metadata.deletion_timestamp.is_none() || used.contains(ns));
         for claim in self.claims.values_mut().filter(|c| c.metadata.uid == holder) {

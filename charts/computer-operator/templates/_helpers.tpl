@@ -1,0 +1,243 @@
+{{/* Names. At most 40 characters, so that every suffix fits; a letter first, because Services and their variables are named by it. */}}
+{{- define "co.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $full := .Values.fullnameOverride | default (ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name)) -}}
+{{- $full = $full | replace "." "-" | trunc 40 | trimSuffix "-" -}}
+{{- if not (regexMatch "^[a-z]" $full) -}}
+{{- fail (printf "the release name %q begins with a digit, and a Service cannot: choose another one, or set fullnameOverride" .Release.Name) -}}
+{{- end -}}
+{{- $full -}}
+{{- end }}
+
+{{- define "co.selector" -}}
+app.kubernetes.io/name: computer-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "co.labels" -}}
+{{ include "co.selector" . }}
+app.kubernetes.io/part-of: computer-operator
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* What an archive pod carries; the operator makes it, so release and chart are not in it. */}}
+{{- define "co.archiveSelector" -}}
+app.kubernetes.io/managed-by: computer-operator
+computer-operator.dev/component: archive
+{{- end }}
+
+{{/* An image of values: registry (or the global one), repository, digest or tag. */}}
+{{- define "co.imageOf" -}}
+{{- $registry := .global.imageRegistry | default .image.registry -}}
+{{- $path := ternary (printf "%s/%s" $registry .image.repository) .image.repository (ne $registry "") -}}
+{{- if .image.digest }}{{ printf "%s@%s" $path .image.digest }}{{ else }}{{ printf "%s:%s" $path (.image.tag | default .tag) }}{{ end -}}
+{{- end }}
+
+{{- define "co.image" -}}
+{{- include "co.imageOf" (dict "image" .Values.image "global" .Values.global "tag" .Chart.AppVersion) -}}
+{{- end }}
+
+{{- define "co.account" -}}
+{{- printf "system:serviceaccount:%s:%s" .Release.Namespace (include "co.fullname" .) -}}
+{{- end }}
+
+{{- define "co.tlsSecret" -}}
+{{- .Values.api.tls.secretName | default (printf "%s-api-tls" (include "co.fullname" .)) -}}
+{{- end }}
+
+{{- define "co.storeClaim" -}}
+{{- .Values.archive.local.existingClaim | default (printf "%s-store" (include "co.fullname" .)) -}}
+{{- end }}
+
+{{/* The rules of one role, as generated from the code. */}}
+{{- define "co.rules" -}}
+{{- $all := .context.Files.Get "files/rbac.yaml" | fromYaml -}}
+{{- index $all .group .role | toYaml -}}
+{{- end }}
+
+{{/* Pod Security `restricted`, for every pod of the chart. */}}
+{{- define "co.podSecurity" -}}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile:
+    type: RuntimeDefault
+{{- end }}
+
+{{- define "co.containerSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+{{- end }}
+
+{{/* Where pods run: of `component`, with its `values`. */}}
+{{- define "co.placement" -}}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if .values.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- toYaml .values.topologySpreadConstraints | nindent 2 }}
+{{- else if gt (int .values.replicas) 1 }}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "co.selector" .context | nindent 8 }}
+        app.kubernetes.io/component: {{ .component }}
+{{- end }}
+{{- end }}
+
+{{/* A hook's annotations: when, in which order. What it made goes when it succeeded; a failed Job stays to be looked at. */}}
+{{- define "co.hook" -}}
+helm.sh/hook: {{ .on }}
+helm.sh/hook-weight: {{ .weight | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end }}
+
+{{/* The pod of a hook's Job. */}}
+{{- define "co.hookPod" -}}
+metadata:
+  labels:
+    {{- include "co.selector" .context | nindent 4 }}
+    app.kubernetes.io/component: hook
+spec:
+  {{- include "co.hookPodSpec" . | nindent 2 }}
+{{- end }}
+
+{{- define "co.hookPodSpec" -}}
+restartPolicy: Never
+serviceAccountName: {{ .account }}
+automountServiceAccountToken: true
+enableServiceLinks: false
+{{- include "co.podSecurity" . | nindent 0 }}
+{{- with .context.Values.controller.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .context.Values.controller.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+containers:
+  - name: hook
+    image: {{ include "co.image" .context }}
+    imagePullPolicy: {{ .context.Values.image.pullPolicy }}
+    args: {{ toJson .args }}
+    terminationMessagePolicy: FallbackToLogsOnError
+    {{- include "co.containerSecurity" . | nindent 4 }}
+    resources:
+      requests: {cpu: 10m, memory: 32Mi}
+      limits: {memory: 128Mi}
+    {{- if .configMap }}
+    volumeMounts:
+      - {name: config, mountPath: /config, readOnly: true}
+volumes:
+  - name: config
+    configMap: {name: {{ .configMap }}}
+    {{- end }}
+{{- end }}
+
+{{/* The archive store as the operator takes it. Credentials are never part of it. */}}
+{{- define "co.storeUrl" -}}
+{{- if eq .Values.archive.type "Local" -}}
+file:///var/lib/computer-operator/store
+{{- else -}}
+{{- $s3 := .Values.archive.s3 -}}
+{{- $query := list -}}
+{{- with $s3.region }}{{ $query = append $query (printf "region=%s" .) }}{{ end -}}
+{{- with $s3.endpoint }}{{ $query = append $query (printf "endpoint=%s" .) }}{{ end -}}
+{{- if $s3.allowHttp }}{{ $query = append $query "allow_http=true" }}{{ end -}}
+s3://{{ $s3.bucket }}{{ with $s3.prefix }}/{{ trimAll "/" . }}{{ end }}{{ if $query }}?{{ join "&" $query }}{{ end }}
+{{- end -}}
+{{- end }}
+
+{{/* The ComputerClass that the hook applies. */}}
+{{- define "co.defaultClass" -}}
+{{- $class := .Values.defaultClass -}}
+{{- $container := dict "name" "machine" "image" (include "co.imageOf" (dict "image" $class.image "global" .Values.global "tag" "latest")) "resources" $class.resources -}}
+{{- with $class.command }}{{ $_ := set $container "command" . }}{{ end -}}
+{{- $storage := dict "size" $class.storage.size -}}
+{{- with $class.storage.storageClassName }}{{ $_ := set $storage "storageClassName" . }}{{ end -}}
+{{- $template := dict "spec" (dict "containers" (list $container)) -}}
+{{- $spec := merge (deepCopy $class.spec) (dict "description" $class.description "storage" $storage) -}}
+{{- if not $spec.podTemplate }}{{ $_ := set $spec "podTemplate" $template }}{{ end -}}
+apiVersion: computer-operator.dev/v1alpha1
+kind: ComputerClass
+metadata:
+  name: {{ $class.name }}
+  labels:
+    {{- include "co.labels" . | nindent 4 }}
+  annotations:
+    computer-operator.dev/is-default-class: {{ $class.isDefault | quote }}
+spec:
+  {{- toYaml $spec | nindent 2 }}
+{{- end }}
+
+{{/* The account of a hook, with a ClusterRole of generated rules: `name`, `on` and `role`. It lives as long as the hook runs. */}}
+{{- define "co.hookAccount" -}}
+{{- $context := .context -}}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {{ .name }}
+  namespace: {{ .context.Release.Namespace }}
+  labels:
+    {{- include "co.labels" .context | nindent 4 }}
+  annotations:
+    {{- include "co.hook" (dict "on" .on "weight" -10) | nindent 4 }}
+automountServiceAccountToken: false
+{{- with .context.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "co.labels" .context | nindent 4 }}
+  annotations:
+    {{- include "co.hook" (dict "on" .on "weight" -10) | nindent 4 }}
+rules:
+  {{- include "co.rules" (dict "context" .context "group" "hooks" "role" .role) | nindent 2 }}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "co.labels" .context | nindent 4 }}
+  annotations:
+    {{- include "co.hook" (dict "on" .on "weight" -10) | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: {{ .name }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ .name }}
+    namespace: {{ .context.Release.Namespace }}
+{{- end }}

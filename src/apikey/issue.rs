@@ -1,0 +1,121 @@
+//! Issuing a token: the record first, with its hash and the unguessable name of its Secret; then the Secret; then its UID on record,
+//! and only with that the token is live. The token is in memory between the first two: a crash there loses it, and the next pass
+//! issues another.
+
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use kube::ResourceExt;
+
+use super::ending;
+use super::plan::{Plan, RETRY_SECONDS, live_first};
+use super::view::{Account, Action, SecretFact, View};
+use crate::credentials::verify_api_key::past;
+use crate::resources::{
+    ApiKey, ApiKeyRecord, ApiKeyRecordSpec, COMPONENT_LABEL, CredentialState, MANAGED_BY_LABEL, MANAGER, SecretRecord, TokenRecord,
+};
+
+/// Seconds that another leader has to write the Secret of a token that it has just recorded.
+const REISSUE_SECONDS: i64 = 20;
+/// Secrets of dead tokens that may be held by foreign finalizers before no further token is issued: a record has a bound.
+pub(super) const MOST_RETIRED: usize = 8;
+
+/// Why no token can be issued now: reason and message.
+pub(super) type Obstacle = (&'static str, String);
+
+/// The UID of the ServiceAccount to issue a token for.
+pub(super) fn issuable<'a>(view: &View, key: &ApiKey, account: &'a Account) -> Result<&'a str, Obstacle> {
+    if past(key.spec.expires_at.as_ref(), view.now) {
+        let message = "spec.expiresAt is past, so no token is issued: set it to a later time, or leave it out";
+        return Err(("Expired", message.to_owned()));
+    }
+    match account {
+        Account::Uid(uid) => Ok(uid),
+        Account::Gone => {
+            let message = format!("ServiceAccount {} does not exist: create it, and a token is issued", key.spec.service_account_name);
+            Err(("ServiceAccountNotFound", message))
+        }
+    }
+}
+
+/// The record of a key that has none, with its first token.
+pub(super) fn record(view: &View, key: &ApiKey, account_uid: &str) -> ApiKeyRecord {
+    let spec = ApiKeyRecordSpec {
+        namespace: view.namespace.clone(),
+        api_key: view.name.clone(),
+        service_account_name: key.spec.service_account_name.clone(),
+        token: token(view, key, account_uid),
+        retired: Vec::new(),
+    };
+    let mut record = ApiKeyRecord::new(&view.uid, spec);
+    record.metadata.namespace = Some(view.operator_namespace.clone());
+    record.labels_mut().insert(MANAGED_BY_LABEL.to_owned(), MANAGER.to_owned());
+    record
+}
+
+/// The record with another token in the place of the old one, which is dead with this write.
+pub(super) fn another(view: &View, key: &ApiKey, record: &ApiKeyRecord, account_uid: &str, retire: bool) -> ApiKeyRecord {
+    let mut record = record.clone();
+    let old = std::mem::replace(&mut record.spec.token, token(view, key, account_uid));
+    record.spec.retired.extend(old.secret.filter(|_| retire));
+    record
+}
+
+fn token(view: &View, key: &ApiKey, account_uid: &str) -> TokenRecord {
+    TokenRecord {
+        state: CredentialState::Pending,
+        revoked_because: None,
+        hash: view.fresh_token(&key.spec.service_account_name).hash(),
+        service_account_uid: account_uid.to_owned(),
+        rotation: key.spec.rotation.clone(),
+        expires_at: key.spec.expires_at.clone(),
+        issued_at: Some(Time(view.now)),
+        secret: Some(SecretRecord { name: view.fresh_secret(), uid: None }),
+    }
+}
+
+/// A token that is on record but not live yet.
+pub(super) fn finish(view: &View, key: &ApiKey, record: &ApiKeyRecord, account_uid: Option<&str>) -> Plan {
+    let token = &record.spec.token;
+    let Some(name) = token.secret.as_ref().map(|s| &s.name) else {
+        return live_first(view, || Action::SaveRecord(Box::new(ending::revoked(record, "Rotated"))));
+    };
+    let held_here = view.fresh_token(&key.spec.service_account_name).matches(&token.hash);
+    let young = token.issued_at.as_ref().is_some_and(|at| view.now.duration_since(at.0).as_secs() < REISSUE_SECONDS);
+    match (view.secrets.get(name), account_uid) {
+        (Some(SecretFact::Uid(uid)), _) => {
+            let mut record = record.clone();
+            record.spec.token.state = CredentialState::Live;
+            record.spec.token.secret = Some(SecretRecord { name: name.clone(), uid: Some(uid.clone()) });
+            Plan::act(Action::SaveRecord(Box::new(record)))
+        }
+        _ if held_here => Plan::act(Action::CreateSecret(Box::new(secret(view, key, name)))),
+        (None, _) => Plan::act(Action::ReadSecret(name.clone())),
+        // The token of that hash is lost, or another leader holds it and is about to write it: it is given the time.
+        (Some(_), Some(uid)) if !young => live_first(view, || Action::SaveRecord(Box::new(another(view, key, record, uid, false)))),
+        _ => Plan::not_ready("Issuing", "the token is being issued", REISSUE_SECONDS.unsigned_abs().min(RETRY_SECONDS)),
+    }
+}
+
+fn secret(view: &View, key: &ApiKey, name: &str) -> Secret {
+    let token = view.fresh_token(&key.spec.service_account_name).token();
+    let mut secret = Secret {
+        immutable: Some(true),
+        type_: Some("Opaque".to_owned()),
+        string_data: Some([("token".to_owned(), token)].into()),
+        ..Secret::default()
+    };
+    secret.metadata.name = Some(name.to_owned());
+    secret.metadata.namespace = Some(view.namespace.clone());
+    secret.metadata.labels =
+        Some([(MANAGED_BY_LABEL, MANAGER), (COMPONENT_LABEL, "api-key")].map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    // The net below, should everything else fail; it blocks nothing.
+    secret.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: "computer-operator.dev/v1alpha1".to_owned(),
+        kind: "ApiKey".to_owned(),
+        name: view.name.clone(),
+        uid: view.uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: Some(false),
+    }]);
+    secret
+}

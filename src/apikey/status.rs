@@ -1,0 +1,80 @@
+//! The status of an `ApiKey`: a report of the plan, written only when it differs (L6), fenced by UID (S4), field by field, because
+//! `lastUsedTime` in it is the HTTP API's.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::{Value, json};
+
+use super::plan::Plan;
+use crate::resources::conditions::{self, types};
+use crate::resources::{ApiKey, ApiKeyStatus};
+
+/// The status that the plan asks for.
+pub fn compute(key: &ApiKey, plan: &Plan, now: Timestamp) -> Option<ApiKeyStatus> {
+    let ready = plan.ready.as_ref()?;
+    let mut status = key.status.clone().unwrap_or_default();
+    let generation = key.metadata.generation;
+    status.observed_generation = generation;
+    status.secret_name.clone_from(&plan.secret_name);
+    let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
+    conditions::set(&mut status.conditions, types::READY, ready.status, ready.reason, &ready.message, generation, &now);
+    Some(status)
+}
+
+/// Patch from the status that stands to this one. `None`: nothing to write.
+pub fn patch(key: &ApiKey, new: &ApiKeyStatus) -> Option<json_patch::Patch> {
+    let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": key.metadata.uid})];
+    let Some(old) = &key.status else {
+        operations.push(json!({"op": "add", "path": "/status", "value": new}));
+        return Some(crate::computer::volume::patch(&operations));
+    };
+    let mut set = |path: &str, old: Value, new: Value| {
+        if old == new {
+            return;
+        }
+        operations.push(if new.is_null() {
+            json!({"op": "remove", "path": path})
+        } else {
+            json!({"op": "add", "path": path, "value": new})
+        });
+    };
+    set("/status/observedGeneration", json!(old.observed_generation), json!(new.observed_generation));
+    set("/status/secretName", json!(old.secret_name), json!(new.secret_name));
+    set("/status/conditions", json!(old.conditions), json!(new.conditions));
+    (operations.len() > 1).then(|| crate::computer::volume::patch(&operations))
+}
+
+/// Whether the reason of `Ready` changed: worth an event.
+pub fn turned(key: &ApiKey, new: &ApiKeyStatus) -> bool {
+    let reason = |s: Option<&ApiKeyStatus>| s.and_then(|s| s.conditions.iter().find(|c| c.type_ == types::READY)).map(|c| c.reason.clone());
+    reason(key.status.as_ref()) != reason(Some(new))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apikey::plan::{Next, Ready};
+
+    fn plan(reason: &'static str, secret: Option<&str>) -> Plan {
+        let ready = Ready { status: secret.is_some(), reason, message: "why".to_owned() };
+        Plan { next: Next::Finished, ready: Some(ready), secret_name: secret.map(str::to_owned) }
+    }
+
+    #[test]
+    fn a_status_is_written_once_and_never_over_the_last_use() {
+        let at = |s| Timestamp::from_second(s).unwrap();
+        let mut key = ApiKey::default();
+        key.metadata.generation = Some(1);
+        let first = compute(&key, &plan("Issued", Some("s")), at(100)).unwrap();
+        assert!(turned(&key, &first) && patch(&key, &first).is_some());
+        key.status = Some(first);
+        let again = compute(&key, &plan("Issued", Some("s")), at(200)).unwrap();
+        assert!(patch(&key, &again).is_none() && !turned(&key, &again));
+        if let Some(status) = &mut key.status {
+            status.last_used_time = Some(Time(at(150)));
+        }
+        let dead = compute(&key, &plan("Expired", None), at(300)).unwrap();
+        let patch = serde_json::to_string(&patch(&key, &dead)).unwrap();
+        assert!(patch.contains("/status/secretName") && !patch.contains("lastUsed") && !patch.contains(r#""path":"/status","#), "{patch}");
+    }
+}

@@ -1,0 +1,289 @@
+//! An API server in miniature, with what the real one guarantees: resourceVersions, UID preconditions, finalizers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::apikey::plan::{Next, Plan, plan};
+use crate::apikey::view::{Account, Action, Effect, SecretFact, View, has_finalizer};
+use crate::computer::view::Fresh;
+use crate::credentials::ApiToken;
+use crate::resources::{ApiKey, ApiKeyRecord, ApiKeySpec, CredentialState, DELETION_FINALIZER};
+
+pub const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    pub uid: String,
+    /// Hash of the token in it; `None`: a tenant's own.
+    pub hash: Option<String>,
+    pub held: bool,
+    pub deleting: bool,
+}
+
+#[derive(Clone)]
+pub struct World {
+    pub key: Option<ApiKey>,
+    pub record: Option<ApiKeyRecord>,
+    pub secrets: BTreeMap<String, Stored>,
+    pub account: Option<String>,
+    pub terminating: bool,
+    pub now: Timestamp,
+    pub writes: usize,
+    /// Tokens that have authenticated, and those that have died since.
+    lived: BTreeSet<String>,
+    died: BTreeSet<String>,
+    count: u64,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let mut key = ApiKey::new("k", ApiKeySpec { service_account_name: "ci".into(), ..ApiKeySpec::default() });
+        key.metadata.namespace = Some("t".into());
+        key.metadata.uid = Some(UID.into());
+        key.metadata.resource_version = Some("0".into());
+        Self {
+            key: Some(key),
+            record: None,
+            secrets: BTreeMap::new(),
+            account: Some("account".into()),
+            terminating: false,
+            now: Timestamp::from_second(1_000_000).unwrap(),
+            writes: 0,
+            lived: BTreeSet::new(),
+            died: BTreeSet::new(),
+            count: 0,
+        }
+    }
+
+    pub fn next(&mut self) -> String {
+        self.count += 1;
+        self.count.to_string()
+    }
+
+    pub fn later(&mut self, seconds: i64) {
+        self.now += SignedDuration::from_secs(seconds);
+    }
+
+    /// What a pass begins with: these caches, and random bytes that nobody else has.
+    pub fn begin(&mut self, cache: &World) -> View {
+        let mut secret = [0; 32];
+        let number = self.next();
+        secret[..number.len()].copy_from_slice(number.as_bytes());
+        let (key, record) = (cache.key.clone().or_else(|| self.key.clone()), cache.record.clone().or_else(|| self.record.clone()));
+        View {
+            uid: UID.into(),
+            namespace: "t".into(),
+            name: "k".into(),
+            key,
+            key_is_live: false,
+            record,
+            terminating: cache.terminating,
+            terminating_is_live: false,
+            account: None,
+            secrets: BTreeMap::new(),
+            made: None,
+            operator_namespace: "op".into(),
+            fresh: Fresh { suffix: number, key: secret },
+            now: self.now,
+        }
+    }
+
+    /// One request of a pass. `false`: the pass has ended.
+    pub fn step(&mut self, view: &mut View) -> Result<(), Plan> {
+        view.now = self.now;
+        let planned = plan(view);
+        let Next::Do(action) = planned.next.clone() else { return Err(planned) };
+        let effect = self.apply(*action, view);
+        view.absorb(effect);
+        self.promises();
+        Ok(())
+    }
+
+    /// A whole pass with fresh caches.
+    pub fn pass(&mut self) -> Plan {
+        let mut view = self.begin(&self.clone());
+        for _ in 0..60 {
+            if let Err(plan) = self.step(&mut view) {
+                return plan;
+            }
+        }
+        panic!("a pass without an end: {:?}", plan(&view));
+    }
+
+    /// Passes and time until there is nothing to wait for but a far timer.
+    pub fn settle(&mut self) -> Plan {
+        for _ in 0..6 {
+            self.pass();
+            self.later(31);
+        }
+        self.pass()
+    }
+
+    fn apply(&mut self, action: Action, view: &View) -> Effect {
+        let live_key = || Effect::Key(self.key.clone().map(Box::new));
+        match action {
+            Action::ReadKey => live_key(),
+            Action::ReadNamespace => Effect::Namespace(self.terminating),
+            Action::ReadAccount => Effect::Account(self.account.clone().map_or(Account::Gone, Account::Uid)),
+            Action::AddFinalizer | Action::ReleaseFinalizer => self.patch(view, action == Action::AddFinalizer),
+            Action::CreateRecord(record) => self.create_record(*record),
+            Action::SaveRecord(record) => self.save_record(*record),
+            Action::DeleteRecord => {
+                assert!(self.key.is_none(), "the record goes last");
+                self.writes += 1;
+                self.record = None;
+                Effect::Record(None)
+            }
+            Action::ReadSecret(name) => {
+                let fact = self.secrets.get(&name).map_or(SecretFact::Gone, |s| SecretFact::Uid(s.uid.clone()));
+                Effect::Secret(name, fact)
+            }
+            Action::CreateSecret(secret) => {
+                let name = secret.metadata.name.clone().unwrap();
+                if let Some(there) = self.secrets.get(&name) {
+                    return Effect::Secret(name, SecretFact::Uid(there.uid.clone()));
+                }
+                let token = ApiToken::parse(&secret.string_data.as_ref().unwrap()["token"]).unwrap();
+                let uid = self.next();
+                self.writes += 1;
+                self.secrets.insert(name.clone(), Stored { uid: uid.clone(), hash: Some(token.hash()), held: false, deleting: false });
+                Effect::Made(name, uid)
+            }
+            Action::DeleteSecret { name, uid } => self.delete_secret(name, &uid),
+        }
+    }
+
+    fn patch(&mut self, view: &View, add: bool) -> Effect {
+        let seen = view.key.as_ref().unwrap();
+        let Some(key) = self.key.clone().filter(|k| k.metadata.resource_version == seen.metadata.resource_version) else {
+            return Effect::Key(self.key.clone().map(Box::new));
+        };
+        let mut key = key;
+        self.writes += 1;
+        if add {
+            assert!(key.metadata.deletion_timestamp.is_none(), "S8: a finalizer on a deleting object");
+            key.metadata.finalizers = Some(vec![DELETION_FINALIZER.into()]);
+        } else {
+            self.release_is_last();
+            key.metadata.finalizers = None;
+        }
+        key.metadata.resource_version = Some(self.next());
+        self.key = Some(key.clone()).filter(|k| k.metadata.deletion_timestamp.is_none());
+        Effect::Patched(Box::new(key))
+    }
+
+    /// S3: nothing of ours is left, and the token is a tombstone.
+    fn release_is_last(&self) {
+        let Some(record) = &self.record else { return };
+        assert_eq!(record.spec.token.state, CredentialState::Revoked);
+        for known in &record.spec.retired {
+            let ours = self.secrets.get(&known.name).filter(|s| s.hash.is_some());
+            assert!(ours.is_none(), "released with {known:?}");
+        }
+    }
+
+    fn create_record(&mut self, mut record: ApiKeyRecord) -> Effect {
+        if self.record.is_none() {
+            self.writes += 1;
+            record.metadata.resource_version = Some(self.next());
+            self.record = Some(record);
+        }
+        Effect::Record(self.record.clone().map(Box::new))
+    }
+
+    fn save_record(&mut self, mut record: ApiKeyRecord) -> Effect {
+        let current = self.record.as_ref().and_then(|r| r.metadata.resource_version.clone());
+        if current.is_some() && current == record.metadata.resource_version {
+            assert_ne!(self.record.as_ref().unwrap().spec, record.spec, "a write that changes nothing");
+            self.writes += 1;
+            record.metadata.resource_version = Some(self.next());
+            self.record = Some(record);
+        }
+        Effect::Record(self.record.clone().map(Box::new))
+    }
+
+    fn delete_secret(&mut self, name: String, uid: &str) -> Effect {
+        let Some(stored) = self.secrets.get_mut(&name).filter(|s| s.uid == uid) else { return Effect::Secret(name, SecretFact::Gone) };
+        assert!(stored.hash.is_some(), "S5: a tenant's Secret was deleted");
+        self.writes += 1;
+        if stored.held {
+            stored.deleting = true;
+            return Effect::Secret(name, SecretFact::Held);
+        }
+        self.secrets.remove(&name);
+        Effect::Secret(name, SecretFact::Accepted)
+    }
+
+    /// The token that authenticates now, by what verification reads.
+    pub fn authenticates(&self) -> Option<String> {
+        let (key, token) = (self.key.as_ref()?, &self.record.as_ref()?.spec.token);
+        let past = |t: &Option<Time>| t.as_ref().is_some_and(|t| self.now >= t.0);
+        let alive = token.state == CredentialState::Live
+            && key.metadata.deletion_timestamp.is_none()
+            && key.spec.rotation == token.rotation
+            && !past(&key.spec.expires_at)
+            && !past(&token.expires_at)
+            && !self.terminating
+            && self.account.as_ref() == Some(&token.service_account_uid);
+        alive.then(|| token.hash.clone())
+    }
+
+    /// What must hold after every request and every event.
+    pub fn promises(&mut self) {
+        let alive = self.authenticates();
+        if let Some(hash) = &alive {
+            assert!(!self.died.contains(hash), "S2: a dead token authenticates again");
+            let secret = self.record.as_ref().unwrap().spec.token.secret.as_ref().unwrap();
+            assert!(secret.uid.is_some(), "a token is live before its Secret is on record");
+            self.lived.insert(hash.clone());
+        }
+        self.died = self.lived.iter().filter(|h| Some(*h) != alive.as_ref()).cloned().collect();
+    }
+
+    /// Secrets that the operator made.
+    pub fn ours(&self) -> Vec<&Stored> {
+        self.secrets.values().filter(|s| s.hash.is_some()).collect()
+    }
+
+    // What users and tenants do.
+
+    pub fn change(&mut self, change: impl FnOnce(&mut ApiKey)) {
+        let version = self.next();
+        if let Some(key) = &mut self.key {
+            change(key);
+            key.metadata.resource_version = Some(version);
+        }
+        self.promises();
+    }
+
+    pub fn delete(&mut self) {
+        let now = self.now;
+        self.change(|key| {
+            key.metadata.deletion_timestamp.get_or_insert(Time(now));
+        });
+        self.key = self.key.take().filter(has_finalizer);
+        self.promises();
+    }
+
+    /// Every Secret, whoever made it, as the garbage collector and a tenant would remove it.
+    pub fn delete_secrets_by_hand(&mut self) {
+        self.secrets.retain(|_, s| s.held);
+        self.secrets.values_mut().for_each(|s| s.deleting = true);
+    }
+
+    pub fn hold(&mut self, held: bool) {
+        self.secrets.values_mut().filter(|s| !s.deleting || !held).for_each(|s| s.held = held);
+        self.secrets.retain(|_, s| s.held || !s.deleting);
+    }
+
+    /// A Secret of a tenant's own in the place of one that was deleted.
+    pub fn plant(&mut self) {
+        let uid = self.next();
+        let recorded = self.record.as_ref().and_then(|r| r.spec.token.secret.clone()).filter(|s| s.uid.is_some());
+        if let Some(secret) = recorded {
+            self.secrets.entry(secret.name).or_insert(Stored { uid, hash: None, held: false, deleting: false });
+        }
+    }
+}

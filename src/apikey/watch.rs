@@ -1,0 +1,106 @@
+//! What is watched for `ApiKeys`: them, their records, namespaces, and, without keeping them, `ServiceAccounts`. Secrets are not.
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use kube::api::{Api, PartialObjectMeta};
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::resources::{ApiKey, ApiKeyRecord};
+use crate::runtime::caches::{Index, Spawn, WATCH_TIMEOUT, note, strip, touched};
+use crate::runtime::queue::Queue;
+
+/// Read side of the caches.
+#[derive(Clone)]
+pub struct Caches {
+    /// `ApiKeys` of all namespaces.
+    pub keys: Store<ApiKey>,
+    /// Their records.
+    pub records: Store<ApiKeyRecord>,
+    /// Namespaces.
+    pub namespaces: Store<Namespace>,
+    index: Index,
+}
+
+impl Caches {
+    /// The `ApiKey` of this UID.
+    pub fn key(&self, uid: &str) -> Option<ApiKey> {
+        let (namespace, name) = self.index.read().ok()?.get(uid)?.clone();
+        let found = self.keys.get(&ObjectRef::new(&name).within(&namespace))?;
+        (found.metadata.uid.as_deref() == Some(uid)).then(|| (*found).clone())
+    }
+
+    /// Waits until every cache has its first list.
+    ///
+    /// # Errors
+    /// When a watch task ended.
+    pub async fn ready(&self) -> Result<(), kube::runtime::reflector::store::WriterDropped> {
+        self.keys.wait_until_ready().await?;
+        self.records.wait_until_ready().await?;
+        self.namespaces.wait_until_ready().await
+    }
+}
+
+/// Whether a namespace is going.
+pub fn terminating(namespace: &Namespace) -> bool {
+    let phase = namespace.status.as_ref().and_then(|s| s.phase.as_deref());
+    namespace.metadata.deletion_timestamp.is_some() || phase == Some("Terminating")
+}
+
+/// Starts the watches; they run until `stop`, in `tasks`.
+pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSet<()>, stop: &CancellationToken) -> Caches {
+    let all = watcher::Config::default().timeout(WATCH_TIMEOUT);
+    let index = Index::default();
+    let mut spawn = Spawn { queue, tasks, stop };
+    let seen = index.clone();
+    let keys = spawn.watch(Api::<DeserializeGuard<ApiKey>>::all(client.clone()), all.clone(), strip, move |event| {
+        note(&seen, event);
+        touched(event).and_then(|k| k.metadata.uid.clone()).into_iter().collect()
+    });
+    let records = Api::<DeserializeGuard<ApiKeyRecord>>::namespaced(client.clone(), namespace);
+    let records = spawn.watch(records, all.clone(), strip, |e| touched(e).map(ResourceExt::name_any).into_iter().collect());
+    let inside = keys.clone();
+    let namespaces = spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all.clone(), strip, move |event| {
+        touched(event)
+            .filter(|n| terminating(n))
+            .map_or_else(Vec::new, |n| uids(&inside, |k| k.namespace().as_ref() == Some(&n.name_any())))
+    });
+    tasks.spawn(accounts(client.clone(), all, keys.clone(), queue.clone(), stop.clone()));
+    Caches { keys, records, namespaces, index }
+}
+
+fn uids(keys: &Store<ApiKey>, concerned: impl Fn(&ApiKey) -> bool) -> Vec<String> {
+    keys.state_filter(|k| concerned(k)).iter().filter_map(|k| k.metadata.uid.clone()).collect()
+}
+
+/// A ServiceAccount that comes, goes or changes concerns the keys that act as it. None is kept: each pass reads its own live.
+async fn accounts(client: Client, config: watcher::Config, keys: Store<ApiKey>, queue: Queue, stop: CancellationToken) {
+    let api: Api<PartialObjectMeta<ServiceAccount>> = Api::all(client);
+    let mut events = watcher(api, config).default_backoff().boxed();
+    loop {
+        let event = tokio::select! { () = stop.cancelled() => return, event = events.next() => event };
+        let touched = match event {
+            Some(Ok(watcher::Event::Apply(account) | watcher::Event::Delete(account))) => using(&keys, &account),
+            // After a new list nobody says what is not on it any more.
+            Some(Ok(watcher::Event::InitDone)) => uids(&keys, |_| true),
+            Some(Ok(watcher::Event::Init | watcher::Event::InitApply(_))) => continue,
+            Some(Err(error)) => {
+                tracing::warn!(kind = "ServiceAccount", %error, "watch failed; it is tried again");
+                continue;
+            }
+            None => return,
+        };
+        for uid in touched {
+            queue.now(uid);
+        }
+    }
+}
+
+fn using(keys: &Store<ApiKey>, account: &PartialObjectMeta<ServiceAccount>) -> Vec<String> {
+    let (namespace, name) = (account.namespace(), account.name_any());
+    uids(keys, |k| k.namespace() == namespace && k.spec.service_account_name == name)
+}

@@ -1,0 +1,203 @@
+//! What tenants, admins, lost nodes and caches that are behind do to a deletion.
+
+use serde_json::json;
+
+use super::world::{UID, World, from};
+use super::{Crash, run};
+use crate::computer::action::Action;
+use crate::computer::plan::{Next, Plan, plan};
+use crate::resources::*;
+
+/// One pass, then the others' part.
+fn pass(world: &mut World) -> Plan {
+    let mut view = world.view(true);
+    let last = loop {
+        let current = plan(&view);
+        let Next::Do(action) = &current.next else { break current };
+        let effect = world.apply(action.clone());
+        view.absorb(effect);
+    };
+    world.others();
+    last
+}
+
+fn skip(step: &str) -> Vec<DeletionOverride> {
+    vec![from(
+        json!({"metadata": {"name": "o"}, "spec": {"computer": {"namespace": "t", "name": "c", "uid": UID}, "skip": [step], "reason": "an admin has decided"}}),
+    )]
+}
+
+/// A tenant may be able to write the status of a Computer, from which a lost record is made again. Of a volume it proves nothing.
+#[test]
+fn a_forged_status_destroys_no_volume_of_somebody_else() {
+    let volume = json!({"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"});
+    for forged in
+        [json!({"claimName": "mine", "claimUid": "victims", "volume": volume}), json!({"claimName": "mine", "claimUid": "victims"})]
+    {
+        let mut world = World::new("Delete", ArchivePolicy::Required);
+        world.record = None;
+        world.pods.clear();
+        world.claims = [(("victim".into(), "home".into()), from(json!({"metadata": {"uid": "victims"}})))].into();
+        let pv = world.volume.as_mut().unwrap();
+        pv.metadata.labels.as_mut().unwrap().insert(UID_LABEL.into(), "victim".into());
+        pv.spec.as_mut().unwrap().claim_ref = from(json!({"namespace": "victim", "name": "home", "uid": "victims"}));
+        let before = world.volume.clone();
+        world.computer.as_mut().unwrap().status = from(json!({"children": forged}));
+        for _ in 0..100 {
+            pass(&mut world);
+        }
+        assert_eq!(world.volume, before, "S5");
+        assert!(world.computer.is_none(), "L1: and the deletion ends");
+    }
+}
+
+/// The status of a lost record is still good for what the volume itself confirms.
+#[test]
+fn a_lost_record_is_made_again_and_its_home_archived() {
+    for policy in ["Delete", "Retain"] {
+        let mut world = World::new(policy, ArchivePolicy::Required);
+        let children = world.record.take().unwrap().spec.state.children;
+        world.computer.as_mut().unwrap().status = from(json!({"children": children}));
+        for _ in 0..100 {
+            pass(&mut world);
+        }
+        assert!(world.computer.is_none() && world.manifest && world.receipt.is_some());
+        assert_eq!(world.volume.is_some(), policy == "Retain");
+    }
+}
+
+/// S4: a namespace and a Computer were made again under their old names; the cache still shows the old namespace.
+#[test]
+fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.computer.as_mut().unwrap().metadata.deletion_timestamp = None;
+    let mut view = world.view(true);
+    view.namespace_terminating = true;
+    for record in [view.record.clone(), None] {
+        view.record = record;
+        assert!(matches!(plan(&view).next, Next::Do(Action::Read(_))), "{:?}", plan(&view).next);
+    }
+}
+
+/// S9: the step was left out when its deadline had passed; that its volume is gone now is no reason to wait once more.
+#[test]
+fn best_effort_gives_up_once() {
+    let mut world = World::new("Delete", ArchivePolicy::BestEffort);
+    world.no_archive = true;
+    let begun = world.now;
+    for _ in 0..600 {
+        if let Some(blocker) = pass(&mut world).report.blocker {
+            assert_ne!(blocker.reason, "VolumeLost");
+        }
+    }
+    assert!(world.computer.is_none(), "L1: {:?}", pass(&mut world).report);
+    let receipt: serde_json::Value = serde_json::from_slice(&world.receipt.unwrap()).unwrap();
+    let written: jiff::Timestamp = from(receipt["writtenAt"].clone());
+    assert!(written.as_second() - begun < 3600 + 300, "a second deadline");
+}
+
+/// S9: an override that was in force is not needed any more once its step is left out and the volume gone.
+#[test]
+fn an_override_that_is_taken_back_too_late_changes_nothing() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    world.overrides = skip("archive-sessions");
+    while world.volume.is_some() {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_some());
+    let overrides = std::mem::take(&mut world.overrides);
+    for _ in 0..20 {
+        assert_eq!(pass(&mut world).report.blocker, None);
+    }
+    world.overrides = overrides;
+    assert!(world.computer.is_none() && world.receipt.is_some());
+}
+
+/// L1, S11: the admin was told to create exactly this override.
+#[test]
+fn an_override_lets_the_pod_of_a_lost_node_go() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.node_lost = true;
+    for _ in 0..70 {
+        pass(&mut world);
+    }
+    let blocker = pass(&mut world).report.blocker.expect("blocked");
+    assert!(blocker.message.contains("skips stop-pods"), "{blocker:?}");
+    world.overrides = skip("stop-pods");
+    for _ in 0..20 {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
+}
+
+/// L1: the kubelet ended the pod (a graceful shutdown of its node), and then the node was gone.
+#[test]
+fn a_pod_that_has_stopped_does_not_wait_for_its_node() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.node_lost = true;
+    let pod = world.pods.values_mut().next().unwrap();
+    pod.status = from(
+        json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}]}),
+    );
+    for _ in 0..40 {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
+}
+
+/// S9: whether its node had stopped writing was asked, and answered, before the archive; the volume is gone now.
+#[test]
+fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.pods.clear();
+    while world.volume.is_some() {
+        pass(&mut world);
+    }
+    world.node_lost = true;
+    for _ in 0..20 {
+        assert_eq!(pass(&mut world).report.blocker, None);
+    }
+    assert!(world.computer.is_none());
+}
+
+/// S6: a create that was given up is still under way and comes to be after the release: our own finalizer would hold the pod for ever.
+#[test]
+fn a_pod_that_comes_to_be_after_the_release_is_taken_away() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    let late = world.pods.values().next().unwrap().clone();
+    world.pods.clear();
+    world.record.as_mut().unwrap().spec.state.children.pods[0].uid = None;
+    let (mut world, _) = run(world, Crash::Never, true);
+    assert!(world.view(true).settled());
+    world.pods.insert(("t".into(), "m-x".into()), late);
+    assert!(!world.view(true).settled());
+    for _ in 0..20 {
+        pass(&mut world);
+    }
+    assert!(world.pods.is_empty() && world.view(true).settled());
+}
+
+/// L7: with hand-off a store that is down holds no namespace, even if the store is needed for the receipt only.
+#[test]
+fn hand_off_does_not_wait_for_the_receipt() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.terminating = true;
+    world.record.as_mut().unwrap().spec.snapshot.archive.on_namespace_deletion = OnNamespaceDeletion::HandOff;
+    for _ in 0..40 {
+        let mut view = world.view(true);
+        while let Next::Do(action) = plan(&view).next {
+            if matches!(action, Action::PutReceipt(_)) {
+                break;
+            }
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        world.others();
+    }
+    assert!(world.computer.is_none(), "the namespace is held");
+    for _ in 0..5 {
+        pass(&mut world);
+    }
+    assert!(world.receipt.is_some());
+}

@@ -1,0 +1,99 @@
+//! Whether the token of an `ApiKey` authenticates: four live reads in parallel, as for a computer's key (design 4.3). It is dead from
+//! the instant that its `ApiKey`, its namespace or its ServiceAccount is being deleted, that `spec.rotation` changes, or that it
+//! expires, with or without a running operator.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Client;
+use kube::api::Api;
+
+use super::api_key::{ApiKeyId, ApiToken};
+use super::verify::{Denied, found, stands};
+use crate::resources::{ApiKey, ApiKeyRecord, CredentialState};
+use crate::runtime::client::{CallError, call};
+
+/// A token that authenticates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verified {
+    /// Whose it is.
+    pub id: ApiKeyId,
+    /// UID of the ServiceAccount.
+    pub service_account_uid: String,
+    /// When it was last used, as far as that was written.
+    pub last_used: Option<Time>,
+}
+
+/// What was read live; `None`: the API server said that it is not there.
+struct Found {
+    record: Option<ApiKeyRecord>,
+    key: Option<ApiKey>,
+    namespace: Option<Namespace>,
+    account: Option<ServiceAccount>,
+}
+
+/// Verifies a token.
+///
+/// # Errors
+/// When an answer is unknown: then nobody is authenticated.
+pub async fn verify_api_key(client: &Client, operator_namespace: &str, token: &str) -> Result<Result<Verified, Denied>, CallError> {
+    let Some(token) = ApiToken::parse(token) else { return Ok(Err(Denied::Malformed)) };
+    let id = &token.id;
+    let records: Api<ApiKeyRecord> = Api::namespaced(client.clone(), operator_namespace);
+    let keys: Api<ApiKey> = Api::namespaced(client.clone(), &id.namespace);
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &id.namespace);
+    let (record, key, namespace, account) = tokio::join!(
+        call(records.get(&id.uid)),
+        call(keys.get(&id.name)),
+        call(namespaces.get(&id.namespace)),
+        call(accounts.get(&id.service_account))
+    );
+    let all = Found { record: found(record)?, key: found(key)?, namespace: found(namespace)?, account: found(account)? };
+    Ok(decide(&token, &all, Timestamp::now()))
+}
+
+/// Whether a time to stop has come.
+pub fn past(expires_at: Option<&Time>, now: Timestamp) -> bool {
+    expires_at.is_some_and(|at| now >= at.0)
+}
+
+/// The decision, from what was read live.
+fn decide(token: &ApiToken, found: &Found, now: Timestamp) -> Result<Verified, Denied> {
+    let id = &token.id;
+    let record = &found.record.as_ref().ok_or(Denied::NoRecord)?.spec;
+    // The hash binds secret and UID. The rest of the id is the holder's word, and must be that of the record.
+    let place = record.namespace == id.namespace && record.api_key == id.name && record.service_account_name == id.service_account;
+    if !token.matches(&record.token.hash) || !place {
+        return Err(Denied::WrongSecret);
+    }
+    match record.token.state {
+        CredentialState::Revoked => return Err(Denied::Revoked),
+        CredentialState::Pending => return Err(Denied::NotLive),
+        CredentialState::Live => {}
+    }
+    let key = found.key.as_ref().filter(|k| k.metadata.uid.as_deref() == Some(&id.uid)).ok_or(Denied::ApiKeyGone)?;
+    if key.metadata.deletion_timestamp.is_some() {
+        return Err(Denied::ApiKeyDeleting);
+    }
+    if key.spec.service_account_name != id.service_account || key.spec.rotation != record.token.rotation {
+        return Err(Denied::Rotated);
+    }
+    // Both: what a tenant writes can end a token at once, and never bring back one that has expired.
+    if past(key.spec.expires_at.as_ref(), now) || past(record.token.expires_at.as_ref(), now) {
+        return Err(Denied::Expired);
+    }
+    stands(found.namespace.as_ref())?;
+    let account = found.account.as_ref().filter(|a| a.metadata.deletion_timestamp.is_none());
+    if account.and_then(|a| a.metadata.uid.as_deref()) != Some(&record.token.service_account_uid) {
+        return Err(Denied::ServiceAccountGone);
+    }
+    Ok(Verified {
+        id: id.clone(),
+        service_account_uid: record.token.service_account_uid.clone(),
+        last_used: key.status.as_ref().and_then(|s| s.last_used_time.clone()),
+    })
+}
+
+#[cfg(test)]
+mod tests;

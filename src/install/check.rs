@@ -1,0 +1,106 @@
+//! `computer-operator install-check`, run by `helm test`: every kind is served, there is a class, and every replica says that it is ready.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::Client;
+use kube::api::{Api, ListParams};
+use tokio::time::{Instant, sleep};
+
+use crate::runtime::client::{self, call};
+
+/// Arguments of `install-check`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Namespace of the operator.
+    #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "computer-operator-system")]
+    namespace: String,
+    /// The Service of all replicas' metrics ports.
+    #[arg(long)]
+    metrics_service: String,
+    /// How many replicas must be ready.
+    #[arg(long)]
+    replicas: usize,
+}
+
+/// Time for all of it.
+const LIMIT: Duration = Duration::from_secs(90);
+const REQUEST: Duration = Duration::from_secs(5);
+
+/// Runs `install-check`.
+///
+/// # Errors
+/// When something is missing, with what it is.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
+    for (kind, plural) in super::kinds() {
+        super::list(&client, &kind, &plural, 1)
+            .await
+            .with_context(|| format!("{plural} are not served: `computer-operator crds apply`"))?;
+        println!("{plural} are served");
+    }
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match replicas(&client, &args).await {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+async fn replicas(client: &Client, args: &Args) -> anyhow::Result<()> {
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), &args.namespace);
+    let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={}", args.metrics_service));
+    let slices = call(slices.list(&of_service)).await.context("listing EndpointSlices")?;
+    let addresses = addresses(&slices.items);
+    ensure!(addresses.len() >= args.replicas, "{} of {} replicas have an address", addresses.len(), args.replicas);
+    let http = reqwest::Client::builder().timeout(REQUEST).no_proxy().build()?;
+    for address in addresses {
+        let url = url(&address, 8080);
+        let answer = http.get(&url).send().await.with_context(|| format!("{url} does not answer"))?;
+        if !answer.status().is_success() {
+            bail!("{url} says {}: look at that pod's log", answer.status());
+        }
+        println!("{url}: ready");
+    }
+    Ok(())
+}
+
+/// Addresses of pods that are not on their way out.
+fn addresses(slices: &[EndpointSlice]) -> Vec<String> {
+    let alive = slices.iter().flat_map(|s| &s.endpoints).filter(|e| e.conditions.as_ref().and_then(|c| c.terminating) != Some(true));
+    let mut all: Vec<String> = alive.filter_map(|e| e.addresses.first().cloned()).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn url(address: &str, port: u16) -> String {
+    match address.parse() {
+        Ok(IpAddr::V6(v6)) => format!("http://[{v6}]:{port}/readyz"),
+        _ => format!("http://{address}:{port}/readyz"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_pod_is_asked_once_and_none_that_is_going() {
+        let slice = |address: &str, terminating: bool| -> EndpointSlice {
+            serde_json::from_value(
+                json!({"addressType": "IPv4", "endpoints": [{"addresses": [address], "conditions": {"terminating": terminating}}]}),
+            )
+            .unwrap()
+        };
+        let all = [slice("192.0.2.2", false), slice("192.0.2.1", false), slice("192.0.2.2", false), slice("192.0.2.3", true)];
+        assert_eq!(addresses(&all), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(url("2001:db8::1", 8080), "http://[2001:db8::1]:8080/readyz");
+    }
+}

@@ -1,0 +1,120 @@
+//! What the chart repeats of the code is what the code says.
+
+use std::collections::BTreeSet;
+
+use computer_operator::http::layers::Figures;
+use computer_operator::resources::{DELETION_FINALIZER, GROUP, ORIGINAL_POLICY_ANNOTATION, POD_FINALIZER, UID_LABEL, crds};
+use computer_operator::runtime::{lease, metrics::Metrics};
+use serde_json::{Value, json};
+use xtask::chart;
+
+use crate::{one, pods, render};
+
+fn file(name: &str) -> String {
+    std::fs::read_to_string(chart::folder().join(name)).unwrap()
+}
+
+#[test]
+fn the_generated_files_are_committed() {
+    for (name, text) in chart::generated().unwrap() {
+        assert!(file(name) == text, "charts/computer-operator/{name} is out of date: run `cargo xtask generate`");
+    }
+}
+
+#[test]
+fn chart_and_program_have_one_version() {
+    let chart: Value = serde_yaml_ng::from_str(&file("Chart.yaml")).unwrap();
+    assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
+}
+
+/// Paths of all values; what may hold anything is one value.
+fn paths(value: &Value, path: &str, all: &mut BTreeSet<String>) {
+    match value.as_object().filter(|map| !map.is_empty()) {
+        Some(map) => map.iter().for_each(|(key, inner)| paths(inner, &format!("{path}.{key}"), all)),
+        None => drop(all.insert(path.trim_start_matches('.').to_owned())),
+    }
+}
+
+/// Paths that the schema names; an object without properties of its own is one value.
+fn schema_paths(whole: &Value, schema: &Value, path: &str, all: &mut BTreeSet<String>) {
+    let schema = schema["$ref"].as_str().map_or(schema, |reference| whole.pointer(&reference[1..]).expect(reference));
+    match schema["properties"].as_object() {
+        Some(map) => map.iter().for_each(|(key, inner)| schema_paths(whole, inner, &format!("{path}.{key}"), all)),
+        None => drop(all.insert(path.trim_start_matches('.').to_owned())),
+    }
+}
+
+#[test]
+fn every_value_is_in_the_schema_and_in_the_readme() {
+    let values: Value = serde_yaml_ng::from_str(&file("values.yaml")).unwrap();
+    let schema: Value = serde_json::from_str(&file("values.schema.json")).unwrap();
+    let (mut given, mut known) = (BTreeSet::new(), BTreeSet::new());
+    paths(&values, "", &mut given);
+    schema_paths(&schema, &schema, "", &mut known);
+    let rows: BTreeSet<String> = chart::readme::rows(&file("values.yaml")).unwrap().into_iter().map(|row| row.path).collect();
+    let below = |all: &BTreeSet<String>, path: &str| all.iter().any(|k| path == k || path.starts_with(&format!("{k}.")));
+    for path in &given {
+        assert!(below(&known, path) || known.iter().any(|k| k.starts_with(&format!("{path}."))), "{path} is not in values.schema.json");
+        assert!(below(&rows, path), "{path} has no `# --` comment in values.yaml");
+    }
+    for path in &known {
+        let documented = below(&rows, path);
+        assert!(documented, "values.schema.json knows {path}, values.yaml does not");
+    }
+}
+
+/// No object of the schema takes a key that it does not know.
+#[test]
+fn the_schema_refuses_unknown_keys_everywhere() {
+    let schema: Value = serde_json::from_str(&file("values.schema.json")).unwrap();
+    fn check(schema: &Value, path: &str) {
+        if let Some(map) = schema["properties"].as_object() {
+            let closed = schema["additionalProperties"] == json!(false);
+            // Helm itself puts what it likes below `global`.
+            assert!(closed || path == ".global", "{path} takes unknown keys");
+            map.iter().for_each(|(key, inner)| check(inner, &format!("{path}.{key}")));
+        }
+    }
+    check(&schema, "");
+}
+
+#[test]
+fn names_and_times_are_the_codes() {
+    let all = render("computer-operator", "ns", &[]);
+    let text = |name: &str| one(&all, "ValidatingAdmissionPolicy", name).to_string();
+    assert!(one(&all, "MutatingAdmissionPolicy", "computer-operator-finalizer").to_string().contains(DELETION_FINALIZER));
+    assert!(text("computer-operator-release").contains(DELETION_FINALIZER));
+    assert!(text("computer-operator-reserved").contains(POD_FINALIZER) && text("computer-operator-reserved").contains(UID_LABEL));
+    assert!(text("computer-operator-children").contains(UID_LABEL));
+    assert!(
+        text("computer-operator-volumes").contains(ORIGINAL_POLICY_ANNOTATION) && text("computer-operator-volumes").contains(UID_LABEL)
+    );
+    for (name, pod) in pods(&all).iter().filter(|(name, _)| name.starts_with("Deployment")) {
+        assert_eq!(pod["terminationGracePeriodSeconds"], lease::DRAIN.as_secs() + 20, "{name}");
+    }
+    let rules = one(&all, "ClusterRole", "computer-operator-crds")["rules"].to_string();
+    for crd in crds::all() {
+        assert!(rules.contains(&format!("{}.{GROUP}", crd.spec.names.plural)));
+    }
+}
+
+/// An alert on a figure that is not exposed would never ring.
+#[test]
+fn every_alert_asks_for_figures_that_are_exposed() {
+    let exposed = Metrics::new().text().unwrap() + &Figures::default().text().unwrap();
+    let all = render("computer-operator", "ns", &["metrics.prometheusRule.enabled=true"]);
+    let rules = one(&all, "PrometheusRule", "computer-operator")["spec"]["groups"][0]["rules"].as_array().unwrap();
+    let mut names: Vec<&str> = rules.iter().map(|r| r["alert"].as_str().unwrap()).collect();
+    names.sort_unstable();
+    let expected =
+        ["ComputerApiErrors", "ComputerArchiveStoreUnavailable", "ComputerDeletionBlocked", "ComputerOperatorNoLeader", "ComputerOrphans"];
+    assert_eq!(names, expected);
+    for rule in rules {
+        let expression = rule["expr"].as_str().unwrap();
+        for figure in expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| w.starts_with("computer_operator_")) {
+            let family = figure.trim_end_matches("_count");
+            assert!(exposed.contains(&format!("# TYPE {family} ")), "{}: {figure} is not exposed", rule["alert"]);
+        }
+        assert!(rule["annotations"]["description"].as_str().is_some_and(|d| d.len() > 40), "{}: what is to be done?", rule["alert"]);
+    }
+}

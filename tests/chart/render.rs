@@ -1,0 +1,268 @@
+//! Every switch on and off: what is there, what is not, and that every pod is `restricted` and every setting one that the program takes.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Command};
+use serde_json::{Value, json};
+
+use crate::{flags, helm, id, one, pods, render};
+
+/// Release, namespace and values of every rendering that the checks for all go through.
+const MATRIX: &[(&str, &str, &[&str])] = &[
+    ("computer-operator", "computer-operator-system", &[]),
+    ("x", "default", &[]),
+    ("a-very-long-release-name-of-fifty-three-characters-x", "n", &[]),
+    ("dotted.name", "n", &["nameOverride=co"]),
+    ("co", "ops", &["fullnameOverride=other"]),
+    ("co", "ops", S3),
+    ("co", "ops", &["archive.local.existingClaim=mine", "archive.local.retainVolume=false", "archive.local.storageClassName=fast"]),
+    ("co", "ops", &["api.enabled=false", "metrics.serviceMonitor.enabled=true", "metrics.prometheusRule.enabled=true"]),
+    ("co", "ops", &["api.tls.mode=Secret", "api.tls.secretName=cert", "api.service.type=LoadBalancer", "api.service.port=443"]),
+    ("co", "ops", &["api.tls.mode=CertManager", "api.tls.issuerRef.name=ca", "api.tls.dnsNames={computers.example}"]),
+    ("co", "ops", &["api.ingress.enabled=true", "api.ingress.hosts={a.example,b.example}", "api.ingress.className=nginx"]),
+    ("co", "ops", &["crds.manage=false", "defaultClass.create=false", "uninstallGuard.enabled=false", "networkPolicy.enabled=false"]),
+    (
+        "co",
+        "ops",
+        &["admission.policies=false", "admission.finalizer=Off", "rbac.aggregateToUserRoles=false", "rbac.everybodySeesClasses=true"],
+    ),
+    ("co", "ops", &["global.imageRegistry=mirror.example", "imagePullSecrets[0].name=pull", "controller.logJson=true", "api.logJson=true"]),
+    ("co", "ops", PLACED),
+];
+const S3: &[&str] = &[
+    "archive.type=S3",
+    "archive.s3.bucket=archives",
+    "archive.s3.prefix=/computers/",
+    "archive.s3.region=eu-1",
+    "archive.s3.endpoint=http://minio:9000",
+    "archive.s3.allowHttp=true",
+    "archive.s3.credentialsSecret=keys",
+    "controller.replicas=3",
+];
+const PLACED: &[&str] = &[
+    "controller.priorityClassName=system-cluster-critical",
+    "controller.nodeSelector.disk=ssd",
+    "controller.tolerations[0].operator=Exists",
+    "controller.podLabels.team=a",
+    "controller.podAnnotations.note=b",
+    "controller.extraEnv[0].name=AWS_REGION",
+    "controller.extraEnv[0].value=x",
+    "controller.serviceAccount.annotations.role=arn",
+    "api.priorityClassName=system-cluster-critical",
+    "api.nodeSelector.disk=ssd",
+    "api.podLabels.team=a",
+];
+
+fn of(kind: &str, all: &[Value]) -> Vec<String> {
+    all.iter().filter(|o| o["kind"] == kind).map(|o| o["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn every_rendering_is_sound() {
+    for (release, namespace, set) in MATRIX {
+        let all = render(release, namespace, set);
+        let mut names: Vec<String> = all.iter().map(id).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        // A Role and the ClusterRole beside it are of different kinds.
+        assert_eq!(names.len(), count, "{release}: an object is there twice");
+        for object in &all {
+            let name = object["metadata"]["name"].as_str().unwrap();
+            assert!(name.len() <= 63, "{name}");
+            let cluster = ["ClusterRole", "ClusterRoleBinding"].contains(&object["kind"].as_str().unwrap())
+                || object["kind"].as_str().unwrap().contains("Admission");
+            let expected = if cluster { Value::Null } else { json!(namespace) };
+            assert_eq!(object["metadata"]["namespace"], expected, "{}", id(object));
+            assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/name"], "computer-operator", "{}", id(object));
+        }
+        pods(&all).iter().for_each(|(name, pod)| restricted(&format!("{release} {name}"), pod));
+        settings(&all);
+    }
+}
+
+fn restricted(name: &str, pod: &Value) {
+    let context = &pod["securityContext"];
+    assert_eq!((&context["runAsNonRoot"], &context["seccompProfile"]["type"]), (&json!(true), &json!("RuntimeDefault")), "{name}");
+    assert!(pod["serviceAccountName"].as_str().is_some_and(|account| account != "default"), "{name}");
+    for container in pod["containers"].as_array().unwrap() {
+        let context = &container["securityContext"];
+        assert_eq!(
+            (&context["allowPrivilegeEscalation"], &context["readOnlyRootFilesystem"], &context["capabilities"]["drop"]),
+            (&json!(false), &json!(true), &json!(["ALL"])),
+            "{name}"
+        );
+        assert!(container["resources"]["limits"]["memory"].is_string() && container["resources"]["requests"].is_object(), "{name}");
+    }
+}
+
+/// Every variable is a setting of the program, with a value that it takes; every argument a command that it knows.
+fn settings(all: &[Value]) {
+    for (name, pod) in pods(all) {
+        let container = &pod["containers"][0];
+        let given: Vec<&str> = container["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
+        let command = match given[0] {
+            "run" => computer_operator::runtime::config::Config::augment_args(Command::new("run")),
+            "api" => computer_operator::http::config::Config::augment_args(Command::new("api")),
+            "crds" => computer_operator::install::crds::Args::augment_args(Command::new("crds")),
+            "uninstall-check" => computer_operator::install::uninstall::Args::augment_args(Command::new("uninstall-check")),
+            "install-check" => computer_operator::install::check::Args::augment_args(Command::new("install-check")),
+            other => panic!("{name}: {other} is no command"),
+        };
+        let flags: BTreeMap<String, String> =
+            command.get_arguments().filter_map(|a| Some((a.get_env()?.to_str()?.to_owned(), format!("--{}", a.get_long()?)))).collect();
+        let mut line: Vec<String> = given.iter().map(|a| (*a).to_owned()).collect();
+        for variable in container["env"].as_array().into_iter().flatten() {
+            let key = variable["name"].as_str().unwrap();
+            if ["RUST_LOG", "POD_NAME"].contains(&key) || key.starts_with("AWS_") {
+                continue;
+            }
+            let flag = flags.get(key).unwrap_or_else(|| panic!("{name}: {key} is no setting of the program"));
+            line.push(format!("{flag}={}", service_address(all, variable["value"].as_str().unwrap())));
+        }
+        command.try_get_matches_from(line).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+/// Puts an address where the variable of a Service is named, which must be one of the same chart.
+fn service_address(all: &[Value], value: &str) -> String {
+    let Some((before, rest)) = value.split_once("$(") else { return value.to_owned() };
+    let (variable, after) = rest.split_once(')').unwrap();
+    let of_service = |name: &String| format!("{}_SERVICE_HOST", name.to_uppercase().replace('-', "_")) == variable;
+    assert!(of("Service", all).iter().any(of_service), "{variable} is of no Service: {:?}", of("Service", all));
+    format!("{before}192.0.2.7{after}")
+}
+
+#[test]
+fn the_embedded_store_means_one_replica_and_its_claim_stays() {
+    let all = render("co", "ops", &["fullnameOverride=co"]);
+    let deployment = &one(&all, "Deployment", "co")["spec"];
+    assert_eq!((&deployment["replicas"], &deployment["strategy"]["type"]), (&json!(1), &json!("Recreate")));
+    assert_eq!(one(&all, "PersistentVolumeClaim", "co-store")["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
+    assert_eq!(of("PodDisruptionBudget", &all), ["co-api"], "a budget for one replica would stop every drain");
+    let own = render("co", "ops", &["archive.local.existingClaim=mine"]);
+    assert!(of("PersistentVolumeClaim", &own).is_empty() && format!("{own:?}").contains("\"mine\""));
+}
+
+#[test]
+fn a_bucket_lets_several_replicas_stand_by() {
+    let all = render("co", "ops", &[S3, &["fullnameOverride=co"]].concat());
+    let deployment = &one(&all, "Deployment", "co")["spec"];
+    assert_eq!((&deployment["replicas"], &deployment["strategy"]["type"]), (&json!(3), &json!("RollingUpdate")));
+    let pod = &deployment["template"]["spec"];
+    assert_eq!(pod["containers"][0]["envFrom"], json!([{"secretRef": {"name": "keys"}}]));
+    let store = pod["containers"][0]["env"].as_array().unwrap().iter().find(|e| e["name"] == "ARCHIVE_STORE").unwrap();
+    assert_eq!(store["value"], "s3://archives/computers?region=eu-1&endpoint=http://minio:9000&allow_http=true");
+    assert!(pod["volumes"].is_null() && of("PersistentVolumeClaim", &all).is_empty());
+    assert_eq!(of("PodDisruptionBudget", &all), ["co", "co-api"]);
+    assert_eq!(pod["topologySpreadConstraints"][0]["topologyKey"], "kubernetes.io/hostname");
+}
+
+#[test]
+fn every_switch_does_what_it_says() {
+    let all = |set: &[&str]| render("co", "ops", &[set, &["fullnameOverride=co"]].concat());
+    let usual = all(&[]);
+    for kind in ["Ingress", "Certificate", "ServiceMonitor", "PrometheusRule"] {
+        assert!(of(kind, &usual).is_empty(), "{kind} is there unasked");
+    }
+    for (set, kind, name, there) in [
+        (&["api.ingress.enabled=true", "api.ingress.hosts={h}"][..], "Ingress", "co-api", true),
+        (&["api.tls.mode=CertManager", "api.tls.issuerRef.name=i"], "Certificate", "co-api", true),
+        (&["metrics.serviceMonitor.enabled=true"], "ServiceMonitor", "co", true),
+        (&["metrics.prometheusRule.enabled=true"], "PrometheusRule", "co", true),
+        (&["rbac.everybodySeesClasses=true"], "ClusterRoleBinding", "computer-operator-classes", true),
+        (&["api.enabled=false"], "Deployment", "co-api", false),
+        (&["api.enabled=false"], "Service", "co-api", false),
+        (&["api.enabled=false"], "ServiceAccount", "co-api", false),
+        (&["api.enabled=false"], "ClusterRole", "co-api", false),
+        (&["networkPolicy.enabled=false"], "NetworkPolicy", "co-default-deny", false),
+        (&["uninstallGuard.enabled=false"], "Job", "co-uninstall-guard", false),
+        (&["crds.manage=false", "defaultClass.create=false"], "Job", "co-crds", false),
+        (&["defaultClass.create=false"], "ConfigMap", "co-crds", false),
+        (&["admission.policies=false"], "ValidatingAdmissionPolicy", "co-release", false),
+        (&["admission.finalizer=Off"], "MutatingAdmissionPolicy", "co-finalizer", false),
+        (&["api.podDisruptionBudget.enabled=false"], "PodDisruptionBudget", "co-api", false),
+    ] {
+        let found = |objects: &[Value]| of(kind, objects).iter().any(|n| n == name);
+        assert_eq!((found(&usual), found(&all(set))), (!there, there), "{set:?}: {kind}/{name}");
+    }
+    let aggregated = |objects: &[Value]| one(objects, "ClusterRole", "computer-operator-edit")["metadata"]["labels"].to_string();
+    assert!(
+        aggregated(&usual).contains("aggregate-to-edit")
+            && !aggregated(&all(&["rbac.aggregateToUserRoles=false"])).contains("aggregate-to")
+    );
+}
+
+#[test]
+fn the_finalizer_policy_follows_the_cluster() {
+    let rendered = |more: &[&str]| helm().template("co", "ops", more).unwrap().contains("kind: MutatingAdmissionPolicy\n");
+    assert!(!rendered(&[]), "a cluster that does not serve it would refuse the whole release");
+    assert!(rendered(&crate::SERVED));
+    assert!(rendered(&["--set", "admission.finalizer=On"]));
+}
+
+#[test]
+fn images_by_digest_and_from_another_registry() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let set = format!("image.digest={digest}");
+    let all = render("co", "ops", &[&set, "global.imageRegistry=mirror.example:5000", "imagePullSecrets[0].name=pull"]);
+    for (name, pod) in pods(&all) {
+        assert_eq!(pod["containers"][0]["image"], format!("mirror.example:5000/operator@{digest}"), "{name}");
+    }
+    // Archive pods are made by the operator: it must know the same image, and their account the same Secret.
+    assert!(
+        one(&all, "Deployment", "co-computer-operator")
+            .to_string()
+            .contains(&format!("\"OPERATOR_IMAGE\",\"value\":\"mirror.example:5000/operator@{digest}\""))
+    );
+    for account in all.iter().filter(|o| o["kind"] == "ServiceAccount") {
+        assert_eq!(account["imagePullSecrets"], json!([{"name": "pull"}]), "{}", id(account));
+    }
+    let class = one(&all, "ConfigMap", "co-computer-operator-crds")["data"]["class.yaml"].as_str().unwrap();
+    assert!(class.contains("image: mirror.example:5000/library/debian:12-slim"), "{class}");
+}
+
+#[test]
+fn the_default_class_is_one_and_may_be_replaced() {
+    let class = |set: &[&str]| -> Value {
+        let all = render("co", "ops", set);
+        serde_yaml_ng::from_str(one(&all, "ConfigMap", "co-computer-operator-crds")["data"]["class.yaml"].as_str().unwrap()).unwrap()
+    };
+    let usual = class(&[]);
+    let parsed: computer_operator::resources::ComputerClass = serde_json::from_value(usual.clone()).unwrap();
+    let pod = computer_operator::computer::pod::desired(&parsed, &Default::default(), "home").unwrap();
+    assert_eq!(pod.spec.unwrap().containers.len(), 1);
+    assert_eq!(usual["metadata"]["annotations"]["computer-operator.dev/is-default-class"], "true");
+    let own = class(&[
+        "defaultClass.spec.podTemplate.spec.containers[0].name=a",
+        "defaultClass.spec.archive.policy=BestEffort",
+        "defaultClass.isDefault=false",
+    ]);
+    assert_eq!(
+        (&own["spec"]["podTemplate"]["spec"]["containers"][0]["name"], &own["spec"]["archive"]["policy"]),
+        (&json!("a"), &json!("BestEffort"))
+    );
+    assert_eq!(own["metadata"]["annotations"]["computer-operator.dev/is-default-class"], "false");
+}
+
+/// Nothing but the operator, the API and running hooks has a right; archive pods have none at all.
+#[test]
+fn each_account_has_its_own_rights() {
+    let all = render("co", "ops", &["fullnameOverride=co"]);
+    for binding in all.iter().filter(|o| o["kind"].as_str().unwrap().ends_with("Binding") && o["subjects"].is_array()) {
+        let subjects = binding["subjects"].as_array().unwrap();
+        assert_eq!(subjects.len(), 1, "{}", id(binding));
+        assert_eq!((&subjects[0]["name"], &subjects[0]["namespace"]), (&binding["roleRef"]["name"], &json!("ops")), "{}", id(binding));
+        assert_ne!(subjects[0]["name"], "co-archive");
+    }
+    for account in all.iter().filter(|o| o["kind"] == "ServiceAccount") {
+        assert_eq!(account["automountServiceAccountToken"], json!(false), "{}", id(account));
+    }
+}
+
+#[test]
+fn a_release_name_that_no_service_can_have_is_refused_with_what_to_do() {
+    let error = helm().template("1st", "ops", &flags(&[])).unwrap_err().to_string();
+    assert!(error.contains("set fullnameOverride"), "{error}");
+    helm().template("1st", "ops", &["--set", "fullnameOverride=first"]).unwrap();
+}

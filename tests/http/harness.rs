@@ -1,0 +1,361 @@
+//! One control plane with the CRDs and the rights as installed, the operator, three replicas (the third one with TLS), and tenants.
+//! No sleeps: everything waits for a condition with a deadline.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use computer_operator::credentials::ComputerId;
+use computer_operator::resources::{Computer, ComputerRecord};
+use computer_operator::runtime::rbac;
+use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
+use kube::Client;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use xtask::cluster::{Cluster, Options, Profile};
+
+use crate::client::{Answer, Ask};
+use crate::process::{Process, free_address};
+
+pub const SYSTEM: &str = "computer-operator-system";
+pub const AUDIENCE: &str = "computer-operator";
+/// Longest time for one thing to happen on a busy machine of two cores.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A server of the API.
+pub struct Replica {
+    pub address: SocketAddr,
+    pub base: String,
+    pub process: Process,
+}
+
+pub struct Bench {
+    pub client: Client,
+    pub http: reqwest::Client,
+    pub replicas: Vec<Replica>,
+    pub operator: Mutex<Option<Process>>,
+    pub folder: tempfile::TempDir,
+    kubectl: PathBuf,
+    cluster: Cluster,
+    logs: PathBuf,
+    turn: AtomicUsize,
+    count: AtomicUsize,
+    tokens: Mutex<HashSet<String>>,
+}
+
+/// Asks until there is an answer.
+pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, ask: impl Fn() -> F) -> Result<T> {
+    let deadline = Instant::now() + LONG;
+    let mut last = String::new();
+    loop {
+        match ask().await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => {}
+            Err(error) => last = format!(" (last: {error:#})"),
+        }
+        ensure!(Instant::now() < deadline, "{what}: not within {} s{last}", LONG.as_secs());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+impl Bench {
+    /// Everything up and ready.
+    pub async fn up() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let options = Options { dir: Some(folder.path().join("cluster")), bound: true, ..Options::default() };
+        let cluster = Cluster::up_with("http", Profile::ControlPlane, options).await?;
+        let file = kube::config::Kubeconfig::read_from(cluster.kubeconfig())?;
+        let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?;
+        let logs = Path::new(env!("CARGO_TARGET_TMPDIR")).join("http-logs");
+        let _ = std::fs::remove_dir_all(&logs);
+        std::fs::create_dir_all(&logs)?;
+        let certificate = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
+        std::fs::write(folder.path().join("tls.crt"), certificate.cert.pem())?;
+        std::fs::write(folder.path().join("tls.key"), certificate.signing_key.serialize_pem())?;
+        let trusted = reqwest::Certificate::from_pem(certificate.cert.pem().as_bytes())?;
+        let mut bench = Self {
+            client: Client::try_from(config)?,
+            http: reqwest::Client::builder().tls_certs_merge([trusted]).timeout(LONG).build()?,
+            replicas: Vec::new(),
+            operator: Mutex::new(None),
+            kubectl: cluster.kubectl()?,
+            folder,
+            cluster,
+            logs,
+            turn: AtomicUsize::new(0),
+            count: AtomicUsize::new(0),
+            tokens: Mutex::default(),
+        };
+        bench.install().await?;
+        bench.start_operator().await?;
+        let tls = |name: &str| bench.folder.path().join(name).display().to_string();
+        let tls = [format!("--tls-cert={}", tls("tls.crt")), format!("--tls-key={}", tls("tls.key"))];
+        let none: &[String] = &[];
+        for (name, more) in [("api-0", none), ("api-1", none), ("api-2", &tls)] {
+            let replica = bench.replica(name, more).await?;
+            bench.replicas.push(replica);
+        }
+        Ok(bench)
+    }
+
+    async fn install(&self) -> Result<()> {
+        let crds = computer_operator::resources::crds::files()?.into_iter().map(|(_, yaml)| yaml).collect::<Vec<_>>().join("\n---\n");
+        self.kubectl(&["apply", "-f", "-"], &crds).await?;
+        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").await?;
+        let install = rbac::Install { namespace: SYSTEM.into(), image: "none:1".into(), store_size: "1Gi".into(), deployment: false };
+        let all: Vec<String> = rbac::manifests(&install).iter().map(Value::to_string).collect();
+        self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).await?;
+        let computers: Api<Computer> = Api::all(self.client.clone());
+        eventually("computers are served", || async { Ok(computers.list(&ListParams::default()).await.ok()) }).await?;
+        let class = json!({
+            "apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass",
+            "metadata": {"name": "standard", "annotations": {"computer-operator.dev/is-default-class": "true"}},
+            "spec": {"podTemplate": {"spec": {"containers": [{"name": "machine", "image": "none:1"}]}}, "storage": {"size": "1Gi"}},
+        });
+        self.kubectl(&["apply", "-f", "-"], &class.to_string()).await.map(drop)
+    }
+
+    /// The operator, in place of one that runs.
+    pub async fn start_operator(&self) -> Result<()> {
+        let kubeconfig = self.kubeconfig("computer-operator").await?;
+        let ingest = free_address()?;
+        let arguments = [
+            "run".to_owned(),
+            "--image=none:1".to_owned(),
+            "--leader-election=false".to_owned(),
+            format!("--store=file://{}", self.folder.path().join("store").display()),
+            format!("--ingest-url=https://{ingest}"),
+            format!("--ingest-bind={ingest}"),
+            format!("--metrics-bind={}", free_address()?),
+        ];
+        let process = Process::start(&arguments, &kubeconfig, &self.logs.join("operator.log"))?;
+        *self.operator.lock().unwrap() = Some(process);
+        Ok(())
+    }
+
+    /// A server of the API that is ready.
+    pub async fn replica(&self, name: &str, more: &[String]) -> Result<Replica> {
+        let kubeconfig = self.kubeconfig("computer-operator-api").await?;
+        let (address, metrics) = (free_address()?, free_address()?);
+        let mut arguments = vec!["api".to_owned(), format!("--bind={address}"), format!("--metrics-bind={metrics}")];
+        arguments.extend_from_slice(more);
+        let process = Process::start(&arguments, &kubeconfig, &self.logs.join(format!("{name}.log")))?;
+        let scheme = if more.iter().any(|a| a.starts_with("--tls")) { "https" } else { "http" };
+        eventually(&format!("{name} is ready"), || async {
+            let answer = self.http.get(format!("http://{metrics}/readyz")).send().await?;
+            Ok(answer.status().is_success().then_some(()))
+        })
+        .await?;
+        Ok(Replica { address, base: format!("{scheme}://{address}"), process })
+    }
+
+    /// A kubeconfig with a token of one of the operator's ServiceAccounts: its rights, and no more.
+    async fn kubeconfig(&self, account: &str) -> Result<PathBuf> {
+        let path = self.folder.path().join(format!("{account}.kubeconfig"));
+        if path.exists() {
+            return Ok(path);
+        }
+        let token = eventually("a token", || async {
+            self.kubectl(&["create", "token", account, "-n", SYSTEM, "--duration=6h"], "").await.map(Some)
+        })
+        .await?;
+        self.tokens.lock().unwrap().insert(token.trim().to_owned());
+        let admin = kube::config::Kubeconfig::read_from(self.cluster.kubeconfig())?;
+        let cluster = serde_json::to_value(&admin.clusters[0])?;
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "clusters": [cluster], "current-context": "c",
+            "users": [{"name": "u", "user": {"token": token.trim()}}],
+            "contexts": [{"name": "c", "context": {"cluster": cluster["name"], "user": "u"}}],
+        });
+        std::fs::write(&path, serde_json::to_vec(&config)?)?;
+        Ok(path)
+    }
+
+    pub async fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = tokio::process::Command::new(&self.kubectl);
+        command.args(arguments).env("KUBECONFIG", self.cluster.kubeconfig()).kill_on_drop(true);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("stdin")?.write_all(input.as_bytes()).await?;
+        let output = child.wait_with_output().await?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), errors.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Applies objects.
+    pub async fn apply(&self, objects: &[Value]) -> Result<()> {
+        let all: Vec<String> = objects.iter().map(Value::to_string).collect();
+        self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).await.map(drop)
+    }
+
+    /// Sends to whichever replica has its turn: any replica serves any request.
+    pub async fn send(&self, ask: Ask) -> Result<Answer> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.replicas.len();
+        self.send_to(turn, ask).await
+    }
+
+    /// Sends to one replica.
+    pub async fn send_to(&self, replica: usize, ask: Ask) -> Result<Answer> {
+        self.note(ask.token.as_deref());
+        ask.send(&self.http, &self.replicas[replica].base).await
+    }
+
+    fn note(&self, token: Option<&str>) {
+        // Shorter words may well be in a log for another reason.
+        if let Some(token) = token.filter(|t| t.len() > 30) {
+            self.tokens.lock().unwrap().insert(token.to_owned());
+        }
+    }
+
+    /// A namespace of its own, named after the scenario.
+    pub async fn namespace(&self, what: &str) -> Result<String> {
+        let name = format!("{what}-{}", self.count.fetch_add(1, Ordering::Relaxed));
+        let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+        Api::all(self.client.clone()).create(&PostParams::default(), &namespace).await?;
+        Ok(name)
+    }
+
+    /// A ServiceAccount that may do `verbs` with computers and sessions of its namespace (or, `everywhere`, of all).
+    pub async fn account(&self, namespace: &str, name: &str, verbs: &[&str], everywhere: bool) -> Result<String> {
+        let (kind, within) = if everywhere { ("Cluster", None) } else { ("", Some(namespace)) };
+        let role = format!("{name}-of-{namespace}");
+        let mut objects = vec![json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}})];
+        if !verbs.is_empty() {
+            objects.push(json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": format!("{kind}Role"), "metadata": {"name": role, "namespace": within},
+                "rules": [{"apiGroups": ["computer-operator.dev"], "resources": ["computers", "sessions"], "verbs": verbs}],
+            }));
+            objects.push(json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": format!("{kind}RoleBinding"), "metadata": {"name": role, "namespace": within},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": format!("{kind}Role"), "name": role},
+                "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+            }));
+        }
+        self.apply(&objects).await?;
+        self.jwt(namespace, name, AUDIENCE).await
+    }
+
+    /// A token of a ServiceAccount.
+    pub async fn jwt(&self, namespace: &str, name: &str, audience: &str) -> Result<String> {
+        let request: TokenRequest = serde_json::from_value(json!({"spec": {"audiences": [audience], "expirationSeconds": 3600}}))?;
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+        let made = accounts.create_token_request(name, &PostParams::default(), &request).await?;
+        Ok(made.status.context("a token")?.token)
+    }
+
+    /// A namespace, and a token of somebody who may do everything with its computers.
+    pub async fn tenant(&self, what: &str) -> Result<(String, String)> {
+        let namespace = self.namespace(what).await?;
+        let token = self.account(&namespace, "owner", &["get", "list", "create", "patch", "delete"], false).await?;
+        // Rights are read from a cache of the API server: they count a moment later.
+        eventually("the rights count", || async {
+            let answer = self.send(Ask::get("/api/v0/computers").by(&token)).await?;
+            Ok((answer.status == 200).then_some(()))
+        })
+        .await?;
+        Ok((namespace, token))
+    }
+
+    /// Creates a machine of the caller's own.
+    pub async fn byom(&self, token: &str, name: &str) -> Result<String> {
+        let body = json!({"name": name, "remoteUser": "dev", "provider": "byom"});
+        let made = self.send(Ask::post("/api/v0/computers").by(token).json(&body)).await?.is(201)?;
+        Ok(made.body["id"].as_str().context("an id")?.to_owned())
+    }
+
+    /// The key of a computer, once it authenticates.
+    pub async fn key(&self, id: &str) -> Result<String> {
+        let of = ComputerId::decode(id).context("an id")?;
+        let key = eventually("the key's Secret", || async {
+            let status = self.computers(&of.namespace).get(&of.name).await?.status.unwrap_or_default();
+            let Some(secret) = status.credential_secret_name else { return Ok(None) };
+            let secret: Option<Secret> = Api::namespaced(self.client.clone(), &of.namespace).get_opt(&secret).await?;
+            let token = secret.and_then(|s| s.data).and_then(|mut d| d.remove("token"));
+            Ok(token.map(|t| String::from_utf8(t.0)).transpose()?)
+        })
+        .await?;
+        eventually("the key is live", || async {
+            let answer = self.send(Ask::get(format!("/api/v0/computers/{id}")).by(&key)).await?;
+            Ok((answer.status == 200 && answer.body["status"] == "active").then_some(()))
+        })
+        .await?;
+        Ok(key)
+    }
+
+    /// Waits until this is the code.
+    pub async fn until(&self, status: u16, ask: Ask) -> Result<Answer> {
+        eventually(&format!("{} {} is {status}", ask.method, ask.path), || async {
+            let answer = self.send(ask.clone()).await?;
+            if answer.status == status { Ok(Some(answer)) } else { bail!("{}: {}", answer.status, answer.text) }
+        })
+        .await
+    }
+
+    pub fn computers(&self, namespace: &str) -> Api<Computer> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// The object behind an id.
+    pub async fn object(&self, id: &str) -> Result<Computer> {
+        let of = ComputerId::decode(id).context("an id")?;
+        Ok(self.computers(&of.namespace).get(&of.name).await?)
+    }
+
+    pub fn records(&self) -> Api<ComputerRecord> {
+        Api::namespaced(self.client.clone(), SYSTEM)
+    }
+
+    /// As an admin does: what it takes to hold an object, or to change what the API does not.
+    pub async fn merge(&self, id: &str, patch: Value) -> Result<()> {
+        let of = ComputerId::decode(id).context("an id")?;
+        self.computers(&of.namespace).patch(&of.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
+    }
+
+    /// Keeps a computer that is deleted: a finalizer that is not ours. Released by [`Bench::let_go`].
+    pub async fn hold(&self, id: &str) -> Result<()> {
+        let mut finalizers = self.object(id).await?.metadata.finalizers.unwrap_or_default();
+        finalizers.push("example.com/hold".to_owned());
+        self.merge(id, json!({"metadata": {"finalizers": finalizers}})).await
+    }
+
+    /// Takes the foreign finalizer off.
+    pub async fn let_go(&self, id: &str) -> Result<()> {
+        let mut finalizers = self.object(id).await?.metadata.finalizers.unwrap_or_default();
+        finalizers.retain(|f| f != "example.com/hold");
+        self.merge(id, json!({"metadata": {"finalizers": finalizers}})).await
+    }
+
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// Folder of the control plane.
+    pub fn cluster_folder(&self) -> Result<&Path> {
+        self.cluster.dir().context("a cluster of ours")
+    }
+
+    /// No token that was sent is in what any process said.
+    pub fn logs_hold_no_token(&self) -> Result<()> {
+        let tokens = self.tokens.lock().unwrap();
+        for file in std::fs::read_dir(&self.logs)? {
+            let path = file?.path();
+            let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
+            for token in tokens.iter() {
+                // The secret part of a key, the signature of a JWT.
+                let secret = token.rsplit('.').next().filter(|s| s.len() > 20).unwrap_or(token);
+                ensure!(!text.contains(secret), "{} holds a token", path.display());
+            }
+        }
+        ensure!(tokens.len() > 3, "no token was sent at all");
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! A computer's key while the computer is deleted: 16 clients use it without a pause on all replicas, and not one request that began
+//! after the 204 is authenticated (S2).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use computer_operator::credentials::ComputerId;
+
+use crate::client::Ask;
+use crate::harness::Bench;
+use crate::{Scenario, scenarios};
+
+const CLIENTS: usize = 16;
+const ROUNDS: usize = 3;
+
+pub fn all() -> Vec<Scenario> {
+    scenarios![no_request_after_the_204_is_authenticated, a_deletion_by_kubectl_is_as_final]
+}
+
+/// When a request began, and its code.
+type Seen = Vec<(Instant, u16)>;
+
+/// Clients that ask on and on, and where to stop them.
+struct Hammer {
+    stop: Arc<AtomicBool>,
+    clients: tokio::task::JoinSet<Result<Seen>>,
+}
+
+impl Hammer {
+    fn start(bench: &Arc<Bench>, id: &str, key: &str) -> Self {
+        let (stop, mut clients) = (Arc::new(AtomicBool::new(false)), tokio::task::JoinSet::new());
+        for i in 0..CLIENTS {
+            let (bench, stop) = (Arc::clone(bench), Arc::clone(&stop));
+            let ask = Ask::get(format!("/api/v0/computers/{id}")).by(key);
+            clients.spawn(async move {
+                let (mut seen, mut turn) = (Seen::new(), i);
+                while !stop.load(Ordering::Relaxed) {
+                    let began = Instant::now();
+                    let answer = bench.send_to(turn % bench.replicas.len(), ask.clone()).await?;
+                    seen.push((began, answer.status));
+                    turn += 1;
+                }
+                Ok(seen)
+            });
+        }
+        Self { stop, clients }
+    }
+
+    async fn stop(mut self) -> Result<Seen> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Seen::new();
+        while let Some(seen) = self.clients.join_next().await {
+            all.extend(seen??);
+        }
+        Ok(all)
+    }
+}
+
+/// Insists that the key died: at once for requests that began after `dead`, and that it was alive before.
+fn judge(seen: &Seen, dead: Instant) -> Result<()> {
+    let late = seen.iter().filter(|(began, _)| *began > dead);
+    let (alive, after) = (seen.iter().filter(|(_, code)| *code == 200).count(), late.clone().count());
+    ensure!(alive >= CLIENTS && after >= CLIENTS, "{alive} requests while it lived, {after} after its end: that shows nothing");
+    if let Some((began, code)) = late.clone().find(|(_, code)| *code != 401) {
+        bail!("S2: a request that began {} µs after the key's end was answered {code}", (*began - dead).as_micros());
+    }
+    // In between it is 404 to a request that was authenticated just before, and nothing else.
+    let odd = seen.iter().find(|(_, code)| ![200, 401, 404].contains(code));
+    ensure!(odd.is_none(), "{odd:?}");
+    Ok(())
+}
+
+async fn no_request_after_the_204_is_authenticated(bench: Arc<Bench>) -> Result<()> {
+    let (_, token) = bench.tenant("race").await?;
+    for round in 0..ROUNDS * bench.replicas.len() {
+        let replica = round % bench.replicas.len();
+        let id = bench.byom(&token, &format!("box-{round}")).await?;
+        let key = bench.key(&id).await?;
+        let hammer = Hammer::start(&bench, &id, &key);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Every third time the key itself ends it.
+        let by = if round % 3 == 2 { &key } else { &token };
+        bench.send_to(replica, Ask::delete(format!("/api/v0/computers/{id}")).by(by)).await?.is(204)?;
+        let dead = Instant::now();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        judge(&hammer.stop().await?, dead).with_context(|| format!("round {round}, replica {replica}"))?;
+    }
+    Ok(())
+}
+
+/// The API server's word that it is being deleted is enough, with or without us.
+async fn a_deletion_by_kubectl_is_as_final(bench: Arc<Bench>) -> Result<()> {
+    let (_, token) = bench.tenant("kubectl").await?;
+    for round in 0..ROUNDS {
+        let id = bench.byom(&token, &format!("box-{round}")).await?;
+        let key = bench.key(&id).await?;
+        let hammer = Hammer::start(&bench, &id, &key);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let of = ComputerId::decode(&id).context("an id")?;
+        bench.computers(&of.namespace).delete(&of.name, &kube::api::DeleteParams::default()).await?;
+        let dead = Instant::now();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        judge(&hammer.stop().await?, dead).with_context(|| format!("round {round}"))?;
+    }
+    Ok(())
+}

@@ -10,11 +10,13 @@ mod conformance;
 mod faults;
 mod life;
 mod matrix;
+mod model;
 mod moves;
 mod observer;
 mod replica;
 mod run;
 mod scripts;
+mod small;
 mod soak;
 mod store;
 mod teeth;
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     let stages: Vec<String> = value("--stages").map(|s| s.split(',').map(str::to_owned).collect()).unwrap_or_default();
     let well = match arguments.first().map(String::as_str) {
         Some("conformance") => conformance::run_all(),
+        Some("model") => model::run_all(full),
         Some("teeth") => teeth::run_all(jobs),
         Some("soak") => {
             let time = std::time::Duration::from_secs(60 * number("--minutes").unwrap_or(0));

@@ -87,11 +87,8 @@ impl Verifier {
     pub fn check(&self, uid: &str) -> Verification {
         let Ok(mut state) = self.state.lock() else { return Verification::Unavailable("the verifier failed".to_owned()) };
         state.retain(|_, known| known.running || known.since.elapsed() < FORGOTTEN);
-        let known = state.entry(uid.to_owned()).or_insert_with(|| Checked {
-            last: Verification::Running,
-            since: Instant::now(),
-            running: false,
-        });
+        let known =
+            state.entry(uid.to_owned()).or_insert_with(|| Checked { last: Verification::Running, since: Instant::now(), running: false });
         if known.running {
             return known.last.clone();
         }

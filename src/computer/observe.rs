@@ -30,7 +30,13 @@ pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Source
         name,
         computer: computer.map(|c| (*c).clone()),
         record,
-        overrides: caches.overrides.state().iter().filter(|o| o.spec.computer.uid == uid || !guards::on(Guard::OverrideTarget)).map(|o| (**o).clone()).collect(),
+        overrides: caches
+            .overrides
+            .state()
+            .iter()
+            .filter(|o| o.spec.computer.uid == uid || !guards::on(Guard::OverrideTarget))
+            .map(|o| (**o).clone())
+            .collect(),
         facts: BTreeMap::new(),
         archive: None,
         receipt: None,

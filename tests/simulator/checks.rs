@@ -86,7 +86,9 @@ fn released(observer: &mut Observer, state: &State, of: &str, in_order: bool) {
         Some(r) if r.spec.state.credential != CredentialState::Revoked => broken.push("its key is not revoked".to_owned()),
         Some(_) if handed_off => {}
         Some(_) if deletion.is_none_or(|d| d.receipt.is_none()) => broken.push("no receipt is on record".to_owned()),
-        Some(_) if observer.receipt(of).is_none() && !overridden(state, of, "write-receipt") => broken.push("no receipt is stored".to_owned()),
+        Some(_) if observer.receipt(of).is_none() && !overridden(state, of, "write-receipt") => {
+            broken.push("no receipt is stored".to_owned())
+        }
         Some(_) => {}
     }
     broken.into_iter().for_each(|b| observer.violation(format!("S3: {of} was released although {b}")));
@@ -117,7 +119,12 @@ fn of_record(observer: &mut Observer, change: &Change) {
     match (old.deletion, new.deletion) {
         (Some(_), None) => broken.push("its deletion was forgotten".to_owned()),
         (Some(old), Some(new)) => {
-            broken.extend(old.steps.iter().filter(|(k, v)| new.steps.get(*k) != Some(v)).map(|(k, _)| format!("step {k} changed after it was finished")));
+            broken.extend(
+                old.steps
+                    .iter()
+                    .filter(|(k, v)| new.steps.get(*k) != Some(v))
+                    .map(|(k, _)| format!("step {k} changed after it was finished")),
+            );
             if old.archive.is_some() && old.archive != new.archive {
                 broken.push("its archive changed".to_owned());
             }
@@ -150,7 +157,8 @@ fn child(observer: &mut Observer, state: &State, change: &Change) {
     let Some(record) = record(state, &of) else { return observer.violation(format!("S5: {what} was created without a record")) };
     let children = &record.spec.state.children;
     let called = Some(name(object).to_owned());
-    let recorded = children.claim_name == called || children.secret_name == called || children.pods.iter().any(|p| Some(&p.name) == called.as_ref());
+    let recorded =
+        children.claim_name == called || children.secret_name == called || children.pods.iter().any(|p| Some(&p.name) == called.as_ref());
     if namespace(object) != SYSTEM && !recorded {
         observer.violation(format!("S5: {what} was created before its name was on record"));
     }
@@ -171,7 +179,8 @@ fn volume(observer: &mut Observer, change: &Change) {
     if !observer.owns(holder) {
         // A custody claim that was deleted by somebody: its name in our namespace is proof enough.
         let ours = text(before, "/spec/claimRef/namespace") == Some(SYSTEM);
-        let known = ours || text(before, "/metadata/labels/computer-operator.dev~1computer-uid").is_some_and(|c| observer.fates.contains_key(c));
+        let known =
+            ours || text(before, "/metadata/labels/computer-operator.dev~1computer-uid").is_some_and(|c| observer.fates.contains_key(c));
         if !known {
             observer.violation(format!("S5: volume {} of claim {holder}, which is not ours, was changed", name(after)));
         }
@@ -202,7 +211,10 @@ pub fn destroyed(observer: &mut Observer, state: &State, volume: &Value) {
     match observer.archive(of) {
         None => observer.violation(format!("S1: the home of {of} was destroyed, and there is no archive")),
         Some(found) if found != [expected] => {
-            observer.violation(format!("S1: the home of {of} was destroyed, and its archive is not of what was last written ({})", disk.written));
+            observer.violation(format!(
+                "S1: the home of {of} was destroyed, and its archive is not of what was last written ({})",
+                disk.written
+            ));
         }
         Some(_) => {}
     }

@@ -153,7 +153,8 @@ fn seen((code, value): &(u16, Value), kept: &BTreeMap<&str, Value>) -> Value {
     let value: Value = serde_json::from_str(&text).unwrap_or_default();
     if value["kind"] == "Status" {
         let details = &value["details"];
-        let causes: Vec<&Value> = details["causes"].as_array().into_iter().flatten().filter(|c| c["reason"] == "NamespaceTerminating").collect();
+        let causes: Vec<&Value> =
+            details["causes"].as_array().into_iter().flatten().filter(|c| c["reason"] == "NamespaceTerminating").collect();
         return json!({"code": code, "status": value["status"], "reason": value["reason"], "message": value["message"],
             "name": details["name"], "kind": details["kind"], "uid": details["uid"], "causes": causes});
     }

@@ -156,7 +156,12 @@ fn latest_death(state: &State) -> Option<Instant> {
 fn over(state: &State) -> bool {
     let released = |u: &String| record(state, u).is_none_or(|r| r.spec.state.phase == RecordPhase::Released);
     let namespaces = state.all("namespaces").all(|n| !deleting(n));
-    state.all("computers").next().is_none() && namespaces && !state.observer.fates.is_empty() && state.observer.fates.keys().all(released)
+    let wanted = state.observer.wanted == 0;
+    state.all("computers").next().is_none()
+        && wanted
+        && namespaces
+        && !state.observer.fates.is_empty()
+        && state.observer.fates.keys().all(released)
 }
 
 pub fn left(state: &State) -> String {
@@ -166,7 +171,11 @@ pub fn left(state: &State) -> String {
     }
     for (of, fate) in &state.observer.fates {
         if let Some(record) = record(state, of).filter(|r| r.spec.state.phase != RecordPhase::Released) {
-            all.push(format!("record {of} (dying: {}) {}", fate.dying.is_some(), serde_json::to_string(&record.spec.state).unwrap_or_default()));
+            all.push(format!(
+                "record {of} (dying: {}) {}",
+                fate.dying.is_some(),
+                serde_json::to_string(&record.spec.state).unwrap_or_default()
+            ));
         }
     }
     for kind in ["namespaces", "pods", "persistentvolumeclaims", "persistentvolumes"] {
@@ -224,4 +233,3 @@ pub fn end_state(state: &State) -> Vec<String> {
     }
     wrong
 }
-

@@ -37,7 +37,12 @@ pub const STAGES: [Stage; 9] = [
     Stage { name: "unobserved", about: "all watches cut at every request; what happens meanwhile is never shown", stride: 12, cases: cut },
     Stage { name: "recreated", about: "deleted and created again under the same name at every request", stride: 9, cases: recreated },
     Stage { name: "moves", about: "each of the adversary's moves after every request", stride: 111, cases: moves },
-    Stage { name: "down", about: "each of the adversary's moves while the operator is down, from every request on", stride: 111, cases: down },
+    Stage {
+        name: "down",
+        about: "each of the adversary's moves while the operator is down, from every request on",
+        stride: 111,
+        cases: down,
+    },
 ];
 
 impl Reference {
@@ -158,14 +163,26 @@ fn one(stage: &Stage, cases: &[Case], all: usize, references: &[Reference], jobs
     });
     let failures = failures.into_inner().unwrap();
     let verdict = if failures.is_empty() { "ok" } else { "FAILED" };
-    println!("{verdict:>6}  {:<12} {:>5} of {all:>5} runs, {} failed, {} s: {}", stage.name, cases.len(), failures.len(), began.elapsed().as_secs(), stage.about);
+    println!(
+        "{verdict:>6}  {:<12} {:>5} of {all:>5} runs, {} failed, {} s: {}",
+        stage.name,
+        cases.len(),
+        failures.len(),
+        began.elapsed().as_secs(),
+        stage.about
+    );
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     for (case, wrong) in &failures {
         let kind: String = wrong[0].chars().filter(|c| !c.is_ascii_hexdigit() || !c.is_ascii_digit()).take(60).collect();
         let seen = kinds.entry(kind).or_default();
         *seen += 1;
         if *seen <= 2 {
-            println!("        {}\n        seed {}: {}", wrong.iter().take(3).cloned().collect::<Vec<_>>().join("\n        "), case.seed, case.command());
+            println!(
+                "        {}\n        seed {}: {}",
+                wrong.iter().take(3).cloned().collect::<Vec<_>>().join("\n        "),
+                case.seed,
+                case.command()
+            );
         }
     }
     failures.is_empty()

@@ -82,7 +82,10 @@ pub fn perform(world: &World, what: Move) {
     world.note(format!("        ** {what:?}"));
     match what {
         Move::Recreate => {
-            world.with(|s| delete(s, None));
+            world.with(|s| {
+                s.observer.wanted += 1;
+                delete(s, None);
+            });
             let again = world.clone();
             tokio::spawn(async move {
                 let create = |s: &mut State| {
@@ -92,6 +95,7 @@ pub fn perform(world: &World, what: Move) {
                 while again.with(create) {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
+                again.with(|s| s.observer.wanted -= 1);
                 again.notify();
             });
         }
@@ -179,7 +183,8 @@ fn plant(state: &mut State) {
         ("pods", json!({"spec": {"containers": [{"name": "c", "image": "i"}]}})),
     ] {
         let mut object = body;
-        object["metadata"] = json!({"name": format!("planted-{kind}"), "labels": labels, "ownerReferences": owner, "annotations": {"planted": "yes"}});
+        object["metadata"] =
+            json!({"name": format!("planted-{kind}"), "labels": labels, "ownerReferences": owner, "annotations": {"planted": "yes"}});
         let _ = state.create(Actor::Tenant, kind, TEAM, object, false);
     }
     if let Some(home) = home {

@@ -56,6 +56,8 @@ pub struct Observer {
     store: Option<Arc<InMemory>>,
     /// The store loses the objects of every archive that is complete.
     pub lossy: bool,
+    /// Computers that a tenant still asks for: it is not over before they have been.
+    pub wanted: usize,
 }
 
 impl Observer {

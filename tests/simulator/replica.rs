@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use computer_operator::archive::Archives;
 use computer_operator::archive::ingest::{auth, handlers};
 use computer_operator::archive::store::Store;
-use computer_operator::archive::Archives;
 use computer_operator::computer::view::Settings;
 use computer_operator::runtime::metrics::Metrics;
 use computer_operator::runtime::operator::Leader;

@@ -13,7 +13,10 @@ const FINALIZER: &str = "computer-operator.dev/deletion";
 
 pub fn all() -> Vec<(&'static str, Vec<Step>)> {
     vec![
-        ("a namespace", vec![post("/api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "scripts"}}))]),
+        (
+            "a namespace",
+            vec![post("/api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "scripts"}}))],
+        ),
         ("the life of a computer", life()),
         ("another one of the same name", again()),
         ("finalizers", finalizers()),
@@ -87,7 +90,10 @@ fn again() -> Vec<Step> {
         delete(&path, json!({})),
         post(COMPUTERS, computer("b", json!({}))).keep("second"),
         delete(&path, with_uid("$uid:first")),
-        patch(&path, json!([{"op": "test", "path": "/metadata/uid", "value": "$uid:first"}, {"op": "add", "path": "/metadata/labels", "value": {"x": "y"}}])),
+        patch(
+            &path,
+            json!([{"op": "test", "path": "/metadata/uid", "value": "$uid:first"}, {"op": "add", "path": "/metadata/labels", "value": {"x": "y"}}]),
+        ),
         put(&path, {
             let mut body = computer("b", json!({"uid": "$uid:first"}));
             body["metadata"]["resourceVersion"] = json!("$rv:second");
@@ -209,7 +215,8 @@ fn claims() -> Vec<Step> {
 fn volumes() -> Vec<Step> {
     let base = "/api/v1/persistentvolumes";
     let path = at(base, "scripts-v");
-    let reference = |uid: &str| json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "nowhere", "name": "n", "uid": uid});
+    let reference =
+        |uid: &str| json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": "nowhere", "name": "n", "uid": uid});
     let one = "11111111-1111-1111-1111-111111111111";
     let volume = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "scripts-v"}, "spec": {"capacity": {"storage": "1Gi"},
         "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": "/nowhere"}, "claimRef": reference(one)}});
@@ -220,7 +227,10 @@ fn volumes() -> Vec<Step> {
     vec![
         post(base, volume).keep("v"),
         patch(&path, moved("22222222-2222-2222-2222-222222222222", one)),
-        patch(&path, json!([{"op": "test", "path": "/metadata/uid", "value": "wrong"}, {"op": "add", "path": "/spec/persistentVolumeReclaimPolicy", "value": "Delete"}])),
+        patch(
+            &path,
+            json!([{"op": "test", "path": "/metadata/uid", "value": "wrong"}, {"op": "add", "path": "/spec/persistentVolumeReclaimPolicy", "value": "Delete"}]),
+        ),
         delete(&path, with_uid("00000000-0000-0000-0000-000000000000")),
     ]
 }

@@ -117,7 +117,8 @@ impl Core {
     }
 
     pub fn others(&self) -> Vec<Other> {
-        let all = [Other::Kubelet, Other::ClaimController, Other::CustodyController, Other::VolumeController, Other::ArchivePod, Other::Tenant];
+        let all =
+            [Other::Kubelet, Other::ClaimController, Other::CustodyController, Other::VolumeController, Other::ArchivePod, Other::Tenant];
         all.into_iter()
             .filter(|o| {
                 let mut next = self.clone();
@@ -164,7 +165,8 @@ impl Core {
 
     fn typed_computer(&self) -> Option<Computer> {
         let (uid, version, dying) = self.computer?;
-        let mut metadata = json!({"name": "c", "namespace": "t", "uid": uid, "resourceVersion": version.to_string(), "finalizers": [DELETION_FINALIZER]});
+        let mut metadata =
+            json!({"name": "c", "namespace": "t", "uid": uid, "resourceVersion": version.to_string(), "finalizers": [DELETION_FINALIZER]});
         if dying {
             metadata["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         }
@@ -183,7 +185,9 @@ impl Core {
             metadata["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         }
         let container = json!({"name": "c", "image": "i", "imageID": "i", "ready": true, "restartCount": 0, "state": state});
-        Some(from(json!({"metadata": metadata, "spec": {"nodeName": "n", "containers": []}, "status": {"phase": phase, "containerStatuses": [container]}})))
+        Some(from(
+            json!({"metadata": metadata, "spec": {"nodeName": "n", "containers": []}, "status": {"phase": phase, "containerStatuses": [container]}}),
+        ))
     }
 
     fn typed_packer(&self) -> Option<Pod> {
@@ -193,7 +197,9 @@ impl Core {
             Packer::Done => "Succeeded",
         };
         let name = format!("archive-{OLD}-1");
-        Some(from(json!({"metadata": {"name": name, "namespace": OWN, "uid": "packer-uid"}, "spec": {"nodeName": "n", "containers": []}, "status": {"phase": phase}})))
+        Some(from(
+            json!({"metadata": {"name": name, "namespace": OWN, "uid": "packer-uid"}, "spec": {"nodeName": "n", "containers": []}, "status": {"phase": phase}}),
+        ))
     }
 
     fn typed_claim(&self, home: bool) -> Option<PersistentVolumeClaim> {
@@ -206,14 +212,18 @@ impl Core {
             Life::There => {}
         }
         let bound = self.volume.as_ref().is_some_and(|v| v.0 == uid);
-        Some(from(json!({"metadata": metadata, "spec": {"volumeName": "pv"}, "status": {"phase": if bound { "Bound" } else { "Pending" }}})))
+        Some(from(
+            json!({"metadata": metadata, "spec": {"volumeName": "pv"}, "status": {"phase": if bound { "Bound" } else { "Pending" }}}),
+        ))
     }
 
     fn typed_volume(&self) -> Option<PersistentVolume> {
         let (holder, policy) = self.volume.as_ref()?;
         let (name, namespace) = if holder == "home-uid" { ("home".to_owned(), "t") } else { (format!("home-{OLD}"), OWN) };
-        Some(from(json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1", "labels": {UID_LABEL: OLD, MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: "Delete"}},
-            "spec": {"persistentVolumeReclaimPolicy": policy, "claimRef": {"uid": holder, "namespace": namespace, "name": name}, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}})))
+        Some(from(
+            json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1", "labels": {UID_LABEL: OLD, MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: "Delete"}},
+            "spec": {"persistentVolumeReclaimPolicy": policy, "claimRef": {"uid": holder, "namespace": namespace, "name": name}, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}),
+        ))
     }
 
     fn read(&self, subject: &Subject) -> Fact {
@@ -224,9 +234,13 @@ impl Core {
             Subject::Claim { namespace, .. } => claim(self.typed_claim(namespace != OWN)),
             Subject::Secret { .. } if self.secret => Fact::Uid("key-uid".to_owned()),
             Subject::Volume { .. } => self.typed_volume().map_or(Fact::Gone, |v| Fact::Volume(Box::new(v))),
-            Subject::Node { name } => Fact::Node(Box::new(from(json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}})))),
+            Subject::Node { name } => Fact::Node(Box::new(from(
+                json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+            ))),
             Subject::ClaimUsers { .. } | Subject::VolumesOfClaim { .. } | Subject::Attachments { .. } => Fact::Names(Vec::new()),
-            Subject::Namespace { name } => Fact::Namespace(Box::new(from(json!({"metadata": {"name": name}, "status": {"phase": "Active"}})))),
+            Subject::Namespace { name } => {
+                Fact::Namespace(Box::new(from(json!({"metadata": {"name": name}, "status": {"phase": "Active"}}))))
+            }
             Subject::Secret { .. } => Fact::Gone,
         }
     }
@@ -253,7 +267,13 @@ pub fn view(core: &Core, leader: usize) -> View {
         now: Timestamp::from_second(1_800_000_000).expect("a time"),
     };
     let custody = (view.archive_pod_name(1), view.custody_claim_name());
-    for subject in [Subject::pod("t", "pod"), Subject::claim("t", "home"), Subject::pod(OWN, &custody.0), Subject::claim(OWN, &custody.1), Subject::volume("pv")] {
+    for subject in [
+        Subject::pod("t", "pod"),
+        Subject::claim("t", "home"),
+        Subject::pod(OWN, &custody.0),
+        Subject::claim(OWN, &custody.1),
+        Subject::volume("pv"),
+    ] {
         let fact = core.read(&subject);
         // A cache never shows that something is gone.
         if fact != Fact::Gone {
@@ -287,7 +307,9 @@ pub fn perform(core: &mut Core, action: Action, view: &View) -> Option<Effect> {
         Action::Delete { subject, .. } => Some(delete(core, subject)),
         Action::Patch { subject: Subject::Volume { name }, patch } => volume(core, &name, &patch),
         Action::Patch { subject, patch } => pod(core, subject, &patch),
-        Action::CheckArchive => Some(Effect::Archive(if core.manifest { Verification::Valid(Summary::default()) } else { Verification::Missing })),
+        Action::CheckArchive => {
+            Some(Effect::Archive(if core.manifest { Verification::Valid(Summary::default()) } else { Verification::Missing }))
+        }
         Action::PutReceipt(bytes) => {
             core.receipt = true;
             Some(Effect::ReceiptStored(bytes))
@@ -313,7 +335,12 @@ fn release(core: &mut Core, view: &View) -> Option<Effect> {
         core.breaks("S4: another computer was released");
     }
     let state = core.record().spec.state;
-    let left = core.machine != Machine::Gone || core.claim != Life::Gone || core.secret || core.volume.is_some() || core.custody != Life::Gone || core.packer != Packer::None;
+    let left = core.machine != Machine::Gone
+        || core.claim != Life::Gone
+        || core.secret
+        || core.volume.is_some()
+        || core.custody != Life::Gone
+        || core.packer != Packer::None;
     if left || state.credential != CredentialState::Revoked || !core.receipt || state.deletion.is_none_or(|d| d.receipt.is_none()) {
         core.breaks("S3: released before all was gone, dead and on record");
     }
@@ -329,7 +356,10 @@ fn save(core: &mut Core, mut record: ComputerRecord) -> Option<Effect> {
     let (before, after) = (&old.spec.state, &record.spec.state);
     let back = before.credential == CredentialState::Revoked && after.credential != CredentialState::Revoked;
     let forgot = before.deletion.as_ref().is_some_and(|b| {
-        after.deletion.as_ref().is_none_or(|a| b.steps.iter().any(|(k, v)| a.steps.get(k) != Some(v)) || (b.archive.is_some() && a.archive != b.archive))
+        after
+            .deletion
+            .as_ref()
+            .is_none_or(|a| b.steps.iter().any(|(k, v)| a.steps.get(k) != Some(v)) || (b.archive.is_some() && a.archive != b.archive))
     });
     if back || forgot {
         core.breaks("S9: the record went backwards");

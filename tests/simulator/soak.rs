@@ -127,9 +127,18 @@ async fn one(world: World, i: usize) -> Option<Duration> {
 
 /// Somebody's finalizer on the claim: it holds the deletion for ever.
 fn keep(state: &mut State, team: &str, computer: &str) {
-    let claims: Vec<String> = state.all("persistentvolumeclaims").filter(|c| namespace(c) == team && state.observer.owner(uid(c)).is_some_and(|o| o == computer)).map(|c| name(c).to_owned()).collect();
+    let claims: Vec<String> = state
+        .all("persistentvolumeclaims")
+        .filter(|c| namespace(c) == team && state.observer.owner(uid(c)).is_some_and(|o| o == computer))
+        .map(|c| name(c).to_owned())
+        .collect();
     for claim in claims {
-        let _ = state.json_patch(Actor::Tenant, ("persistentvolumeclaims", team, &claim), &json!([{"op": "add", "path": "/metadata/finalizers/-", "value": FOREIGN}]), Part::Main);
+        let _ = state.json_patch(
+            Actor::Tenant,
+            ("persistentvolumeclaims", team, &claim),
+            &json!([{"op": "add", "path": "/metadata/finalizers/-", "value": FOREIGN}]),
+            Part::Main,
+        );
     }
 }
 
@@ -154,7 +163,8 @@ async fn ended(world: &World) -> Vec<String> {
     world.notify();
     let released = |s: &mut State| {
         let fates: Vec<String> = s.observer.fates.keys().cloned().collect();
-        s.all("computers").next().is_none() && fates.iter().all(|u| record(s, u).is_none_or(|r| r.spec.state.phase == RecordPhase::Released))
+        s.all("computers").next().is_none()
+            && fates.iter().all(|u| record(s, u).is_none_or(|r| r.spec.state.phase == RecordPhase::Released))
     };
     let began = Instant::now();
     while !world.with(released) {

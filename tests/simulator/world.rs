@@ -121,10 +121,6 @@ impl World {
         self.0.random.lock().unwrap().random_range(0..below.max(1))
     }
 
-    pub fn chance(&self, probability: f64) -> bool {
-        probability > 0.0 && self.0.random.lock().unwrap().random_bool(probability)
-    }
-
     pub fn elapsed(&self) -> Duration {
         self.0.start.elapsed()
     }

@@ -28,6 +28,7 @@ const fn node_stage(name: &'static str, arguments: &'static [&'static str], node
 
 const SIMULATOR: &[&str] = &["test", "--features", "guards-off", "--test", "simulator"];
 const SOAK: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "soak", "--computers", "40"];
+const MODEL: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "model"];
 const TEETH: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "teeth"];
 const CONFORMANCE: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "conformance"];
 
@@ -38,6 +39,7 @@ const STAGES: &[Stage] = &[
     stage("generated CustomResourceDefinitions", &["test", "--test", "crds"]),
     stage("the simulator: every life, disturbed everywhere", SIMULATOR),
     stage("the simulator: everything at once, a fixed seed", SOAK),
+    stage("the deletion, model-checked", MODEL),
     stage("every guard has teeth", TEETH),
     // The tests below start clusters through the program itself.
     stage("the xtask program", &["build", "--package", "xtask"]),

@@ -40,7 +40,8 @@ fn pack_home(version: u64) -> Packed {
     std::fs::write(sessions.join("session.jsonl"), format!("{{\"write\": {version}}}\n")).expect("a file");
     let found = pack::find(folder.path(), &[".claude/projects".to_owned()]);
     let (id, files) = found.sessions.iter().next().expect("a session");
-    let packed = pack::pack(folder.path(), Path::new(folder.path()), id, files, &mut Problems::default()).expect("packed").expect("a session");
+    let packed =
+        pack::pack(folder.path(), Path::new(folder.path()), id, files, &mut Problems::default()).expect("packed").expect("a session");
     let object = std::fs::read(packed.object.path()).expect("the object").into();
     Packed { entry: packed.entry, object }
 }
@@ -71,7 +72,8 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
     let volume = world.with(|s| s.kubelet.running.get(uid(pod)).and_then(|r| r.volumes.first().cloned())).ok_or("no volume")?;
     let version = world.with(|s| s.disks.get(&volume).map_or(0, |d| d.written));
     let home = packed(version);
-    let computer = ManifestComputer { namespace: variable("COMPUTER_NAMESPACE"), name: variable("COMPUTER_NAME"), uid: variable("COMPUTER_UID") };
+    let computer =
+        ManifestComputer { namespace: variable("COMPUTER_NAMESPACE"), name: variable("COMPUTER_NAME"), uid: variable("COMPUTER_UID") };
     let base = format!("/ingest/v1/{}", computer.uid);
     let token = format!("pod/{}/{}/{}", namespace(pod), name(pod), uid(pod));
     let object = format!("{base}/objects/{}", home.entry.digest);

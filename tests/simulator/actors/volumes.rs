@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::api::verbs::computer_of;
 use crate::api::value::{deleting, name, namespace, text, uid};
+use crate::api::verbs::computer_of;
 use crate::api::{Actor, State};
 
 /// What a volume holds.
@@ -76,7 +76,8 @@ fn bind(state: &mut State, claim: &Value) {
 /// Makes a volume for a claim that a pod waits for.
 pub fn provision(state: &mut State, claim: &Value) {
     let called = format!("pvc-{}", uid(claim));
-    let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace(claim), "name": name(claim), "uid": uid(claim)});
+    let reference =
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace(claim), "name": name(claim), "uid": uid(claim)});
     let policy = if text(claim, "/spec/storageClassName") == Some("retain") { "Retain" } else { "Delete" };
     let spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "claimRef": reference, "persistentVolumeReclaimPolicy": policy,
         "storageClassName": text(claim, "/spec/storageClassName").unwrap_or("local"), "volumeMode": "Filesystem"});
@@ -96,7 +97,10 @@ fn reclaim(state: &mut State, volume: &Value) {
     let Some(holder) = text(volume, "/spec/claimRef/uid") else { return };
     let claim = state.by_uid("persistentvolumeclaims", holder).cloned();
     let phase = if claim.is_some() { "Bound" } else { "Released" };
-    if claim.is_none() && text(volume, "/spec/persistentVolumeReclaimPolicy") == Some("Delete") && text(volume, "/status/phase") == Some("Released") {
+    if claim.is_none()
+        && text(volume, "/spec/persistentVolumeReclaimPolicy") == Some("Delete")
+        && text(volume, "/status/phase") == Some("Released")
+    {
         // The protection of volumes ends with the claim: nothing holds it any more.
         let current = state.get("persistentvolumes", "", name(volume)).cloned();
         state.commit(Actor::Kubernetes, "persistentvolumes", current, None);

@@ -83,7 +83,18 @@ pub fn time_since(start: Instant) -> Timestamp {
 
 impl State {
     pub fn new(start: Instant, seed: u64, observer: Observer) -> Self {
-        Self { objects: BTreeMap::new(), log: Vec::new(), compacted: 0, observer, kubelet: Kubelet::default(), disks: Disks::default(), start, seed, rv: 100, uids: 0 }
+        Self {
+            objects: BTreeMap::new(),
+            log: Vec::new(),
+            compacted: 0,
+            observer,
+            kubelet: Kubelet::default(),
+            disks: Disks::default(),
+            start,
+            seed,
+            rv: 100,
+            uids: 0,
+        }
     }
 
     pub fn now(&self) -> Timestamp {

@@ -145,7 +145,8 @@ impl State {
 
     /// Stores a new state; removes the object if nothing holds it any more.
     pub(super) fn settle(&mut self, actor: Actor, kind: Kind, current: Arc<Value>, new: Value) -> Value {
-        let ended = deleting(&new) && finalizers(&new).is_empty() && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0;
+        let ended =
+            deleting(&new) && finalizers(&new).is_empty() && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0;
         let held = kind == "namespaces" && new["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
         if ended && !held {
             self.commit(actor, kind, Some(Arc::new(new.clone())), None);
@@ -177,9 +178,8 @@ impl State {
         let Some(current) = self.get(kind, within, wanted).cloned() else { return Err(Failure::not_found(meta, wanted)) };
         preconditions(meta, wanted, &current, options)?;
         let new = self.marked(kind, &current, options);
-        let removed = finalizers(&new).is_empty()
-            && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
-            && kind != "namespaces";
+        let removed =
+            finalizers(&new).is_empty() && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0 && kind != "namespaces";
         if !options.dry_run {
             if removed {
                 self.commit(actor, kind, Some(Arc::new(new.clone())), None);
@@ -266,7 +266,8 @@ fn merged(meta: &Meta, current: &Value, mut body: Value, part: Part) -> Value {
     }
     body["apiVersion"] = current["apiVersion"].clone();
     body["kind"] = current["kind"].clone();
-    let kept = ["uid", "creationTimestamp", "resourceVersion", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "namespace"];
+    let kept =
+        ["uid", "creationTimestamp", "resourceVersion", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "namespace"];
     if let Some(metadata) = body["metadata"].as_object_mut() {
         for field in kept {
             metadata.remove(field);

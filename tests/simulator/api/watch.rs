@@ -107,8 +107,12 @@ impl Watch {
 
     fn bookmark(&self) -> Bytes {
         let meta = kinds::meta(self.request.kind);
-        let rv = self.world.with(|s| self.cursor.checked_sub(1).and_then(|i| s.log.get(i)).map_or(s.compacted, |c| c.rv)).max(self.request.from);
-        line("BOOKMARK", &json!({"apiVersion": meta.api_version(), "kind": meta.kind, "metadata": {"resourceVersion": rv.to_string(), "creationTimestamp": null}}))
+        let rv =
+            self.world.with(|s| self.cursor.checked_sub(1).and_then(|i| s.log.get(i)).map_or(s.compacted, |c| c.rv)).max(self.request.from);
+        line(
+            "BOOKMARK",
+            &json!({"apiVersion": meta.api_version(), "kind": meta.kind, "metadata": {"resourceVersion": rv.to_string(), "creationTimestamp": null}}),
+        )
     }
 }
 

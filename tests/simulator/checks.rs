@@ -32,7 +32,7 @@ pub fn of_operator(observer: &mut Observer, state: &State, change: &Change) {
         "computers" => computer(observer, state, change),
         "computerrecords" => of_record(observer, change),
         "pods" | "persistentvolumeclaims" | "secrets" => child(observer, state, change),
-        "persistentvolumes" => volume(observer, change),
+        "persistentvolumes" => volume(observer, state, change),
         "computerclasses" | "deletionoverrides" | "sessions" | "events" | "leases" => {}
         other => observer.violation(format!("S5: the operator changed something of kind {other}: {}", name(change.object()))),
     }
@@ -148,7 +148,7 @@ fn of_record(observer: &mut Observer, change: &Change) {
 fn child(observer: &mut Observer, state: &State, change: &Change) {
     let object = change.object();
     let what = format!("{} {}/{}", change.kind, namespace(object), name(object));
-    let Some(of) = observer.owner(uid(object)).cloned() else {
+    let Some(of) = observer.owner(uid(object)).cloned().or_else(|| adopted(observer, state, uid(object), name(object))) else {
         return observer.violation(format!("S5: the operator touched {what}, which it did not create"));
     };
     if change.before.is_some() {
@@ -170,13 +170,28 @@ fn child(observer: &mut Observer, state: &State, change: &Change) {
     }
 }
 
+/// The computer whose record names this object, without a UID or with this one.
+fn adopted(observer: &mut Observer, state: &State, object: &str, called: &str) -> Option<String> {
+    let fits = |name: Option<&String>, uid: Option<&String>| name.is_some_and(|n| n == called) && uid.is_none_or(|u| u == object);
+    let of = state.all("computerrecords").find_map(|r| {
+        let children = record(state, name(r))?.spec.state.children;
+        let ours = fits(children.claim_name.as_ref(), children.claim_uid.as_ref())
+            || fits(children.secret_name.as_ref(), children.secret_uid.as_ref())
+            || children.pods.iter().any(|p| fits(Some(&p.name), p.uid.as_ref()));
+        ours.then(|| name(r).to_owned())
+    })?;
+    observer.adopt(object, &of);
+    Some(of)
+}
+
 /// S5: a volume is ours if its claim is, and nothing but its custody changes.
-fn volume(observer: &mut Observer, change: &Change) {
+fn volume(observer: &mut Observer, state: &State, change: &Change) {
     let (Some(before), Some(after)) = (change.before.as_deref(), change.after.as_deref()) else {
         return observer.violation(format!("S1: the operator created or destroyed volume {}", name(change.object())));
     };
     let holder = text(before, "/spec/claimRef/uid").unwrap_or_default();
-    if !observer.owns(holder) {
+    let called = text(before, "/spec/claimRef/name").unwrap_or_default();
+    if !observer.owns(holder) && adopted(observer, state, holder, called).is_none() {
         // A custody claim that was deleted by somebody: its name in our namespace is proof enough.
         let ours = text(before, "/spec/claimRef/namespace") == Some(SYSTEM);
         let known =

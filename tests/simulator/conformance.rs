@@ -140,6 +140,18 @@ fn fill(body: &mut Value, kept: &BTreeMap<&str, Value>) {
     }
 }
 
+/// A number in brackets is a version: not the same on two servers.
+fn without_versions(message: &str) -> String {
+    let number = |part: &str| part.split_once(')').is_some_and(|(n, _)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    let mut parts = message.split('(');
+    let mut all = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        all.push('(');
+        all.push_str(if number(part) { &part[part.find(')').unwrap_or(0)..] } else { part });
+    }
+    all
+}
+
 /// What must agree: UIDs, versions and times apart, and what only the real server's defaults of foreign kinds fill in.
 fn seen((code, value): &(u16, Value), kept: &BTreeMap<&str, Value>) -> Value {
     let mut text = value.to_string();
@@ -150,7 +162,10 @@ fn seen((code, value): &(u16, Value), kept: &BTreeMap<&str, Value>) -> Value {
             }
         }
     }
-    let value: Value = serde_json::from_str(&text).unwrap_or_default();
+    let mut value: Value = serde_json::from_str(&text).unwrap_or_default();
+    if let Some(message) = value["message"].as_str() {
+        value["message"] = json!(without_versions(message));
+    }
     if value["kind"] == "Status" {
         let details = &value["details"];
         let causes: Vec<&Value> =

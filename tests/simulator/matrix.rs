@@ -157,7 +157,7 @@ fn one(stage: &Stage, cases: &[Case], all: usize, references: &[Reference], jobs
         let mut outcome = run(case);
         outcome.wrong.extend(budget(case, &outcome, references));
         if !outcome.wrong.is_empty() {
-            println!("        {}: {}", stage.name, outcome.wrong[0].lines().next().unwrap_or_default());
+            println!("        {}: {}\n        {}", stage.name, outcome.wrong[0].lines().next().unwrap_or_default(), case.command());
             failures.lock().unwrap().push((case.clone(), outcome.wrong));
         }
     });

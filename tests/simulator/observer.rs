@@ -84,6 +84,12 @@ impl Observer {
         self.owned.get(object)
     }
 
+    /// An object under a recorded name whose UID was not on record yet (a crash right after the create) is taken for ours; nobody
+    /// can tell it from one that a tenant has put there meanwhile (design 4.8).
+    pub fn adopt(&mut self, object: &str, computer: &str) {
+        self.owned.insert(object.to_owned(), computer.to_owned());
+    }
+
     pub fn owned_by<'a>(&'a self, computer: &'a str) -> impl Iterator<Item = &'a String> {
         self.owned.iter().filter(move |(_, c)| *c == computer).map(|(o, _)| o)
     }

@@ -173,7 +173,11 @@ fn records() -> Vec<Step> {
         put(&path, record(Some("$rv:one"), "Live")).keep("two"),
         put(&path, record(Some("$rv:one"), "Revoked")),
         put(&path, record(Some("$rv:two"), "Live")),
-        put(&at(RECORDS, "none"), record(None, "Live")),
+        put(&at(RECORDS, "none"), {
+            let mut other = record(None, "Live");
+            other["metadata"]["name"] = json!("none");
+            other
+        }),
         delete(&path, with_uid("$uid:two")),
     ]
 }
@@ -181,7 +185,7 @@ fn records() -> Vec<Step> {
 fn classes() -> Vec<Step> {
     let class = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass", "metadata": {"name": "k"},
         "spec": {"podTemplate": {"spec": {"containers": []}}}});
-    vec![post(CLASSES, class.clone()), post(CLASSES, class), delete(&at(CLASSES, "k"), json!({})), get(&at(CLASSES, "k"))]
+    vec![post(CLASSES, class.clone()).keep("k"), post(CLASSES, class), delete(&at(CLASSES, "k"), json!({})), get(&at(CLASSES, "k"))]
 }
 
 fn secrets() -> Vec<Step> {

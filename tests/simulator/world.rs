@@ -160,6 +160,7 @@ impl World {
             match act {
                 Act::Crash { down, moves } => {
                     caller.die(Duration::from_millis(down));
+                    self.until_settled(Duration::from_millis(down));
                     moves.into_iter().for_each(|m| moves::perform(self, m));
                     std::future::pending::<()>().await;
                 }
@@ -179,6 +180,17 @@ impl World {
             }
         }
         verdict
+    }
+
+    /// It is not over before a killed process is up again and has had the time for what it does at its start.
+    fn until_settled(&self, down: Duration) {
+        self.with(|s| s.observer.wanted += 1);
+        let world = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(down + Duration::from_secs(20)).await;
+            world.with(|s| s.observer.wanted -= 1);
+            world.notify();
+        });
     }
 
     pub fn journal(&self, caller: &Caller, n: Option<u64>, what: &str, result: &Answer) {

@@ -28,8 +28,9 @@ impl Failure {
         Self::new(404, "NotFound", format!("{} \"{name}\" not found", meta.resource()), meta, name)
     }
 
-    pub fn already_exists(meta: &Meta, name: &str) -> Self {
-        Self::new(409, "AlreadyExists", format!("{} \"{name}\" already exists", meta.resource()), meta, name)
+    pub fn already_exists(meta: &Meta, name: &str, deleting: bool) -> Self {
+        let note = if deleting { "object is being deleted: " } else { "" };
+        Self::new(409, "AlreadyExists", format!("{note}{} \"{name}\" already exists", meta.resource()), meta, name)
     }
 
     pub fn modified(meta: &Meta, name: &str) -> Self {
@@ -39,6 +40,14 @@ impl Failure {
 
     pub fn conflict(meta: &Meta, name: &str, why: &str) -> Self {
         Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {} \"{name}\": {why}", meta.resource()), meta, name)
+    }
+
+    /// A precondition of a DELETE does not hold.
+    pub fn precondition(meta: &Meta, name: &str, why: &str) -> Self {
+        let mut failure = Self::conflict(meta, name, why);
+        failure.message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", meta.qualified());
+        failure.details["kind"] = json!(meta.kind);
+        failure
     }
 
     pub fn terminating(meta: &Meta, name: &str, namespace: &str) -> Self {
@@ -65,7 +74,9 @@ impl Failure {
             "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
             quoted.join(", ")
         );
-        Self::new(422, "Invalid", format!("{} \"{name}\" is invalid: {why}", meta.kind), meta, name)
+        let mut failure = Self::new(422, "Invalid", format!("{} \"{name}\" is invalid: {why}", meta.qualified()), meta, name);
+        failure.details["kind"] = json!(meta.kind);
+        failure
     }
 
     pub fn bad_request(message: String) -> Self {

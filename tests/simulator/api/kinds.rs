@@ -65,6 +65,11 @@ impl Meta {
         self.group == OURS
     }
 
+    /// `Pod`, or `Computer.computer-operator.dev`, as other messages say it.
+    pub fn qualified(&self) -> String {
+        if self.group.is_empty() { self.kind.to_owned() } else { format!("{}.{}", self.kind, self.group) }
+    }
+
     /// `pods`, or `computers.computer-operator.dev`, as messages say it.
     pub fn resource(&self) -> String {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }

@@ -59,8 +59,8 @@ impl State {
             }
             body["metadata"]["namespace"] = json!(within);
         }
-        if self.get(kind, within, &wanted).is_some() {
-            return Err(Failure::already_exists(meta, &wanted));
+        if let Some(there) = self.get(kind, within, &wanted) {
+            return Err(Failure::already_exists(meta, &wanted, deleting(there)));
         }
         self.prepare(meta, &mut body);
         if dry_run {
@@ -122,7 +122,9 @@ impl State {
         let Some(current) = self.get(kind, within, wanted).cloned() else { return Err(Failure::not_found(meta, wanted)) };
         if let Some(given) = text(&body, "/metadata/uid").filter(|u| *u != uid(&current)) {
             let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {}", uid(&current));
-            return Err(Failure::conflict(meta, wanted, &why));
+            let key = format!("/registry/{}/{kind}/{within}/{wanted}", meta.group);
+            let error = format!("StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: {why}");
+            return Err(Failure::conflict(meta, wanted, &error));
         }
         let version = text(&body, "/metadata/resourceVersion").unwrap_or_default();
         if !version.is_empty() && Some(version) != text(&current, "/metadata/resourceVersion") {
@@ -236,13 +238,13 @@ impl State {
 
 fn preconditions(meta: &Meta, wanted: &str, current: &Value, options: &DeleteOptions) -> Result<(), Failure> {
     if let Some(given) = options.uid.as_deref().filter(|u| *u != uid(current)) {
-        let why = format!("Precondition failed: UID in precondition: {given}, UID in object meta: {}", uid(current));
-        return Err(Failure::conflict(meta, wanted, &why));
+        let what = format!("the UID in the precondition ({given}) does not match the UID in record ({})", uid(current));
+        return Err(Failure::precondition(meta, wanted, &format!("{what}. The object might have been deleted and then recreated")));
     }
     let version = text(current, "/metadata/resourceVersion").unwrap_or_default();
     if let Some(given) = options.resource_version.as_deref().filter(|v| *v != version) {
-        let why = format!("Precondition failed: ResourceVersion in precondition: {given}, ResourceVersion in object meta: {version}");
-        return Err(Failure::conflict(meta, wanted, &why));
+        let what = format!("the ResourceVersion in the precondition ({given}) does not match the ResourceVersion in record ({version})");
+        return Err(Failure::precondition(meta, wanted, &format!("{what}. The object might have been modified")));
     }
     Ok(())
 }

@@ -14,6 +14,8 @@ pub enum Guard {
     RecordVersion,
     /// What a cache does not hold is looked for live.
     LiveAbsence,
+    /// Nothing is made on the word of a record that a cache holds.
+    LiveRecord,
     /// Only the API server's own word is an absence, not any 404.
     TypedNotFound,
     /// Under a recorded name only the recorded UID is ours.
@@ -62,12 +64,13 @@ pub enum Guard {
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
         Self::RecordVersion,
         Self::LiveAbsence,
+        Self::LiveRecord,
         Self::TypedNotFound,
         Self::RecordedUid,
         Self::WritersStopped,

@@ -20,7 +20,7 @@ enum Command {
     Archive,
     /// List, show, verify and restore archives.
     Archives(archive::cli::Args),
-    /// Check keys of computers and tokens of ApiKeys.
+    /// Check keys of computers and tokens of `ApiKeys`.
     Keys(credentials::cli::Args),
     /// Print the CustomResourceDefinitions, or apply them.
     Crds(install::crds::Args),

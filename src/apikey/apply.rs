@@ -159,7 +159,7 @@ impl Applier {
     /// # Errors
     /// When the answer is unknown.
     pub async fn read_record(&self, view: &View) -> Result<Effect, Error> {
-        Ok(Effect::Record(optional(call(self.records.get(&view.uid)).await, "reading the ApiKeyRecord")?.map(Box::new)))
+        Ok(Effect::FoundRecord(optional(call(self.records.get(&view.uid)).await, "reading the ApiKeyRecord")?.map(Box::new)))
     }
 
     async fn delete_record(&self, view: &View) -> Result<Effect, Error> {

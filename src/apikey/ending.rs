@@ -2,8 +2,21 @@
 //! Since authentication reads the `ApiKey` and its namespace live, the token was dead before the first of these.
 
 use super::plan::{Next, Plan, RETRY_SECONDS, live_first};
-use super::view::{Action, SecretFact, View, has_finalizer};
+use super::view::{Action, Place, SecretFact, View, has_finalizer};
 use crate::resources::{ApiKey, ApiKeyRecord, CredentialState, SecretRecord};
+
+/// Causes after which no token is ever issued again.
+const DELETED: &str = "ApiKeyDeleted";
+const VANISHED: &str = "ApiKeyVanished";
+const TERMINATING: &str = "NamespaceTerminating";
+
+/// Whether the record is the last tombstone of its key. A token that was revoked for another cause gets it, too: with that write a
+/// leader that has read the `ApiKey` before its deletion cannot issue another token any more (S8).
+pub(super) fn ended(record: &ApiKeyRecord) -> bool {
+    let token = &record.spec.token;
+    token.state == CredentialState::Revoked
+        && token.revoked_because.as_deref().is_some_and(|c| [DELETED, VANISHED, TERMINATING].contains(&c))
+}
 
 /// What is left of the Secrets of dead tokens.
 pub(super) enum Cleanup {
@@ -72,11 +85,11 @@ pub(super) fn plan(view: &View) -> Plan {
         // Nothing was issued, or the record was lost, and with it the hash: nothing authenticates.
         return view.key.as_ref().map_or(Plan { next: Next::Finished, ready: None, secret_name: None }, |key| release(view, key));
     };
-    if record.spec.token.state != CredentialState::Revoked {
+    if !ended(record) {
         let cause = match &view.key {
-            _ if view.terminating => "NamespaceTerminating",
-            None => "ApiKeyVanished",
-            Some(_) => "ApiKeyDeleted",
+            _ if view.place != Place::Stands => TERMINATING,
+            None => VANISHED,
+            Some(_) => DELETED,
         };
         return Plan::act(Action::SaveRecord(Box::new(revoked(record, cause))));
     }

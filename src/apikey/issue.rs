@@ -37,8 +37,27 @@ pub(super) fn issuable<'a>(view: &View, key: &ApiKey, account: &'a Account) -> R
     }
 }
 
-/// The record of a key that has none, with its first token.
-pub(super) fn record(view: &View, key: &ApiKey, account_uid: &str) -> ApiKeyRecord {
+/// What one pass draws makes one token.
+fn drawn(view: &View, action: impl FnOnce() -> Action) -> Plan {
+    if view.spent { Plan::not_ready("Issuing", "another token is being issued", 1) } else { live_first(view, action) }
+}
+
+/// The first token of a key that has no record.
+pub(super) fn first(view: &View, key: &ApiKey, account_uid: &str) -> Plan {
+    drawn(view, || Action::CreateRecord(Box::new(record(view, key, account_uid))))
+}
+
+/// Another token in the place of the old one, which is dead with this write.
+pub(super) fn another(view: &View, key: &ApiKey, old: &ApiKeyRecord, account_uid: &str, retire: bool) -> Plan {
+    drawn(view, || {
+        let mut record = old.clone();
+        let old = std::mem::replace(&mut record.spec.token, token(view, key, account_uid));
+        record.spec.retired.extend(old.secret.filter(|_| retire));
+        Action::SaveRecord(Box::new(record))
+    })
+}
+
+fn record(view: &View, key: &ApiKey, account_uid: &str) -> ApiKeyRecord {
     let spec = ApiKeyRecordSpec {
         namespace: view.namespace.clone(),
         api_key: view.name.clone(),
@@ -49,14 +68,6 @@ pub(super) fn record(view: &View, key: &ApiKey, account_uid: &str) -> ApiKeyReco
     let mut record = ApiKeyRecord::new(&view.uid, spec);
     record.metadata.namespace = Some(view.operator_namespace.clone());
     record.labels_mut().insert(MANAGED_BY_LABEL.to_owned(), MANAGER.to_owned());
-    record
-}
-
-/// The record with another token in the place of the old one, which is dead with this write.
-pub(super) fn another(view: &View, key: &ApiKey, record: &ApiKeyRecord, account_uid: &str, retire: bool) -> ApiKeyRecord {
-    let mut record = record.clone();
-    let old = std::mem::replace(&mut record.spec.token, token(view, key, account_uid));
-    record.spec.retired.extend(old.secret.filter(|_| retire));
     record
 }
 
@@ -91,7 +102,7 @@ pub(super) fn finish(view: &View, key: &ApiKey, record: &ApiKeyRecord, account_u
         _ if held_here => Plan::act(Action::CreateSecret(Box::new(secret(view, key, name)))),
         (None, _) => Plan::act(Action::ReadSecret(name.clone())),
         // The token of that hash is lost, or another leader holds it and is about to write it: it is given the time.
-        (Some(_), Some(uid)) if !young => live_first(view, || Action::SaveRecord(Box::new(another(view, key, record, uid, false)))),
+        (Some(_), Some(uid)) if !young => another(view, key, record, uid, false),
         _ => Plan::not_ready("Issuing", "the token is being issued", REISSUE_SECONDS.unsigned_abs().min(RETRY_SECONDS)),
     }
 }

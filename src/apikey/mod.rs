@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::apply::{Applier, Error};
 use self::plan::{Next, Plan, Ready, plan};
-use self::view::{Action, View, has_finalizer};
+use self::view::{Action, Place, View, has_finalizer};
 use self::watch::Caches;
 use crate::resources::{ApiKey, MANAGER};
 use crate::runtime::backoff::Backoff;
@@ -125,10 +125,10 @@ impl Reconciler {
             (None, Some(r)) => (r.spec.namespace.clone(), r.spec.api_key.clone()),
             (None, None) => return None,
         };
+        let going = self.caches.namespaces.get(&ObjectRef::new(&namespace)).is_some_and(|n| watch::terminating(&n));
         Some(View {
             uid: uid.to_owned(),
-            terminating: self.caches.namespaces.get(&ObjectRef::new(&namespace)).is_some_and(|n| watch::terminating(&n)),
-            terminating_is_live: false,
+            place: if going { Place::SaidToGo } else { Place::Stands },
             namespace,
             name,
             key,
@@ -137,6 +137,7 @@ impl Reconciler {
             account: None,
             secrets: BTreeMap::new(),
             made: None,
+            spent: false,
             operator_namespace: self.namespace.clone(),
             fresh: crate::computer::observe::fresh(&self.sources),
             now: self.sources.now(),
@@ -151,7 +152,7 @@ impl Reconciler {
         let Some(patch) = status::patch(key, &new) else { return };
         let api: Api<ApiKey> = Api::namespaced(self.client.clone(), &view.namespace);
         match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
-            Ok(_) if status::turned(key, &new) && !view.terminating => self.event(view, key, plan).await,
+            Ok(_) if status::turned(key, &new) && view.place == Place::Stands => self.event(view, key, plan).await,
             Ok(_) => {}
             // Gone, or another UID, or the API server is away: the next pass writes it.
             Err(error) => tracing::debug!(uid = %view.uid, %error, "the status was not written"),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::ending;
 use super::issue;
-use super::view::{Account, Action, SecretFact, View, has_finalizer};
+use super::view::{Account, Action, Place, SecretFact, View, has_finalizer};
 use crate::credentials::verify_api_key::past;
 use crate::resources::{ApiKey, ApiKeyRecord, CredentialState, SecretRecord};
 
@@ -65,9 +65,15 @@ pub fn plan(view: &View) -> Plan {
     if let Some(stray) = stray(view) {
         return Plan::act(stray);
     }
+    let ended = view.record.as_ref().is_some_and(ending::ended);
     match &view.key {
-        Some(key) if key.metadata.deletion_timestamp.is_none() && !view.terminating => living(view, key),
-        Some(key) if key.metadata.deletion_timestamp.is_none() && !view.terminating_is_live => Plan::act(Action::ReadNamespace),
+        // Another leader has seen the end that this one has not heard of yet.
+        _ if ended => ending::plan(view),
+        Some(key) if key.metadata.deletion_timestamp.is_none() => match view.place {
+            Place::Stands => living(view, key),
+            Place::SaidToGo => Plan::act(Action::ReadNamespace),
+            Place::Going => ending::plan(view),
+        },
         _ => ending::plan(view),
     }
 }
@@ -88,14 +94,14 @@ fn living(view: &View, key: &ApiKey) -> Plan {
     let issuable = issue::issuable(view, key, account);
     let Some(record) = &view.record else {
         return match issuable {
-            Ok(uid) => live_first(view, || Action::CreateRecord(Box::new(issue::record(view, key, uid)))),
+            Ok(uid) => issue::first(view, key, uid),
             Err((reason, message)) => Plan::not_ready(reason, message, CHECK_SECONDS),
         };
     };
     let rotated = record.spec.token.rotation != key.spec.rotation;
     let room = record.spec.retired.len() < issue::MOST_RETIRED;
     if let (true, true, Ok(uid)) = (rotated, room, &issuable) {
-        return live_first(view, || Action::SaveRecord(Box::new(issue::another(view, key, record, uid, true))));
+        return issue::another(view, key, record, uid, true);
     }
     if let Some(cause) = end(view, key, record, account, rotated) {
         return live_first(view, || Action::SaveRecord(Box::new(ending::revoked(record, cause))));

@@ -32,6 +32,17 @@ pub enum Account {
     Uid(String),
 }
 
+/// What is known of the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It is not being deleted.
+    Stands,
+    /// A cache says that it is Terminating: it may be one of that name that was there before.
+    SaidToGo,
+    /// A live read said that it is Terminating, or gone.
+    Going,
+}
+
 /// One request. Every write is fenced by a UID or a resourceVersion (S4).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
@@ -75,8 +86,10 @@ pub enum Effect {
     Namespace(bool),
     /// The ServiceAccount.
     Account(Account),
-    /// The record as stored; `None`: gone.
+    /// The record as this pass wrote it; `None`: deleted.
     Record(Option<Box<ApiKeyRecord>>),
+    /// The record as it was read; `None`: there is none.
+    FoundRecord(Option<Box<ApiKeyRecord>>),
     /// A Secret of that name.
     Secret(String, SecretFact),
     /// The Secret that this pass created: name and UID.
@@ -94,20 +107,21 @@ pub struct View {
     pub name: String,
     /// The `ApiKey`; `None`: a live read found it gone or under another UID.
     pub key: Option<ApiKey>,
-    /// It was read live since it was last written to.
+    /// It was read live, later than the record and than it was last written to. A tombstone that is written after that changes the
+    /// record's resourceVersion, so no write of this pass can replace it (S8).
     pub key_is_live: bool,
     /// The record; `None`: a live read found none.
     pub record: Option<ApiKeyRecord>,
-    /// Its namespace is Terminating.
-    pub terminating: bool,
-    /// That was read live.
-    pub terminating_is_live: bool,
+    /// Its namespace.
+    pub place: Place,
     /// Its ServiceAccount; `None`: not read yet.
     pub account: Option<Account>,
     /// Secrets that were asked for in this pass.
     pub secrets: BTreeMap<String, SecretFact>,
     /// The Secret that this pass created: name and UID.
     pub made: Option<(String, String)>,
+    /// The random material of this pass was used: it must never make a second token, which would be the first one again.
+    pub spent: bool,
     /// Namespace of the operator.
     pub operator_namespace: String,
     /// Random material for this pass.
@@ -128,12 +142,15 @@ impl View {
                 self.key = Some(*key);
                 self.key_is_live = false;
             }
-            Effect::Namespace(terminating) => {
-                self.terminating = terminating;
-                self.terminating_is_live = true;
-            }
+            Effect::Namespace(terminating) => self.place = if terminating { Place::Going } else { Place::Stands },
             Effect::Account(account) => self.account = Some(account),
             Effect::Record(record) => self.record = record.map(|r| *r),
+            // Somebody else's: what was read before it may have changed since, the `ApiKey` by its deletion, and the Secrets.
+            Effect::FoundRecord(record) => {
+                self.record = record.map(|r| *r);
+                self.key_is_live &= self.key.is_none();
+                self.secrets.retain(|name, _| self.made.as_ref().is_some_and(|(made, _)| made == name));
+            }
             Effect::Secret(name, fact) => {
                 self.secrets.insert(name, fact);
             }
@@ -142,6 +159,9 @@ impl View {
                 self.made = Some((name, uid));
             }
         }
+        let fresh = self.fresh_secret();
+        let named = self.record.as_ref().is_some_and(|r| r.spec.token.secret.iter().chain(&r.spec.retired).any(|s| s.name == fresh));
+        self.spent |= named;
     }
 
     /// The token that this pass would issue.

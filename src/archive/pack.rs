@@ -70,31 +70,36 @@ pub fn check_path(path: &str) -> Result<(), String> {
 }
 
 /// Looks through the session paths; an empty list means the whole home. A path that does not exist holds no sessions.
-pub fn find(home: &Path, session_paths: &[String]) -> Found {
+///
+/// # Errors
+/// When the home's device fails.
+pub fn find(home: &Path, session_paths: &[String]) -> std::io::Result<Found> {
     let mut found = Found::default();
     let roots: Vec<PathBuf> =
         if session_paths.is_empty() { vec![PathBuf::new()] } else { session_paths.iter().map(PathBuf::from).collect() };
     for root in roots {
         // A link in the path itself would lead elsewhere.
         if root.ancestors().any(|a| home.join(a).symlink_metadata().is_ok_and(|m| m.is_symlink()) && a != Path::new("")) {
-            found.problems.add(&root, ProblemKind::Symlink, "a session path must not lead through a symbolic link");
+            // Unlike a link inside, it hides all that the path was to keep.
+            found.problems.add(&root, ProblemKind::Unreadable, "a session path must not lead through a symbolic link");
             continue;
         }
         if home.join(&root).symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
             continue;
         }
-        walk(home, &root, &mut found);
+        walk(home, &root, &mut found)?;
     }
     for files in found.sessions.values_mut() {
         files.sort();
         files.dedup();
     }
-    found
+    Ok(found)
 }
 
-fn walk(home: &Path, root: &Path, found: &mut Found) {
+fn walk(home: &Path, root: &Path, found: &mut Found) -> std::io::Result<()> {
     for entry in walkdir::WalkDir::new(home.join(root)).follow_links(false).follow_root_links(false).sort_by_file_name() {
         match entry {
+            Err(error) if !error.io_error().is_none_or(of_the_home) => return Err(error.into()),
             Err(error) => {
                 let path = error.path().and_then(|p| p.strip_prefix(home).ok()).unwrap_or(root).to_owned();
                 found.problems.add(&path, ProblemKind::Unreadable, error);
@@ -114,6 +119,7 @@ fn walk(home: &Path, root: &Path, found: &mut Found) {
         }
     }
     join_folders(found);
+    Ok(())
 }
 
 /// Session of a file: its path up to the first dot of its name. A name that begins with a dot is kept whole.
@@ -138,7 +144,7 @@ fn join_folders(found: &mut Found) {
 /// Packs one session. `None`: none of its files could be read.
 ///
 /// # Errors
-/// When the spool cannot be written; a tenant's file never causes one.
+/// When the spool cannot be written, or the home's device fails; what a tenant put there never causes one.
 pub fn pack(home: &Path, spool: &Path, id: &Path, files: &[PathBuf], problems: &mut Problems) -> std::io::Result<Option<Packed>> {
     let object = tempfile::NamedTempFile::new_in(spool)?;
     let sink = Hashing { inner: object.reopen()?, hash: Sha256::new(), size: 0 };
@@ -149,19 +155,20 @@ pub fn pack(home: &Path, spool: &Path, id: &Path, files: &[PathBuf], problems: &
     for path in files {
         let (file, metadata) = match open(&root, path) {
             Ok(opened) => opened,
-            Err(error) => {
+            Err(error) if of_the_home(&error) => {
                 problems.add(path, ProblemKind::Unreadable, error);
                 continue;
             }
+            Err(error) => return Err(error),
         };
-        let mut exact = Exact { inner: file, left: metadata.len(), changed: None };
+        let mut exact = Exact { inner: file, left: metadata.len(), changed: false };
         let mut header = tar::Header::new_gnu();
         header.set_metadata_in_mode(&metadata, tar::HeaderMode::Deterministic);
         header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
         header.set_size(metadata.len());
         tar.append_data(&mut header, path, &mut exact)?;
-        if let Some(why) = exact.verdict() {
-            problems.add(path, if why == GREW_OR_SHRANK { ProblemKind::Changed } else { ProblemKind::Unreadable }, why);
+        if exact.changed() {
+            problems.add(path, ProblemKind::Changed, "its size changed while it was read");
         }
         count += 1;
         bytes += metadata.len();
@@ -193,13 +200,20 @@ fn open(root: &rustix::fd::OwnedFd, path: &Path) -> std::io::Result<(File, std::
     Ok((file, metadata))
 }
 
-const GREW_OR_SHRANK: &str = "its size changed while it was read";
+/// Whether a file cannot be read because of what the home holds: a right that is missing, a link, a path that went or is too long.
+/// Everything else (a disk or a server that fails, no memory, a call that is not allowed here) may pass or be mended, and must not
+/// make an archive without the file (S1).
+fn of_the_home(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let Some(number) = error.raw_os_error() else { return true };
+    [Errno::ACCESS, Errno::LOOP, Errno::NOENT, Errno::NOTDIR, Errno::XDEV, Errno::NAMETOOLONG].contains(&Errno::from_raw_os_error(number))
+}
 
 /// Gives exactly the bytes that the header promised, whatever happens to the file meanwhile, so that no tar is ever corrupt.
 struct Exact {
     inner: File,
     left: u64,
-    changed: Option<String>,
+    changed: bool,
 }
 
 impl Read for Exact {
@@ -208,20 +222,16 @@ impl Read for Exact {
         if most == 0 {
             return Ok(0);
         }
-        let read = if self.changed.is_some() { Ok(0) } else { self.inner.read(&mut buffer[..most]) };
+        let read = if self.changed { Ok(0) } else { self.inner.read(&mut buffer[..most]) };
         let given = match read {
             Ok(0) => {
-                self.changed.get_or_insert_with(|| GREW_OR_SHRANK.to_owned());
+                self.changed = true;
                 buffer[..most].fill(0);
                 most
             }
             Ok(n) => n,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return Err(error),
-            Err(error) => {
-                self.changed = Some(error.to_string());
-                buffer[..most].fill(0);
-                most
-            }
+            // Not the tenant's doing: this archive must not be made.
+            Err(error) => return Err(error),
         };
         self.left -= given as u64;
         Ok(given)
@@ -229,12 +239,8 @@ impl Read for Exact {
 }
 
 impl Exact {
-    fn verdict(mut self) -> Option<String> {
-        let mut more = [0; 1];
-        if self.changed.is_none() && self.inner.read(&mut more).is_ok_and(|n| n > 0) {
-            self.changed = Some(GREW_OR_SHRANK.to_owned());
-        }
-        self.changed
+    fn changed(mut self) -> bool {
+        self.changed || self.inner.read(&mut [0; 1]).is_ok_and(|n| n > 0)
     }
 }
 
@@ -279,7 +285,7 @@ mod tests {
         for path in ["s/a.jsonl", "s/a.settings.json", "s/a/sub/agent.jsonl", "s/b.jsonl", "other/x.jsonl"] {
             write(home.path(), path, b"x");
         }
-        let found = find(home.path(), &["s".into(), "missing".into()]);
+        let found = find(home.path(), &["s".into(), "missing".into()]).unwrap();
         assert_eq!(ids(&found), ["s/a", "s/b"]);
         assert_eq!(found.sessions[Path::new("s/a")].len(), 3);
     }
@@ -292,10 +298,10 @@ mod tests {
         std::os::unix::fs::symlink(outside.path().join("secret.jsonl"), home.path().join("s/link.jsonl")).unwrap();
         std::os::unix::fs::symlink(outside.path(), home.path().join("linked")).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, home.path().join("s/pipe"), rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        let found = find(home.path(), &["s".into(), "linked".into()]);
+        let found = find(home.path(), &["s".into(), "linked".into()]).unwrap();
         assert_eq!(ids(&found), ["s/a"]);
         let kinds: Vec<_> = found.problems.listed.iter().map(|p| p.kind).collect();
-        assert_eq!(kinds, [ProblemKind::Symlink, ProblemKind::Special, ProblemKind::Symlink]);
+        assert_eq!(kinds, [ProblemKind::Symlink, ProblemKind::Special, ProblemKind::Unreadable]);
         // A file that became a link after it was listed.
         let mut problems = Problems::default();
         let packed = pack(home.path(), home.path(), Path::new("s/link"), &["s/link.jsonl".into(), "../x".into()], &mut problems).unwrap();
@@ -307,12 +313,33 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (real, promised) in [(3_u64, 8_u64), (8, 3)] {
             std::fs::write(folder.path().join("f"), vec![b'x'; usize::try_from(real).unwrap()]).unwrap();
-            let mut exact = Exact { inner: File::open(folder.path().join("f")).unwrap(), left: promised, changed: None };
+            let mut exact = Exact { inner: File::open(folder.path().join("f")).unwrap(), left: promised, changed: false };
             let mut bytes = Vec::new();
             exact.read_to_end(&mut bytes).unwrap();
             assert_eq!(bytes.len() as u64, promised);
-            assert_eq!(exact.verdict().as_deref(), Some(GREW_OR_SHRANK));
+            assert!(exact.changed());
         }
+    }
+
+    /// S1: a disk or a server that fails for a moment must not turn a home into an archive without its files.
+    #[test]
+    fn a_device_that_fails_makes_no_archive_without_the_file() {
+        // Reading where no memory is mapped is an input/output error.
+        let mut exact = Exact { inner: File::open("/proc/self/mem").unwrap(), left: 8, changed: false };
+        assert_eq!(exact.read(&mut [0; 8]).unwrap_err().raw_os_error(), Some(5));
+        let home = |number| of_the_home(&std::io::Error::from_raw_os_error(number));
+        // EACCES, ELOOP and ENOENT are the tenant's; EPERM, EIO, ENOMEM, EMFILE, ENOSYS and ESTALE are not.
+        assert!([13, 40, 2].into_iter().all(home) && ![1, 5, 12, 24, 38, 116].into_iter().any(home));
+    }
+
+    /// A home that is kept elsewhere by a link (dotfiles, say) has lost its sessions; `Block` must see that.
+    #[test]
+    fn a_session_path_behind_a_link_is_lost_content() {
+        let home = tempfile::tempdir().unwrap();
+        write(home.path(), "dotfiles/claude/a.jsonl", b"x");
+        std::os::unix::fs::symlink("dotfiles/claude", home.path().join("s")).unwrap();
+        let found = find(home.path(), &["s".into()]).unwrap();
+        assert_eq!((found.problems.unreadable, found.problems.listed[0].kind), (1, ProblemKind::Unreadable));
     }
 
     #[test]
@@ -321,7 +348,7 @@ mod tests {
         write(home.path(), "s/a.jsonl", b"content");
         let digest = || {
             let mut problems = Problems::default();
-            let found = find(home.path(), &[]);
+            let found = find(home.path(), &[]).unwrap();
             let (id, files) = found.sessions.iter().next().unwrap();
             pack(home.path(), std::env::temp_dir().as_path(), id, files, &mut problems).unwrap().unwrap().entry.digest
         };
@@ -342,7 +369,7 @@ mod tests {
                 kept.insert(path, content);
             }
             let mut problems = Problems::default();
-            for (id, files) in find(home.path(), &["s".into()]).sessions {
+            for (id, files) in find(home.path(), &["s".into()]).unwrap().sessions {
                 let packed = pack(home.path(), home.path(), &id, &files, &mut problems).unwrap().unwrap();
                 super::super::restore::unpack(packed.object.reopen().unwrap(), back.path()).unwrap();
             }

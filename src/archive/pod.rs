@@ -80,7 +80,7 @@ fn end(message: &str, code: u8) -> ExitCode {
 /// Packs and sends everything, the manifest last. `Some`: why unreadable files block it.
 async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     let sender = Sender::new(job)?;
-    let found = pack::find(&job.home, &job.session_paths);
+    let found = pack::find(&job.home, &job.session_paths).context("the home cannot be looked through")?;
     println!("{} sessions found", found.sessions.len());
     let (mut problems, mut entries) = (found.problems, Vec::new());
     let total = found.sessions.len();
@@ -115,7 +115,7 @@ async fn pack_one(job: &Job, id: PathBuf, files: Vec<PathBuf>, problems: &mut Pr
     let mut own = std::mem::take(problems);
     let (packed, own) = tokio::task::spawn_blocking(move || (pack::pack(&home, &spool, &id, &files, &mut own), own)).await?;
     *problems = own;
-    packed.context("writing the spool")
+    packed.context("a session cannot be read, or the spool not written")
 }
 
 struct Sender<'a> {

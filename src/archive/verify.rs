@@ -17,6 +17,10 @@ use crate::guards::{self, Guard};
 
 /// Archives that are read back at the same time.
 const AT_ONCE: usize = 3;
+/// Archives of more than [`LARGE`] bytes that are, apart from the others.
+const LARGE_AT_ONCE: usize = 1;
+/// Unpacked bytes from which an archive takes so long that small ones must not wait behind it.
+const LARGE: u64 = 4 << 30;
 
 /// What a verified archive holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,13 +77,20 @@ pub struct Verifier {
     store: Arc<Store>,
     checked: mpsc::Sender<String>,
     slots: Arc<Semaphore>,
+    large: Arc<Semaphore>,
     state: Arc<Mutex<HashMap<String, Checked>>>,
 }
 
 impl Verifier {
     /// The UID of every check that ends is sent to `checked`.
     pub fn new(store: Arc<Store>, checked: mpsc::Sender<String>) -> Self {
-        Self { store, checked, slots: Arc::new(Semaphore::new(AT_ONCE)), state: Arc::default() }
+        Self {
+            store,
+            checked,
+            slots: Arc::new(Semaphore::new(AT_ONCE)),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+            state: Arc::default(),
+        }
     }
 
     /// How the archive of `uid` stands. A good result is given once. A bad one stands for a while and until another check has
@@ -107,12 +118,20 @@ impl Verifier {
     }
 
     fn start(&self, uid: String) {
-        let (store, slots, state, checked) =
-            (Arc::clone(&self.store), Arc::clone(&self.slots), Arc::clone(&self.state), self.checked.clone());
+        let (store, state, checked) = (Arc::clone(&self.store), Arc::clone(&self.state), self.checked.clone());
+        let (slots, large) = (Arc::clone(&self.slots), Arc::clone(&self.large));
         tokio::spawn(async move {
             let result = tokio::spawn(async move {
-                let _slot = slots.acquire_owned().await;
-                (verify(&store, &uid).await, uid)
+                // Whether there is an archive at all is answered at once: a deletion waits for it before it makes one.
+                let result = match manifest(&store, &uid).await {
+                    Ok((manifest, digest)) => {
+                        let bytes = manifest.sessions.iter().map(|s| s.bytes).fold(0, u64::saturating_add);
+                        let _slot = if bytes > LARGE { large.acquire_owned().await } else { slots.acquire_owned().await };
+                        read_all(&store, &uid, &manifest, digest).await
+                    }
+                    Err(other) => other,
+                };
+                (result, uid)
             });
             let Ok((result, uid)) = result.await else { return };
             if let Ok(mut state) = state.lock() {
@@ -126,16 +145,27 @@ impl Verifier {
 
 /// Reads an archive back, whole.
 pub async fn verify(store: &Store, uid: &str) -> Verification {
+    match manifest(store, uid).await {
+        Ok((manifest, digest)) => read_all(store, uid, &manifest, digest).await,
+        Err(other) => other,
+    }
+}
+
+/// The manifest of this UID and its digest, or how the archive stands without one.
+async fn manifest(store: &Store, uid: &str) -> Result<(Manifest, String), Verification> {
     let bytes = match store.get(&manifest_key(uid)).await {
         Ok(bytes) => bytes,
-        Err(StoreError::NotFound(_)) => return Verification::Missing,
-        Err(error) => return Verification::Unavailable(error.to_string()),
+        Err(StoreError::NotFound(_)) => return Err(Verification::Missing),
+        Err(error) => return Err(Verification::Unavailable(error.to_string())),
     };
-    let manifest = match Manifest::parse(&bytes) {
-        Ok(manifest) if manifest.computer.uid == uid => manifest,
-        Ok(other) => return Verification::Invalid(format!("the manifest is that of {}", other.computer.uid)),
-        Err(error) => return Verification::Invalid(error.to_string()),
-    };
+    match Manifest::parse(&bytes) {
+        Ok(manifest) if manifest.computer.uid == uid => Ok((manifest, hex::encode(Sha256::digest(&bytes)))),
+        Ok(other) => Err(Verification::Invalid(format!("the manifest is that of {}", other.computer.uid))),
+        Err(error) => Err(Verification::Invalid(error.to_string())),
+    }
+}
+
+async fn read_all(store: &Store, uid: &str, manifest: &Manifest, manifest_digest: String) -> Verification {
     let sessions = manifest.sessions.iter().filter(|_| guards::on(Guard::ReadBack));
     for session in sessions {
         match object(store, uid, session).await {
@@ -145,7 +175,7 @@ pub async fn verify(store: &Store, uid: &str) -> Verification {
         }
     }
     Verification::Valid(Summary {
-        manifest_digest: hex::encode(Sha256::digest(&bytes)),
+        manifest_digest,
         sessions: manifest.sessions.len() as u64,
         bytes: manifest.stored_bytes(),
         problems: manifest.lost() as u64,
@@ -230,7 +260,7 @@ mod tests {
     async fn archived(folder: &std::path::Path) -> (Store, String) {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("a.jsonl"), b"hello").unwrap();
-        let found = pack::find(home.path(), &[]);
+        let found = pack::find(home.path(), &[]).unwrap();
         let (id, files) = found.sessions.iter().next().unwrap();
         let packed = pack::pack(home.path(), folder, id, files, &mut Problems::default()).unwrap().unwrap();
         let store = Store::open(&format!("file://{}", folder.display())).unwrap();
@@ -275,5 +305,48 @@ mod tests {
         assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "a byte short");
         std::fs::remove_file(&file).unwrap();
         assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "an object is missing");
+    }
+
+    /// L3: the homes of some tenants are huge, or their objects do not come.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn large_archives_hold_no_small_one_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = archived(folder.path()).await;
+        let mut pipes = Vec::new();
+        for n in 0..AT_ONCE {
+            let uid = format!("large-{n}");
+            let digest = "0".repeat(64);
+            let mut manifest = crate::archive::manifest::tests::empty(&uid);
+            manifest.sessions.push(SessionEntry {
+                id: "s".into(),
+                files: 1,
+                bytes: 1 << 40,
+                digest: digest.clone(),
+                size: 1,
+                last_modified: 0,
+            });
+            store.put_once(&manifest_key(&uid), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+            // Whoever opens a pipe to read waits for a writer.
+            let pipe = folder.path().join(object_key(&uid, &digest));
+            std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
+            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+            pipes.push((uid, pipe));
+        }
+        let (checked, mut ended) = mpsc::channel(16);
+        let verifier = Verifier::new(Arc::new(store), checked);
+        for (uid, _) in &pipes {
+            assert_eq!(verifier.check(uid), Verification::Running);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        verifier.check("u");
+        let first = tokio::time::timeout(std::time::Duration::from_secs(10), ended.recv()).await;
+        for (_, pipe) in &pipes {
+            // Lets go who waits for a writer, for good: an open for both never waits, and whoever comes later finds nothing.
+            let both = std::fs::OpenOptions::new().read(true).write(true).open(pipe).unwrap();
+            std::fs::remove_file(pipe).unwrap();
+            drop(both);
+        }
+        assert_eq!(first.unwrap().as_deref(), Some("u"));
     }
 }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::computer::pod;
 use crate::computer::view::Settings;
 use crate::resources::conditions::{self, types};
-use crate::resources::{ComputerClass, ComputerClassStatus, ComputerSpec};
+use crate::resources::{ArchivePolicy, ComputerClass, ComputerClassStatus, ComputerSpec};
 use crate::runtime::caches::understood;
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::sources::Sources;
@@ -43,7 +43,7 @@ pub async fn run(client: Client, settings: Settings, sources: Sources, stop: Can
         .run(reconcile, |_, _, _| Action::requeue(Duration::from_secs(30)), shared)
         .for_each(|result| {
             if let Err(error) = result {
-                tracing::debug!(%error, "a class was not checked; it is tried again");
+                tracing::warn!(%error, "a class was not checked; it is tried again");
             }
             futures::future::ready(())
         })
@@ -75,7 +75,7 @@ struct Verdict {
 /// An unknown outcome is an error and is tried again; only an answer is a verdict.
 async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallError> {
     let refused = |reason, message| Verdict { accepted: false, reason, message };
-    if class.spec.session_paths.is_empty() {
+    if class.spec.session_paths.is_empty() && class.spec.archive.policy != ArchivePolicy::None {
         return Ok(refused(
             "NoSessionPaths",
             "spec.sessionPaths is empty: name at least one folder, or set archive.policy: None".to_owned(),
@@ -118,4 +118,32 @@ fn status(class: &ComputerClass, verdict: &Verdict, now: Timestamp) -> ComputerC
         &now,
     );
     status
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_class_that_wants_no_archive_needs_no_session_paths() {
+        let service = tower::service_fn(|request: Request<Body>| async move {
+            let pod = request.into_body().collect_bytes().await?;
+            Ok::<_, kube::Error>(Response::new(Body::from(pod.to_vec())))
+        });
+        let shared = Shared {
+            sources: Sources::default(),
+            client: Client::new(service, "op"),
+            settings: Settings { namespace: "op".into(), ..Settings::default() },
+        };
+        for (policy, reason) in [("Required", "NoSessionPaths"), ("None", "Accepted")] {
+            let class: ComputerClass = serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {
+                "podTemplate": {"spec": {"containers": [{"name": "a", "image": "i"}]}}, "sessionPaths": [], "archive": {"policy": policy},
+            }}))
+            .unwrap();
+            assert_eq!(check(&class, &shared).await.unwrap().reason, reason);
+        }
+    }
 }

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use either::Either;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
-use k8s_openapi::api::storage::v1::VolumeAttachment;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +19,10 @@ use crate::archive::{Archives, ReceiptPut};
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, DELETION_FINALIZER, MANAGER};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
+
+mod lists;
+#[cfg(test)]
+mod tests;
 
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
@@ -127,30 +130,6 @@ impl Applier {
         }))
     }
 
-    async fn claim_users(&self, namespace: &str, claim: &str, what: &str) -> Result<Vec<String>, Error> {
-        let pods = self.namespaced::<Pod>(namespace);
-        let list = call(pods.list(&ListParams::default())).await.map_err(|source| Error::Call { what: what.to_owned(), source })?;
-        let mounts = |pod: &Pod| {
-            let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
-            volumes.filter_map(|v| v.persistent_volume_claim.as_ref()).any(|c| c.claim_name == claim)
-        };
-        Ok(list.items.into_iter().filter(mounts).filter_map(|p| p.metadata.name).collect())
-    }
-
-    async fn volumes_of_claim(&self, uid: &str, what: &str) -> Result<Vec<String>, Error> {
-        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let list = call(volumes.list(&ListParams::default())).await.map_err(|source| Error::Call { what: what.to_owned(), source })?;
-        let ours = |v: &PersistentVolume| super::volume::claim_ref_uid(v) == Some(uid);
-        Ok(list.items.into_iter().filter(ours).filter_map(|v| v.metadata.name).collect())
-    }
-
-    async fn attachments(&self, volume: &str, what: &str) -> Result<Vec<String>, Error> {
-        let attachments: Api<VolumeAttachment> = Api::all(self.client.clone());
-        let list = call(attachments.list(&ListParams::default())).await.map_err(|source| Error::Call { what: what.to_owned(), source })?;
-        let of_volume = |a: &VolumeAttachment| a.spec.source.persistent_volume_name.as_deref() == Some(volume);
-        Ok(list.items.into_iter().filter(of_volume).map(|a| a.spec.node_name).collect())
-    }
-
     async fn read_computer(&self, view: &View) -> Result<Effect, Error> {
         let found = get(&self.namespaced::<Computer>(&view.namespace), &view.name, "reading the Computer").await?;
         Ok(Effect::Computer(found.filter(|c| c.metadata.uid.as_deref() == Some(&view.uid)).map(Box::new)))
@@ -189,8 +168,8 @@ impl Applier {
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Computer(None)),
                 // The cache was behind, or somebody wrote at the same time: look at the live object.
-                ErrorClass::Conflict | ErrorClass::Invalid => self.read_computer(view).await.and_then(|e| unchanged(computer, e)),
-                _ => Err(Error::Call { what: "changing the finalizer of the Computer".to_owned(), source }),
+                ErrorClass::Conflict | ErrorClass::Invalid => self.read_computer(view).await.and_then(|e| unchanged(computer, e, source)),
+                _ => Err(Error::Call { what: CHANGING_FINALIZER.to_owned(), source }),
             },
         }
     }
@@ -349,15 +328,30 @@ impl Applier {
     where
         K: Clone + DeserializeOwned + Debug,
     {
-        match call(api.patch(name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
+        match call(api.patch(name, &PatchParams::default(), &Patch::<()>::Json(patch.clone()))).await {
             Ok(object) => Ok(Effect::Learned(subject, fact(object))),
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Learned(subject, Fact::Gone)),
-                // A test operation failed: it is not what we took it for. Look again.
-                ErrorClass::Conflict | ErrorClass::Invalid => Err(Error::Conflict(format!("{} ({source})", subject.describe()))),
+                ErrorClass::Conflict => Err(Error::Conflict(subject.describe())),
+                ErrorClass::Invalid => Err(self.refused(subject, &patch, source).await),
                 _ => Err(Error::Call { what: format!("changing {}", subject.describe()), source }),
             },
         }
+    }
+
+    /// A 422 is a test that failed, which a look at the live object repeats, or the refusal of an admission policy.
+    async fn refused(&self, subject: Subject, patch: &json_patch::Patch, source: CallError) -> Error {
+        let object = subject.describe();
+        let live = match self.read(subject).await {
+            Ok(Effect::Learned(_, Fact::Pod(pod))) => serde_json::to_value(pod),
+            Ok(Effect::Learned(_, Fact::Volume(volume))) => serde_json::to_value(volume),
+            Ok(_) => return Error::Conflict(object),
+            Err(error) => return error,
+        };
+        if live.is_ok_and(|mut live| json_patch::patch(&mut live, patch).is_ok()) {
+            return Error::Call { what: format!("changing {object}"), source };
+        }
+        Error::Conflict(object)
     }
 
     async fn put_receipt(&self, uid: &str, bytes: Vec<u8>) -> Result<Effect, Error> {
@@ -386,12 +380,14 @@ fn optional<T>(answer: Result<T, CallError>, what: &str) -> Found<T> {
     }
 }
 
+const CHANGING_FINALIZER: &str = "changing the finalizer of the Computer";
+
 /// A refused finalizer patch on an object that did not change would be refused for ever: an error, not a reason to try at once.
-fn unchanged(before: &Computer, effect: Effect) -> Result<Effect, Error> {
-    match &effect {
-        Effect::Computer(Some(now)) if now.metadata.resource_version == before.metadata.resource_version => {
-            Err(Error::Conflict("the Computer".to_owned()))
-        }
-        _ => Ok(effect),
+fn unchanged(before: &Computer, effect: Effect, source: CallError) -> Result<Effect, Error> {
+    let Effect::Computer(Some(now)) = &effect else { return Ok(effect) };
+    match classify(&source) {
+        _ if now.metadata.resource_version != before.metadata.resource_version => Ok(effect),
+        ErrorClass::Invalid => Err(Error::Call { what: CHANGING_FINALIZER.to_owned(), source }),
+        _ => Err(Error::Conflict("the Computer".to_owned())),
     }
 }

@@ -8,11 +8,12 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
 
+use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
 use super::observe::observe;
 use super::plan::{Blocker, Next, Plan, Report, plan};
+use super::status;
 use super::view::{Settings, View};
-use super::{action::Action, status};
 use crate::archive::Archives;
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, StepStatus};
@@ -76,13 +77,22 @@ impl Reconciler {
         if let Err(error) = self.confirm_missing(view).await {
             return (Plan { next: Next::Settled, report: Report::default() }, Some(error));
         }
+        let mut live = false;
         for _ in 0..MAX_REQUESTS {
             view.now = self.sources.now();
             let current = plan(view);
             let Next::Do(action) = &current.next else { return (current, None) };
+            if matches!(action, Action::Create(_)) && !live && guards::on(Guard::LiveRecord) {
+                if let Err(error) = self.look_again(view).await {
+                    return (current, Some(error));
+                }
+                live = true;
+                continue;
+            }
             tracing::debug!(uid = %view.uid, action = name(action), "next request");
             match self.applier.apply(action.clone(), view).await {
                 Ok(effect) => {
+                    live |= matches!(effect, Effect::Record(_));
                     let archived_before = archived(view);
                     view.absorb(effect);
                     if !archived_before && archived(view) {
@@ -93,6 +103,13 @@ impl Reconciler {
             }
         }
         (Plan { next: Next::Wait(Duration::from_secs(1)), report: plan(view).report }, None)
+    }
+
+    /// Nothing is made on the word of an old record: a cache that lags would make again what this replica or another one has made
+    /// and taken away meanwhile, for as long as it lags, and leave the last of it behind (S6).
+    async fn look_again(&self, view: &mut View) -> Result<(), Error> {
+        view.record = self.applier.find_record(&view.uid).await?;
+        Ok(())
     }
 
     /// What a cache does not hold is not gone: a missing Computer or record is looked for live before it means anything.
@@ -119,8 +136,8 @@ impl Reconciler {
     }
 
     async fn publish(&self, view: &View, report: &Report) {
-        // A released Computer is gone, or about to be: there is nobody to tell.
-        let released = |c: &&Computer| c.metadata.deletion_timestamp.is_some() && !super::view::has_finalizer(c);
+        // A released Computer is gone, or about to be: there is nobody to tell, unless somebody else holds it.
+        let released = |c: &&Computer| c.metadata.deletion_timestamp.is_some() && c.metadata.finalizers.as_ref().is_none_or(Vec::is_empty);
         let Some(computer) = view.computer.as_ref().filter(|c| report.phase.is_some() && !released(c)) else { return };
         let new = status::compute(view, computer, report);
         let Some(patch) = status::patch(computer, &new) else { return };

@@ -109,11 +109,17 @@ impl View {
             || self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some() && guards::on(Guard::NoWayBack))
     }
 
-    /// Whether the record is released and the caches hold neither the Computer nor a pod of its record: nothing is left to be done
+    /// Whether the record is released and the caches hold neither the Computer, nor a pod of its record, nor its custody claim: nothing is left to be done
     /// but expiry. A create that was given up may come true after the release; our own finalizer would hold that pod for ever (S6).
     pub fn settled(&self) -> bool {
         let released = self.record.as_ref().is_some_and(|r| r.spec.state.phase == RecordPhase::Released);
-        released && self.computer.is_none() && !self.facts.values().any(|f| matches!(f, Fact::Pod(_)))
+        released
+            && self.computer.is_none()
+            && !self.facts.iter().any(|(subject, fact)| match fact {
+                Fact::Pod(_) => true,
+                Fact::Claim(_) => matches!(subject, Subject::Claim { namespace, .. } if *namespace == self.settings.namespace),
+                _ => false,
+            })
     }
 
     /// A namespace of the same name that is gone by now may be all that the cache knows. Before its end becomes the end of a

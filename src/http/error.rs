@@ -43,7 +43,7 @@ fn free_form() -> Object {
 }
 
 /// What stands in the API server's words when it is an admin's rule that refuses, and not a right of this server that is missing.
-const REFUSALS: [&str; 3] = ["ValidatingAdmissionPolicy", "admission webhook", "exceeded quota"];
+const REFUSALS: [&str; 4] = ["ValidatingAdmissionPolicy", "admission webhook", "exceeded quota", "unknown for quota"];
 
 /// Why a request is refused or failed.
 #[derive(Clone, Debug, PartialEq)]
@@ -162,6 +162,15 @@ mod tests {
         let gone = kube::core::Status { code: 404, reason: "NotFound".into(), ..Default::default() };
         let error = ApiError::from_call(&CallError::Kube(kube::Error::Api(Box::new(gone))), "computer", "reading it");
         assert_eq!(error, ApiError::not_found("computer"));
+    }
+
+    /// The body is a real API server's (1.37), with the chart's policy.
+    #[test]
+    fn deletion_protection_is_409_with_the_policys_words() {
+        let message = "computers.computer-operator.dev \"kept\" is forbidden: ValidatingAdmissionPolicy 'co-deletion-protection' with binding 'co-deletion-protection' denied request: deletion protection is on. Take it off first";
+        let refused = kube::core::Status { code: 403, reason: "Forbidden".into(), message: message.into(), ..Default::default() };
+        let error = ApiError::from_call(&CallError::Kube(kube::Error::Api(Box::new(refused))), "computer", "deleting it");
+        assert_eq!((error.status(), error.detail.as_str()), (StatusCode::CONFLICT, message));
     }
 
     #[test]

@@ -157,3 +157,65 @@ async fn answering(shared: &Shared) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::{Request, Response};
+    use axum::routing::get;
+    use clap::Parser;
+    use http_body_util::BodyExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    /// A server whose API server answers nothing at all.
+    fn shared() -> Arc<Shared> {
+        let nobody = tower::service_fn(|_: Request<kube::client::Body>| async {
+            Err::<Response<kube::client::Body>, _>(std::io::Error::other("down"))
+        });
+        let config = Cli::parse_from(["api"]).config;
+        Arc::new(Shared::new(Client::new(nobody, "default"), &config, CancellationToken::new()))
+    }
+
+    async fn answer(router: Router, path: &str, token: &str) -> (StatusCode, serde_json::Value) {
+        let request = Request::get(path).header("authorization", format!("Bearer {token}")).body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        assert!(response.headers().contains_key("x-request-id"));
+        let status = response.status();
+        (status, serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_handlers_panic_is_an_error_like_any_other_and_says_nothing_of_it() {
+        async fn breaks() -> StatusCode {
+            panic!("a secret")
+        }
+        let broken = Router::new().route("/broken", get(breaks));
+        let (status, body) = answer(dressed(broken, shared()), "/broken", "x").await;
+        assert_eq!(
+            (status, &body["status"], &body["title"]),
+            (StatusCode::INTERNAL_SERVER_ERROR, &500.into(), &"Internal Server Error".into())
+        );
+        assert!(body["detail"].as_str().unwrap().contains("x-request-id") && !body.to_string().contains("secret"), "{body}");
+    }
+
+    /// Not knowing is neither 401, which would tell a client to throw its key away, nor a way in.
+    #[tokio::test]
+    async fn a_credential_that_cannot_be_verified_is_500() {
+        let uid = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11".to_owned();
+        let computer = crate::credentials::ComputerId { namespace: "t".into(), name: "c".into(), uid };
+        let key = crate::credentials::Key::new(computer, [1; 32]).token();
+        for token in [key.as_str(), "a.b.c"] {
+            let (status, body) = answer(router(shared()), "/api/v0/computers", token).await;
+            assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{body}");
+        }
+        assert_eq!(answer(router(shared()), "/api/v0/computers", "x").await.0, StatusCode::UNAUTHORIZED);
+    }
+}

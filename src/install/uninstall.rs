@@ -15,6 +15,9 @@ pub struct Args {
     /// Namespace of the operator.
     #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "computer-operator-system")]
     namespace: String,
+    /// Helm's release and revision, for the message: a refused uninstallation leaves it marked as uninstalling.
+    #[arg(long, num_args = 2, value_names = ["RELEASE", "REVISION"])]
+    release: Option<Vec<String>>,
 }
 
 /// Computers that are named one by one at most; more are counted.
@@ -28,7 +31,7 @@ pub async fn run(args: Args) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Some(left)) => {
-            eprintln!("{left}");
+            eprintln!("{left}{}", back(args.release.as_deref(), &args.namespace));
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -37,6 +40,16 @@ pub async fn run(args: Args) -> ExitCode {
             );
             ExitCode::from(2)
         }
+    }
+}
+
+/// Helm marks a release before it asks, and upgrades none that is marked.
+fn back(release: Option<&[String]>, namespace: &str) -> String {
+    match release {
+        Some([name, revision]) => format!(
+            ". Nothing was changed, but Helm lists the release as uninstalling and will not upgrade it: helm rollback {name} {revision} -n {namespace} brings it back"
+        ),
+        _ => String::new(),
     }
 }
 
@@ -92,6 +105,7 @@ mod tests {
         assert_eq!(refusal(&[], 0, &[]), None);
         let text = refusal(&vec![computer; 12], 500, &[]).unwrap();
         assert!(text.contains("512 computers are left: team/box, ") && text.contains("…") && text.contains("--no-hooks"), "{text}");
+        assert!(back(Some(&["co".into(), "3".into()]), "ops").contains("helm rollback co 3 -n ops"));
         let record: ComputerRecord =
             serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c"}})).unwrap();
         assert!(refusal(&[], 0, &[record]).unwrap().contains("1 deletions are not finished"));

@@ -89,7 +89,7 @@ pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSe
     };
     let of_class = {
         let computers = computers.clone();
-        move |event: &watcher::Event<ComputerClass>| touched(event).map_or_else(Vec::new, |_| waiting(&computers))
+        move |event: &watcher::Event<ComputerClass>| touched(event).map_or_else(Vec::new, |c| of_class(&computers, &c.name_any()))
     };
     Caches {
         records: spawn.watch(Api::<DeserializeGuard<ComputerRecord>>::namespaced(client.clone(), namespace), all.clone(), strip, |e| {
@@ -202,10 +202,13 @@ fn in_namespace(computers: &Store<Computer>, event: &watcher::Event<Namespace>) 
     inside.iter().filter_map(|c| c.metadata.uid.clone()).collect()
 }
 
-/// Computers that are not active yet may wait for their class.
-fn waiting(computers: &Store<Computer>) -> Vec<String> {
-    let waits = |c: &Computer| c.status.as_ref().and_then(|s| s.phase) != Some(crate::resources::Phase::Active);
-    computers.state().into_iter().filter(|c| waits(c)).filter_map(|c| c.metadata.uid.clone()).collect()
+/// Computers that were made from a class show that it changed; those that are not active yet may wait for it.
+fn of_class(computers: &Store<Computer>, name: &str) -> Vec<String> {
+    let concerned = |c: &Computer| {
+        let status = c.status.as_ref();
+        status.and_then(|s| s.phase) != Some(crate::resources::Phase::Active) || status.and_then(|s| s.class_name.as_deref()) == Some(name)
+    };
+    computers.state().into_iter().filter(|c| concerned(c)).filter_map(|c| c.metadata.uid.clone()).collect()
 }
 
 /// managedFields are the larger half of an object, and nothing here reads them.
@@ -253,5 +256,23 @@ mod tests {
         assert_eq!(classes.state().iter().map(|c| c.name_any()).collect::<Vec<_>>(), ["good"]);
         stop.cancel();
         while tasks.join_next().await.is_some() {}
+    }
+
+    /// That a class differs from what runs is shown when the class changes, not when the next pod event happens to come by.
+    #[tokio::test]
+    async fn a_class_concerns_the_computers_that_were_made_from_it() {
+        let (reader, mut writer) = reflector::store::<Computer>();
+        let computer = |uid: &str, phase: &str, class: &str| -> Computer {
+            let status = json!({"phase": phase, "className": class});
+            serde_json::from_value(json!({"metadata": {"name": uid, "namespace": "t", "uid": uid}, "spec": {}, "status": status})).unwrap()
+        };
+        writer.apply_watcher_event(&watcher::Event::Init);
+        for c in [computer("runs", "Active", "std"), computer("other", "Active", "big"), computer("waits", "Error", "big")] {
+            writer.apply_watcher_event(&watcher::Event::InitApply(c));
+        }
+        writer.apply_watcher_event(&watcher::Event::InitDone);
+        let mut uids = of_class(&reader, "std");
+        uids.sort();
+        assert_eq!(uids, ["runs", "waits"]);
     }
 }

@@ -2,13 +2,16 @@
 //! call for as long as they last. An unknown outcome is a failure, never a success, and only the API server's own word that an
 //! object is not there is an absence (S3).
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
 use axum::http::header::USER_AGENT;
+use kube::api::{Api, ListParams};
 use kube::client::ClientBuilder;
 use kube::{Client, Config};
+use serde::de::DeserializeOwned;
 
 use super::requests::Counted;
 use crate::guards::{self, Guard};
@@ -111,6 +114,23 @@ pub async fn call<T>(request: impl Future<Output = Result<T, kube::Error>>) -> R
     }
 }
 
+/// What `pick` takes out of a list that is read in pages: memory must not grow with what tenants or the cluster hold.
+///
+/// # Errors
+/// As [`call`], for any page.
+pub async fn list<K, T>(api: &Api<K>, page: u32, pick: impl Fn(K) -> Option<T>) -> Result<Vec<T>, CallError>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
+    let (mut params, mut picked) = (ListParams::default().limit(page), Vec::new());
+    loop {
+        let answer = call(api.list(&params)).await?;
+        picked.extend(answer.items.into_iter().filter_map(&pick));
+        let Some(next) = answer.metadata.continue_.filter(|next| !next.is_empty()) else { return Ok(picked) };
+        params = params.continue_token(&next);
+    }
+}
+
 /// The class of a failure. Pure.
 pub fn classify(error: &CallError) -> ErrorClass {
     let kube::Error::Api(status) = (match error {
@@ -138,7 +158,6 @@ mod tests {
 
     use axum::http::{Request, Response};
     use k8s_openapi::api::core::v1::Pod;
-    use kube::api::Api;
     use kube::client::Body;
 
     use super::*;

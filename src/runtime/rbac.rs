@@ -10,9 +10,9 @@ type Rule = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// Rights in the whole cluster.
 const CLUSTER: &[Rule] = &[
-    ("computer-operator.dev", &["computers", "computerclasses", "deletionoverrides"], &["get", "list", "watch"]),
+    ("computer-operator.dev", &["computerclasses", "deletionoverrides"], &["list", "watch"]),
     // `release` is a verb of ours: the admission policy lets only who has it take the deletion finalizer off.
-    ("computer-operator.dev", &["computers"], &["patch", "delete", "release"]),
+    ("computer-operator.dev", &["computers"], &["get", "list", "watch", "patch", "delete", "release"]),
     ("computer-operator.dev", &["apikeys"], &["get", "list", "watch", "patch"]),
     (
         "computer-operator.dev",
@@ -57,13 +57,6 @@ const API_OWN: &[Rule] =
 /// What the hook that installs and upgrades the CRDs may do beside it: the default class comes with them.
 const CRDS_HOOK: &[Rule] = &[("computer-operator.dev", &["computerclasses"], &["create", "patch"])];
 
-/// What the uninstall guard and `helm test` may do: look.
-const LOOK: &[Rule] = &[(
-    "computer-operator.dev",
-    &["computers", "computerclasses", "computerrecords", "sessions", "apikeys", "deletionoverrides"],
-    &["list"],
-)];
-
 /// What `helm test` may do beyond that, in the operator's own namespace: find the pods that it asks.
 const TEST: &[Rule] = &[("discovery.k8s.io", &["endpointslices"], &["list"])];
 
@@ -93,7 +86,7 @@ pub fn roles() -> Value {
     json!({
         "controller": {"cluster": rules(CLUSTER), "own": own_rules()},
         "api": {"cluster": rules(API_CLUSTER), "own": rules(API_OWN)},
-        "hooks": {"crds": crds_rules(), "look": rules(LOOK), "test": rules(TEST)},
+        "hooks": {"crds": crds_rules(), "look": look_rules(), "test": rules(TEST)},
         "people": {
             "view": rules(TENANT_VIEW), "edit": rules(TENANT_EDIT), "admin": rules(TENANT_ADMIN),
             "classes": rules(CLASSES), "override": rules(OVERRIDE), "receipts": rules(RECEIPTS),
@@ -120,10 +113,16 @@ fn own_rules() -> Vec<Value> {
     all
 }
 
+/// What the uninstall guard and `helm test` may do, and the hook that waits until a kind is served: look at every kind there is.
+fn look_rules() -> Vec<Value> {
+    let kinds: Vec<String> = crds::all().into_iter().map(|crd| crd.spec.names.plural).collect();
+    vec![json!({"apiGroups": [GROUP], "resources": kinds, "verbs": ["list"]})]
+}
+
 /// Exactly our definitions, by name: a server-side apply is checked for `create` with the name, too.
 fn crds_rules() -> Vec<Value> {
     let names: Vec<String> = crds::all().iter().map(|crd| format!("{}.{GROUP}", crd.spec.names.plural)).collect();
-    let mut all = rules(&[CRDS_HOOK, LOOK].concat());
+    let mut all = [rules(CRDS_HOOK), look_rules()].concat();
     all.push(json!({
         "apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"], "resourceNames": names, "verbs": ["get", "create", "patch"],
     }));
@@ -144,7 +143,7 @@ mod tests {
     #[test]
     fn no_wildcard_and_no_reading_of_secrets() {
         let people = [TENANT_VIEW, TENANT_EDIT, TENANT_ADMIN, CLASSES, OVERRIDE, RECEIPTS].concat();
-        for (group, resources, verbs) in [CLUSTER, OWN, API_CLUSTER, API_OWN, CRDS_HOOK, LOOK, TEST, &people].concat() {
+        for (group, resources, verbs) in [CLUSTER, OWN, API_CLUSTER, API_OWN, CRDS_HOOK, TEST, &people].concat() {
             assert!(group != "*" && !resources.contains(&"*") && !verbs.contains(&"*"));
             if resources.contains(&"secrets") {
                 assert!(!["get", "list", "watch", "update", "patch"].iter().any(|v| verbs.contains(v)));

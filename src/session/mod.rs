@@ -3,13 +3,16 @@
 
 use std::sync::Arc;
 
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 
 use crate::archive::{Archives, Manifest};
 use crate::resources::{Session, SessionPhase, SessionStatus};
-use crate::runtime::client::{CallError, call};
+use crate::runtime::client::{CallError, call, list};
+
+/// Sessions in one page of a list.
+const PAGE: u32 = 50;
 
 /// Writes the archive's place to every Session of a computer that is not marked yet. Returns how many were written.
 ///
@@ -17,12 +20,14 @@ use crate::runtime::client::{CallError, call};
 /// When the API server or the store does not answer; nothing depends on it, the caller logs it.
 pub async fn mark_archived(client: &Client, archives: &Arc<Archives>, namespace: &str, computer_uid: &str) -> Result<usize, MarkError> {
     let api: Api<Session> = Api::namespaced(client.clone(), namespace);
-    let sessions = call(api.list(&ListParams::default())).await?;
-    let waiting: Vec<Session> = sessions
-        .items
-        .into_iter()
-        .filter(|s| s.spec.computer_uid == computer_uid && s.status.as_ref().and_then(|s| s.phase) != Some(SessionPhase::Archived))
-        .collect();
+    let waits =
+        |s: &Session| s.spec.computer_uid == computer_uid && s.status.as_ref().and_then(|s| s.phase) != Some(SessionPhase::Archived);
+    // A tenant may have made as many as the cluster holds, each with settings of any size.
+    let without_settings = |mut s: Session| {
+        s.spec.settings = None;
+        waits(&s).then_some(s)
+    };
+    let waiting = list(&api, PAGE, without_settings).await?;
     if waiting.is_empty() {
         return Ok(0);
     }

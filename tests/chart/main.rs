@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod drift;
+mod fences;
+mod policies;
 mod render;
 mod schema;
 mod server;

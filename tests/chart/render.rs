@@ -76,7 +76,9 @@ fn every_rendering_is_sound() {
             assert_eq!(object["metadata"]["namespace"], expected, "{}", id(object));
             assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/name"], "computer-operator", "{}", id(object));
         }
-        pods(&all).iter().for_each(|(name, pod)| restricted(&format!("{release} {name}"), pod));
+        for (name, pod) in pods(&all) {
+            restricted(&format!("{release} {name}"), pod);
+        }
         settings(&all);
     }
 }
@@ -230,7 +232,7 @@ fn the_default_class_is_one_and_may_be_replaced() {
     };
     let usual = class(&[]);
     let parsed: computer_operator::resources::ComputerClass = serde_json::from_value(usual.clone()).unwrap();
-    let pod = computer_operator::computer::pod::desired(&parsed, &Default::default(), "home").unwrap();
+    let pod = computer_operator::computer::pod::desired(&parsed, &computer_operator::resources::ComputerSpec::default(), "home").unwrap();
     assert_eq!(pod.spec.unwrap().containers.len(), 1);
     assert_eq!(usual["metadata"]["annotations"]["computer-operator.dev/is-default-class"], "true");
     let own = class(&[

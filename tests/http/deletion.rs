@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use computer_operator::credentials::ComputerId;
+use computer_operator::resources::CredentialState;
 use serde_json::json;
 
 use crate::client::{Ask, raw};
@@ -204,6 +206,9 @@ async fn a_dead_operator_is_still_a_dead_key(bench: Arc<Bench>) -> Result<()> {
     bench.send(Ask::get(one(&id)).by(&key)).await?.is(200)?;
     let waited = bench.send(Ask::delete(format!("{}?wait=1", one(&id))).by(&key)).await?.is(204)?;
     ensure!(waited.header("deletion-state") == "InProgress", "{waited:?}");
+    // Dead twice: whatever becomes of the object, the record is a tombstone.
+    let record = bench.records().get(&ComputerId::decode(&id).context("an id")?.uid).await?;
+    ensure!(record.spec.state.credential == CredentialState::Revoked, "the key is {:?} in the record", record.spec.state.credential);
     for replica in 0..3 {
         bench.send_to(replica, Ask::get(one(&id)).by(&key)).await?.is(401)?;
         bench.send_to(replica, Ask::get(one(&bystander)).by(&other)).await?.is(200)?;

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use computer_operator::credentials::ComputerId;
 use computer_operator::resources::{Computer, ComputerRecord};
-use computer_operator::runtime::rbac;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use kube::Client;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
+use xtask::chart;
 use xtask::cluster::{Cluster, Options, Profile};
 
 use crate::client::{Answer, Ask};
@@ -27,6 +27,8 @@ use crate::process::{Process, free_address};
 
 pub const SYSTEM: &str = "computer-operator-system";
 pub const AUDIENCE: &str = "computer-operator";
+/// The API server's own.
+pub const CLUSTER_AUDIENCE: &str = "https://kubernetes.default.svc";
 /// Longest time for one thing to happen on a busy machine of two cores.
 pub const LONG: Duration = Duration::from_secs(60);
 
@@ -110,9 +112,9 @@ impl Bench {
         let crds = computer_operator::resources::crds::files()?.into_iter().map(|(_, yaml)| yaml).collect::<Vec<_>>().join("\n---\n");
         self.kubectl(&["apply", "-f", "-"], &crds).await?;
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").await?;
-        let install = rbac::Install { namespace: SYSTEM.into(), image: "none:1".into(), store_size: "1Gi".into(), deployment: false };
-        let all: Vec<String> = rbac::manifests(&install).iter().map(Value::to_string).collect();
-        self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).await?;
+        self.kubectl(&["create", "namespace", SYSTEM], "").await?;
+        let chart = tokio::task::spawn_blocking(|| chart::without_programs(SYSTEM)).await??;
+        self.kubectl(&["apply", "-f", "-"], &chart).await?;
         let computers: Api<Computer> = Api::all(self.client.clone());
         eventually("computers are served", || async { Ok(computers.list(&ListParams::default()).await.ok()) }).await?;
         let class = json!({
@@ -146,6 +148,8 @@ impl Bench {
         let kubeconfig = self.kubeconfig("computer-operator-api").await?;
         let (address, metrics) = (free_address()?, free_address()?);
         let mut arguments = vec!["api".to_owned(), format!("--bind={address}"), format!("--metrics-bind={metrics}")];
+        // So that tokens for the API server itself are good ones to the review, and still open nothing.
+        arguments.push(format!("--cluster-audience={CLUSTER_AUDIENCE}"));
         arguments.extend_from_slice(more);
         let process = Process::start(&arguments, &kubeconfig, &self.logs.join(format!("{name}.log")))?;
         let scheme = if more.iter().any(|a| a.starts_with("--tls")) { "https" } else { "http" };
@@ -322,16 +326,24 @@ impl Bench {
 
     /// Keeps a computer that is deleted: a finalizer that is not ours. Released by [`Bench::let_go`].
     pub async fn hold(&self, id: &str) -> Result<()> {
-        let mut finalizers = self.object(id).await?.metadata.finalizers.unwrap_or_default();
-        finalizers.push("example.com/hold".to_owned());
-        self.merge(id, json!({"metadata": {"finalizers": finalizers}})).await
+        self.finalizers(id, |all| all.push("example.com/hold".to_owned())).await
     }
 
     /// Takes the foreign finalizer off.
     pub async fn let_go(&self, id: &str) -> Result<()> {
-        let mut finalizers = self.object(id).await?.metadata.finalizers.unwrap_or_default();
-        finalizers.retain(|f| f != "example.com/hold");
-        self.merge(id, json!({"metadata": {"finalizers": finalizers}})).await
+        self.finalizers(id, |all| all.retain(|f| f != "example.com/hold")).await
+    }
+
+    /// The operator changes them too: only what was read is changed.
+    async fn finalizers(&self, id: &str, change: impl Fn(&mut Vec<String>)) -> Result<()> {
+        eventually("the finalizers are changed", || async {
+            let metadata = self.object(id).await?.metadata;
+            let mut all = metadata.finalizers.unwrap_or_default();
+            change(&mut all);
+            let patch = json!({"metadata": {"finalizers": all, "resourceVersion": metadata.resource_version}});
+            self.merge(id, patch).await.map(Some)
+        })
+        .await
     }
 
     pub fn logs(&self) -> &Path {

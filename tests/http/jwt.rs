@@ -13,7 +13,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
 use crate::client::Ask;
-use crate::harness::{AUDIENCE, Bench};
+use crate::harness::{AUDIENCE, Bench, CLUSTER_AUDIENCE};
 use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
@@ -103,7 +103,7 @@ fn corpus(signer: &Signer, good: &str, header: &Value, claims: &Value, namespace
         ("no audience", sign(json!({"aud": []}))?),
         ("another audience", sign(json!({"aud": ["other"]}))?),
         ("an audience that begins like ours", sign(json!({"aud": [format!("{AUDIENCE}.evil")]}))?),
-        ("the API server's audience", sign(json!({"aud": ["https://kubernetes.default.svc"]}))?),
+        ("the API server's audience", sign(json!({"aud": [CLUSTER_AUDIENCE]}))?),
         ("an account that never was", sign(account(namespace, "ghost", "0"))?),
         ("another account's UID", sign(account(namespace, "owner", "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11"))?),
         ("an account of a namespace that is not there", sign(account("nowhere", "owner", "0"))?),

@@ -3,6 +3,7 @@
 //! nothing here needs root. Run by `cargo xtask test`; `cargo test --test http -- NAME…` runs some scenarios.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod api_keys;
 mod client;
 mod computers;
 mod contract;

@@ -9,8 +9,9 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
+use crate::api_keys;
 use crate::client::Ask;
-use crate::harness::{AUDIENCE, Bench, SYSTEM, eventually};
+use crate::harness::{AUDIENCE, Bench, CLUSTER_AUDIENCE, SYSTEM, eventually};
 use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
@@ -55,29 +56,41 @@ fn operations(subject: &Subject) -> Vec<(&'static str, Ask)> {
 }
 
 /// Columns of [`CELLS`].
-const CALLERS: [&str; 9] = ["own key", "other key", "foreign key", "edit", "view", "delete only", "none", "foreign edit", "view all"];
+const CALLERS: [&str; 11] = [
+    "own key",
+    "other key",
+    "foreign key",
+    "edit",
+    "view",
+    "delete only",
+    "none",
+    "foreign edit",
+    "view all",
+    "ApiKey of edit",
+    "foreign ApiKey",
+];
 
 /// The code of every cell.
-const CELLS: &[(&str, [u16; 9])] = &[
-    ("list", [200, 200, 404, 200, 200, 403, 403, 403, 200]),
-    ("create", [403, 403, 404, 400, 403, 403, 403, 403, 403]),
-    ("get", [200, 404, 404, 200, 200, 404, 404, 404, 200]),
-    ("by name", [200, 404, 404, 200, 200, 404, 404, 404, 200]),
-    ("patch", [200, 404, 404, 200, 403, 404, 404, 404, 403]),
-    ("delete", [200, 404, 404, 200, 403, 200, 404, 404, 403]),
-    ("restart", [400, 404, 404, 400, 403, 404, 404, 404, 403]),
-    ("refresh", [200, 404, 404, 200, 403, 404, 404, 404, 403]),
-    ("install-deps", [501, 404, 404, 501, 403, 404, 404, 404, 403]),
-    ("metrics", [400, 404, 404, 400, 400, 404, 404, 404, 400]),
-    ("deletion", [404, 404, 404, 404, 404, 404, 404, 404, 404]),
-    ("sessions", [200, 200, 404, 200, 200, 403, 403, 403, 200]),
-    ("new session", [201, 404, 404, 201, 403, 404, 404, 404, 403]),
-    ("session", [200, 404, 404, 200, 200, 404, 404, 404, 200]),
-    ("patch session", [200, 404, 404, 200, 403, 404, 404, 404, 403]),
-    ("interrupt", [501, 404, 404, 501, 403, 404, 404, 404, 403]),
-    ("messages", [501, 404, 404, 501, 501, 404, 404, 404, 501]),
-    ("message", [501, 404, 404, 501, 501, 404, 404, 404, 501]),
-    ("post message", [501, 404, 404, 501, 403, 404, 404, 404, 403]),
+const CELLS: &[(&str, [u16; 11])] = &[
+    ("list", [200, 200, 404, 200, 200, 403, 403, 403, 200, 200, 403]),
+    ("create", [403, 403, 404, 400, 403, 403, 403, 403, 403, 400, 403]),
+    ("get", [200, 404, 404, 200, 200, 404, 404, 404, 200, 200, 404]),
+    ("by name", [200, 404, 404, 200, 200, 404, 404, 404, 200, 200, 404]),
+    ("patch", [200, 404, 404, 200, 403, 404, 404, 404, 403, 200, 404]),
+    ("delete", [200, 404, 404, 200, 403, 200, 404, 404, 403, 200, 404]),
+    ("restart", [400, 404, 404, 400, 403, 404, 404, 404, 403, 400, 404]),
+    ("refresh", [200, 404, 404, 200, 403, 404, 404, 404, 403, 200, 404]),
+    ("install-deps", [501, 404, 404, 501, 403, 404, 404, 404, 403, 501, 404]),
+    ("metrics", [400, 404, 404, 400, 400, 404, 404, 404, 400, 400, 404]),
+    ("deletion", [404, 404, 404, 404, 404, 404, 404, 404, 404, 404, 404]),
+    ("sessions", [200, 200, 404, 200, 200, 403, 403, 403, 200, 200, 403]),
+    ("new session", [201, 404, 404, 201, 403, 404, 404, 404, 403, 201, 404]),
+    ("session", [200, 404, 404, 200, 200, 404, 404, 404, 200, 200, 404]),
+    ("patch session", [200, 404, 404, 200, 403, 404, 404, 404, 403, 200, 404]),
+    ("interrupt", [501, 404, 404, 501, 403, 404, 404, 404, 403, 501, 404]),
+    ("messages", [501, 404, 404, 501, 501, 404, 404, 404, 501, 501, 404]),
+    ("message", [501, 404, 404, 501, 501, 404, 404, 404, 501, 501, 404]),
+    ("post message", [501, 404, 404, 501, 403, 404, 404, 404, 403, 501, 404]),
 ];
 
 async fn subject(bench: &Bench, what: &str) -> Result<(Subject, String)> {
@@ -94,6 +107,7 @@ async fn who_may_do_what(bench: Arc<Bench>) -> Result<()> {
     let foreign_computer = bench.byom(&foreign, "box").await?;
     let other = bench.byom(&edit, "other").await?;
     let ns = &subject.namespace;
+    let foreign_namespace = ComputerId::decode(&foreign_computer).context("an id")?.namespace;
     let callers = [
         bench.key(&subject.computer).await?,
         bench.key(&other).await?,
@@ -104,6 +118,8 @@ async fn who_may_do_what(bench: Arc<Bench>) -> Result<()> {
         bench.account(ns, "none", &[], false).await?,
         foreign,
         bench.account(SYSTEM, "view-all", &["get", "list"], true).await?,
+        api_keys::issue(&bench, ns, "key", "owner").await?,
+        api_keys::issue(&bench, &foreign_namespace, "key", "owner").await?,
     ];
     bench.until(200, Ask::get(format!("/api/v0/computers?namespace={ns}")).by(&callers[4])).await?;
     bench.until(200, Ask::get(format!("/api/v0/computers?namespace={ns}")).by(&callers[8])).await?;
@@ -155,9 +171,10 @@ async fn bad_credentials(bench: &Bench, subject: &Subject, edit: &str) -> Result
     let of = ComputerId::decode(&subject.computer).context("an id")?;
     let ghost = ComputerId { uid: "00000000-0000-4000-8000-000000000000".into(), ..of.clone() };
     let bearer = |token: &str| vec![format!("Bearer {token}")];
+    let (going, going_too) = terminating(bench).await?;
     let mut mistyped = own.clone();
     mistyped.replace_range(own.len() - 10..own.len() - 9, if own.as_bytes()[own.len() - 10] == b'a' { "b" } else { "a" });
-    Ok(vec![
+    let mut all = vec![
         ("none", Vec::new()),
         ("an empty header", vec![String::new()]),
         ("the scheme alone", vec!["Bearer".into()]),
@@ -173,12 +190,15 @@ async fn bad_credentials(bench: &Bench, subject: &Subject, edit: &str) -> Result
         ("the key of a deleted computer", bearer(&deleted(bench, edit).await?)),
         ("a revoked key of a living computer", bearer(&revoked(bench, edit).await?)),
         ("the key of a computer whose name was taken again", bearer(&made_anew(bench, edit).await?)),
-        ("a key in a terminating namespace", bearer(&terminating(bench).await?)),
+        ("a key in a terminating namespace", bearer(&going)),
+        ("an ApiKey in a terminating namespace", bearer(&going_too)),
         ("a token for another audience", bearer(&bench.jwt(ns, "owner", "other").await?)),
-        ("a token for the API server", bearer(&bench.jwt(ns, "owner", "https://kubernetes.default.svc").await?)),
+        ("a token for the API server", bearer(&bench.jwt(ns, "owner", CLUSTER_AUDIENCE).await?)),
         ("a token of a deleted account", bearer(&deleted_account(bench, ns).await?)),
         ("a token without a signature", bearer(&format!("{}.", edit.rsplit_once('.').context("a JWT")?.0))),
-    ])
+    ];
+    all.extend(api_keys::dead(bench, ns).await?.iter().map(|(kind, token)| (*kind, bearer(token))));
+    Ok(all)
 }
 
 async fn deleted(bench: &Bench, edit: &str) -> Result<String> {
@@ -211,10 +231,10 @@ async fn made_anew(bench: &Bench, edit: &str) -> Result<String> {
 }
 
 /// Nothing of the computer is touched: its namespace is going, and that is enough.
-async fn terminating(bench: &Bench) -> Result<String> {
+async fn terminating(bench: &Bench) -> Result<(String, String)> {
     let (namespace, token) = bench.tenant("going").await?;
     let id = bench.byom(&token, "box").await?;
-    let key = bench.key(&id).await?;
+    let (key, api_key) = (bench.key(&id).await?, api_keys::issue(bench, &namespace, "key", "owner").await?);
     bench.hold(&id).await?;
     let holder = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
@@ -222,7 +242,7 @@ async fn terminating(bench: &Bench) -> Result<String> {
     });
     bench.apply(&[holder]).await?;
     bench.kubectl(&["delete", "namespace", &namespace, "--wait=false"], "").await?;
-    Ok(key)
+    Ok((key, api_key))
 }
 
 /// The API server itself remembers a good token for 10 s at most, so this one was never shown before.

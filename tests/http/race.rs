@@ -2,14 +2,14 @@
 //! after the 204 is authenticated (S2).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use computer_operator::credentials::ComputerId;
 
 use crate::client::Ask;
-use crate::harness::Bench;
+use crate::harness::{Bench, eventually};
 use crate::{Scenario, scenarios};
 
 const CLIENTS: usize = 16;
@@ -22,21 +22,23 @@ pub fn all() -> Vec<Scenario> {
 /// When a request began, and its code.
 type Seen = Vec<(Instant, u16)>;
 
-/// Clients that ask on and on, and where to stop them.
+/// Clients that ask on and on, how many requests they have count, and where to stop them.
 struct Hammer {
     stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
     clients: tokio::task::JoinSet<Result<Seen>>,
 }
 
 impl Hammer {
     fn start(bench: &Arc<Bench>, id: &str, key: &str) -> Self {
-        let (stop, mut clients) = (Arc::new(AtomicBool::new(false)), tokio::task::JoinSet::new());
+        let mut hammer = Self { stop: Arc::default(), count: Arc::default(), clients: tokio::task::JoinSet::new() };
         for i in 0..CLIENTS {
-            let (bench, stop) = (Arc::clone(bench), Arc::clone(&stop));
+            let (bench, stop, count) = (Arc::clone(bench), Arc::clone(&hammer.stop), Arc::clone(&hammer.count));
             let ask = Ask::get(format!("/api/v0/computers/{id}")).by(key);
-            clients.spawn(async move {
+            hammer.clients.spawn(async move {
                 let (mut seen, mut turn) = (Seen::new(), i);
                 while !stop.load(Ordering::Relaxed) {
+                    count.fetch_add(1, Ordering::Relaxed);
                     let began = Instant::now();
                     let answer = bench.send_to(turn % bench.replicas.len(), ask.clone()).await?;
                     seen.push((began, answer.status));
@@ -45,7 +47,13 @@ impl Hammer {
                 Ok(seen)
             });
         }
-        Self { stop, clients }
+        hammer
+    }
+
+    /// Waits until every client has been at it some more.
+    async fn more(&self) -> Result<()> {
+        let enough = self.count.load(Ordering::Relaxed) + 4 * CLIENTS;
+        eventually("more requests", || async { Ok((self.count.load(Ordering::Relaxed) >= enough).then_some(())) }).await
     }
 
     async fn stop(mut self) -> Result<Seen> {
@@ -79,12 +87,12 @@ async fn no_request_after_the_204_is_authenticated(bench: Arc<Bench>) -> Result<
         let id = bench.byom(&token, &format!("box-{round}")).await?;
         let key = bench.key(&id).await?;
         let hammer = Hammer::start(&bench, &id, &key);
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        hammer.more().await?;
         // Every third time the key itself ends it.
         let by = if round % 3 == 2 { &key } else { &token };
         bench.send_to(replica, Ask::delete(format!("/api/v0/computers/{id}")).by(by)).await?.is(204)?;
         let dead = Instant::now();
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        hammer.more().await?;
         judge(&hammer.stop().await?, dead).with_context(|| format!("round {round}, replica {replica}"))?;
     }
     Ok(())
@@ -97,11 +105,11 @@ async fn a_deletion_by_kubectl_is_as_final(bench: Arc<Bench>) -> Result<()> {
         let id = bench.byom(&token, &format!("box-{round}")).await?;
         let key = bench.key(&id).await?;
         let hammer = Hammer::start(&bench, &id, &key);
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        hammer.more().await?;
         let of = ComputerId::decode(&id).context("an id")?;
         bench.computers(&of.namespace).delete(&of.name, &kube::api::DeleteParams::default()).await?;
         let dead = Instant::now();
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        hammer.more().await?;
         judge(&hammer.stop().await?, dead).with_context(|| format!("round {round}"))?;
     }
     Ok(())

@@ -29,12 +29,12 @@ async fn what_is_in_flight_is_finished(bench: Arc<Bench>) -> Result<()> {
     };
     let body = json!({"name": "late", "remoteUser": "dev", "provider": "byom"}).to_string();
     let mut half = TcpStream::connect(replica.address).await?;
-    let head = format!(
+    let request = format!(
         "POST /api/v0/computers HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
         body.len(),
         &body[..10]
     );
-    half.write_all(head.as_bytes()).await?;
+    half.write_all(request.as_bytes()).await?;
     let mut idle = TcpStream::connect(replica.address).await?;
     eventually("the deletion is under way", || async { Ok(bench.object(&held).await?.metadata.deletion_timestamp) }).await?;
     // Both are in their handlers: the third request behind them on another connection was answered.

@@ -337,10 +337,15 @@ async fn suspended_and_resumed(bench: Arc<Bench>) -> Result<()> {
 
 async fn time_to_live(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("ttl").await?;
+    // The longest that the CRD allows holds up nobody.
+    let patient = bench.create(&namespace, "patient", json!({"provider": "BYOM", "timeToLiveSeconds": 315_360_000})).await?;
+    bench.phase(&namespace, "patient", Phase::Active).await?;
     let uid = bench.create(&namespace, "box", json!({"className": "standard", "timeToLiveSeconds": 60})).await?;
     let record = bench.clean(&uid).await?;
     let cause = record.spec.state.deletion.context("no deletion")?.cause;
     ensure!(cause == "TimeToLiveExpired", "{cause}");
+    bench.delete(&namespace, "patient", "background").await?;
+    bench.clean(&patient).await?;
     Ok(())
 }
 

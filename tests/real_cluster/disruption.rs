@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use computer_operator::resources::RecordPhase;
+use computer_operator::resources::{DELETION_FINALIZER, RecordPhase};
 use serde_json::json;
 
 use crate::Scenario;
@@ -18,6 +18,7 @@ pub fn all() -> Vec<Scenario> {
         store_down_and_back,
         hand_off_while_the_store_is_down,
         rights_taken_away,
+        without_the_finalizer_policy,
         archive_image_missing
     ]
 }
@@ -192,6 +193,25 @@ async fn rights_taken_away(bench: Arc<Bench>) -> Result<()> {
     whole["metadata"] = json!({"name": "computer-operator"});
     bench.kubectl(&["replace", "-f", "-"], &whole.to_string()).await?;
     bench.archived(&uid, 3).await.map(drop)
+}
+
+/// A cluster that does not serve the mutating policy: the operator adds the finalizer itself, before it makes anything (design 4.2).
+async fn without_the_finalizer_policy(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("bare").await?;
+    let probe =
+        json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "metadata": {"name": "probe"}, "spec": {}}).to_string();
+    let create = ["create", "-n", &namespace, "--dry-run=server", "-o", "jsonpath={.metadata.finalizers}", "-f", "-"];
+    ensure!(!bench.kubectl(&create, &probe).await?.is_empty(), "the policy is not in force");
+    bench.kubectl(&["delete", "mutatingadmissionpolicybinding", "computer-operator-finalizer"], "").await?;
+    eventually("the policy is gone", LONG, || async { Ok(bench.kubectl(&create, &probe).await?.is_empty().then_some(())) }).await?;
+    let _operator = bench.leading_operator(9443).await?;
+    let uid = bench.active(&namespace, "box", "standard").await?;
+    bench.work(&namespace, &uid).await?;
+    let finalizers = bench.computers(&namespace).get("box").await?.metadata.finalizers.unwrap_or_default();
+    ensure!(finalizers == [DELETION_FINALIZER], "{finalizers:?}");
+    bench.delete(&namespace, "box", "foreground").await?;
+    bench.archived(&uid, 3).await?;
+    bench.chart().await
 }
 
 async fn archive_image_missing(bench: Arc<Bench>) -> Result<()> {

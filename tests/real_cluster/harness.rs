@@ -18,7 +18,7 @@ use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
-use xtask::cluster::{Cluster, Profile};
+use xtask::cluster::{Cluster, Options, Profile};
 use xtask::{chart, image, tools};
 
 pub const SYSTEM: &str = "computer-operator-system";
@@ -31,6 +31,7 @@ pub struct Bench {
     pub cluster: Cluster,
     pub folder: tempfile::TempDir,
     pub kubectl: PathBuf,
+    pub audit_log: PathBuf,
     count: AtomicUsize,
     /// A token of each computer that was ready, by UID: each must be dead in the end.
     tokens: Mutex<HashMap<String, String>>,
@@ -51,11 +52,18 @@ pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, li
     }
 }
 
+/// Where the API server writes down who did what: in the cluster's own folder, so that each cluster begins a new one.
+fn audit_log(cluster: &str) -> Result<PathBuf> {
+    Ok(tools::cache_folder()?.join("clusters").join(cluster).join("logs/audit.log"))
+}
+
 impl Bench {
     /// Brings up the cluster, loads the image, installs CRDs and rights.
     pub async fn up(nodes: u8) -> Result<Self> {
         let name = std::env::var("XTASK_TEST_CLUSTER").unwrap_or_else(|_| "test".to_owned());
-        let cluster = Cluster::up(&name, Profile::Node { count: nodes }).await?;
+        let audit_log = audit_log(&name)?;
+        let options = Options { audit_log: Some(audit_log.clone()), ..Options::default() };
+        let cluster = Cluster::up_with(&name, Profile::Node { count: nodes }, options).await?;
         let images = tools::cache_folder()?.join("images");
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
         let archive = tokio::task::spawn_blocking(move || image::operator(workspace, &images)).await??;
@@ -71,6 +79,7 @@ impl Bench {
             cluster,
             folder: tempfile::tempdir()?,
             kubectl,
+            audit_log,
             count: AtomicUsize::new(0),
             tokens: Mutex::default(),
         };
@@ -84,28 +93,17 @@ impl Bench {
         self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").await?;
         self.kubectl(&["create", "namespace", SYSTEM], "").await.ok();
         self.kubectl(&["label", "namespace", SYSTEM, "--overwrite", "pod-security.kubernetes.io/enforce=restricted"], "").await?;
-        // What the chart installs, but for the operator itself: the tests run their own, with its rights and under its policies.
-        let chart = tokio::task::spawn_blocking(|| {
-            let shown = [
-                "accounts",
-                "rbac",
-                "rbac-people",
-                "admission/computers",
-                "admission/finalizer",
-                "admission/reserved",
-                "admission/volumes",
-                "admission/children",
-            ];
-            let only: Vec<String> = shown.iter().flat_map(|t| ["--show-only".to_owned(), format!("templates/{t}.yaml")]).collect();
-            let api = ["--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"];
-            let arguments: Vec<&str> = only.iter().map(String::as_str).chain(api).collect();
-            chart::Helm::new(None)?.template(chart::RELEASE, SYSTEM, &arguments)
-        });
-        self.kubectl(&["apply", "-f", "-"], &chart.await??).await?;
+        self.chart().await?;
         let computers: Api<Computer> = Api::all(self.client.clone());
         eventually("computers are served", Duration::from_secs(30), || async { Ok(computers.list(&ListParams::default()).await.ok()) })
             .await?;
         self.class("standard", json!({})).await
+    }
+
+    /// What the chart installs, but for the operator itself: the tests run their own, with its rights and under its policies.
+    pub async fn chart(&self) -> Result<()> {
+        let chart = tokio::task::spawn_blocking(|| chart::without_programs(SYSTEM));
+        self.kubectl(&["apply", "-f", "-"], &chart.await??).await.map(drop)
     }
 
     /// Runs the real kubectl.

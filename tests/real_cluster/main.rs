@@ -6,6 +6,7 @@ mod deletion;
 mod disruption;
 mod harness;
 mod operators;
+mod rights;
 mod tenants;
 
 use std::collections::VecDeque;
@@ -40,7 +41,7 @@ async fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let chosen = |(name, _): &Scenario| names.is_empty() || names.iter().any(|n| name.contains(n.as_str()));
-    let shared: Vec<Scenario> = [deletion::all(), tenants::all()].concat().into_iter().filter(chosen).collect();
+    let shared: Vec<Scenario> = [deletion::all(), tenants::all(), rights::all()].concat().into_iter().filter(chosen).collect();
     let serial: Vec<Scenario> = disruption::all().into_iter().filter(chosen).collect();
     if let Some(obstacle) = xtask::node::obstacle() {
         for (name, _) in shared.iter().chain(&serial) {
@@ -49,7 +50,7 @@ async fn main() -> ExitCode {
         println!("0 passed, 0 failed, {} skipped", shared.len() + serial.len());
         return ExitCode::SUCCESS;
     }
-    match run(shared, serial).await {
+    match run(shared, serial, names.is_empty()).await {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
@@ -60,7 +61,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(shared: Vec<Scenario>, serial: Vec<Scenario>) -> Result<usize> {
+async fn run(shared: Vec<Scenario>, serial: Vec<Scenario>, whole: bool) -> Result<usize> {
     let bench = Arc::new(Bench::up(2).await?);
     let total = shared.len() + serial.len();
     let mut failed = 0;
@@ -71,6 +72,10 @@ async fn run(shared: Vec<Scenario>, serial: Vec<Scenario>) -> Result<usize> {
     for scenario in serial {
         failed += one(&bench, scenario).await;
     }
+    let total = total + usize::from(whole);
+    if whole {
+        failed += every_right_was_used(&bench)?;
+    }
     println!("{} passed, {failed} failed", total - failed);
     if failed == 0
         && let Ok(bench) = Arc::try_unwrap(bench).map_err(|_| ())
@@ -78,6 +83,17 @@ async fn run(shared: Vec<Scenario>, serial: Vec<Scenario>) -> Result<usize> {
         bench.cluster.down().await?;
     }
     Ok(failed)
+}
+
+/// Only after the whole suite: a part of it leaves rights unused.
+fn every_right_was_used(bench: &Bench) -> Result<usize> {
+    let unused = rights::unused(&bench.audit_log)?;
+    if unused.is_empty() {
+        println!("test rights::every_right_was_used ... ok");
+    } else {
+        println!("test rights::every_right_was_used ... FAILED\n    allowed, and never done: {}", unused.join(", "));
+    }
+    Ok(usize::from(!unused.is_empty()))
 }
 
 async fn concurrently(bench: &Arc<Bench>, mut waiting: VecDeque<Scenario>) -> usize {

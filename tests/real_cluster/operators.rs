@@ -30,6 +30,15 @@ impl Operator {
 impl Bench {
     /// Starts an operator. `port`: of its ingest endpoint; the next one serves health. `image`: that of its archive pods.
     pub async fn operator(&self, port: u16, image: &str) -> Result<Operator> {
+        self.start(port, image, false).await
+    }
+
+    /// One that works only while it holds the lease.
+    pub async fn leading_operator(&self, port: u16) -> Result<Operator> {
+        self.start(port, image::OPERATOR, true).await
+    }
+
+    async fn start(&self, port: u16, image: &str, lease: bool) -> Result<Operator> {
         let dir = self.cluster.dir().context("a cluster of ours")?;
         let node = isolation::NODE_IPS[0];
         let kubeconfig = self.operator_kubeconfig().await?;
@@ -38,7 +47,7 @@ impl Bench {
         let mut command = Command::new(env!("CARGO_BIN_EXE_computer-operator"));
         command
             .arg("run")
-            .args(["--namespace", SYSTEM, "--image", image, "--leader-election=false"])
+            .args(["--namespace", SYSTEM, "--image", image, &format!("--leader-election={lease}")])
             .args(["--store", &format!("file://{}", self.store_path().display())])
             .args(["--ingest-url", &format!("https://{node}:{port}"), "--ingest-bind", &format!("0.0.0.0:{port}")])
             .args(["--metrics-bind", &format!("{node}:{}", port + 1)])

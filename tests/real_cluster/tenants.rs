@@ -18,7 +18,8 @@ pub fn all() -> Vec<Scenario> {
         a_foreign_pod_holds_the_claim,
         planted_objects_are_left_alone,
         names_taken_over_during_the_deletion,
-        a_claim_that_names_anothers_volume
+        a_claim_that_names_anothers_volume,
+        a_status_that_names_anothers_volume
     ]
 }
 
@@ -162,5 +163,31 @@ async fn a_claim_that_names_anothers_volume(bench: Arc<Bench>) -> Result<()> {
     bench.archived(&victim, 3).await?;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(bench.client.clone(), &thieves);
     ensure!(claims.list(&ListParams::default()).await?.items.len() == 1, "S5: the thief's own claim is the thief's business");
+    Ok(())
+}
+
+/// A class that does not exist keeps the record from being made; meanwhile the tenant writes a status from which it is made again.
+async fn a_status_that_names_anothers_volume(bench: Arc<Bench>) -> Result<()> {
+    let victims = bench.namespace("victim").await?;
+    let victim = bench.active(&victims, "box", "standard").await?;
+    bench.work(&victims, &victim).await?;
+    let children = bench.record(&victim).await?.context("a record")?.spec.state.children;
+    let thieves = bench.namespace("forger").await?;
+    let thief = bench.create(&thieves, "box", json!({"className": "there-is-none"})).await?;
+    let mut volume = serde_json::to_value(children.volume.as_ref().context("a volume")?)?;
+    volume["originalReclaimPolicy"] = json!("Delete");
+    let forged = json!({"status": {"children": {"claimName": "mine", "claimUid": children.claim_uid, "volume": volume}}});
+    bench
+        .kubectl(&["patch", "computer", "box", "-n", &thieves, "--subresource=status", "--type=merge", "-p", &forged.to_string()], "")
+        .await?;
+    eventually("the record is made again", LONG, || bench.record(&thief)).await?;
+    bench.delete(&thieves, "box", "background").await?;
+    eventually("the forger's computer is gone", LONG, || async {
+        Ok(bench.computers(&thieves).get_opt("box").await?.is_none().then_some(()))
+    })
+    .await?;
+    ensure!(bench.shell(&victims, &victim, "cat $HOME/.factory/sessions/one.jsonl").await? == "one\n", "S5");
+    bench.delete(&victims, "box", "background").await?;
+    bench.archived(&victim, 3).await?;
     Ok(())
 }

@@ -29,6 +29,7 @@ fn about(guard: Guard) -> (&'static str, &'static [&'static str]) {
         Guard::StatusFence => ("A status goes only to the UID that it was computed for", &["recreated", "moves", "down"]),
         Guard::RecordVersion => ("A record is only replaced in the version that was read", &["undisturbed", "stale"]),
         Guard::LiveAbsence => ("What a cache does not hold is looked for live", &["stale", "unobserved", "down"]),
+        Guard::LiveRecord => ("Nothing is made on the word of a record that a cache holds", &["unobserved"]),
         Guard::TypedNotFound => ("Only the API server's own word is an absence, not any 404", &["refused"]),
         Guard::RecordedUid => ("Under a recorded name only the recorded UID is ours", &["moves", "down"]),
         Guard::WritersStopped => ("A pod has stopped when its kubelet says so", &["moves", "down"]),

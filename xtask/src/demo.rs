@@ -1,6 +1,8 @@
 //! `cargo xtask demo`: a real cluster, a `Computer` that is created, used and deleted, told in plain lines as it happens. Nothing in
 //! it is simulated; every command that it shows is one that you can type.
 
+mod http;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -85,7 +87,9 @@ impl Demo {
         self.follow("team-b", &box_two)?;
         self.receipt(&box_two)?;
         self.read_back(&box_two, &sessions)?;
-        println!("\n9. Both archives, in the operator's store");
+        println!("\n9. The same over HTTP: the published v0 API, governed by nothing but RBAC");
+        self.over_http()?;
+        println!("\n10. All archives, in the operator's store");
         println!("$ computer-operator archives ls");
         println!("{}", indented(&self.operator(&["archives", "ls"], "")?));
         println!("\nEverything above happened on a real cluster, in {} s.", self.start.elapsed().as_secs());
@@ -100,10 +104,11 @@ impl Demo {
         println!("$ helm install {RELEASE} charts/computer-operator --namespace {SYSTEM} --values xtask/demo-values.yaml --wait");
         let said =
             self.helm.run(&["install", RELEASE, &chart, "--namespace", SYSTEM, "--values", &values, "--wait", "--timeout", "180s"])?;
-        println!("{}", indented(&said));
+        // What follows is for an admin who has not read this far.
+        println!("{}", indented(said.split("NOTES:").next().unwrap_or(&said)));
         println!("$ helm test {RELEASE} --namespace {SYSTEM}");
         let said = self.helm.run(&["test", RELEASE, "--namespace", SYSTEM])?;
-        println!("{}", indented(said.lines().filter(|l| l.starts_with("Phase")).collect::<Vec<_>>().join("\n").as_str()));
+        println!("{}", indented(said.lines().rfind(|l| l.starts_with("Phase")).unwrap_or_default()));
         self.show(&["get", "deployments,services", "-n", SYSTEM])
     }
 

@@ -125,7 +125,10 @@ pub fn pack_operator(binary: &Path, folder: &Path) -> Result<PathBuf> {
 ///
 /// The target is named although it is the machine's own: only then do the flags apply to the operator alone, and not to
 /// build scripts and procedural macros, which cannot be static.
-fn build_operator(workspace: &Path) -> Result<PathBuf> {
+///
+/// # Errors
+/// When it does not compile.
+pub fn build_operator(workspace: &Path) -> Result<PathBuf> {
     let version = Command::new("rustc").arg("-vV").output().context("run rustc")?;
     let version = String::from_utf8(version.stdout)?;
     let target = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;

@@ -2,6 +2,7 @@
 //!
 //! It is a developer's tool: nothing of it is part of the operator.
 
+pub mod bench;
 pub mod chart;
 pub mod cluster;
 pub mod control_plane;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xtask::cluster::{self, Cluster, Options, Profile};
-use xtask::{chart, image, isolation, node, process, tools};
+use xtask::{bench, chart, image, isolation, node, process, tools};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own commands")]
@@ -30,12 +30,25 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Measure beside a bare API server in the same run; writes the tables in `docs/`.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Write what is generated from the code: `crds/`, `docs/openapi.json`, and the chart's rules and README.
     Generate,
     /// Run everything that must hold: formatting, lints, unit and model tests, a real S3 server, real clusters.
     Test,
     /// The simulator's mix of everything that goes wrong, for as long as wanted; or all of its matrices.
     Soak(xtask::soak::Options),
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// GET and DELETE through the HTTP API.
+    Http {
+        /// Build to measure.
+        #[arg(long, value_enum, default_value = "release")]
+        build: bench::Build,
+    },
 }
 
 #[derive(Subcommand)]
@@ -136,6 +149,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Cluster(command) => return cluster(command).await,
         Command::Image(arguments) => load_image(&arguments.which)?,
         Command::Demo { keep } => xtask::demo::run(workspace()?, keep).await?,
+        Command::Bench(BenchCommand::Http { build }) => bench::http::run(workspace()?, build).await?,
         Command::Generate => generate()?,
         Command::Test => xtask::test::run(workspace()?)?,
         Command::Soak(options) => xtask::soak::run(workspace()?, &options)?,

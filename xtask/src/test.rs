@@ -36,7 +36,7 @@ const STAGES: &[Stage] = &[
     stage("formatting", &["fmt", "--all", "--check"]),
     stage("clippy, pedantic", &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
     stage("unit, property and model tests", &["test", "--workspace", "--lib", "--bins"]),
-    stage("generated CustomResourceDefinitions", &["test", "--test", "crds"]),
+    stage("generated definitions and API description", &["test", "--test", "crds", "--test", "openapi"]),
     stage("the simulator: every life, disturbed everywhere", SIMULATOR),
     stage("the simulator: everything at once, a fixed seed", SOAK),
     stage("the deletion, model-checked", MODEL),
@@ -46,9 +46,13 @@ const STAGES: &[Stage] = &[
     stage("the archive in a real S3 server", &["test", "--test", "s3"]),
     stage("the kinds on a real API server", &["test", "--test", "api_server"]),
     stage("the simulator answers as a real API server", CONFORMANCE),
+    stage("ApiKeys on a real control plane", &["test", "--test", "api_keys"]),
+    stage("the HTTP API over real HTTP", &["test", "--test", "http"]),
+    stage("the chart, rendered and on a real API server", &["test", "--test", "chart"]),
     stage("clusters come up, are found, and end without a trace", &["test", "--package", "xtask", "--test", "lifecycle"]),
     // Without a node the test runner names them as ignored, the one below as skipped.
     node_stage("real nodes", &["test", "--package", "xtask", "--test", "nodes"], &["--", "--include-ignored"]),
+    node_stage("the chart on a real node: install, upgrade, uninstall", &["test", "--test", "chart_cluster"], &[]),
     node_stage("the promises on a real cluster", &["test", "--test", "real_cluster"], &[]),
 ];
 

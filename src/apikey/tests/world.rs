@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::apikey::ending::ended;
 use crate::apikey::plan::{Next, Plan, plan};
-use crate::apikey::view::{Account, Action, Effect, SecretFact, View, has_finalizer};
+use crate::apikey::view::{Account, Action, Effect, Place, SecretFact, View, has_finalizer};
 use crate::computer::view::Fresh;
 use crate::credentials::ApiToken;
 use crate::resources::{ApiKey, ApiKeyRecord, ApiKeySpec, CredentialState, DELETION_FINALIZER};
@@ -34,6 +35,8 @@ pub struct World {
     /// Tokens that have authenticated, and those that have died since.
     lived: BTreeSet<String>,
     died: BTreeSet<String>,
+    /// Every token that was ever on record.
+    hashes: BTreeSet<String>,
     count: u64,
 }
 
@@ -53,6 +56,7 @@ impl World {
             writes: 0,
             lived: BTreeSet::new(),
             died: BTreeSet::new(),
+            hashes: BTreeSet::new(),
             count: 0,
         }
     }
@@ -71,6 +75,7 @@ impl World {
         let mut secret = [0; 32];
         let number = self.next();
         secret[..number.len()].copy_from_slice(number.as_bytes());
+        // What a cache does not hold is looked for live.
         let (key, record) = (cache.key.clone().or_else(|| self.key.clone()), cache.record.clone().or_else(|| self.record.clone()));
         View {
             uid: UID.into(),
@@ -79,11 +84,11 @@ impl World {
             key,
             key_is_live: false,
             record,
-            terminating: cache.terminating,
-            terminating_is_live: false,
+            place: if cache.terminating { Place::SaidToGo } else { Place::Stands },
             account: None,
             secrets: BTreeMap::new(),
             made: None,
+            spent: false,
             operator_namespace: "op".into(),
             fresh: Fresh { suffix: number, key: secret },
             now: self.now,
@@ -166,7 +171,11 @@ impl World {
             assert!(key.metadata.deletion_timestamp.is_none(), "S8: a finalizer on a deleting object");
             key.metadata.finalizers = Some(vec![DELETION_FINALIZER.into()]);
         } else {
-            self.release_is_last();
+            // With no record when it was looked for, another leader may be making one at this moment: nothing of it can ever
+            // authenticate, and the record tells the next pass what to clean up.
+            if view.record.is_some() {
+                self.release_is_last();
+            }
             key.metadata.finalizers = None;
         }
         key.metadata.resource_version = Some(self.next());
@@ -177,31 +186,43 @@ impl World {
     /// S3: nothing of ours is left, and the token is a tombstone.
     fn release_is_last(&self) {
         let Some(record) = &self.record else { return };
-        assert_eq!(record.spec.token.state, CredentialState::Revoked);
-        for known in &record.spec.retired {
+        assert!(ended(record), "released without a tombstone");
+        // One without a UID may be made by another leader at this very moment, although it was just read as gone: that leader then
+        // finds the tombstone and deletes it; should it crash, the owner reference is the net.
+        for known in record.spec.retired.iter().filter(|s| s.uid.is_some()) {
             let ours = self.secrets.get(&known.name).filter(|s| s.hash.is_some());
             assert!(ours.is_none(), "released with {known:?}");
         }
     }
 
     fn create_record(&mut self, mut record: ApiKeyRecord) -> Effect {
-        if self.record.is_none() {
-            self.writes += 1;
-            record.metadata.resource_version = Some(self.next());
-            self.record = Some(record);
+        if self.record.is_some() {
+            return Effect::FoundRecord(self.record.clone().map(Box::new));
         }
-        Effect::Record(self.record.clone().map(Box::new))
+        self.writes += 1;
+        let token = &record.spec.token;
+        let first = self.record.as_ref().is_some_and(|r| r.spec.token.hash == token.hash) || self.hashes.insert(token.hash.clone());
+        assert!(first, "a token was issued twice");
+        record.metadata.resource_version = Some(self.next());
+        self.record = Some(record.clone());
+        Effect::Record(Some(Box::new(record)))
     }
 
     fn save_record(&mut self, mut record: ApiKeyRecord) -> Effect {
         let current = self.record.as_ref().and_then(|r| r.metadata.resource_version.clone());
-        if current.is_some() && current == record.metadata.resource_version {
-            assert_ne!(self.record.as_ref().unwrap().spec, record.spec, "a write that changes nothing");
-            self.writes += 1;
-            record.metadata.resource_version = Some(self.next());
-            self.record = Some(record);
+        if current.is_none() || current != record.metadata.resource_version {
+            return Effect::FoundRecord(self.record.clone().map(Box::new));
         }
-        Effect::Record(self.record.clone().map(Box::new))
+        assert_ne!(self.record.as_ref().unwrap().spec, record.spec, "a write that changes nothing");
+        let last = self.record.as_ref().is_some_and(ended);
+        assert!(!last || ended(&record), "S8: the tombstone of a deleted key was replaced");
+        self.writes += 1;
+        let token = &record.spec.token;
+        let first = self.record.as_ref().is_some_and(|r| r.spec.token.hash == token.hash) || self.hashes.insert(token.hash.clone());
+        assert!(first, "a token was issued twice");
+        record.metadata.resource_version = Some(self.next());
+        self.record = Some(record.clone());
+        Effect::Record(Some(Box::new(record)))
     }
 
     fn delete_secret(&mut self, name: String, uid: &str) -> Effect {

@@ -1,6 +1,7 @@
 //! The three requests: is an object there, store an object, store the manifest. Errors are short texts for the archive pod's log.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -8,25 +9,40 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::put;
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
+use tokio::sync::Semaphore;
 
 use super::auth::Authenticator;
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
-use crate::archive::{Manifest, manifest_key, object_key};
+use crate::archive::{Manifest, SessionEntry, manifest_key, object_key};
 use crate::guards::{self, Guard};
+
+/// Objects that are received at once: each holds up to three parts of 8 MiB when the store is slow.
+const UPLOADS: usize = 6;
+/// Longest time that an upload waits for its turn; below the time that an archive pod waits for an answer.
+const TURN: Duration = Duration::from_secs(60);
+/// Objects of one manifest that are looked for at once.
+const LOOKS: usize = 64;
 
 #[derive(Clone)]
 struct Shared {
     store: Arc<Store>,
     authenticator: Authenticator,
+    uploads: Arc<Semaphore>,
+}
+
+impl Shared {
+    fn new(store: Arc<Store>, authenticator: Authenticator) -> Self {
+        Self { store, authenticator, uploads: Arc::new(Semaphore::new(UPLOADS)) }
+    }
 }
 
 type Answer = Result<StatusCode, (StatusCode, String)>;
 
 /// The routes.
 pub fn router(store: Arc<Store>, authenticator: Authenticator) -> Router {
-    let shared = Shared { store, authenticator };
+    let shared = Shared::new(store, authenticator);
     Router::new()
         .route("/ingest/v1/{uid}/objects/{digest}", put(put_object).head(head_object))
         .route("/ingest/v1/{uid}/manifest", put(put_manifest).layer(DefaultBodyLimit::max(MAX_BYTES)))
@@ -70,6 +86,9 @@ async fn put_object(State(shared): State<Shared>, Path((uid, digest)): Path<(Str
         Err(StoreError::NotFound(_)) => {}
         Err(error) => return Err(failed(&error)),
     }
+    let Ok(_turn) = tokio::time::timeout(TURN, shared.uploads.acquire()).await else {
+        return Err((StatusCode::TOO_MANY_REQUESTS, "too many uploads at once: try again".to_owned()));
+    };
     let stream = Box::pin(body.into_data_stream().map_err(std::io::Error::other));
     match shared.store.put_addressed(&key, &digest, stream).await {
         Ok(size) => {
@@ -87,15 +106,7 @@ async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, hea
     if manifest.computer.uid != uid {
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
     }
-    for session in &manifest.sessions {
-        match shared.store.size(&object_key(&uid, &session.digest)).await {
-            Ok(size) if size == session.size => {}
-            Ok(_) | Err(StoreError::NotFound(_)) => {
-                return Err((StatusCode::BAD_REQUEST, format!("object {} is not in the store as stated", session.digest)));
-            }
-            Err(error) => return Err(failed(&error)),
-        }
-    }
+    all_there(&shared.store, &uid, &manifest).await?;
     match shared.store.put_once(&manifest_key(&uid), body.to_vec()).await {
         Ok(ReceiptPut::Created) => {
             tracing::info!(uid, sessions = manifest.sessions.len(), problems = manifest.problem_count, "manifest stored");
@@ -109,10 +120,79 @@ async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, hea
     }
 }
 
+/// A manifest is there for good once it is there: it must not name what is not. Many at a time, because a pod waits for the answer.
+async fn all_there(store: &Store, uid: &str, manifest: &Manifest) -> Result<(), (StatusCode, String)> {
+    let there = |session: SessionEntry| async move {
+        match store.size(&object_key(uid, &session.digest)).await {
+            Ok(size) if size == session.size => Ok(()),
+            Ok(_) | Err(StoreError::NotFound(_)) => {
+                Err((StatusCode::BAD_REQUEST, format!("object {} is not in the store as stated", session.digest)))
+            }
+            Err(error) => Err(failed(&error)),
+        }
+    };
+    futures::stream::iter(manifest.sessions.iter().cloned().map(there)).buffer_unordered(LOOKS).try_collect().await
+}
+
 fn failed(error: &StoreError) -> (StatusCode, String) {
     let status = match error {
         StoreError::Corrupt(_) => StatusCode::BAD_REQUEST,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
     (status, error.to_string())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use object_store::memory::InMemory;
+    use object_store::throttle::{ThrottleConfig, ThrottledStore};
+    use object_store::{ObjectStoreExt, PutPayload};
+
+    use super::*;
+    use crate::archive::manifest::tests::empty;
+
+    const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
+
+    /// L1: the archive pod gives a request 120 s, and every attempt would come to the same end.
+    #[tokio::test(start_paused = true)]
+    async fn a_manifest_of_many_sessions_is_stored_in_time_on_a_store_that_is_far_away() {
+        let memory = InMemory::new();
+        let mut manifest = empty(UID);
+        for n in 0..20_000 {
+            let digest = format!("{n:064x}");
+            memory.put(&object_key(UID, &digest).as_str().into(), PutPayload::from_static(b"x")).await.unwrap();
+            manifest.sessions.push(SessionEntry { id: n.to_string(), files: 1, bytes: 1, digest, size: 1, last_modified: 0 });
+        }
+        let config = ThrottleConfig { wait_get_per_call: Duration::from_millis(30), ..ThrottleConfig::default() };
+        let store = Store::new(Arc::new(ThrottledStore::new(memory, config)));
+        let began = tokio::time::Instant::now();
+        all_there(&store, UID, &manifest).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+        manifest.sessions[7].size = 2;
+        assert!(all_there(&store, UID, &manifest).await.is_err());
+    }
+
+    /// L3: what is received is held in parts of 8 MiB, and the operator has 256 MiB.
+    #[tokio::test]
+    async fn only_so_many_objects_are_received_at_once() {
+        let store = Arc::new(Store::new(Arc::new(InMemory::new())));
+        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID });
+        let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
+        let read = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let mut uploads = tokio::task::JoinSet::new();
+        for n in 0..40 {
+            let read = Arc::clone(&read);
+            let body = Body::from_stream(futures::stream::poll_fn(move |_| {
+                read.fetch_or(1 << n, std::sync::atomic::Ordering::SeqCst);
+                std::task::Poll::<Option<std::io::Result<Bytes>>>::Pending
+            }));
+            uploads.spawn(put_object(State(shared.clone()), Path((UID.to_owned(), format!("{n:064x}"))), headers.clone(), body));
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let at_once = read.load(std::sync::atomic::Ordering::SeqCst).count_ones();
+        assert!((1..=8).contains(&at_once), "{at_once}");
+    }
 }

@@ -129,7 +129,7 @@ fn pod(context: &Context<'_>) -> State {
         Some("Pending") | None if other_image(context, pod) => {
             State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
         }
-        _ => waiting(pod),
+        _ => waiting(context, pod),
     }
 }
 
@@ -153,14 +153,17 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
     let terminated =
         pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).find_map(|c| c.state.as_ref()?.terminated.as_ref());
     let code = terminated.map(|t| t.exit_code);
-    let finished = terminated.and_then(|t| t.finished_at.as_ref()).map_or(context.view.now, |t| t.0);
+    // The node's clock may be ahead of ours; its pod was made by the API server's.
+    let ended = terminated.and_then(|t| t.finished_at.as_ref()).filter(|at| at.0 <= context.view.now);
+    let finished = ended.or(pod.metadata.creation_timestamp.as_ref()).map_or(context.view.now, |t| t.0);
     let pause = if code == Some(EXIT_UNREADABLE) { 300 } else { retry_pause(attempt) };
     let left = pause - seconds_since(context.view.now, finished);
     if left <= 0 {
         return State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() });
     }
     let retry = u64::try_from(left).unwrap_or(1);
-    let said = terminated.and_then(|t| t.message.clone()).unwrap_or_default();
+    // An evicted pod has no container that could say anything.
+    let said = terminated.and_then(|t| t.message.clone()).or_else(|| pod.status.as_ref()?.message.clone()).unwrap_or_default();
     if code == Some(EXIT_UNREADABLE) {
         return State::blocked(
             "UnreadableFiles",
@@ -173,8 +176,8 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
     State::blocked(
         "ArchiveFailed",
         format!(
-            "archive attempt {attempt} ended with code {}: {said}. It is tried again; see the logs of {}",
-            code.unwrap_or(-1),
+            "archive attempt {attempt} ended {}: {said}. It is tried again; see the logs of {}",
+            code.map_or_else(|| "without a container".to_owned(), |code| format!("with code {code}")),
             subject.describe()
         ),
         retry,
@@ -190,7 +193,10 @@ fn seconds_since(now: Timestamp, then: Timestamp) -> i64 {
     now.duration_since(then).as_secs()
 }
 
-fn waiting(pod: &Pod) -> State {
+/// Seconds that an archive pod has to start before that is told.
+const START_SECONDS: i64 = 60;
+
+fn waiting(context: &Context<'_>, pod: &Pod) -> State {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let status = pod.status.as_ref();
     let stuck = status
@@ -211,6 +217,20 @@ fn waiting(pod: &Pod) -> State {
             format!("archive pod {name} cannot be scheduled: {}", c.message.as_deref().unwrap_or_default()),
             15,
         ),
+        None if late(context, pod) => State::blocked(
+            "ArchivePodWaiting",
+            format!(
+                "archive pod {name} has not started yet: `kubectl -n {} describe pod {name}` says why",
+                context.view.settings.namespace
+            ),
+            15,
+        ),
         None => State::wait(15),
     }
+}
+
+/// Whether a pod should run by now: its volume cannot be mounted, mostly.
+fn late(context: &Context<'_>, pod: &Pod) -> bool {
+    let pending = pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_none_or(|phase| phase == "Pending");
+    pending && pod.metadata.creation_timestamp.as_ref().is_some_and(|at| seconds_since(context.view.now, at.0) > START_SECONDS)
 }

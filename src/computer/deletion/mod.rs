@@ -23,7 +23,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::action::Action;
 use super::plan::{Blocker, Next, Plan, Report};
 use super::view::{View, has_finalizer};
-use crate::resources::{ComputerRecord, Deletion, OnNamespaceDeletion, Phase, RecordPhase, Step, StepStatus, SubjectOutcome};
+use crate::resources::{
+    ComputerRecord, DELETION_FINALIZER, Deletion, OnNamespaceDeletion, Phase, RecordPhase, Step, StepStatus, SubjectOutcome,
+};
 
 /// Ids and names of the steps, in order.
 pub const STEPS: [(&str, &str); 5] = [
@@ -197,7 +199,13 @@ fn release(context: &Context<'_>) -> Plan {
         Some(computer) if has_finalizer(computer) => Next::Do(Action::ReleaseFinalizer),
         _ => Next::Finished(expires_in(context.record, context.view.now)),
     };
-    paused(context, next, None)
+    // Those of the garbage collector come off by themselves.
+    let usual = [DELETION_FINALIZER, "foregroundDeletion", "orphan"];
+    let held = context.view.computer.as_ref().and_then(|c| stop::foreign_finalizers(&c.metadata, &usual));
+    let blocker = held
+        .filter(|_| matches!(next, Next::Finished(_)))
+        .map(|held| Blocker { reason: "ComputerHeld", message: format!("everything is gone and the receipt is stored, but {held}") });
+    paused(context, next, blocker)
 }
 
 /// Whether the namespace may be let go before the end: asked for by the class, the key dead, the pods stopped, the volume in

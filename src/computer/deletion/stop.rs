@@ -16,6 +16,9 @@ use crate::resources::{POD_FINALIZER, PodRecord, Provider, SkippableStep, Volume
 /// Seconds that a live kubelet is given to kill the containers of a pod that is no longer in the API, beyond its grace period.
 const ORPHAN_KILL_SECONDS: i64 = 60;
 
+/// Seconds that a volume may take to be detached before that is told.
+const DETACH_SECONDS: i64 = 30;
+
 pub(super) fn step(context: &Context<'_>) -> State {
     if context.record.spec.provider == Provider::BYOM {
         return State::not_applicable("the machine is not ours to stop");
@@ -156,7 +159,7 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
 }
 
 /// Finalizers of somebody else that keep an object: told to the user, never touched (S5).
-fn foreign_finalizers(metadata: &ObjectMeta, usual: &[&str]) -> Option<String> {
+pub(super) fn foreign_finalizers(metadata: &ObjectMeta, usual: &[&str]) -> Option<String> {
     let held: Vec<&str> =
         metadata.finalizers.iter().flatten().map(String::as_str).filter(|f| !usual.contains(f) && *f != POD_FINALIZER).collect();
     (!held.is_empty())
@@ -241,6 +244,7 @@ fn attached(context: &Context<'_>) -> Option<State> {
     let subject = Subject::Attachments { volume: volume.name.clone() };
     match context.view.facts.get(&subject) {
         None => Some(State::act(Action::Read(subject))),
+        Some(Fact::Names(names)) if !names.is_empty() && !context.overdue("stop-pods", DETACH_SECONDS) => Some(State::wait(10)),
         Some(Fact::Names(names)) if !names.is_empty() && context.view.skipped(SkippableStep::StopPods).is_none() => Some(State::blocked(
             "VolumeAttached",
             format!("volume {} is still attached ({}): the node has not let it go yet", volume.name, names.join(", ")),

@@ -36,6 +36,9 @@ pub(super) fn step(view: &View, computer: &Computer) -> State {
     }
 }
 
+/// Seconds that the check of a new class may take before it is told about.
+const CLASS_SECONDS: i64 = 30;
+
 /// The class, if a computer can be made from it.
 fn usable<'a>(view: &'a View, computer: &Computer) -> Result<&'a ComputerClass, State> {
     let class = match &view.class {
@@ -60,7 +63,15 @@ fn usable<'a>(view: &'a View, computer: &Computer) -> Result<&'a ComputerClass, 
         Some(c) => {
             return Err(State::blocked("ClassNotAccepted", format!("ComputerClass {} cannot be used: {}", class.name_any(), c.message)));
         }
-        None => return Err(State::wait(5)),
+        None if class.metadata.creation_timestamp.as_ref().is_none_or(|at| view.now.duration_since(at.0).as_secs() < CLASS_SECONDS) => {
+            return Err(State::wait(5));
+        }
+        None => {
+            return Err(State::blocked(
+                "ClassNotChecked",
+                format!("ComputerClass {} could not be checked yet: the operator's log says why", class.name_any()),
+            ));
+        }
     }
     let wanted = size(computer, class);
     match &class.spec.limits.max_storage {

@@ -70,7 +70,12 @@ pub(super) fn activate(context: &Context<'_>) -> State {
         return State::Done;
     }
     match state.credential {
-        CredentialState::Pending if state.key_hash.is_some() => context.save(|r| r.spec.state.credential = CredentialState::Live),
+        _ if state.key_hash.is_none() => State::blocked(
+            "KeyLost",
+            "the record of this computer was lost and made again, but the hash of its key is gone: the key is dead. What is in the home \
+             is safe: delete this Computer, which archives it, and create another one",
+        ),
+        CredentialState::Pending => context.save(|r| r.spec.state.credential = CredentialState::Live),
         _ => State::Done,
     }
 }

@@ -357,3 +357,33 @@ fn a_forged_status_gets_no_volume_of_somebody_else() {
     world.settle(None);
     assert_eq!(world.volume, before, "S5");
 }
+
+/// L2: the hash of the key went with the record, so the key is dead; that is no computer that can be used.
+#[test]
+fn a_computer_whose_record_was_lost_does_not_claim_to_be_ready() {
+    for spec in [json!({}), json!({"provider": "BYOM"})] {
+        let mut world = World::new(spec);
+        world.settle(None);
+        let children = world.record.take().unwrap().spec.state.children;
+        world.computer.status = from(json!({"children": children}));
+        let end = world.settle(None);
+        assert_eq!(end.report.blocker.map(|b| b.reason), Some("KeyLost"));
+        assert!(end.report.ready.is_some_and(|(ready, ..)| !ready));
+    }
+}
+
+/// L2: a class of which nothing is known for long is not waited for in silence.
+#[test]
+fn a_class_that_nobody_has_checked_is_told_about() {
+    let world = World::new(json!({}));
+    let mut view = world.view();
+    view.computer.as_mut().unwrap().metadata.finalizers = Some(vec![DELETION_FINALIZER.into()]);
+    view.finalizer_confirmed = true;
+    let ClassState::Found(class) = &mut view.class else { panic!("a class") };
+    class.status = None;
+    for (created, reason) in [("2027-01-15T07:59:50Z", None), ("2027-01-15T07:00:00Z", Some("ClassNotChecked"))] {
+        let ClassState::Found(class) = &mut view.class else { panic!("a class") };
+        class.metadata.creation_timestamp = from(json!(created));
+        assert_eq!(plan(&view).report.blocker.map(|b| b.reason), reason);
+    }
+}

@@ -10,6 +10,7 @@ use kube::api::PostParams;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{Array, ArrayBuilder, ObjectBuilder, SchemaFormat, Type};
 
 use super::read::{NamespaceParam, living_by_name};
 use super::wire::{self, ProviderType, WireComputer};
@@ -36,7 +37,7 @@ pub struct CreateComputer {
     provider: Option<ProviderType>,
     /// Repositories to work on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(max_items = 20)]
+    #[schema(schema_with = repositories)]
     repos: Option<Vec<String>>,
     /// The machine's own id.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,6 +46,15 @@ pub struct CreateComputer {
     /// Told to the machine as the environment variable `AUTO_INSTALL_DEPS`.
     #[serde(skip_serializing_if = "Option::is_none")]
     auto_install_deps: Option<bool>,
+}
+
+fn repositories() -> Array {
+    let uri = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .format(Some(SchemaFormat::Custom("uri".to_owned())))
+        .min_length(Some(1))
+        .max_length(Some(2048));
+    ArrayBuilder::new().items(uri).max_items(Some(20)).description(Some("Repositories to work on.")).build()
 }
 
 /// Create a computer

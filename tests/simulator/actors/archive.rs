@@ -38,7 +38,7 @@ fn pack_home(version: u64) -> Packed {
     let sessions = folder.path().join(".claude/projects");
     std::fs::create_dir_all(&sessions).expect("a folder");
     std::fs::write(sessions.join("session.jsonl"), format!("{{\"write\": {version}}}\n")).expect("a file");
-    let found = pack::find(folder.path(), &[".claude/projects".to_owned()]);
+    let found = pack::find(folder.path(), &[".claude/projects".to_owned()]).expect("a home");
     let (id, files) = found.sessions.iter().next().expect("a session");
     let packed =
         pack::pack(folder.path(), Path::new(folder.path()), id, files, &mut Problems::default()).expect("packed").expect("a session");

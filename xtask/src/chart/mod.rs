@@ -32,6 +32,29 @@ pub fn generated() -> Result<Vec<(&'static str, String)>> {
     Ok(vec![("files/rbac.yaml", rbac::chart_file()?), ("README.md", readme::with_table(&read("README.md")?, &read("values.yaml")?)?)])
 }
 
+/// What the chart installs but for the programs themselves: accounts, rights, admission policies. For tests that run their own
+/// programs, with those rights and under those policies.
+///
+/// # Errors
+/// When Helm cannot be built or refuses.
+pub fn without_programs(namespace: &str) -> Result<String> {
+    let shown = [
+        "accounts",
+        "rbac",
+        "rbac-people",
+        "admission/computers",
+        "admission/finalizer",
+        "admission/reserved",
+        "admission/volumes",
+        "admission/children",
+        "admission/api-keys",
+    ];
+    let only: Vec<String> = shown.iter().flat_map(|t| ["--show-only".to_owned(), format!("templates/{t}.yaml")]).collect();
+    let api = ["--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"];
+    let arguments: Vec<&str> = only.iter().map(String::as_str).chain(api).collect();
+    Helm::new(None)?.template(RELEASE, namespace, &arguments)
+}
+
 /// The real Helm, without anything of the user's own settings and plugins.
 pub struct Helm {
     program: PathBuf,

@@ -28,8 +28,7 @@ pub fn with_table(readme: &str, values: &str) -> Result<String> {
     let (_, after) = rest.split_once(END).context("README.md has no end of values")?;
     let mut table = String::from("\n| value | default | what it is |\n|---|---|---|\n");
     for Row { path, text, default } in rows(values)? {
-        let cell = |text: &str| text.replace('|', "\\|");
-        writeln!(table, "| `{path}` | `{}` | {} |", cell(&default), cell(&text))?;
+        writeln!(table, "| `{path}` | `{}` | {} |", default.replace('|', "\\|"), text.replace('|', "\\|"))?;
     }
     Ok(format!("{before}{BEGIN}{table}\n{END}{after}"))
 }

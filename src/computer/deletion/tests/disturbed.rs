@@ -201,3 +201,97 @@ fn hand_off_does_not_wait_for_the_receipt() {
     }
     assert!(world.receipt.is_some());
 }
+
+/// L2: a Computer that stays because of somebody else's finalizer is not "at step delete-volumes".
+#[test]
+fn a_released_computer_that_is_still_held_says_by_whom() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.computer.as_mut().unwrap().metadata.finalizers.as_mut().unwrap().push("theirs.example/keep".into());
+    for _ in 0..20 {
+        pass(&mut world);
+    }
+    let report = pass(&mut world).report;
+    assert_eq!(report.current.as_deref(), Some("release"));
+    assert!(report.blocker.is_some_and(|b| b.message.contains("theirs.example/keep")), "L2");
+}
+
+/// The archive pod, as soon as there is one.
+fn archive_pod(world: &mut World) -> &mut k8s_openapi::api::core::v1::Pod {
+    for _ in 0..20 {
+        if world.pods.keys().any(|(_, name)| name.starts_with("archive-")) {
+            break;
+        }
+        pass(world);
+    }
+    let (_, pod) = world.pods.iter_mut().find(|((_, name), _)| name.starts_with("archive-")).expect("an archive pod");
+    pod.metadata.creation_timestamp = from(json!("2027-01-15T08:00:00Z"));
+    pod
+}
+
+/// L1, L2: an evicted pod has no container that could say why, or when.
+#[test]
+fn an_evicted_archive_pod_says_why_and_is_replaced() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world);
+    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.time());
+    let pod = archive_pod(&mut world);
+    pod.status = from(json!({"phase": "Failed", "reason": "Evicted", "message": "the node is low on ephemeral-storage"}));
+    pod.metadata.creation_timestamp = Some(now);
+    let told = pass(&mut world).report.blocker.expect("L2");
+    assert!(told.message.contains("low on ephemeral-storage"), "{told:?}");
+    for _ in 0..10 {
+        pass(&mut world);
+    }
+    assert!(world.pods.keys().any(|(_, name)| name.ends_with("-2")), "L1: no second attempt");
+}
+
+/// L1: the pause before the next attempt is measured by clocks that do not agree.
+#[test]
+fn a_node_whose_clock_is_ahead_does_not_hold_the_next_attempt_up() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world).status = from(
+        json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 1, "finishedAt": "2028-01-01T00:00:00Z"}}}]}),
+    );
+    for _ in 0..10 {
+        pass(&mut world);
+    }
+    assert!(world.pods.keys().any(|(_, name)| name.ends_with("-2")), "no second attempt");
+}
+
+/// L2: nobody can mount the volume there, say; the pod sits in `ContainerCreating`.
+#[test]
+fn an_archive_pod_that_does_not_start_is_told_about() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world).status = from(
+        json!({"phase": "Pending", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ContainerCreating"}}}]}),
+    );
+    for _ in 0..8 {
+        pass(&mut world);
+    }
+    let blocker = pass(&mut world).report.blocker.expect("L2");
+    assert!(blocker.reason == "ArchivePodWaiting" && blocker.message.contains("kubectl"), "{blocker:?}");
+}
+
+/// Every volume takes a moment to be let go by its node: that is no alarm.
+#[test]
+fn a_volume_that_is_just_being_detached_blocks_nothing_yet() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.attached = true;
+    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.time());
+    world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(now);
+    for _ in 0..3 {
+        assert_eq!(pass(&mut world).report.blocker, None);
+    }
+    for _ in 0..5 {
+        pass(&mut world);
+    }
+    assert_eq!(pass(&mut world).report.blocker.map(|b| b.reason), Some("VolumeAttached"));
+    world.attached = false;
+    for _ in 0..10 {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_none());
+}

@@ -21,6 +21,7 @@ pub(super) fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> 
 
 /// The cluster, as far as a deletion touches it.
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools)]
 pub(super) struct World {
     pub(super) now: i64,
     pub(super) terminating: bool,
@@ -39,6 +40,8 @@ pub(super) struct World {
     pub(super) no_archive: bool,
     /// The kubelet of the machine's node says nothing any more.
     pub(super) node_lost: bool,
+    /// The volume is attached to the machine's node.
+    pub(super) attached: bool,
 }
 
 impl World {
@@ -76,6 +79,7 @@ impl World {
             overrides: Vec::new(),
             no_archive: false,
             node_lost: false,
+            attached: false,
         }
     }
 
@@ -141,6 +145,7 @@ impl World {
                 let bound = self.volume.iter().filter(|v| crate::computer::volume::claim_ref_uid(v) == Some(uid));
                 Fact::Names(bound.filter_map(|v| v.metadata.name.clone()).collect())
             }
+            Subject::Attachments { .. } if self.attached => Fact::Names(vec!["n".into()]),
             Subject::ClaimUsers { .. } | Subject::Attachments { .. } => Fact::Names(Vec::new()),
         }
     }
@@ -159,8 +164,12 @@ impl World {
             }
             Action::ReleaseFinalizer => {
                 assert!(self.computer.as_ref().unwrap().metadata.deletion_timestamp.is_some());
-                self.computer = None;
-                Effect::Computer(None)
+                let foreign = |c: &mut Computer| {
+                    c.metadata.finalizers.as_mut().unwrap().retain(|f| f != DELETION_FINALIZER);
+                    c.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty())
+                };
+                self.computer = self.computer.take().and_then(|mut c| foreign(&mut c).then_some(c));
+                Effect::Computer(self.computer.clone().map(Box::new))
             }
             Action::CreateRecord(record) | Action::SaveRecord(record) => {
                 self.record = Some(*record.clone());

@@ -1,0 +1,43 @@
+//! The three questions that only a list answers. Read in pages: the cluster may be large, the operator's memory is not.
+
+use std::fmt::Debug;
+
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttachment;
+use kube::api::Api;
+use serde::de::DeserializeOwned;
+
+use super::{Applier, Error};
+use crate::runtime::client::list;
+
+/// Objects in one page of a list.
+const PAGE: u32 = 250;
+
+impl Applier {
+    pub(super) async fn claim_users(&self, namespace: &str, claim: &str, what: &str) -> Result<Vec<String>, Error> {
+        let mounts = |pod: &Pod| {
+            let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+            volumes.filter_map(|v| v.persistent_volume_claim.as_ref()).any(|c| c.claim_name == claim)
+        };
+        names(&self.namespaced::<Pod>(namespace), what, |pod| mounts(&pod).then_some(pod.metadata.name?)).await
+    }
+
+    pub(super) async fn volumes_of_claim(&self, uid: &str, what: &str) -> Result<Vec<String>, Error> {
+        let ours = |v: &PersistentVolume| crate::computer::volume::claim_ref_uid(v) == Some(uid);
+        names(&Api::all(self.client.clone()), what, |v| ours(&v).then_some(v.metadata.name?)).await
+    }
+
+    pub(super) async fn attachments(&self, volume: &str, what: &str) -> Result<Vec<String>, Error> {
+        let of_volume = |a: &VolumeAttachment| a.spec.source.persistent_volume_name.as_deref() == Some(volume);
+        names(&Api::all(self.client.clone()), what, |a| of_volume(&a).then_some(a.spec.node_name)).await
+    }
+}
+
+/// Names out of a list that may be as long as the cluster is large.
+async fn names<K: Clone + DeserializeOwned + Debug>(
+    api: &Api<K>,
+    what: &str,
+    pick: impl Fn(K) -> Option<String>,
+) -> Result<Vec<String>, Error> {
+    list(api, PAGE, pick).await.map_err(|source| Error::Call { what: what.to_owned(), source })
+}

@@ -1,0 +1,96 @@
+//! Requests against an API server that refuses, or has a lot to say.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use axum::http::{Request, Response};
+use jiff::Timestamp;
+use kube::client::Body;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::computer::view::{ClassState, Fresh, Settings};
+
+fn applier<F>(answer: F) -> (Applier, tempfile::TempDir)
+where
+    F: Fn(&Request<Body>) -> (u16, Value) + Clone + Send + Sync + 'static,
+{
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (code, body) = answer(&request);
+        async move { Ok::<_, Infallible>(Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).unwrap()) }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let (checked, _) = tokio::sync::mpsc::channel(1);
+    let archives = Arc::new(Archives::open(&format!("file://{}", folder.path().display()), checked).unwrap());
+    (Applier::new(Client::new(service, "op"), archives, "op".to_owned()), folder)
+}
+
+fn view(computer: Value) -> View {
+    View {
+        uid: "u".into(),
+        namespace: "t".into(),
+        name: "c".into(),
+        computer: Some(serde_json::from_value(computer).unwrap()),
+        namespace_terminating: false,
+        record: None,
+        class: ClassState::Missing,
+        overrides: Vec::new(),
+        facts: BTreeMap::new(),
+        archive: None,
+        receipt: None,
+        finalizer_confirmed: false,
+        settings: Settings::default(),
+        fresh: Fresh { suffix: "s".into(), key: [0; 32] },
+        now: Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn computer(version: &str) -> Value {
+    json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "resourceVersion": version, "finalizers": [DELETION_FINALIZER]}, "spec": {}})
+}
+
+fn denied() -> (u16, Value) {
+    (422, json!({"kind": "Status", "status": "Failure", "reason": "Invalid", "code": 422, "message": "policy 'fence' denied request: no"}))
+}
+
+/// L2: an admission policy refuses with the same code as a failed test. It does not pass, and somebody must be told.
+#[tokio::test]
+async fn a_patch_that_a_policy_refuses_is_no_lost_race() {
+    for (live, class) in [("pv-uid", ErrorClass::Invalid), ("another", ErrorClass::Conflict)] {
+        let (applier, _folder) = applier(move |request| match request.method().as_str() {
+            "PATCH" => denied(),
+            _ => (200, json!({"metadata": {"name": "pv", "uid": live}})),
+        });
+        let patch = crate::computer::volume::patch(&[
+            json!({"op": "test", "path": "/metadata/uid", "value": "pv-uid"}),
+            json!({"op": "add", "path": "/metadata/labels", "value": {}}),
+        ]);
+        let action = Action::Patch { subject: Subject::volume("pv"), patch };
+        let error = applier.apply(action, &view(computer("1"))).await.unwrap_err();
+        assert_eq!(error.class(), class, "{error}");
+        assert!(class == ErrorClass::Conflict || error.to_string().contains("denied"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_release_that_a_policy_refuses_is_told() {
+    let (applier, _folder) = applier(|request| if request.method() == "PATCH" { denied() } else { (200, computer("1")) });
+    let error = applier.apply(Action::ReleaseFinalizer, &view(computer("1"))).await.unwrap_err();
+    assert!(error.class() == ErrorClass::Invalid && error.to_string().contains("denied"), "{error}");
+}
+
+/// A cluster has as many volumes as it likes; the operator has 256 MiB.
+#[tokio::test]
+async fn a_list_is_read_page_by_page() {
+    let (applier, _folder) = applier(|request| {
+        let query = request.uri().query().unwrap_or_default();
+        assert!(query.contains("limit="), "{query}");
+        let volume = |name: &str| json!({"metadata": {"name": name}, "spec": {"claimRef": {"uid": "claim"}}});
+        let (next, item) = if query.contains("continue=") { (Value::Null, volume("second")) } else { (json!("more"), volume("first")) };
+        (200, json!({"metadata": {"resourceVersion": "1", "continue": next}, "items": [item]}))
+    });
+    let subject = Subject::VolumesOfClaim { uid: "claim".into() };
+    let Effect::Learned(_, fact) = applier.apply(Action::Read(subject), &view(computer("1"))).await.unwrap() else { panic!("learned") };
+    assert_eq!(fact, Fact::Names(vec!["first".into(), "second".into()]));
+}

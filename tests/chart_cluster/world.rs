@@ -1,0 +1,174 @@
+//! One cluster with the image in it, kubectl and Helm, and what every chapter asks. No sleeps: everything waits for a condition.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use xtask::chart::{self, Helm};
+use xtask::cluster::{Cluster, Profile};
+use xtask::{image, tools};
+
+/// Neither the release nor its namespace has the usual name.
+pub const RELEASE: &str = "fleet";
+pub const SYSTEM: &str = "machines-ops";
+/// What the chart makes of them.
+pub const FULL: &str = "fleet-computer-operator";
+pub const LONG: Duration = Duration::from_secs(240);
+
+pub struct World {
+    pub cluster: Cluster,
+    pub helm: Helm,
+    kubectl: PathBuf,
+}
+
+/// Asks until there is an answer.
+pub fn eventually<T>(what: &str, ask: impl Fn() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + LONG;
+    loop {
+        match ask() {
+            Ok(answer) => return Ok(answer),
+            Err(error) => ensure!(Instant::now() < deadline, "{what}: not within {} s: {error:#}", LONG.as_secs()),
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+}
+
+/// Insists on a refusal that says this, and shows it.
+pub fn refused(what: &str, result: Result<String>, message: &str) -> Result<()> {
+    let error = match result {
+        Ok(said) => anyhow::bail!("{what}: it was accepted: {said}"),
+        Err(error) => format!("{error:#}"),
+    };
+    ensure!(error.contains(message), "{what}: it does not say {message:?}: {error}");
+    let said = error.lines().find(|line| line.contains(message)).unwrap_or_default();
+    let said = ["denied request: ", "Error from server", "msg=", "): "]
+        .iter()
+        .find_map(|start| said.find(start).map(|at| &said[at..]))
+        .unwrap_or(said);
+    println!("    {what}: {}", said.trim_start_matches("denied request: "));
+    Ok(())
+}
+
+impl World {
+    pub async fn up() -> Result<Self> {
+        let name = std::env::var("XTASK_TEST_CLUSTER").unwrap_or_else(|_| "test".to_owned());
+        let cluster = Cluster::up(&format!("{name}-chart"), Profile::Node { count: 1 }).await?;
+        let images = tools::cache_folder()?.join("images");
+        let archive = tokio::task::spawn_blocking(move || image::operator(Path::new(env!("CARGO_MANIFEST_DIR")), &images)).await??;
+        cluster.load_image(&archive)?;
+        let (kubectl, kubeconfig) = (cluster.kubectl()?, cluster.kubeconfig().to_owned());
+        let helm = tokio::task::spawn_blocking(move || Helm::new(Some(&kubeconfig))).await??;
+        Ok(Self { cluster, helm, kubectl })
+    }
+
+    /// Runs the real kubectl.
+    pub fn input(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = Command::new(&self.kubectl);
+        run(command.args(arguments), self.cluster.kubeconfig(), input)
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.input(arguments, "")
+    }
+
+    /// The operator's own program, on this machine, with an admin's rights.
+    pub fn program(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_computer-operator"));
+        run(command.args(arguments), self.cluster.kubeconfig(), input)
+    }
+
+    /// The operator's program in its pod, where the store is.
+    pub fn operator(&self, arguments: &[&str]) -> Result<String> {
+        let deployment = format!("deployment/{FULL}");
+        let all = [&["exec", "-n", SYSTEM, &deployment, "--", "/computer-operator"], arguments].concat();
+        self.kubectl(&all)
+    }
+
+    /// `helm install` or `upgrade` of the chart, waiting until everything is ready.
+    pub fn chart(&self, verb: &str, more: &[&str]) -> Result<String> {
+        let (chart, values) = (chart::folder().display().to_string(), chart::demo_values().display().to_string());
+        let usual = [verb, RELEASE, &chart, "-n", SYSTEM, "-f", &values, "--wait", "--timeout", "240s"];
+        self.helm.run(&[&usual, more].concat())
+    }
+
+    pub fn namespace(&self, name: &str) -> Result<()> {
+        self.kubectl(&["create", "namespace", name])?;
+        self.kubectl(&["label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted"]).map(drop)
+    }
+
+    pub fn get(&self, arguments: &[&str]) -> Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&[&["get"], arguments, &["-o", "json"]].concat())?)?)
+    }
+
+    /// A computer that is ready, with a session in its home; its UID.
+    pub fn computer(&self, namespace: &str, name: &str) -> Result<String> {
+        self.create(namespace, name, &json!({}))?;
+        self.active(namespace, name)?;
+        let uid = self.uid(namespace, name)?;
+        let pod =
+            self.kubectl(&["get", "pod", "-n", namespace, "-l", &format!("computer-operator.dev/computer-uid={uid}"), "-o", "name"])?;
+        let script = "mkdir -p $HOME/.codex/sessions && echo work > $HOME/.codex/sessions/one.jsonl";
+        self.kubectl(&["exec", "-n", namespace, pod.trim(), "--", "sh", "-ec", script])?;
+        Ok(uid)
+    }
+
+    pub fn create(&self, namespace: &str, name: &str, spec: &Value) -> Result<()> {
+        let computer = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "metadata": {"name": name, "namespace": namespace}, "spec": spec});
+        self.input(&["create", "-f", "-"], &computer.to_string()).map(drop)
+    }
+
+    pub fn active(&self, namespace: &str, name: &str) -> Result<()> {
+        eventually(&format!("{name} is Active"), || {
+            let status = self.get(&["computer", name, "-n", namespace])?["status"].clone();
+            ensure!(status["phase"] == "Active", "{status}");
+            Ok(())
+        })
+    }
+
+    pub fn uid(&self, namespace: &str, name: &str) -> Result<String> {
+        self.kubectl(&["get", "computer", name, "-n", namespace, "-o", "jsonpath={.metadata.uid}"])
+    }
+
+    pub fn token(&self, namespace: &str, name: &str) -> Result<String> {
+        let secret = self.kubectl(&["get", "computer", name, "-n", namespace, "-o", "jsonpath={.status.credentialSecretName}"])?;
+        self.kubectl(&["get", "secret", &secret, "-n", namespace, "-o", "go-template={{.data.token | base64decode}}"])
+    }
+
+    /// Whether a key authenticates, with or without an operator.
+    pub fn key_lives(&self, token: &str) -> Result<bool> {
+        match self.program(&["keys", "verify", "--namespace", SYSTEM], token) {
+            Ok(_) => Ok(true),
+            Err(error) if format!("{error:#}").contains("Denied") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Released, its archive verified with one session, and the Computer gone.
+    pub fn finished(&self, uid: &str) -> Result<()> {
+        let record = eventually(&format!("{uid} is released"), || {
+            let record = self.get(&["computerrecord", uid, "-n", SYSTEM])?;
+            ensure!(record["spec"]["state"]["phase"] == "Released", "{}", record["spec"]["state"]["deletion"]);
+            Ok(record)
+        })?;
+        let deletion = &record["spec"]["state"]["deletion"];
+        ensure!(deletion["archive"]["sessions"] == 1, "{deletion}");
+        ensure!(record["spec"]["state"]["credential"] == "Revoked", "S2: {record}");
+        eventually("its archive is valid", || self.operator(&["archives", "verify", uid])).map(drop)
+    }
+}
+
+fn run(command: &mut Command, kubeconfig: &Path, input: &str) -> Result<String> {
+    let what = format!("{command:?}");
+    command.env("KUBECONFIG", kubeconfig).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context(what.clone())?;
+    // A program that ends without reading has said why.
+    child.stdin.take().context("stdin")?.write_all(input.as_bytes()).ok();
+    let output = child.wait_with_output()?;
+    let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let short = what.split_once("kubectl").map_or(what.as_str(), |(_, rest)| rest);
+    ensure!(output.status.success(), "{short}: {out}{}", errors.trim());
+    Ok(out.into_owned())
+}

@@ -1,0 +1,7 @@
+//! `cargo xtask bench`: figures that are measured beside a bare API server's in the same run, because a figure alone says more about
+//! the machine than about the program.
+
+pub mod http;
+mod stage;
+
+pub use stage::Build;

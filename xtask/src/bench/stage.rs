@@ -1,0 +1,188 @@
+//! What is measured: a control plane of its own, and the operator and one server of the HTTP API as processes with the rights of
+//! their `ServiceAccounts`.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use computer_operator::resources::crds;
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, Options, Profile};
+use crate::{chart, image, process};
+
+const SYSTEM: &str = "computer-operator-system";
+/// Where the computers are.
+pub const TEAM: &str = "team";
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Which build of the program is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Build {
+    /// As it is released.
+    Release,
+    /// As it is in the image of the demo and the tests: little optimised, quick to build.
+    Image,
+}
+
+impl Build {
+    fn program(self, workspace: &Path) -> Result<PathBuf> {
+        if self == Self::Image {
+            return image::build_operator(workspace);
+        }
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let build = ["build", "--release", "--bin", "computer-operator"];
+        ensure!(Command::new(cargo).args(build).current_dir(workspace).status()?.success(), "the release build failed");
+        Ok(workspace.join("target/release/computer-operator"))
+    }
+}
+
+/// Everything up.
+pub struct Stage {
+    /// Address of the HTTP API.
+    pub api: String,
+    /// Address of the API server.
+    pub server: String,
+    /// Its authority, PEM.
+    pub authority: Vec<u8>,
+    folder: tempfile::TempDir,
+    kubectl: PathBuf,
+    cluster: Cluster,
+    processes: Vec<Child>,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for child in &mut self.processes {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// Asks until it is so.
+pub async fn until(what: &str, ask: impl AsyncFn() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match ask().await {
+            Ok(true) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(error.context(what.to_owned())),
+            Ok(false) | Err(_) => {}
+        }
+        if Instant::now() > deadline {
+            bail!("{what}: not within {} s", LIMIT.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+impl Stage {
+    /// Builds the program, and starts everything.
+    pub async fn up(workspace: &'static Path, build: Build) -> Result<Self> {
+        let program = tokio::task::spawn_blocking(move || build.program(workspace)).await??;
+        let folder = tempfile::tempdir()?;
+        let options = Options { dir: Some(folder.path().join("cluster")), bound: true, ..Options::default() };
+        let cluster = Cluster::up_with("bench-http", Profile::ControlPlane, options).await?;
+        let file = kube::config::Kubeconfig::read_from(cluster.kubeconfig())?;
+        let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?;
+        let authority = std::fs::read(folder.path().join("cluster/pki/ca.crt"))?;
+        let mut stage = Self {
+            api: format!("http://{}", free_address()?),
+            server: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
+            authority,
+            kubectl: cluster.kubectl()?,
+            folder,
+            cluster,
+            processes: Vec::new(),
+        };
+        stage.install()?;
+        stage.start(&program).await?;
+        Ok(stage)
+    }
+
+    fn install(&self) -> Result<()> {
+        let crds = crds::files()?.into_iter().map(|(_, yaml)| yaml).collect::<Vec<_>>().join("\n---\n");
+        self.kubectl(&["apply", "-f", "-"], &crds)?;
+        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "")?;
+        self.kubectl(&["create", "namespace", SYSTEM], "")?;
+        self.kubectl(&["apply", "-f", "-"], &chart::without_programs(SYSTEM)?)?;
+        let rules =
+            json!([{"apiGroups": ["computer-operator.dev"], "resources": ["computers"], "verbs": ["get", "list", "create", "delete"]}]);
+        let all: [Value; 4] = [
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": TEAM}}),
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "caller", "namespace": TEAM}}),
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "caller", "namespace": TEAM}, "rules": rules}),
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "caller", "namespace": TEAM},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "caller"},
+                "subjects": [{"kind": "ServiceAccount", "name": "caller", "namespace": TEAM}],
+            }),
+        ];
+        let all: Vec<String> = all.iter().map(Value::to_string).collect();
+        self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).map(drop)
+    }
+
+    async fn start(&mut self, program: &Path) -> Result<()> {
+        let (ingest, ready, store) = (free_address()?, free_address()?, self.folder.path().join("store"));
+        let operator = [
+            "run".to_owned(),
+            "--image=none:1".to_owned(),
+            format!("--store=file://{}", store.display()),
+            format!("--ingest-url=https://{ingest}"),
+            format!("--ingest-bind={ingest}"),
+            format!("--metrics-bind={}", free_address()?),
+        ];
+        let api = ["api".to_owned(), format!("--bind={}", self.api.trim_start_matches("http://")), format!("--metrics-bind={ready}")];
+        for (account, arguments) in [("computer-operator", operator.as_slice()), ("computer-operator-api", &api)] {
+            let kubeconfig = self.kubeconfig(account)?;
+            let log = File::create(self.folder.path().join(format!("{account}.log")))?;
+            let mut command = process::tied(program, None)?;
+            command.args(arguments).env("KUBECONFIG", kubeconfig).env("RUST_LOG", "info");
+            self.processes.push(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?);
+        }
+        let http = reqwest::Client::new();
+        let readyz = format!("http://{ready}/readyz");
+        until("the HTTP API is ready", async || Ok(http.get(&readyz).send().await?.status().is_success())).await
+    }
+
+    fn kubeconfig(&self, account: &str) -> Result<PathBuf> {
+        let token = self.kubectl(&["create", "token", account, "-n", SYSTEM, "--duration=6h"], "")?;
+        let admin = kube::config::Kubeconfig::read_from(self.cluster.kubeconfig())?;
+        let cluster = serde_json::to_value(&admin.clusters[0])?;
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "clusters": [cluster], "current-context": "c",
+            "users": [{"name": "u", "user": {"token": token.trim()}}],
+            "contexts": [{"name": "c", "context": {"cluster": cluster["name"], "user": "u"}}],
+        });
+        let path = self.folder.path().join(format!("{account}.kubeconfig"));
+        std::fs::write(&path, serde_json::to_vec(&config)?)?;
+        Ok(path)
+    }
+
+    /// A token of the caller for this audience; without one, for the API server.
+    pub fn token(&self, audience: Option<&str>) -> Result<String> {
+        let audience = audience.map(|a| format!("--audience={a}"));
+        let mut arguments = vec!["create", "token", "caller", "-n", TEAM, "--duration=2h"];
+        arguments.extend(audience.as_deref());
+        Ok(self.kubectl(&arguments, "")?.trim().to_owned())
+    }
+
+    /// Runs kubectl as an admin.
+    pub fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let mut command = Command::new(&self.kubectl);
+        command.args(arguments).env("KUBECONFIG", self.cluster.kubeconfig());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("stdin")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}

@@ -8,6 +8,7 @@ pub mod archive;
 pub mod class;
 pub mod computer;
 pub mod credentials;
+pub mod guards;
 pub mod http;
 pub mod install;
 pub mod record;

@@ -14,6 +14,8 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
 use sha2::{Digest, Sha256};
 
+use crate::guards::{self, Guard};
+
 /// Longest time for one small request to the store.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest pause in a stream of bytes.
@@ -119,7 +121,8 @@ impl Store {
     /// # Errors
     /// When the outcome is not known.
     pub async fn put_once(&self, key: &str, bytes: Vec<u8>) -> Result<ReceiptPut, StoreError> {
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let mode = if guards::on(Guard::CreateOnly) { PutMode::Create } else { PutMode::Overwrite };
+        let options = PutOptions { mode, ..PutOptions::default() };
         let path = path(key)?;
         let put = self.inner.put_opts(&path, PutPayload::from(bytes.clone()), options);
         match tokio::time::timeout(TIMEOUT, put).await {
@@ -182,7 +185,7 @@ where
         writer.put(chunk);
     }
     let found = hex::encode(hash.finalize());
-    if found != digest {
+    if found != digest && guards::on(Guard::ObjectDigest) {
         return Err(StoreError::Corrupt(format!("the bytes have sha256 {found}, not {digest}")));
     }
     Ok(size)

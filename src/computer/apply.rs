@@ -16,6 +16,7 @@ use std::fmt::Debug;
 use super::action::{Action, Effect, Fact, Object, Subject};
 use super::view::View;
 use crate::archive::{Archives, ReceiptPut};
+use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, DELETION_FINALIZER, MANAGER};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 
@@ -154,11 +155,12 @@ impl Applier {
 
     /// Fenced by UID and resourceVersion: kube's own `finalizer()` tests neither.
     async fn patch_computer(&self, view: &View, computer: &Computer, operation: serde_json::Value) -> Result<Effect, Error> {
-        let patch = super::volume::patch(&[
+        let fence = [
             json!({"op": "test", "path": "/metadata/uid", "value": view.uid}),
             json!({"op": "test", "path": "/metadata/resourceVersion", "value": computer.metadata.resource_version}),
-            operation,
-        ]);
+        ];
+        let fence = fence.into_iter().filter(|_| guards::on(Guard::FinalizerFence));
+        let patch = super::volume::patch(&fence.chain([operation]).collect::<Vec<_>>());
         let api = self.namespaced::<Computer>(&view.namespace);
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         match call(api.patch(&view.name, &params, &Patch::<()>::Json(patch))).await {
@@ -193,7 +195,10 @@ impl Applier {
         }
     }
 
-    async fn save_record(&self, record: ComputerRecord) -> Result<Effect, Error> {
+    async fn save_record(&self, mut record: ComputerRecord) -> Result<Effect, Error> {
+        if !guards::on(Guard::RecordVersion) {
+            record.metadata.resource_version = None;
+        }
         let api = self.namespaced::<ComputerRecord>(&self.namespace);
         let name = record.metadata.name.clone().unwrap_or_default();
         match call(api.replace(&name, &PostParams::default(), &record)).await {
@@ -359,7 +364,8 @@ impl Applier {
 }
 
 fn precondition(uid: &str) -> DeleteParams {
-    DeleteParams::default().preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
+    let uid = guards::on(Guard::DeletePrecondition).then(|| uid.to_owned());
+    DeleteParams::default().preconditions(Preconditions { uid, resource_version: None })
 }
 
 async fn get<K: Clone + DeserializeOwned + Debug>(api: &Api<K>, name: &str, what: &str) -> Found<K> {

@@ -8,6 +8,7 @@ use kube::runtime::reflector::ObjectRef;
 
 use super::action::{Fact, Subject};
 use super::view::{ClassState, Fresh, Settings, View};
+use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, DEFAULT_CLASS_ANNOTATION};
 use crate::runtime::caches::Caches;
 use crate::runtime::sources::Sources;
@@ -29,7 +30,13 @@ pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Source
         name,
         computer: computer.map(|c| (*c).clone()),
         record,
-        overrides: caches.overrides.state().iter().filter(|o| o.spec.computer.uid == uid).map(|o| (**o).clone()).collect(),
+        overrides: caches
+            .overrides
+            .state()
+            .iter()
+            .filter(|o| o.spec.computer.uid == uid || !guards::on(Guard::OverrideTarget))
+            .map(|o| (**o).clone())
+            .collect(),
         facts: BTreeMap::new(),
         archive: None,
         receipt: None,

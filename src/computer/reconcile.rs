@@ -8,12 +8,14 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Client, Resource};
 
+use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
 use super::observe::observe;
 use super::plan::{Blocker, Next, Plan, Report, plan};
+use super::status;
 use super::view::{Settings, View};
-use super::{action::Action, status};
 use crate::archive::Archives;
+use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, StepStatus};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Caches;
@@ -75,13 +77,22 @@ impl Reconciler {
         if let Err(error) = self.confirm_missing(view).await {
             return (Plan { next: Next::Settled, report: Report::default() }, Some(error));
         }
+        let mut live = false;
         for _ in 0..MAX_REQUESTS {
             view.now = self.sources.now();
             let current = plan(view);
             let Next::Do(action) = &current.next else { return (current, None) };
+            if matches!(action, Action::Create(_)) && !live && guards::on(Guard::LiveRecord) {
+                if let Err(error) = self.look_again(view).await {
+                    return (current, Some(error));
+                }
+                live = true;
+                continue;
+            }
             tracing::debug!(uid = %view.uid, action = name(action), "next request");
             match self.applier.apply(action.clone(), view).await {
                 Ok(effect) => {
+                    live |= matches!(effect, Effect::Record(_));
                     let archived_before = archived(view);
                     view.absorb(effect);
                     if !archived_before && archived(view) {
@@ -94,8 +105,18 @@ impl Reconciler {
         (Plan { next: Next::Wait(Duration::from_secs(1)), report: plan(view).report }, None)
     }
 
+    /// Nothing is made on the word of an old record: a cache that lags would make again what this replica or another one has made
+    /// and taken away meanwhile, for as long as it lags, and leave the last of it behind (S6).
+    async fn look_again(&self, view: &mut View) -> Result<(), Error> {
+        view.record = self.applier.find_record(&view.uid).await?;
+        Ok(())
+    }
+
     /// What a cache does not hold is not gone: a missing Computer or record is looked for live before it means anything.
     async fn confirm_missing(&self, view: &mut View) -> Result<(), Error> {
+        if !guards::on(Guard::LiveAbsence) {
+            return Ok(());
+        }
         if view.computer.is_none() {
             let effect = self.applier.apply(Action::ReadComputer, view).await?;
             view.absorb(effect);

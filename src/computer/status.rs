@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::plan::Report;
 use super::view::View;
+use crate::guards::{self, Guard};
 use crate::resources::conditions::{self, types};
 use crate::resources::{Computer, ComputerStatus, Step, StepStatus};
 
@@ -95,10 +96,9 @@ pub fn patch(computer: &Computer, status: &ComputerStatus) -> Option<json_patch:
     if computer.status.as_ref() == Some(status) {
         return None;
     }
-    Some(super::volume::patch(&[
-        json!({"op": "test", "path": "/metadata/uid", "value": computer.metadata.uid}),
-        json!({"op": "add", "path": "/status", "value": status}),
-    ]))
+    let fence = guards::on(Guard::StatusFence).then(|| json!({"op": "test", "path": "/metadata/uid", "value": computer.metadata.uid}));
+    let write = json!({"op": "add", "path": "/status", "value": status});
+    Some(super::volume::patch(&fence.into_iter().chain([write]).collect::<Vec<_>>()))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeCl
 
 use super::action::{Effect, Fact, Subject};
 use crate::archive::Verification;
+use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep};
 
 /// Operator settings that plans need.
@@ -105,14 +106,20 @@ impl View {
     pub fn deleting(&self) -> bool {
         self.namespace_terminating
             || self.computer.as_ref().is_none_or(|c| c.metadata.deletion_timestamp.is_some())
-            || self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some())
+            || self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some() && guards::on(Guard::NoWayBack))
     }
 
-    /// Whether the record is released and the caches hold neither the Computer nor a pod of its record: nothing is left to be done
+    /// Whether the record is released and the caches hold neither the Computer, nor a pod of its record, nor its custody claim: nothing is left to be done
     /// but expiry. A create that was given up may come true after the release; our own finalizer would hold that pod for ever (S6).
     pub fn settled(&self) -> bool {
         let released = self.record.as_ref().is_some_and(|r| r.spec.state.phase == RecordPhase::Released);
-        released && self.computer.is_none() && !self.facts.values().any(|f| matches!(f, Fact::Pod(_)))
+        released
+            && self.computer.is_none()
+            && !self.facts.iter().any(|(subject, fact)| match fact {
+                Fact::Pod(_) => true,
+                Fact::Claim(_) => matches!(subject, Subject::Claim { namespace, .. } if *namespace == self.settings.namespace),
+                _ => false,
+            })
     }
 
     /// A namespace of the same name that is gone by now may be all that the cache knows. Before its end becomes the end of a
@@ -155,6 +162,7 @@ impl View {
         self.overrides.iter().find(|o| {
             let target = &o.spec.computer;
             let this = target.uid == self.uid && target.name == self.name && target.namespace == self.namespace;
+            let this = this || !guards::on(Guard::OverrideTarget);
             this && o.spec.skip.contains(&step)
         })
     }

@@ -4,6 +4,7 @@
 use k8s_openapi::api::core::v1::PersistentVolume;
 use serde_json::{Value, json};
 
+use crate::guards::{self, Guard};
 use crate::resources::{MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, UID_LABEL};
 
 /// A JSON patch from literal operations.
@@ -25,7 +26,7 @@ pub fn claim_ref_namespace(volume: &PersistentVolume) -> Option<&str> {
 /// Whether a volume is protected for this computer: `Retain`, with our mark.
 pub fn retained_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
     let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
-    policy == Some("Retain") && marked_for(volume, computer_uid)
+    (policy == Some("Retain") && marked_for(volume, computer_uid)) || !guards::on(Guard::RetainFirst)
 }
 
 /// Whether a volume carries our mark for this computer, which is set before the volume is recorded. No tenant can write a volume.

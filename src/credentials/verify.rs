@@ -7,6 +7,7 @@ use kube::api::Api;
 
 use super::id::ComputerId;
 use super::key::Key;
+use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, CredentialState};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 
@@ -98,7 +99,7 @@ pub fn decide(
         CredentialState::Live => {}
     }
     let computer = computer.filter(|c| c.metadata.uid.as_deref() == Some(&key.computer.uid)).ok_or(Denied::ComputerGone)?;
-    if computer.metadata.deletion_timestamp.is_some() {
+    if computer.metadata.deletion_timestamp.is_some() && guards::on(Guard::DyingComputer) {
         return Err(Denied::ComputerDeleting);
     }
     stands(namespace)?;
@@ -109,7 +110,8 @@ pub fn decide(
 pub(super) fn stands(namespace: Option<&Namespace>) -> Result<(), Denied> {
     let namespace = namespace.ok_or(Denied::NamespaceTerminating)?;
     let phase = namespace.status.as_ref().and_then(|s| s.phase.as_deref());
-    if namespace.metadata.deletion_timestamp.is_some() || phase == Some("Terminating") {
+    let terminating = namespace.metadata.deletion_timestamp.is_some() || phase == Some("Terminating");
+    if terminating && guards::on(Guard::DyingNamespace) {
         return Err(Denied::NamespaceTerminating);
     }
     Ok(())

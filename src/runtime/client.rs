@@ -14,6 +14,7 @@ use kube::{Client, Config};
 use serde::de::DeserializeOwned;
 
 use super::requests::Counted;
+use crate::guards::{self, Guard};
 
 /// Longest time that one request may take, retries inside kube included.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -144,7 +145,7 @@ pub fn classify(error: &CallError) -> ErrorClass {
         403 if terminating => ErrorClass::NamespaceTerminating,
         401 => ErrorClass::Unauthorized,
         403 => ErrorClass::Forbidden,
-        404 if status.reason == "NotFound" => ErrorClass::NotFound,
+        404 if status.reason == "NotFound" || !guards::on(Guard::TypedNotFound) => ErrorClass::NotFound,
         409 => ErrorClass::Conflict,
         400 | 405 | 406 | 413 | 415 | 422 => ErrorClass::Invalid,
         _ => ErrorClass::Transient,

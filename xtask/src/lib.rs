@@ -13,5 +13,6 @@ pub mod kwok;
 pub mod node;
 pub mod pki;
 pub mod process;
+pub mod soak;
 pub mod test;
 pub mod tools;

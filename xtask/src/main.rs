@@ -37,6 +37,8 @@ enum Command {
     Generate,
     /// Run everything that must hold: formatting, lints, unit and model tests, a real S3 server, real clusters.
     Test,
+    /// The simulator's mix of everything that goes wrong, for as long as wanted; or all of its matrices.
+    Soak(xtask::soak::Options),
 }
 
 #[derive(Subcommand)]
@@ -150,6 +152,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Bench(BenchCommand::Http { build }) => bench::http::run(workspace()?, build).await?,
         Command::Generate => generate()?,
         Command::Test => xtask::test::run(workspace()?)?,
+        Command::Soak(options) => xtask::soak::run(workspace()?, &options)?,
     }
     Ok(0)
 }

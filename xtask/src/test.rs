@@ -26,15 +26,26 @@ const fn node_stage(name: &'static str, arguments: &'static [&'static str], node
     Stage { name, arguments, node: Some(node) }
 }
 
+const SIMULATOR: &[&str] = &["test", "--features", "guards-off", "--test", "simulator"];
+const SOAK: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "soak", "--computers", "40"];
+const MODEL: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "model"];
+const TEETH: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "teeth"];
+const CONFORMANCE: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "conformance"];
+
 const STAGES: &[Stage] = &[
     stage("formatting", &["fmt", "--all", "--check"]),
-    stage("clippy, pedantic", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    stage("clippy, pedantic", &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
     stage("unit, property and model tests", &["test", "--workspace", "--lib", "--bins"]),
     stage("generated definitions and API description", &["test", "--test", "crds", "--test", "openapi"]),
+    stage("the simulator: every life, disturbed everywhere", SIMULATOR),
+    stage("the simulator: everything at once, a fixed seed", SOAK),
+    stage("the deletion, model-checked", MODEL),
+    stage("every guard has teeth", TEETH),
     // The tests below start clusters through the program itself.
     stage("the xtask program", &["build", "--package", "xtask"]),
     stage("the archive in a real S3 server", &["test", "--test", "s3"]),
     stage("the kinds on a real API server", &["test", "--test", "api_server"]),
+    stage("the simulator answers as a real API server", CONFORMANCE),
     stage("ApiKeys on a real control plane", &["test", "--test", "api_keys"]),
     stage("the HTTP API over real HTTP", &["test", "--test", "http"]),
     stage("the chart, rendered and on a real API server", &["test", "--test", "chart"]),

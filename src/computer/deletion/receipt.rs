@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Context, Outcome, State};
 use crate::computer::action::Action;
+use crate::guards::{self, Guard};
 use crate::resources::{DeletionOverride, Receipt, RecordPhase, SkippableStep};
 
 pub(super) fn step(context: &Context<'_>) -> State {
@@ -15,7 +16,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
             None => State::verified(format!("receipt sha256:{}", receipt.digest)),
         };
     }
-    if context.view.skipped(SkippableStep::WriteReceipt).is_some() {
+    if context.view.skipped(SkippableStep::WriteReceipt).is_some() || !guards::on(Guard::ReceiptFirst) {
         return save(context, None, hex::encode(Sha256::digest(text(context))));
     }
     match &context.view.receipt {

@@ -6,14 +6,18 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{Context, State};
 use crate::computer::action::{Action, Fact, Subject};
 use crate::computer::view::View;
+use crate::guards::{self, Guard};
 use crate::resources::{CredentialState, Deletion, RecordPhase};
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
-    if state.credential != CredentialState::Revoked || state.deletion.is_none() {
+    let revoked = state.credential == CredentialState::Revoked || !guards::on(Guard::RevokeFirst);
+    if !revoked || state.deletion.is_none() {
         return context.save(|record| {
             let state = &mut record.spec.state;
-            state.credential = CredentialState::Revoked;
+            if guards::on(Guard::RevokeFirst) {
+                state.credential = CredentialState::Revoked;
+            }
             state.phase = RecordPhase::Deleting;
             state.deletion.get_or_insert_with(|| begun(context.view));
         });
@@ -54,7 +58,9 @@ fn expired(computer: &crate::resources::Computer, view: &View) -> bool {
 /// Absence is proved by a UID-preconditioned DELETE that answers 404; a Secret is never read (design 4.8).
 fn secret(context: &Context<'_>) -> State {
     let children = &context.record.spec.state.children;
-    let Some(name) = &children.secret_name else { return State::not_applicable("no key was ever issued") };
+    let Some(name) = children.secret_name.as_ref().filter(|_| guards::on(Guard::SecretGone)) else {
+        return State::not_applicable("no key was ever issued");
+    };
     let subject = Subject::secret(&context.record.spec.namespace, name);
     match (context.view.facts.get(&subject), &children.secret_uid) {
         (Some(Fact::Gone), _) => State::verified("the key is revoked and its Secret is gone"),

@@ -10,6 +10,7 @@ use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Fact, Subject};
 use crate::computer::stopped::{Writers, overstays, remove_finalizer_patch, writers};
 use crate::computer::volume::{self, retain_patch};
+use crate::guards::{self, Guard};
 use crate::resources::{POD_FINALIZER, PodRecord, Provider, SkippableStep, VolumeRecord};
 
 /// Seconds that a live kubelet is given to kill the containers of a pod that is no longer in the API, beyond its grace period.
@@ -31,7 +32,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
             return state;
         }
     }
-    if let Some(claim) = claim {
+    if let Some(claim) = claim.filter(|_| guards::on(Guard::ClaimGone)) {
         return held(context, claim);
     }
     if let Some(state) = attached(context) {
@@ -54,8 +55,9 @@ fn home_claim<'a>(context: &Context<'a>) -> Result<Option<&'a PersistentVolumeCl
     let Some(found) = context.view.claim(namespace, name) else {
         return Err(State::act(Action::Read(Subject::claim(namespace, name))));
     };
-    let ours = found.filter(|c| children.claim_uid.is_none() || c.metadata.uid == children.claim_uid);
-    if children.volume.is_none() {
+    let any = children.claim_uid.is_none() || !guards::on(Guard::RecordedUid);
+    let ours = found.filter(|c| any || c.metadata.uid == children.claim_uid);
+    if children.volume.is_none() && guards::on(Guard::SecureFirst) {
         let uid = ours.and_then(|c| c.metadata.uid.clone()).or_else(|| children.claim_uid.clone());
         let bound = ours.and_then(|c| c.spec.as_ref()?.volume_name.clone());
         if let Some(uid) = uid {
@@ -114,7 +116,8 @@ fn stop(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
     let namespace = &context.record.spec.namespace;
     let subject = Subject::pod(namespace, &recorded.name);
     let Some(found) = context.view.pod(namespace, &recorded.name) else { return Some(State::act(Action::Read(subject))) };
-    match found.filter(|p| recorded.uid.is_none() || p.metadata.uid == recorded.uid) {
+    let any = recorded.uid.is_none() || !guards::on(Guard::RecordedUid);
+    match found.filter(|p| any || p.metadata.uid == recorded.uid) {
         None => vanished(context, recorded),
         Some(pod) if pod.metadata.deletion_timestamp.is_none() => {
             Some(State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() }))
@@ -128,7 +131,7 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
     let late = context.overdue("stop-pods", context.record.spec.snapshot.deadlines.stop_pods_seconds);
     match writers(pod) {
         Writers::Stopped => {}
-        _ if skipped => {}
+        _ if skipped || !guards::on(Guard::WritersStopped) => {}
         Writers::Running if !late => return State::wait(15),
         Writers::Running => return State::blocked("PodStillRunning", still_running(&subject, pod, "its containers still run"), 15),
         Writers::Unknown(why) => return State::blocked("PodStateUnknown", still_running(&subject, pod, &why), 15),
@@ -174,7 +177,7 @@ fn vanished(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
     let children = &context.record.spec.state.children;
     let never_ran = recorded.uid.is_none() || children.volume.is_none();
     // Whether it may still write was answered before the archive began (S9); here only its absence is looked at again.
-    let answered = recorded.stopped_at.is_some() || context.finished("stop-pods").is_some();
+    let answered = !guards::on(Guard::VanishedPod) || recorded.stopped_at.is_some() || context.finished("stop-pods").is_some();
     if answered || never_ran || context.view.skipped(SkippableStep::StopPods).is_some() {
         return None;
     }

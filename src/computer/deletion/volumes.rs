@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Subject};
 use crate::computer::volume;
+use crate::guards::{self, Guard};
 use crate::resources::{ArchivePolicy, ORIGINAL_POLICY_ANNOTATION, SkippableStep, UID_LABEL, VolumeRecord};
 
 pub(super) fn step(context: &Context<'_>) -> State {
@@ -46,6 +47,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
         return state;
     }
     match ours {
+        Some(_) if !guards::on(Guard::VolumeGone) => State::verified("not looked for"),
         None => State::verified(format!("volume {} is gone", recorded.name)),
         Some(_) if recorded.original_reclaim_policy != "Delete" => {
             State::verified(format!("volume {} stays: its reclaim policy is {}", recorded.name, recorded.original_reclaim_policy))
@@ -92,6 +94,9 @@ fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord) -> Option<json_
 }
 
 fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
+    if !guards::on(Guard::CustodyGone) {
+        return None;
+    }
     let custody = context.deletion()?.custody.as_ref();
     // No custody on record: unless no archive was ever wanted, a crash may have left the first pod behind.
     if custody.is_none() && context.record.spec.snapshot.archive.policy == ArchivePolicy::None {
@@ -111,6 +116,9 @@ fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
 }
 
 fn custody_claim_gone(context: &Context<'_>) -> Option<State> {
+    if !guards::on(Guard::CustodyGone) {
+        return None;
+    }
     let namespace = &context.view.settings.namespace;
     let name = context.view.custody_claim_name();
     let subject = Subject::claim(namespace, &name);

@@ -9,7 +9,8 @@ use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::pod;
 use crate::computer::stopped::{Writers, overstays, remove_finalizer_patch, writers};
 use crate::computer::view::ClassState;
-use crate::resources::{POD_FINALIZER, Phase, PodRecord};
+use crate::guards::{self, Guard};
+use crate::resources::{CredentialState, POD_FINALIZER, Phase, PodRecord};
 
 /// Seconds between two pods of one computer: a pod that fails at once must not become a storm.
 const RESTART_SECONDS: i64 = 10;
@@ -208,6 +209,9 @@ fn learn_uids(context: &Context<'_>) -> State {
     context.save(|r| {
         r.spec.state.children = children;
         r.spec.snapshot = snapshot;
+        if !guards::on(Guard::LiveLast) {
+            r.spec.state.credential = CredentialState::Live;
+        }
     })
 }
 

@@ -1,0 +1,163 @@
+//! What the simulated API server stores: objects, and the log of their changes that watches read. Every change goes through
+//! [`State::commit`], where the observer looks at it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::kinds::Kind;
+use super::value::{name, namespace};
+use crate::actors::kubelet::Kubelet;
+use crate::actors::volumes::Disks;
+use crate::observer::Observer;
+
+/// Who did something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Actor {
+    /// The n-th replica of the operator.
+    Operator(usize),
+    /// Kubernetes' own controllers and kubelets.
+    Kubernetes,
+    /// A tenant, who may do everything in his namespace.
+    Tenant,
+    /// A cluster admin.
+    Admin,
+}
+
+impl Actor {
+    pub fn is_operator(self) -> bool {
+        matches!(self, Self::Operator(_))
+    }
+}
+
+/// Where an object stands.
+pub type Key = (Kind, String, String);
+
+/// One change, as watches see it.
+#[derive(Clone)]
+pub struct Change {
+    pub rv: u64,
+    pub at: Instant,
+    pub actor: Actor,
+    pub kind: Kind,
+    pub before: Option<Arc<Value>>,
+    pub after: Option<Arc<Value>>,
+}
+
+impl Change {
+    /// The object as it is now, or as it was last.
+    pub fn object(&self) -> &Value {
+        static NOTHING: Value = Value::Null;
+        self.after.as_deref().or(self.before.as_deref()).unwrap_or(&NOTHING)
+    }
+}
+
+pub struct State {
+    pub objects: BTreeMap<Key, Arc<Value>>,
+    pub log: Vec<Change>,
+    /// Watches from before this get a 410.
+    pub compacted: u64,
+    pub observer: Observer,
+    /// What runs on the nodes, whatever the API says.
+    pub kubelet: Kubelet,
+    /// What the volumes hold.
+    pub disks: Disks,
+    start: Instant,
+    seed: u64,
+    rv: u64,
+    uids: u64,
+}
+
+/// 2026-01-01, the beginning of every simulation.
+const BEGIN: i64 = 1_767_225_600;
+
+/// The time of day in a simulation that began at `start`.
+pub fn time_since(start: Instant) -> Timestamp {
+    let elapsed = Instant::now().duration_since(start);
+    let begin = Timestamp::from_second(BEGIN).expect("a time");
+    begin.checked_add(elapsed).expect("a time within reach")
+}
+
+impl State {
+    pub fn new(start: Instant, seed: u64, observer: Observer) -> Self {
+        Self {
+            objects: BTreeMap::new(),
+            log: Vec::new(),
+            compacted: 0,
+            observer,
+            kubelet: Kubelet::default(),
+            disks: Disks::default(),
+            start,
+            seed,
+            rv: 100,
+            uids: 0,
+        }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        time_since(self.start)
+    }
+
+    /// As the API has times: whole seconds.
+    pub fn stamp(&self, after_seconds: i64) -> String {
+        Timestamp::from_second(self.now().as_second() + after_seconds).expect("a time").to_string()
+    }
+
+    pub fn new_uid(&mut self) -> String {
+        self.uids += 1;
+        format!("{:08x}-0000-4000-8000-{:012x}", self.seed & 0xffff_ffff, self.uids)
+    }
+
+    pub fn rv(&self) -> u64 {
+        self.rv
+    }
+
+    pub fn get(&self, kind: Kind, namespace: &str, name: &str) -> Option<&Arc<Value>> {
+        self.objects.get(&(kind, namespace.to_owned(), name.to_owned()))
+    }
+
+    /// All of a kind.
+    pub fn all(&self, kind: Kind) -> impl Iterator<Item = &Arc<Value>> {
+        let from = (kind, String::new(), String::new());
+        self.objects.range(from..).take_while(move |(key, _)| key.0 == kind).map(|(_, value)| value)
+    }
+
+    pub fn by_uid(&self, kind: Kind, uid: &str) -> Option<&Arc<Value>> {
+        self.all(kind).find(|v| super::value::uid(v) == uid)
+    }
+
+    /// A controller of Kubernetes changes an object, status and all. Nothing happens when it is gone, or stays the same.
+    pub fn change(&mut self, kind: Kind, within: &str, called: &str, edit: impl FnOnce(&mut Value)) {
+        let Some(current) = self.get(kind, within, called).cloned() else { return };
+        let mut new = (*current).clone();
+        edit(&mut new);
+        if new != *current {
+            self.settle(Actor::Kubernetes, kind, current, new);
+        }
+    }
+
+    /// Makes a change visible, and lets the observer look at it. Returns what is stored.
+    pub fn commit(&mut self, actor: Actor, kind: Kind, before: Option<Arc<Value>>, after: Option<Value>) -> Arc<Value> {
+        self.rv += 1;
+        let mut last = after.clone().or_else(|| before.as_deref().cloned()).expect("something changes");
+        last["metadata"]["resourceVersion"] = self.rv.to_string().into();
+        let last = Arc::new(last);
+        let key = (kind, namespace(&last).to_owned(), name(&last).to_owned());
+        let stored = after.is_some().then(|| Arc::clone(&last));
+        match &stored {
+            Some(value) => self.objects.insert(key, Arc::clone(value)),
+            None => self.objects.remove(&key),
+        };
+        // A watch is told the last state of what is gone, with the version of its removal.
+        let before = if stored.is_some() { before } else { Some(Arc::clone(&last)) };
+        let change = Change { rv: self.rv, at: Instant::now(), actor, kind, before, after: stored };
+        self.log.push(change.clone());
+        let mut observer = std::mem::take(&mut self.observer);
+        observer.see(self, &change);
+        self.observer = observer;
+        last
+    }
+}

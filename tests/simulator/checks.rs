@@ -1,0 +1,245 @@
+//! The promises, one by one, against a single change.
+
+use std::time::Duration;
+
+use computer_operator::resources::{ComputerRecord, CredentialState, RecordPhase};
+use serde_json::Value;
+
+use crate::actors::archive::packed;
+use crate::api::State;
+use crate::api::state::Change;
+use crate::api::value::{deleting, name, namespace, text, uid};
+use crate::moves::{SYSTEM, holds};
+use crate::observer::Observer;
+
+/// A pass that was under way when its replica was told of the deletion has this long to end: S8 counts from there.
+const PASS: Duration = Duration::from_secs(20);
+
+pub fn record(state: &State, computer: &str) -> Option<ComputerRecord> {
+    serde_json::from_value((**state.get("computerrecords", SYSTEM, computer)?).clone()).ok()
+}
+
+/// Whether an override names this computer and step (S11).
+pub fn overridden(state: &State, computer: &str, step: &str) -> bool {
+    state.all("deletionoverrides").any(|o| {
+        let skips = o.pointer("/spec/skip").and_then(Value::as_array).is_some_and(|s| s.iter().any(|s| s == step));
+        skips && text(o, "/spec/computer/uid") == Some(computer)
+    })
+}
+
+pub fn of_operator(observer: &mut Observer, state: &State, change: &Change) {
+    match change.kind {
+        "computers" => computer(observer, state, change),
+        "computerrecords" => of_record(observer, change),
+        "pods" | "persistentvolumeclaims" | "secrets" => child(observer, state, change),
+        "persistentvolumes" => volume(observer, state, change),
+        "computerclasses" | "deletionoverrides" | "sessions" | "events" | "leases" => {}
+        other => observer.violation(format!("S5: the operator changed something of kind {other}: {}", name(change.object()))),
+    }
+}
+
+fn computer(observer: &mut Observer, state: &State, change: &Change) {
+    let object = change.object();
+    let of = uid(object).to_owned();
+    let Some(before) = change.before.as_deref() else { return observer.violation("S5: the operator created a Computer".to_owned()) };
+    let (held, holds_now) = (holds(before), change.after.as_deref().is_some_and(holds));
+    if held && !holds_now {
+        released(observer, state, &of, deleting(before));
+    }
+    if !held && holds_now && deleting(before) {
+        observer.violation(format!("S8: the finalizer was added to {of}, which is being deleted"));
+    }
+    let dying = observer.fates.get(&of).is_some_and(|f| f.dying.is_some());
+    let ttl = object.pointer("/spec/timeToLiveSeconds").is_some();
+    if deleting(object) && !deleting(before) && state.get("namespaces", "", namespace(object)).is_some_and(|n| !deleting(n)) && !ttl {
+        observer.violation(format!("S4: the operator deleted {of}, which nobody asked it to"));
+    }
+    let says = text(object, "/status/phase") == Some("Deleting") && text(before, "/status/phase") != Some("Deleting");
+    if says && !dying && !ttl {
+        observer.violation(format!("S4: the status of {of} says that it is being deleted, and it is not"));
+    }
+}
+
+/// S3: everything of this computer is gone, its key is dead, its receipt is stored.
+fn released(observer: &mut Observer, state: &State, of: &str, in_order: bool) {
+    let mut broken = Vec::new();
+    let record = record(state, of);
+    let deletion = record.as_ref().and_then(|r| r.spec.state.deletion.clone());
+    let handed_off = deletion.as_ref().is_some_and(|d| d.handed_off);
+    for kind in ["pods", "persistentvolumeclaims", "secrets"] {
+        for object in state.all(kind).filter(|v| observer.owner(uid(v)).is_some_and(|c| c == of)) {
+            if namespace(object) != SYSTEM || !handed_off {
+                broken.push(format!("{kind} {} is still there", name(object)));
+            }
+        }
+    }
+    let left = state.all("persistentvolumes").find(|v| state.disks.get(uid(v)).is_some_and(|d| d.computer.as_deref() == Some(of)));
+    let policy = record.as_ref().and_then(|r| r.spec.state.children.volume.as_ref()).map(|v| v.original_reclaim_policy.clone());
+    if left.is_some() && policy.as_deref() == Some("Delete") && !handed_off && !overridden(state, of, "delete-volumes") {
+        broken.push("its volume is still there".to_owned());
+    }
+    if !in_order {
+        broken.push("it is not being deleted".to_owned());
+    }
+    match record {
+        None => broken.push("it has no record".to_owned()),
+        Some(r) if r.spec.state.credential != CredentialState::Revoked => broken.push("its key is not revoked".to_owned()),
+        Some(_) if handed_off => {}
+        Some(_) if deletion.is_none_or(|d| d.receipt.is_none()) => broken.push("no receipt is on record".to_owned()),
+        Some(_) if observer.receipt(of).is_none() && !overridden(state, of, "write-receipt") => {
+            broken.push("no receipt is stored".to_owned())
+        }
+        Some(_) => {}
+    }
+    broken.into_iter().for_each(|b| observer.violation(format!("S3: {of} was released although {b}")));
+}
+
+/// S9: what is known stays known.
+fn of_record(observer: &mut Observer, change: &Change) {
+    let Some(after) = change.after.as_deref() else { return };
+    let Some(before) = change.before.as_deref() else { return };
+    let of = name(after).to_owned();
+    let parse = |v: &Value| serde_json::from_value::<ComputerRecord>(v.clone()).map(|r| r.spec.state).ok();
+    let (Some(old), Some(new)) = (parse(before), parse(after)) else { return };
+    let mut broken = Vec::new();
+    if old.credential == CredentialState::Revoked && new.credential != CredentialState::Revoked {
+        broken.push("its credential came back to life".to_owned());
+    }
+    let rank = |p: RecordPhase| match p {
+        RecordPhase::Live => 0,
+        RecordPhase::Deleting => 1,
+        RecordPhase::Released => 2,
+    };
+    if rank(new.phase) < rank(old.phase) {
+        broken.push(format!("its phase went from {:?} to {:?}", old.phase, new.phase));
+    }
+    if old.children.volume.is_some() && new.children.volume != old.children.volume {
+        broken.push("its volume changed".to_owned());
+    }
+    match (old.deletion, new.deletion) {
+        (Some(_), None) => broken.push("its deletion was forgotten".to_owned()),
+        (Some(old), Some(new)) => {
+            broken.extend(
+                old.steps
+                    .iter()
+                    .filter(|(k, v)| new.steps.get(*k) != Some(v))
+                    .map(|(k, _)| format!("step {k} changed after it was finished")),
+            );
+            if old.archive.is_some() && old.archive != new.archive {
+                broken.push("its archive changed".to_owned());
+            }
+            if old.receipt.is_some() && old.receipt != new.receipt {
+                broken.push("its receipt changed".to_owned());
+            }
+            if old.handed_off && !new.handed_off {
+                broken.push("the hand-off was taken back".to_owned());
+            }
+            let attempt = |d: &computer_operator::resources::Deletion| d.custody.as_ref().map_or(0, |c| c.attempt);
+            if attempt(&new) < attempt(&old) {
+                broken.push("the archive attempts went back".to_owned());
+            }
+        }
+        (None, _) => {}
+    }
+    broken.into_iter().for_each(|b| observer.violation(format!("S9: the record of {of}: {b}")));
+}
+
+/// S5 and S8 for what an operator creates, changes or deletes.
+fn child(observer: &mut Observer, state: &State, change: &Change) {
+    let object = change.object();
+    let what = format!("{} {}/{}", change.kind, namespace(object), name(object));
+    let Some(of) = observer.owner(uid(object)).cloned().or_else(|| adopted(observer, state, uid(object), name(object))) else {
+        return observer.violation(format!("S5: the operator touched {what}, which it did not create"));
+    };
+    if change.before.is_some() {
+        return;
+    }
+    let Some(record) = record(state, &of) else { return observer.violation(format!("S5: {what} was created without a record")) };
+    let children = &record.spec.state.children;
+    let called = Some(name(object).to_owned());
+    let recorded =
+        children.claim_name == called || children.secret_name == called || children.pods.iter().any(|p| Some(&p.name) == called.as_ref());
+    if namespace(object) != SYSTEM && !recorded {
+        observer.violation(format!("S5: {what} was created before its name was on record"));
+    }
+    if namespace(object) != SYSTEM
+        && let Some(told) = observer.when_told(&of, change.actor)
+        && told.elapsed() > PASS
+    {
+        observer.violation(format!("S8: {what} was created {} s after that replica was told of the deletion", told.elapsed().as_secs()));
+    }
+}
+
+/// The computer whose record names this object, without a UID or with this one.
+fn adopted(observer: &mut Observer, state: &State, object: &str, called: &str) -> Option<String> {
+    let fits = |name: Option<&String>, uid: Option<&String>| name.is_some_and(|n| n == called) && uid.is_none_or(|u| u == object);
+    let of = state.all("computerrecords").find_map(|r| {
+        let children = record(state, name(r))?.spec.state.children;
+        let ours = fits(children.claim_name.as_ref(), children.claim_uid.as_ref())
+            || fits(children.secret_name.as_ref(), children.secret_uid.as_ref())
+            || children.pods.iter().any(|p| fits(Some(&p.name), p.uid.as_ref()));
+        ours.then(|| name(r).to_owned())
+    })?;
+    observer.adopt(object, &of);
+    Some(of)
+}
+
+/// S5: a volume is ours if its claim is, and nothing but its custody changes.
+fn volume(observer: &mut Observer, state: &State, change: &Change) {
+    let (Some(before), Some(after)) = (change.before.as_deref(), change.after.as_deref()) else {
+        return observer.violation(format!("S1: the operator created or destroyed volume {}", name(change.object())));
+    };
+    let holder = text(before, "/spec/claimRef/uid").unwrap_or_default();
+    let called = text(before, "/spec/claimRef/name").unwrap_or_default();
+    if !observer.owns(holder) && adopted(observer, state, holder, called).is_none() {
+        // A custody claim that was deleted by somebody: its name in our namespace is proof enough.
+        let ours = text(before, "/spec/claimRef/namespace") == Some(SYSTEM);
+        let known =
+            ours || text(before, "/metadata/labels/computer-operator.dev~1computer-uid").is_some_and(|c| observer.fates.contains_key(c));
+        if !known {
+            observer.violation(format!("S5: volume {} of claim {holder}, which is not ours, was changed", name(after)));
+        }
+    }
+    let next = text(after, "/spec/claimRef/uid").unwrap_or_default();
+    if next != holder && !observer.owns(next) {
+        observer.violation(format!("S5: volume {} was given to claim {next}, which is not ours", name(after)));
+    }
+}
+
+/// S1: a home was destroyed, by whomever.
+pub fn destroyed(observer: &mut Observer, state: &State, volume: &Value) {
+    let Some(disk) = state.disks.get(uid(volume)) else { return };
+    let Some(of) = &disk.computer else { return };
+    let holder = text(volume, "/spec/claimRef/uid").unwrap_or_default();
+    let protected = observer.fates.get(of).is_some_and(|f| f.was_live) || observer.claim_was_deleted_by_us(holder);
+    let record = record(state, of);
+    let policy = record.as_ref().map(|r| r.spec.snapshot.archive.policy);
+    let wanted = policy != Some(computer_operator::resources::ArchivePolicy::None);
+    let given_up = record.as_ref().is_some_and(|r| {
+        let step = r.spec.state.deletion.as_ref().and_then(|d| d.steps.get("archive-sessions")).map(|s| s.result == "Skipped");
+        policy == Some(computer_operator::resources::ArchivePolicy::BestEffort) && step == Some(true)
+    });
+    if !protected || !wanted || given_up || overridden(state, of, "archive-sessions") {
+        return;
+    }
+    let expected = packed(disk.written).entry.digest.clone();
+    match observer.archive(of) {
+        None => observer.violation(format!("S1: the home of {of} was destroyed, and there is no archive")),
+        Some(found) if found != [expected] => {
+            observer.violation(format!(
+                "S1: the home of {of} was destroyed, and its archive is not of what was last written ({})",
+                disk.written
+            ));
+        }
+        Some(_) => {}
+    }
+}
+
+/// S2: nothing is archived before the key is dead and the deletion has begun.
+pub fn archived(observer: &mut Observer, state: &State, of: &str) {
+    let revoked = record(state, of).is_some_and(|r| r.spec.state.credential == CredentialState::Revoked);
+    let dying = observer.fates.get(of).is_some_and(|f| f.dying.is_some());
+    if !revoked || !dying {
+        observer.violation(format!("S2: {of} was archived before its key was dead (revoked: {revoked}, being deleted: {dying})"));
+    }
+}

@@ -1,0 +1,238 @@
+//! The lives that are lived here: how a computer is made, used and ended, and what must be true when it is over.
+
+use std::time::Duration;
+
+use computer_operator::resources::{CredentialState, RecordPhase};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::actors::archive::packed;
+use crate::api::value::{deleting, name, text, uid};
+use crate::api::{Actor, State};
+use crate::checks::{overridden, record};
+use crate::moves::{self, BOX, Move, SYSTEM, TEAM};
+use crate::world::World;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Life {
+    /// Managed, archived, its volume deleted.
+    Managed,
+    /// The same with a volume whose policy is `Retain`.
+    Retained,
+    /// No archive is wanted.
+    Unarchived,
+    /// Somebody's own machine.
+    Byom,
+    /// Its namespace is deleted.
+    Namespace,
+    /// The same, and the namespace is let go before the end.
+    HandOff,
+    /// The store is down for good; an admin overrides.
+    Override,
+}
+
+impl Life {
+    pub const ALL: [Self; 7] =
+        [Self::Managed, Self::Retained, Self::Unarchived, Self::Byom, Self::Namespace, Self::HandOff, Self::Override];
+
+    /// The class of its computers.
+    pub fn class(self) -> Value {
+        let mut class = json!({"podTemplate": {"spec": {"containers": [{"name": "c", "image": "i"}], "terminationGracePeriodSeconds": 10}},
+            "sessionPaths": [".claude/projects"], "storage": {"size": "1Gi"}, "archive": {"policy": "Required"}});
+        match self {
+            Self::Retained => class["storage"]["storageClassName"] = json!("retain"),
+            Self::Unarchived => class["archive"]["policy"] = json!("None"),
+            Self::HandOff => class["archive"]["onNamespaceDeletion"] = json!("HandOff"),
+            _ => {}
+        }
+        class
+    }
+
+    pub fn spec(self) -> Value {
+        if self == Self::Byom { json!({"provider": "BYOM"}) } else { json!({}) }
+    }
+
+    fn end(self) -> Move {
+        if matches!(self, Self::Namespace | Self::HandOff) { Move::DeleteNamespace } else { Move::Delete }
+    }
+}
+
+/// From any state, a deletion whose dependencies are healthy ends within this (L1).
+pub const BOUND: Duration = Duration::from_secs(45 * 60);
+/// A computer that is not active by then never will be, for a good reason; it is deleted all the same.
+const PATIENCE: Duration = Duration::from_secs(6 * 60);
+/// After the end nothing is written for so long (L6).
+const QUIET: Duration = Duration::from_secs(5 * 60);
+
+/// Lives it to the end, and says what is wrong there.
+pub async fn live(world: &World, life: Life) -> Vec<String> {
+    world.with(|s| {
+        moves::furnish(s, &life.class());
+        misdirected_override(s);
+    });
+    world.notify();
+    let created = world.with(|s| moves::create_computer(s, Actor::Tenant, TEAM, BOX, &life.spec()));
+    world.notify();
+    if let Err(code) = created {
+        return vec![format!("the first computer was refused: {code}")];
+    }
+    if life == Life::Override {
+        world.faults().store_down = Some(Instant::now() + Duration::from_secs(1_000_000));
+    }
+    let mut ending = None;
+    let begun = Instant::now();
+    let mut changed = world.changes();
+    // What disturbs the quiet after the end is another end to wait for.
+    while !world.with(|s| over(s)) {
+        while !world.with(|s| over(s)) {
+            let _ = tokio::time::timeout(Duration::from_secs(5), changed.changed()).await;
+            push(world, life, begun, &mut ending).await;
+            let late = world.with(|s| latest_death(s)).is_some_and(|at| at.elapsed() > BOUND);
+            if late || begun.elapsed() > 3 * BOUND {
+                return vec![format!("L1: not over after {} s: {}", begun.elapsed().as_secs(), world.with(|s| left(s)))];
+            }
+        }
+        world.note("        -- over".to_owned());
+        tokio::time::sleep(QUIET + Duration::from_secs(60)).await;
+    }
+    let mut wrong = world.with(|s| end_state(s));
+    let last = world.with(|s| s.observer.last_write.clone());
+    if let Some((at, what)) = last.filter(|(at, _)| at.elapsed() < QUIET) {
+        wrong.push(format!("L6: {what} was written {} s before the end", at.elapsed().as_secs()));
+    }
+    wrong
+}
+
+/// The tenant and the admin do what they came for.
+async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Instant>) {
+    let computer = world.with(|s| s.get("computers", TEAM, BOX).cloned());
+    if let Some(computer) = computer.filter(|c| !deleting(c)) {
+        let active = matches!(text(&computer, "/status/phase"), Some("Active" | "Suspended"));
+        let age = world.with(|s| s.observer.fates.get(uid(&computer)).map(|f| f.dying.is_some()));
+        if age == Some(false) && (active || begun.elapsed() > PATIENCE) {
+            // Used for a while.
+            tokio::time::sleep(Duration::from_secs(25)).await;
+            moves::perform(world, life.end());
+            *ending = Some(Instant::now());
+        }
+    }
+    let since = ending.map_or(begun, |e| e);
+    if since.elapsed() > Duration::from_secs(120) {
+        world.with(moves::uproot);
+        world.notify();
+    }
+    let damaged = world.with(|s| s.all("computers").any(|c| c["status"]["conditions"].to_string().contains("ArchiveDamaged")));
+    if damaged || (life == Life::Override && since.elapsed() > Duration::from_secs(60)) {
+        world.with(override_all);
+        world.notify();
+    }
+}
+
+/// An admin gives up what the dead store holds up.
+fn override_all(state: &mut State) {
+    let dying: Vec<(String, String)> =
+        state.observer.fates.iter().filter(|(_, f)| f.dying.is_some()).map(|(u, f)| (u.clone(), f.name.clone())).collect();
+    for (uid, name) in dying {
+        let spec = json!({"computer": {"namespace": TEAM, "name": name, "uid": uid}, "skip": ["archive-sessions", "write-receipt"],
+            "reason": "the store burnt down"});
+        let object = json!({"metadata": {"name": format!("give-up-{uid}")}, "spec": spec});
+        let _ = state.create(Actor::Admin, "deletionoverrides", "", object, false);
+    }
+}
+
+/// An override for another computer: it must not count for ours (S11).
+fn misdirected_override(state: &mut State) {
+    let computer = json!({"namespace": TEAM, "name": BOX, "uid": "00000000-0000-0000-0000-000000000000"});
+    let spec = json!({"computer": computer, "skip": ["stop-pods", "archive-sessions", "delete-volumes", "write-receipt"], "reason": "another one of that name"});
+    let _ = state.create(Actor::Admin, "deletionoverrides", "", json!({"metadata": {"name": "misdirected"}, "spec": spec}), false);
+}
+
+fn latest_death(state: &State) -> Option<Instant> {
+    if state.all("computers").any(|c| !deleting(c)) {
+        return None;
+    }
+    state.observer.fates.values().filter_map(|f| f.dying).max()
+}
+
+/// Everything is gone that is to go.
+fn over(state: &State) -> bool {
+    let released = |u: &String| record(state, u).is_none_or(|r| r.spec.state.phase == RecordPhase::Released);
+    let namespaces = state.all("namespaces").all(|n| !deleting(n));
+    let wanted = state.observer.wanted == 0;
+    state.all("computers").next().is_none()
+        && wanted
+        && namespaces
+        && !state.observer.fates.is_empty()
+        && state.observer.fates.keys().all(released)
+}
+
+pub fn left(state: &State) -> String {
+    let mut all = Vec::new();
+    for computer in state.all("computers") {
+        all.push(format!("computer {} {}", name(computer), computer["status"]["conditions"]));
+    }
+    for (of, fate) in &state.observer.fates {
+        if let Some(record) = record(state, of).filter(|r| r.spec.state.phase != RecordPhase::Released) {
+            all.push(format!(
+                "record {of} (dying: {}) {}",
+                fate.dying.is_some(),
+                serde_json::to_string(&record.spec.state).unwrap_or_default()
+            ));
+        }
+    }
+    for kind in ["namespaces", "pods", "persistentvolumeclaims", "persistentvolumes"] {
+        for object in state.all(kind) {
+            all.push(format!("{kind} {} {} {}", name(object), object["metadata"]["finalizers"], object["status"]["phase"]));
+        }
+    }
+    all.join("\n  ")
+}
+
+/// What must be true of every computer that ever was.
+pub fn end_state(state: &State) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (of, fate) in &state.observer.fates {
+        let owned: Vec<&String> = state.observer.owned_by(of).collect();
+        for kind in ["pods", "persistentvolumeclaims", "secrets"] {
+            for object in state.all(kind).filter(|v| owned.iter().any(|o| *o == uid(v))) {
+                wrong.push(format!("S6: {kind} {} of {of} is left", name(object)));
+            }
+        }
+        let Some(record) = record(state, of) else {
+            if !owned.is_empty() {
+                wrong.push(format!("{of} had children and has no record"));
+            }
+            continue;
+        };
+        if record.spec.state.credential != CredentialState::Revoked {
+            wrong.push(format!("the key of {of} is {:?}", record.spec.state.credential));
+        }
+        if state.observer.receipt(of).is_none() && !overridden(state, of, "write-receipt") {
+            wrong.push(format!("{of} has no receipt"));
+        }
+        for (volume, disk) in state.disks.iter().filter(|(_, d)| d.computer.as_ref() == Some(of)) {
+            let there = state.by_uid("persistentvolumes", volume);
+            let stays = there.is_some_and(|v| text(v, "/spec/storageClassName") == Some("retain"));
+            if there.is_some() && !stays {
+                wrong.push(format!("S6: the volume of {of} is left"));
+            }
+            let required = record.spec.snapshot.archive.policy == computer_operator::resources::ArchivePolicy::Required;
+            let on_record = record.spec.state.children.volume.as_ref().is_some_and(|v| v.uid == *volume);
+            if required && on_record && !overridden(state, of, "archive-sessions") {
+                let expected = packed(disk.written).entry.digest.clone();
+                let found = state.observer.archive(of);
+                if found.as_deref() != Some(&[expected][..]) {
+                    wrong.push(format!("S1: the archive of {of} is {found:?}, the home was written {} times", disk.written));
+                }
+            }
+        }
+        debug_assert!(!fate.namespace.is_empty());
+    }
+    for kind in ["pods", "persistentvolumeclaims"] {
+        for object in state.all(kind).filter(|v| crate::api::value::namespace(v) == SYSTEM) {
+            wrong.push(format!("S6: {kind} {} is left in the operator's namespace", name(object)));
+        }
+    }
+    wrong
+}

@@ -1,0 +1,229 @@
+//! The matrices: one life after the other, disturbed at every single request in every way. A part of each is run by default, all of
+//! it with `--full`.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crate::faults::{Act, Fault, Side};
+use crate::life::Life;
+use crate::moves::Move;
+use crate::run::{Case, Outcome, run};
+
+/// A matrix.
+pub struct Stage {
+    pub name: &'static str,
+    /// What it is about.
+    pub about: &'static str,
+    /// By default every n-th case is run.
+    stride: usize,
+    cases: fn(&Reference, &mut Vec<Case>),
+}
+
+/// A life that nothing disturbs.
+pub struct Reference {
+    life: Life,
+    leaders: usize,
+    outcome: Outcome,
+}
+
+pub const STAGES: [Stage; 9] = [
+    Stage { name: "undisturbed", about: "every life, one leader and two", stride: 1, cases: |r, all| all.push(r.case()) },
+    Stage { name: "crash", about: "killed before and after every request", stride: 9, cases: crash },
+    Stage { name: "lost", about: "every request and every answer lost, by a broken connection or by silence", stride: 18, cases: lost },
+    Stage { name: "refused", about: "every request refused once: 403, 404 by a proxy, 409, 429, 500", stride: 27, cases: refused },
+    Stage { name: "stale", about: "caches always behind, and held back at every request", stride: 15, cases: stale },
+    Stage { name: "unobserved", about: "all watches cut at every request; what happens meanwhile is never shown", stride: 12, cases: cut },
+    Stage { name: "recreated", about: "deleted and created again under the same name at every request", stride: 9, cases: recreated },
+    Stage { name: "moves", about: "each of the adversary's moves after every request", stride: 111, cases: moves },
+    Stage {
+        name: "down",
+        about: "each of the adversary's moves while the operator is down, from every request on",
+        stride: 111,
+        cases: down,
+    },
+];
+
+impl Reference {
+    fn case(&self) -> Case {
+        Case::new(self.life, self.leaders)
+    }
+
+    /// One case for every request.
+    fn each(&self, side: Side, act: &Act, all: &mut Vec<Case>) {
+        for at in 1..=self.outcome.requests {
+            let mut case = self.case();
+            case.faults = vec![Fault { at, side, act: act.clone() }];
+            all.push(case);
+        }
+    }
+}
+
+fn crash(reference: &Reference, all: &mut Vec<Case>) {
+    for side in [Side::Before, Side::After] {
+        reference.each(side, &Act::Crash { down: 500, moves: Vec::new() }, all);
+    }
+}
+
+fn lost(reference: &Reference, all: &mut Vec<Case>) {
+    for side in [Side::Before, Side::After] {
+        reference.each(side, &Act::Lose, all);
+        reference.each(side, &Act::Silence, all);
+    }
+}
+
+fn refused(reference: &Reference, all: &mut Vec<Case>) {
+    for code in [403, 404, 409, 429, 500] {
+        reference.each(Side::Before, &Act::Answer(code), all);
+    }
+}
+
+fn stale(reference: &Reference, all: &mut Vec<Case>) {
+    for lag in 1..=6 {
+        all.push(Case { lag, ..reference.case() });
+    }
+    for events in [1, 3, 8] {
+        reference.each(Side::After, &Act::Hold { events }, all);
+    }
+}
+
+fn cut(reference: &Reference, all: &mut Vec<Case>) {
+    for time in [50, 15_000] {
+        reference.each(Side::After, &Act::Cut { time }, all);
+    }
+}
+
+fn recreated(reference: &Reference, all: &mut Vec<Case>) {
+    for side in [Side::Before, Side::After] {
+        reference.each(side, &Act::Do(Move::Recreate), all);
+    }
+    reference.each(Side::After, &Act::Crash { down: 20_000, moves: vec![Move::Recreate] }, all);
+}
+
+fn moves(reference: &Reference, all: &mut Vec<Case>) {
+    for what in Move::ALL {
+        reference.each(Side::After, &Act::Do(what), all);
+    }
+}
+
+fn down(reference: &Reference, all: &mut Vec<Case>) {
+    for what in Move::ALL {
+        reference.each(Side::Before, &Act::Crash { down: 90_000, moves: vec![what] }, all);
+    }
+}
+
+/// The lives that nothing disturbs, with one leader and with two.
+pub fn references(jobs: usize) -> Vec<Reference> {
+    let lives: Vec<(Life, usize)> = Life::ALL.iter().flat_map(|l| [(*l, 1), (*l, 2)]).collect();
+    let references: Mutex<Vec<Reference>> = Mutex::default();
+    parallel(&lives, jobs, |(life, leaders)| {
+        let outcome = run(&Case::new(*life, *leaders));
+        references.lock().unwrap().push(Reference { life: *life, leaders: *leaders, outcome });
+    });
+    let mut references = references.into_inner().unwrap();
+    references.sort_by_key(|r| (r.life as usize, r.leaders));
+    references
+}
+
+/// Cases of a matrix, every n-th.
+pub fn cases(stage: &Stage, references: &[Reference], stride: usize) -> (Vec<Case>, usize) {
+    let mut cases = Vec::new();
+    references.iter().for_each(|r| (stage.cases)(r, &mut cases));
+    let all = cases.len();
+    (cases.into_iter().step_by(stride).collect(), all)
+}
+
+/// Runs the named matrices, or all. Whether all is well.
+pub fn run_stages(names: &[String], full: bool, thin: u64, jobs: usize) -> bool {
+    let thin = usize::try_from(thin.max(1)).unwrap_or(1);
+    let chosen = |s: &&Stage| names.is_empty() || names.iter().any(|n| n == s.name);
+    let references = references(jobs);
+    let mut well = true;
+    let (mut runs, began) = (0, Instant::now());
+    for stage in STAGES.iter().filter(chosen) {
+        let (cases, all) = cases(stage, &references, if full { 1 } else { stage.stride * thin });
+        runs += cases.len();
+        well &= one(stage, &cases, all, &references, jobs);
+    }
+    println!("{runs} runs in {} s", began.elapsed().as_secs());
+    well
+}
+
+fn one(stage: &Stage, cases: &[Case], all: usize, references: &[Reference], jobs: usize) -> bool {
+    let began = Instant::now();
+    let failures: Mutex<Vec<(Case, Vec<String>)>> = Mutex::default();
+    parallel(cases, jobs, |case| {
+        let mut outcome = run(case);
+        outcome.wrong.extend(budget(case, &outcome, references));
+        if !outcome.wrong.is_empty() {
+            println!("        {}: {}\n        {}", stage.name, outcome.wrong[0].lines().next().unwrap_or_default(), case.command());
+            failures.lock().unwrap().push((case.clone(), outcome.wrong));
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    let verdict = if failures.is_empty() { "ok" } else { "FAILED" };
+    println!(
+        "{verdict:>6}  {:<12} {:>5} of {all:>5} runs, {} failed, {} s: {}",
+        stage.name,
+        cases.len(),
+        failures.len(),
+        began.elapsed().as_secs(),
+        stage.about
+    );
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for (case, wrong) in &failures {
+        let kind: String = wrong[0].chars().filter(|c| !c.is_ascii_hexdigit() || !c.is_ascii_digit()).take(60).collect();
+        let seen = kinds.entry(kind).or_default();
+        *seen += 1;
+        if *seen <= 2 {
+            println!(
+                "        {}\n        seed {}: {}",
+                wrong.iter().take(3).cloned().collect::<Vec<_>>().join("\n        "),
+                case.seed,
+                case.command()
+            );
+        }
+    }
+    failures.is_empty()
+}
+
+/// Creates and deletes are those of the undisturbed run, give or take what one disturbance explains; and no storm of requests.
+pub fn budget(case: &Case, outcome: &Outcome, references: &[Reference]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if outcome.requests > 1500 {
+        wrong.push(format!("L6: a storm: {} requests", outcome.requests));
+    }
+    let by_tenant = case.faults.iter().any(|f| match &f.act {
+        Act::Do(_) => true,
+        Act::Crash { moves, .. } => !moves.is_empty(),
+        _ => false,
+    });
+    let Some(reference) = references.iter().find(|r| r.life == case.life && r.leaders == case.leaders).filter(|_| !by_tenant) else {
+        return wrong;
+    };
+    for (what, found, usual) in
+        [("creates", &outcome.creates, &reference.outcome.creates), ("deletes", &outcome.deletes, &reference.outcome.deletes)]
+    {
+        for (kind, n) in found {
+            let most = usual.get(kind).copied().unwrap_or(0) + 2;
+            if *n > most {
+                wrong.push(format!("S10: {n} {what} of {kind}, {} without a disturbance", most - 2));
+            }
+        }
+    }
+    wrong
+}
+
+pub fn parallel<T: Sync>(items: &[T], jobs: usize, work: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    work(item);
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,270 @@
+//! What tenants and admins do at the worst of times: the adversary's moves. All of them are within somebody's rights.
+
+use std::time::Duration;
+
+use computer_operator::resources::{DELETION_FINALIZER, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::api::kinds::{self, Kind};
+use crate::api::value::{finalizers, name, namespace, uid};
+use crate::api::verbs::{DeleteOptions, Part};
+use crate::api::{Actor, State};
+use crate::world::World;
+
+/// The tenant's namespace, and the name of the computer.
+pub const TEAM: &str = "team";
+pub const BOX: &str = "box";
+/// The operator's namespace.
+pub const SYSTEM: &str = "computer-operator-system";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Move {
+    /// `kubectl delete computer`, in each of the three ways.
+    Delete,
+    DeleteForeground,
+    DeleteOrphan,
+    /// An editor takes the finalizer off, deleting or not.
+    StripFinalizer,
+    /// Everything at once: all finalizers of the computer and its pods off, all deleted by force.
+    StripAndForce,
+    /// `kubectl delete pod --force`.
+    ForcePods,
+    /// The claim, the key's Secret: deleted by hand.
+    DeleteClaims,
+    DeleteSecrets,
+    /// `kubectl delete namespace`.
+    DeleteNamespace,
+    /// Objects that look like ours: our labels, our owner reference, a pod on the home claim.
+    Plant,
+    /// Deletes, and then asks for another one of the same name until it is there.
+    Recreate,
+    /// The class changes, the class goes.
+    DeleteClass,
+    /// The node stops answering for a while; what runs on it goes on.
+    LoseNode,
+    /// Stops the machine, and lets it go on.
+    Suspend,
+    Resume,
+    /// The custody claim and the archive pod are deleted by an admin's mistake.
+    WreckCustody,
+    /// The tenant takes our objects away, and puts his own in their place, under the same names.
+    Impersonate,
+    /// The store loses an object as soon as its manifest is there.
+    LoseObject,
+}
+
+impl Move {
+    pub const ALL: [Self; 18] = [
+        Self::Delete,
+        Self::DeleteForeground,
+        Self::DeleteOrphan,
+        Self::StripFinalizer,
+        Self::StripAndForce,
+        Self::ForcePods,
+        Self::DeleteClaims,
+        Self::DeleteSecrets,
+        Self::DeleteNamespace,
+        Self::Plant,
+        Self::Recreate,
+        Self::DeleteClass,
+        Self::LoseNode,
+        Self::Suspend,
+        Self::Resume,
+        Self::WreckCustody,
+        Self::Impersonate,
+        Self::LoseObject,
+    ];
+}
+
+pub fn perform(world: &World, what: Move) {
+    world.note(format!("        ** {what:?}"));
+    match what {
+        Move::Recreate => {
+            world.with(|s| {
+                s.observer.wanted += 1;
+                delete(s, None);
+            });
+            let again = world.clone();
+            tokio::spawn(async move {
+                let create = |s: &mut State| {
+                    let _ = s.create(Actor::Tenant, "namespaces", "", json!({"metadata": {"name": TEAM}}), false);
+                    create_computer(s, Actor::Tenant, TEAM, BOX, &json!({})).is_err()
+                };
+                while again.with(create) {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                again.with(|s| s.observer.wanted -= 1);
+                again.notify();
+            });
+        }
+        Move::Impersonate => impersonate(world),
+        Move::LoseObject => world.with(|s| s.observer.lossy = true),
+        Move::LoseNode => world.with(|s| s.kubelet.lost_until = Some(Instant::now() + Duration::from_secs(400))),
+        other => world.with(|s| simple(s, other)),
+    }
+    world.notify();
+}
+
+fn simple(state: &mut State, what: Move) {
+    match what {
+        Move::Delete => delete(state, None),
+        Move::DeleteForeground => delete(state, Some("Foreground")),
+        Move::DeleteOrphan => delete(state, Some("Orphan")),
+        Move::StripFinalizer => strip(state, "computers"),
+        Move::StripAndForce => {
+            delete(state, None);
+            strip(state, "pods");
+            force(state);
+            strip(state, "computers");
+            all(state, "persistentvolumeclaims", None);
+            all(state, "secrets", None);
+        }
+        Move::ForcePods => force(state),
+        Move::DeleteClaims => all(state, "persistentvolumeclaims", None),
+        Move::DeleteSecrets => all(state, "secrets", None),
+        Move::DeleteNamespace => drop(state.delete(Actor::Tenant, "namespaces", "", TEAM, &DeleteOptions::default())),
+        Move::Plant => plant(state),
+        Move::DeleteClass => drop(state.delete(Actor::Admin, "computerclasses", "", "standard", &DeleteOptions::default())),
+        Move::Suspend => suspend(state, true),
+        Move::Resume => suspend(state, false),
+        Move::WreckCustody => wreck(state),
+        Move::Recreate | Move::LoseNode | Move::Impersonate | Move::LoseObject => {}
+    }
+}
+
+pub fn create_computer(state: &mut State, actor: Actor, within: &str, called: &str, spec: &Value) -> Result<String, u16> {
+    let object = json!({"metadata": {"name": called}, "spec": spec});
+    state.create(actor, "computers", within, object, false).map(|v| uid(&v).to_owned()).map_err(|f| f.code)
+}
+
+pub fn delete(state: &mut State, propagation: Option<&str>) {
+    let options = DeleteOptions { propagation: propagation.map(str::to_owned), ..DeleteOptions::default() };
+    let _ = state.delete(Actor::Tenant, "computers", TEAM, BOX, &options);
+}
+
+fn in_team(state: &State, kind: Kind) -> Vec<Value> {
+    state.all(kind).filter(|v| namespace(v) == TEAM).map(|v| (**v).clone()).collect()
+}
+
+/// Takes all finalizers off that a tenant may take off.
+fn strip(state: &mut State, kind: Kind) {
+    for mut object in in_team(state, kind).into_iter().filter(|v| !finalizers(v).is_empty()) {
+        object["metadata"]["finalizers"] = json!([]);
+        let called = name(&object).to_owned();
+        let _ = state.update(Actor::Tenant, kind, TEAM, &called, object, Part::Main);
+    }
+}
+
+fn all(state: &mut State, kind: Kind, grace: Option<i64>) {
+    for object in in_team(state, kind) {
+        let _ = state.delete(Actor::Tenant, kind, TEAM, name(&object), &DeleteOptions { grace, ..DeleteOptions::default() });
+    }
+}
+
+fn force(state: &mut State) {
+    all(state, "pods", Some(0));
+}
+
+fn suspend(state: &mut State, suspended: bool) {
+    let _ = state.merge_patch(Actor::Tenant, ("computers", TEAM, BOX), &json!({"spec": {"suspended": suspended}}), Part::Main);
+}
+
+/// Objects that claim to belong to the computer, under other names, and a pod that mounts its home.
+fn plant(state: &mut State) {
+    let Some(computer) = state.get("computers", TEAM, BOX).cloned() else { return };
+    let owner = json!([{"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "name": BOX, "uid": uid(&computer), "controller": true}]);
+    let labels = json!({UID_LABEL: uid(&computer), MANAGED_BY_LABEL: MANAGER});
+    let home = in_team(state, "persistentvolumeclaims").first().map(|c| name(c).to_owned());
+    for (kind, body) in [
+        ("secrets", json!({"stringData": {"theirs": "stays"}})),
+        ("persistentvolumeclaims", json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}})),
+        ("pods", json!({"spec": {"containers": [{"name": "c", "image": "i"}]}})),
+    ] {
+        let mut object = body;
+        object["metadata"] =
+            json!({"name": format!("planted-{kind}"), "labels": labels, "ownerReferences": owner, "annotations": {"planted": "yes"}});
+        let _ = state.create(Actor::Tenant, kind, TEAM, object, false);
+    }
+    if let Some(home) = home {
+        let volumes = json!([{"name": "home", "persistentVolumeClaim": {"claimName": home}}]);
+        let pod = json!({"metadata": {"name": "planted-on-the-home", "annotations": {"planted": "yes"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}], "volumes": volumes}});
+        let _ = state.create(Actor::Tenant, "pods", TEAM, pod, false);
+    }
+}
+
+/// Pods and Secrets at once, the claim as soon as its name is free.
+fn impersonate(world: &World) {
+    let claims = world.with(|s| {
+        let claims = in_team(s, "persistentvolumeclaims");
+        for kind in ["pods", "secrets", "persistentvolumeclaims"] {
+            let ours = in_team(s, kind);
+            strip(s, kind);
+            all(s, kind, Some(0));
+            for object in ours.iter().filter(|_| kind != "persistentvolumeclaims") {
+                let _ = s.create(Actor::Tenant, kind, TEAM, imitation(object), false);
+            }
+        }
+        claims
+    });
+    let world = world.clone();
+    tokio::spawn(async move {
+        for claim in claims.iter().cycle().take(300) {
+            let _ = world.with(|s| s.create(Actor::Tenant, "persistentvolumeclaims", TEAM, imitation(claim), false));
+            world.notify();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    });
+}
+
+fn imitation(object: &Value) -> Value {
+    let mut metadata = json!({"name": name(object), "annotations": {"planted": "yes"}});
+    for field in ["labels", "ownerReferences"] {
+        metadata[field] = object["metadata"][field].clone();
+    }
+    let mut spec = object["spec"].clone();
+    for field in ["nodeName", "volumeName"] {
+        spec.as_object_mut().map(|s| s.remove(field));
+    }
+    let mut copy = json!({"metadata": metadata, "spec": spec, "data": object["data"]});
+    copy.as_object_mut().expect("an object").retain(|_, v| !v.is_null());
+    copy
+}
+
+/// A foreign pod holds the home for ever; after a while its owner takes what he planted away.
+pub fn uproot(state: &mut State) {
+    for kind in ["pods", "secrets", "persistentvolumeclaims"] {
+        for object in in_team(state, kind).into_iter().filter(|v| v["metadata"]["annotations"]["planted"] == "yes") {
+            let _ = state.delete(Actor::Tenant, kind, TEAM, name(&object), &DeleteOptions::default());
+        }
+    }
+}
+
+fn wreck(state: &mut State) {
+    for kind in ["pods", "persistentvolumeclaims"] {
+        let ours: Vec<Value> = state.all(kind).filter(|v| namespace(v) == SYSTEM).map(|v| (**v).clone()).collect();
+        for object in ours {
+            let _ = state.delete(Actor::Admin, kind, SYSTEM, name(&object), &DeleteOptions::default());
+        }
+    }
+}
+
+/// The objects that every simulation begins with.
+pub fn furnish(state: &mut State, class: &Value) {
+    for space in [SYSTEM, TEAM, "kube-system"] {
+        let _ = state.create(Actor::Admin, "namespaces", "", json!({"metadata": {"name": space}}), false);
+    }
+    let node = json!({"metadata": {"name": "node-1"}});
+    let _ = state.create(Actor::Kubernetes, "nodes", "", node, false);
+    crate::actors::kubelet::node_status(state, true);
+    let class = json!({"metadata": {"name": "standard", "annotations": {"computer-operator.dev/is-default-class": "true"}}, "spec": class});
+    let _ = state.create(Actor::Admin, "computerclasses", "", class, false);
+    debug_assert!(kinds::all().count() > 10);
+}
+
+/// Whether somebody else than the operator may have taken the finalizer off.
+pub fn holds(object: &Value) -> bool {
+    crate::api::value::has_finalizer(object, DELETION_FINALIZER)
+}

@@ -1,0 +1,67 @@
+//! One replica of the operator: the unchanged leader's work, with a client, a store and a process of its own, started again
+//! whenever it was killed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use computer_operator::archive::Archives;
+use computer_operator::archive::ingest::{auth, handlers};
+use computer_operator::archive::store::Store;
+use computer_operator::computer::view::Settings;
+use computer_operator::runtime::metrics::Metrics;
+use computer_operator::runtime::operator::Leader;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Actor;
+use crate::moves::SYSTEM;
+use crate::store::Shelf;
+use crate::world::{Caller, World};
+
+const ACCOUNT: &str = "computer-operator-archive";
+
+fn settings() -> Settings {
+    Settings {
+        namespace: SYSTEM.to_owned(),
+        image: "computer-operator:simulated".to_owned(),
+        archive_service_account: ACCOUNT.to_owned(),
+        ingest_url: "https://ingest.simulated:8443".to_owned(),
+        ingest_ca: "no certificate".to_owned(),
+    }
+}
+
+/// Lives until the simulation ends.
+pub async fn run(world: World, replica: usize, concurrency: usize) {
+    loop {
+        let caller = Caller::new(Actor::Operator(replica));
+        world.note(format!("        -- replica {replica} starts"));
+        tokio::select! {
+            result = once(&world, &caller, replica, concurrency) => {
+                if let Err(error) = result {
+                    world.note(format!("        -- replica {replica} ended by itself: {error:#}"));
+                    world.with(|s| s.observer.violation(format!("replica {replica} ended by itself: {error:#}")));
+                }
+            }
+            () = caller.process.died.notified() => {}
+        }
+        let down = *caller.process.down.lock().unwrap();
+        tokio::time::sleep(down.max(Duration::from_millis(50))).await;
+    }
+}
+
+async fn once(world: &World, caller: &Caller, replica: usize, concurrency: usize) -> anyhow::Result<()> {
+    let client = world.client(caller);
+    let (checked, mut finished) = tokio::sync::mpsc::channel(1024);
+    let store = Arc::new(Store::new(Arc::new(Shelf::new(world, caller))));
+    let pods = auth::PodTokens::new(client.clone(), SYSTEM.to_owned(), ACCOUNT.to_owned());
+    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Pods(Arc::new(pods)));
+    world.serve(replica, &caller.process, router);
+    let leader = Leader {
+        client,
+        settings: settings(),
+        archives: Arc::new(Archives::new(store, checked)),
+        metrics: Arc::new(Metrics::new()),
+        concurrency,
+        sources: world.sources(),
+    };
+    leader.lead(&mut finished, CancellationToken::new()).await
+}

@@ -1,0 +1,103 @@
+//! One run: a life, disturbed in one way, from a seed. The same case gives the same run.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::kinds::Kind;
+use crate::faults::{Fault, Faults};
+use crate::life::{self, Life};
+use crate::world::World;
+use crate::{actors, replica};
+
+/// All that a run depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Case {
+    pub life: Life,
+    /// How many replicas work at once, without a lease.
+    pub leaders: usize,
+    pub seed: u64,
+    /// How many changes every cache is behind, always.
+    #[serde(default)]
+    pub lag: usize,
+    #[serde(default)]
+    pub faults: Vec<Fault>,
+}
+
+impl Case {
+    pub fn new(life: Life, leaders: usize) -> Self {
+        Self { life, leaders, seed: 1, lag: 0, faults: Vec::new() }
+    }
+
+    /// The command that runs it again.
+    pub fn command(&self) -> String {
+        let case = serde_json::to_string(self).unwrap_or_default();
+        format!("cargo test --features guards-off --test simulator -- --case '{case}'")
+    }
+}
+
+/// How it came out.
+#[derive(Debug)]
+pub struct Outcome {
+    pub wrong: Vec<String>,
+    pub requests: u64,
+    pub creates: BTreeMap<Kind, usize>,
+    pub deletes: BTreeMap<Kind, usize>,
+    pub changes: usize,
+    pub simulated: Duration,
+    pub story: Vec<String>,
+}
+
+thread_local! {
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A panic in a task is a finding of its own.
+pub fn notice_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let text = info.to_string();
+        PANICS.with(|p| p.borrow_mut().push(text));
+    }));
+}
+
+/// Runs something on a clock of its own, which goes on when nothing else does.
+pub fn in_simulated_time<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    runtime.block_on(work)
+}
+
+/// Runs a case.
+pub fn run(case: &Case) -> Outcome {
+    PANICS.with(|p| p.borrow_mut().clear());
+    let mut outcome = in_simulated_time(async {
+        let faults = Faults::new(case.faults.clone(), case.lag);
+        let world = World::new(case.seed, faults);
+        tokio::spawn(actors::run(world.clone()));
+        for n in 0..case.leaders {
+            tokio::spawn(replica::run(world.clone(), n, 8));
+        }
+        let wrong = life::live(&world, case.life).await;
+        let outcome = outcome(&world, wrong);
+        world.end();
+        outcome
+    });
+    outcome.wrong.extend(PANICS.with(|p| p.borrow_mut().drain(..).map(|p| format!("a panic: {p}")).collect::<Vec<_>>()));
+    outcome
+}
+
+fn outcome(world: &World, mut wrong: Vec<String>) -> Outcome {
+    world.with(|s| {
+        wrong.extend(s.observer.violations().iter().cloned());
+        Outcome {
+            wrong,
+            requests: world.counted(),
+            creates: s.observer.creates.clone(),
+            deletes: s.observer.deletes.clone(),
+            changes: s.log.len(),
+            simulated: world.elapsed(),
+            story: world.whole_story(),
+        }
+    })
+}

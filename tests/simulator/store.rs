@@ -1,0 +1,175 @@
+//! The archive store of one replica: all replicas share one in-memory store, each request may be disturbed, and nothing may ever
+//! be overwritten (S7).
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result, UploadPart,
+};
+
+use crate::faults::{Side, Verdict};
+use crate::world::{Caller, World};
+
+#[derive(Clone)]
+pub struct Shelf {
+    world: World,
+    caller: Caller,
+    inner: Arc<InMemory>,
+}
+
+impl fmt::Debug for Shelf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shelf")
+    }
+}
+
+impl fmt::Display for Shelf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shelf")
+    }
+}
+
+/// What is stored under a key. An in-memory store answers at once.
+pub fn peek(store: &InMemory, key: &str) -> Option<Bytes> {
+    let read = async { store.get(&Path::from(key)).await.ok()?.bytes().await.ok() };
+    read.now_or_never().flatten()
+}
+
+fn broken(why: &str) -> Error {
+    Error::Generic { store: "simulation", source: why.to_owned().into() }
+}
+
+impl Shelf {
+    pub fn new(world: &World, caller: &Caller) -> Self {
+        Self { world: world.clone(), caller: caller.clone(), inner: world.objects() }
+    }
+
+    async fn disturbed<T>(&self, what: &str, request: impl Future<Output = Result<T>>) -> Result<T> {
+        let n = self.world.count(&self.caller);
+        self.world.latency(&self.caller).await;
+        let down = self.world.faults().store_down;
+        if down.is_some_and(|until| tokio::time::Instant::now() < until) {
+            return Err(broken("the store is down"));
+        }
+        Self::check(self.world.fire(&self.caller, n, Side::Before, what).await)?;
+        let result = request.await;
+        self.world.note(format!("{:>4} {:?} {what}: {}", n.unwrap_or(0), self.caller.actor, if result.is_ok() { "ok" } else { "no" }));
+        Self::check(self.world.fire(&self.caller, n, Side::After, what).await)?;
+        result
+    }
+
+    fn check(verdict: Verdict) -> Result<()> {
+        match verdict {
+            Verdict::Go => Ok(()),
+            Verdict::Reset => Err(broken("connection reset")),
+            Verdict::Answer(failure) => Err(broken(&failure.message)),
+        }
+    }
+
+    /// A store that loses what it has accepted.
+    async fn lose(&self, location: &Path) {
+        let key = location.to_string();
+        if !self.world.with(|s| s.observer.lossy) || !key.ends_with("/manifest.json") {
+            return;
+        }
+        let prefix = key.replace("manifest.json", "objects");
+        let mut objects = self.inner.list(Some(&Path::from(prefix)));
+        while let Some(Ok(object)) = objects.next().await {
+            let _ = self.inner.delete(&object.location).await;
+        }
+    }
+
+    /// S7, and S2's "nothing is archived before".
+    fn stored(&self, location: &Path, before: Option<&Bytes>) {
+        let key = location.to_string();
+        let after = peek(&self.inner, &key);
+        self.world.with(|s| {
+            let mut observer = std::mem::take(&mut s.observer);
+            observer.stored(s, &key, before, after.as_ref());
+            s.observer = observer;
+        });
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Shelf {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let put = async {
+            let before = peek(&self.inner, location.as_ref());
+            let result = self.inner.put_opts(location, payload, options).await;
+            self.stored(location, before.as_ref());
+            self.lose(location).await;
+            result
+        };
+        self.disturbed(&format!("STORE put {location}"), put).await
+    }
+
+    async fn put_multipart_opts(&self, location: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        let begin = self.inner.put_multipart_opts(location, options);
+        let inner = self.disturbed(&format!("STORE begin {location}"), begin).await?;
+        Ok(Box::new(Upload { shelf: self.clone(), location: location.clone(), inner }))
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.disturbed(&format!("STORE get {location}"), self.inner.get_opts(location, options)).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.world.with(|s| s.observer.violation("S7: something was deleted from the store".to_owned()));
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[derive(Debug)]
+struct Upload {
+    shelf: Shelf,
+    location: Path,
+    inner: Box<dyn MultipartUpload>,
+}
+
+#[async_trait]
+impl MultipartUpload for Upload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.inner.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let shelf = self.shelf.clone();
+        let finish = async {
+            let before = peek(&shelf.inner, self.location.as_ref());
+            let result = self.inner.complete().await;
+            shelf.stored(&self.location, before.as_ref());
+            result
+        };
+        shelf.disturbed(&format!("STORE finish {}", self.location), finish).await
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.inner.abort().await
+    }
+}

@@ -1,0 +1,231 @@
+//! One simulated cluster: API server, archive store, clock, randomness, and the journal of what was asked of it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use computer_operator::runtime::sources::Sources;
+use kube::Client;
+use object_store::memory::InMemory;
+use rand::rngs::StdRng;
+use rand::{Rng, RngCore, SeedableRng};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::api::failure::Answer;
+use crate::api::state::time_since;
+use crate::api::{Actor, State, server};
+use crate::faults::{Act, Faults, Side, Verdict};
+use crate::moves;
+use crate::observer::Observer;
+
+#[derive(Clone)]
+pub struct World(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<State>,
+    faults: Mutex<Faults>,
+    journal: Mutex<Vec<String>>,
+    random: Mutex<StdRng>,
+    changed: watch::Sender<u64>,
+    start: Instant,
+    objects: Arc<InMemory>,
+    routers: Mutex<Vec<(usize, Arc<Process>, axum::Router)>>,
+    requests: AtomicU64,
+}
+
+/// A process that can be killed: nothing it does after that has any effect.
+#[derive(Debug, Default)]
+pub struct Process {
+    dead: AtomicBool,
+    pub died: Notify,
+    pub down: Mutex<Duration>,
+}
+
+/// Who makes a request, and the process that it comes from.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub actor: Actor,
+    pub process: Arc<Process>,
+}
+
+impl Caller {
+    pub fn new(actor: Actor) -> Self {
+        Self { actor, process: Arc::default() }
+    }
+
+    pub fn alive(&self) -> bool {
+        !self.process.dead.load(Ordering::SeqCst)
+    }
+
+    pub fn die(&self, down: Duration) {
+        *self.process.down.lock().unwrap() = down;
+        self.process.dead.store(true, Ordering::SeqCst);
+        self.process.died.notify_one();
+    }
+}
+
+impl World {
+    pub fn new(seed: u64, faults: Faults) -> Self {
+        let (start, objects) = (Instant::now(), Arc::new(InMemory::new()));
+        let observer = Observer::new(Arc::clone(&objects));
+        let random = StdRng::seed_from_u64(seed);
+        Self(Arc::new(Inner {
+            state: Mutex::new(State::new(start, seed, observer)),
+            faults: Mutex::new(faults),
+            journal: Mutex::default(),
+            random: Mutex::new(random),
+            changed: watch::Sender::new(0),
+            start,
+            objects,
+            routers: Mutex::default(),
+            requests: AtomicU64::new(0),
+        }))
+    }
+
+    /// Looks at the state, or changes it. Never held over an await.
+    pub fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.0.state.lock().unwrap())
+    }
+
+    pub fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.0.faults.lock().unwrap()
+    }
+
+    pub fn objects(&self) -> Arc<InMemory> {
+        Arc::clone(&self.0.objects)
+    }
+
+    /// Resolves when something changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    pub fn notify(&self) {
+        let rv = self.with(|s| s.rv());
+        self.0.changed.send_if_modified(|last| std::mem::replace(last, rv) != rv);
+    }
+
+    pub fn client(&self, caller: &Caller) -> Client {
+        let (world, caller) = (self.clone(), caller.clone());
+        Client::new(tower::service_fn(move |request| server::handle(world.clone(), caller.clone(), request)), "default")
+    }
+
+    /// The clock and the randomness of a process here.
+    pub fn sources(&self) -> Sources {
+        let (start, world) = (self.0.start, self.clone());
+        Sources::new(move || time_since(start), move |bytes| world.0.random.lock().unwrap().fill_bytes(bytes))
+    }
+
+    pub fn random(&self, below: u64) -> u64 {
+        self.0.random.lock().unwrap().random_range(0..below.max(1))
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.0.start.elapsed()
+    }
+
+    /// The way there, or back.
+    pub async fn latency(&self, caller: &Caller) {
+        if caller.actor.is_operator() {
+            let micros = 500 + self.random(7_500);
+            tokio::time::sleep(Duration::from_micros(micros)).await;
+        }
+    }
+
+    /// A dead process never hears of anything again.
+    pub async fn dead_wait(&self, caller: &Caller) {
+        if !caller.alive() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The number of a request of an operator; others are not counted.
+    pub fn count(&self, caller: &Caller) -> Option<u64> {
+        (caller.actor.is_operator() && caller.alive()).then(|| self.0.requests.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    pub fn counted(&self) -> u64 {
+        self.0.requests.load(Ordering::SeqCst)
+    }
+
+    /// What happens to the n-th request, before it is performed or after. May never return.
+    pub async fn fire(&self, caller: &Caller, n: Option<u64>, side: Side, what: &str) -> Verdict {
+        self.dead_wait(caller).await;
+        let Some(n) = n else { return Verdict::Go };
+        let mut verdict = Verdict::Go;
+        let acts = self.0.faults.lock().unwrap().due(n, side, what, &mut self.0.random.lock().unwrap());
+        for act in acts {
+            self.note(format!("        !! {side:?} request {n} of {:?}: {act:?}", caller.actor));
+            match act {
+                Act::Crash { down, moves } => {
+                    caller.die(Duration::from_millis(down));
+                    self.until_settled(Duration::from_millis(down));
+                    moves.into_iter().for_each(|m| moves::perform(self, m));
+                    std::future::pending::<()>().await;
+                }
+                Act::Do(what) => moves::perform(self, what),
+                Act::Silence => std::future::pending::<()>().await,
+                Act::Lose => verdict = Verdict::Reset,
+                Act::Answer(code) => verdict = Verdict::Answer(crate::faults::failure(code)),
+                Act::Slow(time) => tokio::time::sleep(Duration::from_millis(time)).await,
+                Act::Hold { events } => {
+                    let seen = self.with(|s| s.log.len());
+                    self.faults().hold(seen, events);
+                }
+                Act::Cut { time } => {
+                    self.faults().cut(Duration::from_millis(time));
+                    self.0.changed.send_modify(|_| ());
+                }
+            }
+        }
+        verdict
+    }
+
+    /// It is not over before a killed process is up again and has had the time for what it does at its start.
+    fn until_settled(&self, down: Duration) {
+        self.with(|s| s.observer.wanted += 1);
+        let world = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(down + Duration::from_secs(20)).await;
+            world.with(|s| s.observer.wanted -= 1);
+            world.notify();
+        });
+    }
+
+    pub fn journal(&self, caller: &Caller, n: Option<u64>, what: &str, result: &Answer) {
+        if caller.actor.is_operator() {
+            let outcome = result.as_ref().err().map_or_else(|| "ok".to_owned(), |f| format!("{} {}", f.code, f.message));
+            self.note(format!("{:>4} {:?} {what}: {outcome}", n.map_or(String::new(), |n| n.to_string()), caller.actor));
+        }
+    }
+
+    pub fn note(&self, line: String) {
+        let at = self.elapsed();
+        self.0.journal.lock().unwrap().push(format!("{:>9.3} {line}", at.as_secs_f64()));
+    }
+
+    pub fn whole_story(&self) -> Vec<String> {
+        self.0.journal.lock().unwrap().clone()
+    }
+
+    /// The ingest endpoints of the replicas.
+    pub fn serve(&self, replica: usize, process: &Arc<Process>, router: axum::Router) {
+        let mut routers = self.0.routers.lock().unwrap();
+        routers.retain(|(r, ..)| *r != replica);
+        routers.push((replica, Arc::clone(process), router));
+    }
+
+    /// What a world holds holds the world: without this it would never be freed.
+    pub fn end(&self) {
+        self.0.routers.lock().unwrap().clear();
+    }
+
+    /// One that answers: the Service's choice.
+    pub fn endpoint(&self) -> Option<axum::Router> {
+        let routers = self.0.routers.lock().unwrap();
+        let alive: Vec<_> = routers.iter().filter(|(_, p, _)| !p.dead.load(Ordering::SeqCst)).collect();
+        let chosen = usize::try_from(self.random(alive.len() as u64)).ok()?;
+        alive.get(chosen).map(|(_, _, router)| router.clone())
+    }
+}

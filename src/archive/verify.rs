@@ -280,7 +280,8 @@ mod tests {
         let store = Arc::new(Store::open(&format!("file://{}", folder.path().display())).unwrap());
         let (sender, mut checked) = mpsc::channel(8);
         let verifier = Verifier::new(store, sender);
-        std::fs::create_dir_all(folder.path().join(manifest_key("u"))).unwrap();
+        let in_the_way = folder.path().join("archives");
+        std::fs::write(&in_the_way, "no folder").unwrap();
         assert_eq!(verifier.check("u"), Verification::Running);
         checked.recv().await.unwrap();
         let first = verifier.check("u");
@@ -289,7 +290,7 @@ mod tests {
         assert!(checked.try_recv().is_err(), "it was asked again at once");
         tokio::time::sleep(Duration::from_secs(11)).await;
         assert_eq!(verifier.check("u"), first, "its word stands while it is asked again");
-        std::fs::remove_dir(folder.path().join(manifest_key("u"))).unwrap();
+        std::fs::remove_file(in_the_way).unwrap();
         checked.recv().await.unwrap();
     }
 

@@ -6,12 +6,39 @@ use crate::policies::refused;
 use crate::server::{Server, eventually};
 
 const OPERATOR: &str = "--as=system:serviceaccount:ops:co-computer-operator";
+const API: &str = "--as=system:serviceaccount:ops:co-computer-operator-api";
 const UID: &str = "computer-operator.dev/computer-uid";
 const ORIGINAL: &str = "computer-operator.dev/original-reclaim-policy";
 
 pub fn hold(server: &Server) {
     children(server);
     volumes(server);
+    records(server);
+}
+
+/// The HTTP API may end a key's life, never begin one.
+fn records(server: &Server) {
+    let children = json!({"secretName": "computer-key-a"});
+    let record = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerRecord", "metadata": {"name": "r", "namespace": "ops"},
+        "spec": {"namespace": "team", "computer": "box", "state": {"credential": "Live", "keyHash": "a", "children": children}}});
+    server.kubectl(&["create", "-f", "-"], &record.to_string()).unwrap();
+    let patch = |spec: Value| {
+        server.kubectl(&["patch", "computerrecord", "r", "-n", "ops", API, "--type=merge", "-p", &json!({"spec": spec}).to_string()], "")
+    };
+    refused("another hash", patch(json!({"state": {"keyHash": "b"}})), "revokes keys and");
+    let state = |more: Value| {
+        let mut state = json!({"credential": "Revoked"});
+        state.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"state": state})
+    };
+    for more in [json!({"keyHash": "b"}), json!({"children": {"secretName": "another"}}), json!({"phase": "Released"})] {
+        refused(&more.to_string(), patch(state(more.clone())), "changes nothing else of a record");
+    }
+    let mut elsewhere = state(json!({}));
+    elsewhere["namespace"] = json!("other");
+    refused("another computer's", patch(elsewhere), "changes nothing else of a record");
+    patch(state(json!({}))).expect("a tombstone");
+    refused("back to life", patch(json!({"state": {"credential": "Live"}})), "revokes keys and does nothing else");
 }
 
 fn children(server: &Server) {

@@ -47,6 +47,7 @@ pub fn without_programs(namespace: &str) -> Result<String> {
         "admission/reserved",
         "admission/volumes",
         "admission/children",
+        "admission/records",
         "admission/api-keys",
     ];
     let only: Vec<String> = shown.iter().flat_map(|t| ["--show-only".to_owned(), format!("templates/{t}.yaml")]).collect();

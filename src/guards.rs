@@ -16,6 +16,8 @@ pub enum Guard {
     LiveAbsence,
     /// Nothing is made on the word of a record that a cache holds.
     LiveRecord,
+    /// What was learned before another one wrote the record is not held against what it says now.
+    OldFacts,
     /// Only the API server's own word is an absence, not any 404.
     TypedNotFound,
     /// Under a recorded name only the recorded UID is ours.
@@ -64,13 +66,14 @@ pub enum Guard {
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
         Self::RecordVersion,
         Self::LiveAbsence,
         Self::LiveRecord,
+        Self::OldFacts,
         Self::TypedNotFound,
         Self::RecordedUid,
         Self::WritersStopped,

@@ -95,6 +95,8 @@ pub enum Effect {
     Computer(Option<Box<Computer>>),
     /// The record as stored.
     Record(Box<ComputerRecord>),
+    /// The record as somebody else has stored it: what this pass has learned is older than it.
+    Overtaken(Box<ComputerRecord>),
     /// How the archive stands.
     Archive(crate::archive::Verification),
     /// The receipt is in the store, these bytes.

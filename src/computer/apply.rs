@@ -219,7 +219,7 @@ impl Applier {
     async fn read_record(&self, record: &ComputerRecord) -> Result<Effect, Error> {
         let name = record.metadata.name.clone().unwrap_or_default();
         match get(&self.namespaced::<ComputerRecord>(&self.namespace), &name, "reading the ComputerRecord").await? {
-            Some(found) => Ok(Effect::Record(Box::new(found))),
+            Some(found) => Ok(Effect::Overtaken(Box::new(found))),
             None => Err(Error::Conflict(format!("ComputerRecord {name}"))),
         }
     }

@@ -92,7 +92,7 @@ impl Reconciler {
             tracing::debug!(uid = %view.uid, action = name(action), "next request");
             match self.applier.apply(action.clone(), view).await {
                 Ok(effect) => {
-                    live |= matches!(effect, Effect::Record(_));
+                    live |= matches!(effect, Effect::Record(_) | Effect::Overtaken(_));
                     let archived_before = archived(view);
                     view.absorb(effect);
                     if !archived_before && archived(view) {
@@ -108,7 +108,12 @@ impl Reconciler {
     /// Nothing is made on the word of an old record: a cache that lags would make again what this replica or another one has made
     /// and taken away meanwhile, for as long as it lags, and leave the last of it behind (S6).
     async fn look_again(&self, view: &mut View) -> Result<(), Error> {
-        view.record = self.applier.find_record(&view.uid).await?;
+        let version = |r: &ComputerRecord| r.metadata.resource_version.clone();
+        match self.applier.find_record(&view.uid).await? {
+            Some(found) if view.record.as_ref().map(version) != Some(version(&found)) => view.absorb(Effect::Overtaken(Box::new(found))),
+            Some(_) => {}
+            None => view.record = None,
+        }
         Ok(())
     }
 

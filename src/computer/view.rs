@@ -97,6 +97,13 @@ impl View {
                 self.finalizer_confirmed = self.computer.as_ref().is_some_and(has_finalizer);
             }
             Effect::Record(record) => self.record = Some(*record),
+            Effect::Overtaken(record) => {
+                self.record = Some(*record);
+                if guards::on(Guard::OldFacts) {
+                    self.facts.clear();
+                    self.archive = None;
+                }
+            }
             Effect::Archive(verification) => self.archive = Some(verification),
             Effect::ReceiptStored(bytes) => self.receipt = Some(bytes),
         }

@@ -87,11 +87,13 @@ fn released(observer: &mut Observer, state: &State, of: &str, in_order: bool) {
         Some(_) if handed_off => {}
         Some(_) if deletion.is_none_or(|d| d.receipt.is_none()) => broken.push("no receipt is on record".to_owned()),
         Some(_) if observer.receipt(of).is_none() && !overridden(state, of, "write-receipt") => {
-            broken.push("no receipt is stored".to_owned())
+            broken.push("no receipt is stored".to_owned());
         }
         Some(_) => {}
     }
-    broken.into_iter().for_each(|b| observer.violation(format!("S3: {of} was released although {b}")));
+    for why in broken {
+        observer.violation(format!("S3: {of} was released although {why}"));
+    }
 }
 
 /// S9: what is known stays known.
@@ -141,7 +143,9 @@ fn of_record(observer: &mut Observer, change: &Change) {
         }
         (None, _) => {}
     }
-    broken.into_iter().for_each(|b| observer.violation(format!("S9: the record of {of}: {b}")));
+    for why in broken {
+        observer.violation(format!("S9: the record of {of}: {why}"));
+    }
 }
 
 /// S5 and S8 for what an operator creates, changes or deletes.

@@ -13,6 +13,7 @@ mod matrix;
 mod model;
 mod moves;
 mod observer;
+mod regressions;
 mod replica;
 mod run;
 mod scripts;

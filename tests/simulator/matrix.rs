@@ -129,7 +129,9 @@ pub fn references(jobs: usize) -> Vec<Reference> {
 /// Cases of a matrix, every n-th.
 pub fn cases(stage: &Stage, references: &[Reference], stride: usize) -> (Vec<Case>, usize) {
     let mut cases = Vec::new();
-    references.iter().for_each(|r| (stage.cases)(r, &mut cases));
+    for reference in references {
+        (stage.cases)(reference, &mut cases);
+    }
     let all = cases.len();
     (cases.into_iter().step_by(stride).collect(), all)
 }
@@ -139,7 +141,7 @@ pub fn run_stages(names: &[String], full: bool, thin: u64, jobs: usize) -> bool 
     let thin = usize::try_from(thin.max(1)).unwrap_or(1);
     let chosen = |s: &&Stage| names.is_empty() || names.iter().any(|n| n == s.name);
     let references = references(jobs);
-    let mut well = true;
+    let mut well = regressions(&references);
     let (mut runs, began) = (0, Instant::now());
     for stage in STAGES.iter().filter(chosen) {
         let (cases, all) = cases(stage, &references, if full { 1 } else { stage.stride * thin });
@@ -147,6 +149,21 @@ pub fn run_stages(names: &[String], full: bool, thin: u64, jobs: usize) -> bool 
         well &= one(stage, &cases, all, &references, jobs);
     }
     println!("{runs} runs in {} s", began.elapsed().as_secs());
+    well
+}
+
+/// What was found once is not found again.
+fn regressions(references: &[Reference]) -> bool {
+    let mut well = true;
+    for (what, case) in crate::regressions::ALL {
+        let case: Case = serde_json::from_str(case).expect("a case");
+        let outcome = run(&case);
+        let wrong: Vec<String> = outcome.wrong.iter().cloned().chain(budget(&case, &outcome, references)).collect();
+        if !wrong.is_empty() {
+            println!("FAILED  once: {what}\n        now: {}\n        {}", wrong.join("\n        "), case.command());
+            well = false;
+        }
+    }
     well
 }
 

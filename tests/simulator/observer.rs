@@ -259,7 +259,9 @@ impl Observer {
                 }
             }
         }
-        broken.into_iter().for_each(|b| self.violation(b));
+        for what in broken {
+            self.violation(what);
+        }
     }
 }
 

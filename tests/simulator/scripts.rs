@@ -50,6 +50,7 @@ fn with_uid(uid: &str) -> Value {
     json!({"preconditions": {"uid": uid}})
 }
 
+#[allow(clippy::needless_pass_by_value)]
 fn computer(name: &str, more: Value) -> Value {
     let mut metadata = json!({"name": name});
     for (key, value) in more.as_object().into_iter().flatten() {

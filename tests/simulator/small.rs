@@ -50,6 +50,7 @@ pub enum Other {
     Tenant,
 }
 
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Core {
     /// UID and version of who stands under the name; whether it is being deleted and held.
@@ -351,7 +352,7 @@ fn release(core: &mut Core, view: &View) -> Option<Effect> {
 fn save(core: &mut Core, mut record: ComputerRecord) -> Option<Effect> {
     let old = core.record();
     if record.metadata.resource_version != old.metadata.resource_version {
-        return Some(Effect::Record(Box::new(old)));
+        return Some(Effect::Overtaken(Box::new(old)));
     }
     let (before, after) = (&old.spec.state, &record.spec.state);
     let back = before.credential == CredentialState::Revoked && after.credential != CredentialState::Revoked;

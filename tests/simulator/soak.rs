@@ -83,13 +83,13 @@ fn once(soak: Soak) -> (Vec<String>, String) {
         let mut wrong = ended(&world).await;
         wrong.extend(world.with(|s| s.observer.violations().to_vec()));
         healthy.sort();
-        let at = |part: f64| healthy.get(((healthy.len() as f64 - 1.0) * part) as usize).copied().unwrap_or_default().as_secs();
+        let at = |percent: usize| healthy.get(healthy.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default().as_secs();
         let said = format!(
             "{} requests, {} s simulated, healthy deletions p50 {} s, p99 {} s",
             world.counted(),
             world.elapsed().as_secs(),
-            at(0.5),
-            at(0.99)
+            at(50),
+            at(99)
         );
         world.end();
         (wrong, said)
@@ -100,9 +100,9 @@ fn once(soak: Soak) -> (Vec<String>, String) {
 async fn one(world: World, i: usize) -> Option<Duration> {
     let (team, called) = (Soak::team(i), format!("box-{i}"));
     tokio::time::sleep(Duration::from_millis(world.random(60_000))).await;
-    let poison = i % POISON == 0;
+    let poison = i.is_multiple_of(POISON);
     let spec = match i % 7 {
-        _ if poison && i % (2 * POISON) == 0 => json!({"className": "nowhere"}),
+        _ if poison && i.is_multiple_of(2 * POISON) => json!({"className": "nowhere"}),
         0 => json!({"provider": "BYOM"}),
         _ => json!({}),
     };

@@ -159,14 +159,14 @@ impl MultipartUpload for Upload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        let shelf = self.shelf.clone();
+        let own = self.shelf.clone();
         let finish = async {
-            let before = peek(&shelf.inner, self.location.as_ref());
+            let before = peek(&own.inner, self.location.as_ref());
             let result = self.inner.complete().await;
-            shelf.stored(&self.location, before.as_ref());
+            own.stored(&self.location, before.as_ref());
             result
         };
-        shelf.disturbed(&format!("STORE finish {}", self.location), finish).await
+        own.disturbed(&format!("STORE finish {}", self.location), finish).await
     }
 
     async fn abort(&mut self) -> Result<()> {

@@ -30,6 +30,9 @@ fn about(guard: Guard) -> (&'static str, &'static [&'static str]) {
         Guard::RecordVersion => ("A record is only replaced in the version that was read", &["undisturbed", "stale"]),
         Guard::LiveAbsence => ("What a cache does not hold is looked for live", &["stale", "unobserved", "down"]),
         Guard::LiveRecord => ("Nothing is made on the word of a record that a cache holds", &["unobserved"]),
+        Guard::OldFacts => {
+            ("What was learned before somebody else wrote the record is not held against it", &["undisturbed", "crash", "stale"])
+        }
         Guard::TypedNotFound => ("Only the API server's own word is an absence, not any 404", &["refused"]),
         Guard::RecordedUid => ("Under a recorded name only the recorded UID is ours", &["moves", "down"]),
         Guard::WritersStopped => ("A pod has stopped when its kubelet says so", &["moves", "down"]),
@@ -63,7 +66,7 @@ pub fn run_all(jobs: usize) -> bool {
         let bite = bite(*guard, &references);
         match &bite.seen {
             Some((stage, what, case)) => {
-                println!("    ok  {guard:?}: {stage}, after {} runs: {what}\n        {}", bite.runs, case.command())
+                println!("    ok  {guard:?}: {stage}, after {} runs: {what}\n        {}", bite.runs, case.command());
             }
             None => println!("FAILED  {guard:?}: nobody noticed in {} runs", bite.runs),
         }

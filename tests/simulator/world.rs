@@ -161,7 +161,9 @@ impl World {
                 Act::Crash { down, moves } => {
                     caller.die(Duration::from_millis(down));
                     self.until_settled(Duration::from_millis(down));
-                    moves.into_iter().for_each(|m| moves::perform(self, m));
+                    for what in moves {
+                        moves::perform(self, what);
+                    }
                     std::future::pending::<()>().await;
                 }
                 Act::Do(what) => moves::perform(self, what),
@@ -200,7 +202,7 @@ impl World {
         }
     }
 
-    pub fn note(&self, line: String) {
+    pub fn note(&self, line: impl std::fmt::Display) {
         let at = self.elapsed();
         self.0.journal.lock().unwrap().push(format!("{:>9.3} {line}", at.as_secs_f64()));
     }

@@ -110,14 +110,14 @@ async fn put(world: &World, pod: &Value, path: &str, token: &str, body: Bytes) -
             return Err("killed".to_owned());
         }
         let Some(router) = world.endpoint() else {
-            last = "no operator answers".to_owned();
+            "no operator answers".clone_into(&mut last);
             continue;
         };
         let request = Request::builder().method(Method::PUT).uri(path).header("authorization", format!("Bearer {token}"));
         let request = request.body(Body::from(body.clone())).map_err(|e| e.to_string())?;
         // As the real client: an answer that does not come is another try.
         let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(120), router.oneshot(request)).await else {
-            last = "no answer".to_owned();
+            "no answer".clone_into(&mut last);
             continue;
         };
         let status = answer.status();

@@ -33,7 +33,7 @@ pub fn step(state: &mut State) {
         if has_finalizer(&owner, "orphan") {
             for (kind, object) in dependents.iter().filter(|(_, v)| of_owner(v)) {
                 state.change(kind, namespace(object), name(object), |v| {
-                    drop(v["metadata"].as_object_mut().and_then(|m| m.remove("ownerReferences")))
+                    drop(v["metadata"].as_object_mut().and_then(|m| m.remove("ownerReferences")));
                 });
             }
             drop_finalizer(state, &owner, "orphan");

@@ -28,12 +28,12 @@ pub struct Target {
 impl Target {
     fn parse(uri: &axum::http::Uri) -> Option<Self> {
         let mut parts: Vec<&str> = uri.path().trim_matches('/').split('/').collect();
-        let group = match parts.first()? {
-            &"api" => {
+        let group = match *parts.first()? {
+            "api" => {
                 parts.drain(..2);
                 ""
             }
-            &"apis" => {
+            "apis" => {
                 let group = parts.get(1)?.to_owned();
                 parts.drain(..3);
                 group

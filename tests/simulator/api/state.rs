@@ -139,6 +139,7 @@ impl State {
         }
     }
 
+    #[allow(clippy::needless_pass_by_value)]
     /// Makes a change visible, and lets the observer look at it. Returns what is stored.
     pub fn commit(&mut self, actor: Actor, kind: Kind, before: Option<Arc<Value>>, after: Option<Value>) -> Arc<Value> {
         self.rv += 1;

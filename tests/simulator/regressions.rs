@@ -1,0 +1,33 @@
+//! Runs that once broke a promise, by name. Each is run with every matrix.
+
+/// What was found, and the case that showed it.
+pub const ALL: [(&str, &str); 7] = [
+    (
+        "a store that fails at once was asked, reported and asked again without a pause, seven times a second",
+        r#"{"life":"Override","leaders":1,"seed":1}"#,
+    ),
+    (
+        "a record's cache that lagged made the custody claim again and again after the archive was finished",
+        r#"{"life":"Retained","leaders":1,"seed":1,"faults":[{"at":53,"side":"After","act":{"Cut":{"time":15000}}}]}"#,
+    ),
+    (
+        "the last of those claims was left behind after the release",
+        r#"{"life":"Retained","leaders":1,"seed":1,"faults":[{"at":73,"side":"After","act":{"Cut":{"time":50}}}]}"#,
+    ),
+    (
+        "a second leader made the pod again that a tenant had just killed, under a name whose UID was on record: it was never deleted",
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":36,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
+    ),
+    (
+        "the same while the operators are down",
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":36,"side":"Before","act":{"Crash":{"down":90000,"moves":["StripAndForce"]}}}]}"#,
+    ),
+    (
+        "two leaders: one counted a second archive attempt because its own look was older than the record; the first pod held all up",
+        r#"{"life":"Namespace","leaders":2,"seed":1}"#,
+    ),
+    (
+        "a computer of the same name that comes after the release of the first one",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":109,"side":"Before","act":{"Do":"Recreate"}}]}"#,
+    ),
+];

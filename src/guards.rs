@@ -18,6 +18,8 @@ pub enum Guard {
     LiveRecord,
     /// What was learned before another one wrote the record is not held against what it says now.
     OldFacts,
+    /// A plan is not made on an older record than this process has seen.
+    LatestRecord,
     /// Only the API server's own word is an absence, not any 404.
     TypedNotFound,
     /// Under a recorded name only the recorded UID is ours.
@@ -66,7 +68,7 @@ pub enum Guard {
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
@@ -74,6 +76,7 @@ impl Guard {
         Self::LiveAbsence,
         Self::LiveRecord,
         Self::OldFacts,
+        Self::LatestRecord,
         Self::TypedNotFound,
         Self::RecordedUid,
         Self::WritersStopped,

@@ -10,6 +10,7 @@ use kube::{Client, Resource};
 
 use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
+use super::latest::Latest;
 use super::observe::observe;
 use super::plan::{Blocker, Next, Plan, Report, plan};
 use super::status;
@@ -48,6 +49,8 @@ pub struct Reconciler {
     pub archives: Arc<Archives>,
     /// Time of day and randomness.
     pub sources: Sources,
+    /// Records that the cache is behind.
+    pub latest: Latest,
 }
 
 impl Reconciler {
@@ -56,8 +59,10 @@ impl Reconciler {
         let _timer = self.metrics.time_pass();
         let Some(mut view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
             self.backoff.reset(uid);
+            self.latest.forget(uid);
             return None;
         };
+        self.latest.freshen(&mut view);
         if view.settled() {
             self.backoff.reset(uid);
             return self.expire(&view).await;
@@ -92,9 +97,13 @@ impl Reconciler {
             tracing::debug!(uid = %view.uid, action = name(action), "next request");
             match self.applier.apply(action.clone(), view).await {
                 Ok(effect) => {
-                    live |= matches!(effect, Effect::Record(_) | Effect::Overtaken(_));
+                    let of_record = matches!(effect, Effect::Record(_) | Effect::Overtaken(_));
+                    live |= of_record;
                     let archived_before = archived(view);
                     view.absorb(effect);
+                    if of_record {
+                        self.latest.note(view);
+                    }
                     if !archived_before && archived(view) {
                         self.mark_sessions(view).await;
                     }
@@ -114,6 +123,7 @@ impl Reconciler {
             Some(_) => {}
             None => view.record = None,
         }
+        self.latest.note(view);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use super::sources::Sources;
 use super::{caches, client, health, lease, queue};
 use crate::archive::{Archives, ingest, store_volume};
 use crate::computer::apply::Applier;
+use crate::computer::latest::Latest;
 use crate::computer::reconcile::Reconciler;
 use crate::computer::sweep;
 use crate::computer::view::Settings;
@@ -117,6 +118,7 @@ impl Leader {
             recorder: Recorder::new(self.client, reporter),
             archives: self.archives,
             sources: self.sources,
+            latest: Latest::default(),
         });
         let run = work.run(self.concurrency, stop.clone(), move |uid| {
             let reconciler = Arc::clone(&reconciler);

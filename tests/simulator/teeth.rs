@@ -33,6 +33,7 @@ fn about(guard: Guard) -> (&'static str, &'static [&'static str]) {
         Guard::OldFacts => {
             ("What was learned before somebody else wrote the record is not held against it", &["undisturbed", "crash", "stale"])
         }
+        Guard::LatestRecord => ("A plan is not made on an older record than this process has seen", &["unobserved"]),
         Guard::TypedNotFound => ("Only the API server's own word is an absence, not any 404", &["refused"]),
         Guard::RecordedUid => ("Under a recorded name only the recorded UID is ours", &["moves", "down"]),
         Guard::WritersStopped => ("A pod has stopped when its kubelet says so", &["moves", "down"]),

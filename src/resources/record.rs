@@ -164,6 +164,9 @@ pub struct VolumeRecord {
     pub uid: String,
     /// The reclaim policy that it had, which decides at the end.
     pub original_reclaim_policy: String,
+    /// UID of the claim of ours that held it before the present one, which may not hold it yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_claim_uid: Option<String>,
     /// StorageClass name, for the custody claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class_name: Option<String>,

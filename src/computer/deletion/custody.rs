@@ -52,9 +52,7 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
         let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
         return (!bound).then(|| State::wait(15));
     }
-    // The recorded claim's UID, or a custody claim of ours that somebody deleted.
-    let from_home = holder.is_some() && holder == record.spec.state.children.claim_uid.as_deref();
-    if !from_home && !refers_to_custody(view, pv) {
+    if holder.is_none() || !(held_by_home(record, pv) || refers_to_custody(view, pv)) {
         return Some(State::blocked(
             "VolumeTaken",
             format!(
@@ -79,6 +77,14 @@ pub(super) fn taken(view: &View, record: &ComputerRecord) -> bool {
 /// UID of the custody claim that this pass has seen.
 pub(super) fn claim_uid(view: &View) -> Option<String> {
     view.claim(&view.settings.namespace, &view.custody_claim_name()).flatten()?.metadata.uid.clone()
+}
+
+/// Whether the volume's `claimRef` has the UID of the home's claim, or of the one before it: the present one may not hold it yet.
+pub(super) fn held_by_home(record: &ComputerRecord, pv: &PersistentVolume) -> bool {
+    let children = &record.spec.state.children;
+    let former = children.volume.as_ref().and_then(|v| v.former_claim_uid.as_deref());
+    let holder = volume::claim_ref_uid(pv);
+    holder.is_some() && (holder == children.claim_uid.as_deref() || holder == former)
 }
 
 /// Whether the volume's `claimRef` names our custody claim, of whatever UID.

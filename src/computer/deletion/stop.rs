@@ -103,6 +103,7 @@ fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Resu
         name,
         uid: pv.metadata.uid.clone().unwrap_or_default(),
         original_reclaim_policy: volume::original_policy(pv),
+        former_claim_uid: None,
         storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
     };
     Err(context.save(|r| {

@@ -67,9 +67,8 @@ pub(super) fn step(context: &Context<'_>) -> State {
 /// Whether the volume still refers to a claim of ours: the home's, or the one in custody. Nobody else can make a claim of that name
 /// in the operator's namespace, so there the name is proof, whatever a crash left unrecorded.
 fn held_by_us(context: &Context<'_>, pv: &PersistentVolume) -> bool {
-    let holder = volume::claim_ref_uid(pv);
-    holder.is_none()
-        || holder == context.record.spec.state.children.claim_uid.as_deref()
+    volume::claim_ref_uid(pv).is_none()
+        || super::custody::held_by_home(context.record, pv)
         || super::custody::refers_to_custody(context.view, pv)
 }
 

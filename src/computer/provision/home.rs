@@ -32,8 +32,13 @@ pub(super) fn create(context: &Context<'_>) -> State {
 fn rename(context: &Context<'_>) -> State {
     let name = format!("home-{}", context.view.fresh.suffix);
     context.save(|r| {
-        r.spec.state.children.claim_name = Some(name);
-        r.spec.state.children.claim_uid = None;
+        let children = &mut r.spec.state.children;
+        children.claim_name = Some(name);
+        let gone = children.claim_uid.take();
+        // Until the next claim holds it, the volume still names this one: a deletion must know it for ours.
+        if let Some(volume) = children.volume.as_mut().filter(|_| gone.is_some()) {
+            volume.former_claim_uid = gone;
+        }
     })
 }
 
@@ -114,6 +119,7 @@ pub(super) fn protect(context: &Context<'_>) -> State {
         name: bound.to_owned(),
         uid: pv.metadata.uid.clone().unwrap_or_default(),
         original_reclaim_policy: volume::original_policy(pv),
+        former_claim_uid: None,
         storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
     };
     let node = super::machine::node(context);

@@ -295,3 +295,21 @@ fn a_volume_that_is_just_being_detached_blocks_nothing_yet() {
     }
     assert!(world.computer.is_none());
 }
+
+/// L1, found by the simulator: the home's claim was gone and the next one on record, but not made, when the deletion began. The
+/// volume still names the old one.
+#[test]
+fn a_home_between_two_claims_is_archived() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.claims.clear();
+    world.pods.clear();
+    let children = &mut world.record.as_mut().unwrap().spec.state.children;
+    children.pods.clear();
+    children.claim_name = Some("the-next".into());
+    let gone = children.claim_uid.take();
+    children.volume.as_mut().unwrap().former_claim_uid = gone;
+    for _ in 0..100 {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_none() && world.manifest && world.receipt.is_some());
+}

@@ -4,7 +4,7 @@
 use crate::computer::view::View;
 use crate::resources::{
     ArchiveSettings, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, MANAGED_BY_LABEL, MANAGER, Snapshot,
-    UID_LABEL, UnreadableFiles,
+    UID_LABEL,
 };
 
 /// An empty record of this view's computer: named by its UID, in the operator's namespace.
@@ -27,9 +27,8 @@ pub fn recover(view: &View) -> ComputerRecord {
     if let Some(volume) = &mut children.volume {
         volume.original_reclaim_policy.clear();
     }
-    // Nobody knows any more as whom the machine ran: a file that cannot be read must not be given up for that.
-    let archive = ArchiveSettings { unreadable_files: UnreadableFiles::Block, ..ArchiveSettings::default() };
-    let snapshot = Snapshot { session_paths: Vec::new(), archive, ..Snapshot::default() };
+    // Nobody knows any more as whom the machine ran, or what the class wanted: the defaults give nothing up.
+    let snapshot = Snapshot { session_paths: Vec::new(), archive: ArchiveSettings::default(), ..Snapshot::default() };
     new(
         view,
         ComputerRecordSpec {

@@ -64,7 +64,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(shared: Vec<Scenario>, serial: Vec<Scenario>, whole: bool) -> Result<usize> {
-    let bench = Arc::new(Bench::up(2).await?);
+    let bench = Arc::new(Bench::up("test", 2, false).await?);
     let total = shared.len() + serial.len();
     let mut failed = 0;
     if !shared.is_empty() {

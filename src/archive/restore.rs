@@ -6,6 +6,8 @@ use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
+use super::object::{Entry, each_entry};
+
 /// How many files a message lists.
 const LISTED: usize = 20;
 
@@ -31,6 +33,13 @@ pub enum RestoreError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+/// What is read of an object: what is written somewhere says so itself.
+impl From<std::io::Error> for RestoreError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Damaged(error.to_string())
+    }
 }
 
 /// Unpacks one object below `folder`; returns the files written.
@@ -83,23 +92,14 @@ pub fn print(object: impl Read, wanted: &Path, out: &mut impl Write) -> Result<(
 }
 
 /// Shows every file of an object to `see`, until that says that it has seen enough.
-fn each_file<R: Read>(
-    object: R,
-    mut see: impl FnMut(&Path, &mut tar::Entry<'_, zstd::Decoder<'static, std::io::BufReader<R>>>) -> Result<bool, RestoreError>,
-) -> Result<(), RestoreError> {
-    let damaged = |e: &dyn std::fmt::Display| RestoreError::Damaged(e.to_string());
-    let mut archive = tar::Archive::new(zstd::Decoder::new(object).map_err(|e| damaged(&e))?);
-    for entry in archive.entries().map_err(|e| damaged(&e))? {
-        let mut entry = entry.map_err(|e| damaged(&e))?;
-        let path = entry.path().map_err(|e| damaged(&e))?.into_owned();
+fn each_file<R: Read>(object: R, mut see: impl FnMut(&Path, &mut Entry<'_, R>) -> Result<bool, RestoreError>) -> Result<(), RestoreError> {
+    each_entry(object, |entry| {
+        let path = entry.path()?.into_owned();
         if entry.header().entry_type() != tar::EntryType::Regular || !plain(&path) {
-            return Err(damaged(&format!("entry {} is not a regular file below the home", path.display())));
+            return Err(RestoreError::Damaged(format!("entry {} is not a regular file below the home", path.display())));
         }
-        if !see(&path, &mut entry)? {
-            break;
-        }
-    }
-    Ok(())
+        see(&path, entry)
+    })
 }
 
 fn plain(path: &Path) -> bool {

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
+use super::object::each_entry;
 use super::store::{Store, StoreError};
 use super::{Manifest, SessionEntry, manifest_key, object_key};
 use crate::guards::{self, Guard};
@@ -216,16 +217,15 @@ fn read_back(object: impl Read, expected: &SessionEntry) -> Result<(), StoreErro
 }
 
 fn count(object: &mut impl Read, most: u64) -> std::io::Result<(u64, u64)> {
-    let mut archive = tar::Archive::new(zstd::Decoder::new(object)?);
     let (mut files, mut bytes) = (0, 0);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
+    each_entry(object, |entry| {
         files += 1;
-        bytes += std::io::copy(&mut entry, &mut std::io::sink())?;
+        bytes += std::io::copy(entry, &mut std::io::sink())?;
         if bytes > most {
             return Err(std::io::Error::other("it holds more than the manifest says"));
         }
-    }
+        Ok(true)
+    })?;
     Ok((files, bytes))
 }
 

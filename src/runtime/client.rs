@@ -13,6 +13,7 @@ use kube::client::ClientBuilder;
 use kube::{Client, Config};
 use serde::de::DeserializeOwned;
 
+use super::clock::ListenLayer;
 use super::requests::Counted;
 use crate::guards::{self, Guard};
 
@@ -72,13 +73,14 @@ impl ErrorClass {
     }
 }
 
-/// A client from KUBECONFIG or the pod's ServiceAccount. Its requests are counted ([`super::requests`]).
+/// A client from KUBECONFIG or the pod's ServiceAccount. Its requests are counted ([`super::requests`]), and its answers tell the
+/// time ([`super::clock`]).
 ///
 /// # Errors
 /// When neither is there, or it cannot be used.
 pub async fn connect() -> Result<Client, ConnectError> {
     let config = tuned(Config::infer().await.map_err(Box::new)?);
-    Ok(ClientBuilder::try_from(config)?.with_layer(&Counted::layer()).build())
+    Ok(ClientBuilder::try_from(config)?.with_layer(&Counted::layer()).with_layer(&ListenLayer).build())
 }
 
 /// Time limits and our name. kube sets neither a limit on reading nor a user agent.

@@ -9,6 +9,8 @@ pub mod computers;
 pub mod config;
 pub mod error;
 mod extract;
+#[cfg(test)]
+mod hostile;
 mod last_used;
 pub mod layers;
 pub mod openapi;

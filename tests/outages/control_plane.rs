@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(20);
 
 /// Two operators with the lease, each started again when it ends, as a kubelet does it: one that loses the lease ends.
 async fn with_operators<T>(bench: &Bench, work: impl Future<Output = Result<T>>) -> Result<T> {
-    let mut operators = vec![bench.leading_operator(PORTS[0]).await?, bench.leading_operator(PORTS[1]).await?];
+    let mut operators = [bench.leading_operator(PORTS[0]).await?, bench.leading_operator(PORTS[1]).await?];
     meanwhile(work, Duration::from_millis(300), async || {
         for (operator, port) in operators.iter_mut().zip(PORTS) {
             if operator.has_ended()? {
@@ -55,7 +55,7 @@ async fn api_server_killed(bench: Arc<Bench>) -> Result<()> {
         println!("    20 deletions, the API server killed 3 times and away for {}; ended after {}", outages.join(", "), seconds(start));
         Ok(())
     };
-    with_operators(&bench, work).await
+    Box::pin(with_operators(&bench, work)).await
 }
 
 async fn etcd_paused(bench: Arc<Bench>) -> Result<()> {
@@ -76,5 +76,5 @@ async fn etcd_paused(bench: Arc<Bench>) -> Result<()> {
         println!("    20 deletions, etcd paused for {} s in their midst; ended after {}", PAUSE.as_secs(), seconds(start));
         Ok(())
     };
-    with_operators(&bench, work).await
+    Box::pin(with_operators(&bench, work)).await
 }

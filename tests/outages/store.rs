@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use computer_operator::resources::Phase;
-use kube::api::Api;
 use k8s_openapi::api::core::v1::Namespace;
+use kube::api::Api;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use xtask::isolation;

@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use xtask::{image, isolation};
 
-use crate::harness::{Bench, SYSTEM, eventually};
+use crate::harness::{Bench, LONG, SYSTEM, eventually};
 
 /// A running operator; killed with SIGKILL when dropped.
 pub struct Operator(Child);
@@ -44,6 +44,16 @@ impl Operator {
     /// Whether it has ended by itself.
     pub fn has_ended(&mut self) -> Result<bool> {
         Ok(self.0.try_wait()?.is_some())
+    }
+
+    /// Waits until it does.
+    pub async fn ends(&mut self) -> Result<()> {
+        let deadline = Instant::now() + LONG;
+        while !self.has_ended()? {
+            ensure!(Instant::now() < deadline, "it does not end");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
     }
 }
 

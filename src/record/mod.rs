@@ -27,6 +27,8 @@ pub fn recover(view: &View) -> ComputerRecord {
     if let Some(volume) = &mut children.volume {
         volume.original_reclaim_policy.clear();
     }
+    // Nor is a Secret of another name ours: the admission policy would refuse to let us ask for it, for ever.
+    children.secret_name.take_if(|name| !name.starts_with("computer-key-"));
     // Nobody knows any more as whom the machine ran: a file that cannot be read must not be given up for that.
     let archive = ArchiveSettings { unreadable_files: UnreadableFiles::Block, ..ArchiveSettings::default() };
     let snapshot = Snapshot { session_paths: Vec::new(), archive, ..Snapshot::default() };

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use computer_operator::resources::{DELETION_FINALIZER, GROUP, ORIGINAL_POLICY_ANNOTATION, POD_FINALIZER, UID_LABEL, crds};
+use computer_operator::archive::ingest::tls;
+use computer_operator::resources::{
+    DELETION_FINALIZER, GROUP, MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, POD_FINALIZER, UID_LABEL, crds,
+};
 use computer_operator::runtime::lease;
 use serde_json::{Value, json};
 use xtask::chart;
@@ -86,6 +89,9 @@ fn names_and_times_are_the_codes() {
     assert!(text("computer-operator-release").contains(DELETION_FINALIZER));
     assert!(text("computer-operator-reserved").contains(POD_FINALIZER) && text("computer-operator-reserved").contains(UID_LABEL));
     assert!(text("computer-operator-children").contains(UID_LABEL));
+    for word in [UID_LABEL, MANAGED_BY_LABEL, &format!("'{MANAGER}'"), tls::SECRET] {
+        assert!(text("computer-operator-secrets").contains(word), "{word}");
+    }
     assert!(
         text("computer-operator-volumes").contains(ORIGINAL_POLICY_ANNOTATION) && text("computer-operator-volumes").contains(UID_LABEL)
     );

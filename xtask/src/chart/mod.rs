@@ -47,6 +47,7 @@ pub fn without_programs(namespace: &str) -> Result<String> {
         "admission/reserved",
         "admission/volumes",
         "admission/children",
+        "admission/secrets",
         "admission/records",
         "admission/api-keys",
     ];

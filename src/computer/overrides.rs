@@ -23,12 +23,16 @@ pub async fn acknowledge(client: &Client, view: &View) {
     }
 }
 
+/// What it does, and what no override does (S5): whoever waits on must not look for the fault in the override.
+const IN_FORCE: &str = "the named steps are left out of this deletion; the receipt says so. A finalizer of somebody else on the pod or claim \
+    is not ours to take off: where one holds them (reasons PodHeld and ClaimHeld), its owner must finish, or whoever may must remove it";
+
 fn patch(found: &DeletionOverride, view: &View) -> Option<json_patch::Patch> {
     let mut status = found.status.clone().unwrap_or_default();
     let same_name = found.spec.computer.namespace == view.namespace && found.spec.computer.name == view.name;
     let (accepted, reason, message) = match (same_name, view.deleting()) {
         (false, _) => (false, "NameMismatch", "the UID belongs to a computer of another name or namespace: nothing is skipped"),
-        (true, true) => (true, "InForce", "the named steps are left out of this deletion; the receipt says so"),
+        (true, true) => (true, "InForce", IN_FORCE),
         (true, false) => (true, "NotDeleting", "the computer is not being deleted; it will be in force when it is"),
     };
     conditions::set(&mut status.conditions, types::ACCEPTED, accepted, reason, message, found.metadata.generation, &Time(now(view.now)));

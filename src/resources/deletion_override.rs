@@ -42,7 +42,7 @@ pub struct DeletionOverrideSpec {
     /// Steps to leave out.
     #[schemars(length(min = 1, max = 4), extend("x-kubernetes-list-type" = "set"))]
     pub skip: Vec<SkippableStep>,
-    /// Why. It stands in the receipt.
+    /// Why, in 10 to 1024 characters. It stands in the receipt.
     #[schemars(length(min = 10, max = 1024))]
     pub reason: String,
 }

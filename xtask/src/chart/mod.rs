@@ -49,6 +49,7 @@ pub fn without_programs(namespace: &str) -> Result<String> {
         "admission/children",
         "admission/secrets",
         "admission/records",
+        "admission/sessions",
         "admission/api-keys",
     ];
     let only: Vec<String> = shown.iter().flat_map(|t| ["--show-only".to_owned(), format!("templates/{t}.yaml")]).collect();

@@ -4,6 +4,7 @@
 //! UID, never from a custom resource.
 
 pub mod cli;
+mod exact;
 pub mod ingest;
 pub mod manifest;
 pub mod pack;
@@ -11,6 +12,7 @@ pub mod pod;
 pub mod restore;
 pub mod store;
 pub mod store_volume;
+pub mod unreadable;
 pub mod verify;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use tokio::sync::mpsc;
 
 pub use manifest::{Manifest, SessionEntry};
 pub use store::{ReceiptPut, Store, StoreError};
+pub use unreadable::Unreadable;
 pub use verify::{Summary, Verification};
 
 use verify::Verifier;

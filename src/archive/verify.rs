@@ -255,14 +255,15 @@ impl<R: Read> Read for Hashing<R> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::archive::Unreadable;
     use crate::archive::pack::{self, Problems};
 
     async fn archived(folder: &std::path::Path) -> (Store, String) {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("a.jsonl"), b"hello").unwrap();
-        let found = pack::find(home.path(), &[]).unwrap();
+        let found = pack::find(home.path(), &[], Unreadable::Block).unwrap();
         let (id, files) = found.sessions.iter().next().unwrap();
-        let packed = pack::pack(home.path(), folder, id, files, &mut Problems::default()).unwrap().unwrap();
+        let packed = pack::pack(home.path(), folder, id, files, Unreadable::Block, &mut Problems::default()).unwrap().unwrap();
         let store = Store::open(&format!("file://{}", folder.display())).unwrap();
         let key = object_key("u", &packed.entry.digest);
         let body = futures::stream::iter([Ok(bytes::Bytes::from(std::fs::read(packed.object.path()).unwrap()))]);

@@ -185,6 +185,31 @@ impl View {
     }
 }
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+impl View {
+    /// Of a computer `t/c` of UID `u`, of which nothing else is known.
+    pub(crate) fn of(computer: serde_json::Value) -> Self {
+        Self {
+            uid: "u".into(),
+            namespace: "t".into(),
+            name: "c".into(),
+            computer: Some(serde_json::from_value(computer).unwrap()),
+            namespace_terminating: false,
+            record: None,
+            class: ClassState::Missing,
+            overrides: Vec::new(),
+            facts: BTreeMap::new(),
+            archive: None,
+            receipt: None,
+            finalizer_confirmed: false,
+            settings: Settings::default(),
+            fresh: Fresh { suffix: "s".into(), key: [0; 32] },
+            now: Timestamp::UNIX_EPOCH,
+        }
+    }
+}
+
 /// Whether a namespace is being deleted.
 pub fn terminating(namespace: &Namespace) -> bool {
     let phase = namespace.status.as_ref().and_then(|s| s.phase.as_deref());

@@ -104,13 +104,13 @@ pub enum ArchivePolicy {
     None,
 }
 
-/// What a file that the machine's own user cannot read does to the archive.
+/// What a file that the machine's own user cannot read (`chmod 000`) does to a `Required` archive. `BestEffort` always records it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub enum UnreadableFiles {
-    /// It becomes an entry in the manifest.
-    #[default]
+    /// It becomes an entry in the manifest and is destroyed with the volume.
     Record,
-    /// The archive step is blocked until it can be read or is overridden.
+    /// The archive step is blocked until a `DeletionOverride` gives up such files (S1).
+    #[default]
     Block,
 }
 
@@ -131,12 +131,20 @@ pub struct ArchiveSettings {
     /// Whether sessions must be archived before the volume goes.
     #[serde(default)]
     pub policy: ArchivePolicy,
-    /// What an unreadable file does.
+    /// What a file that the machine's own user cannot read does to a `Required` archive: `Block` (the default) the deletion until an
+    /// admin decides, or `Record` it in the manifest and go on without it.
     #[serde(default)]
     pub unreadable_files: UnreadableFiles,
     /// What the deletion of a namespace waits for.
     #[serde(default)]
     pub on_namespace_deletion: OnNamespaceDeletion,
+}
+
+impl ArchiveSettings {
+    /// Whether a file that cannot be read blocks the archive. Under `BestEffort` it never does: what can be read is the best effort.
+    pub fn blocks_unreadable(&self) -> bool {
+        self.policy == ArchivePolicy::Required && self.unreadable_files == UnreadableFiles::Block
+    }
 }
 
 /// Seconds that a deletion step may take. For `archiveSessions` under `BestEffort` the deletion goes on after it;

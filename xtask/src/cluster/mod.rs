@@ -201,6 +201,14 @@ fn up(name: &str, profile: Profile, options: &Options) -> Result<Cluster> {
     Ok(Cluster::ours(folder, hold))
 }
 
+/// Whether a cluster of that name is running here and was ready once.
+///
+/// # Errors
+/// When its folder cannot be read.
+pub fn is_up(name: &str) -> Result<bool> {
+    Folder::new(name, None)?.is_ready()
+}
+
 fn reuse(folder: Folder, spec: &Spec, profile: Profile, options: &Options) -> Result<Cluster> {
     let dir = folder.path().display();
     ensure!(spec.profile == profile, "the cluster in {dir} is running with {}: end it first (cluster down)", spec.profile);
@@ -209,6 +217,7 @@ fn reuse(folder: Folder, spec: &Spec, profile: Profile, options: &Options) -> Re
         audit_log.is_none() || audit_log == spec.audit_log,
         "the cluster in {dir} is running without that audit log: end it first (cluster down)"
     );
+    eprintln!("cluster in {dir}: it is running already and is used as it is");
     Ok(Cluster::ours(folder, None))
 }
 
@@ -224,8 +233,20 @@ fn prepare(name: &str, profile: Profile, options: &Options) -> Result<Spec> {
             bail!("no real node can run here: {obstacle}. A control plane alone can: cluster up --profile control-plane");
         }
         node::packages::ensure_installed(&|line| eprintln!("{line}"))?;
+        enough_disk(&tools::cache_folder()?)?;
     }
     Ok(Spec { name: name.to_owned(), profile, audit_log: audit_log(options)?, bins: tools::ensure(&profile.tools())?, images: Vec::new() })
+}
+
+/// Least part of the disk, in percent, that must be free: at one percent the kubelet removes images, and there is no registry here
+/// to fetch them from again. It would show as a node or pods that never become ready.
+const LEAST_FREE: u64 = 3;
+
+fn enough_disk(folder: &Path) -> Result<()> {
+    let disk = nix::sys::statvfs::statvfs(folder)?;
+    let free = u64::from(disk.blocks_available()) * 100 / u64::from(disk.blocks()).max(1);
+    ensure!(free >= LEAST_FREE, "the disk of {} is nearly full ({free} % free): a node needs {LEAST_FREE} %", folder.display());
+    Ok(())
 }
 
 /// Starts the supervisor and waits until everything answers. Returns what keeps a bound cluster alive.

@@ -39,8 +39,8 @@ use crate::runtime::{client, health, operator};
 /// What is under way at the end has this long to finish.
 pub const DRAIN: Duration = Duration::from_secs(25);
 
-/// Pages of lists in memory at the same time, whoever asks for them; others wait for their turn.
-const PAGES: usize = 4;
+/// Pages of lists of one kind in memory at the same time, whoever asks for them; others wait for their turn.
+const PAGES: usize = 2;
 
 /// What all handlers share.
 pub struct Shared {
@@ -62,8 +62,10 @@ pub struct Shared {
     pub shares: Arc<shares::Shares>,
     /// Those of them that may wait for the end of a deletion: two tenants with their halves must not leave nothing for others.
     pub waiting: Semaphore,
-    /// A turn for each page of a list that is in memory: tenants decide how large their objects are.
-    pub pages: Semaphore,
+    /// A turn for each page of computers that is in memory: tenants decide how large their objects are.
+    pub computer_pages: Semaphore,
+    /// The same for sessions: large ones keep nobody from creating a computer.
+    pub session_pages: Semaphore,
     /// The process is to end: nobody is kept waiting.
     pub stop: CancellationToken,
     /// Writes when an `ApiKey` was last used.
@@ -85,7 +87,8 @@ impl Shared {
             slots: Semaphore::new(config.max_in_flight as usize),
             shares: shares::Shares::new(config.max_in_flight as usize),
             waiting: Semaphore::new((config.max_in_flight as usize / 4).max(1)),
-            pages: Semaphore::new(PAGES),
+            computer_pages: Semaphore::new(PAGES),
+            session_pages: Semaphore::new(PAGES),
             stop,
             last_used: last_used::LastUsed::default(),
             figures: layers::Figures::default(),

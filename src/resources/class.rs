@@ -186,7 +186,7 @@ impl Default for StepDeadlines {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ClassLimits {
-    /// Largest `spec.storage.size`. Left out: no bound.
+    /// Largest `spec.storage.size` of a Computer, a quantity such as `100Gi`. Left out: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 32))]
     #[x_kube(validation = Rule::new(QUANTITY_RULE).message("maxStorage is a quantity above zero, for example 100Gi"))]

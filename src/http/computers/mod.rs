@@ -52,7 +52,7 @@ impl Shared {
     /// # Errors
     /// 500 when the cluster does not answer.
     pub(super) async fn list_computers(&self, namespace: &str) -> Result<Vec<Computer>, ApiError> {
-        let listed = list_in_turn(&self.computers(namespace), PAGE, &self.pages, |c| Some(slim(c))).await;
+        let listed = list_in_turn(&self.computers(namespace), PAGE, &self.computer_pages, |c| Some(slim(c))).await;
         listed.map_err(|e| ApiError::from_call(&e, "computer", "listing the computers"))
     }
 }

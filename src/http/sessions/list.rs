@@ -93,7 +93,7 @@ pub async fn list_sessions(
     let wanted = |s: &Session| computer.as_ref().is_none_or(|c| s.spec.computer_uid == c.uid && s.spec.computer_name == c.name);
     let shown = |s: Listed| Some(shown(s)).filter(|s| !wire::is_deleted(s) && super::own(&caller, s) && wanted(s));
     let api = Api::namespaced_with(shared.client.clone(), &namespace, &ApiResource::erase::<Session>(&()));
-    let all = list_in_turn(&api, PAGE, &shared.pages, shown).await;
+    let all = list_in_turn(&api, PAGE, &shared.session_pages, shown).await;
     let all = all.map_err(|e| ApiError::from_call(&e, "namespace", "listing the sessions"))?;
     Ok(Json(page(all, after.as_ref(), limit)))
 }
@@ -222,12 +222,12 @@ mod tests {
                 (200, json!({"metadata": {}, "items": []}))
             }
         });
-        for path in ["sessions", "computers"] {
+        for (path, pages) in [("sessions", &shared.session_pages), ("computers", &shared.computer_pages)] {
             let ask = || {
                 let request = Request::get(format!("/api/v0/{path}?namespace=team")).header("authorization", "Bearer a.b.c");
                 crate::http::router(Arc::clone(&shared)).oneshot(request.body(Body::empty()).unwrap())
             };
-            let turns = shared.pages.acquire_many(u32::try_from(shared.pages.available_permits()).unwrap()).await.unwrap();
+            let turns = pages.acquire_many(u32::try_from(pages.available_permits()).unwrap()).await.unwrap();
             let waits = tokio::time::timeout(std::time::Duration::from_secs(60), ask()).await;
             assert!(waits.is_err() && asked.lock().unwrap().is_empty(), "{path}: a page is read while all turns are taken");
             drop(turns);

@@ -98,8 +98,9 @@ pub async fn list_sessions(
     Ok(Json(page(all, after.as_ref(), limit)))
 }
 
-/// Sessions that are read at once. The admission policy bounds their settings; where it does not stand, one may have 1.5 MiB.
-const PAGE: u32 = 20;
+/// Sessions that are read at once. The admission policy bounds their settings; where it does not stand, one may have 1.5 MiB, and a page is
+/// in memory about three times while it is read.
+const PAGE: u32 = 10;
 
 /// A Session as it is read for a list: what a list does not show is never taken in. A tenant decides how much that is, parsed it is many
 /// times larger than on the wire, and all tenants share this server's memory.

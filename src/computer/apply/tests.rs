@@ -40,6 +40,7 @@ fn view(computer: Value) -> View {
         archive: None,
         receipt: None,
         finalizer_confirmed: false,
+        passed: Vec::new(),
         settings: Settings::default(),
         fresh: Fresh { suffix: "s".into(), key: [0; 32] },
         now: Timestamp::UNIX_EPOCH,

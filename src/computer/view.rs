@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeCl
 use super::action::{Effect, Fact, Subject};
 use crate::archive::Verification;
 use crate::guards::{self, Guard};
-use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep};
+use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep, SubjectOutcome};
 
 /// Operator settings that plans need.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +74,8 @@ pub struct View {
     pub receipt: Option<Vec<u8>>,
     /// The finalizer was seen by a live read in this pass.
     pub finalizer_confirmed: bool,
+    /// Steps that an earlier pass of this process has seen finished on this very version of the record (see `latest`).
+    pub passed: Vec<SubjectOutcome>,
     /// Settings.
     pub settings: Settings,
     /// Random material.
@@ -96,9 +98,14 @@ impl View {
                 self.computer = computer.map(|c| *c);
                 self.finalizer_confirmed = self.computer.as_ref().is_some_and(has_finalizer);
             }
-            Effect::Record(record) => self.record = Some(*record),
+            // What was finished on the version before stands in the new one, if we wrote it ourselves.
+            Effect::Record(record) => {
+                self.record = Some(*record);
+                self.passed.clear();
+            }
             Effect::Overtaken(record) => {
                 self.record = Some(*record);
+                self.passed.clear();
                 if guards::on(Guard::OldFacts) {
                     self.facts.clear();
                     self.archive = None;
@@ -203,6 +210,7 @@ impl View {
             archive: None,
             receipt: None,
             finalizer_confirmed: false,
+            passed: Vec::new(),
             settings: Settings::default(),
             fresh: Fresh { suffix: "s".into(), key: [0; 32] },
             now: Timestamp::UNIX_EPOCH,

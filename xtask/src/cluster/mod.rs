@@ -244,7 +244,7 @@ const LEAST_FREE: u64 = 3;
 
 fn enough_disk(folder: &Path) -> Result<()> {
     let disk = nix::sys::statvfs::statvfs(folder)?;
-    let free = u64::from(disk.blocks_available()) * 100 / u64::from(disk.blocks()).max(1);
+    let free = disk.blocks_available() * 100 / disk.blocks().max(1);
     ensure!(free >= LEAST_FREE, "the disk of {} is nearly full ({free} % free): a node needs {LEAST_FREE} %", folder.display());
     Ok(())
 }

@@ -134,18 +134,23 @@ async fn show(store: &Store, uid: &str, json: bool) -> anyhow::Result<ExitCode> 
         println!("not archived as it stood: {unlisted} more, which the manifest only counts");
     }
     println!("Receipt:");
-    receipt(store, uid).await
+    receipt(store, uid).await.map(|_| ExitCode::SUCCESS)
 }
 
 async fn receipt(store: &Store, uid: &str) -> anyhow::Result<ExitCode> {
     match store.get(&receipt_key(uid)).await {
-        Ok(receipt) => println!("{}", String::from_utf8_lossy(&receipt)),
-        Err(StoreError::NotFound(_)) => println!(
-            "none in the store: {uid} is not deleted (yet), or an override left it out; `kubectl get computerrecord {uid} -o yaml` tells"
-        ),
-        Err(error) => return Err(error.into()),
+        Ok(receipt) => {
+            println!("{}", String::from_utf8_lossy(&receipt));
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(StoreError::NotFound(_)) => {
+            println!(
+                "none in the store: {uid} is not deleted (yet), or an override left it out; `kubectl get computerrecord {uid} -o yaml` tells"
+            );
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(error.into()),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 async fn check(store: &Store, uid: &str) -> anyhow::Result<ExitCode> {

@@ -27,6 +27,8 @@ pub fn recover(view: &View) -> ComputerRecord {
     if let Some(volume) = &mut children.volume {
         volume.original_reclaim_policy.clear();
     }
+    // Nor is a Secret of another name ours: the admission policy would refuse to let us ask for it, for ever.
+    children.secret_name.take_if(|name| !name.starts_with("computer-key-"));
     // Nobody knows any more as whom the machine ran, or what the class wanted: the defaults give nothing up.
     let snapshot = Snapshot { session_paths: Vec::new(), archive: ArchiveSettings::default(), ..Snapshot::default() };
     new(
@@ -40,4 +42,24 @@ pub fn recover(view: &View) -> ComputerRecord {
             state: ComputerRecordStatus { credential: CredentialState::Pending, children, ..ComputerRecordStatus::default() },
         },
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A tenant that can write a status must not point us at a Secret that we are not let near: the deletion would wait for ever.
+    #[test]
+    fn a_recovered_record_names_only_a_secret_that_can_be_ours() {
+        for (name, ours) in [("computer-key-0123456789abcdef0123456789abcdef", true), ("database-password", false)] {
+            let status = json!({"children": {"secretName": name, "secretUid": "s", "claimName": "home-x"}});
+            let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}, "status": status}));
+            let children = recover(&view).spec.state.children;
+            assert_eq!(children.secret_name.is_some(), ours, "{name}");
+            assert_eq!(children.claim_name.as_deref(), Some("home-x"));
+        }
+    }
 }

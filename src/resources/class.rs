@@ -26,7 +26,7 @@ use super::QUANTITY_RULE;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ComputerClassSpec {
-    /// What it is for, for people.
+    /// What it is for, for people, at most 256 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub description: Option<String>,
@@ -38,7 +38,8 @@ pub struct ComputerClassSpec {
     /// The home volume.
     #[serde(default)]
     pub storage: StorageSettings,
-    /// Folders under the home whose content is archived as sessions, relative to it.
+    /// Folders under the home whose content is archived as sessions, relative to it; at most 16. Left out: `.factory/sessions`,
+    /// `.claude/projects` and `.codex/sessions`.
     #[serde(default = "default_session_paths")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256), pattern(r"^[^/].*$")))]
     #[x_kube(validation = Rule::new("self.all(p, !p.split('/').exists(s, s == '..' || s == '.'))").message("a session path is relative to the home and has no '.' or '..' part"))]
@@ -66,12 +67,12 @@ pub struct StorageSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,
-    /// Size of the home volume when the computer does not say.
+    /// Size of the home volume when the computer does not say: a quantity such as `10Gi`, the default.
     #[serde(default = "default_size")]
     #[schemars(extend("maxLength" = 32, "nullable" = false))]
     #[x_kube(validation = Rule::new(QUANTITY_RULE).message("size is a quantity above zero, for example 10Gi"))]
     pub size: Quantity,
-    /// Where the home volume is mounted in the first container.
+    /// Where the home volume is mounted in the first container: an absolute path, by default `/home/user`.
     #[serde(default = "default_mount_path")]
     #[schemars(length(min = 2, max = 256), pattern(r"^/[^:]+$"))]
     pub mount_path: String,
@@ -151,15 +152,15 @@ impl ArchiveSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StepDeadlines {
-    /// For the pods to stop.
+    /// For the pods to stop, in seconds: 1 to 604800 (a week), by default 600.
     #[serde(default = "default_stop")]
     #[schemars(range(min = 1, max = 604_800))]
     pub stop_pods_seconds: i64,
-    /// For the archive to be written and verified.
+    /// For the archive to be written and verified, in seconds: 1 to 604800 (a week), by default 3600.
     #[serde(default = "default_archive")]
     #[schemars(range(min = 1, max = 604_800))]
     pub archive_sessions_seconds: i64,
-    /// For the volume to be gone.
+    /// For the volume to be gone, in seconds: 1 to 604800 (a week), by default 600.
     #[serde(default = "default_volumes")]
     #[schemars(range(min = 1, max = 604_800))]
     pub delete_volumes_seconds: i64,
@@ -185,7 +186,7 @@ impl Default for StepDeadlines {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ClassLimits {
-    /// Largest `spec.storage.size`. Left out: no bound.
+    /// Largest `spec.storage.size` of a Computer, a quantity such as `100Gi`. Left out: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 32))]
     #[x_kube(validation = Rule::new(QUANTITY_RULE).message("maxStorage is a quantity above zero, for example 100Gi"))]

@@ -44,7 +44,7 @@ pub struct DeletionOverrideSpec {
     /// What to leave out: `stop-pods`, `archive-sessions`, `unreadable-files` (of the archive), `delete-volumes`, `write-receipt`.
     #[schemars(length(min = 1, max = 5), extend("x-kubernetes-list-type" = "set"))]
     pub skip: Vec<SkippableStep>,
-    /// Why. It stands in the receipt.
+    /// Why, in 10 to 1024 characters. It stands in the receipt.
     #[schemars(length(min = 10, max = 1024))]
     pub reason: String,
 }

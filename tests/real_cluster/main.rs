@@ -7,6 +7,7 @@ mod deletion;
 mod disruption;
 mod harness;
 mod operators;
+mod requests;
 mod rights;
 mod tenants;
 
@@ -44,7 +45,7 @@ async fn main() -> ExitCode {
     let chosen = |(name, _): &Scenario| names.is_empty() || names.iter().any(|n| name.contains(n.as_str()));
     let shared: Vec<Scenario> =
         [deletion::all(), archives::all(), tenants::all(), rights::all()].concat().into_iter().filter(chosen).collect();
-    let serial: Vec<Scenario> = disruption::all().into_iter().filter(chosen).collect();
+    let serial: Vec<Scenario> = [disruption::all(), requests::all()].concat().into_iter().filter(chosen).collect();
     if let Some(obstacle) = xtask::node::obstacle() {
         for (name, _) in shared.iter().chain(&serial) {
             println!("test {name} ... skipped: no real node can run here: {obstacle}");

@@ -163,8 +163,10 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
 pub(super) fn foreign_finalizers(metadata: &ObjectMeta, usual: &[&str]) -> Option<String> {
     let held: Vec<&str> =
         metadata.finalizers.iter().flatten().map(String::as_str).filter(|f| !usual.contains(f) && *f != POD_FINALIZER).collect();
-    (!held.is_empty())
-        .then(|| format!("finalizers that are not ours hold it: {}. Ask their owner to finish, or remove them", held.join(", ")))
+    (!held.is_empty()).then(|| {
+        let names = held.join(", ");
+        format!("finalizers that are not ours hold it: {names}. Ask their owner to finish, or remove them: no DeletionOverride can")
+    })
 }
 
 fn still_running(subject: &Subject, pod: &Pod, why: &str) -> String {

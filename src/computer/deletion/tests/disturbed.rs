@@ -1,5 +1,6 @@
 //! What tenants, admins, lost nodes and caches that are behind do to a deletion.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
 use super::world::{UID, World, from};
@@ -337,4 +338,23 @@ fn a_home_between_two_claims_is_archived() {
         pass(&mut world);
     }
     assert!(world.computer.is_none() && world.manifest && world.receipt.is_some());
+}
+
+/// S1: a step is remembered only on the very version of the record on which it was finished: a pod that another leader has put on
+/// record since is stopped before anything is archived.
+#[test]
+fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
+    let latest = crate::computer::latest::Latest::default();
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
+    let steps = vec![SubjectOutcome { result: "Verified".to_owned(), detail: String::new(), at: Time(world.time()) }];
+    latest.note_passed(&world.view(true), &steps);
+    let seen = |world: &World| {
+        let mut view = world.view(true);
+        latest.freshen(&mut view);
+        view.passed
+    };
+    assert_eq!(seen(&world), steps, "a request for nothing");
+    world.record.as_mut().unwrap().metadata.resource_version = Some("2".to_owned());
+    assert_eq!(seen(&world), []);
 }

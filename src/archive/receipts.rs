@@ -1,7 +1,7 @@
 //! Receipts on their way to the store. One that hangs holds up nobody else (L3): whoever brings a receipt waits for a moment, then
 //! makes room, and is called when the receipt is stored.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,26 +25,31 @@ struct Sent {
     stored: Option<Vec<u8>>,
 }
 
-/// The receipts on their way, by UID.
-type Known = Arc<Mutex<HashMap<String, Sent>>>;
+/// What is known of the receipts, by UID.
+#[derive(Default)]
+struct Known {
+    sent: HashMap<String, Sent>,
+    /// Those that failed since the store last took one: called when it takes one again.
+    failed: HashSet<String>,
+}
 
 /// Brings receipts to a store.
 pub(super) struct Receipts {
     store: Arc<Store>,
     called: mpsc::Sender<String>,
-    known: Known,
+    known: Arc<Mutex<Known>>,
     slots: Arc<Semaphore>,
     /// The last one took too long: nobody waits until one is stored.
     slow: Arc<AtomicBool>,
 }
 
-fn locked(known: &Known) -> MutexGuard<'_, HashMap<String, Sent>> {
+fn locked(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
     // Each change is one insertion or removal.
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Receipts {
-    /// The UID of a receipt that is stored after nobody waited for it any more is sent to `called`.
+    /// The UID of a receipt that is stored after nobody waited for it any more is sent to `called`, and those that failed before.
     pub fn new(store: Arc<Store>, called: mpsc::Sender<String>) -> Self {
         let slots = Arc::new(Semaphore::new(AT_ONCE));
         Self { store, called, known: Arc::default(), slots, slow: Arc::default() }
@@ -57,13 +62,13 @@ impl Receipts {
     pub async fn put(&self, uid: &str, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
         {
             let mut known = locked(&self.known);
-            known.retain(|_, sent| sent.stored.is_none() || sent.since.elapsed() < FORGOTTEN);
-            if let Some(sent) = known.get_mut(uid) {
+            known.sent.retain(|_, sent| sent.stored.is_none() || sent.since.elapsed() < FORGOTTEN);
+            if let Some(sent) = known.sent.get_mut(uid) {
                 let stored = sent.stored.take().ok_or_else(not_yet)?;
-                known.remove(uid);
+                known.sent.remove(uid);
                 return Ok(stored);
             }
-            known.insert(uid.to_owned(), Sent { since: Instant::now(), stored: None });
+            known.sent.insert(uid.to_owned(), Sent { since: Instant::now(), stored: None });
         }
         let answer = self.send(uid.to_owned(), bytes);
         let patience = if self.slow.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
@@ -90,22 +95,36 @@ impl Receipts {
                 })
             });
             let result = put.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())));
+            let waiting = settle(&mut locked(&known), &uid, result.is_ok());
             if result.is_ok() {
                 slow.store(false, Ordering::Relaxed);
             }
-            locked(&known).remove(&uid);
             match sender.send(result) {
                 // A failure is tried again when its time has come.
                 Ok(()) | Err(Err(_)) => {}
                 Err(Ok(stored)) => {
-                    locked(&known).insert(uid.clone(), Sent { since: Instant::now(), stored: Some(stored) });
-                    // The receiver goes only at shutdown.
+                    locked(&known).sent.insert(uid.clone(), Sent { since: Instant::now(), stored: Some(stored) });
                     let _ = called.send(uid).await;
                 }
+            }
+            // The receiver goes only at shutdown.
+            for uid in waiting {
+                let _ = called.send(uid).await;
             }
         });
         receiver
     }
+}
+
+/// A receipt is no longer on its way. Who is to be called: the store takes receipts again.
+fn settle(known: &mut Known, uid: &str, stored: bool) -> HashSet<String> {
+    known.sent.remove(uid);
+    known.failed.remove(uid);
+    if stored {
+        return std::mem::take(&mut known.failed);
+    }
+    known.failed.insert(uid.to_owned());
+    HashSet::new()
 }
 
 fn not_yet() -> StoreError {
@@ -156,7 +175,17 @@ mod tests {
         let (receipts, mut called) = receipts(Duration::from_secs(60));
         assert!(receipts.put("u", b"one".to_vec()).await.is_err());
         tokio::time::sleep(Duration::from_secs(30)).await;
-        assert!(called.try_recv().is_err() && locked(&receipts.known).is_empty(), "it failed after 20 s");
+        assert!(called.try_recv().is_err() && locked(&receipts.known).sent.is_empty(), "it failed after 20 s");
         assert!(receipts.put("u", b"two".to_vec()).await.is_err());
+    }
+
+    #[test]
+    fn whose_receipt_failed_is_called_as_soon_as_the_store_takes_another() {
+        let mut known = Known::default();
+        for uid in ["u", "v"] {
+            assert!(settle(&mut known, uid, false).is_empty());
+        }
+        assert_eq!(settle(&mut known, "v", true), ["u".to_owned()].into());
+        assert!(settle(&mut known, "w", true).is_empty(), "once");
     }
 }

@@ -29,7 +29,7 @@ const MANAGED: usize = 3;
 
 async fn store_out(bench: Arc<Bench>) -> Result<()> {
     let mut random = moments("the store out");
-    let out = Duration::from_secs(setting("OUTAGES_STORE_SECONDS", 50));
+    let out = Duration::from_secs(setting("OUTAGES_STORE_SECONDS", 30));
     let mut server = Server::start(&bench)?;
     let credentials = [("AWS_ACCESS_KEY_ID", "tester"), ("AWS_SECRET_ACCESS_KEY", "tester-secret")];
     let environment = credentials.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();

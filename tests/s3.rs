@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use computer_operator::archive::Unreadable;
-use computer_operator::archive::pack::{self, Problems};
+use computer_operator::archive::pack;
+use computer_operator::archive::problems::Problems;
 use computer_operator::archive::store::{ReceiptPut, Store, StoreError};
 use computer_operator::archive::{Verification, manifest_key, object_key, verify};
 use serde_json::json;

@@ -105,7 +105,7 @@ async fn ls(store: &Store) -> anyhow::Result<ExitCode> {
     for uid in store.uids().await? {
         match manifest(store, &uid).await {
             Ok((m, _)) => {
-                let computer = format!("{}/{}", m.computer.namespace, m.computer.name);
+                let computer = plain(&format!("{}/{}", m.computer.namespace, m.computer.name));
                 let (at, bytes, lost) = (when(m.created_at), m.stored_bytes(), m.lost());
                 println!("{uid:<36}  {computer:<40}  {at:<20}  {:>8}  {bytes:>12}  {lost:>8}", m.sessions.len());
             }
@@ -124,10 +124,10 @@ async fn show(store: &Store, uid: &str, json: bool) -> anyhow::Result<ExitCode> 
     println!("Computer {}/{} ({uid}), archived {}", manifest.computer.namespace, manifest.computer.name, when(manifest.created_at));
     println!("{:<64}  {:>6}  {:>12}  SHA-256 OF ITS OBJECT", "SESSION", "FILES", "BYTES");
     for s in &manifest.sessions {
-        println!("{:<64}  {:>6}  {:>12}  {}", s.id, s.files, s.bytes, s.digest);
+        println!("{:<64}  {:>6}  {:>12}  {}", plain(&s.id), s.files, s.bytes, s.digest);
     }
     for p in &manifest.problems {
-        println!("not archived as it stood: {} ({:?}: {})", p.path, p.kind, p.detail);
+        println!("not archived as it stood: {} ({:?}: {})", plain(&p.path), p.kind, plain(&p.detail));
     }
     let unlisted = manifest.problem_count - manifest.problems.len() as u64;
     if unlisted > 0 {
@@ -207,7 +207,7 @@ async fn export(store: &Store, uid: &str, session: Option<String>) -> anyhow::Re
         })
         .await??;
         tar = back;
-        eprintln!("{}: {files} files", entry.id);
+        eprintln!("{}: {files} files", plain(&entry.id));
     }
     tar.into_inner()?.flush()?;
     Ok(ExitCode::SUCCESS)
@@ -218,11 +218,28 @@ async fn bring_back(store: &Store, uid: &str, to: PathBuf, session: Option<Strin
         let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &entry.digest)).await?));
         let folder = to.clone();
         let written = tokio::task::spawn_blocking(move || restore::unpack(reader, &folder)).await??;
-        println!("{}: {} files", entry.id, written.len());
+        println!("{}: {} files", plain(&entry.id), written.len());
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// A name that a tenant chose, as it may be shown on somebody's terminal: whatever could move the cursor or turn the text is escaped.
+pub(super) fn plain(text: &str) -> String {
+    let odd = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if odd(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
 fn when(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |t| t.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tenant wiped the line that named a lost file off the admin's terminal.
+    #[test]
+    fn a_name_cannot_write_over_the_terminal() {
+        assert_eq!(plain("a b\u{e9}/\x1b[2K\n\u{202e}"), "a b\u{e9}/\\u{1b}[2K\\n\\u{202e}");
+    }
 }

@@ -6,9 +6,16 @@ use serde::{Deserialize, Serialize};
 /// Schema version written and read.
 pub const VERSION: u32 = 1;
 /// Largest manifest that is accepted, bytes.
-pub const MAX_BYTES: usize = 64 * 1024 * 1024;
+pub const MAX_BYTES: usize = 32 * 1024 * 1024;
 /// Most problems that are listed one by one; more are only counted.
 pub const MAX_PROBLEMS: usize = 10_000;
+/// Bytes that the listed problems may take as JSON: a tenant decides how many there are, and how long.
+pub const MAX_PROBLEM_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes that the sessions may take as JSON, about. Together they stay below [`MAX_BYTES`].
+pub const MAX_SESSION_BYTES: usize = 24 * 1024 * 1024;
+
+/// Id of the session that holds a whole home, where it has too many to be told apart.
+pub const WHOLE_HOME: &str = ".";
 
 /// An archive's table of contents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +35,12 @@ pub struct Manifest {
     pub problems: Vec<Problem>,
     /// How many there were.
     pub problem_count: u64,
+    /// How many of them lost content, listed or not.
+    #[serde(default)]
+    pub lost_count: u64,
+    /// By whose decision files that cannot be read were left out: told to the archive pod when it was made. Empty: by nobody's.
+    #[serde(default)]
+    pub left_out_by: String,
 }
 
 /// Whose archive it is.
@@ -107,7 +120,8 @@ impl Manifest {
         if manifest.version != VERSION {
             return Err(Invalid(format!("version {} is not {VERSION}", manifest.version)));
         }
-        if manifest.problems.len() > MAX_PROBLEMS || manifest.problem_count < manifest.problems.len() as u64 {
+        let counted = manifest.problem_count >= manifest.problems.len() as u64 && manifest.lost_count <= manifest.problem_count;
+        if manifest.problems.len() > MAX_PROBLEMS || !counted {
             return Err(Invalid("its problems are counted wrongly".to_owned()));
         }
         match manifest.sessions.iter().find(|s| !is_digest(&s.digest)) {
@@ -116,9 +130,12 @@ impl Manifest {
         }
     }
 
-    /// The session that a file belongs to.
+    /// The session that a file belongs to: the longest id counts, `.` holds whatever no other one does.
     pub fn session_of_path(&self, path: &str) -> Option<&SessionEntry> {
-        self.sessions.iter().find(|s| path.strip_prefix(s.id.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/'])))
+        let holds =
+            |s: &&SessionEntry| path.strip_prefix(s.id.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/']));
+        let whole = || self.sessions.iter().find(|s| s.id == WHOLE_HOME);
+        self.sessions.iter().filter(holds).max_by_key(|s| s.id.len()).or_else(whole)
     }
 
     /// Bytes in the store.
@@ -126,9 +143,16 @@ impl Manifest {
         self.sessions.iter().map(|s| s.size).fold(0, u64::saturating_add)
     }
 
-    /// Problems that lost content: a symlink or a FIFO has none.
-    pub fn lost(&self) -> usize {
-        self.problems.iter().filter(|p| matches!(p.kind, ProblemKind::Unreadable | ProblemKind::Changed)).count()
+    /// How many problems lost content: a symlink or a FIFO has none.
+    pub fn lost(&self) -> u64 {
+        self.lost_count.max(self.problems.iter().filter(|p| p.kind.lost()).count() as u64)
+    }
+}
+
+impl ProblemKind {
+    /// Whether content is missing in the archive.
+    pub fn lost(self) -> bool {
+        matches!(self, Self::Unreadable | Self::Changed)
     }
 }
 
@@ -152,6 +176,8 @@ pub(crate) mod tests {
             sessions: Vec::new(),
             problems: Vec::new(),
             problem_count: 0,
+            lost_count: 0,
+            left_out_by: String::new(),
         }
     }
 

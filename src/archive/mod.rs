@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod object;
 pub mod pack;
 pub mod pod;
+pub mod problems;
 mod receipts;
 pub mod restore;
 pub mod store;

@@ -10,12 +10,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use sha2::{Digest, Sha256};
 
 use super::exact::Exact;
-use super::manifest::{MAX_PROBLEMS, Problem, ProblemKind, SessionEntry};
+use super::manifest::{MAX_SESSION_BYTES, ProblemKind, SessionEntry, WHOLE_HOME};
+use super::problems::Problems;
 use super::unreadable::Unreadable;
 
 /// Files of one session, relative to the home, sorted.
@@ -28,29 +28,6 @@ pub struct Found {
     pub sessions: BTreeMap<PathBuf, Files>,
     /// What cannot be archived as it stands.
     pub problems: Problems,
-}
-
-/// Problems, bounded: the first are listed, all are counted.
-#[derive(Debug, Default)]
-pub struct Problems {
-    /// The first of them.
-    pub listed: Vec<Problem>,
-    /// All of them.
-    pub count: u64,
-    /// Those that lost content because it could not be read.
-    pub unreadable: u64,
-}
-
-impl Problems {
-    fn add(&mut self, path: &Path, kind: ProblemKind, detail: impl std::fmt::Display) {
-        self.count += 1;
-        self.unreadable += u64::from(kind == ProblemKind::Unreadable);
-        if self.listed.len() < MAX_PROBLEMS {
-            let bytes = path.as_os_str().as_bytes();
-            let exact = std::str::from_utf8(bytes).is_err().then(|| base64::engine::general_purpose::STANDARD.encode(bytes));
-            self.listed.push(Problem { path: path.to_string_lossy().into_owned(), path_bytes: exact, kind, detail: detail.to_string() });
-        }
-    }
 }
 
 /// A packed session: its entry and the spooled object.
@@ -91,11 +68,25 @@ pub fn find(home: &Path, session_paths: &[String], unreadable: Unreadable) -> st
         }
         walk(home, &root, unreadable, &mut found)?;
     }
+    fold(&mut found.sessions, session_paths);
     for files in found.sessions.values_mut() {
         files.sort();
         files.dedup();
     }
     Ok(found)
+}
+
+/// More sessions than a manifest can name are one for each session path: none is lost, and the archive is taken.
+fn fold(sessions: &mut BTreeMap<PathBuf, Files>, session_paths: &[String]) {
+    // Digest, numbers and names of the fields, as pretty JSON has them.
+    let entry = |id: &PathBuf| serde_json::to_string(&id.to_string_lossy()).map_or(0, |text| text.len()) + 320;
+    if sessions.keys().map(entry).sum::<usize>() <= MAX_SESSION_BYTES {
+        return;
+    }
+    for (id, files) in std::mem::take(sessions) {
+        let root = session_paths.iter().find(|root| id.starts_with(root)).map_or(WHOLE_HOME, String::as_str);
+        sessions.entry(PathBuf::from(root)).or_default().extend(files);
+    }
 }
 
 fn walk(home: &Path, root: &Path, unreadable: Unreadable, found: &mut Found) -> std::io::Result<()> {

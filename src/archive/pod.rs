@@ -11,9 +11,12 @@ use anyhow::{Context as _, bail};
 use reqwest::{Body, Client, StatusCode};
 use tokio_util::io::ReaderStream;
 
+use super::cli::plain;
 use super::manifest::{Manifest, ManifestComputer, VERSION};
-use super::pack::{self, Packed, Problems};
-use super::unreadable::Unreadable;
+use super::pack::{self, Packed};
+use super::problems::Problems;
+use super::unreadable::{self, Unreadable};
+use crate::resources::conditions;
 
 const TOKEN: &str = "/var/run/secrets/ingest/token";
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -27,6 +30,7 @@ struct Job {
     computer: ManifestComputer,
     session_paths: Vec<String>,
     unreadable: Unreadable,
+    left_out_by: String,
     home: PathBuf,
     spool: PathBuf,
     token: PathBuf,
@@ -48,6 +52,7 @@ impl Job {
             computer: ManifestComputer { namespace: var("COMPUTER_NAMESPACE")?, name: var("COMPUTER_NAME")?, uid: var("COMPUTER_UID")? },
             session_paths,
             unreadable: var("UNREADABLE")?.parse().map_err(anyhow::Error::msg).context("UNREADABLE")?,
+            left_out_by: std::env::var("LEFT_OUT_BY").unwrap_or_default(),
             home: or("HOME_VOLUME", "/home-volume"),
             spool: or("SPOOL", "/spool"),
             token: or("INGEST_TOKEN_FILE", TOKEN),
@@ -63,15 +68,20 @@ pub async fn main() -> ExitCode {
     };
     match result {
         Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(unreadable)) => end(&unreadable, 3),
-        Err(error) => end(&format!("{error:#}"), 1),
+        Ok(Some(unreadable)) => {
+            eprintln!("something in the home cannot be read; the termination message names it");
+            end(&unreadable, 3)
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            end(&format!("{error:#}"), 1)
+        }
     }
 }
 
 /// The last words, where `kubectl describe` and the operator find them.
 fn end(message: &str, code: u8) -> ExitCode {
-    eprintln!("{message}");
-    let text = crate::resources::conditions::truncate(message, 1000);
+    let text = conditions::truncate(message, 1000);
     if let Err(error) = std::fs::write(TERMINATION_LOG, text) {
         eprintln!("the termination log cannot be written: {error}");
     }
@@ -81,7 +91,7 @@ fn end(message: &str, code: u8) -> ExitCode {
 /// Packs and sends everything, the manifest last. `Some`: why unreadable files block it.
 async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     let sender = Sender::new(job)?;
-    let found = pack::find(&job.home, &job.session_paths, job.unreadable).context("the home cannot be looked through")?;
+    let found = pack::find(&job.home, &job.session_paths, job.unreadable).map_err(of_home("the home cannot be looked through"))?;
     println!("{} sessions found", found.sessions.len());
     let (mut problems, mut entries) = (found.problems, Vec::new());
     let total = found.sessions.len();
@@ -94,7 +104,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
         entries.push(packed.entry);
     }
     if job.unreadable == Unreadable::Block && problems.unreadable > 0 {
-        return Ok(Some(format!("{} files or folders cannot be read", problems.unreadable)));
+        return Ok(Some(cannot_be_read(&problems)));
     }
     entries.sort_by(|a, b| a.id.cmp(&b.id));
     let manifest = Manifest {
@@ -105,10 +115,32 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
         sessions: entries,
         problems: problems.listed,
         problem_count: problems.count,
+        lost_count: problems.lost,
+        left_out_by: if problems.lost > 0 { job.left_out_by.clone() } else { String::new() },
     };
     sender.manifest(&serde_json::to_vec_pretty(&manifest)?).await?;
     println!("manifest stored: {} sessions, {} problems", manifest.sessions.len(), manifest.problem_count);
     Ok(None)
+}
+
+/// Who decides must know what about: the first names go where the computer's owner and the admin read, not to the log.
+fn cannot_be_read(problems: &Problems) -> String {
+    let (first, count) = (problems.first_lost(3), problems.unreadable);
+    let named: Vec<_> = first.iter().map(|name| conditions::truncate(&plain(name), 120)).collect();
+    let more = if count > named.len() as u64 { ", ..." } else { "" };
+    format!("{count} {} cannot be read: {}{more}", if count == 1 { "file or folder" } else { "files or folders" }, named.join(", "))
+}
+
+/// What went wrong with the home, and what helps when its medium is damaged.
+fn of_home(what: &'static str) -> impl FnOnce(std::io::Error) -> anyhow::Error {
+    move |error| {
+        let help = if unreadable::damaged(&error) {
+            ". The volume is damaged: a DeletionOverride that skips unreadable-files archives what can be read"
+        } else {
+            ""
+        };
+        anyhow::anyhow!("{what}: {error}{help}")
+    }
 }
 
 async fn pack_one(job: &Job, id: PathBuf, files: Vec<PathBuf>, problems: &mut Problems) -> anyhow::Result<Option<Packed>> {
@@ -116,7 +148,7 @@ async fn pack_one(job: &Job, id: PathBuf, files: Vec<PathBuf>, problems: &mut Pr
     let mut own = std::mem::take(problems);
     let (packed, own) = tokio::task::spawn_blocking(move || (pack::pack(&home, &spool, &id, &files, unreadable, &mut own), own)).await?;
     *problems = own;
-    packed.context("a session cannot be read, or the spool not written")
+    packed.map_err(of_home("a session cannot be read, or the spool not written"))
 }
 
 struct Sender<'a> {

@@ -82,7 +82,7 @@ pub fn print(object: impl Read, wanted: &Path, out: &mut impl Write) -> Result<(
             std::io::copy(entry, out).map_err(|source| RestoreError::Io { path: wanted.to_owned(), source })?;
             printed = true;
         } else if held.len() < LISTED {
-            held.push(format!("  {}", path.display()));
+            held.push(format!("  {}", super::cli::plain(&path.to_string_lossy())));
         } else if held.len() == LISTED {
             held.push("  ...".to_owned());
         }

@@ -12,6 +12,11 @@ const OF_THE_HOME: [Errno; 6] = [Errno::ACCESS, Errno::LOOP, Errno::NOENT, Errno
 /// A medium or a file system that is damaged. It may be repaired: only an admin may give it up.
 const OF_THE_DISK: [Errno; 5] = [Errno::IO, Errno::NODATA, Errno::UCLEAN, Errno::BADMSG, Errno::PERM];
 
+/// Whether a failure tells of a damaged medium or file system.
+pub fn damaged(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|number| OF_THE_DISK.contains(&Errno::from_raw_os_error(number)))
+}
+
 /// What to do with a file that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreadable {
@@ -28,8 +33,7 @@ impl Unreadable {
     pub fn names(self, error: &io::Error) -> bool {
         // Without a number it is ours: a path that is no regular file any more, a loop that walkdir found.
         let Some(number) = error.raw_os_error() else { return true };
-        let errno = Errno::from_raw_os_error(number);
-        OF_THE_HOME.contains(&errno) || (self == Self::GiveUp && OF_THE_DISK.contains(&errno))
+        OF_THE_HOME.contains(&Errno::from_raw_os_error(number)) || (self == Self::GiveUp && damaged(error))
     }
 }
 

@@ -15,6 +15,7 @@ use super::object::each_entry;
 use super::store::{Store, StoreError};
 use super::{Manifest, SessionEntry, manifest_key, object_key};
 use crate::guards::{self, Guard};
+use crate::resources::conditions::truncate;
 
 /// Archives that are read back at the same time.
 const AT_ONCE: usize = 3;
@@ -34,6 +35,8 @@ pub struct Summary {
     pub bytes: u64,
     /// Files that lost content.
     pub problems: u64,
+    /// By whose decision some of them were left out.
+    pub left_out_by: String,
 }
 
 /// How an archive stands.
@@ -179,7 +182,8 @@ async fn read_all(store: &Store, uid: &str, manifest: &Manifest, manifest_digest
         manifest_digest,
         sessions: manifest.sessions.len() as u64,
         bytes: manifest.stored_bytes(),
-        problems: manifest.lost() as u64,
+        problems: manifest.lost(),
+        left_out_by: truncate(&manifest.left_out_by, 2048),
     })
 }
 
@@ -256,7 +260,8 @@ impl<R: Read> Read for Hashing<R> {
 mod tests {
     use super::*;
     use crate::archive::Unreadable;
-    use crate::archive::pack::{self, Problems};
+    use crate::archive::pack;
+    use crate::archive::problems::Problems;
 
     async fn archived(folder: &std::path::Path) -> (Store, String) {
         let home = tempfile::tempdir().unwrap();

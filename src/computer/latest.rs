@@ -40,14 +40,16 @@ impl Latest {
         }
     }
 
-    /// The deletion steps that a pass has seen finished.
+    /// The deletion steps that a pass has seen finished. One that was left out, and what came after it, is remembered only by the
+    /// record: an override that is withdrawn before that counts for nothing (S11).
     pub fn note_passed(&self, view: &View, steps: &[SubjectOutcome]) {
+        let steps: Vec<_> = steps.iter().take_while(|s| s.result != "Skipped").cloned().collect();
         let version = view.record.as_ref().and_then(|r| r.metadata.resource_version.clone());
         let mut all = locked(&self.passed);
         if steps.is_empty() || version.is_none() {
             all.remove(&view.uid);
         } else {
-            all.insert(view.uid.clone(), Passed { version, steps: steps.to_vec() });
+            all.insert(view.uid.clone(), Passed { version, steps });
         }
     }
 

@@ -71,14 +71,6 @@ fn plural(count: i64, what: &str) -> String {
     if count == 1 { what.to_owned() } else { format!("{what}s") }
 }
 
-/// By whose decision files that cannot be read are not in the archive.
-fn left_out(context: &Context<'_>) -> Option<String> {
-    if let Some(by) = context.view.skipped(SkippableStep::UnreadableFiles) {
-        return Some(super::receipt::skipped_by(by));
-    }
-    (!context.record.spec.snapshot.archive.blocks_unreadable()).then(|| "by the class: unreadableFiles Record, or BestEffort".to_owned())
-}
-
 /// `BestEffort` gives up when the deadline of this step has passed. Its clock starts on record with the step itself: a long stop
 /// must not eat the archive's time.
 fn best_effort(context: &Context<'_>, state: &State) -> Option<State> {
@@ -105,7 +97,7 @@ fn custody_first(context: &Context<'_>) -> State {
                 sessions: i64::try_from(summary.sessions).unwrap_or(i64::MAX),
                 bytes: i64::try_from(summary.bytes).unwrap_or(i64::MAX),
                 problems: i64::try_from(summary.problems).unwrap_or(i64::MAX),
-                left_out: left_out(context).filter(|_| summary.problems > 0),
+                left_out: Some(summary.left_out_by.clone()).filter(|by| summary.problems > 0 && !by.is_empty()),
             };
             context.save(|r| {
                 if let Some(deletion) = &mut r.spec.state.deletion {
@@ -149,7 +141,7 @@ fn pod(context: &Context<'_>) -> State {
     }
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
         Some("Succeeded" | "Failed") => ended(context, pod, attempt, subject),
-        Some("Pending") | None if other_image(context, pod) => {
+        Some("Pending") | None if other_image(context, pod) || custody::told_otherwise(context.view, context.record, pod) => {
             State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
         }
         _ => waiting(context, pod),

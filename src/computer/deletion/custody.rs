@@ -129,17 +129,32 @@ fn custody_claim(view: &View, pv: &PersistentVolume) -> PersistentVolumeClaim {
     claim
 }
 
+/// Environment variable that tells the archive pod what to do with what it cannot read.
+const UNREADABLE: &str = "UNREADABLE";
+
+/// What is to be done with what cannot be read, and by whose decision. The pod writes that into the manifest: once it runs, an override
+/// that is withdrawn was in force all the same, and is named (S11).
+fn unreadable(view: &View, record: &ComputerRecord) -> (Unreadable, String) {
+    match (view.skipped(SkippableStep::UnreadableFiles), record.spec.snapshot.archive.blocks_unreadable()) {
+        (Some(by), _) => (Unreadable::GiveUp, super::receipt::skipped_by(by)),
+        (None, true) => (Unreadable::Block, String::new()),
+        (None, false) => (Unreadable::Record, "by the class: unreadableFiles Record, or BestEffort".to_owned()),
+    }
+}
+
+/// Whether a pod was told something else than what counts now.
+pub(super) fn told_otherwise(view: &View, record: &ComputerRecord, pod: &Pod) -> bool {
+    let env = pod.spec.iter().flat_map(|s| &s.containers).flat_map(|c| c.env.iter().flatten()).find(|e| e.name == UNREADABLE);
+    env.and_then(|e| e.value.as_deref()).is_some_and(|told| told != unreadable(view, record).0.to_string())
+}
+
 /// The archive pod: our own image, no store credentials, the home read-only, as the user that the machine ran as.
 pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
     let snapshot = &record.spec.snapshot;
     let settings = &view.settings;
     let user = snapshot.run_as_user.unwrap_or(1000);
     let group = snapshot.run_as_group.or(snapshot.fs_group).unwrap_or(user);
-    let unreadable = match (view.skipped(SkippableStep::UnreadableFiles), snapshot.archive.blocks_unreadable()) {
-        (Some(_), _) => Unreadable::GiveUp,
-        (None, true) => Unreadable::Block,
-        (None, false) => Unreadable::Record,
-    };
+    let (unreadable, left_out_by) = unreadable(view, record);
     let env: Vec<Value> = [
         ("INGEST_URL", settings.ingest_url.clone()),
         ("INGEST_CA", settings.ingest_ca.clone()),
@@ -147,7 +162,8 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
         ("COMPUTER_NAMESPACE", record.spec.namespace.clone()),
         ("COMPUTER_NAME", record.spec.computer.clone()),
         ("SESSION_PATHS", json!(snapshot.session_paths).to_string()),
-        ("UNREADABLE", unreadable.to_string()),
+        (UNREADABLE, unreadable.to_string()),
+        ("LEFT_OUT_BY", left_out_by),
     ]
     .map(|(name, value)| json!({"name": name, "value": value}))
     .into();

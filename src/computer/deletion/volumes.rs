@@ -39,8 +39,20 @@ pub(super) fn step(context: &Context<'_>) -> State {
                 60,
             );
         }
-        if let Some(patch) = restore_patch(pv, recorded) {
-            return State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch });
+        match restore_patch(pv, recorded) {
+            Restore::Nothing => {}
+            Restore::Patch(patch) => return State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }),
+            Restore::NoClaim => {
+                return State::blocked(
+                    "VolumeTaken",
+                    format!(
+                        "the claimRef of volume {} was removed: whose it is now cannot be known, so its reclaim policy stays {}. Create a \
+                         DeletionOverride that skips delete-volumes",
+                        recorded.name, "Retain"
+                    ),
+                    60,
+                );
+            }
         }
     }
     if let Some(state) = custody_claim_gone(context) {
@@ -72,24 +84,43 @@ fn held_by_us(context: &Context<'_>, pv: &PersistentVolume) -> bool {
         || super::custody::refers_to_custody(context.view, pv)
 }
 
-/// Puts the original policy back; a volume that stays loses our marks. `None`: nothing to change.
-fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord) -> Option<json_patch::Patch> {
-    let test = json!({"op": "test", "path": "/metadata/uid", "value": pv.metadata.uid});
+/// What the original policy needs.
+enum Restore {
+    Nothing,
+    Patch(json_patch::Patch),
+    /// The volume refers to no claim any more.
+    NoClaim,
+}
+
+/// Puts the original policy back, on a volume that still refers to the claim that was looked at (S5); one that stays loses our marks.
+fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord) -> Restore {
     let policy = pv.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
-    let mut operations = vec![test];
+    let mut changes = Vec::new();
     if policy != Some(&recorded.original_reclaim_policy) {
-        operations.push(json!({"op": "replace", "path": "/spec/persistentVolumeReclaimPolicy", "value": recorded.original_reclaim_policy}));
+        changes.push(json!({"op": "replace", "path": "/spec/persistentVolumeReclaimPolicy", "value": recorded.original_reclaim_policy}));
     }
     if recorded.original_reclaim_policy != "Delete" {
         if pv.metadata.labels.as_ref().is_some_and(|l| l.contains_key(UID_LABEL)) {
-            operations.push(json!({"op": "remove", "path": format!("/metadata/labels/{}", UID_LABEL.replace('/', "~1"))}));
+            changes.push(json!({"op": "remove", "path": format!("/metadata/labels/{}", UID_LABEL.replace('/', "~1"))}));
         }
         if pv.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION)) {
-            operations
+            changes
                 .push(json!({"op": "remove", "path": format!("/metadata/annotations/{}", ORIGINAL_POLICY_ANNOTATION.replace('/', "~1"))}));
         }
     }
-    (operations.len() > 1 && pv.metadata.deletion_timestamp.is_none()).then(|| volume::patch(&operations))
+    if changes.is_empty() || pv.metadata.deletion_timestamp.is_some() {
+        return Restore::Nothing;
+    }
+    let Some(claim) = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref()) else { return Restore::NoClaim };
+    let test = |path: &str, value: &Option<String>| json!({"op": "test", "path": path, "value": value});
+    let mut operations = vec![test("/metadata/uid", &pv.metadata.uid)];
+    // Between the claims it has a name only, until the volume controller has bound it.
+    match &claim.uid {
+        Some(_) => operations.push(test("/spec/claimRef/uid", &claim.uid)),
+        None => operations.extend([test("/spec/claimRef/namespace", &claim.namespace), test("/spec/claimRef/name", &claim.name)]),
+    }
+    operations.append(&mut changes);
+    Restore::Patch(volume::patch(&operations))
 }
 
 /// No custody is on record, and no archive was ever wanted. Otherwise a crash may have left a claim or the first pod behind.
@@ -130,5 +161,27 @@ fn custody_claim_gone(context: &Context<'_>) -> Option<State> {
         }
         Some(Some(_)) => Some(State::wait(15)),
         Some(None) => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// S5: this replica's cache is behind, and an admin has given the volume to another claim since.
+    #[test]
+    fn the_policy_goes_back_only_on_a_volume_that_is_still_ours() {
+        let recorded = VolumeRecord { uid: "pv-uid".into(), original_reclaim_policy: "Delete".into(), ..VolumeRecord::default() };
+        let volume = |claim: serde_json::Value| json!({"metadata": {"name": "pv", "uid": "pv-uid"}, "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": claim}});
+        let theirs = volume(json!({"namespace": "n", "name": "other", "uid": "somebody-elses"}));
+        for ours in [json!({"uid": "custody"}), json!({"namespace": "own", "name": "home-u"})] {
+            let seen = serde_json::from_value(volume(ours.clone())).unwrap();
+            let Restore::Patch(patch) = restore_patch(&seen, &recorded) else { panic!("nothing to do") };
+            assert!(json_patch::patch(&mut theirs.clone(), &patch).is_err(), "S5");
+            json_patch::patch(&mut volume(ours), &patch).unwrap();
+        }
+        let nobodys = serde_json::from_value(volume(json!(null))).unwrap();
+        assert!(matches!(restore_patch(&nobodys, &recorded), Restore::NoClaim));
     }
 }

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use computer_operator::archive::SessionEntry;
 use computer_operator::archive::Unreadable;
 use computer_operator::archive::manifest::{Manifest, ManifestComputer, VERSION};
-use computer_operator::archive::pack::{self, Problems};
+use computer_operator::archive::pack;
+use computer_operator::archive::problems::Problems;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
@@ -89,6 +90,8 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
         sessions: vec![home.entry.clone()],
         problems: Vec::new(),
         problem_count: 0,
+        lost_count: 0,
+        left_out_by: String::new(),
     };
     let bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| e.to_string())?;
     put(world, pod, &format!("{base}/manifest"), &token, bytes.into()).await
@@ -97,8 +100,17 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
 fn foreign_manifest() -> Bytes {
     let computer = ManifestComputer { namespace: "other".to_owned(), name: "other".to_owned(), uid: "somebody-else".to_owned() };
     let (created_at, problem_count) = (0, 0);
-    let manifest =
-        Manifest { version: VERSION, computer, created_at, session_paths: vec![], sessions: vec![], problems: vec![], problem_count };
+    let manifest = Manifest {
+        version: VERSION,
+        computer,
+        created_at,
+        session_paths: vec![],
+        sessions: vec![],
+        problems: vec![],
+        problem_count,
+        lost_count: 0,
+        left_out_by: String::new(),
+    };
     serde_json::to_vec(&manifest).expect("a manifest").into()
 }
 

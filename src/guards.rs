@@ -119,19 +119,24 @@ mod switch {
     use super::Guard;
 
     thread_local! {
-        static OFF: Cell<Option<Guard>> = const { Cell::new(None) };
+        /// One bit for each guard.
+        static OFF: Cell<u64> = const { Cell::new(0) };
+    }
+
+    const fn bit(guard: Guard) -> u64 {
+        1 << guard as u64
     }
 
     /// Whether a guard stands on this thread.
     pub fn on(guard: Guard) -> bool {
-        OFF.get() != Some(guard)
+        OFF.get() & bit(guard) == 0
     }
 
-    /// Runs `work` without one guard, on this thread only.
-    pub fn without<T>(guard: Option<Guard>, work: impl FnOnce() -> T) -> T {
-        OFF.set(guard);
+    /// Runs `work` without these guards, on this thread only.
+    pub fn without<T>(guards: &[Guard], work: impl FnOnce() -> T) -> T {
+        OFF.set(guards.iter().fold(0, |off, g| off | bit(*g)));
         let result = work();
-        OFF.set(None);
+        OFF.set(0);
         result
     }
 }

@@ -47,7 +47,7 @@ const EVENT_TIMEOUT: Duration = Duration::from_secs(3);
 pub async fn run(client: Client, namespace: String, sources: Sources, stop: CancellationToken) {
     let (queue, work) = queue::queue();
     let mut tasks = JoinSet::new();
-    let caches = watch::start(&client, &namespace, &queue, &mut tasks, &stop);
+    let caches = watch::start(&client, &namespace, &queue, &mut tasks, &sources, &stop);
     tokio::select! {
         () = stop.cancelled() => return,
         ready = caches.ready() => if ready.is_err() { return },

@@ -1,6 +1,7 @@
 //! What is watched for `ApiKeys`: them, their records, namespaces, and, without keeping them, `ServiceAccounts`. Secrets are not.
 
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::{Api, PartialObjectMeta};
 use kube::core::DeserializeGuard;
@@ -11,8 +12,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::resources::{ApiKey, ApiKeyRecord};
+use crate::runtime::backoff::WatchBackoff;
 use crate::runtime::caches::{Index, Spawn, WATCH_TIMEOUT, note, strip, touched};
 use crate::runtime::queue::Queue;
+use crate::runtime::sources::Sources;
 
 /// Read side of the caches.
 #[derive(Clone)]
@@ -52,10 +55,17 @@ pub fn terminating(namespace: &Namespace) -> bool {
 }
 
 /// Starts the watches; they run until `stop`, in `tasks`.
-pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSet<()>, stop: &CancellationToken) -> Caches {
+pub fn start(
+    client: &Client,
+    namespace: &str,
+    queue: &Queue,
+    tasks: &mut JoinSet<()>,
+    sources: &Sources,
+    stop: &CancellationToken,
+) -> Caches {
     let all = watcher::Config::default().timeout(WATCH_TIMEOUT);
     let index = Index::default();
-    let mut spawn = Spawn { queue, tasks, stop };
+    let mut spawn = Spawn { queue, tasks, sources, stop };
     let seen = index.clone();
     let keys = spawn.watch(Api::<DeserializeGuard<ApiKey>>::all(client.clone()), all.clone(), strip, move |event| {
         note(&seen, event);
@@ -69,7 +79,8 @@ pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSe
             .filter(|n| terminating(n))
             .map_or_else(Vec::new, |n| uids(&inside, |k| k.namespace().as_ref() == Some(&n.name_any())))
     });
-    tasks.spawn(accounts(client.clone(), all, keys.clone(), queue.clone(), stop.clone()));
+    let events = watcher(Api::all(client.clone()), all).backoff(WatchBackoff::new(sources)).boxed();
+    tasks.spawn(accounts(events, keys.clone(), queue.clone(), stop.clone()));
     Caches { keys, records, namespaces, index }
 }
 
@@ -77,10 +88,10 @@ fn uids(keys: &Store<ApiKey>, concerned: impl Fn(&ApiKey) -> bool) -> Vec<String
     keys.state_filter(|k| concerned(k)).iter().filter_map(|k| k.metadata.uid.clone()).collect()
 }
 
+type Accounts = BoxStream<'static, watcher::Result<watcher::Event<PartialObjectMeta<ServiceAccount>>>>;
+
 /// A ServiceAccount that comes, goes or changes concerns the keys that act as it. None is kept: each pass reads its own live.
-async fn accounts(client: Client, config: watcher::Config, keys: Store<ApiKey>, queue: Queue, stop: CancellationToken) {
-    let api: Api<PartialObjectMeta<ServiceAccount>> = Api::all(client);
-    let mut events = watcher(api, config).default_backoff().boxed();
+async fn accounts(mut events: Accounts, keys: Store<ApiKey>, queue: Queue, stop: CancellationToken) {
     loop {
         let event = tokio::select! { () = stop.cancelled() => return, event = events.next() => event };
         let touched = match event {

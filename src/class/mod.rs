@@ -20,6 +20,7 @@ use crate::computer::pod;
 use crate::computer::view::Settings;
 use crate::resources::conditions::{self, types};
 use crate::resources::{ArchivePolicy, ComputerClass, ComputerClassStatus, ComputerSpec};
+use crate::runtime::backoff::WatchBackoff;
 use crate::runtime::caches::understood;
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::sources::Sources;
@@ -34,7 +35,7 @@ struct Shared {
 pub async fn run(client: Client, settings: Settings, sources: Sources, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
     let all = Api::<DeserializeGuard<ComputerClass>>::all(client.clone());
-    let understood = watcher(all, watcher::Config::default()).default_backoff().map_ok(understood);
+    let understood = watcher(all, watcher::Config::default()).backoff(WatchBackoff::new(&sources)).map_ok(understood);
     let classes = understood.reflect(writer).applied_objects();
     let shared = Arc::new(Shared { client, settings, sources });
     Controller::for_stream(classes, reader)

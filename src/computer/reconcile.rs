@@ -13,7 +13,7 @@ use super::apply::{Applier, Error};
 use super::latest::Latest;
 use super::observe::observe;
 use super::plan::{Blocker, Next, Plan, Report, plan};
-use super::status;
+use super::status::{self, Written};
 use super::view::{Settings, View};
 use crate::archive::Archives;
 use crate::guards::{self, Guard};
@@ -51,6 +51,8 @@ pub struct Reconciler {
     pub sources: Sources,
     /// Records that the cache is behind.
     pub latest: Latest,
+    /// Statuses of the last seconds.
+    pub written: Written,
 }
 
 impl Reconciler {
@@ -73,10 +75,11 @@ impl Reconciler {
         if let Some(error) = &error {
             explain(&mut plan.report, error);
         }
-        self.publish(&view, &plan.report).await;
+        let told = self.publish(&view, &plan.report).await;
         super::overrides::acknowledge(&self.client, &view).await;
         self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
-        self.next_run(uid, &plan, error)
+        let next = self.next_run(uid, &plan, error);
+        if told { next } else { Some(next.map_or(Written::PAUSE, |n| n.min(Written::PAUSE))) }
     }
 
     /// Plans and applies in turn. Ends with the plan that waits, or with the failure that stopped it.
@@ -152,18 +155,26 @@ impl Reconciler {
         }
     }
 
-    async fn publish(&self, view: &View, report: &Report) {
+    /// Whether the status says what it should, as far as this pass can do anything about it.
+    async fn publish(&self, view: &View, report: &Report) -> bool {
         // A released Computer is gone, or about to be: there is nobody to tell, unless somebody else holds it.
         let released = |c: &&Computer| c.metadata.deletion_timestamp.is_some() && c.metadata.finalizers.as_ref().is_none_or(Vec::is_empty);
-        let Some(computer) = view.computer.as_ref().filter(|c| report.phase.is_some() && !released(c)) else { return };
+        let Some(computer) = view.computer.as_ref().filter(|c| report.phase.is_some() && !released(c)) else { return true };
         let new = status::compute(view, computer, report);
-        let Some(patch) = status::patch(computer, &new) else { return };
+        let Some(patch) = status::patch(computer, &new) else { return true };
+        if self.written.lately(&view.uid, &new) {
+            return false;
+        }
         let api: Api<Computer> = Api::namespaced(self.client.clone(), &view.namespace);
         match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
-            Ok(_) => self.events(view, computer, report).await,
+            Ok(_) => {
+                self.written.note(&view.uid, &new);
+                self.events(view, computer, report).await;
+            }
             // Gone, or another UID: there is nobody to tell.
             Err(error) => tracing::debug!(uid = %view.uid, %error, "the status was not written"),
         }
+        true
     }
 
     /// One event for each deletion step that changed its state. Best effort: a terminating namespace refuses them.

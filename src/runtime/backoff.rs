@@ -1,5 +1,6 @@
 //! Backoff of failures, keyed by UID: full jitter below a bound that doubles from 1 s to 5 min. A computer re-created under the
 //! same name starts afresh, and no computer's failures slow another one (L3). Nothing is kept for a UID that does not fail.
+//! [`WatchBackoff`] is that of a watch. Both get their randomness from a seed, so that a simulation can be run again.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,6 +8,8 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+use super::sources::Sources;
 
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(300);
@@ -66,6 +69,39 @@ fn delay(failures: u32, jitter: f64) -> Duration {
     bound.mul_f64(jitter.clamp(0.0, 1.0)).max(SHORTEST)
 }
 
+/// Backoff of one watch, with the figures of kube's own: from 0.8 s to 30 s, jitter on top, fresh after every event.
+#[derive(Debug)]
+pub struct WatchBackoff {
+    failures: u32,
+    random: StdRng,
+}
+
+impl WatchBackoff {
+    const FIRST: Duration = Duration::from_millis(800);
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    /// The jitter is the same for the same randomness.
+    pub fn new(sources: &Sources) -> Self {
+        Self { failures: 0, random: StdRng::seed_from_u64(u64::from_le_bytes(sources.bytes())) }
+    }
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let bound = Self::FIRST.saturating_mul(2_u32.saturating_pow(self.failures.min(16))).min(Self::LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        Some(bound.mul_f64(1.0 + self.random.random::<f64>()))
+    }
+}
+
+impl kube::runtime::utils::Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -116,5 +152,16 @@ mod tests {
             prop_assert_eq!(&waits, &run());
             prop_assert!(waits.iter().all(|w| (SHORTEST..=LONGEST).contains(w)));
         }
+    }
+
+    #[test]
+    fn a_watch_that_cannot_be_opened_is_tried_less_and_less_often_and_at_once_after_it_has_worked() {
+        let mut backoff = WatchBackoff::new(&Sources::new(jiff::Timestamp::now, |bytes| bytes.fill(7)));
+        let first = backoff.next().unwrap();
+        assert!((WatchBackoff::FIRST..=2 * WatchBackoff::FIRST).contains(&first), "{first:?}");
+        let worst = (0..40).filter_map(|_| backoff.next()).max().unwrap();
+        assert!((WatchBackoff::LONGEST..=2 * WatchBackoff::LONGEST).contains(&worst), "{worst:?}");
+        kube::runtime::utils::Backoff::reset(&mut backoff);
+        assert!(backoff.next().unwrap() <= 2 * WatchBackoff::FIRST);
     }
 }

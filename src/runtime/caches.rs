@@ -18,7 +18,9 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::backoff::WatchBackoff;
 use super::queue::Queue;
+use super::sources::Sources;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
 
 /// Seconds after which a watch is renewed: below the idle limit of common load balancers.
@@ -73,11 +75,18 @@ impl Caches {
 }
 
 /// Starts the watches; they run until `stop`, in `tasks`.
-pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSet<()>, stop: &CancellationToken) -> Caches {
+pub fn start(
+    client: &Client,
+    namespace: &str,
+    queue: &Queue,
+    tasks: &mut JoinSet<()>,
+    sources: &Sources,
+    stop: &CancellationToken,
+) -> Caches {
     let index = Index::default();
     let all = watcher::Config::default().timeout(WATCH_TIMEOUT);
     let ours = all.clone().labels(&format!("{MANAGED_BY_LABEL}={MANAGER}"));
-    let mut spawn = Spawn { queue, tasks, stop };
+    let mut spawn = Spawn { queue, tasks, sources, stop };
     let (seen, known) = (index.clone(), index.clone());
     let computers = spawn.watch(Api::<DeserializeGuard<Computer>>::all(client.clone()), all.clone(), strip, move |event| {
         note(&seen, event);
@@ -112,6 +121,7 @@ pub fn start(client: &Client, namespace: &str, queue: &Queue, tasks: &mut JoinSe
 pub(crate) struct Spawn<'a> {
     pub queue: &'a Queue,
     pub tasks: &'a mut JoinSet<()>,
+    pub sources: &'a Sources,
     pub stop: &'a CancellationToken,
 }
 
@@ -130,7 +140,7 @@ impl Spawn<'_> {
     {
         let (reader, writer) = reflector::store();
         let (queue, stop) = (self.queue.clone(), self.stop.clone());
-        let understood = watcher(api, config).default_backoff().map_ok(understood).modify(strip);
+        let understood = watcher(api, config).backoff(WatchBackoff::new(self.sources)).map_ok(understood).modify(strip);
         let mut events = understood.reflect(writer).boxed();
         let mut list = NewList { cache: reader.clone(), before: Vec::new(), concerned: Vec::new() };
         self.tasks.spawn(async move {

@@ -18,6 +18,7 @@ use crate::archive::{Archives, ingest, store_volume};
 use crate::computer::apply::Applier;
 use crate::computer::latest::Latest;
 use crate::computer::reconcile::Reconciler;
+use crate::computer::status::Written;
 use crate::computer::sweep;
 use crate::computer::view::Settings;
 use crate::resources::MANAGER;
@@ -98,7 +99,7 @@ impl Leader {
     pub async fn lead(self, finished_checks: &mut tokio::sync::mpsc::Receiver<String>, stop: CancellationToken) -> anyhow::Result<()> {
         let (queue, work) = queue::queue();
         let mut tasks = JoinSet::new();
-        let caches = caches::start(&self.client, &self.settings.namespace, &queue, &mut tasks, &stop);
+        let caches = caches::start(&self.client, &self.settings.namespace, &queue, &mut tasks, &self.sources, &stop);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             ready = caches.ready() => ready.context("a watch ended")?,
@@ -119,6 +120,7 @@ impl Leader {
             archives: self.archives,
             sources: self.sources,
             latest: Latest::default(),
+            written: Written::default(),
         });
         let run = work.run(self.concurrency, stop.clone(), move |uid| {
             let reconciler = Arc::clone(&reconciler);

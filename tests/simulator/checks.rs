@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use computer_operator::resources::{ComputerRecord, CredentialState, RecordPhase};
+use computer_operator::resources::{ComputerRecord, CredentialState, RecordPhase, VolumeRecord};
 use serde_json::Value;
 
 use crate::actors::archive::packed;
@@ -115,7 +115,10 @@ fn of_record(observer: &mut Observer, change: &Change) {
     if rank(new.phase) < rank(old.phase) {
         broken.push(format!("its phase went from {:?} to {:?}", old.phase, new.phase));
     }
-    if old.children.volume.is_some() && new.children.volume != old.children.volume {
+    // The claim that held it before may change: a home whose claim was deleted by hand gets another one.
+    let home = |v: Option<VolumeRecord>| v.map(|v| VolumeRecord { former_claim_uid: None, ..v });
+    let (before, after) = (home(old.children.volume), home(new.children.volume));
+    if before.is_some() && after != before {
         broken.push("its volume changed".to_owned());
     }
     match (old.deletion, new.deletion) {

@@ -66,6 +66,8 @@ pub struct Mix {
     pub refuse: f64,
     pub slow: f64,
     pub cut: f64,
+    /// Every request to the archive store takes up to so many milliseconds more; that never ends.
+    pub store: u64,
     /// All of that ends after so many requests, so that the end can be expected.
     pub until: u64,
 }

@@ -89,6 +89,10 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
             let _ = tokio::time::timeout(Duration::from_secs(5), changed.changed()).await;
             push(world, life, begun, &mut ending).await;
             let late = world.with(|s| latest_death(s)).is_some_and(|at| at.elapsed() > BOUND);
+            // What is broken is broken: the rest of the run would tell nothing more.
+            if !world.with(|s| s.observer.violations().is_empty()) {
+                return Vec::new();
+            }
             if late || begun.elapsed() > 3 * BOUND {
                 return vec![format!("L1: not over after {} s: {}", begun.elapsed().as_secs(), world.with(|s| left(s)))];
             }
@@ -122,11 +126,21 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
         world.with(moves::uproot);
         world.notify();
     }
-    let damaged = world.with(|s| s.all("computers").any(|c| c["status"]["conditions"].to_string().contains("ArchiveDamaged")));
-    if damaged || (life == Life::Override && since.elapsed() > Duration::from_secs(60)) {
+    if world.with(|s| damaged(s)) || (life == Life::Override && since.elapsed() > Duration::from_secs(60)) {
         world.with(override_all);
         world.notify();
     }
+}
+
+/// Whether a deletion stands still because the store has lost what it took: nothing may be destroyed, so an admin must decide. Its
+/// Computer says so; a namespace that was handed off has none any more, there an alert does.
+fn damaged(state: &State) -> bool {
+    let said = |c: &std::sync::Arc<Value>| c["status"]["conditions"].to_string().contains("ArchiveDamaged");
+    let handed_off = |of: &String| {
+        let deletion = record(state, of).and_then(|r| r.spec.state.deletion);
+        state.observer.damaged(of) && deletion.is_some_and(|d| d.handed_off && d.receipt.is_none())
+    };
+    state.all("computers").any(said) || state.observer.fates.keys().any(handed_off)
 }
 
 /// An admin gives up what the dead store holds up.
@@ -201,15 +215,15 @@ pub fn end_state(state: &State) -> Vec<String> {
         }
         let Some(record) = record(state, of) else {
             if !owned.is_empty() {
-                wrong.push(format!("{of} had children and has no record"));
+                wrong.push(format!("S6: {of} had children and has no record"));
             }
             continue;
         };
         if record.spec.state.credential != CredentialState::Revoked {
-            wrong.push(format!("the key of {of} is {:?}", record.spec.state.credential));
+            wrong.push(format!("S2: the key of {of} is {:?}", record.spec.state.credential));
         }
         if state.observer.receipt(of).is_none() && !overridden(state, of, "write-receipt") {
-            wrong.push(format!("{of} has no receipt"));
+            wrong.push(format!("S3: {of} has no receipt"));
         }
         for (volume, disk) in state.disks.iter().filter(|(_, d)| d.computer.as_ref() == Some(of)) {
             let there = state.by_uid("persistentvolumes", volume);

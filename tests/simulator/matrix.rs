@@ -89,7 +89,7 @@ fn stale(reference: &Reference, all: &mut Vec<Case>) {
 }
 
 fn cut(reference: &Reference, all: &mut Vec<Case>) {
-    for time in [50, 15_000] {
+    for time in [50, 15_000, 40_000] {
         reference.each(Side::After, &Act::Cut { time }, all);
     }
 }
@@ -137,14 +137,13 @@ pub fn cases(stage: &Stage, references: &[Reference], stride: usize) -> (Vec<Cas
 }
 
 /// Runs the named matrices, or all. Whether all is well.
-pub fn run_stages(names: &[String], full: bool, thin: u64, jobs: usize) -> bool {
-    let thin = usize::try_from(thin.max(1)).unwrap_or(1);
+pub fn run_stages(names: &[String], full: bool, thin: usize, jobs: usize) -> bool {
     let chosen = |s: &&Stage| names.is_empty() || names.iter().any(|n| n == s.name);
     let references = references(jobs);
     let mut well = regressions(&references);
     let (mut runs, began) = (0, Instant::now());
     for stage in STAGES.iter().filter(chosen) {
-        let (cases, all) = cases(stage, &references, if full { 1 } else { stage.stride * thin });
+        let (cases, all) = cases(stage, &references, if full { 1 } else { stage.stride } * thin.max(1));
         runs += cases.len();
         well &= one(stage, &cases, all, &references, jobs);
     }

@@ -40,6 +40,8 @@ pub enum Move {
     Plant,
     /// Deletes, and then asks for another one of the same name until it is there.
     Recreate,
+    /// Takes the finalizer off, deletes, and has another one of the same name, all at one instant.
+    Replace,
     /// The class changes, the class goes.
     DeleteClass,
     /// The node stops answering for a while; what runs on it goes on.
@@ -56,7 +58,7 @@ pub enum Move {
 }
 
 impl Move {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Delete,
         Self::DeleteForeground,
         Self::DeleteOrphan,
@@ -68,6 +70,7 @@ impl Move {
         Self::DeleteNamespace,
         Self::Plant,
         Self::Recreate,
+        Self::Replace,
         Self::DeleteClass,
         Self::LoseNode,
         Self::Suspend,
@@ -126,6 +129,11 @@ fn simple(state: &mut State, what: Move) {
         Move::DeleteSecrets => all(state, "secrets", None),
         Move::DeleteNamespace => drop(state.delete(Actor::Tenant, "namespaces", "", TEAM, &DeleteOptions::default())),
         Move::Plant => plant(state),
+        Move::Replace => {
+            delete(state, None);
+            strip(state, "computers");
+            let _ = create_computer(state, Actor::Tenant, TEAM, BOX, &json!({}));
+        }
         Move::DeleteClass => drop(state.delete(Actor::Admin, "computerclasses", "", "standard", &DeleteOptions::default())),
         Move::Suspend => suspend(state, true),
         Move::Resume => suspend(state, false),

@@ -117,6 +117,11 @@ impl Observer {
         digests.iter().all(whole).then_some(digests)
     }
 
+    /// Whether a manifest is there whose objects the store has lost.
+    pub fn damaged(&self, computer: &str) -> bool {
+        self.lossy && self.in_store(&manifest_key(computer)).is_some() && self.archive(computer).is_none()
+    }
+
     /// A replica's watch has shown a change.
     pub fn told(&mut self, actor: Actor, change: &Change) {
         let Actor::Operator(replica) = actor else { return };

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use computer_operator::guards::{self, Guard};
 use serde::{Deserialize, Serialize};
 
 use crate::api::kinds::Kind;
@@ -33,8 +34,12 @@ impl Case {
 
     /// The command that runs it again.
     pub fn command(&self) -> String {
-        let case = serde_json::to_string(self).unwrap_or_default();
-        format!("cargo test --features guards-off --test simulator -- --case '{case}'")
+        format!("cargo test --features guards-off --test simulator -- --case '{}'", self.json())
+    }
+
+    /// As the command line takes it.
+    pub fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
     }
 }
 
@@ -68,6 +73,11 @@ pub fn in_simulated_time<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(work)
 }
 
+/// Runs a case without some guards, on this thread.
+pub fn run_without(off: &[Guard], case: &Case) -> Outcome {
+    guards::without(off, || run(case))
+}
+
 /// Runs a case.
 pub fn run(case: &Case) -> Outcome {
     PANICS.with(|p| p.borrow_mut().clear());
@@ -87,9 +97,10 @@ pub fn run(case: &Case) -> Outcome {
     outcome
 }
 
-fn outcome(world: &World, mut wrong: Vec<String>) -> Outcome {
+/// What was seen on the way comes before what is wrong at the end.
+fn outcome(world: &World, at_the_end: Vec<String>) -> Outcome {
     world.with(|s| {
-        wrong.extend(s.observer.violations().iter().cloned());
+        let wrong = s.observer.violations().iter().cloned().chain(at_the_end).collect();
         Outcome {
             wrong,
             requests: world.counted(),

@@ -1,5 +1,5 @@
-//! The soak: two hundred computers in eight namespaces, everything going wrong by chance, some of them poisoned, the store slow;
-//! seed after seed for as long as there is time.
+//! The soak: two hundred computers in eight namespaces, some of them poisoned; nothing else, everything going wrong by chance, or that
+//! and a slow store, as the seed says; seed after seed for as long as there is time.
 
 use std::time::Duration;
 
@@ -34,9 +34,15 @@ impl Soak {
         format!("cargo xtask soak --seed {} --computers {} --once", self.seed, self.computers)
     }
 
-    fn mix(self) -> Mix {
+    /// The seed says which.
+    fn mix(self) -> (&'static str, Mix) {
         let until = self.computers as u64 * 60;
-        Mix { crash: 0.0003, lose: 0.01, silence: 0.002, refuse: 0.02, slow: 0.01, cut: 0.0005, until }
+        let all = Mix { crash: 0.0003, lose: 0.01, silence: 0.002, refuse: 0.02, slow: 0.01, cut: 0.0005, store: 0, until };
+        match self.seed % 3 {
+            0 => ("poison only", Mix::default()),
+            1 => ("everything", all),
+            _ => ("everything, slow store", Mix { store: 8_000, ..all }),
+        }
     }
 
     fn team(i: usize) -> String {
@@ -67,7 +73,8 @@ pub fn run_for(first: u64, computers: usize, time: Duration) -> bool {
 fn once(soak: Soak) -> (Vec<String>, String) {
     run::in_simulated_time(async move {
         let mut faults = Faults::new(Vec::new(), 0);
-        faults.mix = soak.mix();
+        let (mix, what) = soak.mix();
+        faults.mix = what;
         let world = World::new(soak.seed, faults);
         world.with(|s| {
             moves::furnish(s, &Life::Managed.class());
@@ -85,7 +92,7 @@ fn once(soak: Soak) -> (Vec<String>, String) {
         healthy.sort();
         let at = |percent: usize| healthy.get(healthy.len().saturating_sub(1) * percent / 100).copied().unwrap_or_default().as_secs();
         let said = format!(
-            "{} requests, {} s simulated, healthy deletions p50 {} s, p99 {} s",
+            "{mix}: {} requests, {} s simulated, healthy deletions p50 {} s, p99 {} s",
             world.counted(),
             world.elapsed().as_secs(),
             at(50),

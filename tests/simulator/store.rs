@@ -56,6 +56,10 @@ impl Shelf {
     async fn disturbed<T>(&self, what: &str, request: impl Future<Output = Result<T>>) -> Result<T> {
         let n = self.world.count(&self.caller);
         self.world.latency(&self.caller).await;
+        let slow = self.world.faults().mix.store;
+        if slow > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(self.world.random(slow))).await;
+        }
         let down = self.world.faults().store_down;
         if down.is_some_and(|until| tokio::time::Instant::now() < until) {
             return Err(broken("the store is down"));

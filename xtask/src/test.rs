@@ -40,6 +40,7 @@ const SIMULATOR: &[&str] = &[
     "5",
 ];
 const SOAK: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "soak", "--computers", "20"];
+const TEETH: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "teeth"];
 const MODEL: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "model"];
 const CONFORMANCE: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "conformance"];
 
@@ -50,6 +51,7 @@ const STAGES: &[Stage] = &[
     stage("generated definitions and API description", &["test", "--test", "crds", "--test", "openapi"]),
     stage("the simulator: lives disturbed, a sample of five matrices", SIMULATOR),
     stage("the simulator: everything at once, a fixed seed", SOAK),
+    stage("the simulator: every guard, switched off, is missed", TEETH),
     stage("the deletion, model-checked", MODEL),
     // The tests below start clusters through the program itself.
     stage("the xtask program", &["build", "--package", "xtask"]),

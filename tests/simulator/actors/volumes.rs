@@ -102,8 +102,10 @@ fn reclaim(state: &mut State, volume: &Value) {
         && text(volume, "/status/phase") == Some("Released")
     {
         // The protection of volumes ends with the claim: nothing holds it any more.
-        let current = state.get("persistentvolumes", "", name(volume)).cloned();
-        state.commit(Actor::Kubernetes, "persistentvolumes", current, None);
+        if let Some(current) = state.get("persistentvolumes", "", name(volume)).cloned() {
+            let last = (*current).clone();
+            state.remove(Actor::Kubernetes, "persistentvolumes", current, last);
+        }
         return;
     }
     state.change("persistentvolumes", "", name(volume), |v| v["status"]["phase"] = json!(phase));

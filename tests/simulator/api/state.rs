@@ -45,13 +45,14 @@ pub struct Change {
     pub kind: Kind,
     pub before: Option<Arc<Value>>,
     pub after: Option<Arc<Value>>,
+    /// What is stored now, or the last state of what is gone, with the version of its removal: watches are told that one.
+    last: Arc<Value>,
 }
 
 impl Change {
     /// The object as it is now, or as it was last.
     pub fn object(&self) -> &Value {
-        static NOTHING: Value = Value::Null;
-        self.after.as_deref().or(self.before.as_deref()).unwrap_or(&NOTHING)
+        &self.last
     }
 }
 
@@ -141,20 +142,26 @@ impl State {
 
     #[allow(clippy::needless_pass_by_value)]
     /// Makes a change visible, and lets the observer look at it. Returns what is stored.
-    pub fn commit(&mut self, actor: Actor, kind: Kind, before: Option<Arc<Value>>, after: Option<Value>) -> Arc<Value> {
+    pub fn commit(&mut self, actor: Actor, kind: Kind, before: Option<Arc<Value>>, after: Value) -> Arc<Value> {
+        self.note(actor, kind, before, after, true)
+    }
+
+    /// The same for what is gone: `last` is the state that it was removed in.
+    pub fn remove(&mut self, actor: Actor, kind: Kind, before: Arc<Value>, last: Value) {
+        self.note(actor, kind, Some(before), last, false);
+    }
+
+    fn note(&mut self, actor: Actor, kind: Kind, before: Option<Arc<Value>>, mut last: Value, stays: bool) -> Arc<Value> {
         self.rv += 1;
-        let mut last = after.clone().or_else(|| before.as_deref().cloned()).expect("something changes");
         last["metadata"]["resourceVersion"] = self.rv.to_string().into();
         let last = Arc::new(last);
         let key = (kind, namespace(&last).to_owned(), name(&last).to_owned());
-        let stored = after.is_some().then(|| Arc::clone(&last));
-        match &stored {
+        let after = stays.then(|| Arc::clone(&last));
+        match &after {
             Some(value) => self.objects.insert(key, Arc::clone(value)),
             None => self.objects.remove(&key),
         };
-        // A watch is told the last state of what is gone, with the version of its removal.
-        let before = if stored.is_some() { before } else { Some(Arc::clone(&last)) };
-        let change = Change { rv: self.rv, at: Instant::now(), actor, kind, before, after: stored };
+        let change = Change { rv: self.rv, at: Instant::now(), actor, kind, before, after, last: Arc::clone(&last) };
         self.log.push(change.clone());
         let mut observer = std::mem::take(&mut self.observer);
         observer.see(self, &change);

@@ -66,7 +66,7 @@ impl State {
         if dry_run {
             return Ok(body);
         }
-        Ok((*self.commit(actor, kind, None, Some(body))).clone())
+        Ok((*self.commit(actor, kind, None, body)).clone())
     }
 
     /// What the API server and its admission fill in.
@@ -151,12 +151,12 @@ impl State {
             deleting(&new) && finalizers(&new).is_empty() && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0;
         let held = kind == "namespaces" && new["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty());
         if ended && !held {
-            self.commit(actor, kind, Some(Arc::new(new.clone())), None);
-            let mut answer = new;
+            let mut answer = new.clone();
             answer["metadata"]["resourceVersion"] = current["metadata"]["resourceVersion"].clone();
+            self.remove(actor, kind, current, new);
             return answer;
         }
-        (*self.commit(actor, kind, Some(current), Some(new))).clone()
+        (*self.commit(actor, kind, Some(current), new)).clone()
     }
 
     pub fn json_patch(&mut self, actor: Actor, key: (Kind, &str, &str), patch: &Value, part: Part) -> Answer {
@@ -184,9 +184,9 @@ impl State {
             finalizers(&new).is_empty() && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0 && kind != "namespaces";
         if !options.dry_run {
             if removed {
-                self.commit(actor, kind, Some(Arc::new(new.clone())), None);
+                self.remove(actor, kind, Arc::clone(&current), new.clone());
             } else if new != *current {
-                return Ok((*self.commit(actor, kind, Some(current), Some(new))).clone());
+                return Ok((*self.commit(actor, kind, Some(current), new)).clone());
             }
         }
         if !removed || meta.returns_object {

@@ -297,7 +297,7 @@ mod tests {
         });
         let client = Client::new(service, "t");
         let ((queue, _work), mut tasks, stop) = (queue::queue(), JoinSet::new(), CancellationToken::new());
-        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, stop: &stop, sources: &Sources::default() };
+        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, sources: &Sources::default(), stop: &stop };
         let classes = spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client), watcher::Config::default(), strip, |_| Vec::new());
         tokio::time::timeout(std::time::Duration::from_secs(10), classes.wait_until_ready()).await.unwrap().unwrap();
         assert_eq!(classes.state().iter().map(|c| c.name_any()).collect::<Vec<_>>(), ["good"]);
@@ -353,7 +353,7 @@ mod tests {
         });
         let ((queue, work), mut tasks, stop) = (queue::queue(), JoinSet::new(), CancellationToken::new());
         let api = Api::<DeserializeGuard<ComputerClass>>::all(Client::new(service, "t"));
-        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, stop: &stop, sources: &Sources::default() };
+        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, sources: &Sources::default(), stop: &stop };
         let named = |e: &watcher::Event<ComputerClass>| touched(e).map(ResourceExt::name_any).into_iter().collect();
         let classes = spawn.watch(api, watcher::Config::default(), strip, named);
         let looks: Arc<RwLock<HashMap<String, Option<i64>>>> = Arc::default();

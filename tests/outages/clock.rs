@@ -85,7 +85,7 @@ async fn clock_moved_in_the_midst(bench: Arc<Bench>) -> Result<()> {
     }
     let (start, shifts) = (Instant::now(), [HOUR, -HOUR, TEN_YEARS, -TEN_YEARS]);
     for shift in shifts {
-        let crowd = Crowd::born(&bench, "clock", 4, 1).await?;
+        let crowd = Crowd::born(&bench, "clock", 3, 1).await?;
         let mut order = random.clone();
         let deletes = crowd.delete(&bench, &mut order, Duration::from_millis(600));
         let moved = async {
@@ -117,7 +117,7 @@ async fn clock_moved_in_the_midst(bench: Arc<Bench>) -> Result<()> {
         );
     }
     ensure!(bench.computers(&stays).get_opt("half-an-hour").await?.is_some(), "a wrong clock deleted a computer that lives half an hour");
-    println!("    20 deletions, the clock moved by {shifts:?} s in their midst; ended after {}", seconds(start));
+    println!("    16 deletions, the clock moved by {shifts:?} s in their midst; ended after {}", seconds(start));
     Ok(())
 }
 

@@ -75,6 +75,12 @@ impl Reconciler {
         if let Some(error) = &error {
             explain(&mut plan.report, error);
         }
+        // Otherwise each look at the archive would be told as a step that goes on, and the end of the look as one that is blocked: the
+        // status would go to and fro, each time waking the next pass (L6).
+        let shown = view.computer.as_ref().and_then(|c| c.status.as_ref()).is_some_and(|s| s.step == plan.report.current);
+        if plan.report.checking && shown && error.is_none() {
+            return after(&plan.next);
+        }
         let told = self.publish(&view, &plan.report).await;
         super::overrides::acknowledge(&self.client, &view).await;
         self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
@@ -210,11 +216,7 @@ impl Reconciler {
     fn next_run(&self, uid: &str, plan: &Plan, error: Option<Error>) -> Option<Duration> {
         let Some(error) = error else {
             self.backoff.reset(uid);
-            return match plan.next {
-                Next::Wait(after) => Some(after),
-                Next::Do(_) | Next::Settled => None,
-                Next::Finished(after) => after,
-            };
+            return after(&plan.next);
         };
         let after = self.backoff.next(uid);
         // A lost race is not a failure: somebody else was faster, and the watch will tell what they did.
@@ -242,6 +244,15 @@ impl Reconciler {
                 Some(Duration::from_secs(300))
             }
         }
+    }
+}
+
+/// When to look again without an event.
+fn after(next: &Next) -> Option<Duration> {
+    match next {
+        Next::Wait(after) => Some(*after),
+        Next::Do(_) | Next::Settled => None,
+        Next::Finished(after) => *after,
     }
 }
 

@@ -103,7 +103,8 @@ fn refusal(computers: &Left, keys: &Left, unfinished: &[ComputerRecord]) -> Opti
         ),
         (0, records, _) => format!("{records} deletions are not finished (kubectl get computerrecords -A): wait for them"),
         (count, ..) => format!(
-            "{count} computers are left: {}. Delete them first (kubectl delete computer NAME -n NAMESPACE): without the operator nothing archives their sessions",
+            "{count} computers are left: {}. Delete them first (kubectl delete computer NAME -n NAMESPACE; of one that is being deleted already, kubectl describe says what it \
+             waits for): without the operator nothing archives their sessions",
             super::some(&computers.first)
         ),
     };

@@ -33,6 +33,7 @@ pub enum SkippableStep {
     printcolumn = r#"{"name":"Namespace","type":"string","jsonPath":".spec.computer.namespace"}"#,
     printcolumn = r#"{"name":"Computer","type":"string","jsonPath":".spec.computer.name"}"#,
     printcolumn = r#"{"name":"Skip","type":"string","jsonPath":".spec.skip"}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].reason","description":"InForce, NotDeleting or NameMismatch. Empty: the operator knows no computer of this UID"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".spec.reason"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]

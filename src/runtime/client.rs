@@ -29,11 +29,25 @@ const READ: Duration = Duration::from_secs(310);
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// The API server refused, or the connection failed.
-    #[error(transparent)]
-    Kube(#[from] kube::Error),
+    #[error("{}", said(.0))]
+    Kube(kube::Error),
     /// No answer in time: whether it took effect is not known.
     #[error("no answer within {} s", CALL_TIMEOUT.as_secs())]
     Timeout,
+}
+
+impl From<kube::Error> for CallError {
+    fn from(error: kube::Error) -> Self {
+        Self::Kube(error)
+    }
+}
+
+/// The API server's own words, once: kube adds the whole Status as Rust prints it, and users read this in conditions.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => format!("{} ({})", status.message, status.code),
+        other => other.to_string(),
+    }
 }
 
 /// Class of a failure: decides the condition that users see, and how soon it is tried again (design 4.7).

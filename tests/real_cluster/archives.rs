@@ -84,6 +84,12 @@ async fn unreadable_files_block_until_given_up(bench: Arc<Bench>) -> Result<()> 
     bench.delete(&namespace, "box", "background").await?;
     let message = bench.blocked(&namespace, "box", "UnreadableFiles").await?;
     ensure!(message.contains("skips unreadable-files"), "it does not say what to do: {message}");
+    ensure!(message.contains(".factory/sessions/one.jsonl"), "it does not say what is to be given up: {message}");
+    // L6: every look at the archive was told as a step that goes on, 2,500 times a minute.
+    let version = || async { anyhow::Ok(bench.computers(&namespace).get("box").await?.metadata.resource_version) };
+    let before = version().await?;
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    ensure!(version().await? == before, "L6: a blocked computer is written to");
     ensure!(bench.record(&uid).await?.context("a record")?.spec.state.phase == RecordPhase::Deleting);
     let over = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "DeletionOverride", "metadata": {"name": format!("give-up-{namespace}")},
         "spec": {"computer": {"namespace": namespace, "name": "box", "uid": uid}, "skip": ["unreadable-files"], "reason": "the owner gave the file up"}});

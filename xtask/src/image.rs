@@ -79,7 +79,8 @@ pub fn machine(folder: &Path) -> Result<PathBuf> {
         entrypoint: ["/bin/sh", "-c", MACHINE_MAIN].map(Into::into).to_vec(),
         user: format!("{MACHINE_UID}:{MACHINE_UID}"),
         environment: vec![MACHINE_PATH.into(), "HOME=/home/computer".into()],
-        directory: "/home/computer".into(),
+        // Not a folder that could be taken for the home, which the class mounts elsewhere.
+        directory: "/".into(),
         ..Image::default()
     };
     image.write(layer, &folder.join("machine.tar"))

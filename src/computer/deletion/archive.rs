@@ -37,7 +37,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
     }
     let state = custody_first(context);
     if snapshot.archive.policy == ArchivePolicy::BestEffort
-        && matches!(state, State::Wait(_) | State::Blocked(..))
+        && matches!(state, State::Checking | State::Wait(_) | State::Blocked(..))
         && let Some(state) = best_effort(context, &state)
     {
         return state;
@@ -90,7 +90,7 @@ fn custody_first(context: &Context<'_>) -> State {
     }
     match &context.view.archive {
         None => State::act(Action::CheckArchive),
-        Some(Verification::Running) => State::wait(15),
+        Some(Verification::Running) => State::Checking,
         Some(Verification::Valid(summary)) => {
             let result = ArchiveResult {
                 manifest_digest: summary.manifest_digest.clone(),

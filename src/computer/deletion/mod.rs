@@ -51,6 +51,8 @@ pub(super) enum State {
     Done(Outcome, String),
     /// One more request.
     Do(Box<Action>),
+    /// Wait for a look at the archive that has begun.
+    Checking,
     /// Wait for something that comes by itself.
     Wait(Duration),
     /// Wait for something that does not come by itself.
@@ -187,7 +189,12 @@ fn advance(context: &mut Context<'_>, state: State) -> Option<Plan> {
         // The store may be down, and the namespace is asked not to wait for it.
         State::Do(action) if matches!(*action, Action::PutReceipt(_)) && let_go(context) => Some(hand_off(context)),
         State::Do(action) => Some(paused(context, Next::Do(*action), None)),
-        State::Wait(_) | State::Blocked(..) if let_go(context) => Some(hand_off(context)),
+        State::Checking | State::Wait(_) | State::Blocked(..) if let_go(context) => Some(hand_off(context)),
+        State::Checking => {
+            let mut plan = paused(context, Next::Wait(Duration::from_secs(15)), None);
+            plan.report.checking = true;
+            Some(plan)
+        }
         State::Wait(after) => Some(paused(context, Next::Wait(after), None)),
         State::Blocked(blocker, after) => Some(paused(context, Next::Wait(after), Some(blocker))),
     }

@@ -45,7 +45,7 @@ fn usable<'a>(view: &'a View, computer: &Computer) -> Result<&'a ComputerClass, 
         ClassState::Found(class) => class,
         ClassState::Missing => {
             let message = match &computer.spec.class_name {
-                Some(name) => format!("ComputerClass {name} does not exist: `kubectl get computerclasses` lists what there is"),
+                Some(name) => format!("ComputerClass {name} does not exist: `kubectl get computerclasses` lists what there is (the ClusterRole of the chart that ends in `-classes` lets you), and without className the default class is taken"),
                 None => "spec.className is not set and no ComputerClass is the default: ask an admin to annotate one with computer-operator.dev/is-default-class=true".to_owned(),
             };
             return Err(State::blocked("ClassNotFound", message));

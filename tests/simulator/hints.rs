@@ -45,7 +45,7 @@ pub static TEETH: [Tooth; 30] = [
     tooth(
         Guard::LiveRecord,
         "Nothing is made on the word of a record that a cache holds",
-        r#"{"life":"Managed","leaders":2,"seed":2,"faults":[{"at":90,"side":"After","act":{"Cut":{"time":50}}}]}"#,
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":93,"side":"Before","act":{"Slow":607}}]}"#,
     ),
     tooth(
         Guard::OldFacts,

@@ -260,7 +260,8 @@ mod tests {
         });
         let client = Client::new(service, "t");
         let ((queue, _work), mut tasks, stop) = (queue::queue(), JoinSet::new(), CancellationToken::new());
-        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, stop: &stop };
+        let sources = Sources::default();
+        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, sources: &sources, stop: &stop };
         let classes = spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client), watcher::Config::default(), strip, |_| Vec::new());
         tokio::time::timeout(std::time::Duration::from_secs(10), classes.wait_until_ready()).await.unwrap().unwrap();
         assert_eq!(classes.state().iter().map(|c| c.name_any()).collect::<Vec<_>>(), ["good"]);

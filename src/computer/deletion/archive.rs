@@ -76,7 +76,7 @@ fn custody_first(context: &Context<'_>) -> State {
     }
     match &context.view.archive {
         None => State::act(Action::CheckArchive),
-        Some(Verification::Running) => State::wait(15),
+        Some(Verification::Running) => meanwhile(context),
         Some(Verification::Valid(summary)) => {
             let result = ArchiveResult {
                 manifest_digest: summary.manifest_digest.clone(),
@@ -101,6 +101,15 @@ fn custody_first(context: &Context<'_>) -> State {
         Some(Verification::Unavailable(why)) => {
             State::blocked("StoreUnavailable", format!("the archive store does not answer: {why}. It is tried again"), 15)
         }
+    }
+}
+
+/// While a check is under way, what stood before it is said still. Each change of the status begins another pass, and each pass
+/// another check: were it "in progress" meanwhile, a pod that cannot start or has failed would keep both going without a pause (L6).
+fn meanwhile(context: &Context<'_>) -> State {
+    match pod(context) {
+        state @ (State::Wait(_) | State::Blocked(..)) => state,
+        State::Do(_) | State::Done(..) => State::wait(15),
     }
 }
 

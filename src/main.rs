@@ -18,7 +18,7 @@ enum Command {
     Api(Box<http::config::Config>),
     /// Pack the sessions of a home and send them to the operator. Runs in the archive pod.
     Archive,
-    /// List, show, verify and restore archives.
+    /// List, show, verify, export and restore archives; print receipts.
     Archives(archive::cli::Args),
     /// Check keys of computers and tokens of `ApiKeys`.
     Keys(credentials::cli::Args),

@@ -18,6 +18,18 @@ fn the_committed_files_are_generated() {
     assert_eq!(std::fs::read_dir(folder).expect("crds/").count(), files.len(), "crds/ holds a file that nothing generates");
 }
 
+/// `kubectl explain KIND` begins with it.
+#[test]
+fn every_kind_says_what_it_is() {
+    for (name, yaml) in crds::files().expect("yaml") {
+        assert!(!yaml.contains("Auto-generated"), "{name}");
+    }
+    for crd in crds::all() {
+        let text = crd.spec.versions[0].schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()?.description.clone());
+        assert!(text.is_some_and(|t| t.len() > 20), "{}", crd.spec.names.kind);
+    }
+}
+
 #[test]
 fn every_field_explains_itself_and_is_bounded() {
     for crd in crds::all() {

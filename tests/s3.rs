@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use computer_operator::archive::Unreadable;
 use computer_operator::archive::pack::{self, Problems};
 use computer_operator::archive::store::{ReceiptPut, Store, StoreError};
 use computer_operator::archive::{Verification, manifest_key, object_key, verify};
@@ -52,9 +53,9 @@ async fn an_archive_in_s3_is_create_only_and_reads_back() {
     // Larger than one part of an upload.
     let content: Vec<u8> = (0..20_000_000_u32).map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
     std::fs::write(home.path().join("a.jsonl"), &content).unwrap();
-    let found = pack::find(home.path(), &[]).unwrap();
+    let found = pack::find(home.path(), &[], Unreadable::Block).unwrap();
     let (id, files) = found.sessions.iter().next().unwrap();
-    let packed = pack::pack(home.path(), folder.path(), id, files, &mut Problems::default()).unwrap().unwrap();
+    let packed = pack::pack(home.path(), folder.path(), id, files, Unreadable::Block, &mut Problems::default()).unwrap().unwrap();
     let object = Bytes::from(std::fs::read(packed.object.path()).unwrap());
     let key = object_key("uid", &packed.entry.digest);
     let body = |bytes: Bytes| futures::stream::iter([Ok(bytes)]);

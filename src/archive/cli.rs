@@ -1,5 +1,6 @@
-//! `computer-operator archives`: list, show, verify and restore, from wherever the store can be reached. Reads only.
+//! `computer-operator archives`: list, show, verify, export and restore, from wherever the store can be reached. Reads only.
 
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,7 +9,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::store::{Store, StoreError};
 use super::verify::{Verification, verify};
-use super::{Manifest, manifest_key, object_key, receipt_key, restore};
+use super::{Manifest, SessionEntry, manifest_key, object_key, receipt_key, restore};
 
 /// Arguments of `archives`.
 #[derive(Debug, clap::Args)]
@@ -37,12 +38,25 @@ enum Command {
         /// UID of the computer.
         uid: String,
     },
+    /// Print the receipt of a deletion. There is one with or without an archive.
+    Receipt {
+        /// UID of the computer.
+        uid: String,
+    },
     /// Print one archived file.
     Cat {
         /// UID of the computer.
         uid: String,
-        /// The file, relative to the home.
+        /// The file, relative to the home. When it is not there, the files of its session are named.
         path: PathBuf,
+    },
+    /// Write the sessions to standard output as one tar: what works in a pod that has no disk to restore to.
+    Export {
+        /// UID of the computer.
+        uid: String,
+        /// Only the session of this id (see `show`).
+        #[arg(long)]
+        session: Option<String>,
     },
     /// Write the sessions of an archive to a folder. Existing files are never overwritten.
     Restore {
@@ -67,23 +81,33 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Ls => ls(&store).await,
         Command::Show { uid, json } => show(&store, &uid, json).await,
         Command::Verify { uid } => check(&store, &uid).await,
+        Command::Receipt { uid } => receipt(&store, &uid).await,
+        Command::Export { uid, session } => export(&store, &uid, session).await,
         Command::Cat { uid, path } => cat(&store, &uid, path).await,
         Command::Restore { uid, to, session } => bring_back(&store, &uid, to, session).await,
     }
 }
 
 async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manifest, Vec<u8>)> {
-    let bytes = store.get(&manifest_key(uid)).await.with_context(|| format!("no archive of {uid}; `archives ls` lists what there is"))?;
+    let bytes = match store.get(&manifest_key(uid)).await {
+        Err(StoreError::NotFound(_)) => {
+            anyhow::bail!(
+                "there is no archive of {uid}: `archives ls` lists all, `archives receipt {uid}` says why if it was deleted without one"
+            )
+        }
+        read => read?,
+    };
     Ok((Manifest::parse(&bytes)?, bytes))
 }
 
 async fn ls(store: &Store) -> anyhow::Result<ExitCode> {
-    println!("{:<36}  {:<40}  {:<20}  {:>8}  {:>12}", "UID", "COMPUTER", "ARCHIVED", "SESSIONS", "BYTES");
+    println!("{:<36}  {:<40}  {:<20}  {:>8}  {:>12}  {:>8}", "UID", "COMPUTER", "ARCHIVED", "SESSIONS", "BYTES", "LEFT OUT");
     for uid in store.uids().await? {
         match manifest(store, &uid).await {
             Ok((m, _)) => {
                 let computer = format!("{}/{}", m.computer.namespace, m.computer.name);
-                println!("{uid:<36}  {computer:<40}  {:<20}  {:>8}  {:>12}", when(m.created_at), m.sessions.len(), m.stored_bytes());
+                let (at, bytes, lost) = (when(m.created_at), m.stored_bytes(), m.lost());
+                println!("{uid:<36}  {computer:<40}  {at:<20}  {:>8}  {bytes:>12}  {lost:>8}", m.sessions.len());
             }
             Err(_) => println!("{uid:<36}  (incomplete: no manifest)"),
         }
@@ -105,18 +129,37 @@ async fn show(store: &Store, uid: &str, json: bool) -> anyhow::Result<ExitCode> 
     for p in &manifest.problems {
         println!("not archived as it stood: {} ({:?}: {})", p.path, p.kind, p.detail);
     }
-    match store.get(&receipt_key(uid)).await {
-        Ok(receipt) => println!("Receipt:\n{}", String::from_utf8_lossy(&receipt)),
-        Err(StoreError::NotFound(_)) => println!("No receipt yet: the deletion is under way."),
-        Err(error) => return Err(error.into()),
+    let unlisted = manifest.problem_count - manifest.problems.len() as u64;
+    if unlisted > 0 {
+        println!("not archived as it stood: {unlisted} more, which the manifest only counts");
     }
-    Ok(ExitCode::SUCCESS)
+    println!("Receipt:");
+    receipt(store, uid).await.map(|_| ExitCode::SUCCESS)
+}
+
+async fn receipt(store: &Store, uid: &str) -> anyhow::Result<ExitCode> {
+    match store.get(&receipt_key(uid)).await {
+        Ok(receipt) => {
+            println!("{}", String::from_utf8_lossy(&receipt));
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(StoreError::NotFound(_)) => {
+            println!(
+                "none in the store: {uid} is not deleted (yet), or an override left it out; `kubectl get computerrecord {uid} -o yaml` tells"
+            );
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn check(store: &Store, uid: &str) -> anyhow::Result<ExitCode> {
     match verify(store, uid).await {
         Verification::Valid(s) => {
             println!("whole: {} sessions, {} bytes, manifest sha256:{}", s.sessions, s.bytes, s.manifest_digest);
+            if s.problems > 0 {
+                println!("but {} files were left out when it was made: `archives show {uid}` names them", s.problems);
+            }
             Ok(ExitCode::SUCCESS)
         }
         Verification::Missing => {
@@ -140,13 +183,38 @@ async fn cat(store: &Store, uid: &str, path: PathBuf) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-async fn bring_back(store: &Store, uid: &str, to: PathBuf, session: Option<String>) -> anyhow::Result<ExitCode> {
+/// The sessions that were asked for.
+async fn wanted(store: &Store, uid: &str, session: Option<String>) -> anyhow::Result<Vec<SessionEntry>> {
     let (manifest, _) = manifest(store, uid).await?;
-    let wanted: Vec<_> = manifest.sessions.iter().filter(|s| session.as_ref().is_none_or(|id| *id == s.id)).collect();
-    if wanted.is_empty() {
+    let wanted: Vec<_> = manifest.sessions.into_iter().filter(|s| session.as_ref().is_none_or(|id| *id == s.id)).collect();
+    if wanted.is_empty() && session.is_some() {
         anyhow::bail!("no such session; `archives show {uid}` lists them");
     }
-    for entry in wanted {
+    Ok(wanted)
+}
+
+/// What it tells goes to standard error: standard output is the tar.
+async fn export(store: &Store, uid: &str, session: Option<String>) -> anyhow::Result<ExitCode> {
+    if std::io::stdout().is_terminal() {
+        anyhow::bail!("this writes a tar to standard output: send it to a file (> {uid}.tar) or a pipe (| tar t)");
+    }
+    let mut tar = tar::Builder::new(std::io::stdout());
+    for entry in wanted(store, uid, session).await? {
+        let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &entry.digest)).await?));
+        let (back, files) = tokio::task::spawn_blocking(move || {
+            let files = restore::append(reader, &mut tar)?;
+            anyhow::Ok((tar, files))
+        })
+        .await??;
+        tar = back;
+        eprintln!("{}: {files} files", entry.id);
+    }
+    tar.into_inner()?.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn bring_back(store: &Store, uid: &str, to: PathBuf, session: Option<String>) -> anyhow::Result<ExitCode> {
+    for entry in wanted(store, uid, session).await? {
         let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &entry.digest)).await?));
         let folder = to.clone();
         let written = tokio::task::spawn_blocking(move || restore::unpack(reader, &folder)).await??;

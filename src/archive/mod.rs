@@ -4,13 +4,20 @@
 //! UID, never from a custom resource.
 
 pub mod cli;
+mod exact;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod hostile;
 pub mod ingest;
 pub mod manifest;
+pub mod object;
 pub mod pack;
 pub mod pod;
+mod receipts;
 pub mod restore;
 pub mod store;
 pub mod store_volume;
+pub mod unreadable;
 pub mod verify;
 
 use std::sync::Arc;
@@ -19,8 +26,10 @@ use tokio::sync::mpsc;
 
 pub use manifest::{Manifest, SessionEntry};
 pub use store::{ReceiptPut, Store, StoreError};
+pub use unreadable::Unreadable;
 pub use verify::{Summary, Verification};
 
+use receipts::Receipts;
 use verify::Verifier;
 
 /// Key of a session's object in the store.
@@ -42,10 +51,12 @@ pub fn receipt_key(uid: &str) -> String {
 pub struct Archives {
     store: Arc<Store>,
     verifier: Verifier,
+    receipts: Receipts,
 }
 
 impl Archives {
-    /// Opens the store at `url`. The UID of every check that ends is sent to `checked`.
+    /// Opens the store at `url`. The UID of every check that ends, and of every receipt that nobody waits for any more, is sent to
+    /// `checked`.
     ///
     /// # Errors
     /// When the URL says nothing that can be used.
@@ -53,9 +64,10 @@ impl Archives {
         Ok(Self::new(Arc::new(Store::open(url)?), checked))
     }
 
-    /// The archives in a store. The UID of every check that ends is sent to `checked`.
+    /// The archives in a store; `checked` as in [`Archives::open`].
     pub fn new(store: Arc<Store>, checked: mpsc::Sender<String>) -> Self {
-        Self { verifier: Verifier::new(Arc::clone(&store), checked), store }
+        let receipts = Receipts::new(Arc::clone(&store), checked.clone());
+        Self { verifier: Verifier::new(Arc::clone(&store), checked), receipts, store }
     }
 
     /// The store.
@@ -77,11 +89,11 @@ impl Archives {
         Manifest::parse(&bytes).map_err(|e| StoreError::Corrupt(e.to_string()))
     }
 
-    /// Stores a receipt, create-only.
+    /// Stores a receipt, create-only; the bytes that are stored, which may be those of an earlier try. Never waits for long.
     ///
     /// # Errors
-    /// When the outcome is not known.
-    pub async fn put_receipt(&self, uid: &str, bytes: Vec<u8>) -> Result<ReceiptPut, StoreError> {
-        self.store.put_once(&receipt_key(uid), bytes).await
+    /// When the outcome is not known, or not known yet.
+    pub async fn put_receipt(&self, uid: &str, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+        self.receipts.put(uid, bytes).await
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,9 @@ use base64::Engine as _;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use sha2::{Digest, Sha256};
 
+use super::exact::Exact;
 use super::manifest::{MAX_PROBLEMS, Problem, ProblemKind, SessionEntry};
+use super::unreadable::Unreadable;
 
 /// Files of one session, relative to the home, sorted.
 type Files = Vec<PathBuf>;
@@ -73,7 +75,7 @@ pub fn check_path(path: &str) -> Result<(), String> {
 ///
 /// # Errors
 /// When the home's device fails.
-pub fn find(home: &Path, session_paths: &[String]) -> std::io::Result<Found> {
+pub fn find(home: &Path, session_paths: &[String], unreadable: Unreadable) -> std::io::Result<Found> {
     let mut found = Found::default();
     let roots: Vec<PathBuf> =
         if session_paths.is_empty() { vec![PathBuf::new()] } else { session_paths.iter().map(PathBuf::from).collect() };
@@ -87,7 +89,7 @@ pub fn find(home: &Path, session_paths: &[String]) -> std::io::Result<Found> {
         if home.join(&root).symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
             continue;
         }
-        walk(home, &root, &mut found)?;
+        walk(home, &root, unreadable, &mut found)?;
     }
     for files in found.sessions.values_mut() {
         files.sort();
@@ -96,10 +98,10 @@ pub fn find(home: &Path, session_paths: &[String]) -> std::io::Result<Found> {
     Ok(found)
 }
 
-fn walk(home: &Path, root: &Path, found: &mut Found) -> std::io::Result<()> {
+fn walk(home: &Path, root: &Path, unreadable: Unreadable, found: &mut Found) -> std::io::Result<()> {
     for entry in walkdir::WalkDir::new(home.join(root)).follow_links(false).follow_root_links(false).sort_by_file_name() {
         match entry {
-            Err(error) if !error.io_error().is_none_or(of_the_home) => return Err(error.into()),
+            Err(error) if error.io_error().is_some_and(|e| !unreadable.names(e)) => return Err(error.into()),
             Err(error) => {
                 let path = error.path().and_then(|p| p.strip_prefix(home).ok()).unwrap_or(root).to_owned();
                 found.problems.add(&path, ProblemKind::Unreadable, error);
@@ -145,7 +147,14 @@ fn join_folders(found: &mut Found) {
 ///
 /// # Errors
 /// When the spool cannot be written, or the home's device fails; what a tenant put there never causes one.
-pub fn pack(home: &Path, spool: &Path, id: &Path, files: &[PathBuf], problems: &mut Problems) -> std::io::Result<Option<Packed>> {
+pub fn pack(
+    home: &Path,
+    spool: &Path,
+    id: &Path,
+    files: &[PathBuf],
+    unreadable: Unreadable,
+    problems: &mut Problems,
+) -> std::io::Result<Option<Packed>> {
     let object = tempfile::NamedTempFile::new_in(spool)?;
     let sink = Hashing { inner: object.reopen()?, hash: Sha256::new(), size: 0 };
     let mut tar = tar::Builder::new(zstd::Encoder::new(sink, 3)?);
@@ -155,19 +164,21 @@ pub fn pack(home: &Path, spool: &Path, id: &Path, files: &[PathBuf], problems: &
     for path in files {
         let (file, metadata) = match open(&root, path) {
             Ok(opened) => opened,
-            Err(error) if of_the_home(&error) => {
+            Err(error) if unreadable.names(&error) => {
                 problems.add(path, ProblemKind::Unreadable, error);
                 continue;
             }
             Err(error) => return Err(error),
         };
-        let mut exact = Exact { inner: file, left: metadata.len(), changed: false };
+        let mut exact = Exact::new(file, metadata.len(), unreadable);
         let mut header = tar::Header::new_gnu();
         header.set_metadata_in_mode(&metadata, tar::HeaderMode::Deterministic);
         header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
         header.set_size(metadata.len());
         tar.append_data(&mut header, path, &mut exact)?;
-        if exact.changed() {
+        if let Some(error) = exact.broken() {
+            problems.add(path, ProblemKind::Unreadable, format!("cut and padded with zeros: {error}"));
+        } else if exact.changed() {
             problems.add(path, ProblemKind::Changed, "its size changed while it was read");
         }
         count += 1;
@@ -198,50 +209,6 @@ fn open(root: &rustix::fd::OwnedFd, path: &Path) -> std::io::Result<(File, std::
         return Err(std::io::Error::other("not a regular file any more"));
     }
     Ok((file, metadata))
-}
-
-/// Whether a file cannot be read because of what the home holds: a right that is missing, a link, a path that went or is too long.
-/// Everything else (a disk or a server that fails, no memory, a call that is not allowed here) may pass or be mended, and must not
-/// make an archive without the file (S1).
-fn of_the_home(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    let Some(number) = error.raw_os_error() else { return true };
-    [Errno::ACCESS, Errno::LOOP, Errno::NOENT, Errno::NOTDIR, Errno::XDEV, Errno::NAMETOOLONG].contains(&Errno::from_raw_os_error(number))
-}
-
-/// Gives exactly the bytes that the header promised, whatever happens to the file meanwhile, so that no tar is ever corrupt.
-struct Exact {
-    inner: File,
-    left: u64,
-    changed: bool,
-}
-
-impl Read for Exact {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
-        if most == 0 {
-            return Ok(0);
-        }
-        let read = if self.changed { Ok(0) } else { self.inner.read(&mut buffer[..most]) };
-        let given = match read {
-            Ok(0) => {
-                self.changed = true;
-                buffer[..most].fill(0);
-                most
-            }
-            Ok(n) => n,
-            // Not the tenant's doing: this archive must not be made.
-            Err(error) => return Err(error),
-        };
-        self.left -= given as u64;
-        Ok(given)
-    }
-}
-
-impl Exact {
-    fn changed(mut self) -> bool {
-        self.changed || self.inner.read(&mut [0; 1]).is_ok_and(|n| n > 0)
-    }
 }
 
 struct Hashing {
@@ -285,7 +252,7 @@ mod tests {
         for path in ["s/a.jsonl", "s/a.settings.json", "s/a/sub/agent.jsonl", "s/b.jsonl", "other/x.jsonl"] {
             write(home.path(), path, b"x");
         }
-        let found = find(home.path(), &["s".into(), "missing".into()]).unwrap();
+        let found = find(home.path(), &["s".into(), "missing".into()], Unreadable::Record).unwrap();
         assert_eq!(ids(&found), ["s/a", "s/b"]);
         assert_eq!(found.sessions[Path::new("s/a")].len(), 3);
     }
@@ -298,38 +265,16 @@ mod tests {
         std::os::unix::fs::symlink(outside.path().join("secret.jsonl"), home.path().join("s/link.jsonl")).unwrap();
         std::os::unix::fs::symlink(outside.path(), home.path().join("linked")).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, home.path().join("s/pipe"), rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        let found = find(home.path(), &["s".into(), "linked".into()]).unwrap();
+        let found = find(home.path(), &["s".into(), "linked".into()], Unreadable::Record).unwrap();
         assert_eq!(ids(&found), ["s/a"]);
         let kinds: Vec<_> = found.problems.listed.iter().map(|p| p.kind).collect();
         assert_eq!(kinds, [ProblemKind::Symlink, ProblemKind::Special, ProblemKind::Unreadable]);
         // A file that became a link after it was listed.
         let mut problems = Problems::default();
-        let packed = pack(home.path(), home.path(), Path::new("s/link"), &["s/link.jsonl".into(), "../x".into()], &mut problems).unwrap();
+        let packed =
+            pack(home.path(), home.path(), Path::new("s/link"), &["s/link.jsonl".into(), "../x".into()], Unreadable::Record, &mut problems)
+                .unwrap();
         assert!(packed.is_none() && problems.unreadable == 2);
-    }
-
-    #[test]
-    fn a_file_that_changes_its_size_never_makes_a_corrupt_tar() {
-        let folder = tempfile::tempdir().unwrap();
-        for (real, promised) in [(3_u64, 8_u64), (8, 3)] {
-            std::fs::write(folder.path().join("f"), vec![b'x'; usize::try_from(real).unwrap()]).unwrap();
-            let mut exact = Exact { inner: File::open(folder.path().join("f")).unwrap(), left: promised, changed: false };
-            let mut bytes = Vec::new();
-            exact.read_to_end(&mut bytes).unwrap();
-            assert_eq!(bytes.len() as u64, promised);
-            assert!(exact.changed());
-        }
-    }
-
-    /// S1: a disk or a server that fails for a moment must not turn a home into an archive without its files.
-    #[test]
-    fn a_device_that_fails_makes_no_archive_without_the_file() {
-        // Reading where no memory is mapped is an input/output error.
-        let mut exact = Exact { inner: File::open("/proc/self/mem").unwrap(), left: 8, changed: false };
-        assert_eq!(exact.read(&mut [0; 8]).unwrap_err().raw_os_error(), Some(5));
-        let home = |number| of_the_home(&std::io::Error::from_raw_os_error(number));
-        // EACCES, ELOOP and ENOENT are the tenant's; EPERM, EIO, ENOMEM, EMFILE, ENOSYS and ESTALE are not.
-        assert!([13, 40, 2].into_iter().all(home) && ![1, 5, 12, 24, 38, 116].into_iter().any(home));
     }
 
     /// A home that is kept elsewhere by a link (dotfiles, say) has lost its sessions; `Block` must see that.
@@ -338,7 +283,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         write(home.path(), "dotfiles/claude/a.jsonl", b"x");
         std::os::unix::fs::symlink("dotfiles/claude", home.path().join("s")).unwrap();
-        let found = find(home.path(), &["s".into()]).unwrap();
+        let found = find(home.path(), &["s".into()], Unreadable::Record).unwrap();
         assert_eq!((found.problems.unreadable, found.problems.listed[0].kind), (1, ProblemKind::Unreadable));
     }
 
@@ -348,9 +293,9 @@ mod tests {
         write(home.path(), "s/a.jsonl", b"content");
         let digest = || {
             let mut problems = Problems::default();
-            let found = find(home.path(), &[]).unwrap();
+            let found = find(home.path(), &[], Unreadable::Record).unwrap();
             let (id, files) = found.sessions.iter().next().unwrap();
-            pack(home.path(), std::env::temp_dir().as_path(), id, files, &mut problems).unwrap().unwrap().entry.digest
+            pack(home.path(), std::env::temp_dir().as_path(), id, files, Unreadable::Record, &mut problems).unwrap().unwrap().entry.digest
         };
         assert_eq!(digest(), digest());
     }
@@ -369,8 +314,8 @@ mod tests {
                 kept.insert(path, content);
             }
             let mut problems = Problems::default();
-            for (id, files) in find(home.path(), &["s".into()]).unwrap().sessions {
-                let packed = pack(home.path(), home.path(), &id, &files, &mut problems).unwrap().unwrap();
+            for (id, files) in find(home.path(), &["s".into()], Unreadable::Record).unwrap().sessions {
+                let packed = pack(home.path(), home.path(), &id, &files, Unreadable::Record, &mut problems).unwrap().unwrap();
                 super::super::restore::unpack(packed.object.reopen().unwrap(), back.path()).unwrap();
             }
             prop_assert_eq!(problems.count, 0);

@@ -1,7 +1,7 @@
 //! The archive pod's program: packs the home that is mounted read-only and streams it to the operator's ingest endpoint. It has
 //! no store credentials, and its word proves nothing: the operator reads the archive back.
 //!
-//! Exit codes: 0 stored, 1 to be tried again, 3 unreadable files where the class says `Block`.
+//! Exit codes: 0 stored, 1 to be tried again, 3 unreadable files where the class says `Block` and no override gives them up.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,6 +13,7 @@ use tokio_util::io::ReaderStream;
 
 use super::manifest::{Manifest, ManifestComputer, VERSION};
 use super::pack::{self, Packed, Problems};
+use super::unreadable::Unreadable;
 
 const TOKEN: &str = "/var/run/secrets/ingest/token";
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -25,7 +26,7 @@ struct Job {
     ca: String,
     computer: ManifestComputer,
     session_paths: Vec<String>,
-    block_unreadable: bool,
+    unreadable: Unreadable,
     home: PathBuf,
     spool: PathBuf,
     token: PathBuf,
@@ -46,7 +47,7 @@ impl Job {
             ca: var("INGEST_CA")?,
             computer: ManifestComputer { namespace: var("COMPUTER_NAMESPACE")?, name: var("COMPUTER_NAME")?, uid: var("COMPUTER_UID")? },
             session_paths,
-            block_unreadable: var("UNREADABLE")? == "Block",
+            unreadable: var("UNREADABLE")?.parse().map_err(anyhow::Error::msg).context("UNREADABLE")?,
             home: or("HOME_VOLUME", "/home-volume"),
             spool: or("SPOOL", "/spool"),
             token: or("INGEST_TOKEN_FILE", TOKEN),
@@ -80,7 +81,7 @@ fn end(message: &str, code: u8) -> ExitCode {
 /// Packs and sends everything, the manifest last. `Some`: why unreadable files block it.
 async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     let sender = Sender::new(job)?;
-    let found = pack::find(&job.home, &job.session_paths).context("the home cannot be looked through")?;
+    let found = pack::find(&job.home, &job.session_paths, job.unreadable).context("the home cannot be looked through")?;
     println!("{} sessions found", found.sessions.len());
     let (mut problems, mut entries) = (found.problems, Vec::new());
     let total = found.sessions.len();
@@ -92,7 +93,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
         println!("[{}/{total}] {} files, {} bytes -> {} bytes", i + 1, packed.entry.files, packed.entry.bytes, packed.entry.size);
         entries.push(packed.entry);
     }
-    if job.block_unreadable && problems.unreadable > 0 {
+    if job.unreadable == Unreadable::Block && problems.unreadable > 0 {
         return Ok(Some(format!("{} files or folders cannot be read", problems.unreadable)));
     }
     entries.sort_by(|a, b| a.id.cmp(&b.id));
@@ -111,9 +112,9 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
 }
 
 async fn pack_one(job: &Job, id: PathBuf, files: Vec<PathBuf>, problems: &mut Problems) -> anyhow::Result<Option<Packed>> {
-    let (home, spool) = (job.home.clone(), job.spool.clone());
+    let (home, spool, unreadable) = (job.home.clone(), job.spool.clone(), job.unreadable);
     let mut own = std::mem::take(problems);
-    let (packed, own) = tokio::task::spawn_blocking(move || (pack::pack(&home, &spool, &id, &files, &mut own), own)).await?;
+    let (packed, own) = tokio::task::spawn_blocking(move || (pack::pack(&home, &spool, &id, &files, unreadable, &mut own), own)).await?;
     *problems = own;
     packed.context("a session cannot be read, or the spool not written")
 }

@@ -2,9 +2,14 @@
 //! followed or made: an archive holds regular files only.
 
 use std::fs::OpenOptions;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
+
+use super::object::{Entry, each_entry};
+
+/// How many files a message lists.
+const LISTED: usize = 20;
 
 /// Why an archive was not restored.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +17,14 @@ pub enum RestoreError {
     /// The object is not one of ours.
     #[error("damaged archive: {0}")]
     Damaged(String),
+    /// The session is whole, but has no such file.
+    #[error("there is no file {wanted} in it. It holds:\n{held}")]
+    NoSuchFile {
+        /// What was asked for.
+        wanted: PathBuf,
+        /// The first files that it does hold, one a line.
+        held: String,
+    },
     /// The folder cannot be written.
     #[error("{path}: {source}")]
     Io {
@@ -22,40 +35,71 @@ pub enum RestoreError {
     },
 }
 
+/// What is read of an object: what is written somewhere says so itself.
+impl From<std::io::Error> for RestoreError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Damaged(error.to_string())
+    }
+}
+
 /// Unpacks one object below `folder`; returns the files written.
 ///
 /// # Errors
 /// At the first entry that is not a regular file with a plain path, or that exists already.
 pub fn unpack(object: impl Read, folder: &Path) -> Result<Vec<PathBuf>, RestoreError> {
-    let damaged = |e: &dyn std::fmt::Display| RestoreError::Damaged(e.to_string());
     let mut written = Vec::new();
-    let mut archive = tar::Archive::new(zstd::Decoder::new(object).map_err(|e| damaged(&e))?);
-    for entry in archive.entries().map_err(|e| damaged(&e))? {
-        let mut entry = entry.map_err(|e| damaged(&e))?;
-        let path = entry.path().map_err(|e| damaged(&e))?.into_owned();
-        if entry.header().entry_type() != tar::EntryType::Regular || !plain(&path) {
-            return Err(damaged(&format!("entry {} is not a regular file below the home", path.display())));
-        }
-        write(folder, &path, &mut entry)?;
-        written.push(path);
-    }
+    each_file(object, |path, entry| {
+        write(folder, path, entry)?;
+        written.push(path.to_owned());
+        Ok(true)
+    })?;
     Ok(written)
+}
+
+/// Appends the files of one object to a tar.
+///
+/// # Errors
+/// At the first entry that is not a regular file with a plain path, or when the tar cannot be written.
+pub fn append<W: Write>(object: impl Read, to: &mut tar::Builder<W>) -> Result<u64, RestoreError> {
+    let mut files = 0;
+    each_file(object, |path, entry| {
+        let mut header = entry.header().clone();
+        to.append_data(&mut header, path, entry).map_err(|source| RestoreError::Io { path: path.to_owned(), source })?;
+        files += 1;
+        Ok(true)
+    })?;
+    Ok(files)
 }
 
 /// Writes one file of an object to `out`.
 ///
 /// # Errors
-/// When the object does not hold it.
-pub fn print(object: impl Read, wanted: &Path, out: &mut impl std::io::Write) -> Result<(), RestoreError> {
-    let damaged = |e: &dyn std::fmt::Display| RestoreError::Damaged(e.to_string());
-    let mut archive = tar::Archive::new(zstd::Decoder::new(object).map_err(|e| damaged(&e))?);
-    for entry in archive.entries().map_err(|e| damaged(&e))? {
-        let mut entry = entry.map_err(|e| damaged(&e))?;
-        if entry.path().is_ok_and(|path| path == wanted) {
-            return std::io::copy(&mut entry, out).map(drop).map_err(|source| RestoreError::Io { path: wanted.to_owned(), source });
+/// When the object does not hold it: the first files that it does hold are named.
+pub fn print(object: impl Read, wanted: &Path, out: &mut impl Write) -> Result<(), RestoreError> {
+    let (mut held, mut printed) = (Vec::new(), false);
+    each_file(object, |path, entry| {
+        if path == wanted {
+            std::io::copy(entry, out).map_err(|source| RestoreError::Io { path: wanted.to_owned(), source })?;
+            printed = true;
+        } else if held.len() < LISTED {
+            held.push(format!("  {}", path.display()));
+        } else if held.len() == LISTED {
+            held.push("  ...".to_owned());
         }
-    }
-    Err(damaged(&format!("it does not hold {}", wanted.display())))
+        Ok(!printed)
+    })?;
+    if printed { Ok(()) } else { Err(RestoreError::NoSuchFile { wanted: wanted.to_owned(), held: held.join("\n") }) }
+}
+
+/// Shows every file of an object to `see`, until that says that it has seen enough.
+fn each_file<R: Read>(object: R, mut see: impl FnMut(&Path, &mut Entry<'_, R>) -> Result<bool, RestoreError>) -> Result<(), RestoreError> {
+    each_entry(object, |entry| {
+        let path = entry.path()?.into_owned();
+        if entry.header().entry_type() != tar::EntryType::Regular || !plain(&path) {
+            return Err(RestoreError::Damaged(format!("entry {} is not a regular file below the home", path.display())));
+        }
+        see(&path, entry)
+    })
 }
 
 fn plain(path: &Path) -> bool {
@@ -94,6 +138,27 @@ mod tests {
         let mut tar = tar::Builder::new(Vec::new());
         tar.append(&header, &b"x"[..]).unwrap();
         zstd::encode_all(tar.into_inner().unwrap().as_slice(), 1).unwrap()
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_answered_with_those_that_are() {
+        let error = print(object(b"s/one.jsonl", tar::EntryType::Regular).as_slice(), Path::new("s/one"), &mut Vec::new()).unwrap_err();
+        assert_eq!(error.to_string(), "there is no file s/one in it. It holds:\n  s/one.jsonl");
+        let mut printed = Vec::new();
+        print(object(b"s/one.jsonl", tar::EntryType::Regular).as_slice(), Path::new("s/one.jsonl"), &mut printed).unwrap();
+        assert_eq!(printed, b"x");
+    }
+
+    #[test]
+    fn what_is_exported_is_a_tar_of_all_files_and_of_nothing_else() {
+        let mut tar = tar::Builder::new(Vec::new());
+        append(object(b"s/one.jsonl", tar::EntryType::Regular).as_slice(), &mut tar).unwrap();
+        append(object(b"s/two.jsonl", tar::EntryType::Regular).as_slice(), &mut tar).unwrap();
+        assert!(append(object(b"../out", tar::EntryType::Regular).as_slice(), &mut tar).is_err());
+        let bytes = tar.into_inner().unwrap();
+        let mut back = tar::Archive::new(bytes.as_slice());
+        let names: Vec<_> = back.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned()).collect();
+        assert_eq!(names, [Path::new("s/one.jsonl"), Path::new("s/two.jsonl")]);
     }
 
     #[test]

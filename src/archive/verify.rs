@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
+use super::object::each_entry;
 use super::store::{Store, StoreError};
 use super::{Manifest, SessionEntry, manifest_key, object_key};
 use crate::guards::{self, Guard};
@@ -216,16 +217,15 @@ fn read_back(object: impl Read, expected: &SessionEntry) -> Result<(), StoreErro
 }
 
 fn count(object: &mut impl Read, most: u64) -> std::io::Result<(u64, u64)> {
-    let mut archive = tar::Archive::new(zstd::Decoder::new(object)?);
     let (mut files, mut bytes) = (0, 0);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
+    each_entry(object, |entry| {
         files += 1;
-        bytes += std::io::copy(&mut entry, &mut std::io::sink())?;
+        bytes += std::io::copy(entry, &mut std::io::sink())?;
         if bytes > most {
             return Err(std::io::Error::other("it holds more than the manifest says"));
         }
-    }
+        Ok(true)
+    })?;
     Ok((files, bytes))
 }
 
@@ -255,14 +255,15 @@ impl<R: Read> Read for Hashing<R> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::archive::Unreadable;
     use crate::archive::pack::{self, Problems};
 
     async fn archived(folder: &std::path::Path) -> (Store, String) {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join("a.jsonl"), b"hello").unwrap();
-        let found = pack::find(home.path(), &[]).unwrap();
+        let found = pack::find(home.path(), &[], Unreadable::Block).unwrap();
         let (id, files) = found.sessions.iter().next().unwrap();
-        let packed = pack::pack(home.path(), folder, id, files, &mut Problems::default()).unwrap().unwrap();
+        let packed = pack::pack(home.path(), folder, id, files, Unreadable::Block, &mut Problems::default()).unwrap().unwrap();
         let store = Store::open(&format!("file://{}", folder.display())).unwrap();
         let key = object_key("u", &packed.entry.digest);
         let body = futures::stream::iter([Ok(bytes::Bytes::from(std::fs::read(packed.object.path()).unwrap()))]);

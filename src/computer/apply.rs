@@ -15,7 +15,7 @@ use std::fmt::Debug;
 
 use super::action::{Action, Effect, Fact, Object, Subject};
 use super::view::View;
-use crate::archive::{Archives, ReceiptPut};
+use crate::archive::Archives;
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, DELETION_FINALIZER, MANAGER};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
@@ -355,11 +355,8 @@ impl Applier {
     }
 
     async fn put_receipt(&self, uid: &str, bytes: Vec<u8>) -> Result<Effect, Error> {
-        match self.archives.put_receipt(uid, bytes.clone()).await.map_err(|e| Error::Store(e.to_string()))? {
-            ReceiptPut::Created | ReceiptPut::SameAlready => Ok(Effect::ReceiptStored(bytes)),
-            // Written by a pass that crashed before it could save the record: the stored one stands (S7).
-            ReceiptPut::Other(existing) => Ok(Effect::ReceiptStored(existing)),
-        }
+        let stored = self.archives.put_receipt(uid, bytes).await;
+        stored.map(Effect::ReceiptStored).map_err(|e| Error::Store(e.to_string()))
     }
 }
 

@@ -1,46 +1,76 @@
-//! The newest record of a computer that this process has seen, for as long as its cache is behind it. A plan on an older record than
-//! we have written ourselves would do again what is done, say so in the status, and be woken by that very write (L6). It saves work
-//! only: whether a write counts is decided by its resourceVersion at the API server.
+//! What this process remembers of a computer between two passes, to save requests. Never a proof: whether a write counts is decided by
+//! its resourceVersion at the API server, and before the receipt and the release every step is walked again on live reads.
+//!
+//! The newest record that it has seen, for as long as its cache is behind it: a plan on an older record than we have written
+//! ourselves would do again what is done, say so in the status, and be woken by that very write (L6). And the steps that it has seen
+//! finished, for as long as the record is the very same: a new child means a new version of the record (S1).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::view::View;
 use crate::guards::{self, Guard};
-use crate::resources::ComputerRecord;
+use crate::resources::{ComputerRecord, SubjectOutcome};
 
-/// By UID; empty as soon as the caches have caught up.
+/// By UID: records until the caches have caught up, steps until the record changes or is released.
 #[derive(Debug, Default)]
-pub struct Latest(Mutex<HashMap<String, ComputerRecord>>);
+pub struct Latest {
+    records: Mutex<HashMap<String, ComputerRecord>>,
+    passed: Mutex<HashMap<String, Passed>>,
+}
+
+/// Finished steps, and the version of the record on which they were.
+#[derive(Debug)]
+struct Passed {
+    version: Option<String>,
+    steps: Vec<SubjectOutcome>,
+}
+
+/// A map is whole at any time.
+fn locked<T>(map: &Mutex<T>) -> MutexGuard<'_, T> {
+    map.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Latest {
-    fn all(&self) -> MutexGuard<'_, HashMap<String, ComputerRecord>> {
-        // A record is whole at any time.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// What a live answer has shown.
     pub fn note(&self, view: &View) {
         match &view.record {
-            Some(record) if guards::on(Guard::LatestRecord) => drop(self.all().insert(view.uid.clone(), record.clone())),
-            _ => self.forget(&view.uid),
+            Some(record) if guards::on(Guard::LatestRecord) => drop(locked(&self.records).insert(view.uid.clone(), record.clone())),
+            _ => drop(locked(&self.records).remove(&view.uid)),
         }
     }
 
-    /// Puts the newer one in place of the cache's; forgets it when the cache is as new.
-    pub fn freshen(&self, view: &mut View) {
-        let mut all = self.all();
-        let Some(known) = all.get(&view.uid) else { return };
-        if view.record.as_ref().is_some_and(|cached| version(cached) >= version(known)) {
+    /// The deletion steps that a pass has seen finished.
+    pub fn note_passed(&self, view: &View, steps: &[SubjectOutcome]) {
+        let version = view.record.as_ref().and_then(|r| r.metadata.resource_version.clone());
+        let mut all = locked(&self.passed);
+        if steps.is_empty() || version.is_none() {
             all.remove(&view.uid);
-        } else if view.record.is_some() {
-            view.record = Some(known.clone());
+        } else {
+            all.insert(view.uid.clone(), Passed { version, steps: steps.to_vec() });
+        }
+    }
+
+    /// Puts the newer record in place of the cache's; forgets it when the cache is as new. Then the steps that were finished on it.
+    pub fn freshen(&self, view: &mut View) {
+        let mut records = locked(&self.records);
+        if let Some(known) = records.get(&view.uid) {
+            if view.record.as_ref().is_some_and(|cached| version(cached) >= version(known)) {
+                records.remove(&view.uid);
+            } else if view.record.is_some() {
+                view.record = Some(known.clone());
+            }
+        }
+        let current = view.record.as_ref().and_then(|r| r.metadata.resource_version.as_ref());
+        if let Some(passed) = locked(&self.passed).get(&view.uid).filter(|p| p.version.as_ref() == current) {
+            view.passed.clone_from(&passed.steps);
         }
     }
 
     /// The computer is gone.
     pub fn forget(&self, uid: &str) {
-        self.all().remove(uid);
+        locked(&self.records).remove(uid);
+        locked(&self.passed).remove(uid);
     }
 }
 

@@ -41,6 +41,7 @@ pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Source
         archive: None,
         receipt: None,
         finalizer_confirmed: false,
+        passed: Vec::new(),
         settings: settings.clone(),
         fresh: fresh(sources),
         now: sources.now(),

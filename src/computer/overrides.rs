@@ -23,12 +23,16 @@ pub async fn acknowledge(client: &Client, view: &View) {
     }
 }
 
+/// What it does, and what no override does (S5): whoever waits on must not look for the fault in the override.
+const IN_FORCE: &str = "the named steps are left out of this deletion; the receipt says so. What it does not do: a finalizer of somebody else on \
+    the pod or claim is not ours to take off; where one holds them (reasons PodHeld and ClaimHeld), its owner must finish, or whoever may must remove it";
+
 fn patch(found: &DeletionOverride, view: &View) -> Option<json_patch::Patch> {
     let mut status = found.status.clone().unwrap_or_default();
     let same_name = found.spec.computer.namespace == view.namespace && found.spec.computer.name == view.name;
     let (accepted, reason, message) = match (same_name, view.deleting()) {
         (false, _) => (false, "NameMismatch", "the UID belongs to a computer of another name or namespace: nothing is skipped"),
-        (true, true) => (true, "InForce", "the named steps are left out of this deletion; the receipt says so"),
+        (true, true) => (true, "InForce", IN_FORCE),
         (true, false) => (true, "NotDeleting", "the computer is not being deleted; it will be in force when it is"),
     };
     conditions::set(&mut status.conditions, types::ACCEPTED, accepted, reason, message, found.metadata.generation, &Time(now(view.now)));
@@ -43,4 +47,31 @@ fn patch(found: &DeletionOverride, view: &View) -> Option<json_patch::Patch> {
 
 fn now(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_override_says_what_it_does_and_what_no_override_does() {
+        let said = |deleting: bool, name: &str| {
+            let deleted = deleting.then_some("2026-01-01T00:00:00Z");
+            let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "deletionTimestamp": deleted}, "spec": {}}));
+            let target = json!({"namespace": "t", "name": name, "uid": "u"});
+            let found = json!({"metadata": {"name": "o", "uid": "o"}, "spec": {"computer": target, "skip": ["stop-pods"], "reason": "the node is lost"}});
+            serde_json::to_value(patch(&serde_json::from_value(found).unwrap(), &view).unwrap()).unwrap()[1]["value"]["conditions"][0]
+                .clone()
+        };
+        let in_force = said(true, "c");
+        assert_eq!((&in_force["status"], &in_force["reason"]), (&json!("True"), &json!("InForce")));
+        let message = in_force["message"].as_str().unwrap();
+        assert!(
+            message.contains("a finalizer of somebody else on the pod or claim is not ours to take off") && message.contains("PodHeld"),
+            "{message}"
+        );
+        assert_eq!(said(false, "c")["reason"], "NotDeleting");
+        assert_eq!((&said(true, "other")["status"], &said(true, "other")["reason"]), (&json!("False"), &json!("NameMismatch")));
+    }
 }

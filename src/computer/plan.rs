@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::action::Action;
 use super::view::View;
 use super::{deletion, provision};
-use crate::resources::{Phase, Step};
+use crate::resources::{Phase, Step, SubjectOutcome};
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,6 +40,8 @@ pub struct Report {
     pub provisioning: Vec<Step>,
     /// Deletion steps; empty while the computer lives.
     pub deletion: Vec<Step>,
+    /// Deletion steps that are finished, in order, for the next pass.
+    pub passed: Vec<SubjectOutcome>,
     /// Why the step under way does not go on.
     pub blocker: Option<Blocker>,
     /// `Ready`: status, reason, message.

@@ -67,9 +67,11 @@ impl Reconciler {
         self.latest.freshen(&mut view);
         if view.settled() {
             self.backoff.reset(uid);
+            self.latest.forget(uid);
             return self.expire(&view).await;
         }
         let (mut plan, error) = self.drive(&mut view).await;
+        self.latest.note_passed(&view, &plan.report.passed);
         if let Some(error) = &error {
             explain(&mut plan.report, error);
         }

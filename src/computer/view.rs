@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeCl
 use super::action::{Effect, Fact, Subject};
 use crate::archive::Verification;
 use crate::guards::{self, Guard};
-use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep};
+use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep, SubjectOutcome};
 
 /// Operator settings that plans need.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +74,8 @@ pub struct View {
     pub receipt: Option<Vec<u8>>,
     /// The finalizer was seen by a live read in this pass.
     pub finalizer_confirmed: bool,
+    /// Steps that an earlier pass of this process has seen finished on this very version of the record (see `latest`).
+    pub passed: Vec<SubjectOutcome>,
     /// Settings.
     pub settings: Settings,
     /// Random material.
@@ -96,9 +98,14 @@ impl View {
                 self.computer = computer.map(|c| *c);
                 self.finalizer_confirmed = self.computer.as_ref().is_some_and(has_finalizer);
             }
-            Effect::Record(record) => self.record = Some(*record),
+            // What was finished on the version before stands in the new one, if we wrote it ourselves.
+            Effect::Record(record) => {
+                self.record = Some(*record);
+                self.passed.clear();
+            }
             Effect::Overtaken(record) => {
                 self.record = Some(*record);
+                self.passed.clear();
                 if guards::on(Guard::OldFacts) {
                     self.facts.clear();
                     self.archive = None;
@@ -182,6 +189,32 @@ impl View {
     /// Name of the archive pod of an attempt.
     pub fn archive_pod_name(&self, attempt: i32) -> String {
         format!("archive-{}-{attempt}", self.uid)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+impl View {
+    /// Of a computer `t/c` of UID `u`, of which nothing else is known.
+    pub(crate) fn of(computer: serde_json::Value) -> Self {
+        Self {
+            uid: "u".into(),
+            namespace: "t".into(),
+            name: "c".into(),
+            computer: Some(serde_json::from_value(computer).unwrap()),
+            namespace_terminating: false,
+            record: None,
+            class: ClassState::Missing,
+            overrides: Vec::new(),
+            facts: BTreeMap::new(),
+            archive: None,
+            receipt: None,
+            finalizer_confirmed: false,
+            passed: Vec::new(),
+            settings: Settings::default(),
+            fresh: Fresh { suffix: "s".into(), key: [0; 32] },
+            now: Timestamp::UNIX_EPOCH,
+        }
     }
 }
 

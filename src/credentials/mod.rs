@@ -2,6 +2,8 @@
 
 pub mod api_key;
 pub mod cli;
+#[cfg(test)]
+mod hostile;
 pub mod id;
 pub mod key;
 mod token;

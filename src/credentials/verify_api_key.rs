@@ -12,6 +12,7 @@ use super::api_key::{ApiKeyId, ApiToken};
 use super::verify::{Denied, found, stands};
 use crate::resources::{ApiKey, ApiKeyRecord, CredentialState};
 use crate::runtime::client::{CallError, call};
+use crate::runtime::clock;
 
 /// A token that authenticates.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +51,7 @@ pub async fn verify_api_key(client: &Client, operator_namespace: &str, token: &s
         call(accounts.get(&id.service_account))
     );
     let all = Found { record: found(record)?, key: found(key)?, namespace: found(namespace)?, account: found(account)? };
-    Ok(decide(&token, &all, Timestamp::now()))
+    Ok(decide(&token, &all, clock::now()))
 }
 
 /// Whether a time to stop has come.

@@ -41,12 +41,21 @@ pub struct Config {
     /// Seconds within which a request's header, and then its body, must have arrived.
     #[arg(long, env = "READ_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=300))]
     pub read_seconds: u32,
+    /// Seconds after SIGTERM for which new connections are still served, 0 to 60: `/readyz` is false from the beginning, but those who
+    /// send the requests hear of it later. Then what is under way has 25 s to finish.
+    #[arg(long, env = "SHUTDOWN_DELAY_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=60))]
+    pub shutdown_delay_seconds: u32,
     /// Log lines as JSON instead of text.
     #[arg(long, env = "LOG_JSON", default_value_t = false, action = clap::ArgAction::Set)]
     pub log_json: bool,
 }
 
 impl Config {
+    /// Time between the signal to end and the end of accepting.
+    pub fn shutdown_delay(&self) -> Duration {
+        Duration::from_secs(u64::from(self.shutdown_delay_seconds))
+    }
+
     /// Time for a header, and for a body.
     pub fn read_limit(&self) -> Duration {
         Duration::from_secs(u64::from(self.read_seconds))

@@ -9,6 +9,8 @@ pub mod computers;
 pub mod config;
 pub mod error;
 mod extract;
+#[cfg(test)]
+mod hostile;
 mod last_used;
 pub mod layers;
 pub mod openapi;
@@ -37,7 +39,10 @@ use crate::runtime::server::{self, Limits};
 use crate::runtime::{client, health, operator};
 
 /// What is under way at the end has this long to finish.
-const DRAIN: Duration = Duration::from_secs(25);
+pub const DRAIN: Duration = Duration::from_secs(25);
+
+/// Pages of lists of one kind in memory at the same time, whoever asks for them; others wait for their turn.
+const PAGES: usize = 2;
 
 /// What all handlers share.
 pub struct Shared {
@@ -59,6 +64,10 @@ pub struct Shared {
     pub shares: Arc<shares::Shares>,
     /// Those of them that may wait for the end of a deletion: two tenants with their halves must not leave nothing for others.
     pub waiting: Semaphore,
+    /// A turn for each page of computers that is in memory: tenants decide how large their objects are.
+    pub computer_pages: Semaphore,
+    /// The same for sessions: large ones keep nobody from creating a computer.
+    pub session_pages: Semaphore,
     /// The process is to end: nobody is kept waiting.
     pub stop: CancellationToken,
     /// Writes when an `ApiKey` was last used.
@@ -80,6 +89,8 @@ impl Shared {
             slots: Semaphore::new(config.max_in_flight as usize),
             shares: shares::Shares::new(config.max_in_flight as usize),
             waiting: Semaphore::new((config.max_in_flight as usize / 4).max(1)),
+            computer_pages: Semaphore::new(PAGES),
+            session_pages: Semaphore::new(PAGES),
             stop,
             last_used: last_used::LastUsed::default(),
             figures: layers::Figures::default(),
@@ -111,13 +122,14 @@ fn dressed(router: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// Serves until SIGTERM or SIGINT; what is in flight is finished.
+/// Serves until SIGTERM or SIGINT, and a little longer: whoever still sends new requests, because the withdrawal of the endpoint has not
+/// reached it, is served. Then what is in flight is finished.
 ///
 /// # Errors
 /// When the configuration or the API server cannot be used.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let stop = CancellationToken::new();
-    operator::stop_on_signal(stop.clone());
+    let (told, stop) = (CancellationToken::new(), CancellationToken::new());
+    operator::stop_on_signal(told.clone());
     let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
     let shared = Arc::new(Shared::new(client, &config, stop.clone()));
     let mut tasks = JoinSet::new();
@@ -134,13 +146,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.bind).await.with_context(|| format!("listening on {}", config.bind))?;
     tracing::info!(address = %config.bind, tls = acceptor.is_some(), "serving the HTTP API");
     tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        () = answering(&shared) => ready.set(),
+        () = told.cancelled() => return Ok(()),
+        () = answering(&shared) => ready.set(true),
     }
+    tasks.spawn(close(told, ready, config.shutdown_delay(), stop.clone()));
     let limits = Limits { connections: config.max_connections as usize, header: config.read_limit(), single: None, drain: DRAIN };
     server::run(listener, acceptor, router(shared), limits, stop).await;
     while tasks.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Not ready from the moment that the process is told to end; closed when those who send the requests have had the time to notice.
+async fn close(told: CancellationToken, ready: health::Ready, delay: Duration, stop: CancellationToken) {
+    told.cancelled().await;
+    ready.set(false);
+    tokio::time::sleep(delay).await;
+    stop.cancel();
 }
 
 /// Waits until requests can be answered: the API server is there, and lets us ask who somebody is and what they may.

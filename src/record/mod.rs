@@ -4,7 +4,7 @@
 use crate::computer::view::View;
 use crate::resources::{
     ArchiveSettings, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, MANAGED_BY_LABEL, MANAGER, Snapshot,
-    UID_LABEL, UnreadableFiles,
+    UID_LABEL,
 };
 
 /// An empty record of this view's computer: named by its UID, in the operator's namespace.
@@ -27,9 +27,10 @@ pub fn recover(view: &View) -> ComputerRecord {
     if let Some(volume) = &mut children.volume {
         volume.original_reclaim_policy.clear();
     }
-    // Nobody knows any more as whom the machine ran: a file that cannot be read must not be given up for that.
-    let archive = ArchiveSettings { unreadable_files: UnreadableFiles::Block, ..ArchiveSettings::default() };
-    let snapshot = Snapshot { session_paths: Vec::new(), archive, ..Snapshot::default() };
+    // Nor is a Secret of another name ours: the admission policy would refuse to let us ask for it, for ever.
+    children.secret_name.take_if(|name| !name.starts_with("computer-key-"));
+    // Nobody knows any more as whom the machine ran, or what the class wanted: the defaults give nothing up.
+    let snapshot = Snapshot { session_paths: Vec::new(), archive: ArchiveSettings::default(), ..Snapshot::default() };
     new(
         view,
         ComputerRecordSpec {
@@ -41,4 +42,24 @@ pub fn recover(view: &View) -> ComputerRecord {
             state: ComputerRecordStatus { credential: CredentialState::Pending, children, ..ComputerRecordStatus::default() },
         },
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A tenant that can write a status must not point us at a Secret that we are not let near: the deletion would wait for ever.
+    #[test]
+    fn a_recovered_record_names_only_a_secret_that_can_be_ours() {
+        for (name, ours) in [("computer-key-0123456789abcdef0123456789abcdef", true), ("database-password", false)] {
+            let status = json!({"children": {"secretName": name, "secretUid": "s", "claimName": "home-x"}});
+            let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}, "status": status}));
+            let children = recover(&view).spec.state.children;
+            assert_eq!(children.secret_name.is_some(), ours, "{name}");
+            assert_eq!(children.claim_name.as_deref(), Some("home-x"));
+        }
+    }
 }

@@ -38,7 +38,8 @@ pub struct ApiKeySpec {
     /// dead: change `rotation` for another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
-    /// Change it, to a text that was not used before (a date, for example), to get a new token; the old one dies at once.
+    /// Change it, to a text that was not used before (a date, for example; at most 63 characters), to get a new token; the old one
+    /// dies at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub rotation: Option<String>,

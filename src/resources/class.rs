@@ -26,7 +26,7 @@ use super::QUANTITY_RULE;
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ComputerClassSpec {
-    /// What it is for, for people.
+    /// What it is for, for people, at most 256 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub description: Option<String>,
@@ -38,7 +38,8 @@ pub struct ComputerClassSpec {
     /// The home volume.
     #[serde(default)]
     pub storage: StorageSettings,
-    /// Folders under the home whose content is archived as sessions, relative to it.
+    /// Folders under the home whose content is archived as sessions, relative to it; at most 16. Left out: `.factory/sessions`,
+    /// `.claude/projects` and `.codex/sessions`.
     #[serde(default = "default_session_paths")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256), pattern(r"^[^/].*$")))]
     #[x_kube(validation = Rule::new("self.all(p, !p.split('/').exists(s, s == '..' || s == '.'))").message("a session path is relative to the home and has no '.' or '..' part"))]
@@ -66,12 +67,12 @@ pub struct StorageSettings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,
-    /// Size of the home volume when the computer does not say.
+    /// Size of the home volume when the computer does not say: a quantity such as `10Gi`, the default.
     #[serde(default = "default_size")]
     #[schemars(extend("maxLength" = 32, "nullable" = false))]
     #[x_kube(validation = Rule::new(QUANTITY_RULE).message("size is a quantity above zero, for example 10Gi"))]
     pub size: Quantity,
-    /// Where the home volume is mounted in the first container.
+    /// Where the home volume is mounted in the first container: an absolute path, by default `/home/user`.
     #[serde(default = "default_mount_path")]
     #[schemars(length(min = 2, max = 256), pattern(r"^/[^:]+$"))]
     pub mount_path: String,
@@ -103,13 +104,13 @@ pub enum ArchivePolicy {
     None,
 }
 
-/// What a file that the machine's own user cannot read does to the archive.
+/// What a file that the machine's own user cannot read (`chmod 000`) does to a `Required` archive. `BestEffort` always records it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub enum UnreadableFiles {
-    /// It becomes an entry in the manifest.
-    #[default]
+    /// It becomes an entry in the manifest and is destroyed with the volume.
     Record,
-    /// The archive step is blocked until it can be read or is overridden.
+    /// The archive step is blocked until a `DeletionOverride` gives up such files (S1).
+    #[default]
     Block,
 }
 
@@ -130,7 +131,8 @@ pub struct ArchiveSettings {
     /// Whether sessions must be archived before the volume goes.
     #[serde(default)]
     pub policy: ArchivePolicy,
-    /// What an unreadable file does.
+    /// What a file that the machine's own user cannot read does to a `Required` archive: `Block` (the default) the deletion until an
+    /// admin decides, or `Record` it in the manifest and go on without it.
     #[serde(default)]
     pub unreadable_files: UnreadableFiles,
     /// What the deletion of a namespace waits for.
@@ -138,20 +140,27 @@ pub struct ArchiveSettings {
     pub on_namespace_deletion: OnNamespaceDeletion,
 }
 
+impl ArchiveSettings {
+    /// Whether a file that cannot be read blocks the archive. Under `BestEffort` it never does: what can be read is the best effort.
+    pub fn blocks_unreadable(&self) -> bool {
+        self.policy == ArchivePolicy::Required && self.unreadable_files == UnreadableFiles::Block
+    }
+}
+
 /// Seconds that a deletion step may take. For `archiveSessions` under `BestEffort` the deletion goes on after it;
 /// everywhere else a passed deadline makes the step `Blocked` and visible, and it is tried on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StepDeadlines {
-    /// For the pods to stop.
+    /// For the pods to stop, in seconds: 1 to 604800 (a week), by default 600.
     #[serde(default = "default_stop")]
     #[schemars(range(min = 1, max = 604_800))]
     pub stop_pods_seconds: i64,
-    /// For the archive to be written and verified.
+    /// For the archive to be written and verified, in seconds: 1 to 604800 (a week), by default 3600.
     #[serde(default = "default_archive")]
     #[schemars(range(min = 1, max = 604_800))]
     pub archive_sessions_seconds: i64,
-    /// For the volume to be gone.
+    /// For the volume to be gone, in seconds: 1 to 604800 (a week), by default 600.
     #[serde(default = "default_volumes")]
     #[schemars(range(min = 1, max = 604_800))]
     pub delete_volumes_seconds: i64,
@@ -177,7 +186,7 @@ impl Default for StepDeadlines {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ClassLimits {
-    /// Largest `spec.storage.size`. Left out: no bound.
+    /// Largest `spec.storage.size` of a Computer, a quantity such as `100Gi`. Left out: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 32))]
     #[x_kube(validation = Rule::new(QUANTITY_RULE).message("maxStorage is a quantity above zero, for example 100Gi"))]

@@ -43,10 +43,11 @@ pub enum Provider {
     validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("className cannot be changed: delete this Computer (its sessions are archived) and create another one"),
     validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage cannot be changed: delete this Computer (its sessions are archived) and create another one"),
     validation = Rule::new("!has(oldSelf.hostId) || (has(self.hostId) && self.hostId == oldSelf.hostId)").message("hostId cannot be changed once it is set: delete this Computer and register the machine anew"),
-    validation = Rule::new("self.provider != 'BYOM' || (!has(self.storage) && !has(self.className))").message("a BYOM computer has no volume and no class: leave className and storage out")
+    validation = Rule::new("self.provider != 'BYOM' || (!has(self.storage) && !has(self.className))").message("a BYOM computer has no volume and no class: leave className and storage out"),
+    validation = Rule::new("self.provider != 'BYOM' || !self.suspended").message("a BYOM machine is yours to stop, its pod is not the operator's: leave suspended out, or set it to false")
 )]
 pub struct ComputerSpec {
-    /// Who runs the machine: `Managed` (a pod with a home volume) or `BYOM` (yours; only the key is ours). Immutable.
+    /// Who runs the machine: `Managed` (a pod with a home volume; the default) or `BYOM` (yours; only the key is ours). Immutable.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("provider cannot be changed: delete this Computer and create another one"))]
     pub provider: Provider,
@@ -54,34 +55,37 @@ pub struct ComputerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub class_name: Option<String>,
-    /// A name for people.
+    /// A name for people, 1 to 63 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub display_name: Option<String>,
-    /// The user that sessions run as on the machine; told to the pod as the environment variable `REMOTE_USER`.
+    /// The user that sessions run as on the machine, 1 to 63 characters; told to the pod as the environment variable `REMOTE_USER`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub remote_user: Option<String>,
-    /// Repositories to work on; told to the pod as the environment variable `REPOSITORIES`, separated by spaces.
+    /// Repositories to work on, at most 20 of at most 2048 characters without spaces; told to the pod as the environment variable
+    /// `REPOSITORIES`, separated by spaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20), inner(length(min = 1, max = 2048), pattern(r"^\S+$")))]
     pub repositories: Vec<String>,
     /// `true` tells the machine, as the environment variable `AUTO_INSTALL_DEPS`, to install what its repositories depend on.
+    /// Default `false`.
     #[serde(default)]
     pub auto_install_deps: bool,
     /// The machine's own id, a UUID that its agent registers. Immutable once it is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 36, max = 36), pattern(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
     pub host_id: Option<String>,
-    /// `true` stops the pod and keeps the home volume and the key; `false` starts it again.
+    /// `true` stops the pod and keeps the home volume and the key; `false`, the default, starts it again. Only for `Managed`: a `BYOM`
+    /// machine is yours to stop.
     #[serde(default)]
     pub suspended: bool,
-    /// Seconds after creation at which the computer is deleted, as if by `kubectl delete`. Left out: never.
+    /// Seconds after creation at which the computer is deleted, as if by `kubectl delete`, 60 to 315360000 (ten years). Left out: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 60, max = 315_360_000))]
     pub time_to_live_seconds: Option<i64>,
     /// `true` keeps the time to live from deleting the computer, and deletion requests are refused where the cluster
-    /// has the operator's admission policies. A namespace that is being deleted is never held up by it.
+    /// has the operator's admission policies. A namespace that is being deleted is never held up by it. Default `false`.
     #[serde(default)]
     pub deletion_protection: bool,
     /// The home volume. Left out: as the class says. Immutable.

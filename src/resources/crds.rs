@@ -7,7 +7,7 @@ use super::{ApiKey, ApiKeyRecord, Computer, ComputerClass, ComputerRecord, Delet
 
 /// Every CRD, in the order in which they are installed.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    vec![
+    let all = [
         ComputerClass::crd(),
         ComputerRecord::crd(),
         Computer::crd(),
@@ -15,7 +15,18 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         ApiKeyRecord::crd(),
         ApiKey::crd(),
         DeletionOverride::crd(),
-    ]
+    ];
+    all.map(explained).into()
+}
+
+/// The text of a spec is that of its kind: it is what `kubectl explain KIND` shows first.
+fn explained(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
+    let schemas = crd.spec.versions.iter_mut().filter_map(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
+    for schema in schemas {
+        let text = schema.properties.as_ref().and_then(|p| p.get("spec")?.description.clone());
+        schema.description = text.or(schema.description.take());
+    }
+    crd
 }
 
 /// File name and YAML of every CRD.

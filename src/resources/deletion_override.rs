@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A step that may be left out. Revocation is not among them, and never will be.
+/// A step, or a part of one, that may be left out. Revocation is not among them, and never will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SkippableStep {
@@ -13,6 +13,8 @@ pub enum SkippableStep {
     StopPods,
     /// Go on without an archive.
     ArchiveSessions,
+    /// Archive what can be read, and give up the files that cannot be; the manifest names them.
+    UnreadableFiles,
     /// Leave the volume where it is, with its policy `Retain`; the receipt names it.
     DeleteVolumes,
     /// Go on without a copy of the receipt in the archive store; the record keeps it.
@@ -39,10 +41,10 @@ pub enum SkippableStep {
 pub struct DeletionOverrideSpec {
     /// The computer that is being deleted.
     pub computer: OverrideTarget,
-    /// Steps to leave out.
-    #[schemars(length(min = 1, max = 4), extend("x-kubernetes-list-type" = "set"))]
+    /// What to leave out: `stop-pods`, `archive-sessions`, `unreadable-files` (of the archive), `delete-volumes`, `write-receipt`.
+    #[schemars(length(min = 1, max = 5), extend("x-kubernetes-list-type" = "set"))]
     pub skip: Vec<SkippableStep>,
-    /// Why. It stands in the receipt.
+    /// Why, in 10 to 1024 characters. It stands in the receipt.
     #[schemars(length(min = 10, max = 1024))]
     pub reason: String,
 }

@@ -28,6 +28,7 @@ use super::computer::Provider;
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".spec.state.phase"}"#,
     printcolumn = r#"{"name":"Key","type":"string","jsonPath":".spec.state.credential"}"#,
     printcolumn = r#"{"name":"Sessions","type":"integer","jsonPath":".spec.state.deletion.archive.sessions"}"#,
+    printcolumn = r#"{"name":"Left out","type":"integer","jsonPath":".spec.state.deletion.archive.problems"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -262,6 +263,10 @@ pub struct ArchiveResult {
     /// Files that could not be read or changed while they were read; the manifest names them.
     #[serde(default)]
     pub problems: i64,
+    /// By whose decision files that could not be read were left out: the class's, or that of an override and its reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub left_out: Option<String>,
 }
 
 /// Where the receipt is.

@@ -31,19 +31,20 @@ pub struct SessionSpec {
     #[x_kube(validation = Rule::new("self == oldSelf").message("computerUID cannot be changed: create another Session"))]
     #[serde(rename = "computerUID")]
     pub computer_uid: String,
-    /// A title for people.
+    /// A title for people, at most 256 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub title: Option<String>,
-    /// The session's file or folder, relative to the home, for example `.factory/sessions/7f3c.jsonl`.
+    /// The session's file or folder, relative to the home, for example `.factory/sessions/7f3c.jsonl`; at most 1024 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), pattern(r"^[^/].*$"))]
     pub path: Option<String>,
-    /// The working directory on the machine.
+    /// The working directory on the machine, at most 1024 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub working_directory: Option<String>,
-    /// Settings of the agent, as the HTTP API takes them; nothing here reads them.
+    /// Settings of the agent, as the HTTP API takes them; nothing here reads them. Over the HTTP API at most 32 KiB of JSON, else at most
+    /// 64 KiB where the cluster has the operator's admission policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::any_object")]
     pub settings: Option<serde_json::Value>,

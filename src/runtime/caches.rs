@@ -142,18 +142,55 @@ impl Spawn<'_> {
         let (queue, stop) = (self.queue.clone(), self.stop.clone());
         let understood = watcher(api, config).backoff(WatchBackoff::new(self.sources)).map_ok(understood).modify(strip);
         let mut events = understood.reflect(writer).boxed();
+        let mut list = NewList { cache: reader.clone(), before: Vec::new(), concerned: Vec::new() };
         self.tasks.spawn(async move {
             let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
             loop {
                 let event = tokio::select! { () = stop.cancelled() => return, event = events.next() => event };
                 match event {
-                    Some(Ok(event)) => concerns(&event).into_iter().for_each(|uid| queue.now(uid)),
+                    Some(Ok(event)) => list.concerned(&event, &concerns).into_iter().for_each(|uid| queue.now(uid)),
                     Some(Err(error)) => tracing::warn!(kind, %error, "watch failed; it is tried again"),
                     None => return,
                 }
             }
         });
         reader
+    }
+}
+
+/// What a new list concerns. The cache shows nothing of it before its end: whoever is queued earlier is looked at as it was, and not
+/// again. And nobody says what is not on it any more.
+struct NewList<K: Resource<DynamicType: Eq + Hash> + 'static> {
+    cache: Store<K>,
+    /// What the cache held when the list began.
+    before: Vec<Arc<K>>,
+    concerned: Vec<String>,
+}
+
+impl<K> NewList<K>
+where
+    K: Resource<DynamicType: Default + Eq + Hash + Clone> + Clone + 'static,
+{
+    /// The UIDs to be queued after this event.
+    fn concerned(&mut self, event: &watcher::Event<K>, concerns: &impl Fn(&watcher::Event<K>) -> Vec<String>) -> Vec<String> {
+        match event {
+            watcher::Event::Init => {
+                self.before = self.cache.state();
+                self.concerned.clear();
+            }
+            watcher::Event::InitApply(_) => self.concerned.extend(concerns(event)),
+            watcher::Event::InitDone => {
+                for old in std::mem::take(&mut self.before) {
+                    let now = self.cache.get(&ObjectRef::from_obj(&*old));
+                    if now.is_none_or(|now| now.meta().uid != old.meta().uid) {
+                        self.concerned.extend(concerns(&watcher::Event::Delete((*old).clone())));
+                    }
+                }
+                return std::mem::take(&mut self.concerned);
+            }
+            watcher::Event::Apply(_) | watcher::Event::Delete(_) => return concerns(event),
+        }
+        Vec::new()
     }
 }
 
@@ -260,8 +297,7 @@ mod tests {
         });
         let client = Client::new(service, "t");
         let ((queue, _work), mut tasks, stop) = (queue::queue(), JoinSet::new(), CancellationToken::new());
-        let sources = Sources::default();
-        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, sources: &sources, stop: &stop };
+        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, stop: &stop, sources: &Sources::default() };
         let classes = spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client), watcher::Config::default(), strip, |_| Vec::new());
         tokio::time::timeout(std::time::Duration::from_secs(10), classes.wait_until_ready()).await.unwrap().unwrap();
         assert_eq!(classes.state().iter().map(|c| c.name_any()).collect::<Vec<_>>(), ["good"]);
@@ -285,5 +321,51 @@ mod tests {
         let mut uids = of_class(&reader, "std");
         uids.sort();
         assert_eq!(uids, ["runs", "waits"]);
+    }
+
+    /// Found with an API server that was killed: a new list comes page by page, and the cache shows none of it before its end. Who was
+    /// queued at its object's place in the list was looked at as it had been, and never again: a deletion stood still for good.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_new_list_shows_or_no_longer_shows_is_looked_at_when_the_cache_shows_it() {
+        let class = |name: &str, size: &str| json!({"metadata": {"name": name, "uid": name, "generation": size.len()}, "spec": {"podTemplate": {}}});
+        let lists = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (query, lists) = (request.uri().query().unwrap_or_default().to_owned(), Arc::clone(&lists));
+            let list = |items: &[serde_json::Value], more: &str| json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1", "continue": more}, "items": items});
+            async move {
+                let expired = json!({"type": "ERROR", "object": {"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": ""}});
+                let answer = if query.contains("continue=next") {
+                    // Time for whoever was queued too early.
+                    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+                    list(&[class("b", "")], "")
+                } else if !query.contains("watch=true") {
+                    match lists.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+                        0 => list(&[class("a", ""), class("gone", "")], ""),
+                        _ => list(&[class("a", "new")], "next"),
+                    }
+                } else if lists.load(std::sync::atomic::Ordering::SeqCst) == 1 {
+                    expired
+                } else {
+                    std::future::pending().await
+                };
+                Ok::<_, Infallible>(Response::new(Body::from(format!("{answer}\n").into_bytes())))
+            }
+        });
+        let ((queue, work), mut tasks, stop) = (queue::queue(), JoinSet::new(), CancellationToken::new());
+        let api = Api::<DeserializeGuard<ComputerClass>>::all(Client::new(service, "t"));
+        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, stop: &stop, sources: &Sources::default() };
+        let named = |e: &watcher::Event<ComputerClass>| touched(e).map(ResourceExt::name_any).into_iter().collect();
+        let classes = spawn.watch(api, watcher::Config::default(), strip, named);
+        let looks: Arc<RwLock<HashMap<String, Option<i64>>>> = Arc::default();
+        let seen = Arc::clone(&looks);
+        let run = work.run(4, stop.clone(), move |name| {
+            let found = classes.get(&ObjectRef::new(&name)).map(|c| c.metadata.generation.unwrap_or_default());
+            seen.write().unwrap().insert(name, found);
+            async { None }
+        });
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(120), run).await;
+        stop.cancel();
+        let last = looks.read().unwrap().clone();
+        assert_eq!(last, [("a".to_owned(), Some(3)), ("b".to_owned(), Some(0)), ("gone".to_owned(), None)].into());
     }
 }

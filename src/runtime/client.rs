@@ -12,7 +12,9 @@ use kube::api::{Api, ListParams};
 use kube::client::ClientBuilder;
 use kube::{Client, Config};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
+use super::clock::ListenLayer;
 use super::requests::Counted;
 use crate::guards::{self, Guard};
 
@@ -72,13 +74,14 @@ impl ErrorClass {
     }
 }
 
-/// A client from KUBECONFIG or the pod's ServiceAccount. Its requests are counted ([`super::requests`]).
+/// A client from KUBECONFIG or the pod's ServiceAccount. Its requests are counted ([`super::requests`]), and its answers tell the
+/// time ([`super::clock`]).
 ///
 /// # Errors
 /// When neither is there, or it cannot be used.
 pub async fn connect() -> Result<Client, ConnectError> {
     let config = tuned(Config::infer().await.map_err(Box::new)?);
-    Ok(ClientBuilder::try_from(config)?.with_layer(&Counted::layer()).build())
+    Ok(ClientBuilder::try_from(config)?.with_layer(&Counted::layer()).with_layer(&ListenLayer).build())
 }
 
 /// Time limits and our name. kube sets neither a limit on reading nor a user agent.
@@ -122,8 +125,21 @@ pub async fn list<K, T>(api: &Api<K>, page: u32, pick: impl Fn(K) -> Option<T>) 
 where
     K: Clone + DeserializeOwned + Debug,
 {
+    list_in_turn(api, page, &Semaphore::const_new(1), pick).await
+}
+
+/// As [`list`]; no more pages are in memory at the same time than there are `turns`, whoever asks for them.
+///
+/// # Errors
+/// As [`list`].
+pub async fn list_in_turn<K, T>(api: &Api<K>, page: u32, turns: &Semaphore, pick: impl Fn(K) -> Option<T>) -> Result<Vec<T>, CallError>
+where
+    K: Clone + DeserializeOwned + Debug,
+{
     let (mut params, mut picked) = (ListParams::default().limit(page), Vec::new());
     loop {
+        // Never closed: an error could only mean that nobody bounds it any more.
+        let _turn = turns.acquire().await;
         let answer = call(api.list(&params)).await?;
         picked.extend(answer.items.into_iter().filter_map(&pick));
         let Some(next) = answer.metadata.continue_.filter(|next| !next.is_empty()) else { return Ok(picked) };

@@ -24,14 +24,14 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// Gives the text of `/metrics`.
 pub type Figures = Arc<dyn Fn() -> Result<String, std::fmt::Error> + Send + Sync>;
 
-/// Turns `/readyz` to 200.
+/// Whether `/readyz` is 200.
 #[derive(Clone, Debug, Default)]
 pub struct Ready(Arc<AtomicBool>);
 
 impl Ready {
-    /// Everything is initialised.
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    /// `true`: everything is initialised. `false`: nothing new, please.
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Relaxed);
     }
 
     fn is_set(&self) -> bool {
@@ -51,7 +51,9 @@ pub async fn serve(address: SocketAddr, figures: Figures, stop: CancellationToke
 }
 
 fn router(ready: Ready, figures: Figures) -> Router {
-    let readyz = move || async move { if ready.is_set() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "starting") } };
+    let readyz = move || async move {
+        if ready.is_set() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "starting or ending") }
+    };
     let text = move || async move { figures().map(|t| ([(CONTENT_TYPE, OPENMETRICS)], t)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) };
     Router::new().route("/livez", get(|| async { "ok" })).route("/readyz", get(readyz)).route("/metrics", get(text))
 }
@@ -85,8 +87,10 @@ mod tests {
         let (address, ready, stop, task) = start().await;
         assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200"));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
-        ready.set();
+        ready.set(true);
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        ready.set(false);
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
         let metrics = get(address, "/metrics").await;
         assert!(metrics.contains(OPENMETRICS) && metrics.ends_with("# EOF\n"), "{metrics}");
         assert!(get(address, "/other").await.starts_with("HTTP/1.1 404"));

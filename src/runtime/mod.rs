@@ -4,6 +4,7 @@
 pub mod backoff;
 pub mod caches;
 pub mod client;
+pub mod clock;
 pub mod config;
 pub mod health;
 pub mod lease;

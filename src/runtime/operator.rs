@@ -48,7 +48,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ingest_ca: tls.ca_pem.clone(),
     };
     ingest::serve(config.ingest_bind, tls, client.clone(), &settings, Arc::clone(&archives), stop.clone(), &mut servers).await?;
-    ready.set();
+    ready.set(true);
     if let Some(claim) = &config.retain_store_claim {
         match store_volume::retain(&client, &config.namespace, claim).await {
             Ok(true) => tracing::info!(claim, "the store's volume is set to Retain"),
@@ -143,7 +143,7 @@ pub(crate) fn stop_on_signal(stop: CancellationToken) {
     tokio::spawn(async move {
         if let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-            tracing::info!("stopping: what runs is finished, then the lease is released");
+            tracing::info!("told to stop: what runs is finished first");
         } else {
             tracing::error!("signals cannot be handled; stopping");
         }

@@ -1,4 +1,4 @@
-//! Where the time of day and randomness come from: the system's, or those of a simulation with a seed and a clock of its own.
+//! Where the time of day and randomness come from: the API server and the system, or those of a simulation with a seed and a clock of its own.
 //! Durations are tokio's business, not this module's.
 
 use std::sync::Arc;
@@ -17,9 +17,9 @@ pub struct Sources {
 }
 
 impl Default for Sources {
-    /// The system's.
+    /// The API server's time, the system's randomness.
     fn default() -> Self {
-        Self::new(Timestamp::now, |bytes| rand::rng().fill_bytes(bytes))
+        Self::new(super::clock::now, |bytes| rand::rng().fill_bytes(bytes))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Logs: text or JSON, filtered by `RUST_LOG` (default `info`). Never a token, never session content.
 
+use std::io::IsTerminal;
+
 use tracing::level_filters::LevelFilter;
 use tracing::{Metadata, Subscriber};
 use tracing_subscriber::fmt::MakeWriter;
@@ -11,17 +13,19 @@ use tracing_subscriber::{EnvFilter, Layer, filter};
 /// Starts logging to standard error.
 pub fn init(json: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::registry().with(layer(json, filter, std::io::stderr)).init();
+    // Colours are for people: a file or a log collector gets plain text.
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    tracing_subscriber::registry().with(layer(json, colours, filter, std::io::stderr)).init();
 }
 
-fn layer<S, W>(json: bool, filter: EnvFilter, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+fn layer<S, W>(json: bool, colours: bool, filter: EnvFilter, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     use filter::FilterExt;
     let filter = filter.and(filter::filter_fn(harmless));
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(writer);
     if json { lines.json().with_filter(filter).boxed() } else { lines.with_filter(filter).boxed() }
 }
 
@@ -64,7 +68,7 @@ mod tests {
         for json in [false, true] {
             let lines = Lines::default();
             let writer = lines.clone();
-            let subscriber = tracing_subscriber::registry().with(layer(json, EnvFilter::new("trace"), move || writer.clone()));
+            let subscriber = tracing_subscriber::registry().with(layer(json, false, EnvFilter::new("trace"), move || writer.clone()));
             async {
                 let broken = r#"{"kind":"Secret","metadata":{"name":"s"},"data":{"token":"cok_NEVER"},"type":7}"#;
                 let service = tower::service_fn(move |_: Request<Body>| async move {

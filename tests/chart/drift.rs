@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use computer_operator::resources::{DELETION_FINALIZER, GROUP, ORIGINAL_POLICY_ANNOTATION, POD_FINALIZER, UID_LABEL, crds};
+use computer_operator::archive::ingest::tls;
+use computer_operator::http;
+use computer_operator::resources::{
+    DELETION_FINALIZER, GROUP, MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, POD_FINALIZER, UID_LABEL, crds,
+};
 use computer_operator::runtime::lease;
 use serde_json::{Value, json};
 use xtask::chart;
@@ -86,11 +90,22 @@ fn names_and_times_are_the_codes() {
     assert!(text("computer-operator-release").contains(DELETION_FINALIZER));
     assert!(text("computer-operator-reserved").contains(POD_FINALIZER) && text("computer-operator-reserved").contains(UID_LABEL));
     assert!(text("computer-operator-children").contains(UID_LABEL));
+    for word in [UID_LABEL, MANAGED_BY_LABEL, &format!("'{MANAGER}'"), tls::SECRET] {
+        assert!(text("computer-operator-secrets").contains(word), "{word}");
+    }
     assert!(
         text("computer-operator-volumes").contains(ORIGINAL_POLICY_ANNOTATION) && text("computer-operator-volumes").contains(UID_LABEL)
     );
     for (name, pod) in pods(&all).iter().filter(|(name, _)| name.starts_with("Deployment")) {
         assert_eq!(pod["terminationGracePeriodSeconds"], lease::DRAIN.as_secs() + 20, "{name}");
+    }
+    // What a replica of the HTTP API takes to end at most, and some seconds more.
+    for delay in [0, 5, 60] {
+        let all = render("co", "ops", &["fullnameOverride=co", &format!("api.shutdownDelaySeconds={delay}")]);
+        let pod = &one(&all, "Deployment", "co-api")["spec"]["template"]["spec"];
+        assert_eq!(pod["terminationGracePeriodSeconds"], delay + http::DRAIN.as_secs() + 15);
+        let told = pod["containers"][0]["env"].as_array().unwrap().iter().find(|e| e["name"] == "SHUTDOWN_DELAY_SECONDS").unwrap();
+        assert_eq!(told["value"], delay.to_string());
     }
     let rules = one(&all, "ClusterRole", "computer-operator-crds")["rules"].to_string();
     for crd in crds::all() {

@@ -7,11 +7,15 @@ use crate::server::{Server, eventually};
 
 const OPERATOR: &str = "--as=system:serviceaccount:ops:co-computer-operator";
 const API: &str = "--as=system:serviceaccount:ops:co-computer-operator-api";
+/// What the operator draws for a name.
+const HEX: &str = "0123456789abcdef0123456789abcdef";
 const UID: &str = "computer-operator.dev/computer-uid";
 const ORIGINAL: &str = "computer-operator.dev/original-reclaim-policy";
 
 pub fn hold(server: &Server) {
     children(server);
+    made(server);
+    secrets(server);
     volumes(server);
     records(server);
 }
@@ -55,12 +59,117 @@ fn children(server: &Server) {
         refused(kind, operator(&["delete", kind, "theirs", "--wait=false"]), "only pods and claims that it made");
         operator(&["delete", kind, "ours", "--wait=false"]).unwrap();
     }
+    // A label that was lost while no policy stood there must not hold a deletion up.
+    let name = format!("machine-{HEX}");
+    server.kubectl(&["create", "-f", "-"], &pod(&name, &foreign).to_string()).unwrap();
+    operator(&["delete", "pod", &name, "--wait=false"]).expect("a name that only the operator draws");
+    let pod = pod("running", &ours).to_string();
+    server.kubectl(&["create", "-f", "-"], &pod).unwrap();
+    refused("another image", operator(&["set", "image", "pod/running", "c=evil"]), "changes nothing of what they run");
+    operator(&["patch", "pod", "running", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#]).expect("its finalizer");
     refused("a pod's labels", operator(&["label", "pod", "theirs", "a=b"]), "only pods and claims that it made");
     refused("a claim", operator(&["label", "pvc", "theirs", "a=b"]), "resource \"persistentvolumeclaims\"");
     for arguments in [&["get", "secret", "planted"][..], &["get", "secrets"]] {
         refused("a tenant's Secret", operator(arguments), "resource \"secrets\"");
     }
     assert!(operator(&["auth", "can-i", "create", "pods", "--subresource=exec"]).is_err(), "a shell in a tenant's pod");
+}
+
+/// What the operator makes is marked as its own.
+fn made(server: &Server) {
+    let owner =
+        json!([{"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "name": "box", "uid": "u", "controller": true}]);
+    let restricted = json!({"allowPrivilegeEscalation": false, "runAsNonRoot": true, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}});
+    let create = |namespace: &str, labels: Value, owners: Value, more: &[&str]| {
+        let meta = json!({"generateName": "p-", "namespace": namespace, "labels": labels, "ownerReferences": owners});
+        let spec =
+            json!({"automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i", "securityContext": restricted}]});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec});
+        server.kubectl(&[&["create", "-f", "-", OPERATOR], more].concat(), &pod.to_string())
+    };
+    let (ours, none) = (json!({(UID): "u"}), json!({}));
+    let message = "carry its label, and in a tenant's namespace belong to that Computer";
+    refused("no label", create("team", none.clone(), owner.clone(), &[]), message);
+    refused("no owner", create("team", ours.clone(), json!([]), &[]), message);
+    refused("another's owner", create("team", json!({(UID): "v"}), owner.clone(), &[]), message);
+    refused("no label in our own namespace", create("ops", none.clone(), json!([]), &[]), message);
+    refused("a dry run in a tenant's", create("team", none.clone(), json!([]), &["--dry-run=server"]), message);
+    create("team", ours.clone(), owner, &[]).expect("a machine");
+    create("ops", ours, json!([]), &[]).expect("an archive pod");
+    create("ops", none, json!([]), &["--dry-run=server"]).expect("the check of a class");
+}
+
+/// Whoever has the operator's token makes no Secret but that of a key, and deletes no tenant's.
+fn secrets(server: &Server) {
+    let owner = |kind: &str, uid: &str| json!([{"apiVersion": "computer-operator.dev/v1alpha1", "kind": kind, "name": "box", "uid": uid, "controller": true}]);
+    let secret = |namespace: &str, name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "immutable": true, "stringData": {"token": "t"},
+            "metadata": {"name": name, "namespace": namespace, "ownerReferences": owner("Computer", "u"),
+                "labels": {(UID): "u", "app.kubernetes.io/managed-by": "computer-operator"}},
+        })
+    };
+    let create = |secret: &Value| server.kubectl(&["create", "-f", "-", OPERATOR], &secret.to_string());
+    let (key, api_key) = (format!("computer-key-{HEX}"), format!("api-key-{HEX}"));
+    let with = |path: &str, value: Value| {
+        let mut changed = secret("team", &key);
+        *changed.pointer_mut(path).unwrap() = value;
+        changed
+    };
+    let own_names = "Secrets of keys only";
+    for (what, changed, message) in [
+        ("another name", with("/metadata/name", json!("planned")), own_names),
+        ("a name of people", with("/metadata/name", json!("api-key-prod")), own_names),
+        ("the certificate elsewhere", with("/metadata/name", json!("computer-operator-ingest-tls")), own_names),
+        ("another type", with("/type", json!("example.com/other")), "of type Opaque only"),
+        ("one that can be changed", with("/immutable", json!(false)), "nobody can change"),
+        ("no labels", with("/metadata/labels", json!({})), "with its labels"),
+        (
+            "another computer's label",
+            with("/metadata/labels", json!({(UID): "v", "app.kubernetes.io/managed-by": "computer-operator"})),
+            "with its labels",
+        ),
+        ("no owner", with("/metadata/ownerReferences", json!([])), "owned by the one Computer or ApiKey"),
+        ("an owner of another kind", with("/metadata/ownerReferences", owner("ApiKey", "u")), "owned by the one Computer or ApiKey"),
+    ] {
+        refused(what, create(&changed), message);
+    }
+    // The API server itself would write the token of any account of the namespace into it.
+    let mut token = with("/type", json!("kubernetes.io/service-account-token"));
+    token["metadata"]["annotations"] = json!({"kubernetes.io/service-account.name": "default"});
+    refused("a ServiceAccount's token", create(&token), "of type Opaque only");
+    token["metadata"]["name"] = json!("computer-operator-ingest-tls");
+    token["metadata"]["namespace"] = json!("ops");
+    refused("one that it could read", create(&token), "of type Opaque only");
+    create(&secret("team", &key)).expect("a computer's key");
+    let mut of_api_key = secret("team", &api_key);
+    of_api_key["metadata"]["ownerReferences"] = owner("ApiKey", "k");
+    of_api_key["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "computer-operator"});
+    create(&of_api_key).expect("a caller's key");
+    let certificate = json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "stringData": {"tls.crt": "", "tls.key": ""},
+        "metadata": {"name": "computer-operator-ingest-tls", "namespace": "ops"}});
+    create(&certificate).expect("its own certificate");
+    let delete = |namespace: &str, name: &str, more: &[&str]| {
+        server.kubectl(&[&["delete", "secret", name, "-n", namespace, "--wait=false", OPERATOR], more].concat(), "")
+    };
+    let theirs =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "api-key-prod", "namespace": "team", "labels": {(UID): "u"}}});
+    server.kubectl(&["create", "-f", "-"], &theirs.to_string()).unwrap();
+    refused("a tenant's, whatever its labels", delete("team", "api-key-prod", &[]), own_names);
+    refused("asking for it", delete("team", "api-key-prod", &["--dry-run=server"]), own_names);
+    // What a tenant made of it, or put in its place, does not keep a deletion from looking and deleting.
+    for (name, kind) in [(&key, "a/b"), (&api_key, "Opaque")] {
+        server.kubectl(&["delete", "secret", name, "-n", "team", "--ignore-not-found"], "").unwrap();
+        let planted = json!({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": {"name": name, "namespace": "team"}});
+        server.kubectl(&["create", "-f", "-"], &planted.to_string()).unwrap();
+    }
+    for name in [&key, &api_key] {
+        delete("team", name, &["--dry-run=server"]).expect("looking for it");
+        delete("team", name, &[]).expect("deleting it");
+        let gone = delete("team", name, &["--dry-run=server"]).expect_err("it is gone");
+        assert!(gone.contains("NotFound"), "absence is told, not refused: {gone}");
+    }
+    delete("ops", "computer-operator-ingest-tls", &[]).expect("its own certificate");
 }
 
 /// A volume that is bound to a claim of this name.

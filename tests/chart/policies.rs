@@ -43,6 +43,7 @@ pub fn hold(server: &Server, helm: &Helm) {
     deletion(server, &anna);
     reserved(server, &anna);
     keys(server);
+    sessions(server, &anna);
     // A cluster that does not serve the mutating policy: there stripping is refused.
     let chart = chart::folder().display().to_string();
     helm.run(&["upgrade", "co", &chart, "-n", "ops", "--no-hooks", "--set", "admission.finalizer=Off"]).unwrap();
@@ -107,6 +108,44 @@ fn reserved(server: &Server, anna: Send<'_>) {
         anna(&["label", kind, "planted", "more=yes"], "").unwrap();
         refused(kind, anna(&["label", kind, "planted", "computer-operator.dev/computer-uid-"], ""), "are the operator's");
     }
+}
+
+/// What a list of sessions costs is bounded; what is stored already is not locked.
+fn sessions(server: &Server, anna: Send<'_>) {
+    let session = |name: &str, settings: &Value| {
+        json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Session", "metadata": {"name": name, "namespace": "team"},
+            "spec": {"computerName": "box", "computerUID": "u", "settings": settings}})
+        .to_string()
+    };
+    // As much as the HTTP API takes, in the form that grows most when it is written out.
+    let most: Vec<u8> = vec![0; (32 * 1024 - 8) / 2];
+    let (zeros, many) = (vec![0; 40_000], vec![json!({"k": [null, true, 1.5, "x"]}); 5_000]);
+    anna(&["create", "-f", "-"], &session("usual", &json!({"a": most}))).expect("what the HTTP API takes");
+    anna(&["create", "-f", "-"], &session("odd", &json!({"n": null, "t": true, "f": 1.5, "d": [[[{}]]]}))).expect("of every type");
+    for settings in [json!({"a": "x".repeat(70_000)}), json!({"a": zeros}), json!({"a": many})] {
+        refused("large settings", anna(&["create", "-f", "-"], &session("large", &settings)), "spec.settings: 64 KiB at most");
+        let patch = json!({"spec": {"settings": settings}}).to_string();
+        refused(
+            "grown",
+            anna(&["patch", "session", "odd", "--type=merge", "--patch-file=/dev/stdin"], &patch),
+            "spec.settings: 64 KiB at most",
+        );
+    }
+    server.kubectl(&["delete", "validatingadmissionpolicybinding", "co-computer-operator-sessions"], "").unwrap();
+    eventually("nothing stands in the way", || {
+        server.kubectl(&["create", "-f", "-"], &session("stored", &json!({"a": "x".repeat(70_000)}))).map(drop)
+    });
+    let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding", "metadata": {"name": "co-computer-operator-sessions"},
+        "spec": {"policyName": "co-computer-operator-sessions", "validationActions": ["Deny"]}});
+    server.kubectl(&["create", "-f", "-"], &binding.to_string()).unwrap();
+    eventually("it stands again", || {
+        match anna(&["create", "--dry-run=server", "-f", "-"], &session("again", &json!({"a": "x".repeat(70_000)}))) {
+            Err(error) if error.contains("64 KiB at most") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    anna(&["patch", "session", "stored", "--type=merge", "-p", r#"{"spec":{"title":"t"}}"#], "").expect("what is stored can be changed");
+    anna(&["delete", "session", "stored"], "").expect("and deleted");
 }
 
 /// An `ApiKey` is for who may make that account's tokens.

@@ -17,6 +17,13 @@ fn what_contradicts_itself_or_is_unknown_is_refused() {
         (&["archive.type=S3", "archive.s3.bucket=archives", "archive.local.existingClaim=mine"], "/archive/local/existingClaim"),
         (&["archive.type=S3", "archive.s3.bucket=archives", "archive.s3.endpoint=http://store:9000"], "/archive/s3/allowHttp"),
         (&["archive.type=S3", "archive.s3.bucket=archives", "archive.s3.endpoint=https://user:key@store"], "/archive/s3/endpoint"),
+        (&["archive.type=S3", "archive.s3.bucket=a/b"], "/archive/s3/bucket"),
+        (&["archive.type=S3", "archive.s3.bucket=archives", "archive.s3.region=eu&endpoint=http://else"], "/archive/s3/region"),
+        // A label twice is no YAML, and another value of ours is a Deployment that selects nothing.
+        (&[r"controller.podLabels.app\.kubernetes\.io/name=mine"], "/controller/podLabels"),
+        (&[r"api.podLabels.app\.kubernetes\.io/component=mine"], "/api/podLabels"),
+        (&[r"api.podLabels.computer-operator\.dev/metrics=no"], "/api/podLabels"),
+        (&["api.shutdownDelaySeconds=61"], "/api/shutdownDelaySeconds"),
         (&["archive.type=Disk"], "/archive/type"),
         (&["api.tls.mode=Secret"], "/api/tls/secretName"),
         (&["api.tls.mode=CertManager"], "/api/tls/issuerRef/name"),
@@ -42,6 +49,14 @@ fn what_contradicts_itself_or_is_unknown_is_refused() {
 fn helm_has_nothing_to_say_about_the_chart() {
     let said = helm().run(&["lint", "--strict", &xtask::chart::folder().display().to_string()]).unwrap();
     assert!(said.contains("0 chart(s) failed"), "{said}");
+}
+
+/// Labels of people's own are theirs to set.
+#[test]
+fn pods_take_more_labels() {
+    let set = [r"controller.podLabels.team=a", r"api.podLabels.example\.com/team=b"];
+    let text = helm().template("co", "ops", &flags(&set)).unwrap();
+    assert!(text.contains("        team: a\n") && text.contains("        example.com/team: b\n"));
 }
 
 /// Helm puts `global` into the values of a chart that another one depends on.

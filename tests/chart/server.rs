@@ -137,7 +137,14 @@ fn every_object_is_accepted(server: &Server, helm: &Helm) {
 fn a_second_installation_is_refused(server: &Server, helm: &Helm) {
     let chart = chart::folder().display().to_string();
     let install = |release: &str, namespace: &str| helm.run(&["install", release, &chart, "-n", namespace, "--no-hooks"]);
-    install("co", "ops").unwrap();
+    let notes = install("co", "ops").unwrap();
+    for word in [
+        "describe job co-computer-operator-crds -n ops",
+        "describe job co-computer-operator-uninstall-guard -n ops",
+        "helm rollback co 1 -n ops",
+    ] {
+        assert!(notes.contains(word), "the notes do not say {word:?}: {notes}");
+    }
     server.kubectl(&["create", "namespace", "other"], "").unwrap();
     for (release, namespace) in [("co", "other"), ("second", "ops")] {
         let error = install(release, namespace).unwrap_err().to_string();

@@ -70,6 +70,9 @@ async fn a_dry_run_changes_nothing(bench: Arc<Bench>) -> Result<()> {
     let key = bench.key(&id).await?;
     let made = bench.send(Ask::post("/api/v0/computers").by(&token).json(&json!({"name": "managed", "remoteUser": "u"}))).await?.is(201)?;
     let managed = made.body["id"].as_str().unwrap().to_owned();
+    // At once: its key may not be issued yet, and never will be once the deletion has begun.
+    let early = bench.send(Ask::delete(format!("{}?dryRun=All", one(&managed))).by(&token)).await?.is(200)?;
+    ensure!(early.body["revokesKey"] == true, "{}", early.text);
     let preview = bench.send(Ask::delete(format!("{}?dryRun=All", one(&id))).by(&token)).await?.is(200)?;
     let expected = json!({"computerId": id, "revokesKey": true, "archivedPaths": [], "deletedPods": []});
     ensure!(preview.body == expected, "{}", preview.text);

@@ -36,6 +36,8 @@ pub const LONG: Duration = Duration::from_secs(60);
 pub struct Replica {
     pub address: SocketAddr,
     pub base: String,
+    /// Where it says whether it is ready.
+    pub metrics: SocketAddr,
     pub process: Process,
 }
 
@@ -158,7 +160,7 @@ impl Bench {
             Ok(answer.status().is_success().then_some(()))
         })
         .await?;
-        Ok(Replica { address, base: format!("{scheme}://{address}"), process })
+        Ok(Replica { address, base: format!("{scheme}://{address}"), metrics, process })
     }
 
     /// A kubeconfig with a token of one of the operator's ServiceAccounts: its rights, and no more.

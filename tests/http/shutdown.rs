@@ -1,4 +1,5 @@
-//! SIGTERM: what is in flight is answered, who waits is told where things stand, nobody new is let in, and the process ends.
+//! SIGTERM: who still sends new requests is served for a while, then nobody new is let in, what is in flight is answered, who waits is
+//! told where things stand, and the process ends.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,12 +14,43 @@ use crate::harness::{Bench, eventually};
 use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![what_is_in_flight_is_finished]
+    scenarios![what_is_in_flight_is_finished, new_requests_are_served_until_the_endpoint_is_withdrawn]
+}
+
+/// Proxies and other replicas' clients hear of an endpoint's end later than the process does: none of them must meet a closed door.
+async fn new_requests_are_served_until_the_endpoint_is_withdrawn(bench: Arc<Bench>) -> Result<()> {
+    let (_, token) = bench.tenant("withdrawn").await?;
+    let delay = Duration::from_secs(4);
+    let mut replica = bench.replica("withdrawn", &[format!("--shutdown-delay-seconds={}", delay.as_secs())]).await?;
+    let began = Instant::now();
+    replica.process.terminate()?;
+    eventually("it is not ready any more", || async {
+        let answer = bench.http.get(format!("http://{}/readyz", replica.metrics)).send().await?;
+        Ok((answer.status() == 503).then_some(()))
+    })
+    .await?;
+    ensure!(began.elapsed() < delay, "a busy machine: it was told too late whether it is ready");
+    let mut served = 0;
+    let refused = loop {
+        // A connection of its own for each, as a balancer that knows nothing yet makes it.
+        let fresh = reqwest::Client::builder().pool_max_idle_per_host(0).build()?;
+        let sent = began.elapsed();
+        match Ask::get("/api/v0/computers").by(&token).send(&fresh, &replica.base).await {
+            Ok(answer) => drop(answer.is(200)?),
+            Err(_) => break sent,
+        }
+        served += 1;
+        ensure!(sent < Duration::from_secs(30), "it never ends");
+    };
+    ensure!(served > 0 && refused + Duration::from_millis(500) > delay, "{served} were served, the first was refused after {refused:?}");
+    let status = replica.process.ended(Duration::from_secs(15)).await?;
+    ensure!(status.success(), "{status}");
+    Ok(())
 }
 
 async fn what_is_in_flight_is_finished(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("stop").await?;
-    let mut replica = bench.replica("stopping", &[]).await?;
+    let mut replica = bench.replica("stopping", &["--shutdown-delay-seconds=1".to_owned()]).await?;
     let held = bench.byom(&token, "held").await?;
     bench.hold(&held).await?;
     // One that waits, one whose body is half there, one that is idle, one between two requests.

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use computer_operator::resources::{Phase, RecordPhase};
+use computer_operator::resources::Phase;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
-use sha2::Digest as _;
 
 use crate::Scenario;
 use crate::harness::{Bench, LONG, MACHINE, SYSTEM, eventually};
@@ -26,15 +25,10 @@ pub fn all() -> Vec<Scenario> {
         children_deleted_by_force_during,
         class_deleted_first,
         archive_and_operator_on_different_nodes,
-        odd_files,
-        two_hundred_megabytes,
-        an_archive_that_is_there_already,
-        no_archive_wanted,
         bring_your_own_machine,
         a_volume_that_is_to_stay,
         suspended_and_resumed,
         time_to_live,
-        unreadable_files_block_until_overridden,
         steady_state_is_silent,
     ]
 }
@@ -231,60 +225,6 @@ async fn archive_and_operator_on_different_nodes(bench: Arc<Bench>) -> Result<()
     bench.archived(&uid, 3).await.map(drop)
 }
 
-async fn odd_files(bench: Arc<Bench>) -> Result<()> {
-    let namespace = bench.namespace("odd").await?;
-    let uid = bench.active(&namespace, "box", "standard").await?;
-    let script = r#"cd $HOME; mkdir -p .factory/sessions; cd .factory/sessions
-        i=0; while [ $i -lt 2000 ]; do echo "session $i" > s$i.jsonl; i=$((i+1)); done
-        echo odd > "with space.jsonl"; echo odd > "$(printf 'new\nline').jsonl"; echo odd > "$(printf '\377\376').jsonl"; echo odd > -rf.jsonl; echo odd > '$(id).jsonl'
-        ln -s /etc/passwd link.jsonl; ln -s / root; mkfifo pipe; echo secret > locked.jsonl; chmod 000 locked.jsonl"#;
-    bench.shell(&namespace, &uid, script).await?;
-    bench.delete(&namespace, "box", "background").await?;
-    let (record, manifest) = bench.archived(&uid, 2005).await?;
-    ensure!(manifest.problem_count == 4, "{:?}", manifest.problems);
-    ensure!(record.spec.state.deletion.and_then(|d| d.archive).context("no archive")?.problems == 1, "one file was lost");
-    Ok(())
-}
-
-async fn two_hundred_megabytes(bench: Arc<Bench>) -> Result<()> {
-    let namespace = bench.namespace("large").await?;
-    let uid = bench.active(&namespace, "box", "standard").await?;
-    bench.shell(&namespace, &uid, "mkdir -p $HOME/.codex/sessions; cd $HOME/.codex/sessions; dd if=/dev/urandom of=a.jsonl bs=1M count=200 2>/dev/null; sha256sum a.jsonl > b.jsonl").await?;
-    let sum = bench.shell(&namespace, &uid, "cat $HOME/.codex/sessions/b.jsonl").await?;
-    bench.delete(&namespace, "box", "background").await?;
-    let (_, manifest) = bench.archived(&uid, 2).await?;
-    let entry = manifest.session_of_path(".codex/sessions/a.jsonl").context("the large session")?;
-    let object = bench.store_path().join(computer_operator::archive::object_key(&uid, &entry.digest));
-    let back = tempfile::tempdir()?;
-    computer_operator::archive::restore::unpack(std::fs::File::open(object)?, back.path())?;
-    let digest = hex::encode(sha2::Sha256::digest(std::fs::read(back.path().join(".codex/sessions/a.jsonl"))?));
-    ensure!(sum.starts_with(&digest), "it came back as {digest}, not {sum}");
-    Ok(())
-}
-
-/// S7: an archive that is there is never overwritten.
-async fn an_archive_that_is_there_already(bench: Arc<Bench>) -> Result<()> {
-    let namespace = bench.namespace("twice").await?;
-    let uid = bench.active(&namespace, "box", "standard").await?;
-    bench.work(&namespace, &uid).await?;
-    let planted = json!({"version": 1, "computer": {"namespace": namespace, "name": "box", "uid": uid}, "createdAt": 7, "sessionPaths": [], "sessions": [], "problems": [], "problemCount": 0});
-    bench.store()?.put_once(&computer_operator::archive::manifest_key(&uid), serde_json::to_vec(&planted)?).await?;
-    bench.delete(&namespace, "box", "background").await?;
-    let (_, manifest) = bench.archived(&uid, 0).await?;
-    ensure!(manifest.created_at == 7, "S7: the archive was overwritten");
-    Ok(())
-}
-
-async fn no_archive_wanted(bench: Arc<Bench>) -> Result<()> {
-    bench.class("no-archive", json!({"archive": {"policy": "None"}})).await?;
-    let namespace = bench.namespace("none").await?;
-    let uid = bench.active(&namespace, "box", "no-archive").await?;
-    bench.delete(&namespace, "box", "background").await?;
-    let record = bench.clean(&uid).await?;
-    ensure!(record.spec.state.deletion.context("no deletion")?.archive.is_none());
-    Ok(())
-}
-
 async fn bring_your_own_machine(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("byom").await?;
     let uid = bench.create(&namespace, "mine", json!({"provider": "BYOM"})).await?;
@@ -346,25 +286,6 @@ async fn time_to_live(bench: Arc<Bench>) -> Result<()> {
     ensure!(cause == "TimeToLiveExpired", "{cause}");
     bench.delete(&namespace, "patient", "background").await?;
     bench.clean(&patient).await?;
-    Ok(())
-}
-
-async fn unreadable_files_block_until_overridden(bench: Arc<Bench>) -> Result<()> {
-    bench.class("strict", json!({"archive": {"policy": "Required", "unreadableFiles": "Block"}})).await?;
-    let namespace = bench.namespace("strict").await?;
-    let uid = bench.active(&namespace, "box", "strict").await?;
-    bench.work(&namespace, &uid).await?;
-    bench.shell(&namespace, &uid, "chmod 000 $HOME/.factory/sessions/one.jsonl").await?;
-    bench.delete(&namespace, "box", "background").await?;
-    let message = bench.blocked(&namespace, "box", "UnreadableFiles").await?;
-    ensure!(message.contains("DeletionOverride"), "it does not say what to do: {message}");
-    ensure!(bench.record(&uid).await?.context("a record")?.spec.state.phase == RecordPhase::Deleting);
-    let over = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "DeletionOverride", "metadata": {"name": format!("give-up-{namespace}")},
-        "spec": {"computer": {"namespace": namespace, "name": "box", "uid": uid}, "skip": ["archive-sessions"], "reason": "the owner gave the files up"}});
-    bench.kubectl(&["create", "-f", "-"], &over.to_string()).await?;
-    let record = bench.clean(&uid).await?;
-    let step = record.spec.state.deletion.context("no deletion")?.steps.remove("archive-sessions").context("no step")?;
-    ensure!(step.result == "Skipped" && step.detail.contains("the owner gave the files up"), "{step:?}");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use computer_operator::resources::{DELETION_FINALIZER, RecordPhase};
 use serde_json::json;
 
 use crate::Scenario;
-use crate::harness::{Bench, LONG, eventually};
+use crate::harness::{Bench, LONG, StoreDown, eventually};
 
 pub fn all() -> Vec<Scenario> {
     crate::scenarios![
@@ -119,24 +119,6 @@ async fn all_released(bench: &Bench, uids: &[String]) -> Result<bool> {
         }
     }
     Ok(true)
-}
-
-/// Takes the store's folder away: every request to it fails, until it is put back.
-struct StoreDown<'a>(&'a Bench);
-
-impl<'a> StoreDown<'a> {
-    fn new(bench: &'a Bench) -> Result<Self> {
-        std::fs::rename(bench.store_path(), bench.store_path().with_extension("away"))?;
-        std::fs::write(bench.store_path(), "not a folder")?;
-        Ok(Self(bench))
-    }
-}
-
-impl Drop for StoreDown<'_> {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.0.store_path());
-        let _ = std::fs::rename(self.0.store_path().with_extension("away"), self.0.store_path());
-    }
 }
 
 async fn store_down_and_back(bench: Arc<Bench>) -> Result<()> {

@@ -58,11 +58,11 @@ fn audit_log(cluster: &str) -> Result<PathBuf> {
 }
 
 impl Bench {
-    /// Brings up the cluster, loads the image, installs CRDs and rights.
-    pub async fn up(nodes: u8) -> Result<Self> {
-        let name = std::env::var("XTASK_TEST_CLUSTER").unwrap_or_else(|_| "test".to_owned());
+    /// Brings up the cluster, loads the image, installs CRDs and rights. `revive`: what is killed of the control plane comes back.
+    pub async fn up(name: &str, nodes: u8, revive: bool) -> Result<Self> {
+        let name = std::env::var("XTASK_TEST_CLUSTER").unwrap_or_else(|_| name.to_owned());
         let audit_log = audit_log(&name)?;
-        let options = Options { audit_log: Some(audit_log.clone()), ..Options::default() };
+        let options = Options { audit_log: Some(audit_log.clone()), revive, ..Options::default() };
         let cluster = Cluster::up_with(&name, Profile::Node { count: nodes }, options).await?;
         let images = tools::cache_folder()?.join("images");
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -165,7 +165,12 @@ impl Bench {
 
     /// A computer of a class that is ready to be used.
     pub async fn active(&self, namespace: &str, name: &str, class: &str) -> Result<String> {
-        let uid = self.create(namespace, name, json!({"className": class})).await?;
+        self.ready(namespace, name, json!({"className": class})).await
+    }
+
+    /// The same of any spec.
+    pub async fn ready(&self, namespace: &str, name: &str, spec: Value) -> Result<String> {
+        let uid = self.create(namespace, name, spec).await?;
         self.phase(namespace, name, Phase::Active).await?;
         let token = self.token(namespace, name).await?;
         self.tokens.lock().unwrap().insert(uid.clone(), token);
@@ -225,6 +230,11 @@ impl Bench {
         Ok(computer_operator::credentials::verify(&self.client, SYSTEM, token).await?.is_ok())
     }
 
+    /// The token that a computer had when it was ready.
+    pub fn token_of(&self, uid: &str) -> Result<String> {
+        self.tokens.lock().unwrap().get(uid).cloned().with_context(|| format!("{uid} was never ready"))
+    }
+
     pub fn store_path(&self) -> PathBuf {
         self.folder.path().join("store")
     }
@@ -269,8 +279,7 @@ impl Bench {
         })
         .await?;
         ensure!(state.credential == CredentialState::Revoked, "the key is {:?}", state.credential);
-        let token = self.tokens.lock().unwrap().get(uid).cloned();
-        if let Some(token) = token {
+        if let Ok(token) = self.token_of(uid) {
             ensure!(!self.authenticates(&token).await?, "S2: the key of {uid} lives");
         }
         let children = &state.children;
@@ -328,5 +337,23 @@ impl Bench {
     pub async fn namespace_gone(&self, name: &str) -> Result<()> {
         let api: Api<Namespace> = Api::all(self.client.clone());
         eventually(&format!("namespace {name} is gone"), LONG, || async { Ok(api.get_opt(name).await?.is_none().then_some(())) }).await
+    }
+}
+
+/// Takes the store's folder away: every request to it fails, until it is put back.
+pub struct StoreDown<'a>(&'a Bench);
+
+impl<'a> StoreDown<'a> {
+    pub fn new(bench: &'a Bench) -> Result<Self> {
+        std::fs::rename(bench.store_path(), bench.store_path().with_extension("away"))?;
+        std::fs::write(bench.store_path(), "not a folder")?;
+        Ok(Self(bench))
+    }
+}
+
+impl Drop for StoreDown<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.0.store_path());
+        let _ = std::fs::rename(self.0.store_path().with_extension("away"), self.0.store_path());
     }
 }

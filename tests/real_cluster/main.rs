@@ -2,10 +2,12 @@
 //! lease, during all shared scenarios (S10). Run by `cargo xtask test`; `cargo test --test real_cluster -- NAME…` runs some.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod archives;
 mod deletion;
 mod disruption;
 mod harness;
 mod operators;
+mod requests;
 mod rights;
 mod tenants;
 
@@ -41,8 +43,9 @@ async fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let chosen = |(name, _): &Scenario| names.is_empty() || names.iter().any(|n| name.contains(n.as_str()));
-    let shared: Vec<Scenario> = [deletion::all(), tenants::all(), rights::all()].concat().into_iter().filter(chosen).collect();
-    let serial: Vec<Scenario> = disruption::all().into_iter().filter(chosen).collect();
+    let shared: Vec<Scenario> =
+        [deletion::all(), archives::all(), tenants::all(), rights::all()].concat().into_iter().filter(chosen).collect();
+    let serial: Vec<Scenario> = [disruption::all(), requests::all()].concat().into_iter().filter(chosen).collect();
     if let Some(obstacle) = xtask::node::obstacle() {
         for (name, _) in shared.iter().chain(&serial) {
             println!("test {name} ... skipped: no real node can run here: {obstacle}");
@@ -62,7 +65,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(shared: Vec<Scenario>, serial: Vec<Scenario>, whole: bool) -> Result<usize> {
-    let bench = Arc::new(Bench::up(2).await?);
+    let bench = Arc::new(Bench::up("test", 2, false).await?);
     let total = shared.len() + serial.len();
     let mut failed = 0;
     if !shared.is_empty() {

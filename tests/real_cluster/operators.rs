@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use xtask::{image, isolation};
 
-use crate::harness::{Bench, SYSTEM, eventually};
+use crate::harness::{Bench, LONG, SYSTEM, eventually};
 
 /// A running operator; killed with SIGKILL when dropped.
 pub struct Operator(Child);
@@ -25,20 +26,76 @@ impl Operator {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+
+    /// SIGSTOP: it does nothing any more and does not know it.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// SIGCONT: it goes on where it was.
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.0), signal)?)
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.0.try_wait()?.is_some())
+    }
+
+    /// Waits until it does.
+    pub async fn ends(&mut self) -> Result<()> {
+        let deadline = Instant::now() + LONG;
+        while !self.has_ended()? {
+            ensure!(Instant::now() < deadline, "it does not end");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+}
+
+/// How an operator is started.
+pub struct Start {
+    /// Of its ingest endpoint; the next one serves health.
+    pub port: u16,
+    /// That of its archive pods.
+    pub image: String,
+    /// Whether it works only while it holds the lease.
+    pub lease: bool,
+    /// Its store; `None`: the folder that [`Bench::store`] reads.
+    pub store: Option<String>,
+    pub environment: Vec<(String, String)>,
+}
+
+impl Start {
+    /// The usual one.
+    pub fn usual(port: u16) -> Self {
+        Self { port, image: image::OPERATOR.to_owned(), lease: false, store: None, environment: Vec::new() }
+    }
+
+    /// One that works only while it holds the lease.
+    pub fn leading(port: u16) -> Self {
+        Self { lease: true, ..Self::usual(port) }
+    }
 }
 
 impl Bench {
     /// Starts an operator. `port`: of its ingest endpoint; the next one serves health. `image`: that of its archive pods.
     pub async fn operator(&self, port: u16, image: &str) -> Result<Operator> {
-        self.start(port, image, false).await
+        self.start(&Start { image: image.to_owned(), ..Start::usual(port) }).await
     }
 
     /// One that works only while it holds the lease.
     pub async fn leading_operator(&self, port: u16) -> Result<Operator> {
-        self.start(port, image::OPERATOR, true).await
+        self.start(&Start::leading(port)).await
     }
 
-    async fn start(&self, port: u16, image: &str, lease: bool) -> Result<Operator> {
+    /// Starts one as asked for.
+    pub async fn start(&self, start: &Start) -> Result<Operator> {
+        let Start { port, image, lease, .. } = start;
         let dir = self.cluster.dir().context("a cluster of ours")?;
         let node = isolation::NODE_IPS[0];
         let kubeconfig = self.operator_kubeconfig().await?;
@@ -48,7 +105,8 @@ impl Bench {
         command
             .arg("run")
             .args(["--namespace", SYSTEM, "--image", image, &format!("--leader-election={lease}")])
-            .args(["--store", &format!("file://{}", self.store_path().display())])
+            .args(["--store", &start.store.clone().unwrap_or_else(|| format!("file://{}", self.store_path().display()))])
+            .envs(start.environment.iter().map(|(name, value)| (name, value)))
             .args(["--ingest-url", &format!("https://{node}:{port}"), "--ingest-bind", &format!("0.0.0.0:{port}")])
             .args(["--metrics-bind", &format!("{node}:{}", port + 1)])
             .env("KUBECONFIG", &kubeconfig)

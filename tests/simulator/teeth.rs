@@ -37,7 +37,7 @@ pub fn run_all(jobs: usize) -> bool {
         let verdict = prove(tooth, &references);
         match &verdict.bite {
             Some(bite) => {
-                println!("    ok  {:?}, after {} runs: {}", tooth.guard, verdict.runs, bite.what.lines().next().unwrap_or_default())
+                println!("    ok  {:?}, after {} runs: {}", tooth.guard, verdict.runs, bite.what.lines().next().unwrap_or_default());
             }
             None => println!("FAILED  {:?}: nobody noticed in {} runs", tooth.guard, verdict.runs),
         }

@@ -117,7 +117,8 @@ pub fn start(settings: &Settings<'_>, bins: &Bins, pki: &Pki, progress: &dyn Fn(
     let logs = settings.dir.join("logs");
     let run = |children: &mut Children, tool: Tool, arguments: Vec<String>| {
         let mut command = tied(bins.path(tool), Some(settings.lock))?;
-        children.start(&logs, tool.name(), command.args(arguments))
+        command.args(arguments);
+        children.start(&logs, tool.name(), command)
     };
     progress("etcd and the API server");
     run(&mut children, Tool::Etcd, etcd(settings))?;

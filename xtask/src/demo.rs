@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::chart::{self, Helm, RELEASE};
-use crate::cluster::{Cluster, Profile};
+use crate::cluster::{self, Cluster, Profile};
 use crate::{image, node, tools};
 
 const SYSTEM: &str = "computer-operator-system";
@@ -20,6 +20,9 @@ const SYSTEM: &str = "computer-operator-system";
 pub const CLUSTER: &str = "demo";
 /// Longest time for one thing to happen.
 const LIMIT: Duration = Duration::from_secs(180);
+
+/// How the operator's own commands are reached.
+const IN_ITS_POD: &[&str] = &["exec", "-i", "-n", SYSTEM, "deployment/computer-operator", "--", "computer-operator"];
 
 struct Demo {
     kubectl: PathBuf,
@@ -36,10 +39,14 @@ pub async fn run(workspace: &'static Path, keep: bool) -> Result<()> {
     if let Some(obstacle) = node::obstacle() {
         bail!("the demo needs a real node, and none can run here: {obstacle}");
     }
+    ensure!(
+        !cluster::is_up(CLUSTER)?,
+        "the demo's cluster of an earlier run is still up, and this would meet its computers: cargo xtask cluster down --name {CLUSTER}"
+    );
     let start = Instant::now();
     println!("1. A real Kubernetes (the first time, building it takes about a quarter of an hour)");
     let cluster = Cluster::up(CLUSTER, Profile::Node { count: 1 }).await?;
-    println!("\n2. The operator's image, built and loaded without a registry");
+    println!("\n2. The operator's image, built (the first time this compiles for some minutes) and loaded without a registry");
     let images = tools::cache_folder()?.join("images");
     let archive = tokio::task::spawn_blocking(move || image::operator(workspace, &images)).await??;
     cluster.load_image(&archive)?;
@@ -90,8 +97,7 @@ impl Demo {
         println!("\n9. The same over HTTP: the published v0 API, governed by nothing but RBAC");
         self.over_http()?;
         println!("\n10. All archives, in the operator's store");
-        println!("$ computer-operator archives ls");
-        println!("{}", indented(&self.operator(&["archives", "ls"], "")?));
+        self.show_operator(&["archives", "ls"])?;
         println!("\nEverything above happened on a real cluster, in {} s.", self.start.elapsed().as_secs());
         Ok(())
     }
@@ -157,11 +163,12 @@ impl Demo {
 
     /// Asks the operator whether the key authenticates, and insists on the answer.
     fn say_key(&self, token: &str, alive: bool) -> Result<()> {
-        let answer = self.operator(&["keys", "verify", "--namespace", SYSTEM], token).unwrap_or_else(|error| format!("{error:#}"));
+        let answer = self.operator(&["keys", "verify"], token).unwrap_or_else(|error| format!("{error:#}"));
         // A dead key ends the command with code 1, so its answer stands within an error.
         let word = if alive { "Authenticated" } else { "Denied" };
         let line = answer.lines().find_map(|l| l.find(word).map(|at| &l[at..])).unwrap_or(&answer);
-        println!("   the key: {line}");
+        println!("$ echo $KEY | kubectl {} keys verify", IN_ITS_POD.join(" "));
+        println!("   {line}");
         ensure!(
             line.starts_with(if alive { "Authenticated" } else { "Denied" }),
             "the key should be {}",
@@ -193,11 +200,8 @@ impl Demo {
 
     fn receipt(&self, uid: &str) -> Result<()> {
         self.show(&["get", "computerrecord", uid, "-n", SYSTEM])?;
-        println!("$ computer-operator archives show {uid}");
-        println!("{}", indented(&self.operator(&["archives", "show", uid], "")?));
-        println!("$ computer-operator archives verify {uid}");
-        println!("{}", indented(&self.operator(&["archives", "verify", uid], "")?));
-        Ok(())
+        self.show_operator(&["archives", "show", uid])?;
+        self.show_operator(&["archives", "verify", uid])
     }
 
     /// Every session comes back byte for byte.
@@ -212,9 +216,11 @@ impl Demo {
 
     /// A command of the operator's own binary, in its pod.
     fn operator(&self, arguments: &[&str], input: &str) -> Result<String> {
-        let mut all = vec!["exec", "-i", "-n", SYSTEM, "deployment/computer-operator", "--", "/computer-operator"];
-        all.extend(arguments);
-        self.kubectl(&all, input)
+        self.kubectl(&[IN_ITS_POD, arguments].concat(), input)
+    }
+
+    fn show_operator(&self, arguments: &[&str]) -> Result<()> {
+        self.show(&[IN_ITS_POD, arguments].concat())
     }
 
     fn apply(&self, yaml: &str) -> Result<()> {

@@ -115,8 +115,8 @@ pub fn pack_operator(binary: &Path, folder: &Path) -> Result<PathBuf> {
         entrypoint: vec!["/computer-operator".into()],
         command: vec!["run".into()],
         user: format!("{OPERATOR_UID}:{OPERATOR_UID}"),
+        environment: vec!["PATH=/".into()],
         directory: "/".into(),
-        ..Image::default()
     };
     image.write(layer, &folder.join("operator.tar"))
 }
@@ -136,7 +136,7 @@ pub fn build_operator(workspace: &Path) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let status = Command::new(cargo)
         .current_dir(workspace)
-        .args(["build", "--quiet", "--package", "computer-operator", "--bin", "computer-operator"])
+        .args(["build", "--package", "computer-operator", "--bin", "computer-operator"])
         .args(["--profile", "image", "--target", target, "--target-dir"])
         .arg(&folder)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")

@@ -70,7 +70,7 @@ pub fn start(settings: &Settings<'_>, children: &mut Children, progress: &dyn Fn
         command.arg("--config").arg(path);
     }
     apply(settings, &objects(settings.nodes).to_string())?;
-    children.start(&settings.dir.join("logs"), "kwok", &mut command)?;
+    children.start(&settings.dir.join("logs"), "kwok", command)?;
     if settings.nodes == 0 {
         return Ok(());
     }

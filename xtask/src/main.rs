@@ -184,7 +184,7 @@ async fn up(arguments: UpArgs) -> Result<()> {
         return Ok(());
     }
     let profile = profile(arguments.profile, arguments.nodes)?;
-    let options = Options { dir: arguments.which.dir.clone(), audit_log: arguments.audit_log_path, bound: false };
+    let options = Options { dir: arguments.which.dir.clone(), audit_log: arguments.audit_log_path, ..Options::default() };
     let start = std::time::Instant::now();
     let cluster = Cluster::up_with(&arguments.which.name, profile, options).await?;
     println!(

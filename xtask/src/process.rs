@@ -3,9 +3,10 @@
 //!
 //! It must never signal a process that it did not start.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -75,17 +76,36 @@ pub fn become_program(arguments: &[OsString]) -> Result<u8> {
 
 /// Running programs with their names.
 #[derive(Debug, Default)]
-pub struct Children(pub Vec<(String, Child)>);
+pub struct Children {
+    pub running: Vec<(String, Child)>,
+    /// How those of [`Children::start`] were started, by name.
+    commands: HashMap<String, Command>,
+}
 
 impl Children {
     /// Starts `command` with its output in `logs/NAME.log`.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub fn start(&mut self, logs: &Path, name: &str, command: &mut Command) -> Result<()> {
+    pub fn start(&mut self, logs: &Path, name: &str, mut command: Command) -> Result<()> {
         let log = File::create(logs.join(format!("{name}.log")))?;
         let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().with_context(|| format!("start {name}"))?;
-        self.0.push((name.to_owned(), child));
+        self.running.push((name.to_owned(), child));
+        self.commands.insert(name.to_owned(), command);
+        Ok(())
+    }
+
+    /// Starts what was killed again, as it was started, into the same log. A program that ended by itself stays ended.
+    ///
+    /// # Errors
+    /// When a program cannot be asked or started.
+    pub fn revive(&mut self) -> Result<()> {
+        for (name, child) in &mut self.running {
+            let Some(status) = child.try_wait()? else { continue };
+            let Some(command) = self.commands.get_mut(name).filter(|_| status.signal().is_some()) else { continue };
+            tracing::info!("{name} was killed ({status}): started again");
+            *child = command.spawn().with_context(|| format!("start {name} again"))?;
+        }
         Ok(())
     }
 
@@ -94,7 +114,7 @@ impl Children {
     /// # Errors
     /// When a program cannot be asked.
     pub fn ended(&mut self) -> Result<Option<String>> {
-        for (name, child) in &mut self.0 {
+        for (name, child) in &mut self.running {
             if let Some(status) = child.try_wait()? {
                 return Ok(Some(format!("{name} ended ({status}): see logs/{name}.log")));
             }

@@ -66,6 +66,7 @@ const STAGES: &[Stage] = &[
     node_stage("real nodes", &["test", "--package", "xtask", "--test", "nodes"], &["--", "--include-ignored"]),
     node_stage("the chart on a real node: install, upgrade, uninstall", &["test", "--test", "chart_cluster"], &[]),
     node_stage("the promises on a real cluster", &["test", "--test", "real_cluster"], &[]),
+    node_stage("outages: operators, API server, etcd, store and clock fail under deletions", &["test", "--test", "outages"], &[]),
 ];
 
 /// Runs all stages, up to the first that fails.

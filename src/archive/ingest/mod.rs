@@ -5,6 +5,9 @@
 pub mod auth;
 pub mod handlers;
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod hostile;
+#[cfg(test)]
 mod tests;
 pub mod tls;
 

@@ -1,16 +1,13 @@
 //! Requests against an API server that refuses, or has a lot to say.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use axum::http::{Request, Response};
-use jiff::Timestamp;
 use kube::client::Body;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::computer::view::{ClassState, Fresh, Settings};
 
 fn applier<F>(answer: F) -> (Applier, tempfile::TempDir)
 where
@@ -24,26 +21,6 @@ where
     let (checked, _) = tokio::sync::mpsc::channel(1);
     let archives = Arc::new(Archives::open(&format!("file://{}", folder.path().display()), checked).unwrap());
     (Applier::new(Client::new(service, "op"), archives, "op".to_owned()), folder)
-}
-
-fn view(computer: Value) -> View {
-    View {
-        uid: "u".into(),
-        namespace: "t".into(),
-        name: "c".into(),
-        computer: Some(serde_json::from_value(computer).unwrap()),
-        namespace_terminating: false,
-        record: None,
-        class: ClassState::Missing,
-        overrides: Vec::new(),
-        facts: BTreeMap::new(),
-        archive: None,
-        receipt: None,
-        finalizer_confirmed: false,
-        settings: Settings::default(),
-        fresh: Fresh { suffix: "s".into(), key: [0; 32] },
-        now: Timestamp::UNIX_EPOCH,
-    }
 }
 
 fn computer(version: &str) -> Value {
@@ -67,7 +44,7 @@ async fn a_patch_that_a_policy_refuses_is_no_lost_race() {
             json!({"op": "add", "path": "/metadata/labels", "value": {}}),
         ]);
         let action = Action::Patch { subject: Subject::volume("pv"), patch };
-        let error = applier.apply(action, &view(computer("1"))).await.unwrap_err();
+        let error = applier.apply(action, &View::of(computer("1"))).await.unwrap_err();
         assert_eq!(error.class(), class, "{error}");
         assert!(class == ErrorClass::Conflict || error.to_string().contains("denied"), "{error}");
     }
@@ -76,7 +53,7 @@ async fn a_patch_that_a_policy_refuses_is_no_lost_race() {
 #[tokio::test]
 async fn a_release_that_a_policy_refuses_is_told() {
     let (applier, _folder) = applier(|request| if request.method() == "PATCH" { denied() } else { (200, computer("1")) });
-    let error = applier.apply(Action::ReleaseFinalizer, &view(computer("1"))).await.unwrap_err();
+    let error = applier.apply(Action::ReleaseFinalizer, &View::of(computer("1"))).await.unwrap_err();
     assert!(error.class() == ErrorClass::Invalid && error.to_string().contains("denied"), "{error}");
 }
 
@@ -91,6 +68,6 @@ async fn a_list_is_read_page_by_page() {
         (200, json!({"metadata": {"resourceVersion": "1", "continue": next}, "items": [item]}))
     });
     let subject = Subject::VolumesOfClaim { uid: "claim".into() };
-    let Effect::Learned(_, fact) = applier.apply(Action::Read(subject), &view(computer("1"))).await.unwrap() else { panic!("learned") };
+    let Effect::Learned(_, fact) = applier.apply(Action::Read(subject), &View::of(computer("1"))).await.unwrap() else { panic!("learned") };
     assert_eq!(fact, Fact::Names(vec!["first".into(), "second".into()]));
 }

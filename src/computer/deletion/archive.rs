@@ -11,7 +11,7 @@ use crate::archive::Verification;
 use crate::computer::action::{Action, Object, Subject};
 use crate::resources::{ArchivePolicy, ArchiveResult, Custody, Provider, SkippableStep};
 
-/// Exit code of the archive pod when the class says `unreadableFiles: Block` and there are some.
+/// Exit code of the archive pod when something cannot be read and the class says `unreadableFiles: Block`.
 const EXIT_UNREADABLE: i32 = 3;
 
 pub(super) fn step(context: &Context<'_>) -> State {
@@ -23,7 +23,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
         return State::not_applicable("no home volume was ever bound");
     }
     if let Some(archive) = context.deletion().and_then(|d| d.archive.as_ref()) {
-        return State::verified(format!("{} sessions, manifest sha256:{}", archive.sessions, archive.manifest_digest));
+        return State::verified(said_of(archive));
     }
     // A decision, not a fact to be looked at again: the volume may be gone since (S9).
     if let Some(left_out) = context.finished("archive-sessions").filter(|o| o.result == format!("{:?}", Outcome::Skipped)) {
@@ -57,6 +57,28 @@ pub(super) fn step(context: &Context<'_>) -> State {
     }
 }
 
+/// What the step, its event and the receipt say of a verified archive. What is not in it comes first.
+fn said_of(archive: &ArchiveResult) -> String {
+    let whole = format!("{} {}, manifest sha256:{}", archive.sessions, plural(archive.sessions, "session"), archive.manifest_digest);
+    if archive.problems == 0 {
+        return whole;
+    }
+    let by = archive.left_out.as_deref().unwrap_or("they changed while they were read");
+    format!("WITHOUT {} {} that the manifest names ({by}); {whole}", archive.problems, plural(archive.problems, "file"))
+}
+
+fn plural(count: i64, what: &str) -> String {
+    if count == 1 { what.to_owned() } else { format!("{what}s") }
+}
+
+/// By whose decision files that cannot be read are not in the archive.
+fn left_out(context: &Context<'_>) -> Option<String> {
+    if let Some(by) = context.view.skipped(SkippableStep::UnreadableFiles) {
+        return Some(super::receipt::skipped_by(by));
+    }
+    (!context.record.spec.snapshot.archive.blocks_unreadable()).then(|| "by the class: unreadableFiles Record, or BestEffort".to_owned())
+}
+
 /// `BestEffort` gives up when the deadline of this step has passed. Its clock starts on record with the step itself: a long stop
 /// must not eat the archive's time.
 fn best_effort(context: &Context<'_>, state: &State) -> Option<State> {
@@ -83,6 +105,7 @@ fn custody_first(context: &Context<'_>) -> State {
                 sessions: i64::try_from(summary.sessions).unwrap_or(i64::MAX),
                 bytes: i64::try_from(summary.bytes).unwrap_or(i64::MAX),
                 problems: i64::try_from(summary.problems).unwrap_or(i64::MAX),
+                left_out: left_out(context).filter(|_| summary.problems > 0),
             };
             context.save(|r| {
                 if let Some(deletion) = &mut r.spec.state.deletion {
@@ -165,7 +188,11 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
     // The node's clock may be ahead of ours; its pod was made by the API server's.
     let ended = terminated.and_then(|t| t.finished_at.as_ref()).filter(|at| at.0 <= context.view.now);
     let finished = ended.or(pod.metadata.creation_timestamp.as_ref()).map_or(context.view.now, |t| t.0);
-    let pause = if code == Some(EXIT_UNREADABLE) { 300 } else { retry_pause(attempt) };
+    let pause = match code {
+        Some(EXIT_UNREADABLE) if context.view.skipped(SkippableStep::UnreadableFiles).is_some() => 0,
+        Some(EXIT_UNREADABLE) => 300,
+        _ => retry_pause(attempt),
+    };
     let left = pause - seconds_since(context.view.now, finished);
     if left <= 0 {
         return State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() });
@@ -177,7 +204,7 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
         return State::blocked(
             "UnreadableFiles",
             format!(
-                "files in the home cannot be read by the machine's own user: {said}. The class says Block: create a DeletionOverride that skips archive-sessions to give them up"
+                "the machine's own user cannot read what its home holds: {said}. The class says Block: create a DeletionOverride that skips unreadable-files to archive the rest and give these up"
             ),
             retry,
         );

@@ -9,10 +9,11 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
 
 use super::{Context, State};
+use crate::archive::Unreadable;
 use crate::computer::action::{Action, Object, Subject};
 use crate::computer::view::View;
 use crate::computer::volume;
-use crate::resources::{COMPONENT_LABEL, ComputerRecord, MANAGED_BY_LABEL, MANAGER, UID_LABEL, UnreadableFiles};
+use crate::resources::{COMPONENT_LABEL, ComputerRecord, MANAGED_BY_LABEL, MANAGER, SkippableStep, UID_LABEL};
 
 /// Annotation on an archive pod: its image, so that one of another image than the operator's is replaced when it does not start.
 pub(super) const IMAGE_ANNOTATION: &str = "computer-operator.dev/image";
@@ -134,7 +135,11 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
     let settings = &view.settings;
     let user = snapshot.run_as_user.unwrap_or(1000);
     let group = snapshot.run_as_group.or(snapshot.fs_group).unwrap_or(user);
-    let unreadable = if snapshot.archive.unreadable_files == UnreadableFiles::Block { "Block" } else { "Record" };
+    let unreadable = match (view.skipped(SkippableStep::UnreadableFiles), snapshot.archive.blocks_unreadable()) {
+        (Some(_), _) => Unreadable::GiveUp,
+        (None, true) => Unreadable::Block,
+        (None, false) => Unreadable::Record,
+    };
     let env: Vec<Value> = [
         ("INGEST_URL", settings.ingest_url.clone()),
         ("INGEST_CA", settings.ingest_ca.clone()),
@@ -142,7 +147,7 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
         ("COMPUTER_NAMESPACE", record.spec.namespace.clone()),
         ("COMPUTER_NAME", record.spec.computer.clone()),
         ("SESSION_PATHS", json!(snapshot.session_paths).to_string()),
-        ("UNREADABLE", unreadable.to_owned()),
+        ("UNREADABLE", unreadable.to_string()),
     ]
     .map(|(name, value)| json!({"name": name, "value": value}))
     .into();

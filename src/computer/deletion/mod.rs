@@ -1,7 +1,7 @@
 //! The deletion plan (design part 4): revoke → stop → archive → delete → receipt → release, one file a step.
 //!
-//! Every pass walks all steps from the first one. A step is passed on what this pass has read live, or because the record says
-//! that it was verified (a UID that was gone stays gone): that saves requests, nothing more. Before the receipt and the release
+//! Every pass walks all steps from the first one. A step is passed on what this pass has read live, or because the record, or a
+//! pass before on the same version of it, says that it was verified (a UID that was gone stays gone): that saves requests, nothing more. Before the receipt and the release
 //! all steps are walked once more without the record's word, so that S3 rests on live reads of that very pass. Nothing is ever a
 //! lock (S9), and a crash anywhere is harmless. The spec is never validated here.
 
@@ -94,24 +94,34 @@ impl Context<'_> {
     }
 
     fn note_steps(&self, deletion: &mut Deletion) {
-        let now = Time(self.view.now);
-        for (i, (outcome, detail)) in self.done.iter().enumerate() {
+        for (i, outcome) in self.outcomes().into_iter().enumerate() {
             let id = STEPS[i].0.to_owned();
             deletion.started.remove(&id);
-            deletion.steps.entry(id).or_insert_with(|| SubjectOutcome {
-                result: format!("{outcome:?}"),
-                detail: detail.clone(),
-                at: now.clone(),
-            });
+            deletion.steps.entry(id).or_insert(outcome);
         }
         if let Some((id, _)) = STEPS.get(self.done.len()) {
-            deletion.started.entry((*id).to_owned()).or_insert(now);
+            deletion.started.entry((*id).to_owned()).or_insert(Time(self.view.now));
         }
     }
 
-    /// What the record says of a finished step.
+    /// What the steps before came to, and when that was first seen.
+    fn outcomes(&self) -> Vec<SubjectOutcome> {
+        let at = |i| self.noted(i).map_or(Time(self.view.now), |noted| noted.at.clone());
+        let outcome = |(i, (outcome, detail)): (usize, &(Outcome, String))| SubjectOutcome {
+            result: format!("{outcome:?}"),
+            detail: detail.clone(),
+            at: at(i),
+        };
+        self.done.iter().enumerate().map(outcome).collect()
+    }
+
+    /// What the record, or a pass before on the same version of it, says of a finished step.
+    fn noted(&self, i: usize) -> Option<&SubjectOutcome> {
+        self.deletion()?.steps.get(STEPS[i].0).or_else(|| self.view.passed.get(i))
+    }
+
     fn recorded(&self, i: usize) -> Option<State> {
-        let noted = self.deletion()?.steps.get(STEPS[i].0)?;
+        let noted = self.noted(i)?;
         let outcome =
             [Outcome::Verified, Outcome::NotApplicable, Outcome::Skipped].into_iter().find(|o| format!("{o:?}") == noted.result)?;
         Some(State::Done(outcome, noted.detail.clone()))
@@ -253,6 +263,7 @@ fn paused(context: &Context<'_>, next: Next, blocker: Option<Blocker>) -> Plan {
         phase: Some(Phase::Deleting),
         current: Some(current.to_owned()),
         deletion,
+        passed: context.outcomes(),
         blocker,
         class_name: context.record.spec.class_name.clone(),
         ..Report::default()
@@ -261,7 +272,7 @@ fn paused(context: &Context<'_>, next: Next, blocker: Option<Blocker>) -> Plan {
 }
 
 fn report_step(context: &Context<'_>, i: usize, (id, name): (&str, &str), blocker: Option<&Blocker>) -> Step {
-    let noted = context.deletion().and_then(|d| d.steps.get(id));
+    let noted = context.noted(i);
     let mut step = Step { id: id.to_owned(), name: name.to_owned(), ..Step::default() };
     if let Some((outcome, detail)) = context.done.get(i) {
         step.status = match outcome {

@@ -74,7 +74,8 @@ fn secret(context: &Context<'_>) -> State {
         ),
         // With no UID on record (a crash after the create), the one found under the unguessable name recorded before it.
         (Some(Fact::Uid(found)), recorded) => State::act(Action::Delete { uid: recorded.as_ref().unwrap_or(found).clone(), subject }),
-        // Looked for first: a delete that finds nothing would be a write that changes nothing.
+        (None, Some(uid)) => State::act(Action::Delete { uid: uid.clone(), subject }),
+        // What an accepted delete has left, or a UID that a crash left unrecorded, is looked for.
         (_, _) => State::act(Action::Read(subject)),
     }
 }

@@ -163,8 +163,10 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
 pub(super) fn foreign_finalizers(metadata: &ObjectMeta, usual: &[&str]) -> Option<String> {
     let held: Vec<&str> =
         metadata.finalizers.iter().flatten().map(String::as_str).filter(|f| !usual.contains(f) && *f != POD_FINALIZER).collect();
-    (!held.is_empty())
-        .then(|| format!("finalizers that are not ours hold it: {}. Ask their owner to finish, or remove them", held.join(", ")))
+    (!held.is_empty()).then(|| {
+        let names = held.join(", ");
+        format!("finalizers that are not ours hold it: {names}. Ask their owner to finish, or remove them: no DeletionOverride can")
+    })
 }
 
 fn still_running(subject: &Subject, pod: &Pod, why: &str) -> String {
@@ -182,7 +184,8 @@ fn vanished(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
     if answered || never_ran || context.view.skipped(SkippableStep::StopPods).is_some() {
         return None;
     }
-    let Some(since) = &recorded.vanished_at else {
+    // A time that is still to come was written by a clock that has been set back since: it proves nothing.
+    let Some(since) = recorded.vanished_at.as_ref().filter(|at| at.0 <= context.view.now) else {
         return Some(context.save(|r| {
             for p in r.spec.state.children.pods.iter_mut().filter(|p| p.name == recorded.name) {
                 p.vanished_at = Some(Time(context.view.now));

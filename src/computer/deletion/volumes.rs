@@ -92,15 +92,17 @@ fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord) -> Option<json_
     (operations.len() > 1 && pv.metadata.deletion_timestamp.is_none()).then(|| volume::patch(&operations))
 }
 
+/// No custody is on record, and no archive was ever wanted. Otherwise a crash may have left a claim or the first pod behind.
+fn never_in_custody(context: &Context<'_>) -> bool {
+    let recorded = context.deletion().is_some_and(|d| d.custody.is_some());
+    !recorded && context.record.spec.snapshot.archive.policy == ArchivePolicy::None
+}
+
 fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
-    if !guards::on(Guard::CustodyGone) {
+    if never_in_custody(context) || !guards::on(Guard::CustodyGone) {
         return None;
     }
     let custody = context.deletion()?.custody.as_ref();
-    // No custody on record: unless no archive was ever wanted, a crash may have left the first pod behind.
-    if custody.is_none() && context.record.spec.snapshot.archive.policy == ArchivePolicy::None {
-        return None;
-    }
     let namespace = &context.view.settings.namespace;
     let name = context.view.archive_pod_name(custody.map_or(1, |c| c.attempt.max(1)));
     let subject = Subject::pod(namespace, &name);
@@ -115,7 +117,7 @@ fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
 }
 
 fn custody_claim_gone(context: &Context<'_>) -> Option<State> {
-    if !guards::on(Guard::CustodyGone) {
+    if never_in_custody(context) || !guards::on(Guard::CustodyGone) {
         return None;
     }
     let namespace = &context.view.settings.namespace;

@@ -73,6 +73,7 @@ impl World {
             archive: None,
             receipt: None,
             finalizer_confirmed: false,
+            passed: Vec::new(),
             settings: Settings { namespace: "op".into(), ..Settings::default() },
             fresh: Fresh { suffix: format!("s{}", self.passes), key: [self.passes; 32] },
             now: Timestamp::from_second(self.now).unwrap(),

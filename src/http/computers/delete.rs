@@ -52,7 +52,7 @@ pub enum DryRun {
 pub struct DeletionPreview {
     /// The computer.
     pub computer_id: String,
-    /// Whether a live key would be revoked.
+    /// Whether a key would be revoked, one that is still being issued as well; `false` where it is dead already.
     pub revokes_key: bool,
     /// `Required`, `BestEffort` or `None`; left out where there is no home to archive.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -205,10 +205,12 @@ async fn finished(shared: &Shared, id: &ComputerId, wait: Option<u64>) -> &'stat
 }
 
 fn preview(id: &ComputerId, computer: &Computer, record: Option<&ComputerRecord>) -> DeletionPreview {
-    let mut preview = DeletionPreview { computer_id: id.encode(), ..DeletionPreview::default() };
+    // Before there is a record the key is about to be issued, and never will be once the deletion has begun.
+    let dead = |r: &ComputerRecord| r.spec.state.credential == CredentialState::Revoked || r.spec.state.key_hash.is_none();
+    let revokes_key = !super::wire::is_deleted(computer) && !record.is_some_and(dead);
+    let mut preview = DeletionPreview { computer_id: id.encode(), revokes_key, ..DeletionPreview::default() };
     let Some(spec) = record.map(|r| &r.spec) else { return preview };
     let children = &spec.state.children;
-    preview.revokes_key = spec.state.credential == CredentialState::Live;
     if computer.spec.provider == Provider::Managed {
         preview.archive_policy = Some(format!("{:?}", spec.snapshot.archive.policy));
         preview.archived_paths.clone_from(&spec.snapshot.session_paths);
@@ -259,6 +261,27 @@ mod tests {
             let response = crate::http::router(shared).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
             assert!(response.status().as_u16() >= 400, "{code} {reason}: {}", response.status());
         }
+    }
+
+    #[test]
+    fn a_dry_run_right_after_the_create_tells_what_a_deletion_would_do() {
+        let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() };
+        let computer = |deleted: Option<&str>| -> Computer {
+            serde_json::from_value(
+                json!({"metadata": {"name": "c", "namespace": "t", "uid": UID, "deletionTimestamp": deleted}, "spec": {}}),
+            )
+            .unwrap()
+        };
+        let record = |state: serde_json::Value| -> ComputerRecord {
+            serde_json::from_value(json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": "c", "state": state}})).unwrap()
+        };
+        let revokes = |record: Option<ComputerRecord>, deleted| preview(&id, &computer(deleted), record.as_ref()).revokes_key;
+        assert!(revokes(None, None), "the operator has not come to it yet");
+        for (state, expected) in [("Pending", true), ("Live", true), ("Revoked", false)] {
+            assert_eq!(revokes(Some(record(json!({"credential": state, "keyHash": "h"}))), None), expected, "{state}");
+        }
+        assert!(!revokes(Some(record(json!({"credential": "Pending"}))), None), "a key whose hash was lost is dead");
+        assert!(!revokes(Some(record(json!({"credential": "Live", "keyHash": "h"}))), Some("2026-01-01T00:00:00Z")));
     }
 
     #[tokio::test]

@@ -26,7 +26,7 @@ use super::auth::Caller;
 use super::error::ApiError;
 use crate::credentials::ComputerId;
 use crate::resources::{Computer, MANAGER};
-use crate::runtime::client::{ErrorClass, call, classify, list as read_all};
+use crate::runtime::client::{ErrorClass, call, classify, list_in_turn};
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Arc<Shared>> {
@@ -52,13 +52,13 @@ impl Shared {
     /// # Errors
     /// 500 when the cluster does not answer.
     pub(super) async fn list_computers(&self, namespace: &str) -> Result<Vec<Computer>, ApiError> {
-        let listed = read_all(&self.computers(namespace), PAGE, |c| Some(slim(c))).await;
+        let listed = list_in_turn(&self.computers(namespace), PAGE, &self.computer_pages, |c| Some(slim(c))).await;
         listed.map_err(|e| ApiError::from_call(&e, "computer", "listing the computers"))
     }
 }
 
-/// Computers that are read at once.
-const PAGE: u32 = 100;
+/// Computers that are read at once; one may have some 300 KiB, annotations included.
+const PAGE: u32 = 50;
 
 /// Without what is never shown: a tenant decides how much that is, and all of them share this server's memory.
 fn slim(mut computer: Computer) -> Computer {

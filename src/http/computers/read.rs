@@ -72,7 +72,8 @@ pub async fn get_computer_by_name(
 }
 
 /// Mostly the name is the object's own. One that was changed, or taken while its predecessor was still being torn down, stands in
-/// `spec.displayName`; to find that, all must be listed, and the caller must be allowed to see the one that is found.
+/// `spec.displayName`; to find that, all must be listed: only for who may list or get them all, and be allowed to see the one that is
+/// found. Nothing is read for anybody else.
 async fn by_name(shared: &Shared, caller: &Caller, namespace: &str, name: &str) -> Result<Option<Computer>, ApiError> {
     let target = Target { resource: "computers", namespace, name: Some(name) };
     // A name for people is not always one that an object could have.
@@ -84,6 +85,10 @@ async fn by_name(shared: &Shared, caller: &Caller, namespace: &str, name: &str) 
             Err(error) => return Err(ApiError::from_call(&error, "computer", "reading the computer")),
         }
     }
+    let all = Target { name: None, ..target };
+    if !access::may(shared, caller, "list", all).await? && !access::may(shared, caller, "get", all).await? {
+        return Ok(None);
+    }
     let found = living_by_name(&shared.list_computers(namespace).await?, name).cloned();
     let Some(computer) = found else { return Ok(None) };
     let id = wire::id(&computer);
@@ -94,4 +99,39 @@ async fn by_name(shared: &Shared, caller: &Caller, namespace: &str, name: &str) 
 pub(super) fn living_by_name<'a>(all: &'a [Computer], name: &str) -> Option<&'a Computer> {
     let named = all.iter().filter(|c| !wire::is_deleted(c) && wire::name(c) == name);
     named.min_by(|a, b| wire::created(a).cmp(&wire::created(b)).then_with(|| a.metadata.uid.cmp(&b.metadata.uid)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::body::Body;
+    use axum::http::{Method, Request, StatusCode};
+    use serde_json::json;
+    use tower::ServiceExt as _;
+
+    /// Somebody who was never given anything must not make this server read a namespace, however large it is.
+    #[tokio::test]
+    async fn nothing_is_read_for_who_may_see_nothing() {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&reads);
+        let shared = crate::http::tests::shared_with(move |request| match (request.method(), request.uri().path()) {
+            (&Method::POST, path) if path.contains("tokenreviews") => {
+                let user = json!({"authenticated": true, "audiences": ["computer-operator"], "user": {"username": "anna"}});
+                (201, json!({"spec": {}, "status": user}))
+            }
+            (&Method::POST, _) => (201, json!({"spec": {}, "status": {"allowed": false}})),
+            _ => {
+                counted.fetch_add(1, Ordering::Relaxed);
+                (200, json!({"metadata": {}, "items": []}))
+            }
+        });
+        for name in ["box", "Anna%27s%20box"] {
+            let request = Request::get(format!("/api/v0/computers/name/{name}?namespace=team")).header("authorization", "Bearer a.b.c");
+            let response = crate::http::router(Arc::clone(&shared)).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        }
+        assert_eq!(reads.load(Ordering::Relaxed), 0, "a namespace was read before any right was shown");
+    }
 }

@@ -6,6 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{Api, ApiResource};
+use kube::core::Object;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -16,8 +19,8 @@ use crate::http::access::{self, Target};
 use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Params;
-use crate::resources::Session;
-use crate::runtime::client::list;
+use crate::resources::{Session, SessionSpec, SessionStatus};
+use crate::runtime::client::list_in_turn;
 
 /// What to list.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -88,22 +91,38 @@ pub async fn list_sessions(
     let namespace = caller.namespace(asked)?;
     access::require(&shared, &caller, "list", Target { resource: "sessions", namespace: &namespace, name: None }).await?;
     let wanted = |s: &Session| computer.as_ref().is_none_or(|c| s.spec.computer_uid == c.uid && s.spec.computer_name == c.name);
-    let shown = |s: Session| (!wire::is_deleted(&s) && super::own(&caller, &s) && wanted(&s)).then(|| slim(s));
-    let all = list(&shared.sessions(&namespace), PAGE, shown).await;
+    let shown = |s: Listed| Some(shown(s)).filter(|s| !wire::is_deleted(s) && super::own(&caller, s) && wanted(s));
+    let api = Api::namespaced_with(shared.client.clone(), &namespace, &ApiResource::erase::<Session>(&()));
+    let all = list_in_turn(&api, PAGE, &shared.session_pages, shown).await;
     let all = all.map_err(|e| ApiError::from_call(&e, "namespace", "listing the sessions"))?;
     Ok(Json(page(all, after.as_ref(), limit)))
 }
 
-/// Sessions that are read at once: each may be as large as its settings.
-const PAGE: u32 = 50;
+/// Sessions that are read at once. The admission policy bounds their settings; where it does not stand, one may have 1.5 MiB, and a page is
+/// in memory about three times while it is read.
+const PAGE: u32 = 10;
 
-/// Without what a list does not show: a tenant decides how much that is, and all of them share this server's memory.
-fn slim(mut session: Session) -> Session {
-    session.spec.settings = None;
-    session.metadata.managed_fields = None;
-    session.metadata.annotations = None;
-    session.metadata.labels = None;
-    session
+/// A Session as it is read for a list: what a list does not show is never taken in. A tenant decides how much that is, parsed it is many
+/// times larger than on the wire, and all tenants share this server's memory.
+type Listed = Object<ListedSpec, SessionStatus>;
+
+/// Of the spec.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListedSpec {
+    computer_name: String,
+    #[serde(rename = "computerUID")]
+    computer_uid: String,
+    title: Option<String>,
+    deleted_at: Option<Time>,
+}
+
+/// What a list shows of it.
+fn shown(listed: Listed) -> Session {
+    let ListedSpec { computer_name, computer_uid, title, deleted_at } = listed.spec;
+    let metadata = ObjectMeta { managed_fields: None, annotations: None, labels: None, ..listed.metadata };
+    let spec = SessionSpec { computer_name, computer_uid, title, deleted_at, ..SessionSpec::default() };
+    Session { metadata, spec, status: listed.status }
 }
 
 /// Written as a number is, without a sign or zeros before it.
@@ -147,7 +166,10 @@ fn page(mut all: Vec<Session>, after: Option<&Position>, limit: usize) -> Sessio
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
     use serde_json::json;
+    use tower::ServiceExt as _;
 
     use super::*;
 
@@ -180,9 +202,41 @@ mod tests {
     #[test]
     fn what_a_list_does_not_show_is_not_kept() {
         let large = json!({"metadata": {"name": "s", "annotations": {"a": "b"}}, "spec": {"computerName": "c", "computerUID": "u", "title": "t", "settings": {"a": "b"}}});
-        let session = slim(serde_json::from_value(large).unwrap());
+        let session = shown(serde_json::from_value(large).unwrap());
         assert!(session.spec.settings.is_none() && session.metadata.annotations.is_none());
         assert_eq!(session.spec.title.as_deref(), Some("t"));
+    }
+
+    /// What a page may cost is bounded, and how many there are at the same time.
+    #[tokio::test(start_paused = true)]
+    async fn pages_are_small_and_wait_for_their_turn() {
+        let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let seen = Arc::clone(&asked);
+        let shared = crate::http::tests::shared_with(move |request| match request.uri().path() {
+            path if path.contains("tokenreviews") => {
+                let user = json!({"authenticated": true, "audiences": ["computer-operator"], "user": {"username": "anna"}});
+                (201, json!({"spec": {}, "status": user}))
+            }
+            path if path.contains("subjectaccessreviews") => (201, json!({"spec": {}, "status": {"allowed": true}})),
+            _ => {
+                seen.lock().unwrap().push(request.uri().query().unwrap_or_default().to_owned());
+                (200, json!({"metadata": {}, "items": []}))
+            }
+        });
+        for (path, pages) in [("sessions", &shared.session_pages), ("computers", &shared.computer_pages)] {
+            let ask = || {
+                let request = Request::get(format!("/api/v0/{path}?namespace=team")).header("authorization", "Bearer a.b.c");
+                crate::http::router(Arc::clone(&shared)).oneshot(request.body(Body::empty()).unwrap())
+            };
+            let turns = pages.acquire_many(u32::try_from(pages.available_permits()).unwrap()).await.unwrap();
+            let waits = tokio::time::timeout(std::time::Duration::from_secs(60), ask()).await;
+            assert!(waits.is_err() && asked.lock().unwrap().is_empty(), "{path}: a page is read while all turns are taken");
+            drop(turns);
+            assert_eq!(ask().await.unwrap().status(), 200);
+            let query = asked.lock().unwrap().drain(..).next().unwrap();
+            let limit = query.split('&').find_map(|p| p.strip_prefix("limit=")).unwrap().parse::<u32>().unwrap();
+            assert!(limit <= 50, "{query}");
+        }
     }
 
     #[test]

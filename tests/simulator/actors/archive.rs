@@ -1,7 +1,6 @@
 //! The archive pod's program: the real packing of a home, sent to the real ingest endpoint of whichever replica answers.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 use bytes::Bytes;
 use computer_operator::archive::SessionEntry;
+use computer_operator::archive::Unreadable;
 use computer_operator::archive::manifest::{Manifest, ManifestComputer, VERSION};
 use computer_operator::archive::pack::{self, Problems};
 use http_body_util::BodyExt;
@@ -38,10 +38,10 @@ fn pack_home(version: u64) -> Packed {
     let sessions = folder.path().join(".claude/projects");
     std::fs::create_dir_all(&sessions).expect("a folder");
     std::fs::write(sessions.join("session.jsonl"), format!("{{\"write\": {version}}}\n")).expect("a file");
-    let found = pack::find(folder.path(), &[".claude/projects".to_owned()]).expect("a home");
+    let found = pack::find(folder.path(), &[".claude/projects".to_owned()], Unreadable::Block).expect("a home");
     let (id, files) = found.sessions.iter().next().expect("a session");
-    let packed =
-        pack::pack(folder.path(), Path::new(folder.path()), id, files, &mut Problems::default()).expect("packed").expect("a session");
+    let packed = pack::pack(folder.path(), folder.path(), id, files, Unreadable::Block, &mut Problems::default());
+    let packed = packed.expect("packed").expect("a session");
     let object = std::fs::read(packed.object.path()).expect("the object").into();
     Packed { entry: packed.entry, object }
 }

@@ -47,7 +47,9 @@ pub fn without_programs(namespace: &str) -> Result<String> {
         "admission/reserved",
         "admission/volumes",
         "admission/children",
+        "admission/secrets",
         "admission/records",
+        "admission/sessions",
         "admission/api-keys",
     ];
     let only: Vec<String> = shown.iter().flat_map(|t| ["--show-only".to_owned(), format!("templates/{t}.yaml")]).collect();

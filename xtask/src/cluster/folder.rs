@@ -30,6 +30,9 @@ pub(super) struct Spec {
     pub name: String,
     pub profile: Profile,
     pub audit_log: Option<PathBuf>,
+    /// Programs of the control plane that are killed are started again.
+    #[serde(default)]
+    pub revive: bool,
     pub bins: Bins,
     /// Image archives that every real node gets.
     pub images: Vec<PathBuf>,
@@ -243,7 +246,14 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let folder = folder(&base.path().join("cluster"));
         let _lock = folder.lock().unwrap();
-        let spec = Spec { name: "test".into(), profile: Profile::ControlPlane, audit_log: None, bins: Bins::default(), images: Vec::new() };
+        let spec = Spec {
+            name: "test".into(),
+            profile: Profile::ControlPlane,
+            audit_log: None,
+            revive: false,
+            bins: Bins::default(),
+            images: Vec::new(),
+        };
         folder.write_spec(&spec).unwrap();
         assert_eq!(folder.read_spec().unwrap(), Some(spec));
         assert!(!folder.is_running().unwrap());

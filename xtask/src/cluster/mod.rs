@@ -6,6 +6,7 @@
 
 mod external;
 mod folder;
+mod signals;
 mod status;
 mod supervisor;
 
@@ -21,6 +22,7 @@ use crate::tools::{self, Tool};
 use crate::{image, node};
 use folder::{Folder, Spec};
 
+pub use signals::Signal;
 pub use status::{Status, environment, status};
 pub use supervisor::{inside, supervise};
 
@@ -73,6 +75,8 @@ pub struct Options {
     /// End the cluster, folder included, when the returned [`Cluster`] is dropped or this process ends in any way.
     /// Without it the cluster runs on in the background. A cluster that runs already is never ended by it.
     pub bound: bool,
+    /// A program of the control plane that is killed is started again, as a node's kubelet does: for tests that kill it.
+    pub revive: bool,
 }
 
 /// A running cluster.
@@ -201,14 +205,24 @@ fn up(name: &str, profile: Profile, options: &Options) -> Result<Cluster> {
     Ok(Cluster::ours(folder, hold))
 }
 
+/// Whether a cluster of that name is running here and was ready once.
+///
+/// # Errors
+/// When its folder cannot be read.
+pub fn is_up(name: &str) -> Result<bool> {
+    Folder::new(name, None)?.is_ready()
+}
+
 fn reuse(folder: Folder, spec: &Spec, profile: Profile, options: &Options) -> Result<Cluster> {
     let dir = folder.path().display();
+    ensure!(spec.revive == options.revive, "the cluster in {dir} is running with other options: end it first (cluster down)");
     ensure!(spec.profile == profile, "the cluster in {dir} is running with {}: end it first (cluster down)", spec.profile);
     let audit_log = audit_log(options)?;
     ensure!(
         audit_log.is_none() || audit_log == spec.audit_log,
         "the cluster in {dir} is running without that audit log: end it first (cluster down)"
     );
+    eprintln!("cluster in {dir}: it is running already and is used as it is");
     Ok(Cluster::ours(folder, None))
 }
 
@@ -224,8 +238,27 @@ fn prepare(name: &str, profile: Profile, options: &Options) -> Result<Spec> {
             bail!("no real node can run here: {obstacle}. A control plane alone can: cluster up --profile control-plane");
         }
         node::packages::ensure_installed(&|line| eprintln!("{line}"))?;
+        enough_disk(&tools::cache_folder()?)?;
     }
-    Ok(Spec { name: name.to_owned(), profile, audit_log: audit_log(options)?, bins: tools::ensure(&profile.tools())?, images: Vec::new() })
+    Ok(Spec {
+        name: name.to_owned(),
+        profile,
+        audit_log: audit_log(options)?,
+        revive: options.revive,
+        bins: tools::ensure(&profile.tools())?,
+        images: Vec::new(),
+    })
+}
+
+/// Least part of the disk, in percent, that must be free: at one percent the kubelet removes images, and there is no registry here
+/// to fetch them from again. It would show as a node or pods that never become ready.
+const LEAST_FREE: u64 = 3;
+
+fn enough_disk(folder: &Path) -> Result<()> {
+    let disk = nix::sys::statvfs::statvfs(folder)?;
+    let free = disk.blocks_available() * 100 / disk.blocks().max(1);
+    ensure!(free >= LEAST_FREE, "the disk of {} is nearly full ({free} % free): a node needs {LEAST_FREE} %", folder.display());
+    Ok(())
 }
 
 /// Starts the supervisor and waits until everything answers. Returns what keeps a bound cluster alive.

@@ -94,7 +94,8 @@ fn end_with_starter(folder: &Folder) {
 
 /// What the supervisor holds.
 enum Held {
-    Host(Children),
+    /// The programs, and whether what is killed is started again.
+    Host(Children, bool),
     Namespaces(Isolated),
 }
 
@@ -102,7 +103,7 @@ impl Held {
     /// Returns when something has ended that should not have.
     fn watch(&mut self) -> Result<()> {
         match self {
-            Self::Host(children) => watch(children),
+            Self::Host(children, revive) => watch(children, *revive),
             Self::Namespaces(isolated) => {
                 isolated.wait()?;
                 bail!("the cluster's namespaces have ended: see logs/supervisor.log")
@@ -111,8 +112,12 @@ impl Held {
     }
 }
 
-fn watch(children: &mut Children) -> Result<()> {
+/// Returns when something has ended that should not have. `revive`: what was killed is started again.
+fn watch(children: &mut Children, revive: bool) -> Result<()> {
     loop {
+        if revive {
+            children.revive()?;
+        }
         if let Some(ended) = children.ended()? {
             bail!("{ended}");
         }
@@ -122,7 +127,7 @@ fn watch(children: &mut Children) -> Result<()> {
 
 fn start(folder: &Folder, spec: &Spec) -> Result<Held> {
     match spec.profile {
-        Profile::ControlPlane => start_on_host(folder, spec).map(Held::Host),
+        Profile::ControlPlane => start_on_host(folder, spec).map(|children| Held::Host(children, spec.revive)),
         Profile::Kwok { nodes } => {
             let mut children = start_on_host(folder, spec)?;
             kwok::start(
@@ -137,7 +142,7 @@ fn start(folder: &Folder, spec: &Spec) -> Result<Held> {
                 &mut children,
                 &|line| say(line),
             )?;
-            Ok(Held::Host(children))
+            Ok(Held::Host(children, spec.revive))
         }
         Profile::Node { .. } => start_namespaces(folder).map(Held::Namespaces),
     }
@@ -220,7 +225,7 @@ pub fn inside(dir: &Path) -> Result<()> {
         }
     };
     writeln!(file, "{READY}")?;
-    watch(&mut children)
+    watch(&mut children, spec.revive)
 }
 
 fn start_inside(folder: &Folder, spec: &Spec, progress: &dyn Fn(&str)) -> Result<Children> {
@@ -233,7 +238,7 @@ fn start_inside(folder: &Folder, spec: &Spec, progress: &dyn Fn(&str)) -> Result
     let mut children = control_plane::start(&settings, &spec.bins, &pki, progress)?;
     let nodes = nodes(folder, spec, &settings, &pki, count)?;
     let running = node::start(&nodes, progress)?;
-    children.0.extend(running.0);
+    children.running.extend(running.0);
     Ok(children)
 }
 

@@ -45,21 +45,29 @@ pub fn can_install() -> bool {
 /// Names the packages when they cannot be installed.
 pub fn ensure_installed(progress: &dyn Fn(&str)) -> Result<()> {
     let packages = missing();
+    install(&packages, progress)?;
+    let still = missing();
+    ensure!(still.is_empty(), "apt-get succeeded, but files of these packages are missing: {}", still.join(" "));
+    Ok(())
+}
+
+/// Installs packages where that is possible; none is nothing to do.
+///
+/// # Errors
+/// Names the packages when they cannot be installed.
+pub fn install(packages: &[&str], progress: &dyn Fn(&str)) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
     let names = packages.join(" ");
     if !can_install() {
-        bail!("a node needs these packages (Debian's names): {names}. Install them, as root: apt-get install {names}");
+        bail!("these packages are needed (Debian's names): {names}. Install them, as root: apt-get install {names}");
     }
     progress(&format!("installing Debian packages: {names}"));
     apt(&["update", "-q"])?;
     let mut arguments = vec!["install", "-y", "-q", "--no-install-recommends"];
-    arguments.extend(&packages);
-    apt(&arguments)?;
-    let still = missing();
-    ensure!(still.is_empty(), "apt-get succeeded, but files of these packages are missing: {}", still.join(" "));
-    Ok(())
+    arguments.extend(packages);
+    apt(&arguments)
 }
 
 fn apt(arguments: &[&str]) -> Result<()> {

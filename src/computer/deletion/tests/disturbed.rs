@@ -1,5 +1,6 @@
 //! What tenants, admins, lost nodes and caches that are behind do to a deletion.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
 use super::world::{UID, World, from};
@@ -246,6 +247,31 @@ fn an_evicted_archive_pod_says_why_and_is_replaced() {
     assert!(world.pods.keys().any(|(_, name)| name.ends_with("-2")), "L1: no second attempt");
 }
 
+/// S1, S11: a locked file waits for an admin; given up, the next attempt begins at once and is told so.
+#[test]
+fn a_file_that_cannot_be_read_blocks_until_it_is_given_up() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    let told = |pod: &k8s_openapi::api::core::v1::Pod| {
+        pod.spec.as_ref().unwrap().containers[0].env.clone().unwrap().into_iter().find(|e| e.name == "UNREADABLE").unwrap().value
+    };
+    let locked = json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 3}}}]});
+    assert_eq!(told(archive_pod(&mut world)).as_deref(), Some("Block"));
+    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.time());
+    let pod = archive_pod(&mut world);
+    (pod.status, pod.metadata.creation_timestamp) = (from(locked), Some(now));
+    for _ in 0..10 {
+        let blocker = pass(&mut world).report.blocker.expect("it is blocked");
+        assert!(blocker.reason == "UnreadableFiles" && blocker.message.contains("unreadable-files"), "{blocker:?}");
+    }
+    world.overrides = skip("unreadable-files");
+    for _ in 0..3 {
+        pass(&mut world);
+    }
+    assert_eq!(told(archive_pod(&mut world)).as_deref(), Some("GiveUp"));
+    assert!(world.volume.is_some() && world.pods.keys().any(|(_, name)| name.ends_with("-2")), "no second attempt");
+}
+
 /// L1: the pause before the next attempt is measured by clocks that do not agree.
 #[test]
 fn a_node_whose_clock_is_ahead_does_not_hold_the_next_attempt_up() {
@@ -312,4 +338,23 @@ fn a_home_between_two_claims_is_archived() {
         pass(&mut world);
     }
     assert!(world.computer.is_none() && world.manifest && world.receipt.is_some());
+}
+
+/// S1: a step is remembered only on the very version of the record on which it was finished: a pod that another leader has put on
+/// record since is stopped before anything is archived.
+#[test]
+fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
+    let latest = crate::computer::latest::Latest::default();
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
+    let steps = vec![SubjectOutcome { result: "Verified".to_owned(), detail: String::new(), at: Time(world.time()) }];
+    latest.note_passed(&world.view(true), &steps);
+    let seen = |world: &World| {
+        let mut view = world.view(true);
+        latest.freshen(&mut view);
+        view.passed
+    };
+    assert_eq!(seen(&world), steps, "a request for nothing");
+    world.record.as_mut().unwrap().metadata.resource_version = Some("2".to_owned());
+    assert_eq!(seen(&world), []);
 }

@@ -103,6 +103,7 @@ impl World {
             archive: None,
             receipt: None,
             finalizer_confirmed: false,
+            passed: Vec::new(),
             settings: Settings { namespace: OWN.into(), ..Settings::default() },
             fresh: Fresh { suffix: "s".into(), key: [0; 32] },
             now: self.time(),
@@ -151,9 +152,12 @@ impl World {
     }
 
     pub(super) fn apply(&mut self, action: Action) -> Effect {
-        if !matches!(action, Action::Read(_) | Action::ReadComputer | Action::CheckArchive) {
-            self.writes += 1;
-        }
+        self.writes += match &action {
+            Action::Read(_) | Action::ReadComputer | Action::CheckArchive => 0,
+            // A delete that finds nothing has written nothing.
+            Action::Delete { subject: Subject::Secret { .. }, .. } => u32::from(self.secret.is_some()),
+            _ => 1,
+        };
         match action {
             Action::Read(subject) => Effect::Learned(subject.clone(), self.read(&subject)),
             Action::ReadComputer => Effect::Computer(self.computer.clone().map(Box::new)),

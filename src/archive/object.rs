@@ -1,0 +1,57 @@
+//! Reading the object of a session, file by file, in bounded memory. It was made by a pod that has run next to tenants' files, and is
+//! read as untrusted: a zstd frame may ask for a window of gigabytes, and a tar entry may carry a name without an end.
+
+use std::cell::Cell;
+use std::io::{BufReader, Error, Read, Result};
+use std::rc::Rc;
+
+/// Largest window of a frame: 2 to the power of this many bytes. Ours have 21 at most (level 3).
+const WINDOW_LOG: u32 = 23;
+/// Most bytes before a file's content: the headers and the name of one entry.
+const HEADERS: u64 = 1 << 20;
+
+/// One file of an object.
+pub type Entry<'a, R> = tar::Entry<'a, Bounded<zstd::Decoder<'static, BufReader<R>>>>;
+
+/// Shows every file of an object to `see`, until that says that it has seen enough. What `see` leaves of a file is skipped.
+///
+/// # Errors
+/// When it is no object of ours, what is read is damaged, or as `see`.
+pub fn each_entry<R: Read, E: From<Error>>(
+    object: R,
+    mut see: impl FnMut(&mut Entry<'_, R>) -> std::result::Result<bool, E>,
+) -> std::result::Result<(), E> {
+    let mut decoder = zstd::Decoder::new(object)?;
+    decoder.window_log_max(WINDOW_LOG)?;
+    let left = Rc::new(Cell::new(HEADERS));
+    let mut archive = tar::Archive::new(Bounded { inner: decoder, left: Rc::clone(&left) });
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        left.set(u64::MAX);
+        if !see(&mut entry)? {
+            break;
+        }
+        std::io::copy(&mut entry, &mut std::io::sink())?;
+        left.set(HEADERS);
+    }
+    Ok(())
+}
+
+/// Gives so many bytes and no more.
+pub struct Bounded<R> {
+    inner: R,
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let left = self.left.get();
+        if left == 0 {
+            return Err(Error::other(format!("an entry has more than {HEADERS} bytes before its content")));
+        }
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.inner.read(&mut buffer[..most])?;
+        self.left.set(left - read as u64);
+        Ok(read)
+    }
+}

@@ -1,0 +1,191 @@
+//! Receipts on their way to the store. One that hangs holds up nobody else (L3): whoever brings a receipt waits for a moment, then
+//! makes room, and is called when the receipt is stored.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+
+use super::receipt_key;
+use super::store::{ReceiptPut, Store, StoreError};
+
+/// How long one waits for a store that has been quick so far.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Receipts that are sent at once.
+const AT_ONCE: usize = 32;
+/// What is stored and was not asked for again is forgotten: the store has it.
+const FORGOTTEN: Duration = Duration::from_secs(900);
+
+/// A receipt on its way; with its bytes once it is stored.
+struct Sent {
+    since: Instant,
+    stored: Option<Vec<u8>>,
+}
+
+/// What is known of the receipts, by UID.
+#[derive(Default)]
+struct Known {
+    sent: HashMap<String, Sent>,
+    /// Those that failed since the store last took one: called when it takes one again.
+    failed: HashSet<String>,
+}
+
+/// Brings receipts to a store.
+pub(super) struct Receipts {
+    store: Arc<Store>,
+    called: mpsc::Sender<String>,
+    known: Arc<Mutex<Known>>,
+    slots: Arc<Semaphore>,
+    /// The last one took too long: nobody waits until one is stored.
+    slow: Arc<AtomicBool>,
+}
+
+fn locked(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    // Each change is one insertion or removal.
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Receipts {
+    /// The UID of a receipt that is stored after nobody waited for it any more is sent to `called`, and those that failed before.
+    pub fn new(store: Arc<Store>, called: mpsc::Sender<String>) -> Self {
+        let slots = Arc::new(Semaphore::new(AT_ONCE));
+        Self { store, called, known: Arc::default(), slots, slow: Arc::default() }
+    }
+
+    /// Stores a receipt, create-only; the bytes that are stored, which may be those of an earlier try.
+    ///
+    /// # Errors
+    /// When the outcome is not known, or not known yet.
+    pub async fn put(&self, uid: &str, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+        {
+            let mut known = locked(&self.known);
+            known.sent.retain(|_, sent| sent.stored.is_none() || sent.since.elapsed() < FORGOTTEN);
+            if let Some(sent) = known.sent.get_mut(uid) {
+                let stored = sent.stored.take().ok_or_else(not_yet)?;
+                known.sent.remove(uid);
+                return Ok(stored);
+            }
+            known.sent.insert(uid.to_owned(), Sent { since: Instant::now(), stored: None });
+        }
+        let answer = self.send(uid.to_owned(), bytes);
+        let patience = if self.slow.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
+        if let Ok(Ok(result)) = timeout(patience, answer).await {
+            return result;
+        }
+        self.slow.store(true, Ordering::Relaxed);
+        Err(not_yet())
+    }
+
+    fn send(&self, uid: String, bytes: Vec<u8>) -> oneshot::Receiver<Result<Vec<u8>, StoreError>> {
+        let (sender, receiver) = oneshot::channel();
+        let (store, slots, known) = (Arc::clone(&self.store), Arc::clone(&self.slots), Arc::clone(&self.known));
+        let (slow, called) = (Arc::clone(&self.slow), self.called.clone());
+        tokio::spawn(async move {
+            let key = receipt_key(&uid);
+            // A panic must not leave the receipt on its way for ever.
+            let put = tokio::spawn(async move {
+                let _slot = slots.acquire_owned().await;
+                store.put_once(&key, bytes.clone()).await.map(|put| match put {
+                    ReceiptPut::Created | ReceiptPut::SameAlready => bytes,
+                    // Written by a pass that crashed before it could save the record: the stored one stands (S7).
+                    ReceiptPut::Other(existing) => existing,
+                })
+            });
+            let result = put.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())));
+            let waiting = settle(&mut locked(&known), &uid, result.is_ok());
+            if result.is_ok() {
+                slow.store(false, Ordering::Relaxed);
+            }
+            match sender.send(result) {
+                // A failure is tried again when its time has come.
+                Ok(()) | Err(Err(_)) => {}
+                Err(Ok(stored)) => {
+                    locked(&known).sent.insert(uid.clone(), Sent { since: Instant::now(), stored: Some(stored) });
+                    let _ = called.send(uid).await;
+                }
+            }
+            // The receiver goes only at shutdown.
+            for uid in waiting {
+                let _ = called.send(uid).await;
+            }
+        });
+        receiver
+    }
+}
+
+/// A receipt is no longer on its way. Who is to be called: the store takes receipts again.
+fn settle(known: &mut Known, uid: &str, stored: bool) -> HashSet<String> {
+    known.sent.remove(uid);
+    known.failed.remove(uid);
+    if stored {
+        return std::mem::take(&mut known.failed);
+    }
+    known.failed.insert(uid.to_owned());
+    HashSet::new()
+}
+
+fn not_yet() -> StoreError {
+    StoreError::Unavailable("the store has not answered yet".to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use object_store::memory::InMemory;
+    use object_store::throttle::{ThrottleConfig, ThrottledStore};
+
+    use super::*;
+
+    fn receipts(wait: Duration) -> (Receipts, mpsc::Receiver<String>) {
+        let config = ThrottleConfig { wait_put_per_call: wait, ..ThrottleConfig::default() };
+        let (sender, called) = mpsc::channel(8);
+        (Receipts::new(Arc::new(Store::new(Arc::new(ThrottledStore::new(InMemory::new(), config)))), sender), called)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_quick_is_waited_for() {
+        let (receipts, mut called) = receipts(Duration::from_millis(300));
+        assert_eq!(receipts.put("u", b"one".to_vec()).await.unwrap(), b"one");
+        assert_eq!(receipts.put("u", b"two".to_vec()).await.unwrap(), b"one", "S7: the first one stands");
+        assert!(called.try_recv().is_err());
+    }
+
+    /// Found by a real S3 server that was paused: seventy deletions held all workers of an operator for 20 s at a time.
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_hangs_holds_nobody_up_and_who_waited_is_called() {
+        let (receipts, mut called) = receipts(Duration::from_secs(10));
+        let began = Instant::now();
+        for uid in ["u", "v", "w"] {
+            assert!(matches!(receipts.put(uid, uid.as_bytes().to_vec()).await, Err(StoreError::Unavailable(_))));
+            assert!(receipts.put(uid, b"again".to_vec()).await.is_err(), "it is on its way");
+        }
+        assert!(began.elapsed() < 2 * PATIENCE, "{:?}", began.elapsed());
+        for _ in 0..3 {
+            let uid = called.recv().await.unwrap();
+            assert_eq!(receipts.put(&uid, b"later".to_vec()).await.unwrap(), uid.as_bytes());
+        }
+        assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_told_and_tried_again() {
+        let (receipts, mut called) = receipts(Duration::from_secs(60));
+        assert!(receipts.put("u", b"one".to_vec()).await.is_err());
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(called.try_recv().is_err() && locked(&receipts.known).sent.is_empty(), "it failed after 20 s");
+        assert!(receipts.put("u", b"two".to_vec()).await.is_err());
+    }
+
+    #[test]
+    fn whose_receipt_failed_is_called_as_soon_as_the_store_takes_another() {
+        let mut known = Known::default();
+        for uid in ["u", "v"] {
+            assert!(settle(&mut known, uid, false).is_empty());
+        }
+        assert_eq!(settle(&mut known, "v", true), ["u".to_owned()].into());
+        assert!(settle(&mut known, "w", true).is_empty(), "once");
+    }
+}

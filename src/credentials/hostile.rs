@@ -1,0 +1,69 @@
+//! A token is whatever a caller sends. Nothing panics; what is taken for a token has one spelling, and its id holds nothing but names
+//! that Kubernetes knows. The checksum is no secret: whoever sends garbage can send the right one with it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use proptest::prelude::*;
+use sha2::{Digest as _, Sha256};
+
+use super::{ApiKeyId, ApiToken, ComputerId, Key, api_key, key};
+
+const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
+
+/// With the checksum that belongs to it.
+fn checked(body: &str) -> String {
+    format!("{body}{}", &hex::encode(Sha256::digest(body))[..6])
+}
+
+fn good() -> [String; 2] {
+    let computer = ComputerId { namespace: "team".into(), name: "box".into(), uid: UID.into() };
+    let id = ApiKeyId { namespace: "team".into(), name: "ci".into(), uid: UID.into(), service_account: "robot".into() };
+    [Key::new(computer, [7; 32]).token(), ApiToken::new(id, [7; 32]).token()]
+}
+
+/// Whatever it is, it is told apart, and what is taken is what would have been handed out.
+fn parsed(token: &str) -> Result<bool, TestCaseError> {
+    let (key, api) = (Key::parse(token), ApiToken::parse(token));
+    prop_assert!(key.is_none() || api.is_none());
+    let name = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+    if let Some(key) = &key {
+        prop_assert_eq!(key.token(), token);
+        let id = &key.computer;
+        prop_assert!(name(&id.namespace) && name(&id.name) && name(&id.uid), "{:?}", id);
+    }
+    if let Some(api) = &api {
+        prop_assert_eq!(api.token(), token);
+        let id = &api.id;
+        prop_assert!(name(&id.namespace) && name(&id.name) && name(&id.uid) && name(&id.service_account), "{:?}", id);
+    }
+    Ok(key.is_some() || api.is_some())
+}
+
+proptest! {
+    #[test]
+    fn text_of_any_kind_with_a_right_checksum(text in any::<String>(), id in "[A-Za-z0-9_.-]{0,80}", secret in "[A-Za-z0-9_-]{43}") {
+        for prefix in [key::PREFIX, api_key::PREFIX, ""] {
+            parsed(&format!("{prefix}{text}"))?;
+            parsed(&checked(&format!("{prefix}{text}")))?;
+            parsed(&checked(&format!("{prefix}{id}.{secret}")))?;
+        }
+    }
+
+    #[test]
+    fn an_id_of_any_bytes_with_a_right_checksum(bytes: Vec<u8>, parts in proptest::collection::vec("[a-z0-9./-]{0,12}", 0..6), secret in "[A-Za-z0-9_-]{43}") {
+        for prefix in [key::PREFIX, api_key::PREFIX] {
+            for id in [bytes.clone(), parts.join("/").into_bytes(), format!("{}/{UID}/{}", parts.join("/"), parts.concat()).into_bytes()] {
+                parsed(&checked(&format!("{prefix}{}.{secret}", URL_SAFE_NO_PAD.encode(id))))?;
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_token_is_none(at: proptest::sample::Index, byte in 0_u8..128, which in 0_usize..2) {
+        let token = good()[which].clone();
+        let mut bytes = token.clone().into_bytes();
+        bytes[at.index(token.len())] = byte;
+        let changed = String::from_utf8(bytes).unwrap();
+        prop_assert_eq!(parsed(&changed)?, changed == token);
+    }
+}

@@ -1,0 +1,135 @@
+//! The archive store is out: it hangs at first, then refuses connections, then is back. Whatever needs it waits and says so; all else
+//! goes on (L2, L3), and in the end nothing is missing (S1, L1). A real S3 server, so that it can hang.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use computer_operator::resources::Phase;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::Api;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use xtask::isolation;
+use xtask::tools::{self, Tool};
+
+use crate::crowd::{Crowd, seconds};
+use crate::harness::{Bench, LONG, eventually};
+use crate::operators::Start;
+use crate::{Scenario, moments, setting};
+
+pub fn all() -> Vec<Scenario> {
+    crate::scenarios![store_out]
+}
+
+/// More deletions wait for the store than an operator works on at a time (32).
+const BYOM: usize = 70;
+const MANAGED: usize = 3;
+
+async fn store_out(bench: Arc<Bench>) -> Result<()> {
+    let mut random = moments("the store out");
+    let out = Duration::from_secs(setting("OUTAGES_STORE_SECONDS", 30));
+    let mut server = Server::start(&bench)?;
+    let credentials = [("AWS_ACCESS_KEY_ID", "tester"), ("AWS_SECRET_ACCESS_KEY", "tester-secret")];
+    let environment = credentials.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let _operator = bench.start(&Start { store: Some(Server::url()), environment, ..Start::usual(9643) }).await?;
+    bench.class("hand-off-s3", json!({"archive": {"policy": "Required", "onNamespaceDeletion": "HandOff"}})).await?;
+    let before = Crowd::born(&bench, "store-before", 4, 1).await?;
+    before.delete(&bench, &mut random, Duration::from_millis(100)).await?;
+    before.ended(&bench).await?;
+    let crowd = Crowd::born(&bench, "store-out", BYOM, MANAGED).await?;
+    let leaving = bench.namespace("store-leaving").await?;
+    let handed = bench.active(&leaving, "box", "hand-off-s3").await?;
+    bench.work(&leaving, &handed).await?;
+
+    let start = Instant::now();
+    server.pause()?;
+    crowd.delete(&bench, &mut random, Duration::from_millis(40)).await?;
+    let hung = others_go_on(&bench, &crowd, "hangs").await?;
+    bench.kubectl(&["delete", "namespace", &leaving, "--wait=false"], "").await?;
+    tokio::time::sleep((out / 2).saturating_sub(start.elapsed())).await;
+    server.kill();
+    let refused = others_go_on(&bench, &crowd, "refuses").await?;
+    let spaces: Api<Namespace> = Api::all(bench.client.clone());
+    eventually("L7: the namespace is handed off", LONG, || async { Ok(spaces.get_opt(&leaving).await?.is_none().then_some(())) }).await?;
+    tokio::time::sleep(out.saturating_sub(start.elapsed())).await;
+    ensure!(crowd.released(&bench).await? == 0, "S3: released without a receipt in the store");
+    let was_out = seconds(start);
+    server = Server::start(&bench)?;
+    let back = Instant::now();
+    crowd.ended(&bench).await?;
+    bench.archived(&handed, 3).await?;
+    println!(
+        "    {} deletions, the store out for {was_out}; meanwhile others took {hung} and {refused}; ended {} after it was back",
+        BYOM + MANAGED + 1,
+        seconds(back)
+    );
+    drop(server);
+    Ok(())
+}
+
+/// While deletions wait for the store: they say so, another computer is made, and one whose receipt may be left out is deleted. Tells
+/// how long that took.
+async fn others_go_on(bench: &Bench, waiting: &Crowd, how: &str) -> Result<String> {
+    let start = Instant::now();
+    let namespace = bench.namespace("store-others").await?;
+    let uid = bench.create(&namespace, "other", json!({"provider": "BYOM"})).await?;
+    bench.phase(&namespace, "other", Phase::Active).await?;
+    let active = start.elapsed();
+    let allowed = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "DeletionOverride", "metadata": {"name": format!("no-receipt-{uid}")},
+        "spec": {"computer": {"namespace": namespace, "name": "other", "uid": uid}, "skip": ["write-receipt"], "reason": "the store is out"}});
+    bench.kubectl(&["apply", "-f", "-"], &allowed.to_string()).await?;
+    let deleted = Instant::now();
+    bench.delete(&namespace, "other", "background").await?;
+    bench.clean(&uid).await?;
+    let gone = deleted.elapsed();
+    // Generous for a busy machine of two cores; a worker that waits for the store alone would take 20 s.
+    ensure!(
+        active < Duration::from_secs(15) && gone < Duration::from_secs(15),
+        "L3: while the store {how}, another computer took {active:.1?} to be active, {gone:.1?} to be gone"
+    );
+    let told = waiting.members.iter().find(|m| !m.managed).context("a member")?;
+    bench.blocked(&waiting.namespace, &told.name, "StoreUnavailable").await?;
+    Ok(format!("{:.1} s to be active, {:.1} s to be gone", active.as_secs_f64(), gone.as_secs_f64()))
+}
+
+/// A real S3 server inside the cluster's namespaces. What it keeps is seen by [`Bench::store`], too: its bucket is that folder.
+struct Server(Child);
+
+impl Server {
+    const PORT: u16 = 9900;
+
+    fn start(bench: &Bench) -> Result<Self> {
+        let program = tools::ensure(&[Tool::VersityGw])?;
+        std::fs::create_dir_all(bench.store_path())?;
+        let mut command = Command::new(program.path(Tool::VersityGw));
+        command
+            .args(["--access", "tester", "--secret", "tester-secret", "--port", &format!("127.0.0.1:{}", Self::PORT), "posix"])
+            .arg(bench.store_path().parent().context("a folder")?)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Ok(Self(isolation::spawn_inside(bench.cluster.dir().context("a cluster of ours")?, command)?))
+    }
+
+    fn url() -> String {
+        format!("s3://store?endpoint=http://127.0.0.1:{}&region=us-east-1&allow_http=true", Self::PORT)
+    }
+
+    /// It accepts connections and never answers.
+    fn pause(&self) -> Result<()> {
+        Ok(kill_process(Pid::from_child(&self.0), Signal::STOP)?)
+    }
+
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,95 @@
+//! What one computer costs the API server, counted by the operator's own metric: the budget of writes of design part 7.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use xtask::isolation;
+
+use crate::Scenario;
+use crate::harness::{Bench, LONG, eventually};
+
+pub fn all() -> Vec<Scenario> {
+    crate::scenarios![a_deletion_stays_within_its_budget_of_writes]
+}
+
+/// Requests by verb and resource.
+type Counts = BTreeMap<(String, String), u64>;
+
+const PORT: u16 = 9443;
+/// Effects of a deletion at most: no archive, and with custody and archive. Status and events are counted apart.
+/// One more than the design has without an archive: that the pod has stopped is put on record before its finalizer goes (S1).
+const BUDGET: [(&str, usize, u64); 2] = [("no-archive-counted", 0, 9), ("standard", 3, 16)];
+
+async fn a_deletion_stays_within_its_budget_of_writes(bench: Arc<Bench>) -> Result<()> {
+    let _operator = bench.usual_operator(PORT).await?;
+    bench.class("no-archive-counted", json!({"archive": {"policy": "None"}})).await?;
+    for (class, sessions, budget) in BUDGET {
+        let namespace = bench.namespace("counted").await?;
+        let start = settled(&bench).await?;
+        let uid = bench.active(&namespace, "box", class).await?;
+        bench.work(&namespace, &uid).await?;
+        let created = settled(&bench).await?;
+        bench.delete(&namespace, "box", "background").await?;
+        let record = bench.clean(&uid).await?;
+        let archived = record.spec.state.deletion.and_then(|d| d.archive).map_or(0, |a| a.sessions);
+        ensure!(usize::try_from(archived)? == sessions, "{archived} sessions are archived");
+        let deleted = settled(&bench).await?;
+        let life = [("created", since(&start, &created)), ("deleted", since(&created, &deleted))];
+        for (what, counts) in &life {
+            println!("requests, {class}, {what}: {}, effects {}: {}", counts.values().sum::<u64>(), effects(counts), told(counts));
+        }
+        let effects = effects(&life[1].1);
+        ensure!(effects <= budget, "the deletion of a computer of class {class} took {effects} writes, not {budget}");
+    }
+    Ok(())
+}
+
+/// Counts that have not changed for a moment: nothing is going on any more.
+async fn settled(bench: &Bench) -> Result<Counts> {
+    eventually("the operator is quiet", LONG, || async {
+        let first = counts(bench)?;
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        Ok((counts(bench)? == first).then_some(first))
+    })
+    .await
+}
+
+/// Requests that were answered, by verb and resource, from `computer_operator_api_requests_total`. One that is refused is called so: it wrote nothing. A watch that is renewed after some minutes is nobody's request.
+fn counts(bench: &Bench) -> Result<Counts> {
+    let dir = bench.cluster.dir().context("a cluster of ours")?;
+    let url = format!("http://{}:{}/metrics", isolation::NODE_IPS[0], PORT + 1);
+    let text = isolation::run_inside(dir, Path::new("/usr/bin/curl"), &["--silent", "--show-error", "--fail", &url])?;
+    let mut counts = Counts::new();
+    for line in text.lines().filter(|l| l.starts_with("computer_operator_api_requests_total{")) {
+        let label = |name: &str| line.split_once(&format!("{name}=\"")).and_then(|(_, rest)| rest.split('"').next()).unwrap_or_default();
+        let value: u64 = line.rsplit(' ').next().context("a value")?.parse()?;
+        if label("verb") != "watch" {
+            let refused = if label("code").starts_with('2') { "" } else { "refused " };
+            *counts.entry((format!("{refused}{}", label("verb")), label("resource").to_owned())).or_default() += value;
+        }
+    }
+    ensure!(!counts.is_empty(), "the metric is not there:\n{text}");
+    Ok(counts)
+}
+
+fn since(before: &Counts, now: &Counts) -> Counts {
+    now.iter().map(|(key, n)| (key.clone(), n - before.get(key).unwrap_or(&0))).filter(|(_, n)| *n > 0).collect()
+}
+
+/// Writes that change something for somebody; a review is a question.
+fn effects(counts: &Counts) -> u64 {
+    let effect = |(verb, resource): &(String, String)| {
+        ["create", "update", "patch", "delete"].contains(&verb.as_str())
+            && !resource.ends_with("/status")
+            && !resource.ends_with("reviews")
+            && resource != "events"
+    };
+    counts.iter().filter(|(key, _)| effect(key)).map(|(_, n)| n).sum()
+}
+
+fn told(counts: &Counts) -> String {
+    counts.iter().map(|((verb, resource), n)| format!("{n} {verb} {resource}")).collect::<Vec<_>>().join(", ")
+}

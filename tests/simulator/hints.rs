@@ -35,7 +35,7 @@ pub static TEETH: [Tooth; 30] = [
     tooth(
         Guard::RecordVersion,
         "A record is only replaced in the version that was read",
-        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":42,"side":"Before","act":{"Crash":{"down":500,"moves":[]}}}]}"#,
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":69,"side":"Before","act":{"Slow":600}}]}"#,
     ),
     tooth(
         Guard::LiveAbsence,
@@ -45,7 +45,7 @@ pub static TEETH: [Tooth; 30] = [
     tooth(
         Guard::LiveRecord,
         "Nothing is made on the word of a record that a cache holds",
-        r#"{"life":"Managed","leaders":2,"seed":2,"faults":[{"at":90,"side":"After","act":{"Cut":{"time":50}}}]}"#,
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":93,"side":"Before","act":{"Slow":607}}]}"#,
     ),
     tooth(
         Guard::OldFacts,

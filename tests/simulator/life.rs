@@ -62,6 +62,8 @@ impl Life {
 pub const BOUND: Duration = Duration::from_secs(45 * 60);
 /// A computer that is not active by then never will be, for a good reason; it is deleted all the same.
 const PATIENCE: Duration = Duration::from_secs(6 * 60);
+/// No life takes so many requests.
+pub const STORM: u64 = 1500;
 /// After the end nothing is written for so long (L6).
 const QUIET: Duration = Duration::from_secs(5 * 60);
 
@@ -92,6 +94,9 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
             // What is broken is broken: the rest of the run would tell nothing more.
             if !world.with(|s| s.observer.violations().is_empty()) {
                 return Vec::new();
+            }
+            if world.counted() > STORM {
+                return vec![format!("L6: a storm: {} requests in {} s", world.counted(), begun.elapsed().as_secs())];
             }
             if late || begun.elapsed() > 3 * BOUND {
                 return vec![format!("L1: not over after {} s: {}", begun.elapsed().as_secs(), world.with(|s| left(s)))];

@@ -31,7 +31,12 @@ pub struct Reference {
 pub const STAGES: [Stage; 9] = [
     Stage { name: "undisturbed", about: "every life, one leader and two", stride: 1, cases: |r, all| all.push(r.case()) },
     Stage { name: "crash", about: "killed before and after every request", stride: 9, cases: crash },
-    Stage { name: "lost", about: "every request and every answer lost, by a broken connection or by silence", stride: 18, cases: lost },
+    Stage {
+        name: "lost",
+        about: "every request and every answer lost, by a broken connection or by silence, or late",
+        stride: 18,
+        cases: lost,
+    },
     Stage { name: "refused", about: "every request refused once: 403, 404 by a proxy, 409, 429, 500", stride: 27, cases: refused },
     Stage { name: "stale", about: "caches always behind, and held back at every request", stride: 15, cases: stale },
     Stage { name: "unobserved", about: "all watches cut at every request; what happens meanwhile is never shown", stride: 12, cases: cut },
@@ -70,6 +75,10 @@ fn lost(reference: &Reference, all: &mut Vec<Case>) {
     for side in [Side::Before, Side::After] {
         reference.each(side, &Act::Lose, all);
         reference.each(side, &Act::Silence, all);
+    }
+    // It comes when another leader has gone on, or is done.
+    for late in [600, 6_000] {
+        reference.each(Side::Before, &Act::Slow(late), all);
     }
 }
 
@@ -207,7 +216,7 @@ fn one(stage: &Stage, cases: &[Case], all: usize, references: &[Reference], jobs
 /// Creates and deletes are those of the undisturbed run, give or take what one disturbance explains; and no storm of requests.
 pub fn budget(case: &Case, outcome: &Outcome, references: &[Reference]) -> Vec<String> {
     let mut wrong = Vec::new();
-    if outcome.requests > 1500 {
+    if outcome.requests > crate::life::STORM && outcome.wrong.is_empty() {
         wrong.push(format!("L6: a storm: {} requests", outcome.requests));
     }
     let by_tenant = case.faults.iter().any(|f| match &f.act {

@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. Each is run with every matrix.
 
 /// What was found, and the case that showed it.
-pub const ALL: [(&str, &str); 7] = [
+pub const ALL: [(&str, &str); 10] = [
     (
         "a store that fails at once was asked, reported and asked again without a pause, seven times a second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -29,5 +29,17 @@ pub const ALL: [(&str, &str); 7] = [
     (
         "a computer of the same name that comes after the release of the first one",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":109,"side":"Before","act":{"Do":"Recreate"}}]}"#,
+    ),
+    (
+        "an archive pod that could not start was reported, checked and reported again without a pause: 25 requests a second for ever",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":68,"side":"After","act":{"Do":"LoseNode"}}]}"#,
+    ),
+    (
+        "the same with two leaders: 81,346 requests",
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":119,"side":"After","act":{"Do":"LoseNode"}}]}"#,
+    ),
+    (
+        "a home whose claim was made again was pointed at it before the claim was on record: a deletion right then waited for ever",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":24,"side":"After","act":{"Do":"DeleteClaims"}},{"at":24,"side":"After","act":{"Do":"ForcePods"}},{"at":41,"side":"After","act":{"Crash":{"down":90000,"moves":["Delete"]}}}]}"#,
     ),
 ];

@@ -157,6 +157,11 @@ fn rebind(context: &Context<'_>, name: &str, claim: &PersistentVolumeClaim) -> S
     if !released || !ours || volume::claim_ref_uid(pv) == Some(uid) {
         return State::Done;
     }
+    // On record before the volume names it: a deletion that begins in between must know the volume for ours (S5).
+    if context.record.spec.state.children.claim_uid.is_none() {
+        let uid = uid.to_owned();
+        return context.save(|r| r.spec.state.children.claim_uid = Some(uid));
+    }
     let patch = claim_ref_patch(pv, &context.view.namespace, name, uid);
     State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch })
 }

@@ -62,8 +62,8 @@ pub enum Guard {
     ReceiptFirst,
     /// A deletion that has begun goes on, whatever a cache shows.
     NoWayBack,
-    /// A check that failed is not repeated at once.
-    CheckPause,
+    /// A look at the archive is not told as a step that goes on.
+    QuietCheck,
 }
 
 impl Guard {
@@ -98,7 +98,7 @@ impl Guard {
         Self::VolumeGone,
         Self::ReceiptFirst,
         Self::NoWayBack,
-        Self::CheckPause,
+        Self::QuietCheck,
     ];
 }
 

@@ -58,7 +58,6 @@ impl Verification {
     /// How long a result stands that somebody must mend first; `None`: it is given once.
     fn stands(&self) -> Option<Duration> {
         match self {
-            Self::Unavailable(_) if !guards::on(Guard::CheckPause) => None,
             Self::Unavailable(_) => Some(Duration::from_secs(10)),
             Self::Invalid(_) => Some(Duration::from_secs(50)),
             Self::Running | Self::Valid(_) | Self::Missing => None,

@@ -78,7 +78,7 @@ impl Reconciler {
         // Otherwise each look at the archive would be told as a step that goes on, and the end of the look as one that is blocked: the
         // status would go to and fro, each time waking the next pass (L6).
         let shown = view.computer.as_ref().and_then(|c| c.status.as_ref()).is_some_and(|s| s.step == plan.report.current);
-        if plan.report.checking && shown && error.is_none() {
+        if plan.report.checking && shown && error.is_none() && guards::on(Guard::QuietCheck) {
             return after(&plan.next);
         }
         let told = self.publish(&view, &plan.report).await;

@@ -114,5 +114,9 @@ pub static TEETH: [Tooth; 30] = [
         "A deletion that has begun goes on, whatever a cache shows",
         r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":24,"side":"After","act":{"Cut":{"time":40000}}}]}"#,
     ),
-    tooth(Guard::CheckPause, "A check that failed is not repeated at once", r#"{"life":"Override","leaders":1,"seed":1}"#),
+    tooth(
+        Guard::QuietCheck,
+        "A look at the archive is not told as a step that goes on",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":68,"side":"After","act":{"Do":"LoseNode"}}]}"#,
+    ),
 ];

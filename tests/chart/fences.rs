@@ -9,12 +9,15 @@ const OPERATOR: &str = "--as=system:serviceaccount:ops:co-computer-operator";
 const API: &str = "--as=system:serviceaccount:ops:co-computer-operator-api";
 /// What the operator draws for a name.
 const HEX: &str = "0123456789abcdef0123456789abcdef";
+/// The UID of a computer whose home is in custody.
+const CUSTODY: &str = "11111111-2222-3333-4444-555555555555";
 const UID: &str = "computer-operator.dev/computer-uid";
 const ORIGINAL: &str = "computer-operator.dev/original-reclaim-policy";
 
 pub fn hold(server: &Server) {
     children(server);
     made(server);
+    made_at_home(server);
     secrets(server);
     volumes(server);
     records(server);
@@ -75,28 +78,91 @@ fn children(server: &Server) {
     assert!(operator(&["auth", "can-i", "create", "pods", "--subresource=exec"]).is_err(), "a shell in a tenant's pod");
 }
 
-/// What the operator makes is marked as its own.
+/// What the operator makes is marked as its own, and has a name that it draws itself.
 fn made(server: &Server) {
     let owner =
         json!([{"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "name": "box", "uid": "u", "controller": true}]);
-    let restricted = json!({"allowPrivilegeEscalation": false, "runAsNonRoot": true, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}});
-    let create = |namespace: &str, labels: Value, owners: Value, more: &[&str]| {
-        let meta = json!({"generateName": "p-", "namespace": namespace, "labels": labels, "ownerReferences": owners});
-        let spec =
-            json!({"automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i", "securityContext": restricted}]});
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec});
-        server.kubectl(&[&["create", "-f", "-", OPERATOR], more].concat(), &pod.to_string())
+    let create = |object: &Value, more: &[&str]| server.kubectl(&[&["create", "-f", "-", OPERATOR], more].concat(), &object.to_string());
+    let machine = |namespace: &str, labels: Value, owners: &Value| {
+        let mut pod = pod(namespace, &format!("machine-{HEX}"), "default");
+        pod["metadata"]["labels"] = labels;
+        pod["metadata"]["ownerReferences"] = owners.clone();
+        pod
     };
     let (ours, none) = (json!({(UID): "u"}), json!({}));
     let message = "carry its label, and in a tenant's namespace belong to that Computer";
-    refused("no label", create("team", none.clone(), owner.clone(), &[]), message);
-    refused("no owner", create("team", ours.clone(), json!([]), &[]), message);
-    refused("another's owner", create("team", json!({(UID): "v"}), owner.clone(), &[]), message);
-    refused("no label in our own namespace", create("ops", none.clone(), json!([]), &[]), message);
-    refused("a dry run in a tenant's", create("team", none.clone(), json!([]), &["--dry-run=server"]), message);
-    create("team", ours.clone(), owner, &[]).expect("a machine");
-    create("ops", ours, json!([]), &[]).expect("an archive pod");
-    create("ops", none, json!([]), &["--dry-run=server"]).expect("the check of a class");
+    refused("no label", create(&machine("team", none.clone(), &owner), &[]), message);
+    refused("no owner", create(&machine("team", ours.clone(), &json!([])), &[]), message);
+    refused("another's owner", create(&machine("team", json!({(UID): "v"}), &owner), &[]), message);
+    create(&machine("team", ours.clone(), &owner), &[]).expect("a machine");
+
+    let named = |object: &Value, name: &str| {
+        let mut object = object.clone();
+        object["metadata"]["name"] = json!(name);
+        object
+    };
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"namespace": "team", "labels": ours, "ownerReferences": owner},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    let drawn = "under names that it draws itself";
+    let archive = format!("archive-{CUSTODY}-1");
+    for name in ["kube-proxy", "machine-1", &format!("machine-{HEX}0"), &archive] {
+        refused(name, create(&named(&machine("team", ours.clone(), &owner), name), &[]), drawn);
+    }
+    for name in ["data", "home-sweet-home", &format!("home-{CUSTODY}")] {
+        refused(name, create(&named(&claim, name), &[]), drawn);
+    }
+    create(&named(&claim, &format!("home-{HEX}")), &["--dry-run=server"]).expect("a home");
+    for namespace in ["kube-system", "kube-public", "kube-node-lease"] {
+        let mut claim = named(&claim, &format!("home-{HEX}"));
+        claim["metadata"]["namespace"] = json!(namespace);
+        for object in [machine(namespace, ours.clone(), &owner), claim] {
+            refused(namespace, create(&object, &[]), "makes nothing in the namespaces of Kubernetes itself");
+        }
+    }
+}
+
+/// In the operator's own namespace there are its secrets, and the store: archive pods have an account without rights.
+fn made_at_home(server: &Server) {
+    let create = |object: &Value, more: &[&str]| server.kubectl(&[&["create", "-f", "-", OPERATOR], more].concat(), &object.to_string());
+    let archive = |name: &str, account: &str| {
+        let mut pod = pod("ops", name, account);
+        pod["metadata"]["labels"] = json!({(UID): CUSTODY});
+        pod
+    };
+    let name = format!("archive-{CUSTODY}-1");
+    let drawn = "archive pods with their own account and claims of homes in custody only";
+    refused("the operator's own account", create(&archive(&name, "co-computer-operator"), &[]), drawn);
+    refused("an account of the namespace", create(&archive(&name, "default"), &[]), drawn);
+    refused("another name", create(&archive("archive-1", "co-computer-operator-archive"), &[]), drawn);
+    refused("a machine", create(&archive(&format!("machine-{HEX}"), "co-computer-operator-archive"), &[]), drawn);
+    let mut unmarked = archive(&name, "co-computer-operator-archive");
+    unmarked["metadata"]["labels"] = json!({});
+    refused("no label", create(&unmarked, &[]), "carry its label");
+    create(&archive(&name, "co-computer-operator-archive"), &[]).expect("an archive pod");
+    let claim = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": "ops", "labels": {(UID): CUSTODY}},
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}})
+    };
+    refused("a claim of another name", create(&claim("home-1"), &[]), drawn);
+    create(&claim(&format!("home-{CUSTODY}")), &["--dry-run=server"]).expect("a claim of custody");
+    // The check of a class, whose account lives elsewhere or nowhere.
+    let check = |namespace: &str, prefix: &str| {
+        let mut pod = pod(namespace, "", "default");
+        pod["metadata"] = json!({"generateName": prefix, "namespace": namespace});
+        pod
+    };
+    create(&check("ops", "class-dry-run-"), &["--dry-run=server"]).expect("the check of a class");
+    refused("one that is no dry run", create(&check("ops", "class-dry-run-"), &[]), drawn);
+    refused("another dry run", create(&check("ops", "p-"), &["--dry-run=server"]), drawn);
+    refused("a dry run in a tenant's", create(&check("team", "class-dry-run-"), &["--dry-run=server"]), "under names that it draws itself");
+}
+
+/// A pod as Pod Security takes it everywhere.
+fn pod(namespace: &str, name: &str, account: &str) -> Value {
+    let restricted = json!({"allowPrivilegeEscalation": false, "runAsNonRoot": true, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": {"serviceAccountName": account,
+        "automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i", "securityContext": restricted}]}})
 }
 
 /// Whoever has the operator's token makes no Secret but that of a key, and deletes no tenant's.
@@ -141,6 +207,9 @@ fn secrets(server: &Server) {
     token["metadata"]["name"] = json!("computer-operator-ingest-tls");
     token["metadata"]["namespace"] = json!("ops");
     refused("one that it could read", create(&token), "of type Opaque only");
+    for namespace in ["kube-system", "kube-public", "kube-node-lease"] {
+        refused(namespace, create(&secret(namespace, &key)), "makes nothing in the namespaces of Kubernetes itself");
+    }
     create(&secret("team", &key)).expect("a computer's key");
     let mut of_api_key = secret("team", &api_key);
     of_api_key["metadata"]["ownerReferences"] = owner("ApiKey", "k");
@@ -191,7 +260,14 @@ fn volume(server: &Server, name: &str, namespace: &str, claim: &str) {
 }
 
 fn volumes(server: &Server) {
-    volume(server, "home", "team", "home-abc");
+    let (home, custody) = (format!("home-{HEX}"), format!("home-{CUSTODY}"));
+    volume(server, "home", "team", &home);
+    // What a tenant may call a claim of its own.
+    let longer = format!("home-{HEX}0");
+    let theirs = [("theirs", "home-sweet-home"), ("longer", longer.as_str()), ("custody", custody.as_str())];
+    for (name, claim) in theirs {
+        volume(server, name, "team", claim);
+    }
     volume(server, "data", "team", "data");
     volume(server, "store", "ops", "co-computer-operator-store");
     let loose = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "loose"},
@@ -202,11 +278,14 @@ fn volumes(server: &Server) {
     let claim = |namespace: &str, name: &str| json!({"spec": {"claimRef": {"namespace": namespace, "name": name, "uid": "other", "resourceVersion": null}}});
     refused("no mark", patch("home", json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})), "comes into the operator's care with");
     refused("another policy noted", patch("home", marked("Retain", "Retain")), "comes into the operator's care with");
-    refused("not in care yet", patch("home", claim("ops", "home-u")), "in its care at claims of its own namespace");
+    refused("not in care yet", patch("home", claim("ops", &custody)), "in its care at claims of its own namespace");
     patch("home", marked("Retain", "Delete")).expect("from birth");
     for (what, change, message) in [
-        ("to another namespace", claim("default", "home-u"), "at claims of its own namespace only"),
+        ("to another namespace", claim("default", &home), "at claims of its own namespace only"),
         ("to a claim that is no home", claim("ops", "co-computer-operator-store"), "at claims of its own namespace only"),
+        ("to a claim with the beginning of a home", claim("ops", "home-server"), "at claims of its own namespace only"),
+        ("to a claim of the tenant's", claim("team", "home-server"), "at claims of its own namespace only"),
+        ("to a name of custody elsewhere", claim("team", &custody), "at claims of its own namespace only"),
         ("no claim", json!({"spec": {"claimRef": null}}), "bound volumes only"),
         ("a policy that it never had", json!({"spec": {"persistentVolumeReclaimPolicy": "Recycle"}}), "back to what they were"),
         ("another label", json!({"metadata": {"labels": {"a": "b"}}}), "its own labels only"),
@@ -219,8 +298,11 @@ fn volumes(server: &Server) {
     ] {
         refused(what, patch("home", change), message);
     }
-    patch("home", claim("ops", "home-u")).expect("custody");
+    patch("home", claim("ops", &custody)).expect("custody");
     patch("home", json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}})).expect("the original policy");
+    for (name, claim) in theirs {
+        refused(claim, patch(name, marked("Retain", "Delete")), "volumes of homes only");
+    }
     refused("not a home", patch("data", marked("Retain", "Delete")), "volumes of homes only");
     refused("not bound", patch("loose", marked("Retain", "Retain")), "bound volumes only");
     refused("a store with a mark", patch("store", marked("Retain", "Delete")), "volumes of homes only");

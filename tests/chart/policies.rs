@@ -122,6 +122,9 @@ fn sessions(server: &Server, anna: Send<'_>) {
     let (zeros, many) = (vec![0; 40_000], vec![json!({"k": [null, true, 1.5, "x"]}); 5_000]);
     anna(&["create", "-f", "-"], &session("usual", &json!({"a": most}))).expect("what the HTTP API takes");
     anna(&["create", "-f", "-"], &session("odd", &json!({"n": null, "t": true, "f": 1.5, "d": [[[{}]]]}))).expect("of every type");
+    // Within the 32 KiB of the HTTP API, and too much for the policy, which says why.
+    let exponents = json!({"a": vec![1e300; 4_600]});
+    refused("large exponents", anna(&["create", "-f", "-"], &session("large", &exponents)), "numbers in full (1e300 has 301 digits)");
     for settings in [json!({"a": "x".repeat(70_000)}), json!({"a": zeros}), json!({"a": many})] {
         refused("large settings", anna(&["create", "-f", "-"], &session("large", &settings)), "spec.settings: 64 KiB at most");
         let patch = json!({"spec": {"settings": settings}}).to_string();

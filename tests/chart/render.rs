@@ -259,6 +259,11 @@ fn the_default_class_is_one_and_may_be_replaced() {
     let pod = computer_operator::computer::pod::desired(&parsed, &computer_operator::resources::ComputerSpec::default(), "home").unwrap();
     assert_eq!(pod.spec.unwrap().containers.len(), 1);
     assert_eq!(usual["metadata"]["annotations"]["computer-operator.dev/is-default-class"], "true");
+    // Stated, also where the values of an older chart are used again.
+    for set in [&[][..], &["defaultClass.spec.archive=null"], &["defaultClass.spec.archive.policy=BestEffort"]] {
+        assert_eq!(class(set)["spec"]["archive"]["unreadableFiles"], "Block", "{set:?}");
+    }
+    assert_eq!(class(&["defaultClass.spec.archive.unreadableFiles=Record"])["spec"]["archive"]["unreadableFiles"], "Record");
     let own = class(&[
         "defaultClass.spec.podTemplate.spec.containers[0].name=a",
         "defaultClass.spec.archive.policy=BestEffort",

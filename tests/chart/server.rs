@@ -82,6 +82,7 @@ async fn a_real_api_server_takes_it() {
     let helm = Helm::new(Some(&server.kubeconfig)).unwrap();
     every_object_is_accepted(&server, &helm);
     a_second_installation_is_refused(&server, &helm);
+    a_new_default_reaches_the_class_of_before(&server, &helm);
     policies::hold(&server, &helm);
     fences::hold(&server);
 }
@@ -167,4 +168,45 @@ fn a_second_installation_is_refused(server: &Server, helm: &Helm) {
             if now["status"]["typeChecking"].is_object() { Ok(()) } else { Err("not yet".into()) }
         });
     }
+}
+
+/// S1: a class was stored while the definition's default was `Record`; the upgrade makes the chart's own class say `Block`, and the notes
+/// and the README say which others there are and how to change them.
+fn a_new_default_reaches_the_class_of_before(server: &Server, helm: &Helm) {
+    let apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=computer-operator-chart", "-f", "-"];
+    let says = |name: &str| server.kubectl(&["get", "computerclass", name, "-o", "jsonpath={.spec.archive.unreadableFiles}"], "").unwrap();
+    let class = |name: &str| {
+        json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass", "metadata": {"name": name},
+            "spec": {"podTemplate": {"spec": {"containers": [{"name": "machine", "image": "i"}]}}}})
+    };
+    let now = crds::files().unwrap().into_iter().find(|(name, _)| name == "computerclasses.yaml").unwrap().1;
+    let before = now.replace("unreadableFiles: Block", "unreadableFiles: Record").replace("default: Block", "default: Record");
+    assert_ne!(before, now);
+    server.kubectl(&apply, &before).unwrap();
+    eventually("the old default", || {
+        for name in ["standard", "theirs"] {
+            server.kubectl(&["delete", "computerclass", name, "--ignore-not-found"], "")?;
+            server.kubectl(&apply, &class(name).to_string())?;
+        }
+        if says("theirs") == "Record" { Ok(()) } else { Err("not yet".into()) }
+    });
+    server.kubectl(&apply, &now).unwrap();
+    let all = objects(&helm.template("co", "ops", &SERVED).unwrap());
+    let chart = all.iter().find_map(|o| o["data"]["class.yaml"].as_str()).unwrap();
+    server.kubectl(&apply, chart).unwrap();
+    assert_eq!((says("standard"), says("theirs")), ("Block".to_owned(), "Record".to_owned()));
+
+    let notes = helm.run(&["upgrade", "co", &chart::folder().display().to_string(), "-n", "ops", "--no-hooks"]).unwrap();
+    let readme = std::fs::read_to_string(chart::folder().join("README.md")).unwrap();
+    let which = r#"jsonpath={range .items[?(@.spec.archive.unreadableFiles=="Record")]}{.metadata.name}{"\n"}{end}"#;
+    let change = r#"{"spec":{"archive":{"unreadableFiles":"Block"}}}"#;
+    for text in [&notes, &readme] {
+        let which = which.replacen('=', "='", 1) + "'";
+        assert!(text.contains(&format!("kubectl get computerclasses -o {which}")), "{text}");
+        assert!(text.contains(&format!("kubectl patch computerclass NAME --type=merge -p '{change}'")), "{text}");
+    }
+    assert_eq!(server.kubectl(&["get", "computerclasses", "-o", which], "").unwrap(), "theirs\n");
+    server.kubectl(&["patch", "computerclass", "theirs", "--type=merge", "-p", change], "").unwrap();
+    assert_eq!(server.kubectl(&["get", "computerclasses", "-o", which], "").unwrap(), "");
+    server.kubectl(&["delete", "computerclass", "standard", "theirs"], "").unwrap();
 }

@@ -187,7 +187,9 @@ s3://{{ $s3.bucket }}{{ with $s3.prefix }}/{{ trimAll "/" . }}{{ end }}{{ if $qu
 {{- $storage := dict "size" $class.storage.size -}}
 {{- with $class.storage.storageClassName }}{{ $_ := set $storage "storageClassName" . }}{{ end -}}
 {{- $template := dict "spec" (dict "containers" (list $container)) -}}
-{{- $spec := merge (deepCopy $class.spec) (dict "description" $class.description "storage" $storage) -}}
+{{- /* Stated here as well: `--reuse-values` brings the values of the older chart, which do not say it. */ -}}
+{{- $archive := merge (deepCopy ($class.spec.archive | default dict)) (dict "unreadableFiles" "Block") -}}
+{{- $spec := merge (dict "archive" $archive) (deepCopy $class.spec) (dict "description" $class.description "storage" $storage) -}}
 {{- if not $spec.podTemplate }}{{ $_ := set $spec "podTemplate" $template }}{{ end -}}
 apiVersion: computer-operator.dev/v1alpha1
 kind: ComputerClass

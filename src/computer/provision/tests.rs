@@ -75,7 +75,7 @@ impl World {
             finalizer_confirmed: false,
             passed: Vec::new(),
             settings: Settings { namespace: "op".into(), ..Settings::default() },
-            fresh: Fresh { suffix: format!("s{}", self.passes), key: [self.passes; 32] },
+            fresh: Fresh { suffix: format!("{:032x}", self.passes), key: [self.passes; 32] },
             now: Timestamp::from_second(self.now).unwrap(),
         };
         for (name, pod) in &self.pods {

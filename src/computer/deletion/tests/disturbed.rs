@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
-use super::world::{UID, World, from};
+use super::world::{MACHINE, UID, World, from};
 use super::{Crash, run};
 use crate::computer::action::Action;
 use crate::computer::plan::{Next, Plan, plan};
@@ -171,7 +171,7 @@ fn a_pod_that_comes_to_be_after_the_release_is_taken_away() {
     world.record.as_mut().unwrap().spec.state.children.pods[0].uid = None;
     let (mut world, _) = run(world, Crash::Never, true);
     assert!(world.view(true).settled());
-    world.pods.insert(("t".into(), "m-x".into()), late);
+    world.pods.insert(("t".into(), MACHINE.into()), late);
     assert!(!world.view(true).settled());
     for _ in 0..20 {
         pass(&mut world);

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::computer::plan::{Next, plan};
 use crate::resources::*;
-use world::{UID, World, from};
+use world::{HOME, UID, World, from};
 
 /// Where a run is disturbed: before or after the n-th request.
 #[derive(Clone, Copy, Debug)]
@@ -158,7 +158,7 @@ fn a_volume_of_another_claim_is_left_alone() {
 #[test]
 fn a_foreign_finalizer_is_told_and_left_alone() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
-    let claim = ("t".to_owned(), "home-x".to_owned());
+    let claim = ("t".to_owned(), HOME.to_owned());
     world.claims.get_mut(&claim).unwrap().metadata.finalizers =
         Some(vec!["kubernetes.io/pvc-protection".into(), "theirs.example/keep".into()]);
     let mut last = None;

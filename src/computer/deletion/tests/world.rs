@@ -14,6 +14,10 @@ use crate::resources::*;
 
 pub(super) const UID: &str = "11111111-1111-1111-1111-111111111111";
 pub(super) const OWN: &str = "computer-operator-system";
+/// Names as the operator draws them: from a status no others are taken.
+pub(super) const HOME: &str = "home-00000000000000000000000000000001";
+pub(super) const MACHINE: &str = "machine-00000000000000000000000000000001";
+pub(super) const KEY: &str = "computer-key-00000000000000000000000000000001";
 
 pub(super) fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
     serde_json::from_value(value).unwrap()
@@ -50,26 +54,26 @@ impl World {
             "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [DELETION_FINALIZER]}, "spec": {}}));
         let record: ComputerRecord = from(json!({"metadata": {"name": UID, "namespace": OWN}, "spec": {"namespace": "t", "computer": "c",
             "snapshot": {"archive": {"policy": archive}},
-            "state": {"credential": "Live", "keyHash": "x", "children": {"claimName": "home-x", "claimUid": "claim", "secretName": "key-x", "secretUid": "secret",
-                "pods": [{"name": "m-x", "uid": "pod", "node": "n"}],
+            "state": {"credential": "Live", "keyHash": "x", "children": {"claimName": HOME, "claimUid": "claim", "secretName": KEY, "secretUid": "secret",
+                "pods": [{"name": MACHINE, "uid": "pod", "node": "n"}],
                 "volume": {"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": policy}}}}}));
-        let pod: Pod = from(json!({"metadata": {"name": "m-x", "namespace": "t", "uid": "pod", "finalizers": [POD_FINALIZER]},
-            "spec": {"nodeName": "n", "containers": [{"name": "c"}], "volumes": [{"name": "home", "persistentVolumeClaim": {"claimName": "home-x"}}]},
+        let pod: Pod = from(json!({"metadata": {"name": MACHINE, "namespace": "t", "uid": "pod", "finalizers": [POD_FINALIZER]},
+            "spec": {"nodeName": "n", "containers": [{"name": "c"}], "volumes": [{"name": "home", "persistentVolumeClaim": {"claimName": HOME}}]},
             "status": {"phase": "Running", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": true, "restartCount": 0, "state": {"running": {}}}]}}));
         let claim = from(
-            json!({"metadata": {"name": "home-x", "namespace": "t", "uid": "claim"}, "spec": {"volumeName": "pv"}, "status": {"phase": "Bound"}}),
+            json!({"metadata": {"name": HOME, "namespace": "t", "uid": "claim"}, "spec": {"volumeName": "pv"}, "status": {"phase": "Bound"}}),
         );
         let volume = from(
             json!({"metadata": {"name": "pv", "uid": "pv-uid", "labels": {UID_LABEL: UID, MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: policy}},
-            "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"uid": "claim", "namespace": "t", "name": "home-x"}, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}),
+            "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"uid": "claim", "namespace": "t", "name": HOME}, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}),
         );
         Self {
             now: 1_800_000_000,
             terminating: false,
             computer: Some(computer),
             record: Some(record),
-            pods: [(("t".into(), "m-x".into()), pod)].into(),
-            claims: [(("t".into(), "home-x".into()), claim)].into(),
+            pods: [(("t".into(), MACHINE.into()), pod)].into(),
+            claims: [(("t".into(), HOME.into()), claim)].into(),
             volume: Some(volume),
             secret: Some("secret".into()),
             manifest: false,

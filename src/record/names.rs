@@ -1,0 +1,56 @@
+//! The names that the operator draws for children in a computer's namespace, told from all others. The admission policies (`children`,
+//! `secrets`, `volumes` in the chart) say the same: under another name they let the operator near nothing. A name alone never proves
+//! ownership: another computer's child has one of these, too (S5).
+
+/// What a name is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Child {
+    /// The machine's pod.
+    Machine,
+    /// The claim of the home.
+    Home,
+    /// The Secret of the key.
+    Key,
+}
+
+impl Child {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Machine => "machine-",
+            Self::Home => "home-",
+            Self::Key => "computer-key-",
+        }
+    }
+
+    /// Whether the operator may have drawn this name: the prefix, and 16 random bytes in lower-case hexadecimal digits.
+    pub fn drew(self, name: &str) -> bool {
+        let digits = name.strip_prefix(self.prefix()).unwrap_or_default();
+        digits.len() == 32 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn a_name_is_ours_only_when_all_of_it_is() {
+        for (child, prefix) in [(Child::Machine, "machine-"), (Child::Home, "home-"), (Child::Key, "computer-key-")] {
+            assert!(child.drew(&format!("{prefix}{HEX}")));
+            let upper = HEX.to_uppercase();
+            for other in ["", prefix, "home-server", HEX, "home-11111111-2222-3333-4444-555555555555"] {
+                assert!(!child.drew(other), "{other}");
+            }
+            for other in
+                [format!("{prefix}{HEX}0"), format!("{prefix}{}", &HEX[1..]), format!("{prefix}{upper}"), format!("x{prefix}{HEX}")]
+            {
+                assert!(!child.drew(&other), "{other}");
+            }
+            assert!(!child.drew(&format!("{prefix}{}é", &HEX[2..])));
+            assert!(!child.drew(&format!("{prefix}{HEX}\n")));
+        }
+        assert!(!Child::Home.drew(&format!("machine-{HEX}")));
+    }
+}

@@ -35,9 +35,10 @@ impl Server {
         };
         let answer = if *request.method() == Method::GET {
             self.limits.lock().unwrap().push(query.clone());
-            let (items, more) = match query.contains("continue=next") {
-                false => (vec![session("one", "u0", "a/one.jsonl"), session("other", "another", "a/one.jsonl")], "next"),
-                true => (vec![session("two", "u0", "elsewhere")], ""),
+            let (items, more) = if query.contains("continue=next") {
+                (vec![session("two", "u0", "elsewhere")], "")
+            } else {
+                (vec![session("one", "u0", "a/one.jsonl"), session("other", "another", "a/one.jsonl")], "next")
             };
             json!({"apiVersion": "v1", "kind": "List", "metadata": {"continue": more}, "items": items})
         } else {

@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::resources::{ApiKey, ApiKeyRecord};
 use crate::runtime::backoff::WatchBackoff;
-use crate::runtime::caches::{Index, Spawn, WATCH_TIMEOUT, note, strip, touched};
+use crate::runtime::caches::{Index, Spawn, note, touched, watched};
 use crate::runtime::queue::Queue;
 use crate::runtime::sources::Sources;
+use crate::runtime::strip;
 
 /// Read side of the caches.
 #[derive(Clone)]
@@ -63,18 +64,18 @@ pub fn start(
     sources: &Sources,
     stop: &CancellationToken,
 ) -> Caches {
-    let all = watcher::Config::default().timeout(WATCH_TIMEOUT);
+    let all = watched();
     let index = Index::default();
     let mut spawn = Spawn { queue, tasks, sources, stop };
     let seen = index.clone();
-    let keys = spawn.watch(Api::<DeserializeGuard<ApiKey>>::all(client.clone()), all.clone(), strip, move |event| {
+    let keys = spawn.watch(Api::<DeserializeGuard<ApiKey>>::all(client.clone()), all.clone(), strip::foreign, move |event| {
         note(&seen, event);
         touched(event).and_then(|k| k.metadata.uid.clone()).into_iter().collect()
     });
     let records = Api::<DeserializeGuard<ApiKeyRecord>>::namespaced(client.clone(), namespace);
-    let records = spawn.watch(records, all.clone(), strip, |e| touched(e).map(ResourceExt::name_any).into_iter().collect());
+    let records = spawn.watch(records, all.clone(), strip::managed, |e| touched(e).map(ResourceExt::name_any).into_iter().collect());
     let inside = keys.clone();
-    let namespaces = spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all.clone(), strip, move |event| {
+    let namespaces = spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all.clone(), strip::namespace, move |event| {
         touched(event)
             .filter(|n| terminating(n))
             .map_or_else(Vec::new, |n| uids(&inside, |k| k.namespace().as_ref() == Some(&n.name_any())))

@@ -81,13 +81,12 @@ impl Archives {
         self.verifier.check(uid)
     }
 
-    /// The manifest of a computer.
+    /// What `take` takes out of the manifest of a computer, when it is its turn: no two are in memory as a whole.
     ///
     /// # Errors
     /// When there is none, it is damaged, or the store does not answer.
-    pub async fn manifest(&self, uid: &str) -> Result<Manifest, StoreError> {
-        let bytes = self.store.get(&manifest_key(uid)).await?;
-        Manifest::parse(&bytes).map_err(|e| StoreError::Corrupt(e.to_string()))
+    pub async fn manifest<T>(&self, uid: &str, take: impl FnOnce(Manifest) -> T) -> Result<T, StoreError> {
+        self.verifier.manifest(uid, take).await
     }
 
     /// Stores a receipt, create-only; the bytes that are stored, which may be those of an earlier try. Never waits for long.

@@ -95,7 +95,8 @@ impl Store {
     pub async fn get(&self, key: &str) -> Result<Vec<u8>, StoreError> {
         let path = path(key)?;
         let read = async { self.inner.get(&path).await?.bytes().await };
-        Ok(limited(key, read).await?.to_vec())
+        // Not `to_vec`: nobody else holds these bytes, so they need not be copied.
+        Ok(Vec::from(limited(key, read).await?))
     }
 
     /// An object as a stream.
@@ -120,7 +121,8 @@ impl Store {
     ///
     /// # Errors
     /// When the outcome is not known.
-    pub async fn put_once(&self, key: &str, bytes: Vec<u8>) -> Result<ReceiptPut, StoreError> {
+    pub async fn put_once(&self, key: &str, bytes: impl Into<Bytes>) -> Result<ReceiptPut, StoreError> {
+        let bytes = bytes.into();
         let mode = if guards::on(Guard::CreateOnly) { PutMode::Create } else { PutMode::Overwrite };
         let options = PutOptions { mode, ..PutOptions::default() };
         let path = path(key)?;

@@ -1,5 +1,8 @@
 //! Reads a whole archive back before anything is destroyed (S1): every object is there, has its digest, and holds as many files
 //! and bytes as the manifest says. In the background, so that a slow store holds up nobody else (L3).
+//!
+//! A tenant decides how large a manifest is: only one is in memory as a whole, whoever reads it and however many wait, and what a
+//! check needs of it is a few bytes a session.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -13,7 +16,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::object::each_entry;
 use super::store::{Store, StoreError};
-use super::{Manifest, SessionEntry, manifest_key, object_key};
+use super::{Manifest, manifest_key, object_key};
 use crate::guards::{self, Guard};
 use crate::resources::conditions::truncate;
 
@@ -23,6 +26,9 @@ const AT_ONCE: usize = 3;
 const LARGE_AT_ONCE: usize = 1;
 /// Unpacked bytes from which an archive takes so long that small ones must not wait behind it.
 const LARGE: u64 = 4 << 30;
+
+/// Manifests that are in memory as a whole.
+const MANIFESTS: usize = 1;
 
 /// What a verified archive holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,23 +83,26 @@ const FORGOTTEN: Duration = Duration::from_secs(900);
 
 /// Checks archives in the background.
 pub struct Verifier {
-    store: Arc<Store>,
     checked: mpsc::Sender<String>,
+    reader: Reader,
+    state: Arc<Mutex<HashMap<String, Checked>>>,
+}
+
+/// Reads archives back, a few at a time.
+#[derive(Clone)]
+struct Reader {
+    store: Arc<Store>,
     slots: Arc<Semaphore>,
     large: Arc<Semaphore>,
-    state: Arc<Mutex<HashMap<String, Checked>>>,
+    manifests: Arc<Semaphore>,
 }
 
 impl Verifier {
     /// The UID of every check that ends is sent to `checked`.
     pub fn new(store: Arc<Store>, checked: mpsc::Sender<String>) -> Self {
-        Self {
-            store,
-            checked,
-            slots: Arc::new(Semaphore::new(AT_ONCE)),
-            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
-            state: Arc::default(),
-        }
+        let slots = |n| Arc::new(Semaphore::new(n));
+        let reader = Reader { store, slots: slots(AT_ONCE), large: slots(LARGE_AT_ONCE), manifests: slots(MANIFESTS) };
+        Self { checked, reader, state: Arc::default() }
     }
 
     /// How the archive of `uid` stands. A good result is given once. A bad one stands for a while and until another check has
@@ -120,22 +129,22 @@ impl Verifier {
         last
     }
 
+    /// What `take` takes out of a manifest, while it is the only one in memory.
+    ///
+    /// # Errors
+    /// When there is none, it is damaged, or the store does not answer.
+    pub async fn manifest<T>(&self, uid: &str, take: impl FnOnce(Manifest) -> T) -> Result<T, StoreError> {
+        let _turn = self.reader.manifests.acquire().await;
+        let bytes = self.reader.store.get(&manifest_key(uid)).await?;
+        let manifest = Manifest::parse(&bytes).map_err(|e| StoreError::Corrupt(e.to_string()))?;
+        drop(bytes);
+        Ok(take(manifest))
+    }
+
     fn start(&self, uid: String) {
-        let (store, state, checked) = (Arc::clone(&self.store), Arc::clone(&self.state), self.checked.clone());
-        let (slots, large) = (Arc::clone(&self.slots), Arc::clone(&self.large));
+        let (reader, state, checked) = (self.reader.clone(), Arc::clone(&self.state), self.checked.clone());
         tokio::spawn(async move {
-            let result = tokio::spawn(async move {
-                // Whether there is an archive at all is answered at once: a deletion waits for it before it makes one.
-                let result = match manifest(&store, &uid).await {
-                    Ok((manifest, digest)) => {
-                        let bytes = manifest.sessions.iter().map(|s| s.bytes).fold(0, u64::saturating_add);
-                        let _slot = if bytes > LARGE { large.acquire_owned().await } else { slots.acquire_owned().await };
-                        read_all(&store, &uid, &manifest, digest).await
-                    }
-                    Err(other) => other,
-                };
-                (result, uid)
-            });
+            let result = tokio::spawn(async move { (reader.read(&uid).await, uid) });
             let Ok((result, uid)) = result.await else { return };
             if let Ok(mut state) = state.lock() {
                 state.insert(uid.clone(), Checked { last: result, since: Instant::now(), running: false });
@@ -146,30 +155,98 @@ impl Verifier {
     }
 }
 
+impl Reader {
+    /// Reads an archive back when it is its turn. Nothing of it is in memory while it waits.
+    async fn read(&self, uid: &str) -> Verification {
+        // Whether there is an archive at all is answered at once: a deletion waits for it before it makes one.
+        match self.store.size(&manifest_key(uid)).await {
+            Ok(_) => {}
+            Err(StoreError::NotFound(_)) => return Verification::Missing,
+            Err(error) => return Verification::Unavailable(error.to_string()),
+        }
+        let slots = match self.contents(uid).await {
+            Err(other) => return other,
+            Ok(contents) => {
+                let slots = if contents.unpacked > LARGE { &self.large } else { &self.slots };
+                if let Ok(_slot) = slots.try_acquire() {
+                    return read_all(&self.store, uid, contents).await;
+                }
+                slots
+            }
+        };
+        // Never closed.
+        let _slot = slots.acquire().await;
+        match self.contents(uid).await {
+            Ok(contents) => read_all(&self.store, uid, contents).await,
+            Err(other) => other,
+        }
+    }
+
+    async fn contents(&self, uid: &str) -> Result<Contents, Verification> {
+        let _turn = self.manifests.acquire().await;
+        contents(&self.store, uid).await
+    }
+}
+
 /// Reads an archive back, whole.
 pub async fn verify(store: &Store, uid: &str) -> Verification {
-    match manifest(store, uid).await {
-        Ok((manifest, digest)) => read_all(store, uid, &manifest, digest).await,
+    match contents(store, uid).await {
+        Ok(contents) => read_all(store, uid, contents).await,
         Err(other) => other,
     }
 }
 
-/// The manifest of this UID and its digest, or how the archive stands without one.
-async fn manifest(store: &Store, uid: &str) -> Result<(Manifest, String), Verification> {
+/// What a check needs of a manifest.
+struct Contents {
+    /// The result, if all of it is there.
+    summary: Summary,
+    /// Bytes of all sessions, unpacked.
+    unpacked: u64,
+    sessions: Vec<Expected>,
+}
+
+/// What an object should hold.
+#[derive(Clone, Copy)]
+struct Expected {
+    digest: [u8; 32],
+    files: u64,
+    bytes: u64,
+}
+
+/// What the manifest of this UID says, or how the archive stands without one.
+async fn contents(store: &Store, uid: &str) -> Result<Contents, Verification> {
     let bytes = match store.get(&manifest_key(uid)).await {
         Ok(bytes) => bytes,
         Err(StoreError::NotFound(_)) => return Err(Verification::Missing),
         Err(error) => return Err(Verification::Unavailable(error.to_string())),
     };
-    match Manifest::parse(&bytes) {
-        Ok(manifest) if manifest.computer.uid == uid => Ok((manifest, hex::encode(Sha256::digest(&bytes)))),
-        Ok(other) => Err(Verification::Invalid(format!("the manifest is that of {}", other.computer.uid))),
-        Err(error) => Err(Verification::Invalid(error.to_string())),
+    let manifest_digest = hex::encode(Sha256::digest(&bytes));
+    let manifest = Manifest::parse(&bytes).map_err(|e| Verification::Invalid(e.to_string()))?;
+    drop(bytes);
+    if manifest.computer.uid != uid {
+        return Err(Verification::Invalid(format!("the manifest is that of {}", manifest.computer.uid)));
     }
+    let mut sessions = Vec::with_capacity(manifest.sessions.len());
+    for session in &manifest.sessions {
+        let mut digest = [0; 32];
+        hex::decode_to_slice(&session.digest, &mut digest).map_err(|e| Verification::Invalid(e.to_string()))?;
+        sessions.push(Expected { digest, files: session.files, bytes: session.bytes });
+    }
+    Ok(Contents {
+        summary: Summary {
+            manifest_digest,
+            sessions: manifest.sessions.len() as u64,
+            bytes: manifest.stored_bytes(),
+            problems: manifest.lost(),
+            left_out_by: truncate(&manifest.left_out_by, 2048),
+        },
+        unpacked: sessions.iter().map(|s| s.bytes).fold(0, u64::saturating_add),
+        sessions,
+    })
 }
 
-async fn read_all(store: &Store, uid: &str, manifest: &Manifest, manifest_digest: String) -> Verification {
-    let sessions = manifest.sessions.iter().filter(|_| guards::on(Guard::ReadBack));
+async fn read_all(store: &Store, uid: &str, contents: Contents) -> Verification {
+    let sessions = contents.sessions.into_iter().filter(|_| guards::on(Guard::ReadBack));
     for session in sessions {
         match object(store, uid, session).await {
             Ok(()) => {}
@@ -177,28 +254,21 @@ async fn read_all(store: &Store, uid: &str, manifest: &Manifest, manifest_digest
             Err(error) => return Verification::Invalid(error.to_string()),
         }
     }
-    Verification::Valid(Summary {
-        manifest_digest,
-        sessions: manifest.sessions.len() as u64,
-        bytes: manifest.stored_bytes(),
-        problems: manifest.lost(),
-        left_out_by: truncate(&manifest.left_out_by, 2048),
-    })
+    Verification::Valid(contents.summary)
 }
 
-async fn object(store: &Store, uid: &str, session: &SessionEntry) -> Result<(), StoreError> {
-    let key = object_key(uid, &session.digest);
+async fn object(store: &Store, uid: &str, session: Expected) -> Result<(), StoreError> {
+    let key = object_key(uid, &hex::encode(session.digest));
     let reader = SyncIoBridge::new(StreamReader::new(store.stream(&key).await?));
-    let (expected, id) = (session.clone(), session.id.clone());
-    let read = tokio::task::spawn_blocking(move || read_back(reader, &expected));
+    let read = tokio::task::spawn_blocking(move || read_back(reader, session));
     read.await.unwrap_or_else(|e| Err(StoreError::Unavailable(e.to_string()))).map_err(|e| match e {
-        StoreError::Corrupt(why) => StoreError::Corrupt(format!("session {id:?} ({key}): {why}")),
+        StoreError::Corrupt(why) => StoreError::Corrupt(format!("{key}: {why}")),
         other => other,
     })
 }
 
 /// Digest, number of files and bytes, in one stream and bounded memory.
-fn read_back(object: impl Read, expected: &SessionEntry) -> Result<(), StoreError> {
+fn read_back(object: impl Read, expected: Expected) -> Result<(), StoreError> {
     let corrupt = |e: &dyn std::fmt::Display| StoreError::Corrupt(e.to_string());
     let mut hashing = Hashing { inner: object, hash: Sha256::new(), failed: None };
     let counted = count(&mut hashing, expected.bytes);
@@ -209,9 +279,9 @@ fn read_back(object: impl Read, expected: &SessionEntry) -> Result<(), StoreErro
     }
     rest.map_err(|e| StoreError::Unavailable(e.to_string()))?;
     let (files, bytes) = counted.map_err(|e| corrupt(&e))?;
-    let digest = hex::encode(hashing.hash.finalize());
-    if digest != expected.digest {
-        return Err(corrupt(&format!("its bytes have sha256 {digest}")));
+    let digest = hashing.hash.finalize();
+    if digest[..] != expected.digest {
+        return Err(corrupt(&format!("its bytes have sha256 {}", hex::encode(digest))));
     }
     if (files, bytes) != (expected.files, expected.bytes) {
         return Err(corrupt(&format!("it holds {files} files of {bytes} bytes, not {} of {}", expected.files, expected.bytes)));
@@ -255,104 +325,6 @@ impl<R: Read> Read for Hashing<R> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::archive::Unreadable;
-    use crate::archive::pack;
-    use crate::archive::problems::Problems;
-
-    async fn archived(folder: &std::path::Path) -> (Store, String) {
-        let home = tempfile::tempdir().unwrap();
-        std::fs::write(home.path().join("a.jsonl"), b"hello").unwrap();
-        let found = pack::find(home.path(), &[], Unreadable::Block).unwrap();
-        let (id, files) = found.sessions.iter().next().unwrap();
-        let packed = pack::pack(home.path(), folder, id, files, Unreadable::Block, &mut Problems::default()).unwrap().unwrap();
-        let store = Store::open(&format!("file://{}", folder.display())).unwrap();
-        let key = object_key("u", &packed.entry.digest);
-        let body = futures::stream::iter([Ok(bytes::Bytes::from(std::fs::read(packed.object.path()).unwrap()))]);
-        store.put_addressed(&key, &packed.entry.digest, body).await.unwrap();
-        let mut manifest = crate::archive::manifest::tests::empty("u");
-        manifest.sessions.push(packed.entry);
-        store.put_once(&manifest_key("u"), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
-        (store, key)
-    }
-
-    /// Found by the simulator: a store that answers with failures made every deletion ask, report and ask again without a pause.
-    #[tokio::test(start_paused = true)]
-    async fn a_store_that_is_down_is_asked_again_only_after_a_while_and_its_word_stands_until_then() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::open(&format!("file://{}", folder.path().display())).unwrap());
-        let (sender, mut checked) = mpsc::channel(8);
-        let verifier = Verifier::new(store, sender);
-        let in_the_way = folder.path().join("archives");
-        std::fs::write(&in_the_way, "no folder").unwrap();
-        assert_eq!(verifier.check("u"), Verification::Running);
-        checked.recv().await.unwrap();
-        let first = verifier.check("u");
-        assert!(matches!(first, Verification::Unavailable(_)), "{first:?}");
-        assert_eq!(verifier.check("u"), first);
-        assert!(checked.try_recv().is_err(), "it was asked again at once");
-        tokio::time::sleep(Duration::from_secs(11)).await;
-        assert_eq!(verifier.check("u"), first, "its word stands while it is asked again");
-        std::fs::remove_file(in_the_way).unwrap();
-        checked.recv().await.unwrap();
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn only_an_archive_that_can_be_read_back_whole_is_valid() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, key) = archived(folder.path()).await;
-        assert!(matches!(verify(&store, "u").await, Verification::Valid(Summary { sessions: 1, .. })));
-        assert_eq!(verify(&store, "nobody").await, Verification::Missing);
-        let file = folder.path().join(&key);
-        let whole = std::fs::read(&file).unwrap();
-        std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
-        assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "a byte short");
-        std::fs::remove_file(&file).unwrap();
-        assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "an object is missing");
-    }
-
-    /// L3: the homes of some tenants are huge, or their objects do not come.
-    #[tokio::test(flavor = "multi_thread")]
-    async fn large_archives_hold_no_small_one_up() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, _) = archived(folder.path()).await;
-        let mut pipes = Vec::new();
-        for n in 0..AT_ONCE {
-            let uid = format!("large-{n}");
-            let digest = "0".repeat(64);
-            let mut manifest = crate::archive::manifest::tests::empty(&uid);
-            manifest.sessions.push(SessionEntry {
-                id: "s".into(),
-                files: 1,
-                bytes: 1 << 40,
-                digest: digest.clone(),
-                size: 1,
-                last_modified: 0,
-            });
-            store.put_once(&manifest_key(&uid), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
-            // Whoever opens a pipe to read waits for a writer.
-            let pipe = folder.path().join(object_key(&uid, &digest));
-            std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
-            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
-            rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-            pipes.push((uid, pipe));
-        }
-        let (checked, mut ended) = mpsc::channel(16);
-        let verifier = Verifier::new(Arc::new(store), checked);
-        for (uid, _) in &pipes {
-            assert_eq!(verifier.check(uid), Verification::Running);
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-        verifier.check("u");
-        let first = tokio::time::timeout(std::time::Duration::from_secs(10), ended.recv()).await;
-        for (_, pipe) in &pipes {
-            // Lets go who waits for a writer, for good: an open for both never waits, and whoever comes later finds nothing.
-            let both = std::fs::OpenOptions::new().read(true).write(true).open(pipe).unwrap();
-            std::fs::remove_file(pipe).unwrap();
-            drop(both);
-        }
-        assert_eq!(first.unwrap().as_deref(), Some("u"));
-    }
-}
+mod tests;
+#[cfg(test)]
+mod turns;

@@ -15,7 +15,6 @@ use super::observe::observe;
 use super::plan::{Blocker, Next, Plan, Report, plan};
 use super::status::{self, Written};
 use super::view::{Settings, View};
-use crate::archive::Archives;
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, StepStatus};
 use crate::runtime::backoff::Backoff;
@@ -23,6 +22,7 @@ use crate::runtime::caches::Caches;
 use crate::runtime::client::{ErrorClass, call};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::sources::Sources;
+use crate::session::Marker;
 
 /// Requests that one pass may make before it lets others run; a life needs fewer than this.
 const MAX_REQUESTS: usize = 60;
@@ -45,8 +45,8 @@ pub struct Reconciler {
     pub metrics: Arc<Metrics>,
     /// Publishes events, best effort.
     pub recorder: Recorder,
-    /// The archives, to mark Sessions.
-    pub archives: Arc<Archives>,
+    /// Marks Sessions.
+    pub marker: Marker,
     /// Time of day and randomness.
     pub sources: Sources,
     /// Records that the cache is behind.
@@ -116,7 +116,7 @@ impl Reconciler {
                         self.latest.note(view);
                     }
                     if !archived_before && archived(view) {
-                        self.mark_sessions(view).await;
+                        self.marker.mark(view.namespace.clone(), view.uid.clone());
                     }
                 }
                 Err(error) => return (current, Some(error)),
@@ -151,14 +151,6 @@ impl Reconciler {
             view.record = self.applier.find_record(&view.uid).await?;
         }
         Ok(())
-    }
-
-    /// The Sessions of a computer whose archive was just recorded say where they are. Best effort: the manifest is the truth.
-    async fn mark_sessions(&self, view: &View) {
-        match crate::session::mark_archived(&self.client, &self.archives, &view.namespace, &view.uid).await {
-            Ok(written) => tracing::debug!(uid = %view.uid, written, "sessions marked as archived"),
-            Err(error) => tracing::warn!(uid = %view.uid, %error, "sessions were not marked as archived"),
-        }
     }
 
     /// Whether the status says what it should, as far as this pass can do anything about it.

@@ -14,6 +14,7 @@ mod hostile;
 mod last_used;
 pub mod layers;
 pub mod openapi;
+mod pages;
 pub mod sessions;
 pub mod shares;
 mod tls;
@@ -41,9 +42,6 @@ use crate::runtime::{client, health, operator};
 /// What is under way at the end has this long to finish.
 pub const DRAIN: Duration = Duration::from_secs(25);
 
-/// Pages of lists of one kind in memory at the same time, whoever asks for them; others wait for their turn.
-const PAGES: usize = 2;
-
 /// What all handlers share.
 pub struct Shared {
     /// The API client, with this server's own rights.
@@ -65,9 +63,9 @@ pub struct Shared {
     /// Those of them that may wait for the end of a deletion: two tenants with their halves must not leave nothing for others.
     pub waiting: Semaphore,
     /// A turn for each page of computers that is in memory: tenants decide how large their objects are.
-    pub computer_pages: Semaphore,
+    pub computer_pages: pages::Pages,
     /// The same for sessions: large ones keep nobody from creating a computer.
-    pub session_pages: Semaphore,
+    pub session_pages: pages::Pages,
     /// The process is to end: nobody is kept waiting.
     pub stop: CancellationToken,
     /// Writes when an `ApiKey` was last used.
@@ -89,8 +87,8 @@ impl Shared {
             slots: Semaphore::new(config.max_in_flight as usize),
             shares: shares::Shares::new(config.max_in_flight as usize),
             waiting: Semaphore::new((config.max_in_flight as usize / 4).max(1)),
-            computer_pages: Semaphore::new(PAGES),
-            session_pages: Semaphore::new(PAGES),
+            computer_pages: pages::Pages::default(),
+            session_pages: pages::Pages::default(),
             stop,
             last_used: last_used::LastUsed::default(),
             figures: layers::Figures::default(),

@@ -45,6 +45,8 @@ pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
 pub const MANAGER: &str = "computer-operator";
 /// Annotation on a volume in our care: the reclaim policy that it had before.
 pub const ORIGINAL_POLICY_ANNOTATION: &str = "computer-operator.dev/original-reclaim-policy";
+/// Annotation on an archive pod: its image, so that one of another image than the operator's is replaced when it does not start.
+pub const IMAGE_ANNOTATION: &str = "computer-operator.dev/image";
 /// Annotation that makes a class the default one (as for a StorageClass).
 pub const DEFAULT_CLASS_ANNOTATION: &str = "computer-operator.dev/is-default-class";
 /// CEL rule of a size: an integer or a quantity, above zero. The schema of a quantity alone lets any text pass.

@@ -21,10 +21,20 @@ use tokio_util::sync::CancellationToken;
 use super::backoff::WatchBackoff;
 use super::queue::Queue;
 use super::sources::Sources;
+use super::strip;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
 
 /// Seconds after which a watch is renewed: below the idle limit of common load balancers.
-pub(crate) const WATCH_TIMEOUT: u32 = 200;
+const WATCH_TIMEOUT: u32 = 200;
+
+/// Objects in one page of a first list: a page is in memory about three times before any of it is stripped, and tenants decide how large
+/// an object is.
+const PAGE: u32 = 20;
+
+/// How everything is watched.
+pub(crate) fn watched() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_TIMEOUT).page_size(PAGE)
+}
 
 /// UID of each known object of a kind → its namespace and name.
 pub(crate) type Index = Arc<RwLock<HashMap<String, (String, String)>>>;
@@ -42,9 +52,9 @@ pub struct Caches {
     pub overrides: Store<DeletionOverride>,
     /// Namespaces, reduced to name and phase.
     pub namespaces: Store<Namespace>,
-    /// Pods with our label.
+    /// Pods with the UID label, reduced.
     pub pods: Store<Pod>,
-    /// Claims with our label.
+    /// Claims with the UID label, reduced.
     pub claims: Store<PersistentVolumeClaim>,
     /// Volumes with our label.
     pub volumes: Store<PersistentVolume>,
@@ -84,11 +94,13 @@ pub fn start(
     stop: &CancellationToken,
 ) -> Caches {
     let index = Index::default();
-    let all = watcher::Config::default().timeout(WATCH_TIMEOUT);
-    let ours = all.clone().labels(&format!("{MANAGED_BY_LABEL}={MANAGER}"));
+    let all = watched();
+    // Of tenants' kinds: by the label that only we may set and take off. Anyone may say that we manage a pod, or that we do not.
+    let ours = all.clone().labels(UID_LABEL);
+    let volumes = all.clone().labels(&format!("{MANAGED_BY_LABEL}={MANAGER}"));
     let mut spawn = Spawn { queue, tasks, sources, stop };
     let (seen, known) = (index.clone(), index.clone());
-    let computers = spawn.watch(Api::<DeserializeGuard<Computer>>::all(client.clone()), all.clone(), strip, move |event| {
+    let computers = spawn.watch(Api::<DeserializeGuard<Computer>>::all(client.clone()), all.clone(), strip::foreign, move |event| {
         note(&seen, event);
         uids_of_computer(event)
     });
@@ -101,17 +113,20 @@ pub fn start(
         move |event: &watcher::Event<ComputerClass>| touched(event).map_or_else(Vec::new, |c| of_class(&computers, &c.name_any()))
     };
     Caches {
-        records: spawn.watch(Api::<DeserializeGuard<ComputerRecord>>::namespaced(client.clone(), namespace), all.clone(), strip, |e| {
-            touched(e).map(ResourceExt::name_any).into_iter().collect()
-        }),
-        classes: spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client.clone()), all.clone(), strip, of_class),
-        overrides: spawn.watch(Api::<DeserializeGuard<DeletionOverride>>::all(client.clone()), all.clone(), strip, |e| {
+        records: spawn.watch(
+            Api::<DeserializeGuard<ComputerRecord>>::namespaced(client.clone(), namespace),
+            all.clone(),
+            strip::managed,
+            |e| touched(e).map(ResourceExt::name_any).into_iter().collect(),
+        ),
+        classes: spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client.clone()), all.clone(), strip::managed, of_class),
+        overrides: spawn.watch(Api::<DeserializeGuard<DeletionOverride>>::all(client.clone()), all.clone(), strip::managed, |e| {
             touched(e).map(|o| o.spec.computer.uid.clone()).into_iter().collect()
         }),
-        namespaces: spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all, strip, of_namespace),
-        pods: spawn.watch(Api::<DeserializeGuard<Pod>>::all(client.clone()), ours.clone(), strip_pod, labelled),
-        claims: spawn.watch(Api::<DeserializeGuard<PersistentVolumeClaim>>::all(client.clone()), ours.clone(), strip, labelled),
-        volumes: spawn.watch(Api::<DeserializeGuard<PersistentVolume>>::all(client.clone()), ours, strip, labelled),
+        namespaces: spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all, strip::namespace, of_namespace),
+        pods: spawn.watch(Api::<DeserializeGuard<Pod>>::all(client.clone()), ours.clone(), strip::pod, labelled),
+        claims: spawn.watch(Api::<DeserializeGuard<PersistentVolumeClaim>>::all(client.clone()), ours, strip::claim, labelled),
+        volumes: spawn.watch(Api::<DeserializeGuard<PersistentVolume>>::all(client.clone()), volumes, strip::managed, labelled),
         computers,
         index: known,
     }
@@ -258,19 +273,6 @@ fn of_class(computers: &Store<Computer>, name: &str) -> Vec<String> {
     computers.state().into_iter().filter(|c| concerned(c)).filter_map(|c| c.metadata.uid.clone()).collect()
 }
 
-/// managedFields are the larger half of an object, and nothing here reads them.
-pub(crate) fn strip<K: Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
-}
-
-pub(crate) fn strip_pod(pod: &mut Pod) {
-    strip(pod);
-    if let Some(spec) = &mut pod.spec {
-        let (node, grace) = (spec.node_name.take(), spec.termination_grace_period_seconds);
-        *spec = k8s_openapi::api::core::v1::PodSpec { node_name: node, termination_grace_period_seconds: grace, ..Default::default() };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
@@ -297,8 +299,9 @@ mod tests {
         });
         let client = Client::new(service, "t");
         let ((queue, _work), mut tasks, stop) = (queue::queue(), JoinSet::new(), CancellationToken::new());
-        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, sources: &Sources::default(), stop: &stop };
-        let classes = spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client), watcher::Config::default(), strip, |_| Vec::new());
+        let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, stop: &stop, sources: &Sources::default() };
+        let classes =
+            spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client), watcher::Config::default(), strip::managed, |_| Vec::new());
         tokio::time::timeout(std::time::Duration::from_secs(10), classes.wait_until_ready()).await.unwrap().unwrap();
         assert_eq!(classes.state().iter().map(|c| c.name_any()).collect::<Vec<_>>(), ["good"]);
         stop.cancel();
@@ -355,7 +358,7 @@ mod tests {
         let api = Api::<DeserializeGuard<ComputerClass>>::all(Client::new(service, "t"));
         let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, sources: &Sources::default(), stop: &stop };
         let named = |e: &watcher::Event<ComputerClass>| touched(e).map(ResourceExt::name_any).into_iter().collect();
-        let classes = spawn.watch(api, watcher::Config::default(), strip, named);
+        let classes = spawn.watch(api, watcher::Config::default(), strip::managed, named);
         let looks: Arc<RwLock<HashMap<String, Option<i64>>>> = Arc::default();
         let seen = Arc::clone(&looks);
         let run = work.run(4, stop.clone(), move |name| {

@@ -16,4 +16,5 @@ pub mod rbac;
 pub mod requests;
 pub mod server;
 pub mod sources;
+pub(crate) mod strip;
 pub mod telemetry;

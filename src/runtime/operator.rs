@@ -22,6 +22,7 @@ use crate::computer::status::Written;
 use crate::computer::sweep;
 use crate::computer::view::Settings;
 use crate::resources::MANAGER;
+use crate::session::Marker;
 
 /// Runs until SIGTERM or SIGINT, or until the lease is lost.
 ///
@@ -116,8 +117,8 @@ impl Leader {
             applier: Applier::new(self.client.clone(), Arc::clone(&self.archives), self.settings.namespace.clone()),
             backoff: Backoff::with_seed(u64::from_le_bytes(self.sources.bytes())),
             metrics: self.metrics,
-            recorder: Recorder::new(self.client, reporter),
-            archives: self.archives,
+            recorder: Recorder::new(self.client.clone(), reporter),
+            marker: Marker::new(self.client, self.archives),
             sources: self.sources,
             latest: Latest::default(),
             written: Written::default(),

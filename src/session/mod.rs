@@ -1,53 +1,112 @@
 //! The `Session` view: after the archive of its computer is verified, each Session says where its copy is. A view only: it
 //! decides nothing, and a Session that is gone with its namespace is no loss, because the manifest is the truth.
+//!
+//! A tenant decides how many Sessions there are and how large: they are marked beside the reconciler's workers, which never wait for it
+//! (L3), a few computers at a time, in small pages, and for a limited time.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ApiResource, ListParams, Patch, PatchParams};
+use kube::core::Object;
 use kube::{Client, ResourceExt};
+use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::archive::{Archives, Manifest};
 use crate::resources::{Session, SessionPhase, SessionStatus};
-use crate::runtime::client::{CallError, call, list};
+use crate::runtime::client::{CallError, ErrorClass, call, classify};
 
-/// Sessions in one page of a list.
-const PAGE: u32 = 50;
+/// Sessions in one page of a list; one may have 1.5 MiB.
+const PAGE: u32 = 10;
+/// Computers whose Sessions are marked at the same time.
+const AT_ONCE: usize = 2;
+/// Longest time for the Sessions of one computer; below the life of a list's continue token.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Marks Sessions. What is under way ends with it.
+pub struct Marker {
+    client: Client,
+    archives: Arc<Archives>,
+    slots: Arc<Semaphore>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Marker {
+    /// With the store where the manifests are.
+    pub fn new(client: Client, archives: Arc<Archives>) -> Self {
+        Self { client, archives, slots: Arc::new(Semaphore::new(AT_ONCE)), tasks: Mutex::default() }
+    }
+
+    /// The Sessions of a computer whose archive was just recorded are to say where they are. Never waits, and best effort: the manifest
+    /// is the truth.
+    pub fn mark(&self, namespace: String, uid: String) {
+        let (client, archives, slots) = (self.client.clone(), Arc::clone(&self.archives), Arc::clone(&self.slots));
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(async move {
+            // Never closed.
+            let _slot = slots.acquire().await;
+            match tokio::time::timeout(LIMIT, mark_archived(&client, &archives, &namespace, &uid)).await {
+                Ok(Ok(written)) => tracing::debug!(uid, written, "sessions marked as archived"),
+                Ok(Err(error)) => tracing::warn!(uid, %error, "sessions were not marked as archived"),
+                Err(_) => tracing::warn!(uid, "not all sessions were marked as archived: there are too many, or the API server is slow"),
+            }
+        });
+    }
+}
+
+/// A Session as it is read here: what is not needed is never taken in; parsed, settings are many times larger than on the wire.
+type Listed = Object<ListedSpec, SessionStatus>;
+
+/// Of the spec.
+#[derive(Clone, Debug, Deserialize)]
+struct ListedSpec {
+    #[serde(rename = "computerUID")]
+    computer_uid: String,
+    path: Option<String>,
+}
 
 /// Writes the archive's place to every Session of a computer that is not marked yet. Returns how many were written.
-///
-/// # Errors
-/// When the API server or the store does not answer; nothing depends on it, the caller logs it.
-pub async fn mark_archived(client: &Client, archives: &Arc<Archives>, namespace: &str, computer_uid: &str) -> Result<usize, MarkError> {
-    let api: Api<Session> = Api::namespaced(client.clone(), namespace);
-    let waits =
-        |s: &Session| s.spec.computer_uid == computer_uid && s.status.as_ref().and_then(|s| s.phase) != Some(SessionPhase::Archived);
-    // A tenant may have made as many as the cluster holds, each with settings of any size.
-    let without_settings = |mut s: Session| {
-        s.spec.settings = None;
-        waits(&s).then_some(s)
-    };
-    let waiting = list(&api, PAGE, without_settings).await?;
-    if waiting.is_empty() {
-        return Ok(0);
+async fn mark_archived(client: &Client, archives: &Archives, namespace: &str, uid: &str) -> Result<usize, MarkError> {
+    let api: Api<Listed> = Api::namespaced_with(client.clone(), namespace, &ApiResource::erase::<Session>(&()));
+    let waits = |s: &Listed| s.spec.computer_uid == uid && s.status.as_ref().and_then(|s| s.phase) != Some(SessionPhase::Archived);
+    let (mut params, mut places, mut written) = (ListParams::default().limit(PAGE), None, 0);
+    loop {
+        let page = call(api.list(&params)).await?;
+        for session in page.items.into_iter().filter(waits) {
+            let places = match &mut places {
+                Some(places) => places,
+                none => none.insert(archives.manifest(uid, Places::of).await.map_err(|e| MarkError::Store(e.to_string()))?),
+            };
+            written += usize::from(write(&api, &session, archived(&session, places, uid)).await?);
+        }
+        let Some(next) = page.metadata.continue_.filter(|next| !next.is_empty()) else { return Ok(written) };
+        params = params.continue_token(&next);
     }
-    let manifest = archives.manifest(computer_uid).await.map_err(|e| MarkError::Store(e.to_string()))?;
-    let mut written = 0;
-    for session in waiting {
-        let status = archived(&session, &manifest, computer_uid);
-        let patch = crate::computer::volume::patch(&[
-            json!({"op": "test", "path": "/metadata/uid", "value": session.metadata.uid}),
-            json!({"op": "add", "path": "/status", "value": status}),
-        ]);
-        call(api.patch_status(&session.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await?;
-        written += 1;
+}
+
+/// Fenced by the UID. Whether it was written: a Session that is gone meanwhile, or another one, needs no mark.
+async fn write(api: &Api<Listed>, session: &Listed, status: SessionStatus) -> Result<bool, CallError> {
+    let patch = crate::computer::volume::patch(&[
+        json!({"op": "test", "path": "/metadata/uid", "value": session.metadata.uid}),
+        json!({"op": "add", "path": "/status", "value": status}),
+    ]);
+    match call(api.patch_status(&session.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await {
+        Ok(_) => Ok(true),
+        Err(error) => match classify(&error) {
+            ErrorClass::NotFound | ErrorClass::Conflict | ErrorClass::Invalid => Ok(false),
+            _ => Err(error),
+        },
     }
-    Ok(written)
 }
 
 /// Why Sessions were not marked.
 #[derive(Debug, thiserror::Error)]
-pub enum MarkError {
+enum MarkError {
     /// The API server.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -56,14 +115,32 @@ pub enum MarkError {
     Store(String),
 }
 
+/// Where each archived session is: its digest by its id.
+struct Places(HashMap<String, String>);
+
+impl Places {
+    fn of(manifest: Manifest) -> Self {
+        Self(manifest.sessions.into_iter().map(|s| (s.id, s.digest)).collect())
+    }
+
+    /// Digest of the session that holds a path: of those whose id it begins with, the longest; `.` holds what no other one does.
+    fn holding(&self, path: &str) -> Option<&String> {
+        let ends = std::iter::once(path.len()).chain(path.rmatch_indices(['.', '/']).map(|(end, _)| end));
+        ends.into_iter().find_map(|end| self.0.get(&path[..end])).or_else(|| self.0.get("."))
+    }
+}
+
 /// The status of an archived session: the archived session that holds its path, if one does.
-fn archived(session: &Session, manifest: &Manifest, uid: &str) -> SessionStatus {
+fn archived(session: &Listed, places: &Places, uid: &str) -> SessionStatus {
     let old = session.status.clone().unwrap_or_default();
-    let found = session.spec.path.as_deref().and_then(|path| manifest.session_of_path(path));
+    let digest = session.spec.path.as_deref().and_then(|path| places.holding(path));
     SessionStatus {
         phase: Some(SessionPhase::Archived),
-        archive_key: found.map(|s| crate::archive::object_key(uid, &s.digest)),
-        archive_digest: found.map(|s| s.digest.clone()),
+        archive_key: digest.map(|digest| crate::archive::object_key(uid, digest)),
+        archive_digest: digest.cloned(),
         ..old
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,9 +111,12 @@ async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, hea
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
     }
     all_there(&shared.store, &uid, &manifest).await?;
+    let (sessions, problems) = (manifest.sessions.len(), manifest.problem_count);
+    // The bytes are enough, while the store takes its time.
+    drop(manifest);
     match shared.store.put_once(&manifest_key(&uid), body).await {
         Ok(ReceiptPut::Created) => {
-            tracing::info!(uid, sessions = manifest.sessions.len(), problems = manifest.problem_count, "manifest stored");
+            tracing::info!(uid, sessions, problems, "manifest stored");
             Ok(StatusCode::CREATED)
         }
         Ok(ReceiptPut::SameAlready) => Ok(StatusCode::OK),

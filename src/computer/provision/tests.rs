@@ -80,7 +80,7 @@ impl World {
         };
         for (name, pod) in &self.pods {
             let mut cached = pod.clone();
-            crate::runtime::caches::strip_pod(&mut cached);
+            crate::runtime::strip::pod(&mut cached);
             view.facts.insert(Subject::pod("t", name), Fact::Pod(Box::new(cached)));
         }
         for (name, claim) in &self.claims {

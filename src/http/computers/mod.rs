@@ -26,7 +26,7 @@ use super::auth::Caller;
 use super::error::ApiError;
 use crate::credentials::ComputerId;
 use crate::resources::{Computer, MANAGER};
-use crate::runtime::client::{ErrorClass, call, classify, list_in_turn};
+use crate::runtime::client::{ErrorClass, call, classify};
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Arc<Shared>> {
@@ -52,7 +52,7 @@ impl Shared {
     /// # Errors
     /// 500 when the cluster does not answer.
     pub(super) async fn list_computers(&self, namespace: &str) -> Result<Vec<Computer>, ApiError> {
-        let listed = list_in_turn(&self.computers(namespace), PAGE, &self.computer_pages, |c| Some(slim(c))).await;
+        let listed = self.computer_pages.list(&self.computers(namespace), namespace, PAGE, |c| Some(slim(c))).await;
         listed.map_err(|e| ApiError::from_call(&e, "computer", "listing the computers"))
     }
 }

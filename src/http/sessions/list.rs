@@ -20,7 +20,6 @@ use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Params;
 use crate::resources::{Session, SessionSpec, SessionStatus};
-use crate::runtime::client::list_in_turn;
 
 /// What to list.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -93,7 +92,7 @@ pub async fn list_sessions(
     let wanted = |s: &Session| computer.as_ref().is_none_or(|c| s.spec.computer_uid == c.uid && s.spec.computer_name == c.name);
     let shown = |s: Listed| Some(shown(s)).filter(|s| !wire::is_deleted(s) && super::own(&caller, s) && wanted(s));
     let api = Api::namespaced_with(shared.client.clone(), &namespace, &ApiResource::erase::<Session>(&()));
-    let all = list_in_turn(&api, PAGE, &shared.session_pages, shown).await;
+    let all = shared.session_pages.list(&api, &namespace, PAGE, shown).await;
     let all = all.map_err(|e| ApiError::from_call(&e, "namespace", "listing the sessions"))?;
     Ok(Json(page(all, after.as_ref(), limit)))
 }
@@ -223,7 +222,7 @@ mod tests {
                 (200, json!({"metadata": {}, "items": []}))
             }
         });
-        for (path, pages) in [("sessions", &shared.session_pages), ("computers", &shared.computer_pages)] {
+        for (path, pages) in [("sessions", &shared.session_pages.common), ("computers", &shared.computer_pages.common)] {
             let ask = || {
                 let request = Request::get(format!("/api/v0/{path}?namespace=team")).header("authorization", "Bearer a.b.c");
                 crate::http::router(Arc::clone(&shared)).oneshot(request.body(Body::empty()).unwrap())

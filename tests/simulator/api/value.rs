@@ -42,8 +42,11 @@ pub fn owners(value: &Value) -> Vec<String> {
     list.into_iter().flatten().filter_map(|o| text(o, "/uid").map(str::to_owned)).collect()
 }
 
-/// Whether a selector of the form `key=value,key=value` takes the object.
+/// Whether a selector of the form `key=value,key` takes the object: `key` alone asks that the label is there.
 pub fn selected(value: &Value, selector: &str) -> bool {
-    let fits = |part: &str| part.split_once('=').is_some_and(|(key, wanted)| label(value, key) == Some(wanted.trim_start_matches('=')));
+    let fits = |part: &str| match part.split_once('=') {
+        Some((key, wanted)) => label(value, key) == Some(wanted.trim_start_matches('=')),
+        None => label(value, part).is_some(),
+    };
     selector.is_empty() || selector.split(',').all(fits)
 }

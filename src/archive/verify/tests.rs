@@ -1,0 +1,100 @@
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::archive::pack;
+use crate::archive::problems::Problems;
+use crate::archive::{SessionEntry, Unreadable};
+
+async fn archived(folder: &std::path::Path) -> (Store, String) {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("a.jsonl"), b"hello").unwrap();
+    let found = pack::find(home.path(), &[], Unreadable::Block).unwrap();
+    let (id, files) = found.sessions.iter().next().unwrap();
+    let packed = pack::pack(home.path(), folder, id, files, Unreadable::Block, &mut Problems::default()).unwrap().unwrap();
+    let store = Store::open(&format!("file://{}", folder.display())).unwrap();
+    let key = object_key("u", &packed.entry.digest);
+    let body = futures::stream::iter([Ok(bytes::Bytes::from(std::fs::read(packed.object.path()).unwrap()))]);
+    store.put_addressed(&key, &packed.entry.digest, body).await.unwrap();
+    let mut manifest = crate::archive::manifest::tests::empty("u");
+    manifest.sessions.push(packed.entry);
+    store.put_once(&manifest_key("u"), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+    (store, key)
+}
+
+/// Found by the simulator: a store that answers with failures made every deletion ask, report and ask again without a pause.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_down_is_asked_again_only_after_a_while_and_its_word_stands_until_then() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(&format!("file://{}", folder.path().display())).unwrap());
+    let (sender, mut checked) = mpsc::channel(8);
+    let verifier = Verifier::new(store, sender);
+    let in_the_way = folder.path().join("archives");
+    std::fs::write(&in_the_way, "no folder").unwrap();
+    assert_eq!(verifier.check("u"), Verification::Running);
+    checked.recv().await.unwrap();
+    let first = verifier.check("u");
+    assert!(matches!(first, Verification::Unavailable(_)), "{first:?}");
+    assert_eq!(verifier.check("u"), first);
+    assert!(checked.try_recv().is_err(), "it was asked again at once");
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(verifier.check("u"), first, "its word stands while it is asked again");
+    std::fs::remove_file(in_the_way).unwrap();
+    checked.recv().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_an_archive_that_can_be_read_back_whole_is_valid() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, key) = archived(folder.path()).await;
+    assert!(matches!(verify(&store, "u").await, Verification::Valid(Summary { sessions: 1, .. })));
+    assert_eq!(verify(&store, "nobody").await, Verification::Missing);
+    let file = folder.path().join(&key);
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+    assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "a byte short");
+    std::fs::remove_file(&file).unwrap();
+    assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "an object is missing");
+}
+
+/// L3: the homes of some tenants are huge, or their objects do not come.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_archives_hold_no_small_one_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = archived(folder.path()).await;
+    let mut pipes = Vec::new();
+    for n in 0..AT_ONCE {
+        let uid = format!("large-{n}");
+        let digest = "0".repeat(64);
+        let mut manifest = crate::archive::manifest::tests::empty(&uid);
+        manifest.sessions.push(SessionEntry {
+            id: "s".into(),
+            files: 1,
+            bytes: 1 << 40,
+            digest: digest.clone(),
+            size: 1,
+            last_modified: 0,
+        });
+        store.put_once(&manifest_key(&uid), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+        // Whoever opens a pipe to read waits for a writer.
+        let pipe = folder.path().join(object_key(&uid, &digest));
+        std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        pipes.push((uid, pipe));
+    }
+    let (checked, mut ended) = mpsc::channel(16);
+    let verifier = Verifier::new(Arc::new(store), checked);
+    for (uid, _) in &pipes {
+        assert_eq!(verifier.check(uid), Verification::Running);
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    verifier.check("u");
+    let first = tokio::time::timeout(std::time::Duration::from_secs(10), ended.recv()).await;
+    for (_, pipe) in &pipes {
+        // Lets go who waits for a writer, for good: an open for both never waits, and whoever comes later finds nothing.
+        let both = std::fs::OpenOptions::new().read(true).write(true).open(pipe).unwrap();
+        std::fs::remove_file(pipe).unwrap();
+        drop(both);
+    }
+    assert_eq!(first.unwrap().as_deref(), Some("u"));
+}

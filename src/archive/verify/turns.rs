@@ -1,0 +1,101 @@
+//! How much of a store's archives is in memory at the same time.
+#![allow(clippy::unwrap_used)]
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, Result,
+};
+
+use super::*;
+
+/// A store that takes a moment for each object, and counts those that it hands out at the same time.
+#[derive(Debug, Default)]
+struct Counting {
+    inner: InMemory,
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl std::fmt::Display for Counting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("counting")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Counting {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.inner.put_opts(location, payload, options).await
+    }
+
+    async fn put_multipart_opts(&self, location: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        if options.head {
+            return self.inner.get_opts(location, options).await;
+        }
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        self.inner.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+/// Found by a hostile reader: six checks at once took 413 MiB, because each held its manifest, twice, while it waited for its turn.
+#[tokio::test(start_paused = true)]
+async fn one_manifest_is_in_memory_however_many_are_to_be_read() {
+    let counting = Arc::new(Counting::default());
+    let store = Arc::new(Store::new(Arc::<Counting>::clone(&counting)));
+    let uids: Vec<String> = (0..6).map(|n| format!("u{n}")).collect();
+    for uid in &uids {
+        let manifest = crate::archive::manifest::tests::empty(uid);
+        store.put_once(&manifest_key(uid), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+    }
+    let (sender, mut checked) = mpsc::channel(16);
+    let verifier = Verifier::new(store, sender);
+    for uid in &uids {
+        assert_eq!(verifier.check(uid), Verification::Running);
+    }
+    verifier.check("nobody");
+    // Whether there is an archive is not a matter of turns.
+    assert_eq!(checked.recv().await.as_deref(), Some("nobody"));
+    assert_eq!(verifier.check("nobody"), Verification::Missing);
+    let asked = verifier.manifest("u0", |manifest| manifest.computer.uid);
+    assert_eq!(asked.await.unwrap(), "u0");
+    for _ in &uids {
+        checked.recv().await.unwrap();
+    }
+    assert!(uids.iter().all(|uid| matches!(verifier.check(uid), Verification::Valid(_))));
+    assert_eq!(counting.most.load(Ordering::SeqCst), 1, "L3: manifests are read at the same time");
+}

@@ -47,6 +47,9 @@ pub const MANAGER: &str = "computer-operator";
 pub const ORIGINAL_POLICY_ANNOTATION: &str = "computer-operator.dev/original-reclaim-policy";
 /// Annotation on an archive pod: its image, so that one of another image than the operator's is replaced when it does not start.
 pub const IMAGE_ANNOTATION: &str = "computer-operator.dev/image";
+/// Annotation on an archive pod: what it was told to do with what it cannot read, so that one that has not started is replaced when an
+/// override is created or withdrawn.
+pub const UNREADABLE_ANNOTATION: &str = "computer-operator.dev/unreadable-files";
 /// Annotation that makes a class the default one (as for a StorageClass).
 pub const DEFAULT_CLASS_ANNOTATION: &str = "computer-operator.dev/is-default-class";
 /// CEL rule of a size: an integer or a quantity, above zero. The schema of a quantity alone lets any text pass.

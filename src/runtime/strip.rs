@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 use kube::Resource;
 use kube::api::ObjectMeta;
 
-use crate::resources::{IMAGE_ANNOTATION, UID_LABEL};
+use crate::resources::{IMAGE_ANNOTATION, UID_LABEL, UNREADABLE_ANNOTATION};
 
 /// managedFields are the larger half of an object, and nothing here reads them.
 pub(crate) fn managed<K: Resource>(object: &mut K) {
@@ -43,9 +43,12 @@ fn child<K: Resource>(object: &mut K) {
 }
 
 pub(crate) fn pod(pod: &mut Pod) {
-    let image = pod.metadata.annotations.take().and_then(|mut a| a.remove_entry(IMAGE_ANNOTATION));
+    let mut annotations = pod.metadata.annotations.take();
+    if let Some(all) = &mut annotations {
+        all.retain(|name, _| [IMAGE_ANNOTATION, UNREADABLE_ANNOTATION].contains(&name.as_str()));
+    }
     child(pod);
-    pod.metadata.annotations = image.map(|image| [image].into());
+    pod.metadata.annotations = annotations.filter(|all| !all.is_empty());
     if let Some(spec) = &mut pod.spec {
         let (node, grace) = (spec.node_name.take(), spec.termination_grace_period_seconds);
         *spec = PodSpec { node_name: node, termination_grace_period_seconds: grace, ..PodSpec::default() };

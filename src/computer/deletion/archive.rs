@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::{Context, Outcome, State, custody};
 use crate::archive::Verification;
 use crate::computer::action::{Action, Object, Subject};
-use crate::resources::{ArchivePolicy, ArchiveResult, Custody, Provider, SkippableStep};
+use crate::resources::{ArchivePolicy, ArchiveResult, Custody, IMAGE_ANNOTATION, Provider, SkippableStep};
 
 /// Exit code of the archive pod when something cannot be read and the class says `unreadableFiles: Block`.
 const EXIT_UNREADABLE: i32 = 3;
@@ -150,7 +150,7 @@ fn pod(context: &Context<'_>) -> State {
 
 /// A pod that has not started and is not of the operator's present image: an admin has mended the image meanwhile.
 fn other_image(context: &Context<'_>, pod: &Pod) -> bool {
-    let image = pod.metadata.annotations.as_ref().and_then(|a| a.get(custody::IMAGE_ANNOTATION));
+    let image = pod.metadata.annotations.as_ref().and_then(|a| a.get(IMAGE_ANNOTATION));
     image.is_some_and(|i| *i != context.view.settings.image)
 }
 
@@ -176,7 +176,8 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
         Some(EXIT_UNREADABLE) => 300,
         _ => retry_pause(attempt),
     };
-    let left = pause - seconds_since(context.view.now, finished);
+    // An API server whose clock was set back must not make it longer.
+    let left = (pause - seconds_since(context.view.now, finished)).min(pause);
     if left <= 0 {
         return State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() });
     }

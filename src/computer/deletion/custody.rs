@@ -13,10 +13,9 @@ use crate::archive::Unreadable;
 use crate::computer::action::{Action, Object, Subject};
 use crate::computer::view::View;
 use crate::computer::volume;
-use crate::resources::{COMPONENT_LABEL, ComputerRecord, MANAGED_BY_LABEL, MANAGER, SkippableStep, UID_LABEL};
-
-/// Annotation on an archive pod: its image, so that one of another image than the operator's is replaced when it does not start.
-pub(super) const IMAGE_ANNOTATION: &str = "computer-operator.dev/image";
+use crate::resources::{
+    COMPONENT_LABEL, ComputerRecord, IMAGE_ANNOTATION, MANAGED_BY_LABEL, MANAGER, SkippableStep, UID_LABEL, UNREADABLE_ANNOTATION,
+};
 
 /// Takes the volume into custody. `None`: it is, or at least nothing is left for us to do.
 pub(super) fn take(context: &Context<'_>) -> Option<State> {
@@ -129,9 +128,6 @@ fn custody_claim(view: &View, pv: &PersistentVolume) -> PersistentVolumeClaim {
     claim
 }
 
-/// Environment variable that tells the archive pod what to do with what it cannot read.
-const UNREADABLE: &str = "UNREADABLE";
-
 /// What is to be done with what cannot be read, and by whose decision. The pod writes that into the manifest: once it runs, an override
 /// that is withdrawn was in force all the same, and is named (S11).
 fn unreadable(view: &View, record: &ComputerRecord) -> (Unreadable, String) {
@@ -144,8 +140,8 @@ fn unreadable(view: &View, record: &ComputerRecord) -> (Unreadable, String) {
 
 /// Whether a pod was told something else than what counts now.
 pub(super) fn told_otherwise(view: &View, record: &ComputerRecord, pod: &Pod) -> bool {
-    let env = pod.spec.iter().flat_map(|s| &s.containers).flat_map(|c| c.env.iter().flatten()).find(|e| e.name == UNREADABLE);
-    env.and_then(|e| e.value.as_deref()).is_some_and(|told| told != unreadable(view, record).0.to_string())
+    let told = pod.metadata.annotations.as_ref().and_then(|a| a.get(UNREADABLE_ANNOTATION));
+    told.is_some_and(|told| *told != unreadable(view, record).0.to_string())
 }
 
 /// The archive pod: our own image, no store credentials, the home read-only, as the user that the machine ran as.
@@ -162,7 +158,7 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
         ("COMPUTER_NAMESPACE", record.spec.namespace.clone()),
         ("COMPUTER_NAME", record.spec.computer.clone()),
         ("SESSION_PATHS", json!(snapshot.session_paths).to_string()),
-        (UNREADABLE, unreadable.to_string()),
+        ("UNREADABLE", unreadable.to_string()),
         ("LEFT_OUT_BY", left_out_by),
     ]
     .map(|(name, value)| json!({"name": name, "value": value}))
@@ -176,7 +172,7 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
         security["seLinuxOptions"] = json!({"level": level});
     }
     let pod = json!({
-        "metadata": {"name": name, "namespace": settings.namespace, "labels": labels(view, "archive"), "annotations": {IMAGE_ANNOTATION: settings.image}},
+        "metadata": {"name": name, "namespace": settings.namespace, "labels": labels(view, "archive"), "annotations": {IMAGE_ANNOTATION: settings.image, UNREADABLE_ANNOTATION: unreadable.to_string()}},
         "spec": {
             "restartPolicy": "Never",
             "serviceAccountName": settings.archive_service_account,

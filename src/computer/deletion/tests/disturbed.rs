@@ -411,7 +411,9 @@ fn files_are_said_to_be_given_up_by_whoever_gave_them_up() {
     let first = archive_pod(&mut world).metadata.uid.clone();
     world.overrides.clear();
     // It has not started: nothing is given up yet.
-    archive_pod(&mut world).status = from(json!({"phase": "Pending"}));
+    let pod = archive_pod(&mut world);
+    pod.status = from(json!({"phase": "Pending"}));
+    crate::runtime::strip::pod(pod);
     for _ in 0..6 {
         pass(&mut world);
     }

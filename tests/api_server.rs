@@ -277,7 +277,7 @@ fn columns(server: &Server) {
     assert_eq!(header(&["get", "computers"]), "NAME PROVIDER STATUS STEP AGE");
     assert_eq!(header(&["get", "computers", "-o", "wide"]), "NAME PROVIDER STATUS STEP AGE CLASS NODE");
     assert_eq!(header(&["get", "computerclasses"]), "NAME ACCEPTED ARCHIVE DESCRIPTION AGE");
-    assert_eq!(header(&["get", "deletionoverrides"]), "NAME NAMESPACE COMPUTER SKIP REASON AGE");
+    assert_eq!(header(&["get", "deletionoverrides"]), "NAME NAMESPACE COMPUTER SKIP ACCEPTED REASON AGE");
     assert_eq!(header(&["get", "sessions"]), "NAME COMPUTER TITLE STATUS AGE");
     assert_eq!(header(&["get", "apikeys"]), "NAME SERVICEACCOUNT READY EXPIRES AGE");
 }

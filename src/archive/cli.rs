@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
+use super::object::checked;
 use super::store::{Store, StoreError};
 use super::verify::{Verification, verify};
 use super::{Manifest, SessionEntry, manifest_key, object_key, receipt_key, restore};
@@ -178,8 +179,10 @@ async fn check(store: &Store, uid: &str) -> anyhow::Result<ExitCode> {
 async fn cat(store: &Store, uid: &str, path: PathBuf) -> anyhow::Result<ExitCode> {
     let (manifest, _) = manifest(store, uid).await?;
     let entry = manifest.session_of_path(&path.to_string_lossy()).with_context(|| format!("no session holds {}", path.display()))?;
-    let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &entry.digest)).await?));
-    tokio::task::spawn_blocking(move || restore::print(reader, &path, &mut std::io::stdout())).await??;
+    let digest = entry.digest.clone();
+    let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &digest)).await?));
+    let print = move |object: &mut _| restore::print(object, &path, &mut std::io::stdout());
+    tokio::task::spawn_blocking(move || checked(reader, &digest, print)).await??;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -201,13 +204,13 @@ async fn export(store: &Store, uid: &str, session: Option<String>) -> anyhow::Re
     let mut tar = tar::Builder::new(std::io::stdout());
     for entry in wanted(store, uid, session).await? {
         let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &entry.digest)).await?));
-        let (back, files) = tokio::task::spawn_blocking(move || {
-            let files = restore::append(reader, &mut tar)?;
-            anyhow::Ok((tar, files))
+        let (back, files, id) = tokio::task::spawn_blocking(move || {
+            let files = checked(reader, &entry.digest, |object| restore::append(object, &mut tar))?;
+            anyhow::Ok((tar, files, entry.id))
         })
         .await??;
         tar = back;
-        eprintln!("{}: {files} files", plain(&entry.id));
+        eprintln!("{}: {files} files", plain(&id));
     }
     tar.into_inner()?.flush()?;
     Ok(ExitCode::SUCCESS)
@@ -217,8 +220,10 @@ async fn bring_back(store: &Store, uid: &str, to: PathBuf, session: Option<Strin
     for entry in wanted(store, uid, session).await? {
         let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &entry.digest)).await?));
         let folder = to.clone();
-        let written = tokio::task::spawn_blocking(move || restore::unpack(reader, &folder)).await??;
-        println!("{}: {} files", plain(&entry.id), written.len());
+        let SessionEntry { id, digest, .. } = entry;
+        let unpack = move |object: &mut _| restore::unpack(object, &folder);
+        let written = tokio::task::spawn_blocking(move || checked(reader, &digest, unpack)).await??;
+        println!("{}: {} files", plain(&id), written.len());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,8 @@ use std::cell::Cell;
 use std::io::{BufReader, Error, Read, Result};
 use std::rc::Rc;
 
+use sha2::{Digest as _, Sha256};
+
 /// Largest window of a frame: 2 to the power of this many bytes. Ours have 21 at most (level 3).
 const WINDOW_LOG: u32 = 23;
 /// Most bytes before a file's content: the headers and the name of one entry.
@@ -35,6 +37,40 @@ pub fn each_entry<R: Read, E: From<Error>>(
         left.set(HEADERS);
     }
     Ok(())
+}
+
+/// Reads an object with `read`, then to its end, and insists that its bytes have the digest that is its name: zstd alone would not
+/// notice a flipped bit.
+///
+/// # Errors
+/// As `read`, or that the object is damaged: then what `read` has handed on is not to be believed.
+pub fn checked<R: Read, T, E: From<Error>>(
+    object: R,
+    digest: &str,
+    read: impl FnOnce(&mut Digesting<R>) -> std::result::Result<T, E>,
+) -> std::result::Result<T, E> {
+    let mut digesting = Digesting { inner: object, hash: Sha256::new() };
+    let answer = read(&mut digesting)?;
+    std::io::copy(&mut digesting, &mut std::io::sink())?;
+    let found = hex::encode(digesting.hash.finalize());
+    if found != digest {
+        return Err(Error::other(format!("its bytes have sha256 {found}, not {digest}: do not believe what was read from it")).into());
+    }
+    Ok(answer)
+}
+
+/// Hashes what is read.
+pub struct Digesting<R> {
+    inner: R,
+    hash: Sha256,
+}
+
+impl<R: Read> Read for Digesting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        Ok(read)
+    }
 }
 
 /// Gives so many bytes and no more.

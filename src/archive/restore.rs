@@ -149,6 +149,19 @@ mod tests {
         assert_eq!(printed, b"x");
     }
 
+    /// A bit that flips in what zstd keeps as it is goes unnoticed by it.
+    #[test]
+    fn an_object_that_is_not_what_its_name_says_is_not_handed_out_as_good() {
+        use sha2::Digest as _;
+        let good = object(b"s/one.jsonl", tar::EntryType::Regular);
+        let name = hex::encode(sha2::Sha256::digest(&good));
+        let print =
+            |bytes: &[u8]| crate::archive::object::checked(bytes, &name, |o| super::print(o, Path::new("s/one.jsonl"), &mut Vec::new()));
+        print(&good).unwrap();
+        let longer = [good.as_slice(), b"x"].concat();
+        assert!(print(&longer).unwrap_err().to_string().contains("do not believe"));
+    }
+
     #[test]
     fn what_is_exported_is_a_tar_of_all_files_and_of_nothing_else() {
         let mut tar = tar::Builder::new(Vec::new());

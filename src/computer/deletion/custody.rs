@@ -144,6 +144,22 @@ pub(super) fn told_otherwise(view: &View, record: &ComputerRecord, pod: &Pod) ->
     told.is_some_and(|told| *told != unreadable(view, record).0.to_string())
 }
 
+/// What the archive pod is told.
+fn environment(view: &View, record: &ComputerRecord, unreadable: Unreadable, left_out_by: String) -> Vec<Value> {
+    [
+        ("INGEST_URL", view.settings.ingest_url.clone()),
+        ("INGEST_CA", view.settings.ingest_ca.clone()),
+        ("COMPUTER_UID", view.uid.clone()),
+        ("COMPUTER_NAMESPACE", record.spec.namespace.clone()),
+        ("COMPUTER_NAME", record.spec.computer.clone()),
+        ("SESSION_PATHS", json!(record.spec.snapshot.session_paths).to_string()),
+        ("UNREADABLE", unreadable.to_string()),
+        ("LEFT_OUT_BY", left_out_by),
+    ]
+    .map(|(name, value)| json!({"name": name, "value": value}))
+    .into()
+}
+
 /// The archive pod: our own image, no store credentials, the home read-only, as the user that the machine ran as.
 pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
     let snapshot = &record.spec.snapshot;
@@ -151,18 +167,7 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
     let user = snapshot.run_as_user.unwrap_or(1000);
     let group = snapshot.run_as_group.or(snapshot.fs_group).unwrap_or(user);
     let (unreadable, left_out_by) = unreadable(view, record);
-    let env: Vec<Value> = [
-        ("INGEST_URL", settings.ingest_url.clone()),
-        ("INGEST_CA", settings.ingest_ca.clone()),
-        ("COMPUTER_UID", view.uid.clone()),
-        ("COMPUTER_NAMESPACE", record.spec.namespace.clone()),
-        ("COMPUTER_NAME", record.spec.computer.clone()),
-        ("SESSION_PATHS", json!(snapshot.session_paths).to_string()),
-        ("UNREADABLE", unreadable.to_string()),
-        ("LEFT_OUT_BY", left_out_by),
-    ]
-    .map(|(name, value)| json!({"name": name, "value": value}))
-    .into();
+    let env = environment(view, record, unreadable, left_out_by);
     let mut security = json!({
         "runAsNonRoot": user != 0, "runAsUser": user, "runAsGroup": group,
         "supplementalGroups": snapshot.fs_group.into_iter().collect::<Vec<_>>(),

@@ -28,32 +28,8 @@ pub(super) fn step(context: &Context<'_>) -> State {
     }
     let Some(found) = context.view.volume(&recorded.name) else { return State::act(Action::Read(Subject::volume(&recorded.name))) };
     let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
-    if let Some(pv) = ours {
-        if !held_by_us(context, pv) {
-            return State::blocked(
-                "VolumeTaken",
-                format!(
-                    "volume {} now belongs to another claim: it is left alone. Create a DeletionOverride that skips delete-volumes",
-                    recorded.name
-                ),
-                60,
-            );
-        }
-        match restore_patch(pv, recorded) {
-            Restore::Nothing => {}
-            Restore::Patch(patch) => return State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }),
-            Restore::NoClaim => {
-                return State::blocked(
-                    "VolumeTaken",
-                    format!(
-                        "the claimRef of volume {} was removed: whose it is now cannot be known, so its reclaim policy stays {}. Create a \
-                         DeletionOverride that skips delete-volumes",
-                        recorded.name, "Retain"
-                    ),
-                    60,
-                );
-            }
-        }
+    if let Some(state) = ours.and_then(|pv| give_back(context, recorded, pv)) {
+        return state;
     }
     if let Some(state) = custody_claim_gone(context) {
         return state;
@@ -73,6 +49,22 @@ pub(super) fn step(context: &Context<'_>) -> State {
             )
         }
         Some(_) => State::wait(15),
+    }
+}
+
+/// Puts back what the volume had before us. `None`: it has it.
+fn give_back(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) -> Option<State> {
+    let taken = |why: String| {
+        let message = format!("volume {} {why}. Create a DeletionOverride that skips delete-volumes", recorded.name);
+        Some(State::blocked("VolumeTaken", message, 60))
+    };
+    if !held_by_us(context, pv) {
+        return taken("now belongs to another claim: it is left alone".to_owned());
+    }
+    match restore_patch(pv, recorded) {
+        Restore::Nothing => None,
+        Restore::Patch(patch) => Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch })),
+        Restore::NoClaim => taken("refers to no claim any more: whose it is cannot be known, so its reclaim policy stays".to_owned()),
     }
 }
 

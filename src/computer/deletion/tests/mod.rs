@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod disturbed;
+mod remembered;
 mod world;
 
 use serde_json::json;

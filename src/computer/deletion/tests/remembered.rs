@@ -1,0 +1,91 @@
+//! What a process remembers between two passes, and decisions that are withdrawn meanwhile.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
+
+use super::disturbed::{archive_pod, pass, skip};
+use super::world::{World, from};
+use crate::computer::action::Action;
+use crate::computer::plan::{Next, plan};
+use crate::resources::*;
+
+/// S1: a step is remembered only on the very version of the record on which it was finished: a pod that another leader has put on
+/// record since is stopped before anything is archived.
+#[test]
+fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
+    let latest = crate::computer::latest::Latest::default();
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
+    let steps = vec![SubjectOutcome { result: "Verified".to_owned(), detail: String::new(), at: Time(world.time()) }];
+    latest.note_passed(&world.view(true), &steps);
+    let seen = |world: &World| {
+        let mut view = world.view(true);
+        latest.freshen(&mut view);
+        view.passed
+    };
+    assert_eq!(seen(&world), steps, "a request for nothing");
+    world.record.as_mut().unwrap().metadata.resource_version = Some("2".to_owned());
+    assert_eq!(seen(&world), []);
+}
+
+/// S1, S11: the save that was to put the decision on record failed, the override was withdrawn, then the API server was back.
+#[test]
+fn an_override_that_is_withdrawn_before_it_is_on_record_destroys_nothing() {
+    let latest = crate::computer::latest::Latest::default();
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
+    world.no_archive = true;
+    world.overrides = skip("archive-sessions");
+    let decides = |action: &Action| match action {
+        Action::SaveRecord(r) => r.spec.state.deletion.as_ref().is_some_and(|d| d.steps.contains_key("archive-sessions")),
+        _ => false,
+    };
+    let mut withdrawn = 0;
+    for _ in 0..100 {
+        let mut view = world.view(true);
+        latest.freshen(&mut view);
+        loop {
+            let current = plan(&view);
+            let action = match &current.next {
+                Next::Do(action) if !decides(action) => action.clone(),
+                stopped => {
+                    withdrawn += u32::from(matches!(stopped, Next::Do(_)));
+                    latest.note_passed(&view, &current.report.passed);
+                    break;
+                }
+            };
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        world.others();
+        if withdrawn > 0 {
+            world.overrides.clear();
+        }
+    }
+    assert_eq!(withdrawn, 1, "the override still counts");
+    assert!(world.volume.is_some(), "S1: destroyed without an archive");
+}
+
+/// S11: the pod was told by an override that files are given up, and the override was withdrawn while it ran.
+#[test]
+fn files_are_said_to_be_given_up_by_whoever_gave_them_up() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    world.overrides = skip("unreadable-files");
+    let by = |pod: &k8s_openapi::api::core::v1::Pod| {
+        let env = pod.spec.as_ref().unwrap().containers[0].env.clone().unwrap();
+        env.into_iter().find(|e| e.name == "LEFT_OUT_BY").unwrap().value.unwrap_or_default()
+    };
+    assert!(by(archive_pod(&mut world)).starts_with("by DeletionOverride o: "), "the manifest would name nobody");
+    let first = archive_pod(&mut world).metadata.uid.clone();
+    world.overrides.clear();
+    // It has not started: nothing is given up yet.
+    let pod = archive_pod(&mut world);
+    pod.status = from(json!({"phase": "Pending"}));
+    crate::runtime::strip::pod(pod);
+    for _ in 0..6 {
+        pass(&mut world);
+    }
+    let pod = archive_pod(&mut world);
+    assert!(by(pod).is_empty() && pod.metadata.uid != first, "S11: a withdrawn override still gives files up");
+}

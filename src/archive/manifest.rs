@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u32 = 1;
 /// Largest manifest that is accepted, bytes.
 pub const MAX_BYTES: usize = 32 * 1024 * 1024;
+/// Largest manifest that is read: what an earlier version has taken stays readable.
+const MAX_READ: usize = 64 * 1024 * 1024;
 /// Most problems that are listed one by one; more are only counted.
 pub const MAX_PROBLEMS: usize = 10_000;
 /// Bytes that the listed problems may take as JSON: a tenant decides how many there are, and how long.
@@ -113,8 +115,8 @@ impl Manifest {
     /// # Errors
     /// When it is not a manifest of this version, or breaks a bound.
     pub fn parse(bytes: &[u8]) -> Result<Self, Invalid> {
-        if bytes.len() > MAX_BYTES {
-            return Err(Invalid(format!("larger than {MAX_BYTES} bytes")));
+        if bytes.len() > MAX_READ {
+            return Err(Invalid(format!("larger than {MAX_READ} bytes")));
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(|e| Invalid(e.to_string()))?;
         if manifest.version != VERSION {

@@ -84,8 +84,9 @@ fn fold(sessions: &mut BTreeMap<PathBuf, Files>, session_paths: &[String]) {
         return;
     }
     for (id, files) in std::mem::take(sessions) {
-        let root = session_paths.iter().find(|root| id.starts_with(root)).map_or(WHOLE_HOME, String::as_str);
-        sessions.entry(PathBuf::from(root)).or_default().extend(files);
+        // Without a slash at its end, by which no file would be found in it.
+        let root = session_paths.iter().find(|root| id.starts_with(root)).map(|root| Path::new(root).components().collect());
+        sessions.entry(root.unwrap_or_else(|| PathBuf::from(WHOLE_HOME))).or_default().extend(files);
     }
 }
 

@@ -125,7 +125,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
 
 /// Who decides must know what about: the first names go where the computer's owner and the admin read, not to the log.
 fn cannot_be_read(problems: &Problems) -> String {
-    let (first, count) = (problems.first_lost(3), problems.unreadable);
+    let (first, count) = (problems.first_unreadable(3), problems.unreadable);
     let named: Vec<_> = first.iter().map(|name| conditions::truncate(&plain(name), 120)).collect();
     let more = if count > named.len() as u64 { ", ..." } else { "" };
     format!("{count} {} cannot be read: {}{more}", if count == 1 { "file or folder" } else { "files or folders" }, named.join(", "))

@@ -49,9 +49,9 @@ impl Problems {
         }
     }
 
-    /// The first that lost content, for those who have to decide.
-    pub fn first_lost(&self, most: usize) -> Vec<&str> {
-        self.listed.iter().filter(|p| p.kind.lost()).take(most).map(|p| p.path.as_str()).collect()
+    /// The first that could not be read, for those who have to decide.
+    pub fn first_unreadable(&self, most: usize) -> Vec<&str> {
+        self.listed.iter().filter(|p| p.kind == ProblemKind::Unreadable).take(most).map(|p| p.path.as_str()).collect()
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
             problems.add(Path::new(&format!("link-{n}")), ProblemKind::Symlink, "x");
         }
         problems.add(Path::new("locked"), ProblemKind::Unreadable, "x");
-        assert_eq!((problems.lost, problems.listed.len(), problems.first_lost(3)), (1, MAX_PROBLEMS, vec!["locked"]));
+        assert_eq!((problems.lost, problems.listed.len(), problems.first_unreadable(3)), (1, MAX_PROBLEMS, vec!["locked"]));
     }
 
     /// Three thousand links of four thousand control characters made a manifest of 72 MB, which was refused for ever.

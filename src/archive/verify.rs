@@ -144,8 +144,10 @@ impl Verifier {
     fn start(&self, uid: String) {
         let (reader, state, checked) = (self.reader.clone(), Arc::clone(&self.state), self.checked.clone());
         tokio::spawn(async move {
-            let result = tokio::spawn(async move { (reader.read(&uid).await, uid) });
-            let Ok((result, uid)) = result.await else { return };
+            let of = uid.clone();
+            // A check that panics is one that failed: it would be under way for good otherwise (L1).
+            let result = tokio::spawn(async move { reader.read(&of).await }).await;
+            let result = result.unwrap_or_else(|e| Verification::Unavailable(format!("the check failed: {e}")));
             if let Ok(mut state) = state.lock() {
                 state.insert(uid.clone(), Checked { last: result, since: Instant::now(), running: false });
             }

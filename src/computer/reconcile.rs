@@ -75,6 +75,7 @@ impl Reconciler {
         if let Some(error) = &error {
             explain(&mut plan.report, error);
         }
+        super::overrides::acknowledge(&self.client, &view).await;
         // Otherwise each look at the archive would be told as a step that goes on, and the end of the look as one that is blocked: the
         // status would go to and fro, each time waking the next pass (L6).
         let shown = view.computer.as_ref().and_then(|c| c.status.as_ref()).is_some_and(|s| s.step == plan.report.current);
@@ -82,7 +83,6 @@ impl Reconciler {
             return after(&plan.next);
         }
         let told = self.publish(&view, &plan.report).await;
-        super::overrides::acknowledge(&self.client, &view).await;
         self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
         let next = self.next_run(uid, &plan, error);
         if told { next } else { Some(next.map_or(Written::PAUSE, |n| n.min(Written::PAUSE))) }

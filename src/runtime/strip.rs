@@ -13,6 +13,9 @@ use kube::api::ObjectMeta;
 
 use crate::resources::{IMAGE_ANNOTATION, UID_LABEL, UNREADABLE_ANNOTATION};
 
+/// Longest annotation that is kept, bytes: a reference to an image with its digest is shorter.
+const LONGEST: usize = 1024;
+
 /// managedFields are the larger half of an object, and nothing here reads them.
 pub(crate) fn managed<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
@@ -45,7 +48,8 @@ fn child<K: Resource>(object: &mut K) {
 pub(crate) fn pod(pod: &mut Pod) {
     let mut annotations = pod.metadata.annotations.take();
     if let Some(all) = &mut annotations {
-        all.retain(|name, _| [IMAGE_ANNOTATION, UNREADABLE_ANNOTATION].contains(&name.as_str()));
+        // A tenant may write them, too, on its own pods.
+        all.retain(|name, value| value.len() <= LONGEST && [IMAGE_ANNOTATION, UNREADABLE_ANNOTATION].contains(&name.as_str()));
     }
     child(pod);
     pod.metadata.annotations = annotations.filter(|all| !all.is_empty());
@@ -112,7 +116,7 @@ mod tests {
     fn fat(path: &str) -> Value {
         let fat = "x".repeat(FAT);
         let metadata = json!({
-            "name": "a", "namespace": "team", "uid": "u", "finalizers": ["f/f"], "annotations": {"a": fat, IMAGE_ANNOTATION: "i"},
+            "name": "a", "namespace": "team", "uid": "u", "finalizers": ["f/f"], "annotations": {"a": fat, IMAGE_ANNOTATION: "i", UNREADABLE_ANNOTATION: fat},
             "labels": {UID_LABEL: "c", "l": fat}, "ownerReferences": [{"apiVersion": "v1", "kind": "K", "name": fat, "uid": "o"}],
         });
         let (spec, status) = match path {

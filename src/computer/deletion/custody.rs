@@ -130,7 +130,7 @@ fn custody_claim(view: &View, pv: &PersistentVolume) -> PersistentVolumeClaim {
 
 /// What is to be done with what cannot be read, and by whose decision. The pod writes that into the manifest: once it runs, an override
 /// that is withdrawn was in force all the same, and is named (S11).
-fn unreadable(view: &View, record: &ComputerRecord) -> (Unreadable, String) {
+pub(super) fn unreadable(view: &View, record: &ComputerRecord) -> (Unreadable, String) {
     match (view.skipped(SkippableStep::UnreadableFiles), record.spec.snapshot.archive.blocks_unreadable()) {
         (Some(by), _) => (Unreadable::GiveUp, super::receipt::skipped_by(by)),
         (None, true) => (Unreadable::Block, String::new()),
@@ -145,7 +145,7 @@ pub(super) fn told_otherwise(view: &View, record: &ComputerRecord, pod: &Pod) ->
 }
 
 /// What the archive pod is told.
-fn environment(view: &View, record: &ComputerRecord, unreadable: Unreadable, left_out_by: String) -> Vec<Value> {
+fn environment(view: &View, record: &ComputerRecord, unreadable: Unreadable, left_out_by: &str) -> Vec<Value> {
     [
         ("INGEST_URL", view.settings.ingest_url.clone()),
         ("INGEST_CA", view.settings.ingest_ca.clone()),
@@ -154,7 +154,8 @@ fn environment(view: &View, record: &ComputerRecord, unreadable: Unreadable, lef
         ("COMPUTER_NAME", record.spec.computer.clone()),
         ("SESSION_PATHS", json!(record.spec.snapshot.session_paths).to_string()),
         ("UNREADABLE", unreadable.to_string()),
-        ("LEFT_OUT_BY", left_out_by),
+        // Kubernetes would put variables in the place of $(NAME).
+        ("LEFT_OUT_BY", left_out_by.replace('$', "$$")),
     ]
     .map(|(name, value)| json!({"name": name, "value": value}))
     .into()
@@ -167,7 +168,7 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
     let user = snapshot.run_as_user.unwrap_or(1000);
     let group = snapshot.run_as_group.or(snapshot.fs_group).unwrap_or(user);
     let (unreadable, left_out_by) = unreadable(view, record);
-    let env = environment(view, record, unreadable, left_out_by);
+    let env = environment(view, record, unreadable, &left_out_by);
     let mut security = json!({
         "runAsNonRoot": user != 0, "runAsUser": user, "runAsGroup": group,
         "supplementalGroups": snapshot.fs_group.into_iter().collect::<Vec<_>>(),

@@ -71,7 +71,7 @@ fn give_back(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolu
 /// Whether the volume still refers to a claim of ours: the home's, or the one in custody. Nobody else can make a claim of that name
 /// in the operator's namespace, so there the name is proof, whatever a crash left unrecorded.
 fn held_by_us(context: &Context<'_>, pv: &PersistentVolume) -> bool {
-    volume::claim_ref_uid(pv).is_none()
+    pv.spec.as_ref().is_none_or(|s| s.claim_ref.is_none())
         || super::custody::held_by_home(context.record, pv)
         || super::custody::refers_to_custody(context.view, pv)
 }

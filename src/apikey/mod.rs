@@ -30,6 +30,7 @@ use self::view::{Action, Place, View, has_finalizer};
 use self::watch::Caches;
 use crate::resources::{ApiKey, MANAGER};
 use crate::runtime::backoff::Backoff;
+use crate::runtime::caches::Spawn;
 use crate::runtime::client::{ErrorClass, call};
 use crate::runtime::queue::{self, Queue};
 use crate::runtime::sources::Sources;
@@ -47,7 +48,8 @@ const EVENT_TIMEOUT: Duration = Duration::from_secs(3);
 pub async fn run(client: Client, namespace: String, sources: Sources, stop: CancellationToken) {
     let (queue, work) = queue::queue();
     let mut tasks = JoinSet::new();
-    let caches = watch::start(&client, &namespace, &queue, &mut tasks, &sources, &stop);
+    let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, sources: &sources, stop: &stop };
+    let caches = watch::start(&client, &namespace, &mut spawn);
     tokio::select! {
         () = stop.cancelled() => return,
         ready = caches.ready() => if ready.is_err() { return },

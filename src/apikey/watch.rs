@@ -8,14 +8,12 @@ use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::resources::{ApiKey, ApiKeyRecord};
 use crate::runtime::backoff::WatchBackoff;
-use crate::runtime::caches::{Index, Spawn, note, touched, watched};
+use crate::runtime::caches::{ADMINS_PAGE, Index, PAGE, Spawn, note, touched, watched};
 use crate::runtime::queue::Queue;
-use crate::runtime::sources::Sources;
 use crate::runtime::strip;
 
 /// Read side of the caches.
@@ -56,32 +54,25 @@ pub fn terminating(namespace: &Namespace) -> bool {
 }
 
 /// Starts the watches; they run until `stop`, in `tasks`.
-pub fn start(
-    client: &Client,
-    namespace: &str,
-    queue: &Queue,
-    tasks: &mut JoinSet<()>,
-    sources: &Sources,
-    stop: &CancellationToken,
-) -> Caches {
-    let all = watched();
+pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>) -> Caches {
+    let all = watched(PAGE);
     let index = Index::default();
-    let mut spawn = Spawn { queue, tasks, sources, stop };
     let seen = index.clone();
     let keys = spawn.watch(Api::<DeserializeGuard<ApiKey>>::all(client.clone()), all.clone(), strip::foreign, move |event| {
         note(&seen, event);
         touched(event).and_then(|k| k.metadata.uid.clone()).into_iter().collect()
     });
     let records = Api::<DeserializeGuard<ApiKeyRecord>>::namespaced(client.clone(), namespace);
-    let records = spawn.watch(records, all.clone(), strip::managed, |e| touched(e).map(ResourceExt::name_any).into_iter().collect());
+    let records =
+        spawn.watch(records, watched(ADMINS_PAGE), strip::managed, |e| touched(e).map(ResourceExt::name_any).into_iter().collect());
     let inside = keys.clone();
     let namespaces = spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all.clone(), strip::namespace, move |event| {
         touched(event)
             .filter(|n| terminating(n))
             .map_or_else(Vec::new, |n| uids(&inside, |k| k.namespace().as_ref() == Some(&n.name_any())))
     });
-    let events = watcher(Api::all(client.clone()), all).backoff(WatchBackoff::new(sources)).boxed();
-    tasks.spawn(accounts(events, keys.clone(), queue.clone(), stop.clone()));
+    let events = watcher(Api::all(client.clone()), all).backoff(WatchBackoff::new(spawn.sources)).boxed();
+    spawn.tasks.spawn(accounts(events, keys.clone(), spawn.queue.clone(), spawn.stop.clone()));
     Caches { keys, records, namespaces, index }
 }
 

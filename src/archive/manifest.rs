@@ -132,12 +132,9 @@ impl Manifest {
         }
     }
 
-    /// The session that a file belongs to: the longest id counts, `.` holds whatever no other one does.
+    /// The session that a file belongs to.
     pub fn session_of_path(&self, path: &str) -> Option<&SessionEntry> {
-        let holds =
-            |s: &&SessionEntry| path.strip_prefix(s.id.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/']));
-        let whole = || self.sessions.iter().find(|s| s.id == WHOLE_HOME);
-        self.sessions.iter().filter(holds).max_by_key(|s| s.id.len()).or_else(whole)
+        ids_of_path(path).find_map(|id| self.sessions.iter().find(|s| s.id == id))
     }
 
     /// Bytes in the store.
@@ -149,6 +146,13 @@ impl Manifest {
     pub fn lost(&self) -> u64 {
         self.lost_count.max(self.problems.iter().filter(|p| p.kind.lost()).count() as u64)
     }
+}
+
+/// The ids of the sessions that may hold a file, the first that exists does: the path itself, its beginnings up to a dot or a slash from
+/// the longest on, and at last what holds whatever no other one does.
+pub fn ids_of_path(path: &str) -> impl Iterator<Item = &str> {
+    let beginnings = path.rmatch_indices(['.', '/']).map(|(end, _)| &path[..end]);
+    std::iter::once(path).chain(beginnings).chain([WHOLE_HOME])
 }
 
 impl ProblemKind {

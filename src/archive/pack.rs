@@ -162,17 +162,7 @@ pub fn pack(
             }
             Err(error) => return Err(error),
         };
-        let mut exact = Exact::new(file, metadata.len(), unreadable);
-        let mut header = tar::Header::new_gnu();
-        header.set_metadata_in_mode(&metadata, tar::HeaderMode::Deterministic);
-        header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
-        header.set_size(metadata.len());
-        tar.append_data(&mut header, path, &mut exact)?;
-        if let Some(error) = exact.broken() {
-            problems.add(path, ProblemKind::Unreadable, format!("cut and padded with zeros: {error}"));
-        } else if exact.changed() {
-            problems.add(path, ProblemKind::Changed, "its size changed while it was read");
-        }
+        append(&mut tar, path, &metadata, Exact::new(file, metadata.len(), unreadable), problems)?;
         count += 1;
         bytes += metadata.len();
         newest = newest.max(metadata.mtime());
@@ -190,6 +180,26 @@ pub fn pack(
         last_modified: newest,
     };
     Ok(Some(Packed { entry, object }))
+}
+
+fn append(
+    tar: &mut tar::Builder<impl Write>,
+    path: &Path,
+    metadata: &std::fs::Metadata,
+    mut file: Exact,
+    problems: &mut Problems,
+) -> std::io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata_in_mode(metadata, tar::HeaderMode::Deterministic);
+    header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or(0));
+    header.set_size(metadata.len());
+    tar.append_data(&mut header, path, &mut file)?;
+    if let Some(error) = file.broken() {
+        problems.add(path, ProblemKind::Unreadable, format!("cut and padded with zeros: {error}"));
+    } else if file.changed() {
+        problems.add(path, ProblemKind::Changed, "its size changed while it was read");
+    }
+    Ok(())
 }
 
 /// Opens a regular file below the home: no link anywhere on the way, nothing that could block.
@@ -247,6 +257,19 @@ mod tests {
         let found = find(home.path(), &["s".into(), "missing".into()], Unreadable::Record).unwrap();
         assert_eq!(ids(&found), ["s/a", "s/b"]);
         assert_eq!(found.sessions[Path::new("s/a")].len(), 3);
+    }
+
+    /// A whole home of small files made a manifest that was refused for ever.
+    #[test]
+    fn more_sessions_than_a_manifest_can_name_are_kept_as_one_for_each_path() {
+        for (paths, id) in [(vec![], WHOLE_HOME), (vec!["s/".to_owned()], "s")] {
+            let mut sessions: BTreeMap<PathBuf, Files> =
+                (0..90_000).map(|n| (PathBuf::from(format!("s/{n}")), vec![PathBuf::from(format!("s/{n}.jsonl"))])).collect();
+            fold(&mut sessions, &paths);
+            assert_eq!(sessions.keys().collect::<Vec<_>>(), [Path::new(id)]);
+            assert_eq!(sessions[Path::new(id)].len(), 90_000, "S1");
+            assert!(crate::archive::manifest::ids_of_path("s/7.jsonl").any(|found| found == id), "nobody finds them again");
+        }
     }
 
     #[test]

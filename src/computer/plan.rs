@@ -42,7 +42,8 @@ pub struct Report {
     pub deletion: Vec<Step>,
     /// Deletion steps that are finished, in order, for the next pass.
     pub passed: Vec<SubjectOutcome>,
-    /// The step under way only waits for the archive to be looked at: until that has ended, how the step stands is not known anew.
+    /// The step under way only waits for the archive to be looked at: until that has ended, how it stands is not known anew. With a
+    /// blocker: that takes long.
     pub checking: bool,
     /// Why the step under way does not go on.
     pub blocker: Option<Blocker>,

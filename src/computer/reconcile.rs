@@ -76,10 +76,7 @@ impl Reconciler {
             explain(&mut plan.report, error);
         }
         super::overrides::acknowledge(&self.client, &view).await;
-        // Otherwise each look at the archive would be told as a step that goes on, and the end of the look as one that is blocked: the
-        // status would go to and fro, each time waking the next pass (L6).
-        let shown = view.computer.as_ref().and_then(|c| c.status.as_ref()).is_some_and(|s| s.step == plan.report.current);
-        if plan.report.checking && shown && error.is_none() && guards::on(Guard::QuietCheck) {
+        if error.is_none() && quiet(&view, &plan.report) {
             return after(&plan.next);
         }
         let told = self.publish(&view, &plan.report).await;
@@ -237,6 +234,15 @@ impl Reconciler {
             }
         }
     }
+}
+
+/// Whether a pass that only waits for a look at the archive has nothing to tell: users are shown the step already, and that it is
+/// blocked if that is so. Otherwise each look would be told as a step that goes on, and its end as one that is blocked: the status would
+/// go to and fro, each time waking the next pass (L6).
+fn quiet(view: &View, report: &Report) -> bool {
+    let Some(status) = view.computer.as_ref().and_then(|c| c.status.as_ref()) else { return false };
+    let blocked = status.deletion_steps.iter().any(|step| step.status == StepStatus::Blocked);
+    report.checking && status.step == report.current && (blocked || report.blocker.is_none()) && guards::on(Guard::QuietCheck)
 }
 
 /// When to look again without an event.

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::credentials::verify_api_key::Verified;
 use crate::resources::ApiKey;
 use crate::runtime::client::{CallError, call};
+use crate::runtime::clock;
 
 /// Seconds within which a use is not written again.
 const GRANULARITY: i64 = 3600;
@@ -29,7 +30,7 @@ pub struct LastUsed(Mutex<HashMap<String, Instant>>);
 impl LastUsed {
     /// Notes a use; writes it when the last one on record is old.
     pub fn note(&self, client: &Client, verified: &Verified) {
-        let now = Timestamp::now();
+        let now = clock::now();
         if !due(verified.last_used.as_ref(), now) || !self.may_try(&verified.id.uid, Instant::now()) {
             return;
         }

@@ -1,7 +1,7 @@
 //! The write-ahead record's life outside the plans: making it again when it was lost, and its expiry.
 //! It never invents ownership: what a lost record named is taken from the operator's own status of the Computer.
 
-mod names;
+pub mod names;
 
 use self::names::Child;
 use crate::computer::view::View;

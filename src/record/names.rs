@@ -22,7 +22,12 @@ impl Child {
         }
     }
 
-    /// Whether the operator may have drawn this name: the prefix, and 16 random bytes in lower-case hexadecimal digits.
+    /// The name with this random suffix: 16 bytes in lower-case hexadecimal digits.
+    pub fn name(self, suffix: &str) -> String {
+        format!("{}{suffix}", self.prefix())
+    }
+
+    /// Whether the operator may have drawn this name: see [`Child::name`].
     pub fn drew(self, name: &str) -> bool {
         let digits = name.strip_prefix(self.prefix()).unwrap_or_default();
         digits.len() == 32 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))

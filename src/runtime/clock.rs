@@ -3,14 +3,10 @@
 //! is wrong or is set anew would begin deletions, give archives up, or wait for years. Before the first answer: the system's.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use axum::http::{HeaderMap, Request, Response, header};
-use futures::future::BoxFuture;
+use axum::http::{HeaderMap, Response, header};
 use jiff::{SignedDuration, Timestamp};
-use kube::client::Body;
-use tower::{Layer, Service};
 
 /// What an answer may differ from what is expected without being believed: a `Date` has whole seconds and was on its way.
 const USUAL: SignedDuration = SignedDuration::from_secs(2);
@@ -59,46 +55,13 @@ fn date(headers: &HeaderMap) -> Option<Timestamp> {
     Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp())
 }
 
-/// A client's service that listens.
-#[derive(Clone, Debug)]
-pub struct Listening<S>(S);
-
-/// See [`Listening`].
-#[derive(Clone, Copy, Debug)]
-pub struct ListenLayer;
-
-impl<S> Layer<S> for ListenLayer {
-    type Service = Listening<S>;
-
-    fn layer(&self, inner: S) -> Listening<S> {
-        Listening(inner)
+/// Listens to what an answer says, and hands it on.
+pub fn listen<B>(answer: Response<B>) -> Response<B> {
+    if let Some(said) = date(answer.headers()) {
+        let mut heard = heard();
+        *heard = Some(believe(*heard, said, Instant::now()));
     }
-}
-
-impl<S, B> Service<Request<Body>> for Listening<S>
-where
-    S: Service<Request<Body>, Response = Response<B>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<B>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.0.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let answer = self.0.call(request);
-        Box::pin(async move {
-            let answer = answer.await?;
-            if let Some(said) = date(answer.headers()) {
-                let mut heard = heard();
-                *heard = Some(believe(*heard, said, Instant::now()));
-            }
-            Ok(answer)
-        })
-    }
+    answer
 }
 
 #[cfg(test)]

@@ -100,7 +100,8 @@ impl Leader {
     pub async fn lead(self, finished_checks: &mut tokio::sync::mpsc::Receiver<String>, stop: CancellationToken) -> anyhow::Result<()> {
         let (queue, work) = queue::queue();
         let mut tasks = JoinSet::new();
-        let caches = caches::start(&self.client, &self.settings.namespace, &queue, &mut tasks, &self.sources, &stop);
+        let mut spawn = caches::Spawn { queue: &queue, tasks: &mut tasks, sources: &self.sources, stop: &stop };
+        let caches = caches::start(&self.client, &self.settings.namespace, &mut spawn);
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             ready = caches.ready() => ready.context("a watch ended")?,

@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::archive::manifest::ids_of_path;
 use crate::archive::{Archives, Manifest};
 use crate::resources::{Session, SessionPhase, SessionStatus};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
@@ -123,10 +124,9 @@ impl Places {
         Self(manifest.sessions.into_iter().map(|s| (s.id, s.digest)).collect())
     }
 
-    /// Digest of the session that holds a path: of those whose id it begins with, the longest; `.` holds what no other one does.
+    /// Digest of the session that holds a path.
     fn holding(&self, path: &str) -> Option<&String> {
-        let ends = std::iter::once(path.len()).chain(path.rmatch_indices(['.', '/']).map(|(end, _)| end));
-        ends.into_iter().find_map(|end| self.0.get(&path[..end])).or_else(|| self.0.get("."))
+        ids_of_path(path).find_map(|id| self.0.get(id))
     }
 }
 

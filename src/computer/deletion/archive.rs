@@ -3,8 +3,6 @@
 //! Passed only when the verifier has read the whole archive of this UID back (S1), or when the class or an authorised
 //! override says that none is wanted. A pod that says it succeeded proves nothing.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
@@ -12,7 +10,7 @@ use super::{Context, Outcome, State, custody};
 use crate::archive::Verification;
 use crate::computer::action::{Action, Object, Subject};
 use crate::computer::plan::Blocker;
-use crate::resources::{ArchivePolicy, ArchiveResult, Custody, IMAGE_ANNOTATION, Provider, SkippableStep, StepStatus};
+use crate::resources::{ArchivePolicy, ArchiveResult, Custody, IMAGE_ANNOTATION, Provider, SkippableStep};
 
 /// Exit code of the archive pod when something cannot be read and the class says `unreadableFiles: Block`.
 const EXIT_UNREADABLE: i32 = 3;
@@ -40,33 +38,24 @@ pub(super) fn step(context: &Context<'_>) -> State {
     }
     let state = custody_first(context);
     if snapshot.archive.policy == ArchivePolicy::BestEffort
-        && matches!(state, State::Checking | State::Wait(_) | State::Blocked(..))
+        && matches!(state, State::Checking(_) | State::Wait(_) | State::Blocked(..))
         && let Some(state) = best_effort(context, &state)
     {
         return state;
     }
     let seconds = snapshot.deadlines.archive_sessions_seconds;
     match state {
-        State::Wait(after) if context.overdue("archive-sessions", seconds) => overdue(seconds, after),
-        // Told once: a status that says Blocked already, for whatever reason, must not go to and fro with each look (L6).
-        State::Checking if context.overdue("archive-sessions", seconds) && !shown_blocked(context) => {
-            overdue(seconds, Duration::from_secs(15))
-        }
+        State::Wait(after) if context.overdue("archive-sessions", seconds) => State::Blocked(overdue(seconds), after),
+        State::Checking(_) if context.overdue("archive-sessions", seconds) => State::Checking(Some(overdue(seconds))),
         state => state,
     }
 }
 
-fn overdue(seconds: i64, after: Duration) -> State {
+fn overdue(seconds: i64) -> Blocker {
     let message = format!(
         "the archive takes longer than {seconds} s; it goes on. `kubectl logs` of its pod tells how far it is; when that has ended, the archive is read back"
     );
-    State::Blocked(Blocker { reason: "ArchiveOverdue", message }, after)
-}
-
-/// Whether users are shown that this step is blocked.
-fn shown_blocked(context: &Context<'_>) -> bool {
-    let status = context.view.computer.as_ref().and_then(|c| c.status.as_ref());
-    status.is_some_and(|s| s.deletion_steps.iter().any(|step| step.id == "archive-sessions" && step.status == StepStatus::Blocked))
+    Blocker { reason: "ArchiveOverdue", message }
 }
 
 /// What the step, its event and the receipt say of a verified archive. What is not in it comes first.
@@ -102,17 +91,14 @@ fn custody_first(context: &Context<'_>) -> State {
     }
     match &context.view.archive {
         None => State::act(Action::CheckArchive),
-        Some(Verification::Running) => State::Checking,
+        Some(Verification::Running) => State::Checking(None),
         Some(Verification::Valid(summary)) => {
             let result = ArchiveResult {
                 manifest_digest: summary.manifest_digest.clone(),
                 sessions: i64::try_from(summary.sessions).unwrap_or(i64::MAX),
                 bytes: i64::try_from(summary.bytes).unwrap_or(i64::MAX),
                 problems: i64::try_from(summary.problems).unwrap_or(i64::MAX),
-                // An archive pod of an earlier version has not written by whose decision.
-                left_out: [summary.left_out_by.clone(), custody::unreadable(context.view, context.record).1]
-                    .into_iter()
-                    .find(|by| summary.problems > 0 && !by.is_empty()),
+                left_out: Some(summary.left_out_by.clone()).filter(|by| summary.problems > 0 && !by.is_empty()),
             };
             context.save(|r| {
                 if let Some(deletion) = &mut r.spec.state.deletion {

@@ -130,7 +130,7 @@ fn custody_claim(view: &View, pv: &PersistentVolume) -> PersistentVolumeClaim {
 
 /// What is to be done with what cannot be read, and by whose decision. The pod writes that into the manifest: once it runs, an override
 /// that is withdrawn was in force all the same, and is named (S11).
-pub(super) fn unreadable(view: &View, record: &ComputerRecord) -> (Unreadable, String) {
+fn unreadable(view: &View, record: &ComputerRecord) -> (Unreadable, String) {
     match (view.skipped(SkippableStep::UnreadableFiles), record.spec.snapshot.archive.blocks_unreadable()) {
         (Some(by), _) => (Unreadable::GiveUp, super::receipt::skipped_by(by)),
         (None, true) => (Unreadable::Block, String::new()),
@@ -138,14 +138,21 @@ pub(super) fn unreadable(view: &View, record: &ComputerRecord) -> (Unreadable, S
     }
 }
 
+/// What a pod is told, short enough for the caches to keep: an override by its UID, so that one that takes another's place counts (S11).
+fn told(view: &View, record: &ComputerRecord) -> String {
+    let by = view.skipped(SkippableStep::UnreadableFiles).and_then(|o| o.metadata.uid.as_deref());
+    format!("{} {}", unreadable(view, record).0, by.unwrap_or_default()).trim_end().to_owned()
+}
+
 /// Whether a pod was told something else than what counts now.
 pub(super) fn told_otherwise(view: &View, record: &ComputerRecord, pod: &Pod) -> bool {
-    let told = pod.metadata.annotations.as_ref().and_then(|a| a.get(UNREADABLE_ANNOTATION));
-    told.is_some_and(|told| *told != unreadable(view, record).0.to_string())
+    let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get(UNREADABLE_ANNOTATION));
+    annotation.is_some_and(|annotation| *annotation != told(view, record))
 }
 
 /// What the archive pod is told.
-fn environment(view: &View, record: &ComputerRecord, unreadable: Unreadable, left_out_by: &str) -> Vec<Value> {
+fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
+    let (unreadable, left_out_by) = unreadable(view, record);
     [
         ("INGEST_URL", view.settings.ingest_url.clone()),
         ("INGEST_CA", view.settings.ingest_ca.clone()),
@@ -167,8 +174,8 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
     let settings = &view.settings;
     let user = snapshot.run_as_user.unwrap_or(1000);
     let group = snapshot.run_as_group.or(snapshot.fs_group).unwrap_or(user);
-    let (unreadable, left_out_by) = unreadable(view, record);
-    let env = environment(view, record, unreadable, &left_out_by);
+    let env = environment(view, record);
+    let annotations = json!({IMAGE_ANNOTATION: settings.image, UNREADABLE_ANNOTATION: told(view, record)});
     let mut security = json!({
         "runAsNonRoot": user != 0, "runAsUser": user, "runAsGroup": group,
         "supplementalGroups": snapshot.fs_group.into_iter().collect::<Vec<_>>(),
@@ -178,7 +185,7 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
         security["seLinuxOptions"] = json!({"level": level});
     }
     let pod = json!({
-        "metadata": {"name": name, "namespace": settings.namespace, "labels": labels(view, "archive"), "annotations": {IMAGE_ANNOTATION: settings.image, UNREADABLE_ANNOTATION: unreadable.to_string()}},
+        "metadata": {"name": name, "namespace": settings.namespace, "labels": labels(view, "archive"), "annotations": annotations},
         "spec": {
             "restartPolicy": "Never",
             "serviceAccountName": settings.archive_service_account,

@@ -1,9 +1,9 @@
 //! The deletion plan (design part 4): revoke → stop → archive → delete → receipt → release, one file a step.
 //!
-//! Every pass walks all steps from the first one. A step is passed on what this pass has read live, or because the record, or a
-//! pass before on the same version of it, says that it was verified (a UID that was gone stays gone): that saves requests, nothing more. Before the receipt and the release
-//! all steps are walked once more without the record's word, so that S3 rests on live reads of that very pass. Nothing is ever a
-//! lock (S9), and a crash anywhere is harmless. The spec is never validated here.
+//! Every pass walks all steps from the first one. A step is passed on what this pass has read live, or because the record, or a pass
+//! before on the same version of it, says that it was verified (a UID that was gone stays gone): that saves requests, nothing more.
+//! Before the receipt and the release all steps are walked once more without that word, so that S3 rests on live reads of that very
+//! pass. Nothing is ever a lock (S9), and a crash anywhere is harmless. The spec is never validated here.
 
 mod archive;
 pub mod custody;
@@ -51,8 +51,8 @@ pub(super) enum State {
     Done(Outcome, String),
     /// One more request.
     Do(Box<Action>),
-    /// Wait for a look at the archive that has begun.
-    Checking,
+    /// Wait for a look at the archive that has begun; longer than it may take, maybe.
+    Checking(Option<Blocker>),
     /// Wait for something that comes by itself.
     Wait(Duration),
     /// Wait for something that does not come by itself.
@@ -122,6 +122,7 @@ impl Context<'_> {
         self.deletion()?.steps.get(STEPS[i].0).or_else(|| self.view.passed.get(i))
     }
 
+    /// The state of a step that needs no look again.
     fn recorded(&self, i: usize) -> Option<State> {
         let noted = self.noted(i)?;
         let outcome =
@@ -189,9 +190,9 @@ fn advance(context: &mut Context<'_>, state: State) -> Option<Plan> {
         // The store may be down, and the namespace is asked not to wait for it.
         State::Do(action) if matches!(*action, Action::PutReceipt(_)) && let_go(context) => Some(hand_off(context)),
         State::Do(action) => Some(paused(context, Next::Do(*action), None)),
-        State::Checking | State::Wait(_) | State::Blocked(..) if let_go(context) => Some(hand_off(context)),
-        State::Checking => {
-            let mut plan = paused(context, Next::Wait(Duration::from_secs(15)), None);
+        State::Checking(_) | State::Wait(_) | State::Blocked(..) if let_go(context) => Some(hand_off(context)),
+        State::Checking(overdue) => {
+            let mut plan = paused(context, Next::Wait(Duration::from_secs(15)), overdue);
             plan.report.checking = true;
             Some(plan)
         }

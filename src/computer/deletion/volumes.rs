@@ -106,7 +106,7 @@ fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord) -> Restore {
     let Some(claim) = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref()) else { return Restore::NoClaim };
     let test = |path: &str, value: &Option<String>| json!({"op": "test", "path": path, "value": value});
     let mut operations = vec![test("/metadata/uid", &pv.metadata.uid)];
-    // Between the claims it has a name only, until the volume controller has bound it.
+    // One that was mended by hand may have a name only.
     match &claim.uid {
         Some(_) => operations.push(test("/spec/claimRef/uid", &claim.uid)),
         None => operations.extend([test("/spec/claimRef/namespace", &claim.namespace), test("/spec/claimRef/name", &claim.name)]),

@@ -9,6 +9,7 @@ use crate::computer::action::Action;
 use crate::computer::pod;
 use crate::computer::view::{ClassState, View, has_finalizer};
 use crate::credentials::{ComputerId, Key};
+use crate::record::names::Child;
 use crate::resources::conditions::types;
 use crate::resources::{
     Children, Computer, ComputerClass, ComputerRecordSpec, ComputerRecordStatus, PodRecord, Provider, Snapshot, quantity,
@@ -99,7 +100,7 @@ fn bytes(size: &Quantity) -> f64 {
 /// The record: names of all children that will ever be made, before the first of them (S5).
 fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> State {
     let suffix = &view.fresh.suffix;
-    let claim = format!("home-{suffix}");
+    let claim = Child::Home.name(suffix);
     let snapshot = match class.map(|c| pod::desired(c, &computer.spec, &claim).map(|p| pod::snapshot(c, &computer.spec, &p))) {
         None => Snapshot::default(),
         Some(Ok(snapshot)) => snapshot,
@@ -108,9 +109,9 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
     let managed = class.is_some();
     let children = Children {
         claim_name: managed.then_some(claim),
-        secret_name: Some(secret_name(suffix)),
+        secret_name: Some(Child::Key.name(suffix)),
         pods: if managed && !computer.spec.suspended {
-            vec![PodRecord { name: pod_name(suffix), ..PodRecord::default() }]
+            vec![PodRecord { name: Child::Machine.name(suffix), ..PodRecord::default() }]
         } else {
             Vec::new()
         },
@@ -132,12 +133,4 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
 pub(super) fn fresh_key(view: &View) -> Key {
     let computer = ComputerId { namespace: view.namespace.clone(), name: view.name.clone(), uid: view.uid.clone() };
     Key::new(computer, view.fresh.key)
-}
-
-pub(super) fn secret_name(suffix: &str) -> String {
-    format!("computer-key-{suffix}")
-}
-
-pub(super) fn pod_name(suffix: &str) -> String {
-    format!("machine-{suffix}")
 }

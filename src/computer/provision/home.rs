@@ -8,6 +8,7 @@ use crate::computer::action::{Action, Object, Subject};
 use crate::computer::deletion::custody::claim_ref_patch;
 use crate::computer::view::ClassState;
 use crate::computer::{pod, volume};
+use crate::record::names::Child;
 use crate::resources::{CredentialState, VolumeRecord};
 
 /// The claim exists.
@@ -30,7 +31,7 @@ pub(super) fn create(context: &Context<'_>) -> State {
 
 /// Another name, on record before the create; the old claim is gone for good.
 fn rename(context: &Context<'_>) -> State {
-    let name = format!("home-{}", context.view.fresh.suffix);
+    let name = Child::Home.name(&context.view.fresh.suffix);
     context.save(|r| {
         let children = &mut r.spec.state.children;
         children.claim_name = Some(name);

@@ -3,10 +3,11 @@
 
 use k8s_openapi::api::core::v1::Secret;
 
-use super::begin::{fresh_key, secret_name};
+use super::begin::fresh_key;
 use super::{Context, State};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::pod;
+use crate::record::names::Child;
 use crate::resources::CredentialState;
 
 pub(super) fn issue(context: &Context<'_>) -> State {
@@ -44,7 +45,7 @@ fn ours(context: &Context<'_>) -> bool {
 fn another(context: &Context<'_>) -> State {
     let fresh = context.view;
     context.save(|r| {
-        r.spec.state.children.secret_name = Some(secret_name(&fresh.fresh.suffix));
+        r.spec.state.children.secret_name = Some(Child::Key.name(&fresh.fresh.suffix));
         r.spec.state.key_hash = Some(fresh_key(fresh).hash());
     })
 }

@@ -4,12 +4,13 @@
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Context, State, begin, home};
+use super::{Context, State, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::pod;
 use crate::computer::stopped::{Writers, overstays, remove_finalizer_patch, writers};
 use crate::computer::view::ClassState;
 use crate::guards::{self, Guard};
+use crate::record::names::Child;
 use crate::resources::{CredentialState, POD_FINALIZER, Phase, PodRecord};
 
 /// Seconds between two pods of one computer: a pod that fails at once must not become a storm.
@@ -145,7 +146,7 @@ fn next_pod(context: &Context<'_>) -> State {
     if let Some(state) = home::going(context) {
         return state;
     }
-    let name = begin::pod_name(&context.view.fresh.suffix);
+    let name = Child::Machine.name(&context.view.fresh.suffix);
     if context.record.spec.state.children.pods.iter().any(|p| p.name == name) {
         return State::wait(1);
     }

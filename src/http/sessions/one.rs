@@ -22,6 +22,7 @@ use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Body;
 use crate::resources::{MANAGER, Provider, Session, SessionSpec};
 use crate::runtime::client::call;
+use crate::runtime::clock;
 
 /// A new session.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -197,7 +198,7 @@ pub async fn update_session(
 )]
 pub async fn delete_session(State(shared): State<Arc<Shared>>, caller: Caller, SessionId(id): SessionId) -> Result<StatusCode, ApiError> {
     let session = super::permitted(&shared, &caller, "delete", &id).await?;
-    let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+    let now = Timestamp::from_second(clock::now().as_second()).unwrap_or_default();
     super::change(&shared, &session, json!({"op": "add", "path": "/spec/deletedAt", "value": Time(now)})).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -88,4 +88,52 @@ fn files_are_said_to_be_given_up_by_whoever_gave_them_up() {
     }
     let pod = archive_pod(&mut world);
     assert!(by(pod).is_empty() && pod.metadata.uid != first, "S11: a withdrawn override still gives files up");
+    // Two that say the same are two decisions all the same.
+    for (name, uid) in [("first", "1"), ("second", "2")] {
+        let mut decision = skip("unreadable-files");
+        (decision[0].metadata.name, decision[0].metadata.uid) = (Some(name.to_owned()), Some(uid.to_owned()));
+        world.overrides = decision;
+        let pod = archive_pod(&mut world);
+        pod.status = from(json!({"phase": "Pending"}));
+        crate::runtime::strip::pod(pod);
+        for _ in 0..6 {
+            pass(&mut world);
+        }
+        assert!(by(archive_pod(&mut world)).contains(name), "S11: {name} is not named");
+    }
+}
+
+/// L2: an archive that takes for ever to be read back is told about; a look that is in time is not.
+#[test]
+fn a_look_at_the_archive_is_told_only_when_it_takes_long() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world);
+    let looking = |world: &World| {
+        let mut view = world.view(true);
+        view.archive = Some(crate::archive::Verification::Running);
+        plan(&view).report
+    };
+    let report = looking(&world);
+    assert!(report.checking && report.blocker.is_none(), "{report:?}");
+    world.now += 2 * 3600;
+    let report = looking(&world);
+    assert!(report.checking && report.blocker.is_some_and(|b| b.reason == "ArchiveOverdue"), "L2");
+}
+
+/// S5: an admin has bound the volume to another claim in advance, by name only, as one does.
+#[test]
+fn a_volume_that_is_given_away_by_name_keeps_its_policy() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    let now = Time(world.time());
+    world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(now);
+    let claim = from(json!({"namespace": "another", "name": "database"}));
+    world.volume.as_mut().unwrap().spec.as_mut().unwrap().claim_ref = Some(claim);
+    world.claims.clear();
+    for _ in 0..10 {
+        pass(&mut world);
+    }
+    assert_eq!(pass(&mut world).report.blocker.map(|b| b.reason), Some("VolumeTaken"));
+    let spec = world.volume.expect("S5: it is gone").spec.unwrap();
+    assert_eq!(spec.persistent_volume_reclaim_policy.as_deref(), Some("Retain"), "S5");
 }

@@ -7,7 +7,8 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IntoDeserializer as _};
+use serde::{Deserialize as _, Deserializer};
 
 use super::Shared;
 use super::auth::{Caller, authenticate};
@@ -15,7 +16,7 @@ use super::error::ApiError;
 use super::layers::Who;
 use crate::credentials::ComputerId;
 
-/// A JSON body.
+/// A JSON body: an object, as all that are described.
 pub struct Body<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
@@ -38,8 +39,21 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
                 return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, detail));
             }
         };
+        // Serde reads a struct from a list of its fields' values too.
+        if !bytes.trim_ascii_start().starts_with(b"{") {
+            return Err(ApiError::invalid("the body is not what is expected: it has to be a JSON object, `{...}`"));
+        }
         serde_json::from_slice(&bytes).map(Self).map_err(|error| ApiError::invalid(format!("the body is not what is expected: {error}")))
     }
+}
+
+/// One of an enum's words, or `null`. Serde itself reads `{"word": null}` for it too.
+///
+/// # Errors
+/// What is another word, or none.
+pub fn word<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
+    let word = Option::<String>::deserialize(from)?;
+    word.map(|word| T::deserialize(word.into_deserializer())).transpose()
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -177,6 +177,29 @@ proptest! {
     }
 }
 
+/// A list is no object, though serde reads a struct from one: the HTTP fuzzer found a session made of `[null, null, null]`. Nor is
+/// `{"e2b": null}` a word.
+#[test]
+fn what_only_serde_takes_for_the_described_body_is_refused() {
+    let send = |method: &str, path: &str, body: Value| {
+        let request = Request::builder().method(method).uri(path).header("authorization", "Bearer a.b.c");
+        conforms(request.header("content-type", "application/json").body(Body::from(format!(" \n{body}"))).unwrap()).unwrap()
+    };
+    let (computer, session) = (format!("/api/v0/computers/{}", id()), format!("/api/v0/sessions/{}", id()));
+    let lists = [
+        ("POST", "/api/v0/computers", json!(["box", "dev", null, null, null, null])),
+        ("PATCH", &computer, json!([null, "other", null])),
+        ("POST", "/api/v0/sessions", json!([id(), null, null])),
+        ("PATCH", &session, json!([{}])),
+    ];
+    for (method, path, body) in lists {
+        assert_eq!(send(method, path, body), 400, "{method} {path}");
+    }
+    assert_eq!(send("POST", "/api/v0/computers", json!({"name": "box", "remoteUser": "dev", "provider": {"e2b": null}})), 400);
+    assert_eq!(send("POST", "/api/v0/computers", json!({"name": "box", "remoteUser": "dev", "provider": "e2b"})), 201);
+    assert_eq!(send("POST", "/api/v0/computers", json!({"name": "box", "remoteUser": "dev", "provider": null})), 201);
+}
+
 /// The cluster of these tests lets a good request through: the refusals above are not all there is.
 #[test]
 fn good_requests_are_served() {

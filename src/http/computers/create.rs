@@ -18,7 +18,7 @@ use crate::http::Shared;
 use crate::http::access::{self, Target};
 use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
-use crate::http::extract::{Body, Params};
+use crate::http::extract::{Body, Params, word};
 use crate::resources::{Computer, ComputerSpec, DELETION_FINALIZER, MANAGER, Provider};
 use crate::runtime::client::{ErrorClass, call, classify};
 
@@ -33,7 +33,7 @@ pub struct CreateComputer {
     #[schema(min_length = 1, max_length = 63)]
     remote_user: String,
     /// `e2b` (the default): a machine of this cluster. `byom`: one of yours, which only gets a key.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "word")]
     provider: Option<ProviderType>,
     /// Repositories to work on.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -73,6 +73,9 @@ pub(crate) fn fresh(sources: &Sources) -> Fresh {
     Fresh { key: sources.bytes(), suffix: hex::encode(sources.bytes::<16>()) }
 }
 
+/// Earlier archive attempts whose pods are looked for: another leader may have made the last one again, on an older word (S10).
+const EARLIER: i32 = 5;
+
 /// Children and custody objects that the record names, as far as the caches hold them.
 fn cached_facts(caches: &Caches, view: &mut View) {
     let Some(record) = view.record.clone() else { return };
@@ -83,7 +86,7 @@ fn cached_facts(caches: &Caches, view: &mut View) {
     let mut claims: Vec<(String, String)> = children.claim_name.iter().map(|n| (tenant.clone(), n.clone())).collect();
     if let Some(deletion) = &record.spec.state.deletion {
         let attempt = deletion.custody.as_ref().map_or(1, |c| c.attempt.max(1));
-        pods.push((own.clone(), view.archive_pod_name(attempt)));
+        pods.extend((attempt.saturating_sub(EARLIER).max(1)..=attempt).map(|n| (own.clone(), view.archive_pod_name(n))));
         claims.push((own, view.custody_claim_name()));
     }
     for (namespace, name) in pods {

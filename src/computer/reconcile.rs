@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use kube::runtime::events::{Event, EventType, Recorder};
-use kube::{Client, Resource};
 
 use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
+use super::events::Events;
 use super::latest::Latest;
 use super::observe::observe;
 use super::plan::{Blocker, Next, Plan, Report, plan};
@@ -26,8 +25,6 @@ use crate::session::Marker;
 
 /// Requests that one pass may make before it lets others run; a life needs fewer than this.
 const MAX_REQUESTS: usize = 60;
-/// Longest time for one event.
-const EVENT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Everything a pass needs.
 pub struct Reconciler {
@@ -44,7 +41,7 @@ pub struct Reconciler {
     /// Figures.
     pub metrics: Arc<Metrics>,
     /// Publishes events, best effort.
-    pub recorder: Recorder,
+    pub events: Events,
     /// Marks Sessions.
     pub marker: Marker,
     /// Time of day and randomness.
@@ -80,6 +77,7 @@ impl Reconciler {
             return after(&plan.next);
         }
         let told = self.publish(&view, &plan.report).await;
+        self.events.of_record(&view, &plan.report).await;
         self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
         let next = self.next_run(uid, &plan, error);
         if told { next } else { Some(next.map_or(Written::PAUSE, |n| n.min(Written::PAUSE))) }
@@ -90,23 +88,23 @@ impl Reconciler {
         if let Err(error) = self.confirm_missing(view).await {
             return (Plan { next: Next::Settled, report: Report::default() }, Some(error));
         }
-        let mut live = false;
+        let mut looked = false;
         for _ in 0..MAX_REQUESTS {
             view.now = self.sources.now();
             let current = plan(view);
             let Next::Do(action) = &current.next else { return (current, None) };
-            if matches!(action, Action::Create(_)) && !live && guards::on(Guard::LiveRecord) {
+            if matches!(action, Action::Create(_)) && !looked && guards::on(Guard::LiveRecord) {
                 if let Err(error) = self.look_again(view).await {
                     return (current, Some(error));
                 }
-                live = true;
+                looked = true;
                 continue;
             }
             tracing::debug!(uid = %view.uid, action = name(action), "next request");
             match self.applier.apply(action.clone(), view).await {
                 Ok(effect) => {
                     let of_record = matches!(effect, Effect::Record(_) | Effect::Overtaken(_));
-                    live |= of_record;
+                    looked = of_record;
                     let archived_before = archived(view);
                     view.absorb(effect);
                     if of_record {
@@ -122,8 +120,8 @@ impl Reconciler {
         (Plan { next: Next::Wait(Duration::from_secs(1)), report: plan(view).report }, None)
     }
 
-    /// Nothing is made on the word of an old record: a cache that lags would make again what this replica or another one has made
-    /// and taken away meanwhile, for as long as it lags, and leave the last of it behind (S6).
+    /// Nothing is made on the word of an old record, be it a cache that lags or a look that other requests came after: it would make
+    /// again what this replica or another one has made and taken away meanwhile, and leave the last of it behind (S6).
     async fn look_again(&self, view: &mut View) -> Result<(), Error> {
         let version = |r: &ComputerRecord| r.metadata.resource_version.clone();
         match self.applier.find_record(&view.uid).await? {
@@ -164,42 +162,12 @@ impl Reconciler {
         match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
             Ok(_) => {
                 self.written.note(&view.uid, &new);
-                self.events(view, computer, report).await;
+                self.events.of_steps(view, computer, report).await;
             }
             // Gone, or another UID: there is nobody to tell.
             Err(error) => tracing::debug!(uid = %view.uid, %error, "the status was not written"),
         }
         true
-    }
-
-    /// One event for each deletion step that changed its state. Best effort: a terminating namespace refuses them.
-    async fn events(&self, view: &View, computer: &Computer, report: &Report) {
-        if view.namespace_terminating {
-            return;
-        }
-        let old = computer.status.as_ref().map(|s| s.deletion_steps.clone()).unwrap_or_default();
-        let reference = ObjectReference { uid: Some(view.uid.clone()), ..computer.object_ref(&()) };
-        for step in &report.deletion {
-            let before = old.iter().find(|o| o.id == step.id).map_or(StepStatus::Pending, |o| o.status);
-            if step.status == before || step.status == StepStatus::Pending {
-                continue;
-            }
-            let blocked = step.status == StepStatus::Blocked;
-            let note = step.error.clone().unwrap_or_else(|| format!("{}: {:?}", step.name, step.status));
-            let event = Event {
-                type_: if blocked { EventType::Warning } else { EventType::Normal },
-                reason: reason_of(step),
-                note: Some(crate::resources::conditions::truncate(&note, 1000)),
-                action: step.id.clone(),
-                secondary: None,
-            };
-            // kube tries a 503 again for ever: an event is not worth a slot.
-            match tokio::time::timeout(EVENT_TIMEOUT, self.recorder.publish(&event, &reference)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(uid = %view.uid, %error, "the event was not published"),
-                Err(_) => tracing::debug!(uid = %view.uid, "the event was not published in time"),
-            }
-        }
     }
 
     fn next_run(&self, uid: &str, plan: &Plan, error: Option<Error>) -> Option<Duration> {
@@ -284,12 +252,6 @@ fn explain(report: &mut Report, error: &Error) {
         report.ready = Some((false, reason, message.clone()));
     }
     report.blocker = Some(Blocker { reason, message });
-}
-
-/// Event reason of a step: `UpperCamelCase`, bounded.
-fn reason_of(step: &crate::resources::Step) -> String {
-    let id: String = step.id.split('-').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
-    format!("{id}{:?}", step.status)
 }
 
 fn name(action: &Action) -> String {

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeCl
 use super::action::{Effect, Fact, Subject};
 use crate::archive::Verification;
 use crate::guards::{self, Guard};
+use crate::record::names::Child;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep, SubjectOutcome};
 
 /// Operator settings that plans need.
@@ -100,6 +101,7 @@ impl View {
             }
             // What was finished on the version before stands in the new one, if we wrote it ourselves.
             Effect::Record(record) => {
+                self.drawn(&record);
                 self.record = Some(*record);
                 self.passed.clear();
             }
@@ -113,6 +115,23 @@ impl View {
             }
             Effect::Archive(verification) => self.archive = Some(verification),
             Effect::ReceiptStored(bytes) => self.receipt = Some(bytes),
+        }
+    }
+
+    /// Names that this pass has drawn, and has just put on record, are nobody's yet: they need not be looked for.
+    fn drawn(&mut self, saved: &ComputerRecord) {
+        let (claim, pod) = (Child::Home.name(&self.fresh.suffix), Child::Machine.name(&self.fresh.suffix));
+        let on_record = |record: Option<&ComputerRecord>| {
+            let children = record.map(|r| &r.spec.state.children);
+            let claimed = children.is_some_and(|c| c.claim_name.as_ref() == Some(&claim));
+            (claimed, children.is_some_and(|c| c.pods.iter().any(|p| p.name == pod)))
+        };
+        let (before, after) = (on_record(self.record.as_ref()), on_record(Some(saved)));
+        if after.0 && !before.0 {
+            self.facts.insert(Subject::claim(&self.namespace, &claim), Fact::Gone);
+        }
+        if after.1 && !before.1 {
+            self.facts.insert(Subject::pod(&self.namespace, &pod), Fact::Gone);
         }
     }
 

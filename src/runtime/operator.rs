@@ -16,6 +16,7 @@ use super::sources::Sources;
 use super::{caches, client, health, lease, queue};
 use crate::archive::{Archives, ingest, store_volume};
 use crate::computer::apply::Applier;
+use crate::computer::events::Events;
 use crate::computer::latest::Latest;
 use crate::computer::reconcile::Reconciler;
 use crate::computer::status::Written;
@@ -118,7 +119,7 @@ impl Leader {
             applier: Applier::new(self.client.clone(), Arc::clone(&self.archives), self.settings.namespace.clone()),
             backoff: Backoff::with_seed(u64::from_le_bytes(self.sources.bytes())),
             metrics: self.metrics,
-            recorder: Recorder::new(self.client.clone(), reporter),
+            events: Events::new(Recorder::new(self.client.clone(), reporter)),
             marker: Marker::new(self.client, self.archives),
             sources: self.sources,
             latest: Latest::default(),

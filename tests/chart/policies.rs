@@ -1,5 +1,6 @@
 //! What an editor of a namespace sends, and what the admission policies answer.
 
+use computer_operator::record::names::Child;
 use serde_json::{Value, json};
 use xtask::chart::{self, Helm};
 
@@ -42,6 +43,7 @@ pub fn hold(server: &Server, helm: &Helm) {
     assert_eq!(finalizers("box"), r#"["computer-operator.dev/deletion"]"#);
     deletion(server, &anna);
     reserved(server, &anna);
+    drawn_names(server, &anna);
     keys(server);
     sessions(server, &anna);
     // A cluster that does not serve the mutating policy: there stripping is refused.
@@ -107,6 +109,37 @@ fn reserved(server: &Server, anna: Send<'_>) {
         server.kubectl(&["label", kind, "planted", "-n", "team", "computer-operator.dev/computer-uid=u"], "").unwrap();
         anna(&["label", kind, "planted", "more=yes"], "").unwrap();
         refused(kind, anna(&["label", kind, "planted", "computer-operator.dev/computer-uid-"], ""), "are the operator's");
+    }
+}
+
+/// Nobody else takes a name that the operator may have drawn, whole or by what the API server puts after it; others are free.
+fn drawn_names(server: &Server, anna: Send<'_>) {
+    let object = |kind: &str, metadata: Value| {
+        let spec = match kind {
+            "Pod" => json!({"containers": [{"name": "c", "image": "none"}]}),
+            "PersistentVolumeClaim" => json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}),
+            _ => Value::Null,
+        };
+        let mut object = json!({"apiVersion": "v1", "kind": kind, "metadata": metadata});
+        if spec != Value::Null {
+            object["spec"] = spec;
+        }
+        object.to_string()
+    };
+    let hex = "0123456789abcdef".repeat(2);
+    let children = [("Pod", Child::Machine), ("PersistentVolumeClaim", Child::Home), ("Secret", Child::Key)];
+    let names = children.map(|(kind, child)| (kind, child.name(&hex)));
+    for (kind, drawn) in names.into_iter().chain([("Secret", format!("api-key-{hex}"))]) {
+        let dry = |metadata| anna(&["create", "--dry-run=server", "-f", "-"], &object(kind, metadata));
+        let prefix = &drawn[..drawn.len() - 5];
+        refused(kind, dry(json!({"name": drawn})), "names that the operator draws");
+        refused(kind, dry(json!({"generateName": prefix})), "names that the operator draws");
+        for (field, free) in [("name", prefix), ("name", &format!("{drawn}0")), ("name", &format!("x{drawn}")), ("generateName", &drawn)] {
+            dry(json!({field: free})).unwrap();
+        }
+        server
+            .kubectl(&["create", "-n", "team", "--dry-run=server", "-f", "-"], &object(kind, json!({"name": drawn})))
+            .expect("who may release");
     }
 }
 

@@ -8,7 +8,7 @@ use computer_operator::resources::{DELETION_FINALIZER, RecordPhase};
 use serde_json::json;
 
 use crate::Scenario;
-use crate::harness::{Bench, LONG, StoreDown, eventually};
+use crate::harness::{Bench, LONG, SYSTEM, StoreDown, eventually};
 
 pub fn all() -> Vec<Scenario> {
     crate::scenarios![
@@ -149,6 +149,12 @@ async fn hand_off_while_the_store_is_down(bench: Arc<Bench>) -> Result<()> {
     ensure!(!bench.authenticates(&token).await?, "S2");
     let record = bench.record(&uid).await?.context("a record")?;
     ensure!(record.spec.state.phase == RecordPhase::Deleting && record.spec.state.deletion.is_some_and(|d| d.handed_off), "not handed off");
+    // There is no Computer any more whose condition could say it.
+    eventually("kubectl describe of the record says why it is stuck", LONG, || async {
+        let told = bench.kubectl(&["describe", "computerrecord", &uid, "-n", SYSTEM], "").await?;
+        Ok((told.contains("Warning") && told.contains("StoreUnavailable")).then_some(()))
+    })
+    .await?;
     drop(down);
     bench.archived(&uid, 3).await.map(drop)
 }

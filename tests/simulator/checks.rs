@@ -6,9 +6,9 @@ use computer_operator::resources::{ComputerRecord, CredentialState, RecordPhase,
 use serde_json::Value;
 
 use crate::actors::archive::packed;
-use crate::api::State;
 use crate::api::state::Change;
 use crate::api::value::{deleting, name, namespace, text, uid};
+use crate::api::{Actor, State};
 use crate::moves::{SYSTEM, holds};
 use crate::observer::Observer;
 
@@ -44,7 +44,7 @@ fn computer(observer: &mut Observer, state: &State, change: &Change) {
     let Some(before) = change.before.as_deref() else { return observer.violation("S5: the operator created a Computer".to_owned()) };
     let (held, holds_now) = (holds(before), change.after.as_deref().is_some_and(holds));
     if held && !holds_now {
-        released(observer, state, &of, deleting(before));
+        released(observer, state, &of, change.actor, deleting(before));
     }
     if !held && holds_now && deleting(before) {
         observer.violation(format!("S8: the finalizer was added to {of}, which is being deleted"));
@@ -61,14 +61,14 @@ fn computer(observer: &mut Observer, state: &State, change: &Change) {
 }
 
 /// S3: everything of this computer is gone, its key is dead, its receipt is stored.
-fn released(observer: &mut Observer, state: &State, of: &str, in_order: bool) {
+fn released(observer: &mut Observer, state: &State, of: &str, by: Actor, in_order: bool) {
     let mut broken = Vec::new();
     let record = record(state, of);
     let deletion = record.as_ref().and_then(|r| r.spec.state.deletion.clone());
     let handed_off = deletion.as_ref().is_some_and(|d| d.handed_off);
     for kind in ["pods", "persistentvolumeclaims", "secrets"] {
         for object in state.all(kind).filter(|v| observer.owner(uid(v)).is_some_and(|c| c == of)) {
-            if namespace(object) != SYSTEM || !handed_off {
+            if (namespace(object) != SYSTEM || !handed_off) && !observer.came_late(by, kind, object) {
                 broken.push(format!("{kind} {} is still there", name(object)));
             }
         }

@@ -39,12 +39,21 @@ pub struct Fate {
     keys: Vec<Key>,
 }
 
+/// Kind, namespace and name.
+type Named = (Kind, String, String);
+
 #[derive(Default)]
 pub struct Observer {
     violations: Vec<String>,
     pub fates: BTreeMap<String, Fate>,
     /// Objects that an operator created: their UID, and that of their computer.
     owned: BTreeMap<String, String>,
+    /// Who created each of them, and when.
+    born: BTreeMap<String, (Actor, Instant)>,
+    /// When the last child of each name went away.
+    ended: BTreeMap<Named, Instant>,
+    /// When each replica was last told by the API server that there is none of that name.
+    absent: BTreeMap<(usize, Named), Instant>,
     /// Creates and deletes of the operators, by kind.
     pub creates: BTreeMap<Kind, usize>,
     pub deletes: BTreeMap<Kind, usize>,
@@ -120,6 +129,23 @@ impl Observer {
     /// Whether a manifest is there whose objects the store has lost.
     pub fn damaged(&self, computer: &str) -> bool {
         self.lossy && self.in_store(&manifest_key(computer)).is_some() && self.archive(computer).is_none()
+    }
+
+    /// A replica was answered that there is no such object.
+    pub fn told_absent(&mut self, actor: Actor, kind: Kind, within: &str, called: &str) {
+        if let Actor::Operator(replica) = actor {
+            self.absent.insert((replica, (kind, within.to_owned(), called.to_owned())), Instant::now());
+        }
+    }
+
+    /// Whether a child came true too late for this replica to know of it: another one's create that was still on its way when what it had
+    /// made before was taken away, and when this replica had looked. No look can rule that out (docs/reliability.md); it must be gone
+    /// at the end (S6).
+    pub fn came_late(&self, actor: Actor, kind: Kind, object: &Value) -> bool {
+        let (Actor::Operator(replica), Some((by, born))) = (actor, self.born.get(uid(object))) else { return false };
+        let named = (kind, namespace(object).to_owned(), name(object).to_owned());
+        let (Some(ended), Some(looked)) = (self.ended.get(&named), self.absent.get(&(replica, named.clone()))) else { return false };
+        *by != actor && ended <= looked && looked <= born
     }
 
     /// A replica's watch has shown a change.
@@ -201,12 +227,16 @@ impl Observer {
                 fate.dying.get_or_insert_with(Instant::now);
             }
         }
+        if change.after.is_none() {
+            self.ended.insert((change.kind, namespace(object).to_owned(), name(object).to_owned()), Instant::now());
+        }
         let created = change.before.is_none() && change.actor.is_operator();
         if created
             && matches!(change.kind, "pods" | "persistentvolumeclaims" | "secrets")
             && let Some(computer) = computer_of(object)
         {
             self.owned.insert(uid(object).to_owned(), computer.to_owned());
+            self.born.insert(uid(object).to_owned(), (change.actor, Instant::now()));
             if let Some(key) = token(object) {
                 self.fates.entry(computer.to_owned()).and_modify(|f| f.keys.push(key));
             }

@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. Each is run with every matrix.
 
 /// What was found, and the case that showed it.
-pub const ALL: [(&str, &str); 10] = [
+pub const ALL: [(&str, &str); 14] = [
     (
         "a store that fails at once was asked, reported and asked again without a pause, seven times a second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -41,5 +41,21 @@ pub const ALL: [(&str, &str); 10] = [
     (
         "a home whose claim was made again was pointed at it before the claim was on record: a deletion right then waited for ever",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":24,"side":"After","act":{"Do":"DeleteClaims"}},{"at":24,"side":"After","act":{"Do":"ForcePods"}},{"at":41,"side":"After","act":{"Crash":{"down":90000,"moves":["Delete"]}}}]}"#,
+    ),
+    (
+        "a second leader made a pod again on the word of a look that five requests had come after; the record named another UID by then",
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":33,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
+    ),
+    (
+        "the same with an archive pod: that of an earlier attempt held the custody claim for good",
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":111,"side":"After","act":{"Do":"WreckCustody"}}]}"#,
+    ),
+    (
+        "a custody claim made again by a leader whose create had met the other one's, which was taken away before it could be read",
+        r#"{"life":"Retained","leaders":2,"seed":1,"faults":[{"at":95,"side":"Before","act":{"Slow":600}}]}"#,
+    ),
+    (
+        "a create that was on its way for 600 ms came true in the moment of the release: excused, as long as it is taken away",
+        r#"{"life":"Retained","leaders":2,"seed":1,"faults":[{"at":92,"side":"Before","act":{"Slow":600}}]}"#,
     ),
 ];

@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use serde_json::json;
 
 use super::{Context, Outcome, State};
-use crate::computer::action::{Action, Subject};
+use crate::computer::action::{Action, Fact, Subject};
 use crate::computer::volume;
 use crate::guards::{self, Guard};
 use crate::resources::{ArchivePolicy, ORIGINAL_POLICY_ANNOTATION, SkippableStep, UID_LABEL, VolumeRecord};
@@ -121,22 +121,27 @@ fn never_in_custody(context: &Context<'_>) -> bool {
     !recorded && context.record.spec.snapshot.archive.policy == ArchivePolicy::None
 }
 
+/// The archive pods of all attempts: in our namespace the name is proof, nobody else can make one there.
 fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
     if never_in_custody(context) || !guards::on(Guard::CustodyGone) {
         return None;
     }
-    let custody = context.deletion()?.custody.as_ref();
     let namespace = &context.view.settings.namespace;
-    let name = context.view.archive_pod_name(custody.map_or(1, |c| c.attempt.max(1)));
-    let subject = Subject::pod(namespace, &name);
-    match context.view.pod(namespace, &name) {
-        None => Some(State::act(Action::Read(subject))),
-        Some(Some(pod)) if pod.metadata.deletion_timestamp.is_none() => {
-            Some(State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() }))
-        }
-        Some(Some(_)) => Some(State::wait(15)),
-        Some(None) => None,
+    let ours = |subject: &Subject| matches!(subject, Subject::Pod { namespace: of, .. } if of == namespace);
+    for (subject, fact) in context.view.facts.iter().filter(|(subject, _)| ours(subject)) {
+        let Fact::Pod(pod) = fact else { continue };
+        return Some(match &pod.metadata.uid {
+            Some(uid) if pod.metadata.deletion_timestamp.is_none() => {
+                State::act(Action::Delete { subject: subject.clone(), uid: uid.clone() })
+            }
+            _ => State::wait(15),
+        });
     }
+    // A cache never proves that the latest one is gone.
+    let custody = context.deletion()?.custody.as_ref();
+    let name = context.view.archive_pod_name(custody.map_or(1, |c| c.attempt.max(1)));
+    let known = context.view.pod(namespace, &name).is_some();
+    (!known).then(|| State::act(Action::Read(Subject::pod(namespace, &name))))
 }
 
 fn custody_claim_gone(context: &Context<'_>) -> Option<State> {

@@ -160,7 +160,13 @@ fn perform(
         };
     };
     match *method {
-        Method::GET => state.read(kind, within, name),
+        Method::GET => {
+            let found = state.read(kind, within, name);
+            if found.is_err() {
+                state.observer.told_absent(caller.actor, kind, within, name);
+            }
+            found
+        }
         Method::PUT => state.update(caller.actor, kind, within, name, json()?, target.part()),
         Method::DELETE => state.delete(caller.actor, kind, within, name, &delete_options(&json().unwrap_or_default(), dry_run)),
         Method::PATCH => {

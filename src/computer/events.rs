@@ -1,0 +1,125 @@
+//! Events: each deletion step that changed its state, on the Computer; and why a deletion stands still whose Computer is gone, on its
+//! record. Best effort: a terminating namespace refuses events, and nothing ever waits for one.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Resource as _;
+use kube::runtime::events::{Event, EventType, Recorder};
+use tokio::time::Instant;
+
+use super::plan::{Blocker, Report};
+use super::view::View;
+use crate::resources::conditions::truncate;
+use crate::resources::{Computer, Phase, Step, StepStatus};
+
+/// Longest time for one event.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the same is not told again of a record: the API server keeps events for an hour.
+const AGAIN: Duration = Duration::from_mins(50);
+/// The API's bound on a note is 1,024 bytes.
+const NOTE: usize = 1000;
+
+/// Publishes events.
+pub struct Events {
+    recorder: Recorder,
+    /// What was told of records, by UID of the computer.
+    told: Mutex<HashMap<String, (Blocker, Instant)>>,
+}
+
+impl Events {
+    /// Publishes through the recorder.
+    pub fn new(recorder: Recorder) -> Self {
+        Self { recorder, told: Mutex::default() }
+    }
+
+    /// One event for each deletion step that the Computer's old status shows in another state.
+    pub async fn of_steps(&self, view: &View, computer: &Computer, report: &Report) {
+        if view.namespace_terminating {
+            return;
+        }
+        let old = computer.status.as_ref().map(|s| s.deletion_steps.clone()).unwrap_or_default();
+        let reference = ObjectReference { uid: Some(view.uid.clone()), ..computer.object_ref(&()) };
+        for step in &report.deletion {
+            let before = old.iter().find(|o| o.id == step.id).map_or(StepStatus::Pending, |o| o.status);
+            if step.status == before || step.status == StepStatus::Pending {
+                continue;
+            }
+            let type_ = if step.status == StepStatus::Blocked { EventType::Warning } else { EventType::Normal };
+            let note = step.error.clone().unwrap_or_else(|| format!("{}: {:?}", step.name, step.status));
+            self.publish(event(type_, reason_of(step), &note, &step.id), &reference).await;
+        }
+    }
+
+    /// Why a deletion stands still whose Computer is gone: handed off, or its finalizer was stripped. There is no status to show it.
+    pub async fn of_record(&self, view: &View, report: &Report) {
+        let Some(record) = view.record.as_ref().filter(|_| view.computer.is_none() && report.phase == Some(Phase::Deleting)) else {
+            return;
+        };
+        if !self.news(&view.uid, report.blocker.as_ref()) {
+            return;
+        }
+        let Some(blocker) = &report.blocker else { return };
+        let step = report.current.as_deref().unwrap_or("deletion");
+        let event = event(EventType::Warning, blocker.reason.to_owned(), &format!("{step}: {}", blocker.message), step);
+        self.publish(event, &record.object_ref(&())).await;
+    }
+
+    /// Whether this has not been told yet, or long ago. What no longer stands still is forgotten.
+    fn news(&self, uid: &str, blocker: Option<&Blocker>) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(blocker) = blocker else {
+            told.remove(uid);
+            return false;
+        };
+        if told.get(uid).is_some_and(|(before, at)| before == blocker && at.elapsed() < AGAIN) {
+            return false;
+        }
+        // Whatever ended without this process is forgotten as well.
+        told.retain(|_, (_, at)| at.elapsed() < AGAIN);
+        told.insert(uid.to_owned(), (blocker.clone(), Instant::now()));
+        true
+    }
+
+    async fn publish(&self, event: Event, reference: &ObjectReference) {
+        // kube tries a 503 again for ever: an event is not worth a slot.
+        match tokio::time::timeout(TIMEOUT, self.recorder.publish(&event, reference)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(uid = ?reference.uid, %error, "the event was not published"),
+            Err(_) => tracing::debug!(uid = ?reference.uid, "the event was not published in time"),
+        }
+    }
+}
+
+fn event(type_: EventType, reason: String, note: &str, action: &str) -> Event {
+    Event { type_, reason, note: Some(truncate(note, NOTE)), action: action.to_owned(), secondary: None }
+}
+
+/// Event reason of a step: `UpperCamelCase`, bounded.
+fn reason_of(step: &Step) -> String {
+    let id: String = step.id.split('-').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
+    format!("{id}{:?}", step.status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_is_told_once_why_its_deletion_stands_still_and_again_only_when_that_is_forgotten() {
+        let client = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+        let events = Events::new(Recorder::new(client, "test".into()));
+        let blocker = |reason| Blocker { reason, message: String::new() };
+        assert!(events.news("u", Some(&blocker("VolumeTaken"))));
+        assert!(!events.news("u", Some(&blocker("VolumeTaken"))));
+        assert!(events.news("another", Some(&blocker("VolumeTaken"))), "each computer is told for itself");
+        assert!(events.news("u", Some(&blocker("ArchiveDamaged"))), "another reason is news");
+        assert!(!events.news("u", None));
+        assert!(events.told.lock().unwrap().len() == 1, "what goes on is forgotten");
+        assert!(events.news("u", Some(&blocker("ArchiveDamaged"))));
+        tokio::time::advance(AGAIN).await;
+        assert!(events.news("u", Some(&blocker("ArchiveDamaged"))), "the API server has forgotten it");
+    }
+}

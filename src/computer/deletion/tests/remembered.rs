@@ -137,3 +137,24 @@ fn a_volume_that_is_given_away_by_name_keeps_its_policy() {
     let spec = world.volume.expect("S5: it is gone").spec.unwrap();
     assert_eq!(spec.persistent_volume_reclaim_policy.as_deref(), Some("Retain"), "S5");
 }
+
+/// L1, S10: another leader, on an older word, has made the pod of an earlier attempt again. It would hold the custody claim for good.
+#[test]
+fn the_archive_pods_of_all_attempts_go() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let late = archive_pod(&mut world).clone();
+    let (namespace, name) = (late.metadata.namespace.clone().unwrap(), late.metadata.name.clone().unwrap());
+    let next = name.replace("-1", "-2");
+    assert_ne!(name, next);
+    let mut second = world.pods.remove(&(namespace.clone(), name.clone())).unwrap();
+    second.metadata.name = Some(next.clone());
+    world.pods.insert((namespace.clone(), next), second);
+    world.record.as_mut().unwrap().spec.state.deletion.as_mut().unwrap().custody.as_mut().unwrap().attempt = 2;
+    for n in 0..40 {
+        if n == 1 {
+            world.pods.insert((namespace.clone(), name.clone()), late.clone());
+        }
+        pass(&mut world);
+    }
+    assert!(world.pods.is_empty() && world.computer.is_none(), "{:?}", world.pods.keys());
+}

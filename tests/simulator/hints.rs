@@ -45,12 +45,12 @@ pub static TEETH: [Tooth; 30] = [
     tooth(
         Guard::LiveRecord,
         "Nothing is made on the word of a record that a cache holds",
-        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":93,"side":"Before","act":{"Slow":607}}]}"#,
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":28,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
     ),
     tooth(
         Guard::OldFacts,
         "What was learned before somebody else wrote the record is not held against it",
-        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":40,"side":"Before","act":{"Crash":{"down":500,"moves":[]}}}]}"#,
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":39,"side":"After","act":{"Do":"DeleteNamespace"}}]}"#,
     ),
     tooth(
         Guard::LatestRecord,

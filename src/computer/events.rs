@@ -18,7 +18,7 @@ use crate::resources::{Computer, Phase, Step, StepStatus};
 /// Longest time for one event.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the same is not told again of a record: the API server keeps events for an hour.
-const AGAIN: Duration = Duration::from_mins(50);
+const AGAIN: Duration = Duration::from_secs(50 * 60);
 /// The API's bound on a note is 1,024 bytes.
 const NOTE: usize = 1000;
 

@@ -255,7 +255,7 @@ mod tests {
 
     use super::*;
 
-    fn record(children: serde_json::Value) -> Box<ComputerRecord> {
+    fn record(children: &serde_json::Value) -> Box<ComputerRecord> {
         let spec = json!({"namespace": "t", "computer": "c", "state": {"children": children}});
         Box::new(serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": spec})).unwrap())
     }
@@ -264,18 +264,18 @@ mod tests {
     #[test]
     fn only_names_that_this_pass_has_drawn_are_nobodys() {
         let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
-        view.absorb(Effect::Overtaken(record(json!({"claimName": "home-s", "pods": [{"name": "machine-s"}]}))));
+        view.absorb(Effect::Overtaken(record(&json!({"claimName": "home-s", "pods": [{"name": "machine-s"}]}))));
         assert!(view.facts.is_empty(), "somebody else's record");
         view.record = None;
-        view.absorb(Effect::Record(record(json!({"claimName": "home-s", "pods": [{"name": "machine-old"}]}))));
+        view.absorb(Effect::Record(record(&json!({"claimName": "home-s", "pods": [{"name": "machine-old"}]}))));
         assert_eq!((view.claim("t", "home-s"), view.pod("t", "machine-old")), (Some(None), None));
         let claim = Fact::Claim(Box::default());
         view.absorb(Effect::Learned(Subject::claim("t", "home-s"), claim));
-        view.absorb(Effect::Record(record(json!({"claimName": "home-s", "claimUid": "1", "pods": [{"name": "machine-s"}]}))));
+        view.absorb(Effect::Record(record(&json!({"claimName": "home-s", "claimUid": "1", "pods": [{"name": "machine-s"}]}))));
         assert!(view.claim("t", "home-s").unwrap().is_some(), "it was made since");
         assert_eq!(view.pod("t", "machine-s"), Some(None));
         view.absorb(Effect::Learned(Subject::pod("t", "machine-s"), Fact::Pod(Box::default())));
-        view.absorb(Effect::Record(record(json!({"claimName": "home-s", "pods": [{"name": "machine-s", "uid": "2"}]}))));
+        view.absorb(Effect::Record(record(&json!({"claimName": "home-s", "pods": [{"name": "machine-s", "uid": "2"}]}))));
         assert!(view.pod("t", "machine-s").unwrap().is_some(), "it was made since");
     }
 }

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use crate::Scenario;
 use crate::client::{Answer, Ask};
 use crate::harness::{Bench, eventually};
-use crate::{Scenario, scenarios};
 
 const ALL: &str = "/api/v0/computers";
 const HOST: &str = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11";
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![
+    xtask::scenarios![
         a_computer_has_the_published_fields_and_types,
         a_list_is_newest_first_and_has_steps_only_when_asked,
         what_cannot_be_created_is_refused_with_what_to_do,

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
+use crate::Scenario;
 use crate::client::Ask;
 use crate::harness::Bench;
-use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![the_description_is_the_committed_one, the_page_for_people_needs_no_internet, a_request_has_an_id]
+    xtask::scenarios![the_description_is_the_committed_one, the_page_for_people_needs_no_internet, a_request_has_an_id]
 }
 
 async fn the_description_is_the_committed_one(bench: Arc<Bench>) -> Result<()> {

@@ -9,12 +9,12 @@ use computer_operator::credentials::ComputerId;
 use computer_operator::resources::CredentialState;
 use serde_json::json;
 
+use crate::Scenario;
 use crate::client::{Ask, raw};
 use crate::harness::{Bench, eventually};
-use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![
+    xtask::scenarios![
         a_deletion_is_204_until_it_is_404,
         a_dry_run_changes_nothing,
         waiting_tells_whether_it_is_over,
@@ -27,7 +27,7 @@ pub fn all() -> Vec<Scenario> {
 
 /// Without the others: they need the operator.
 pub fn without_an_operator() -> Vec<Scenario> {
-    scenarios![a_dead_operator_is_still_a_dead_key]
+    xtask::scenarios![a_dead_operator_is_still_a_dead_key]
 }
 
 fn one(id: &str) -> String {

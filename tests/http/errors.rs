@@ -6,14 +6,14 @@ use anyhow::{Context as _, Result, ensure};
 use reqwest::Method;
 use serde_json::json;
 
+use crate::Scenario;
 use crate::client::{Ask, raw};
 use crate::harness::Bench;
-use crate::{Scenario, scenarios};
 
 const ALL: &str = "/api/v0/computers";
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![
+    xtask::scenarios![
         unknown_paths_and_methods_are_told_as_published,
         a_path_that_is_no_path_names_nothing,
         a_body_that_cannot_be_used_is_told_as_published,

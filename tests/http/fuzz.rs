@@ -11,9 +11,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tokio::process::Command;
 
+use crate::Scenario;
 use crate::client::Ask;
 use crate::harness::{Bench, eventually};
-use crate::{Scenario, scenarios};
 
 const VERSION: &str = "4.32.5";
 /// A run that finds nothing is reproducible.
@@ -24,7 +24,7 @@ const CHECKS: &str = "not_a_server_error,status_code_conformance,response_header
 const BODIES: &str = ",content_type_conformance,response_schema_conformance";
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![every_answer_conforms_to_the_description]
+    xtask::scenarios![every_answer_conforms_to_the_description]
 }
 
 async fn every_answer_conforms_to_the_description(bench: Arc<Bench>) -> Result<()> {

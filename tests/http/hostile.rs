@@ -8,12 +8,12 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::Scenario;
 use crate::client::{Ask, RawAnswer};
 use crate::harness::{Bench, Replica, eventually};
-use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![
+    xtask::scenarios![
         a_thousand_idle_connections_keep_nobody_out,
         slow_headers_keep_nobody_out,
         one_tenants_slow_bodies_keep_no_other_out,

@@ -12,12 +12,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
+use crate::Scenario;
 use crate::client::Ask;
 use crate::harness::{AUDIENCE, Bench, CLUSTER_AUDIENCE};
-use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![no_jwt_of_the_corpus_opens_anything]
+    xtask::scenarios![no_jwt_of_the_corpus_opens_anything]
 }
 
 /// The key that signs the tokens of ServiceAccounts.

@@ -9,13 +9,13 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
+use crate::Scenario;
 use crate::api_keys;
 use crate::client::Ask;
 use crate::harness::{AUDIENCE, Bench, CLUSTER_AUDIENCE, SYSTEM, eventually};
-use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![who_may_do_what, a_credential_that_is_not_good_is_401_everywhere]
+    xtask::scenarios![who_may_do_what, a_credential_that_is_not_good_is_401_everywhere]
 }
 
 /// What the operations are about.

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
+use crate::Scenario;
 use crate::client::Ask;
 use crate::harness::{Bench, eventually};
-use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![a_suspended_computer_is_resumed_by_restart, what_nothing_here_can_do_is_said_so]
+    xtask::scenarios![a_suspended_computer_is_resumed_by_restart, what_nothing_here_can_do_is_said_so]
 }
 
 fn of(id: &str, what: &str) -> String {

@@ -8,15 +8,15 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use computer_operator::credentials::ComputerId;
 
+use crate::Scenario;
 use crate::client::Ask;
 use crate::harness::{Bench, eventually};
-use crate::{Scenario, scenarios};
 
 const CLIENTS: usize = 16;
 const ROUNDS: usize = 3;
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![no_request_after_the_204_is_authenticated, a_deletion_by_kubectl_is_as_final]
+    xtask::scenarios![no_request_after_the_204_is_authenticated, a_deletion_by_kubectl_is_as_final]
 }
 
 /// When a request began, and its code.

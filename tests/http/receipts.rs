@@ -6,12 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use crate::Scenario;
 use crate::client::Ask;
 use crate::harness::{Bench, SYSTEM, eventually};
-use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![a_deletion_is_followed_to_its_receipt, a_receipt_outlives_the_namespace_but_not_for_its_next_tenant]
+    xtask::scenarios![a_deletion_is_followed_to_its_receipt, a_receipt_outlives_the_namespace_but_not_for_its_next_tenant]
 }
 
 const STEPS: [&str; 5] = ["revoke-credentials", "stop-pods", "archive-sessions", "delete-volumes", "write-receipt"];

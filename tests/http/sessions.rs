@@ -6,14 +6,14 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
+use crate::Scenario;
 use crate::client::Ask;
 use crate::harness::Bench;
-use crate::{Scenario, scenarios};
 
 const ALL: &str = "/api/v0/sessions";
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![a_session_lives_as_published, a_list_comes_in_pages, a_computer_knows_its_own_sessions_only]
+    xtask::scenarios![a_session_lives_as_published, a_list_comes_in_pages, a_computer_knows_its_own_sessions_only]
 }
 
 fn one(id: &str) -> String {

@@ -9,12 +9,12 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::Scenario;
 use crate::client::{Ask, RawAnswer};
 use crate::harness::{Bench, eventually};
-use crate::{Scenario, scenarios};
 
 pub fn all() -> Vec<Scenario> {
-    scenarios![what_is_in_flight_is_finished, new_requests_are_served_until_the_endpoint_is_withdrawn]
+    xtask::scenarios![what_is_in_flight_is_finished, new_requests_are_served_until_the_endpoint_is_withdrawn]
 }
 
 /// Proxies and other replicas' clients hear of an endpoint's end later than the process does: none of them must meet a closed door.

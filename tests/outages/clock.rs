@@ -17,7 +17,7 @@ use crate::operators::{Operator, Start};
 use crate::{Scenario, moments};
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![clock_moved_in_the_midst, clock_ahead_gives_no_archive_up, clock_behind_holds_no_archive_up]
+    xtask::scenarios![clock_moved_in_the_midst, clock_ahead_gives_no_archive_up, clock_behind_holds_no_archive_up]
 }
 
 const PORT: u16 = 9643;

@@ -8,12 +8,12 @@ use rand::Rng as _;
 use xtask::cluster::Signal;
 use xtask::tools::Tool;
 
-use crate::crowd::{Crowd, meanwhile, seconds};
+use crate::crowd::{Crowd, seconds};
 use crate::harness::{Bench, LONG, eventually};
 use crate::{Scenario, moments};
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![api_server_killed, etcd_paused]
+    xtask::scenarios![api_server_killed, etcd_paused]
 }
 
 const PORTS: [u16; 2] = [9643, 9743];
@@ -22,15 +22,18 @@ const PAUSE: Duration = Duration::from_secs(20);
 /// Two operators with the lease, each started again when it ends, as a kubelet does it: one that loses the lease ends.
 async fn with_operators<T>(bench: &Bench, work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut operators = [bench.leading_operator(PORTS[0]).await?, bench.leading_operator(PORTS[1]).await?];
-    meanwhile(work, Duration::from_millis(300), async || {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(Duration::from_millis(300)) => {}
+        }
         for (operator, port) in operators.iter_mut().zip(PORTS) {
             if operator.has_ended()? {
                 *operator = bench.leading_operator(port).await?;
             }
         }
-        Ok(())
-    })
-    .await
+    }
 }
 
 async fn api_server_killed(bench: Arc<Bench>) -> Result<()> {

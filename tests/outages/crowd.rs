@@ -130,17 +130,6 @@ where
     Ok(())
 }
 
-/// Runs `work` while `what` is done again and again, until the work is done.
-pub async fn meanwhile<T>(work: impl Future<Output = Result<T>>, pause: Duration, mut what: impl AsyncFnMut() -> Result<()>) -> Result<T> {
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => return done,
-            () = tokio::time::sleep(pause) => what().await?,
-        }
-    }
-}
-
 /// For figures.
 pub fn seconds(since: Instant) -> String {
     format!("{:.1} s", since.elapsed().as_secs_f64())

@@ -11,7 +11,7 @@ use crate::harness::Bench;
 use crate::{Scenario, moments, setting};
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![killed_at_random]
+    xtask::scenarios![killed_at_random]
 }
 
 const PORTS: [u16; 2] = [9643, 9743];

@@ -16,7 +16,7 @@ use crate::operators::{Operator, Start};
 use crate::{Scenario, moments};
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![a_leader_comes_back_from_the_dead]
+    xtask::scenarios![a_leader_comes_back_from_the_dead]
 }
 
 const PORTS: [u16; 2] = [9643, 9743];

@@ -20,7 +20,7 @@ use crate::operators::Start;
 use crate::{Scenario, moments, setting};
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![store_out]
+    xtask::scenarios![store_out]
 }
 
 /// More deletions wait for the store than an operator works on at a time (32).

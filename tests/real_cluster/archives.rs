@@ -11,7 +11,7 @@ use crate::Scenario;
 use crate::harness::Bench;
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![
+    xtask::scenarios![
         odd_files,
         two_hundred_megabytes,
         an_archive_that_is_there_already,

@@ -12,7 +12,7 @@ use crate::Scenario;
 use crate::harness::{Bench, LONG, MACHINE, SYSTEM, eventually};
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![
+    xtask::scenarios![
         background,
         foreground,
         orphan,

@@ -11,7 +11,7 @@ use crate::Scenario;
 use crate::harness::{Bench, LONG, SYSTEM, StoreDown, eventually};
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![
+    xtask::scenarios![
         operator_down,
         stripped_while_the_operator_is_down,
         killed_again_and_again,

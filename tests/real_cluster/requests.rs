@@ -12,7 +12,7 @@ use crate::Scenario;
 use crate::harness::{Bench, LONG, eventually};
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![a_deletion_stays_within_its_budget_of_writes]
+    xtask::scenarios![a_deletion_stays_within_its_budget_of_writes]
 }
 
 /// Requests by verb and resource.

@@ -27,7 +27,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
 ];
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![what_the_operator_may_not_do, a_session_says_where_it_is_kept, a_key_lives_and_dies]
+    xtask::scenarios![what_the_operator_may_not_do, a_session_says_where_it_is_kept, a_key_lives_and_dies]
 }
 
 /// With the operator's own identity, as whoever got hold of its token.

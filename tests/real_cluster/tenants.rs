@@ -13,7 +13,7 @@ use crate::Scenario;
 use crate::harness::{Bench, LONG, MACHINE, eventually};
 
 pub fn all() -> Vec<Scenario> {
-    crate::scenarios![
+    xtask::scenarios![
         all_finalizers_stripped,
         a_foreign_pod_holds_the_claim,
         planted_objects_are_left_alone,

@@ -13,6 +13,7 @@ pub mod kwok;
 pub mod node;
 pub mod pki;
 pub mod process;
+pub mod scenarios;
 pub mod soak;
 pub mod test;
 pub mod tools;

@@ -3,7 +3,7 @@
 //! running. `terminated` alone proves nothing: a container in a crash loop shows it between two runs.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
@@ -40,6 +40,11 @@ pub fn writers(pod: &Pod) -> Writers {
         _ if all.is_empty() => Writers::Unknown("its kubelet has not reported its containers".to_owned()),
         _ => Writers::Running,
     }
+}
+
+/// Whether a node's kubelet answers: it kills the containers of a pod that is no longer in the API.
+pub fn answers(node: &Node) -> bool {
+    node.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// Seconds that a kubelet has to take a pod that has stopped out of the API.

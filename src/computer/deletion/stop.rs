@@ -3,12 +3,12 @@
 //! The claim goes first, so that the scheduler refuses new pods on it; then the pods. "Stopped" means that every container has
 //! reported that it terminated, which our pods' finalizer lets us see even after a forced deletion.
 
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Fact, Subject};
-use crate::computer::stopped::{Writers, overstays, remove_finalizer_patch, writers};
+use crate::computer::stopped::{Writers, answers, overstays, remove_finalizer_patch, writers};
 use crate::computer::volume::{self, retain_patch};
 use crate::guards::{self, Guard};
 use crate::resources::{POD_FINALIZER, PodRecord, Provider, SkippableStep, VolumeRecord};
@@ -200,7 +200,7 @@ fn vanished(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
     let node = recorded.node.as_ref()?;
     match context.view.facts.get(&Subject::Node { name: node.clone() }) {
         None => Some(State::act(Action::Read(Subject::Node { name: node.clone() }))),
-        Some(Fact::Node(node)) if !ready(node) => Some(State::blocked(
+        Some(Fact::Node(node)) if !answers(node) => Some(State::blocked(
             "NodeUnreachable",
             format!(
                 "Pod {}/{} was removed by force and its node {} does not answer, so its containers may still write. Bring the node back, \
@@ -213,10 +213,6 @@ fn vanished(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
         )),
         Some(_) => None,
     }
-}
-
-fn ready(node: &Node) -> bool {
-    node.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// Our pods are gone, but the claim is not: somebody else's pod uses it.

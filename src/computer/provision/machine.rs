@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{Context, State, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::pod;
-use crate::computer::stopped::{Writers, overstays, remove_finalizer_patch, writers};
+use crate::computer::stopped::{Writers, answers, overstays, remove_finalizer_patch, writers};
 use crate::computer::view::ClassState;
 use crate::guards::{self, Guard};
 use crate::record::names::Child;
@@ -122,12 +122,23 @@ fn gone(context: &Context<'_>, recorded: &PodRecord, newest: bool) -> State {
                 }
             })
         }
-        Some(at) if context.view.now.duration_since(at.0).as_secs() > VANISHED_SECONDS && !newest => {
-            let name = recorded.name.clone();
-            context.save(|r| r.spec.state.children.pods.retain(|p| p.name != name))
-        }
+        Some(at) if context.view.now.duration_since(at.0).as_secs() > VANISHED_SECONDS && !newest => forget(context, recorded),
         Some(_) => State::Done,
     }
+}
+
+/// A pod that vanished long ago is taken off the record, unless its node does not answer: then it may write to this day (S1).
+fn forget(context: &Context<'_>, recorded: &PodRecord) -> State {
+    if let Some(node) = &recorded.node {
+        let subject = Subject::Node { name: node.clone() };
+        match context.view.facts.get(&subject) {
+            None => return State::act(Action::Read(subject)),
+            Some(Fact::Node(node)) if !answers(node) => return State::Done,
+            Some(_) => {}
+        }
+    }
+    let name = recorded.name.clone();
+    context.save(|r| r.spec.state.children.pods.retain(|p| p.name != name))
 }
 
 /// A computer that is resumed need not wait.

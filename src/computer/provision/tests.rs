@@ -33,6 +33,7 @@ struct World {
     writes: u32,
     /// The user that the class's template asks for.
     user: Option<i64>,
+    node_lost: bool,
 }
 
 impl World {
@@ -52,6 +53,7 @@ impl World {
             uids: 0,
             writes: 0,
             user: None,
+            node_lost: false,
         }
     }
 
@@ -107,6 +109,10 @@ impl World {
                     Subject::Claim { name, .. } => self.claims.get(name).map(|c| Fact::Claim(Box::new(c.clone()))),
                     Subject::Secret { name, .. } => self.secrets.get(name).cloned().map(Fact::Uid),
                     Subject::Volume { .. } => self.volume.clone().map(|v| Fact::Volume(Box::new(v))),
+                    Subject::Node { .. } => {
+                        let ready = if self.node_lost { "Unknown" } else { "True" };
+                        Some(Fact::Node(from(json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}}))))
+                    }
                     other => panic!("not read here: {other:?}"),
                 };
                 Effect::Learned(subject, fact.unwrap_or(Fact::Gone))
@@ -309,6 +315,22 @@ fn a_failed_or_deleted_pod_is_replaced() {
     world.pods.get_mut(&first).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
     assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
     assert!(!world.pods.contains_key(&first) && world.pods.len() == 1);
+}
+
+/// S1: the containers of a pod that was stripped and forced away go on on a node that does not answer. A deletion must still wait for it.
+#[test]
+fn a_pod_that_vanished_from_a_lost_node_stays_on_record() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let first = world.state().children.pods[0].clone();
+    world.node_lost = true;
+    world.pods.clear();
+    world.settle(None);
+    let names = |world: &World| world.state().children.pods.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+    assert!(world.now - 1_800_000_000 > 1200 && names(&world).len() == 2 && names(&world)[0] == first.name, "{:?}", names(&world));
+    world.node_lost = false;
+    world.settle(None);
+    assert!(names(&world).len() == 1 && names(&world)[0] != first.name, "{:?}", names(&world));
 }
 
 #[test]

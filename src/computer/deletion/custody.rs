@@ -174,7 +174,6 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
     let settings = &view.settings;
     let user = snapshot.run_as_user.unwrap_or(1000);
     let group = snapshot.run_as_group.or(snapshot.fs_group).unwrap_or(user);
-    let env = environment(view, record);
     let annotations = json!({IMAGE_ANNOTATION: settings.image, UNREADABLE_ANNOTATION: told(view, record)});
     let mut security = json!({
         "runAsNonRoot": user != 0, "runAsUser": user, "runAsGroup": group,
@@ -194,26 +193,30 @@ pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> P
             "terminationGracePeriodSeconds": 5,
             "tolerations": snapshot.tolerations,
             "securityContext": security,
-            "containers": [{
-                "name": "archive",
-                "image": settings.image,
-                "imagePullPolicy": "IfNotPresent",
-                "args": ["archive"],
-                "env": env,
-                "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
-                "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "volumeMounts": [
-                    {"name": "home", "mountPath": "/home-volume", "readOnly": true},
-                    {"name": "spool", "mountPath": "/spool"},
-                    {"name": "token", "mountPath": "/var/run/secrets/ingest", "readOnly": true},
-                ],
-            }],
+            "containers": [container(view, record)],
             "volumes": volumes(view),
         },
     });
     // The literal above is a valid Pod: a test builds it. An empty pod would be refused by the API server and shown.
     serde_json::from_value(pod).unwrap_or_default()
+}
+
+fn container(view: &View, record: &ComputerRecord) -> Value {
+    json!({
+        "name": "archive",
+        "image": view.settings.image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": ["archive"],
+        "env": environment(view, record),
+        "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "home", "mountPath": "/home-volume", "readOnly": true},
+            {"name": "spool", "mountPath": "/spool"},
+            {"name": "token", "mountPath": "/var/run/secrets/ingest", "readOnly": true},
+        ],
+    })
 }
 
 /// The home from the custody claim, a spool, and a token that only the ingest endpoint takes.

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::view::View;
 use crate::resources::DeletionOverride;
 use crate::resources::conditions::{self, types};
-use crate::runtime::client::call;
+use crate::runtime::client::{ErrorClass, call, classify};
 
 /// Writes `Accepted` to overrides that do not say it yet. Best effort: a failure is logged, the deletion goes on.
 pub async fn acknowledge(client: &Client, view: &View) {
@@ -17,8 +17,13 @@ pub async fn acknowledge(client: &Client, view: &View) {
         let Some(patch) = patch(found, view) else { continue };
         let api: Api<DeletionOverride> = Api::all(client.clone());
         let params = PatchParams::default();
-        if let Err(error) = call(api.patch_status(&found.name_any(), &params, &Patch::<()>::Json(patch))).await {
-            tracing::warn!(name = found.name_any(), %error, "the override was not acknowledged");
+        let Err(error) = call(api.patch_status(&found.name_any(), &params, &Patch::<()>::Json(patch))).await else { continue };
+        match classify(&error) {
+            // The cache is behind: it is told already, or another version of it will be.
+            ErrorClass::Invalid | ErrorClass::Conflict | ErrorClass::NotFound => {
+                tracing::debug!(name = found.name_any(), %error, "the override has changed meanwhile");
+            }
+            _ => tracing::warn!(name = found.name_any(), %error, "the override was not acknowledged"),
         }
     }
 }
@@ -41,6 +46,8 @@ fn patch(found: &DeletionOverride, view: &View) -> Option<json_patch::Patch> {
     }
     Some(super::volume::patch(&[
         json!({"op": "test", "path": "/metadata/uid", "value": found.metadata.uid}),
+        // Of the version that was seen: a cache that is behind would have the same told in every pass (L6).
+        json!({"op": "test", "path": "/metadata/resourceVersion", "value": found.metadata.resource_version}),
         json!({"op": "add", "path": "/status", "value": status}),
     ]))
 }
@@ -61,7 +68,7 @@ mod tests {
             let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "deletionTimestamp": deleted}, "spec": {}}));
             let target = json!({"namespace": "t", "name": name, "uid": "u"});
             let found = json!({"metadata": {"name": "o", "uid": "o"}, "spec": {"computer": target, "skip": ["stop-pods"], "reason": "the node is lost"}});
-            serde_json::to_value(patch(&serde_json::from_value(found).unwrap(), &view).unwrap()).unwrap()[1]["value"]["conditions"][0]
+            serde_json::to_value(patch(&serde_json::from_value(found).unwrap(), &view).unwrap()).unwrap()[2]["value"]["conditions"][0]
                 .clone()
         };
         let in_force = said(true, "c");

@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. Each is run with every matrix.
 
 /// What was found, and the case that showed it.
-pub const ALL: [(&str, &str); 14] = [
+pub const ALL: [(&str, &str); 15] = [
     (
         "a store that fails at once was asked, reported and asked again without a pause, seven times a second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -57,5 +57,9 @@ pub const ALL: [(&str, &str); 14] = [
     (
         "a create that was on its way for 600 ms came true in the moment of the release: excused, as long as it is taken away",
         r#"{"life":"Retained","leaders":2,"seed":1,"faults":[{"at":92,"side":"Before","act":{"Slow":600}}]}"#,
+    ),
+    (
+        "an override was acknowledged again in every pass as long as a cache was behind",
+        r#"{"life":"Override","leaders":2,"seed":1,"faults":[{"at":116,"side":"After","act":{"Cut":{"time":40000}}}]}"#,
     ),
 ];

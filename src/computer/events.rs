@@ -10,7 +10,7 @@ use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder};
 use tokio::time::Instant;
 
-use super::plan::{Blocker, Report};
+use super::plan::Report;
 use super::view::View;
 use crate::resources::conditions::truncate;
 use crate::resources::{Computer, Phase, Step, StepStatus};
@@ -25,8 +25,8 @@ const NOTE: usize = 1000;
 /// Publishes events.
 pub struct Events {
     recorder: Recorder,
-    /// What was told of records, by UID of the computer.
-    told: Mutex<HashMap<String, (Blocker, Instant)>>,
+    /// When a record was told a reason, by UID of the computer.
+    told: Mutex<HashMap<(String, &'static str), Instant>>,
 }
 
 impl Events {
@@ -58,28 +58,21 @@ impl Events {
         let Some(record) = view.record.as_ref().filter(|_| view.computer.is_none() && report.phase == Some(Phase::Deleting)) else {
             return;
         };
-        if !self.news(&view.uid, report.blocker.as_ref()) {
-            return;
-        }
-        let Some(blocker) = &report.blocker else { return };
+        let Some(blocker) = report.blocker.as_ref().filter(|b| self.news(&view.uid, b.reason)) else { return };
         let step = report.current.as_deref().unwrap_or("deletion");
         let event = event(EventType::Warning, blocker.reason.to_owned(), &format!("{step}: {}", blocker.message), step);
         self.publish(event, &record.object_ref(&())).await;
     }
 
-    /// Whether this has not been told yet, or long ago. What no longer stands still is forgotten.
-    fn news(&self, uid: &str, blocker: Option<&Blocker>) -> bool {
+    /// Whether this has not been told yet, or long ago. A step that goes on and stands still again, or for two reasons in turn, tells each
+    /// once (L6).
+    fn news(&self, uid: &str, reason: &'static str) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(blocker) = blocker else {
-            told.remove(uid);
-            return false;
-        };
-        if told.get(uid).is_some_and(|(before, at)| before == blocker && at.elapsed() < AGAIN) {
+        told.retain(|_, at| at.elapsed() < AGAIN);
+        if told.contains_key(&(uid.to_owned(), reason)) {
             return false;
         }
-        // Whatever ended without this process is forgotten as well.
-        told.retain(|_, (_, at)| at.elapsed() < AGAIN);
-        told.insert(uid.to_owned(), (blocker.clone(), Instant::now()));
+        told.insert((uid.to_owned(), reason), Instant::now());
         true
     }
 
@@ -108,18 +101,15 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_record_is_told_once_why_its_deletion_stands_still_and_again_only_when_that_is_forgotten() {
+    async fn a_record_is_told_each_reason_once_and_again_only_when_that_is_forgotten() {
         let client = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
         let events = Events::new(Recorder::new(client, "test".into()));
-        let blocker = |reason| Blocker { reason, message: String::new() };
-        assert!(events.news("u", Some(&blocker("VolumeTaken"))));
-        assert!(!events.news("u", Some(&blocker("VolumeTaken"))));
-        assert!(events.news("another", Some(&blocker("VolumeTaken"))), "each computer is told for itself");
-        assert!(events.news("u", Some(&blocker("ArchiveDamaged"))), "another reason is news");
-        assert!(!events.news("u", None));
-        assert!(events.told.lock().unwrap().len() == 1, "what goes on is forgotten");
-        assert!(events.news("u", Some(&blocker("ArchiveDamaged"))));
+        assert!(events.news("u", "VolumeTaken"));
+        assert!(events.news("another", "VolumeTaken"), "each computer is told for itself");
+        assert!(events.news("u", "ArchiveDamaged"), "another reason is news");
+        assert!(!events.news("u", "VolumeTaken") && !events.news("u", "ArchiveDamaged"), "to and fro: a storm");
         tokio::time::advance(AGAIN).await;
-        assert!(events.news("u", Some(&blocker("ArchiveDamaged"))), "the API server has forgotten it");
+        assert!(events.news("u", "ArchiveDamaged"), "the API server has forgotten it");
+        assert_eq!(events.told.lock().unwrap().len(), 1, "what is over is not kept");
     }
 }

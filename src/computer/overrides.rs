@@ -1,4 +1,4 @@
-//! Tells the admin who wrote a `DeletionOverride` what became of it. Deciding with it is the deletion plan's business (S11).
+//! Whether a `DeletionOverride` still stands, and what the admin who wrote it is told. Deciding with it is the deletion plan's business (S11).
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -6,10 +6,30 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 
+use super::apply::Error;
 use super::view::View;
 use crate::resources::DeletionOverride;
 use crate::resources::conditions::{self, types};
 use crate::runtime::client::{ErrorClass, call, classify};
+
+/// Those of a view's overrides that still stand, as the API server has them. A cache may be minutes behind an admin who has taken one
+/// back (S11).
+///
+/// # Errors
+/// When an answer is unknown: then nothing is decided.
+pub async fn standing(client: &Client, view: &View) -> Result<Vec<DeletionOverride>, Error> {
+    let api: Api<DeletionOverride> = Api::all(client.clone());
+    let mut standing = Vec::new();
+    for cached in &view.overrides {
+        match call(api.get(&cached.name_any())).await {
+            Ok(live) if live.metadata.uid == cached.metadata.uid && live.metadata.deletion_timestamp.is_none() => standing.push(live),
+            Ok(_) => {}
+            Err(error) if classify(&error) == ErrorClass::NotFound => {}
+            Err(source) => return Err(Error::Call { what: format!("reading DeletionOverride {}", cached.name_any()), source }),
+        }
+    }
+    Ok(standing)
+}
 
 /// Writes `Accepted` to overrides that do not say it yet. Best effort: a failure is logged, the deletion goes on.
 pub async fn acknowledge(client: &Client, view: &View) {
@@ -80,5 +100,33 @@ mod tests {
         );
         assert_eq!(said(false, "c")["reason"], "NotDeleting");
         assert_eq!((&said(true, "other")["status"], &said(true, "other")["reason"]), (&json!("False"), &json!("NameMismatch")));
+    }
+
+    /// S11: the cache still holds what an admin has taken back, or put another one in the place of.
+    #[tokio::test]
+    async fn what_was_taken_back_does_not_count_and_what_is_not_known_decides_nothing() {
+        let of = |name: &str, uid: &str| json!({"metadata": {"name": name, "uid": uid}, "spec": {"computer": {"namespace": "t", "name": "c", "uid": "u"}, "skip": ["stop-pods"], "reason": "r"}});
+        let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
+        let server = move |request: axum::http::Request<kube::client::Body>| {
+            let name = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+            let mut going = of("going", "3");
+            going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            let (code, body) = match name.as_str() {
+                "stands" => (200, of("stands", "1")),
+                "another" => (200, of("another", "new")),
+                "going" => (200, going),
+                "gone" => (404, json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound", "message": ""})),
+                _ => (503, json!({"kind": "Status", "status": "Failure", "code": 503, "reason": "ServiceUnavailable", "message": ""})),
+            };
+            let body = kube::client::Body::from(body.to_string().into_bytes());
+            std::future::ready(Ok::<_, std::convert::Infallible>(axum::http::Response::builder().status(code).body(body).unwrap()))
+        };
+        let client = Client::new(tower::service_fn(server), "default");
+        let cached = |name: &str, uid: &str| serde_json::from_value(of(name, uid)).unwrap();
+        view.overrides = vec![cached("stands", "1"), cached("another", "old"), cached("going", "3"), cached("gone", "4")];
+        let names: Vec<String> = standing(&client, &view).await.unwrap().iter().map(ResourceExt::name_any).collect();
+        assert_eq!(names, ["stands"]);
+        view.overrides.push(cached("unknown", "5"));
+        assert!(standing(&client, &view).await.is_err());
     }
 }

@@ -11,6 +11,7 @@ use super::apply::{Applier, Error};
 use super::events::Events;
 use super::latest::Latest;
 use super::observe::observe;
+use super::overrides;
 use super::plan::{Blocker, Next, Plan, Report, plan};
 use super::status::{self, Written};
 use super::view::{Settings, View};
@@ -72,7 +73,7 @@ impl Reconciler {
         if let Some(error) = &error {
             explain(&mut plan.report, error);
         }
-        super::overrides::acknowledge(&self.client, &view).await;
+        overrides::acknowledge(&self.client, &view).await;
         if error.is_none() && quiet(&view, &plan.report) {
             return after(&plan.next);
         }
@@ -85,7 +86,7 @@ impl Reconciler {
 
     /// Plans and applies in turn. Ends with the plan that waits, or with the failure that stopped it.
     async fn drive(&self, view: &mut View) -> (Plan, Option<Error>) {
-        if let Err(error) = self.confirm_missing(view).await {
+        if let Err(error) = self.confirm(view).await {
             return (Plan { next: Next::Settled, report: Report::default() }, Some(error));
         }
         let mut looked = false;
@@ -133,8 +134,12 @@ impl Reconciler {
         Ok(())
     }
 
-    /// What a cache does not hold is not gone: a missing Computer or record is looked for live before it means anything.
-    async fn confirm_missing(&self, view: &mut View) -> Result<(), Error> {
+    /// What a cache does not hold is not gone: a missing Computer or record is looked for live before it means anything. And an override
+    /// destroys what nothing brings back: that it still stands is looked up, too.
+    async fn confirm(&self, view: &mut View) -> Result<(), Error> {
+        if !view.overrides.is_empty() {
+            view.overrides = overrides::standing(&self.client, view).await?;
+        }
         if !guards::on(Guard::LiveAbsence) {
             return Ok(());
         }

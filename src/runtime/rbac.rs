@@ -10,7 +10,8 @@ type Rule = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// Rights in the whole cluster.
 const CLUSTER: &[Rule] = &[
-    ("computer-operator.dev", &["computerclasses", "deletionoverrides"], &["list", "watch"]),
+    ("computer-operator.dev", &["computerclasses"], &["list", "watch"]),
+    ("computer-operator.dev", &["deletionoverrides"], &["get", "list", "watch"]),
     // `release` is a verb of ours: the admission policy lets only who has it take the deletion finalizer off.
     ("computer-operator.dev", &["computers"], &["get", "list", "watch", "patch", "delete", "release"]),
     ("computer-operator.dev", &["apikeys"], &["get", "list", "watch", "patch"]),
@@ -186,7 +187,7 @@ mod tests {
             (ours, "apikeys/status", "patch"),
             (ours, "computerclasses", "list watch"),
             (ours, "computerclasses/status", "patch"),
-            (ours, "deletionoverrides", "list watch"),
+            (ours, "deletionoverrides", "get list watch"),
             (ours, "deletionoverrides/status", "patch"),
             (ours, "sessions", "list"),
             (ours, "sessions/status", "patch"),

@@ -110,8 +110,8 @@ impl World {
                     Subject::Secret { name, .. } => self.secrets.get(name).cloned().map(Fact::Uid),
                     Subject::Volume { .. } => self.volume.clone().map(|v| Fact::Volume(Box::new(v))),
                     Subject::Node { .. } => {
-                        let ready = if self.node_lost { "Unknown" } else { "True" };
-                        Some(Fact::Node(from(json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}}))))
+                        let state = if self.node_lost { "Unknown" } else { "True" };
+                        Some(Fact::Node(from(json!({"status": {"conditions": [{"type": "Ready", "status": state}]}}))))
                     }
                     other => panic!("not read here: {other:?}"),
                 };

@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. Each is run with every matrix.
 
 /// What was found, and the case that showed it.
-pub const ALL: [(&str, &str); 15] = [
+pub const ALL: [(&str, &str); 16] = [
     (
         "a store that fails at once was asked, reported and asked again without a pause, seven times a second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -61,5 +61,9 @@ pub const ALL: [(&str, &str); 15] = [
     (
         "an override was acknowledged again in every pass as long as a cache was behind",
         r#"{"life":"Override","leaders":2,"seed":1,"faults":[{"at":116,"side":"After","act":{"Cut":{"time":40000}}}]}"#,
+    ),
+    (
+        "a volume set to `Retain`, whose claim a tenant deleted before it was on record, was nobody's for ever",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":21,"side":"Before","act":{"Crash":{"down":90000,"moves":["Impersonate"]}}}]}"#,
     ),
 ];

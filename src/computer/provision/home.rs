@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements};
 
 use super::{Context, State, begin};
-use crate::computer::action::{Action, Object, Subject};
+use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::deletion::custody::claim_ref_patch;
 use crate::computer::view::ClassState;
 use crate::computer::{pod, volume};
@@ -24,8 +24,33 @@ pub(super) fn create(context: &Context<'_>) -> State {
         // The pod may go on; `going` tells, and no new pod is made on it.
         Some(claim) if claim.metadata.deletion_timestamp.is_some() => State::Done,
         Some(claim) => rebind(context, name, claim),
-        None if children.claim_uid.is_some() => rename(context),
+        None if children.claim_uid.is_some() => keep(context).unwrap_or_else(|| rename(context)),
         None => claim(context, name),
+    }
+}
+
+/// A volume that was set to `Retain` for a claim that is gone by now, and is not on record yet, would be nobody's for ever (S6): it is the
+/// home, and the next claim is made around it.
+fn keep(context: &Context<'_>) -> Option<State> {
+    let children = &context.record.spec.state.children;
+    let uid = children.claim_uid.as_ref().filter(|_| children.volume.is_none())?;
+    let subject = Subject::VolumesOfClaim { uid: uid.clone() };
+    let Some(fact) = context.view.facts.get(&subject) else { return Some(State::act(Action::Read(subject))) };
+    let Fact::Names(names) = fact else { return None };
+    let name = names.first()?;
+    let Some(found) = context.view.volume(name) else { return Some(State::act(Action::Read(Subject::volume(name)))) };
+    let pv = found.filter(|pv| volume::claim_ref_uid(pv) == Some(uid) && volume::marked_for(pv, &context.view.uid))?;
+    let recorded = record(name, pv);
+    Some(context.save(|r| r.spec.state.children.volume = Some(recorded)))
+}
+
+fn record(name: &str, pv: &PersistentVolume) -> VolumeRecord {
+    VolumeRecord {
+        name: name.to_owned(),
+        uid: pv.metadata.uid.clone().unwrap_or_default(),
+        original_reclaim_policy: volume::original_policy(pv),
+        former_claim_uid: None,
+        storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
     }
 }
 
@@ -116,13 +141,7 @@ pub(super) fn protect(context: &Context<'_>) -> State {
     if !volume::retained_for(pv, &context.view.uid) {
         return State::act(Action::Patch { subject: Subject::volume(bound), patch: volume::retain_patch(pv, &context.view.uid) });
     }
-    let recorded = VolumeRecord {
-        name: bound.to_owned(),
-        uid: pv.metadata.uid.clone().unwrap_or_default(),
-        original_reclaim_policy: volume::original_policy(pv),
-        former_claim_uid: None,
-        storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
-    };
+    let recorded = record(bound, pv);
     let node = super::machine::node(context);
     context.save(|r| {
         r.spec.state.children.volume = Some(recorded);

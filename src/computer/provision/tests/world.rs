@@ -1,6 +1,4 @@
-//! The provisioning plan against a small model: it converges, stays silent afterwards (L6), survives a crash around any request,
-//! and never makes anything for a deleting computer (S8).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::needless_pass_by_value)]
+//! A small model of the cluster, which the provisioning plan is run against.
 
 use std::collections::BTreeMap;
 
@@ -13,31 +11,31 @@ use crate::computer::plan::{Next, Plan, plan};
 use crate::computer::view::{ClassState, Fresh, Settings, View};
 use crate::resources::*;
 
-const UID: &str = "11111111-1111-1111-1111-111111111111";
+pub(super) const UID: &str = "11111111-1111-1111-1111-111111111111";
 
-fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+pub(super) fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
     serde_json::from_value(value).unwrap()
 }
 
 #[derive(Clone)]
-struct World {
-    now: i64,
-    passes: u8,
-    computer: Computer,
-    record: Option<ComputerRecord>,
-    pods: BTreeMap<String, Pod>,
-    claims: BTreeMap<String, PersistentVolumeClaim>,
-    secrets: BTreeMap<String, String>,
-    volume: Option<PersistentVolume>,
-    uids: u32,
-    writes: u32,
+pub(super) struct World {
+    pub(super) now: i64,
+    pub(super) passes: u8,
+    pub(super) computer: Computer,
+    pub(super) record: Option<ComputerRecord>,
+    pub(super) pods: BTreeMap<String, Pod>,
+    pub(super) claims: BTreeMap<String, PersistentVolumeClaim>,
+    pub(super) secrets: BTreeMap<String, String>,
+    pub(super) volume: Option<PersistentVolume>,
+    pub(super) uids: u32,
+    pub(super) writes: u32,
     /// The user that the class's template asks for.
-    user: Option<i64>,
-    node_lost: bool,
+    pub(super) user: Option<i64>,
+    pub(super) node_lost: bool,
 }
 
 impl World {
-    fn new(spec: serde_json::Value) -> Self {
+    pub(super) fn new(spec: serde_json::Value) -> Self {
         let computer = from(
             json!({"metadata": {"name": "c", "namespace": "t", "uid": UID, "resourceVersion": "1", "creationTimestamp": "2027-01-15T08:00:00Z"}, "spec": spec}),
         );
@@ -57,7 +55,7 @@ impl World {
         }
     }
 
-    fn view(&self) -> View {
+    pub(super) fn view(&self) -> View {
         let class = from(
             json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"securityContext": {"runAsUser": self.user}, "containers": [{"name": "m", "image": "i"}]}}},
             "status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
@@ -94,12 +92,12 @@ impl World {
         view
     }
 
-    fn uid(&mut self) -> String {
+    pub(super) fn uid(&mut self) -> String {
         self.uids += 1;
         format!("uid-{}", self.uids)
     }
 
-    fn apply(&mut self, action: Action) -> Effect {
+    pub(super) fn apply(&mut self, action: Action) -> Effect {
         let reads = matches!(action, Action::Read(_) | Action::ReadComputer);
         self.writes += u32::from(!reads);
         match action {
@@ -109,6 +107,10 @@ impl World {
                     Subject::Claim { name, .. } => self.claims.get(name).map(|c| Fact::Claim(Box::new(c.clone()))),
                     Subject::Secret { name, .. } => self.secrets.get(name).cloned().map(Fact::Uid),
                     Subject::Volume { .. } => self.volume.clone().map(|v| Fact::Volume(Box::new(v))),
+                    Subject::VolumesOfClaim { uid } => {
+                        let holds = |v: &&PersistentVolume| crate::computer::volume::claim_ref_uid(v) == Some(uid);
+                        Some(Fact::Names(self.volume.as_ref().filter(holds).map(|_| "pv".to_owned()).into_iter().collect()))
+                    }
                     Subject::Node { .. } => {
                         let state = if self.node_lost { "Unknown" } else { "True" };
                         Some(Fact::Node(from(json!({"status": {"conditions": [{"type": "Ready", "status": state}]}}))))
@@ -139,7 +141,7 @@ impl World {
         }
     }
 
-    fn create(&mut self, object: Object) -> Effect {
+    pub(super) fn create(&mut self, object: Object) -> Effect {
         let recorded = &self.record.as_ref().expect("S5: a child before the record").spec.state.children;
         assert!(self.computer.metadata.finalizers.is_some(), "a child before the finalizer");
         let (claim, secret) = (recorded.claim_name.clone(), recorded.secret_name.clone());
@@ -167,7 +169,7 @@ impl World {
         }
     }
 
-    fn patch(&mut self, subject: Subject, patch: &json_patch::Patch) -> Effect {
+    pub(super) fn patch(&mut self, subject: Subject, patch: &json_patch::Patch) -> Effect {
         if let Subject::Pod { name, .. } = &subject {
             let mut value = serde_json::to_value(&self.pods[name]).unwrap();
             json_patch::patch(&mut value, patch).unwrap();
@@ -182,7 +184,7 @@ impl World {
     }
 
     /// Scheduler, kubelet and the volume controller do their part.
-    fn others(&mut self) {
+    pub(super) fn others(&mut self) {
         self.now += 20;
         let running = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}], "containerStatuses": [{"name": "m", "image": "i", "imageID": "i", "ready": true, "restartCount": 0, "state": {"running": {}}}]});
         let ended = json!({"phase": "Failed", "containerStatuses": [{"name": "m", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 0}}}]});
@@ -213,7 +215,7 @@ impl World {
     }
 
     /// Passes until nothing moves; `crash`: the request after which a pass is cut short.
-    fn settle(&mut self, crash: Option<u32>) -> Plan {
+    pub(super) fn settle(&mut self, crash: Option<u32>) -> Plan {
         let mut requests = 0;
         let mut last = None;
         for _ in 0..60 {
@@ -239,174 +241,7 @@ impl World {
         last.unwrap()
     }
 
-    fn state(&self) -> &ComputerRecordStatus {
+    pub(super) fn state(&self) -> &ComputerRecordStatus {
         &self.record.as_ref().unwrap().spec.state
-    }
-}
-
-#[test]
-fn it_converges_within_the_budget_and_is_silent_afterwards() {
-    let mut world = World::new(json!({}));
-    let end = world.settle(None);
-    assert_eq!((end.next, end.report.phase), (Next::Settled, Some(Phase::Active)));
-    assert!(world.writes <= 8, "{} writes", world.writes);
-    assert_eq!(world.state().credential, CredentialState::Live);
-    assert_eq!(world.volume.as_ref().unwrap().spec.as_ref().unwrap().persistent_volume_reclaim_policy.as_deref(), Some("Retain"));
-    let before = world.writes;
-    world.settle(None);
-    assert_eq!(world.writes, before, "L6");
-}
-
-#[test]
-fn a_crash_after_any_request_leaves_one_of_each_and_nothing_unrecorded() {
-    for spec in [json!({}), json!({"provider": "BYOM"})] {
-        for n in 1..30 {
-            let mut world = World::new(spec.clone());
-            let end = world.settle(Some(n));
-            assert_eq!(end.report.phase, Some(Phase::Active), "crash {n}");
-            let children = &world.state().children;
-            let managed = usize::from(spec == json!({}));
-            assert_eq!((world.pods.len(), world.claims.len(), world.secrets.len()), (managed, managed, 1), "crash {n}");
-            assert_eq!(children.secret_uid.as_ref(), world.secrets.values().next(), "crash {n}");
-            assert_eq!(world.state().credential, CredentialState::Live, "crash {n}");
-            let user = world.record.as_ref().unwrap().spec.snapshot.run_as_user;
-            assert_eq!(user, (managed == 1).then_some(1000), "S1: the archive would run as another user; crash {n}");
-        }
-    }
-}
-
-#[test]
-fn suspend_stops_the_pod_and_resume_makes_another_on_the_same_volume() {
-    let mut world = World::new(json!({}));
-    world.settle(None);
-    let first = world.pods.keys().next().unwrap().clone();
-    world.computer.spec.suspended = true;
-    assert_eq!(world.settle(None).report.phase, Some(Phase::Suspended));
-    assert!(world.pods.is_empty() && world.claims.len() == 1);
-    assert_eq!(world.state().credential, CredentialState::Live, "a suspended computer keeps its key");
-    world.computer.spec.suspended = false;
-    assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
-    assert_ne!(world.pods.keys().next().unwrap(), &first);
-    assert_eq!(world.state().children.pods.len(), 1);
-}
-
-/// The archive runs as the user that the machine ran as last, not as the one of the class's first days.
-#[test]
-fn a_pod_made_from_a_changed_class_is_archived_as_its_own_user() {
-    let mut world = World::new(json!({}));
-    world.settle(None);
-    let user = |world: &World| world.record.as_ref().unwrap().spec.snapshot.run_as_user;
-    assert_eq!(user(&world), Some(1000));
-    world.user = Some(4242);
-    world.settle(None);
-    assert_eq!(user(&world), Some(1000), "the pod that runs is still the old one");
-    world.computer.spec.suspended = true;
-    world.settle(None);
-    world.computer.spec.suspended = false;
-    world.settle(None);
-    assert_eq!(user(&world), Some(4242), "S1: the archive could not read what the new user wrote");
-}
-
-#[test]
-fn a_failed_or_deleted_pod_is_replaced() {
-    let mut world = World::new(json!({}));
-    world.settle(None);
-    let first = world.pods.keys().next().unwrap().clone();
-    world.pods.get_mut(&first).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
-    assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
-    assert!(!world.pods.contains_key(&first) && world.pods.len() == 1);
-}
-
-/// S1: the containers of a pod that was stripped and forced away go on on a node that does not answer. A deletion must still wait for it.
-#[test]
-fn a_pod_that_vanished_from_a_lost_node_stays_on_record() {
-    let mut world = World::new(json!({}));
-    world.settle(None);
-    let first = world.state().children.pods[0].clone();
-    world.node_lost = true;
-    world.pods.clear();
-    world.settle(None);
-    let names = |world: &World| world.state().children.pods.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
-    assert!(world.now - 1_800_000_000 > 1200 && names(&world).len() == 2 && names(&world)[0] == first.name, "{:?}", names(&world));
-    world.node_lost = false;
-    world.settle(None);
-    assert!(names(&world).len() == 1 && names(&world)[0] != first.name, "{:?}", names(&world));
-}
-
-#[test]
-fn a_claim_deleted_by_hand_is_made_again_around_the_same_volume() {
-    let mut world = World::new(json!({}));
-    world.settle(None);
-    let (claim, pod) = (world.claims.keys().next().unwrap().clone(), world.pods.keys().next().unwrap().clone());
-    world.claims.get_mut(&claim).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
-    let told = world.settle(None);
-    assert_eq!(told.report.blocker.map(|b| b.reason), Some("HomeClaimDeleted"));
-    world.pods.get_mut(&pod).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
-    assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
-    assert!(!world.claims.contains_key(&claim) && world.claims.len() == 1);
-    let holder = world.volume.as_ref().unwrap().spec.as_ref().unwrap().claim_ref.as_ref().unwrap().uid.clone();
-    assert_eq!(holder, world.claims.values().next().unwrap().metadata.uid);
-}
-
-#[test]
-fn the_end_of_a_time_to_live_is_a_deletion_and_protection_outlasts_it() {
-    let mut world = World::new(json!({"timeToLiveSeconds": 60}));
-    world.now += 1_000_000_000;
-    assert_eq!(plan(&world.view()).next, Next::Do(Action::DeleteComputer));
-    world.computer.spec.deletion_protection = true;
-    assert_ne!(plan(&world.view()).next, Next::Do(Action::DeleteComputer));
-}
-
-#[test]
-fn a_deleting_computer_never_gets_a_finalizer_or_a_child() {
-    let mut world = World::new(json!({}));
-    world.computer.metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
-    let forbidden = |action: &Action| matches!(action, Action::AddFinalizer | Action::Create(_));
-    assert!(!matches!(plan(&world.view()).next, Next::Do(a) if forbidden(&a)), "S8");
-}
-
-/// A tenant may be able to write the status of a Computer. Of a volume it proves nothing (S5).
-#[test]
-fn a_forged_status_gets_no_volume_of_somebody_else() {
-    let mut world = World::new(json!({}));
-    world.volume = from(
-        json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1", "labels": {UID_LABEL: "victim", MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: "Delete"}},
-        "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"namespace": "victim", "name": "home", "uid": "victims-claim"}}, "status": {"phase": "Released"}}),
-    );
-    let before = world.volume.clone();
-    world.computer.status = from(
-        json!({"children": {"claimName": "mine", "claimUid": "victims-claim", "volume": {"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"}}}),
-    );
-    world.settle(None);
-    assert_eq!(world.volume, before, "S5");
-}
-
-/// L2: the hash of the key went with the record, so the key is dead; that is no computer that can be used.
-#[test]
-fn a_computer_whose_record_was_lost_does_not_claim_to_be_ready() {
-    for spec in [json!({}), json!({"provider": "BYOM"})] {
-        let mut world = World::new(spec);
-        world.settle(None);
-        let children = world.record.take().unwrap().spec.state.children;
-        world.computer.status = from(json!({"children": children}));
-        let end = world.settle(None);
-        assert_eq!(end.report.blocker.map(|b| b.reason), Some("KeyLost"));
-        assert!(end.report.ready.is_some_and(|(ready, ..)| !ready));
-    }
-}
-
-/// L2: a class of which nothing is known for long is not waited for in silence.
-#[test]
-fn a_class_that_nobody_has_checked_is_told_about() {
-    let world = World::new(json!({}));
-    let mut view = world.view();
-    view.computer.as_mut().unwrap().metadata.finalizers = Some(vec![DELETION_FINALIZER.into()]);
-    view.finalizer_confirmed = true;
-    let ClassState::Found(class) = &mut view.class else { panic!("a class") };
-    class.status = None;
-    for (created, reason) in [("2027-01-15T07:59:50Z", None), ("2027-01-15T07:00:00Z", Some("ClassNotChecked"))] {
-        let ClassState::Found(class) = &mut view.class else { panic!("a class") };
-        class.metadata.creation_timestamp = from(json!(created));
-        assert_eq!(plan(&view).report.blocker.map(|b| b.reason), reason);
     }
 }

@@ -1,0 +1,205 @@
+//! The provisioning plan against a small model: it converges, stays silent afterwards (L6), survives a crash around any request,
+//! and never makes anything for a deleting computer (S8).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::needless_pass_by_value)]
+
+mod world;
+
+use serde_json::json;
+
+use self::world::{World, from};
+use crate::computer::action::Action;
+use crate::computer::plan::{Next, plan};
+use crate::computer::view::ClassState;
+use crate::resources::*;
+
+#[test]
+fn it_converges_within_the_budget_and_is_silent_afterwards() {
+    let mut world = World::new(json!({}));
+    let end = world.settle(None);
+    assert_eq!((end.next, end.report.phase), (Next::Settled, Some(Phase::Active)));
+    assert!(world.writes <= 8, "{} writes", world.writes);
+    assert_eq!(world.state().credential, CredentialState::Live);
+    assert_eq!(world.volume.as_ref().unwrap().spec.as_ref().unwrap().persistent_volume_reclaim_policy.as_deref(), Some("Retain"));
+    let before = world.writes;
+    world.settle(None);
+    assert_eq!(world.writes, before, "L6");
+}
+
+#[test]
+fn a_crash_after_any_request_leaves_one_of_each_and_nothing_unrecorded() {
+    for spec in [json!({}), json!({"provider": "BYOM"})] {
+        for n in 1..30 {
+            let mut world = World::new(spec.clone());
+            let end = world.settle(Some(n));
+            assert_eq!(end.report.phase, Some(Phase::Active), "crash {n}");
+            let children = &world.state().children;
+            let managed = usize::from(spec == json!({}));
+            assert_eq!((world.pods.len(), world.claims.len(), world.secrets.len()), (managed, managed, 1), "crash {n}");
+            assert_eq!(children.secret_uid.as_ref(), world.secrets.values().next(), "crash {n}");
+            assert_eq!(world.state().credential, CredentialState::Live, "crash {n}");
+            let user = world.record.as_ref().unwrap().spec.snapshot.run_as_user;
+            assert_eq!(user, (managed == 1).then_some(1000), "S1: the archive would run as another user; crash {n}");
+        }
+    }
+}
+
+#[test]
+fn suspend_stops_the_pod_and_resume_makes_another_on_the_same_volume() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let first = world.pods.keys().next().unwrap().clone();
+    world.computer.spec.suspended = true;
+    assert_eq!(world.settle(None).report.phase, Some(Phase::Suspended));
+    assert!(world.pods.is_empty() && world.claims.len() == 1);
+    assert_eq!(world.state().credential, CredentialState::Live, "a suspended computer keeps its key");
+    world.computer.spec.suspended = false;
+    assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
+    assert_ne!(world.pods.keys().next().unwrap(), &first);
+    assert_eq!(world.state().children.pods.len(), 1);
+}
+
+/// The archive runs as the user that the machine ran as last, not as the one of the class's first days.
+#[test]
+fn a_pod_made_from_a_changed_class_is_archived_as_its_own_user() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let user = |world: &World| world.record.as_ref().unwrap().spec.snapshot.run_as_user;
+    assert_eq!(user(&world), Some(1000));
+    world.user = Some(4242);
+    world.settle(None);
+    assert_eq!(user(&world), Some(1000), "the pod that runs is still the old one");
+    world.computer.spec.suspended = true;
+    world.settle(None);
+    world.computer.spec.suspended = false;
+    world.settle(None);
+    assert_eq!(user(&world), Some(4242), "S1: the archive could not read what the new user wrote");
+}
+
+#[test]
+fn a_failed_or_deleted_pod_is_replaced() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let first = world.pods.keys().next().unwrap().clone();
+    world.pods.get_mut(&first).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
+    assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
+    assert!(!world.pods.contains_key(&first) && world.pods.len() == 1);
+}
+
+/// S1: the containers of a pod that was stripped and forced away go on on a node that does not answer. A deletion must still wait for it.
+#[test]
+fn a_pod_that_vanished_from_a_lost_node_stays_on_record() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let first = world.state().children.pods[0].clone();
+    world.node_lost = true;
+    world.pods.clear();
+    world.settle(None);
+    let names = |world: &World| world.state().children.pods.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+    assert!(world.now - 1_800_000_000 > 1200 && names(&world).len() == 2 && names(&world)[0] == first.name, "{:?}", names(&world));
+    world.node_lost = false;
+    world.settle(None);
+    assert!(names(&world).len() == 1 && names(&world)[0] != first.name, "{:?}", names(&world));
+}
+
+/// S6, found by the full matrix: the volume was set to `Retain`, then the operator died, and a tenant deleted the claim meanwhile.
+#[test]
+fn a_volume_that_lost_its_claim_before_it_was_on_record_is_the_home() {
+    let mut world = World::new(json!({}));
+    let protected = |world: &World| world.volume.as_ref().is_some_and(|v| v.metadata.labels.is_some());
+    for _ in 0..20 {
+        world.passes += 1;
+        let mut view = world.view();
+        while let (Next::Do(action), false) = (plan(&view).next, protected(&world)) {
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        if !protected(&world) {
+            world.others();
+        }
+    }
+    assert!(protected(&world) && world.state().children.volume.is_none(), "it is on record already");
+    world.claims.clear();
+    world.pods.clear();
+    world.settle(None);
+    assert_eq!(world.state().children.volume.as_ref().map(|v| v.name.as_str()), Some("pv"), "S6: it is nobody's");
+    assert_eq!((world.state().credential, world.claims.len()), (CredentialState::Live, 1));
+    assert_eq!(crate::computer::volume::claim_ref_uid(world.volume.as_ref().unwrap()), world.state().children.claim_uid.as_deref());
+}
+
+#[test]
+fn a_claim_deleted_by_hand_is_made_again_around_the_same_volume() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let (claim, pod) = (world.claims.keys().next().unwrap().clone(), world.pods.keys().next().unwrap().clone());
+    world.claims.get_mut(&claim).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
+    let told = world.settle(None);
+    assert_eq!(told.report.blocker.map(|b| b.reason), Some("HomeClaimDeleted"));
+    world.pods.get_mut(&pod).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
+    assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
+    assert!(!world.claims.contains_key(&claim) && world.claims.len() == 1);
+    let holder = world.volume.as_ref().unwrap().spec.as_ref().unwrap().claim_ref.as_ref().unwrap().uid.clone();
+    assert_eq!(holder, world.claims.values().next().unwrap().metadata.uid);
+}
+
+#[test]
+fn the_end_of_a_time_to_live_is_a_deletion_and_protection_outlasts_it() {
+    let mut world = World::new(json!({"timeToLiveSeconds": 60}));
+    world.now += 1_000_000_000;
+    assert_eq!(plan(&world.view()).next, Next::Do(Action::DeleteComputer));
+    world.computer.spec.deletion_protection = true;
+    assert_ne!(plan(&world.view()).next, Next::Do(Action::DeleteComputer));
+}
+
+#[test]
+fn a_deleting_computer_never_gets_a_finalizer_or_a_child() {
+    let mut world = World::new(json!({}));
+    world.computer.metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
+    let forbidden = |action: &Action| matches!(action, Action::AddFinalizer | Action::Create(_));
+    assert!(!matches!(plan(&world.view()).next, Next::Do(a) if forbidden(&a)), "S8");
+}
+
+/// A tenant may be able to write the status of a Computer. Of a volume it proves nothing (S5).
+#[test]
+fn a_forged_status_gets_no_volume_of_somebody_else() {
+    let mut world = World::new(json!({}));
+    world.volume = from(
+        json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1", "labels": {UID_LABEL: "victim", MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: "Delete"}},
+        "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"namespace": "victim", "name": "home", "uid": "victims-claim"}}, "status": {"phase": "Released"}}),
+    );
+    let before = world.volume.clone();
+    world.computer.status = from(
+        json!({"children": {"claimName": "mine", "claimUid": "victims-claim", "volume": {"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"}}}),
+    );
+    world.settle(None);
+    assert_eq!(world.volume, before, "S5");
+}
+
+/// L2: the hash of the key went with the record, so the key is dead; that is no computer that can be used.
+#[test]
+fn a_computer_whose_record_was_lost_does_not_claim_to_be_ready() {
+    for spec in [json!({}), json!({"provider": "BYOM"})] {
+        let mut world = World::new(spec);
+        world.settle(None);
+        let children = world.record.take().unwrap().spec.state.children;
+        world.computer.status = from(json!({"children": children}));
+        let end = world.settle(None);
+        assert_eq!(end.report.blocker.map(|b| b.reason), Some("KeyLost"));
+        assert!(end.report.ready.is_some_and(|(ready, ..)| !ready));
+    }
+}
+
+/// L2: a class of which nothing is known for long is not waited for in silence.
+#[test]
+fn a_class_that_nobody_has_checked_is_told_about() {
+    let world = World::new(json!({}));
+    let mut view = world.view();
+    view.computer.as_mut().unwrap().metadata.finalizers = Some(vec![DELETION_FINALIZER.into()]);
+    view.finalizer_confirmed = true;
+    let ClassState::Found(class) = &mut view.class else { panic!("a class") };
+    class.status = None;
+    for (created, reason) in [("2027-01-15T07:59:50Z", None), ("2027-01-15T07:00:00Z", Some("ClassNotChecked"))] {
+        let ClassState::Found(class) = &mut view.class else { panic!("a class") };
+        class.metadata.creation_timestamp = from(json!(created));
+        assert_eq!(plan(&view).report.blocker.map(|b| b.reason), reason);
+    }
+}

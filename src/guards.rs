@@ -16,6 +16,8 @@ pub enum Guard {
     LiveAbsence,
     /// Nothing is made on the word of a record that a cache holds.
     LiveRecord,
+    /// A look at the record is good for the very next request only.
+    OneLook,
     /// What was learned before another one wrote the record is not held against what it says now.
     OldFacts,
     /// A plan is not made on an older record than this process has seen.
@@ -68,13 +70,14 @@ pub enum Guard {
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
         Self::RecordVersion,
         Self::LiveAbsence,
         Self::LiveRecord,
+        Self::OneLook,
         Self::OldFacts,
         Self::LatestRecord,
         Self::TypedNotFound,

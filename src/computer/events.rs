@@ -17,22 +17,31 @@ use crate::resources::{Computer, Phase, Step, StepStatus};
 
 /// Longest time for one event.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the same is not told again of a record: the API server keeps events for an hour.
+/// How long a warning is not repeated: the API server keeps events for an hour.
 const AGAIN: Duration = Duration::from_secs(50 * 60);
+/// How long a step that ended is not told again: a cache that is behind shows it under way for as long (L6).
+const BEHIND: Duration = Duration::from_secs(10 * 60);
+/// Time between two looks for what may be forgotten.
+const SWEEP: Duration = Duration::from_secs(60);
 /// The API's bound on a note is 1,024 bytes.
 const NOTE: usize = 1000;
 
 /// Publishes events.
 pub struct Events {
     recorder: Recorder,
-    /// When a record was told a reason, by UID of the computer.
-    told: Mutex<HashMap<(String, &'static str), Instant>>,
+    told: Mutex<Told>,
+}
+
+/// What was told of which computer, and until when it is not told again.
+struct Told {
+    until: HashMap<(String, String), Instant>,
+    swept: Instant,
 }
 
 impl Events {
     /// Publishes through the recorder.
     pub fn new(recorder: Recorder) -> Self {
-        Self { recorder, told: Mutex::default() }
+        Self { recorder, told: Mutex::new(Told { until: HashMap::new(), swept: Instant::now() }) }
     }
 
     /// One event for each deletion step that the Computer's old status shows in another state.
@@ -47,7 +56,12 @@ impl Events {
             if step.status == before || step.status == StepStatus::Pending {
                 continue;
             }
-            let type_ = if step.status == StepStatus::Blocked { EventType::Warning } else { EventType::Normal };
+            let blocked = step.status == StepStatus::Blocked;
+            let why = report.blocker.as_ref().filter(|_| blocked).map_or("", |b| b.reason);
+            if !self.news(&view.uid, format!("{} {why}", reason_of(step)), if blocked { AGAIN } else { BEHIND }) {
+                continue;
+            }
+            let type_ = if blocked { EventType::Warning } else { EventType::Normal };
             let note = step.error.clone().unwrap_or_else(|| format!("{}: {:?}", step.name, step.status));
             self.publish(event(type_, reason_of(step), &note, &step.id), &reference).await;
         }
@@ -58,21 +72,25 @@ impl Events {
         let Some(record) = view.record.as_ref().filter(|_| view.computer.is_none() && report.phase == Some(Phase::Deleting)) else {
             return;
         };
-        let Some(blocker) = report.blocker.as_ref().filter(|b| self.news(&view.uid, b.reason)) else { return };
+        let Some(blocker) = report.blocker.as_ref().filter(|b| self.news(&view.uid, b.reason.to_owned(), AGAIN)) else { return };
         let step = report.current.as_deref().unwrap_or("deletion");
         let event = event(EventType::Warning, blocker.reason.to_owned(), &format!("{step}: {}", blocker.message), step);
         self.publish(event, &record.object_ref(&())).await;
     }
 
     /// Whether this has not been told yet, or long ago. A step that goes on and stands still again, or for two reasons in turn, tells each
-    /// once (L6).
-    fn news(&self, uid: &str, reason: &'static str) -> bool {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.retain(|_, at| at.elapsed() < AGAIN);
-        if told.contains_key(&(uid.to_owned(), reason)) {
+    /// once; so does a status that a cache, or another leader, shows as it was before (L6).
+    fn news(&self, uid: &str, what: String, keep: Duration) -> bool {
+        let (mut told, now) = (self.told.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        if now.duration_since(told.swept) > SWEEP {
+            told.until.retain(|_, until| *until > now);
+            told.swept = now;
+        }
+        let key = (uid.to_owned(), what);
+        if told.until.get(&key).is_some_and(|until| *until > now) {
             return false;
         }
-        told.insert((uid.to_owned(), reason), Instant::now());
+        told.until.insert(key, now + keep);
         true
     }
 
@@ -101,15 +119,19 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_record_is_told_each_reason_once_and_again_only_when_that_is_forgotten() {
+    async fn each_reason_is_told_once_and_again_only_when_that_is_forgotten() {
         let client = kube::Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
         let events = Events::new(Recorder::new(client, "test".into()));
-        assert!(events.news("u", "VolumeTaken"));
-        assert!(events.news("another", "VolumeTaken"), "each computer is told for itself");
-        assert!(events.news("u", "ArchiveDamaged"), "another reason is news");
-        assert!(!events.news("u", "VolumeTaken") && !events.news("u", "ArchiveDamaged"), "to and fro: a storm");
+        let news = |uid: &str, what: &str, keep| events.news(uid, what.to_owned(), keep);
+        assert!(news("u", "VolumeTaken", AGAIN));
+        assert!(news("another", "VolumeTaken", AGAIN), "each computer is told for itself");
+        assert!(news("u", "ArchiveDamaged", AGAIN), "another reason is news");
+        assert!(news("u", "StopPodsCompleted", BEHIND));
+        assert!(!news("u", "VolumeTaken", AGAIN) && !news("u", "ArchiveDamaged", AGAIN), "to and fro: a storm");
+        tokio::time::advance(BEHIND).await;
+        assert!(!news("u", "VolumeTaken", AGAIN) && news("u", "StopPodsCompleted", BEHIND));
         tokio::time::advance(AGAIN).await;
-        assert!(events.news("u", "ArchiveDamaged"), "the API server has forgotten it");
-        assert_eq!(events.told.lock().unwrap().len(), 1, "what is over is not kept");
+        assert!(news("u", "ArchiveDamaged", AGAIN), "the API server has forgotten it");
+        assert_eq!(events.told.lock().unwrap().until.len(), 1, "what is over is not kept");
     }
 }

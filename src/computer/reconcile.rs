@@ -105,7 +105,7 @@ impl Reconciler {
             match self.applier.apply(action.clone(), view).await {
                 Ok(effect) => {
                     let of_record = matches!(effect, Effect::Record(_) | Effect::Overtaken(_));
-                    looked = of_record;
+                    looked = of_record || (looked && !guards::on(Guard::OneLook));
                     let archived_before = archived(view);
                     view.absorb(effect);
                     if of_record {

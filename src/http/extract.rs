@@ -43,8 +43,18 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
         if !bytes.trim_ascii_start().starts_with(b"{") {
             return Err(ApiError::invalid("the body is not what is expected: it has to be a JSON object, `{...}`"));
         }
-        serde_json::from_slice(&bytes).map(Self).map_err(|error| ApiError::invalid(format!("the body is not what is expected: {error}")))
+        parse(&bytes).map(Self).map_err(|error| ApiError::invalid(format!("the body is not what is expected: {error}")))
     }
+}
+
+/// An error names the field.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let mut from = serde_json::Deserializer::from_slice(bytes);
+    let body = serde_path_to_error::deserialize(&mut from).map_err(|error| match error.path().to_string() {
+        path if path == "." => error.inner().to_string(),
+        path => format!("{path}: {}", error.inner()),
+    })?;
+    from.end().map(|()| body).map_err(|error| error.to_string())
 }
 
 /// One of an enum's words, or `null`. Serde itself reads `{"word": null}` for it too.
@@ -99,5 +109,26 @@ impl FromRequestParts<Arc<Shared>> for Caller {
             who.note(&caller, share);
         }
         Ok(caller)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Asked {
+        #[allow(dead_code)]
+        name: Option<String>,
+    }
+
+    #[test]
+    fn an_error_names_the_field() {
+        let error = |text: &str| parse::<Asked>(text.as_bytes()).unwrap_err();
+        assert!(error(r#"{"name": 5}"#).starts_with("name: invalid type: integer `5`, expected a string"), "{}", error(r#"{"name": 5}"#));
+        assert!(error(r#"{"nam": 5}"#).contains("unknown field `nam`, expected `name`"));
+        assert!(error(r#"{"name": "a"} {}"#).contains("trailing characters"));
+        assert!(error("{").contains("EOF"));
     }
 }

@@ -144,7 +144,10 @@ impl Metrics {
         self.passes.get_or_create(&Outcome { path: if deleting { "delete" } else { "provision" }, outcome }).inc();
         let blocker = plan.report.blocker.as_ref().filter(|_| deleting);
         let now = blocker.map(|b| Blocked { step: plan.report.current.clone().unwrap_or_default(), reason: b.reason.to_owned() });
-        self.set_blocked(uid, now);
+        // A look at the archive says nothing yet: to take it off for that long would begin the alert's wait anew each time.
+        if !(plan.report.checking && now.is_none()) {
+            self.set_blocked(uid, now);
+        }
         if matches!(plan.next, Next::Finished(_)) && error.is_none() {
             self.finished(uid, record);
         }

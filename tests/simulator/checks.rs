@@ -66,6 +66,9 @@ fn released(observer: &mut Observer, state: &State, of: &str, by: Actor, in_orde
     let record = record(state, of);
     let deletion = record.as_ref().and_then(|r| r.spec.state.deletion.clone());
     let handed_off = deletion.as_ref().is_some_and(|d| d.handed_off);
+    if handed_off {
+        broken.extend(let_go_wrongly(observer, state, of));
+    }
     for kind in ["pods", "persistentvolumeclaims", "secrets"] {
         for object in state.all(kind).filter(|v| observer.owner(uid(v)).is_some_and(|c| c == of)) {
             if (namespace(object) != SYSTEM || !handed_off) && !observer.came_late(by, kind, object) {
@@ -73,9 +76,8 @@ fn released(observer: &mut Observer, state: &State, of: &str, by: Actor, in_orde
             }
         }
     }
-    let left = state.all("persistentvolumes").find(|v| state.disks.get(uid(v)).is_some_and(|d| d.computer.as_deref() == Some(of)));
-    let policy = record.as_ref().and_then(|r| r.spec.state.children.volume.as_ref()).map(|v| v.original_reclaim_policy.clone());
-    if left.is_some() && policy.as_deref() == Some("Delete") && !handed_off && !overridden(state, of, "delete-volumes") {
+    let goes = |v: &Value| state.disks.get(uid(v)).is_some_and(|d| d.computer.as_deref() == Some(of) && !d.retained);
+    if state.all("persistentvolumes").any(|v| goes(v)) && !handed_off && !overridden(state, of, "delete-volumes") {
         broken.push("its volume is still there".to_owned());
     }
     if !in_order {
@@ -86,14 +88,44 @@ fn released(observer: &mut Observer, state: &State, of: &str, by: Actor, in_orde
         Some(r) if r.spec.state.credential != CredentialState::Revoked => broken.push("its key is not revoked".to_owned()),
         Some(_) if handed_off => {}
         Some(_) if deletion.is_none_or(|d| d.receipt.is_none()) => broken.push("no receipt is on record".to_owned()),
-        Some(_) if observer.receipt(of).is_none() && !overridden(state, of, "write-receipt") => {
-            broken.push("no receipt is stored".to_owned());
-        }
-        Some(_) => {}
+        Some(_) => broken.extend(receipt(observer, state, of)),
     }
     for why in broken {
         observer.violation(format!("S3: {of} was released although {why}"));
     }
+}
+
+/// What is wrong with a hand-off: only a class can ask for it, only for a namespace that goes, and the home must be in custody.
+fn let_go_wrongly(observer: &Observer, state: &State, of: &str) -> Option<String> {
+    let fate = observer.fates.get(of)?;
+    let going = state.get("namespaces", "", &fate.namespace).is_none_or(|n| deleting(n));
+    if !fate.promised.hand_off || !going {
+        return Some("nobody asked for a hand-off".to_owned());
+    }
+    let home = state.all("persistentvolumes").find(|v| state.disks.get(uid(v)).is_some_and(|d| d.computer.as_deref() == Some(of)))?;
+    let kept = text(home, "/spec/claimRef/namespace") == Some(SYSTEM) || observer.archive(of).is_some();
+    let on_record = record(state, of).is_some_and(|r| r.spec.state.children.volume.is_some_and(|v| v.uid == uid(home)));
+    (on_record && !kept).then(|| "its home was left in the namespace".to_owned())
+}
+
+/// What is wrong with the receipt: it tells of this computer and of every step, and of whoever had one left out (S11).
+pub fn receipt(observer: &Observer, state: &State, of: &str) -> Option<String> {
+    let Some(receipt) = observer.receipt(of) else {
+        return (!overridden(state, of, "write-receipt")).then(|| "no receipt is stored".to_owned());
+    };
+    if text(&receipt, "/computer/uid") != Some(of) || text(&receipt, "/deletedAt").is_none() {
+        return Some(format!("its receipt is of something else: {receipt}"));
+    }
+    let steps = receipt["steps"].as_array().cloned().unwrap_or_default();
+    for id in ["revoke-credentials", "stop-pods", "archive-sessions", "delete-volumes"] {
+        let Some(step) = steps.iter().find(|s| s["step"] == id) else { return Some(format!("its receipt does not tell of {id}")) };
+        let by = text(step, "/detail").unwrap_or_default();
+        let named = by.contains("by DeletionOverride") || by.contains("BestEffort");
+        if step["result"] == "Skipped" && !named {
+            return Some(format!("its receipt does not say who had {id} left out: {by}"));
+        }
+    }
+    None
 }
 
 /// S9: what is known stays known.
@@ -161,6 +193,9 @@ fn child(observer: &mut Observer, state: &State, change: &Change) {
     if change.before.is_some() {
         return;
     }
+    if namespace(object) == SYSTEM && change.kind == "pods" {
+        told_to_archive(observer, object, &of);
+    }
     let Some(record) = record(state, &of) else { return observer.violation(format!("S5: {what} was created without a record")) };
     let children = &record.spec.state.children;
     let called = Some(name(object).to_owned());
@@ -174,6 +209,18 @@ fn child(observer: &mut Observer, state: &State, change: &Change) {
         && told.elapsed() > PASS
     {
         observer.violation(format!("S8: {what} was created {} s after that replica was told of the deletion", told.elapsed().as_secs()));
+    }
+}
+
+/// S1: an archive pod is told to archive what the class names, of this computer.
+fn told_to_archive(observer: &mut Observer, pod: &Value, of: &str) {
+    let env = pod.pointer("/spec/containers/0/env").and_then(Value::as_array).cloned().unwrap_or_default();
+    let told = |name: &str| env.iter().find(|e| e["name"] == name).and_then(|e| text(e, "/value")).unwrap_or_default().to_owned();
+    let paths: Value = serde_json::from_str(&told("SESSION_PATHS")).unwrap_or_default();
+    let wanted = observer.fates.get(of).map(|f| f.promised.session_paths.clone());
+    // A record that was lost and made again knows no paths: then all of the home is archived.
+    if told("COMPUTER_UID") != of || (wanted.as_ref() != Some(&paths) && paths != serde_json::json!([])) {
+        observer.violation(format!("S1: {} archives {paths} of {}, not {wanted:?} of {of}", name(pod), told("COMPUTER_UID")));
     }
 }
 
@@ -219,14 +266,8 @@ pub fn destroyed(observer: &mut Observer, state: &State, volume: &Value) {
     let Some(of) = &disk.computer else { return };
     let holder = text(volume, "/spec/claimRef/uid").unwrap_or_default();
     let protected = observer.fates.get(of).is_some_and(|f| f.was_live) || observer.claim_was_deleted_by_us(holder);
-    let record = record(state, of);
-    let policy = record.as_ref().map(|r| r.spec.snapshot.archive.policy);
-    let wanted = policy != Some(computer_operator::resources::ArchivePolicy::None);
-    let given_up = record.as_ref().is_some_and(|r| {
-        let step = r.spec.state.deletion.as_ref().and_then(|d| d.steps.get("archive-sessions")).map(|s| s.result == "Skipped");
-        policy == Some(computer_operator::resources::ArchivePolicy::BestEffort) && step == Some(true)
-    });
-    if !protected || !wanted || given_up || overridden(state, of, "archive-sessions") {
+    let wanted = observer.fates.get(of).is_none_or(|f| f.promised.archive != "None");
+    if !protected || !wanted || overridden(state, of, "archive-sessions") {
         return;
     }
     let expected = packed(disk.written).entry.digest.clone();

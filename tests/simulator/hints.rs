@@ -16,7 +16,7 @@ const fn tooth(guard: Guard, about: &'static str, hint: &'static str) -> Tooth {
 
 const MANAGED: &str = r#"{"life":"Managed","leaders":1,"seed":1}"#;
 
-pub static TEETH: [Tooth; 30] = [
+pub static TEETH: [Tooth; 31] = [
     tooth(
         Guard::DeletePrecondition,
         "Every delete names the UID that it is meant for",
@@ -46,6 +46,11 @@ pub static TEETH: [Tooth; 30] = [
         Guard::LiveRecord,
         "Nothing is made on the word of a record that a cache holds",
         r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":28,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
+    ),
+    tooth(
+        Guard::OneLook,
+        "A look at the record is good for the very next request only",
+        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":32,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
     ),
     tooth(
         Guard::OldFacts,

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use computer_operator::resources::{CredentialState, RecordPhase};
+use computer_operator::resources::{CredentialState, RecordPhase, UID_LABEL};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::actors::archive::packed;
-use crate::api::value::{deleting, name, text, uid};
+use crate::api::value::{deleting, label, name, text, uid};
 use crate::api::{Actor, State};
-use crate::checks::{overridden, record};
+use crate::checks::{overridden, receipt, record};
 use crate::moves::{self, BOX, Move, SYSTEM, TEAM};
 use crate::world::World;
 
@@ -227,16 +227,17 @@ pub fn end_state(state: &State) -> Vec<String> {
         if record.spec.state.credential != CredentialState::Revoked {
             wrong.push(format!("S2: the key of {of} is {:?}", record.spec.state.credential));
         }
-        if state.observer.receipt(of).is_none() && !overridden(state, of, "write-receipt") {
-            wrong.push(format!("S3: {of} has no receipt"));
-        }
+        wrong.extend(receipt(&state.observer, state, of).map(|why| format!("S3: {of} is over, and {why}")));
         for (volume, disk) in state.disks.iter().filter(|(_, d)| d.computer.as_ref() == Some(of)) {
             let there = state.by_uid("persistentvolumes", volume);
-            let stays = there.is_some_and(|v| text(v, "/spec/storageClassName") == Some("retain"));
-            if there.is_some() && !stays {
-                wrong.push(format!("S6: the volume of {of} is left"));
+            let kept = |v: &Value| text(v, "/spec/persistentVolumeReclaimPolicy") == Some("Retain") && label(v, UID_LABEL).is_none();
+            match there {
+                Some(_) if !disk.retained => wrong.push(format!("S6: the volume of {of} is left")),
+                Some(volume) if !kept(volume) => wrong.push(format!("S5: the volume of {of} is not as its StorageClass made it")),
+                None if disk.retained => wrong.push(format!("S1: the volume of {of} is gone, and its StorageClass keeps volumes")),
+                _ => {}
             }
-            let required = record.spec.snapshot.archive.policy == computer_operator::resources::ArchivePolicy::Required;
+            let required = fate.promised.archive == "Required";
             let on_record = record.spec.state.children.volume.as_ref().is_some_and(|v| v.uid == *volume);
             if required && on_record && !overridden(state, of, "archive-sessions") {
                 let expected = packed(disk.written).entry.digest.clone();
@@ -246,7 +247,6 @@ pub fn end_state(state: &State) -> Vec<String> {
                 }
             }
         }
-        debug_assert!(!fate.namespace.is_empty());
     }
     for kind in ["pods", "persistentvolumeclaims"] {
         for object in state.all(kind).filter(|v| crate::api::value::namespace(v) == SYSTEM) {

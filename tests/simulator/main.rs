@@ -25,44 +25,93 @@ mod teeth;
 mod world;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use clap::{Parser, Subcommand};
 use computer_operator::guards::Guard;
 use run::Case;
 
+/// Lives of computers on a simulated cluster, disturbed in every way. Without a command: the matrices, a sample of each.
+#[derive(Parser)]
+#[command(name = "cargo test --features guards-off --test simulator --")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// One case again, as a failing run prints it: tells its story, request by request.
+    #[arg(long, value_name = "JSON", value_parser = case)]
+    case: Option<Case>,
+    /// Guards that are switched off: with `--case`, or with `teeth` to look for a run that misses them.
+    #[arg(long, value_name = "GUARD", value_delimiter = ',', value_parser = teeth::named)]
+    without: Vec<Guard>,
+    /// These matrices only.
+    #[arg(long, value_delimiter = ',', value_parser = matrix::STAGES.map(|s| s.name), global = true)]
+    stages: Vec<String>,
+    /// All of every matrix, and of the model.
+    #[arg(long, global = true)]
+    full: bool,
+    /// Every n-th run only.
+    #[arg(long, default_value_t = 1, global = true)]
+    thin: usize,
+    /// Runs at the same time; default: one for each processor.
+    #[arg(long, global = true)]
+    jobs: Option<usize>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The same request scripts against the simulated API server and a real one, which it starts: needs Go, not root.
+    Conformance,
+    /// Two computers of one name, in every order.
+    Model,
+    /// Every guard switched off alone must be missed. With `WRITE_GUARDS=1` it writes docs/guards.md.
+    Teeth,
+    /// Many computers, everything going wrong by chance.
+    Soak {
+        /// Seed after seed for so long; 0: one.
+        #[arg(long, default_value_t = 0)]
+        minutes: u64,
+        /// The first seed.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Computers of each round.
+        #[arg(long, default_value_t = 200)]
+        computers: usize,
+    },
+}
+
+fn case(text: &str) -> Result<Case, String> {
+    serde_json::from_str(text).map_err(|error| format!("no case: {error}"))
+}
+
 fn main() -> ExitCode {
+    let cli = Cli::parse();
     run::notice_panics();
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |flag: &str| arguments.iter().position(|a| a == flag).and_then(|i| arguments.get(i + 1));
-    let number = |flag: &str| value(flag).and_then(|v| v.parse::<u64>().ok());
-    let off: Vec<Guard> = value("--without").map(|s| s.split(',').map(teeth::named).collect()).unwrap_or_default();
-    if let Some(case) = value("--case") {
-        return tell(&off, &serde_json::from_str(case).expect("a case"));
+    if let Some(case) = &cli.case {
+        return tell(&cli.without, case);
     }
-    let full = arguments.iter().any(|a| a == "--full");
-    let processors = std::thread::available_parallelism().map_or(2, usize::from);
-    let jobs = number("--jobs").and_then(|n| usize::try_from(n).ok()).unwrap_or(processors);
-    let thin = number("--thin").and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
-    let stages: Vec<String> = value("--stages").map(|s| s.split(',').map(str::to_owned).collect()).unwrap_or_default();
-    let well = match arguments.first().map(String::as_str) {
-        Some("conformance") => conformance::run_all(),
-        Some("model") => model::run_all(full),
-        Some("teeth") if !off.is_empty() => teeth::search(&off, &stages, thin, jobs),
-        Some("teeth") => teeth::run_all(jobs),
-        Some("soak") => {
-            let time = std::time::Duration::from_secs(60 * number("--minutes").unwrap_or(0));
-            let computers = usize::try_from(number("--computers").unwrap_or(200)).unwrap_or(200);
-            soak::run_for(number("--seed").unwrap_or(1), computers, time)
-        }
-        _ => matrix::run_stages(&stages, full, thin, jobs),
+    let jobs = cli.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
+    let well = match cli.command {
+        Some(Command::Conformance) => conformance::run_all(),
+        Some(Command::Model) => model::run_all(cli.full),
+        Some(Command::Teeth) if !cli.without.is_empty() => teeth::search(&cli.without, &cli.stages, cli.thin, jobs),
+        Some(Command::Teeth) => teeth::run_all(jobs),
+        Some(Command::Soak { minutes, seed, computers }) => soak::run_for(seed, computers, Duration::from_secs(60 * minutes)),
+        None => matrix::run_stages(&cli.stages, cli.full, cli.thin, jobs),
     };
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// One case, with its whole journal.
 fn tell(off: &[Guard], case: &Case) -> ExitCode {
+    println!("simulated seconds, number of the request (`at` counts these; lists and watches have none), who, what, how it was answered;");
+    println!("!! a fault, ** a move of the tenant or the admin, -- what else happened");
     let outcome = run::run_without(off, case);
     outcome.story.iter().for_each(|line| println!("{line}"));
     println!("{} requests, {} changes, {} s simulated", outcome.requests, outcome.changes, outcome.simulated.as_secs());
-    outcome.wrong.iter().for_each(|w| println!("WRONG: {w}"));
+    for what in &outcome.wrong {
+        println!("WRONG: {what}");
+    }
+    let without: Vec<String> = off.iter().map(|guard| format!("--without {guard:?} ")).collect();
+    println!("again: {}", case.command().replace("-- --case", &format!("-- {}--case", without.concat())));
     if outcome.wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

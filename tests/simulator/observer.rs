@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use computer_operator::archive::{Manifest, manifest_key, object_key, receipt_key};
@@ -22,9 +23,30 @@ use crate::checks;
 use crate::moves::{SYSTEM, holds};
 use crate::store::peek;
 
+/// What the class of a computer said when it was created: not what the operator has written down of it.
+#[derive(Clone, Debug)]
+pub struct Promised {
+    /// `Required`, `BestEffort` or `None`.
+    pub archive: String,
+    pub hand_off: bool,
+    pub session_paths: Value,
+}
+
+impl Promised {
+    fn by(state: &State) -> Self {
+        let spec = state.all("computerclasses").next().map(|c| c["spec"].clone()).unwrap_or_default();
+        Self {
+            archive: text(&spec, "/archive/policy").unwrap_or("Required").to_owned(),
+            hand_off: text(&spec, "/archive/onNamespaceDeletion") == Some("HandOff"),
+            session_paths: spec["sessionPaths"].clone(),
+        }
+    }
+}
+
 /// What became of one computer.
 #[derive(Clone, Debug)]
 pub struct Fate {
+    pub promised: Promised,
     pub namespace: String,
     pub name: String,
     /// Since when it, or its namespace, is being deleted, or it is gone.
@@ -38,6 +60,12 @@ pub struct Fate {
     told: BTreeMap<usize, Instant>,
     keys: Vec<Key>,
 }
+
+/// A look from which a release came so much later is no look of the same pass, however slow its requests are.
+const LAST_LOOK: Duration = Duration::from_secs(10);
+
+/// So often is nothing told, by two leaders that are killed and go on.
+const TOLD: usize = 10;
 
 /// Kind, namespace and name.
 type Named = (Kind, String, String);
@@ -54,6 +82,8 @@ pub struct Observer {
     ended: BTreeMap<Named, Instant>,
     /// When each replica was last told by the API server that there is none of that name.
     absent: BTreeMap<(usize, Named), Instant>,
+    /// How often each event was published, by the UID of what it is about and its reason.
+    told: BTreeMap<(String, String), usize>,
     /// Creates and deletes of the operators, by kind.
     pub creates: BTreeMap<Kind, usize>,
     pub deletes: BTreeMap<Kind, usize>,
@@ -145,7 +175,7 @@ impl Observer {
         let (Actor::Operator(replica), Some((by, born))) = (actor, self.born.get(uid(object))) else { return false };
         let named = (kind, namespace(object).to_owned(), name(object).to_owned());
         let (Some(ended), Some(looked)) = (self.ended.get(&named), self.absent.get(&(replica, named.clone()))) else { return false };
-        *by != actor && ended <= looked && looked <= born
+        *by != actor && ended <= looked && looked <= born && looked.elapsed() <= LAST_LOOK
     }
 
     /// A replica's watch has shown a change.
@@ -202,6 +232,7 @@ impl Observer {
         if change.kind == "computers" {
             let dying = deleting(object) || state.get("namespaces", "", namespace(object)).is_none_or(|n| deleting(n));
             let fate = self.fates.entry(uid(object).to_owned()).or_insert_with(|| Fate {
+                promised: Promised::by(state),
                 namespace: namespace(object).to_owned(),
                 name: name(object).to_owned(),
                 dying: None,
@@ -243,8 +274,22 @@ impl Observer {
         }
     }
 
+    /// L6: nobody reads the same ten times.
+    fn told_again(&mut self, event: &Value) {
+        let part = |pointer| text(event, pointer).unwrap_or_default().to_owned();
+        let told = self.told.entry((part("/regarding/uid"), part("/reason"))).or_default();
+        *told += 1;
+        if *told == TOLD {
+            let what = format!("L6: {} was told {} {TOLD} times", part("/regarding/name"), part("/reason"));
+            self.violation(what);
+        }
+    }
+
     fn count(&mut self, change: &Change) {
-        if matches!(change.kind, "leases" | "events") {
+        if change.kind == "events" {
+            return self.told_again(change.object());
+        }
+        if change.kind == "leases" {
             return;
         }
         self.writes += 1;

@@ -126,8 +126,9 @@ pub fn search(off: &[Guard], stages: &[String], thin: usize, jobs: usize) -> boo
 }
 
 /// A guard by its name.
-pub fn named(name: &str) -> Guard {
-    Guard::ALL.into_iter().find(|g| format!("{g:?}") == name).expect("a guard")
+pub fn named(name: &str) -> Result<Guard, String> {
+    let names = || Guard::ALL.map(|g| format!("{g:?}")).join(", ");
+    Guard::ALL.into_iter().find(|g| format!("{g:?}") == name).ok_or_else(|| format!("no guard of that name. They are: {}", names()))
 }
 
 fn table(verdicts: &[Verdict]) -> String {
@@ -135,14 +136,14 @@ fn table(verdicts: &[Verdict]) -> String {
         "<!-- Written by `WRITE_GUARDS=1 cargo test --features guards-off --test simulator -- teeth`. -->\n\
          # Guards, and what breaks without them\n\n\
          Each guard (`src/guards.rs`) was switched off alone, and the promise named here (`S` and `L` as in `docs/reliability.md`) was then\n\
-         seen broken by a run of the simulator that breaks none with it. The last column repeats that run, after\n\
-         `cargo test --features guards-off --test simulator -- `.\n\n\
+         seen broken by a run of the simulator that breaks none with it. The last column repeats that run, and tells its story.\n\n\
          | guard | what it does | broken without it | the run |\n|---|---|---|---|\n",
     );
     for Verdict { tooth, bite, .. } in verdicts {
         let (promise, command) = bite.as_ref().map_or(("**nothing**", String::new()), |bite| {
             let promise = bite.what.split([':', ' ']).next().unwrap_or_default();
-            (promise, format!("`--without {:?} --case '{}'`", tooth.guard, bite.case.json()))
+            let command = bite.case.command().replace("-- --case", &format!("-- --without {:?} --case", tooth.guard));
+            (promise, format!("`{command}`"))
         });
         let _ = writeln!(text, "{} {promise} | {command} |", row(tooth));
     }

@@ -16,6 +16,8 @@ pub struct Disk {
     pub computer: Option<String>,
     /// How often something was written: the version of its content.
     pub written: u64,
+    /// Its StorageClass keeps volumes.
+    pub retained: bool,
 }
 
 /// By the UID of the volume.
@@ -84,7 +86,7 @@ pub fn provision(state: &mut State, claim: &Value) {
     let volume = json!({"metadata": {"name": called}, "spec": spec});
     let Ok(made) = state.create(Actor::Kubernetes, "persistentvolumes", "", volume, false) else { return };
     let computer = computer_of(claim).map(str::to_owned).filter(|_| state.observer.owns(uid(claim)));
-    state.disks.insert(uid(&made).to_owned(), Disk { computer, written: 0 });
+    state.disks.insert(uid(&made).to_owned(), Disk { computer, written: 0, retained: policy == "Retain" });
     state.change("persistentvolumes", "", &called, |v| v["status"]["phase"] = json!("Bound"));
     state.change("persistentvolumeclaims", namespace(claim), name(claim), |c| {
         c["spec"]["volumeName"] = json!(called);

@@ -106,7 +106,10 @@ fn custody_first(context: &Context<'_>) -> State {
                 }
             })
         }
-        Some(Verification::Missing) => pod(context),
+        Some(Verification::Missing) => match (pod(context), context.attempts()) {
+            (State::Wait(after), attempts) if attempts > 1 => State::Blocked(again(context, attempts), after),
+            (state, _) => state,
+        },
         Some(Verification::Invalid(why)) => State::blocked(
             "ArchiveDamaged",
             format!(
@@ -120,11 +123,22 @@ fn custody_first(context: &Context<'_>) -> State {
     }
 }
 
+/// What stood still stands still until an attempt succeeds: a store that takes nothing, say. Told only between two attempts, it would
+/// look healthy for most of the time, and the alert's wait would begin anew with each of them (L2).
+fn again(context: &Context<'_>, attempts: i32) -> Blocker {
+    let message = format!(
+        "archive attempt {attempts} is under way, those before it have failed: `kubectl logs -n {} {}` says how it goes",
+        context.view.settings.namespace,
+        context.view.archive_pod_name(attempts)
+    );
+    Blocker { reason: "ArchiveFailed", message }
+}
+
 /// Makes, watches and repeats the archive pod.
 fn pod(context: &Context<'_>) -> State {
     let namespace = &context.view.settings.namespace;
     let custody = context.deletion().and_then(|d| d.custody.clone()).unwrap_or_default();
-    let attempt = custody.attempt.max(1);
+    let attempt = context.attempts();
     let name = context.view.archive_pod_name(attempt);
     let subject = Subject::pod(namespace, &name);
     let Some(found) = context.view.pod(namespace, &name) else { return State::act(Action::Read(subject)) };

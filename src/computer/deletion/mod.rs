@@ -135,6 +135,11 @@ impl Context<'_> {
         self.record.spec.state.deletion.as_ref()
     }
 
+    /// Number of the latest archive attempt, from 1.
+    pub fn attempts(&self) -> i32 {
+        self.deletion().and_then(|d| d.custody.as_ref()).map_or(1, |c| c.attempt.max(1))
+    }
+
     /// How a step came out, if it was finished before.
     pub fn finished(&self, step: &str) -> Option<&SubjectOutcome> {
         self.deletion()?.steps.get(step)

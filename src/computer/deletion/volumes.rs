@@ -138,8 +138,7 @@ fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
         });
     }
     // A cache never proves that the latest one is gone.
-    let custody = context.deletion()?.custody.as_ref();
-    let name = context.view.archive_pod_name(custody.map_or(1, |c| c.attempt.max(1)));
+    let name = context.view.archive_pod_name(context.attempts());
     let known = context.view.pod(namespace, &name).is_some();
     (!known).then(|| State::act(Action::Read(Subject::pod(namespace, &name))))
 }

@@ -144,8 +144,7 @@ fn the_archive_pods_of_all_attempts_go() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     let late = archive_pod(&mut world).clone();
     let (namespace, name) = (late.metadata.namespace.clone().unwrap(), late.metadata.name.clone().unwrap());
-    let next = name.replace("-1", "-2");
-    assert_ne!(name, next);
+    let next = format!("{}2", name.strip_suffix('1').unwrap());
     let mut second = world.pods.remove(&(namespace.clone(), name.clone())).unwrap();
     second.metadata.name = Some(next.clone());
     world.pods.insert((namespace.clone(), next), second);
@@ -157,4 +156,21 @@ fn the_archive_pods_of_all_attempts_go() {
         pass(&mut world);
     }
     assert!(world.pods.is_empty() && world.computer.is_none(), "{:?}", world.pods.keys());
+}
+
+/// L2: the store takes nothing. Between its attempts the archive is blocked, and while the next one is under way it is, too.
+#[test]
+fn an_archive_that_has_failed_is_blocked_until_an_attempt_succeeds() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    let running = from(json!({"phase": "Running"}));
+    archive_pod(&mut world).status = Some(running);
+    assert_eq!(pass(&mut world).report.blocker, None, "the first attempt");
+    let ((namespace, name), mut pod) = world.pods.pop_last().expect("the archive pod");
+    let second = format!("{}2", name.strip_suffix('1').unwrap());
+    pod.metadata.name = Some(second.clone());
+    world.pods.insert((namespace, second.clone()), pod);
+    world.record.as_mut().unwrap().spec.state.deletion.as_mut().unwrap().custody.as_mut().unwrap().attempt = 2;
+    let blocker = pass(&mut world).report.blocker.expect("L2");
+    assert!(blocker.reason == "ArchiveFailed" && blocker.message.contains(&second), "{blocker:?}");
 }

@@ -119,12 +119,12 @@ mod tests {
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Asked {
-        #[allow(dead_code)]
         name: Option<String>,
     }
 
     #[test]
     fn an_error_names_the_field() {
+        assert_eq!(parse::<Asked>(br#"{"name": "a"}"#).unwrap().name.as_deref(), Some("a"));
         let error = |text: &str| parse::<Asked>(text.as_bytes()).unwrap_err();
         assert!(error(r#"{"name": 5}"#).starts_with("name: invalid type: integer `5`, expected a string"), "{}", error(r#"{"name": 5}"#));
         assert!(error(r#"{"nam": 5}"#).contains("unknown field `nam`, expected `name`"));

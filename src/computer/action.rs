@@ -1,5 +1,6 @@
 //! What a plan can ask for: one request each. Data only; `apply` performs it, `View::absorb` takes the answer in.
 //! Every delete and patch names the UID that it is meant for (promise S4).
+#![allow(missing_docs)] // Fields and payloads say what they are: a namespace, a name, a UID, an object.
 
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 

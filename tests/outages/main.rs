@@ -29,6 +29,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use xtask::scenarios::{self, Names, Runner};
 
+/// A scenario of this suite.
 pub type Scenario = scenarios::Scenario<Bench>;
 
 /// Longest time for one scenario.

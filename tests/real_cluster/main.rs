@@ -19,6 +19,7 @@ use anyhow::Result;
 use harness::Bench;
 use xtask::scenarios::{self, Names, Runner};
 
+/// A scenario of this suite.
 pub type Scenario = scenarios::Scenario<Bench>;
 
 /// Shared scenarios at the same time: more would only wait for two cores.

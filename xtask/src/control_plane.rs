@@ -29,8 +29,11 @@ const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// The ports of one control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
+    /// etcd, for clients.
     pub etcd: u16,
+    /// etcd, for its peers.
     pub etcd_peer: u16,
+    /// The API server.
     pub apiserver: u16,
     /// For kwok's server, where there is one.
     pub kwok: u16,
@@ -64,6 +67,7 @@ fn pick<const N: usize>(candidates: impl Iterator<Item = u16>, is_free: impl Fn(
 /// Where a control plane listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
+    /// The ports, on loopback.
     pub ports: Ports,
     /// The API server's address for pods and kubelets; none where there are no real nodes.
     pub node_ip: Option<IpAddr>,
@@ -83,6 +87,7 @@ pub struct Settings<'a> {
     pub dir: &'a Path,
     /// Every program holds a shared lock on this file as long as it lives.
     pub lock: &'a Path,
+    /// Where to listen.
     pub addresses: Addresses,
     /// Where to write one line for each request (level `Metadata`), if at all.
     pub audit_log: Option<&'a Path>,

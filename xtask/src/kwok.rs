@@ -42,10 +42,13 @@ pub struct Settings<'a> {
     pub dir: &'a Path,
     /// kwok holds a shared lock on this file as long as it lives.
     pub lock: &'a Path,
+    /// The programs to run.
     pub bins: &'a Bins,
+    /// Credentials for the API server.
     pub kubeconfig: &'a Path,
     /// Of its own server, on loopback.
     pub port: u16,
+    /// How many nodes to simulate.
     pub nodes: u32,
 }
 

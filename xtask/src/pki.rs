@@ -25,7 +25,9 @@ const FIRST_SERVICE_IP: &str = "203.0.113.1";
 /// A certificate and its key, as files.
 #[derive(Clone, Debug)]
 pub struct Pair {
+    /// The certificate, PEM.
     pub certificate: PathBuf,
+    /// Its private key, PEM.
     pub key: PathBuf,
 }
 

@@ -77,6 +77,7 @@ pub fn become_program(arguments: &[OsString]) -> Result<u8> {
 /// Running programs with their names.
 #[derive(Debug, Default)]
 pub struct Children {
+    /// The programs, in the order in which they were started.
     pub running: Vec<(String, Child)>,
     /// How those of [`Children::start`] were started, by name.
     commands: HashMap<String, Command>,

@@ -19,16 +19,27 @@ use crate::process;
 /// A program that can be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Tool {
+    /// The API server's database.
     Etcd,
+    /// The API server.
     Apiserver,
+    /// The built-in controllers.
     ControllerManager,
+    /// The scheduler.
     Scheduler,
+    /// The command-line client.
     Kubectl,
+    /// The node agent.
     Kubelet,
+    /// Routes Services on a node.
     KubeProxy,
+    /// Installs the chart.
     Helm,
+    /// Simulates nodes.
     Kwok,
+    /// Provisions volumes as folders of a node.
     LocalPath,
+    /// An S3 server.
     VersityGw,
 }
 
@@ -71,7 +82,7 @@ impl Tool {
 pub struct Bins(BTreeMap<Tool, PathBuf>);
 
 impl Bins {
-    /// Path of a program that was asked for in [`ensure`]. Of another one: its bare name, which starting it will report.
+    /// Path of a program that was asked for in [`ensure()`]. Of another one: its bare name, which starting it will report.
     pub fn path(&self, tool: Tool) -> &Path {
         self.0.get(&tool).map_or(Path::new(tool.name()), PathBuf::as_path)
     }

@@ -27,7 +27,12 @@ pub enum Authenticator {
     Pods(Arc<PodTokens>),
     /// One token, for tests.
     #[cfg(test)]
-    Fixed { token: &'static str, uid: &'static str },
+    Fixed {
+        /// The token that is accepted.
+        token: &'static str,
+        /// UID of the computer whose archive it may write.
+        uid: &'static str,
+    },
 }
 
 impl Authenticator {

@@ -37,9 +37,15 @@ pub enum Profile {
     /// etcd, API server, controller manager, scheduler; no node, so no pod ever runs. Needs no root.
     ControlPlane,
     /// The same, with one or two real nodes. Needs root.
-    Node { count: u8 },
+    Node {
+        /// How many.
+        count: u8,
+    },
     /// The same as [`Profile::ControlPlane`], with nodes that only say that pods run. Needs no root.
-    Kwok { nodes: u32 },
+    Kwok {
+        /// How many.
+        nodes: u32,
+    },
 }
 
 impl fmt::Display for Profile {

@@ -17,15 +17,21 @@ pub enum Status {
     Absent,
     /// Its folder is there, nothing of it runs.
     Stopped {
+        /// The cluster's folder.
         dir: PathBuf,
     },
     /// Running, but not everything answers (yet).
     NotReady {
+        /// The cluster's folder.
         dir: PathBuf,
     },
+    /// Everything answers.
     Ready {
+        /// The cluster's folder.
         dir: PathBuf,
+        /// What it is made of.
         profile: Profile,
+        /// Credentials of a cluster admin.
         kubeconfig: PathBuf,
     },
 }

@@ -14,12 +14,15 @@ use super::layer::Layer;
 pub struct Image {
     /// Full name with tag.
     pub reference: &'static str,
+    /// The entrypoint.
     pub entrypoint: Vec<String>,
+    /// Its default arguments.
     pub command: Vec<String>,
     /// `uid:gid` in numbers, as `runAsNonRoot` demands.
     pub user: String,
     /// `NAME=value`.
     pub environment: Vec<String>,
+    /// The working directory.
     pub directory: String,
 }
 

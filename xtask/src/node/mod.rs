@@ -40,9 +40,13 @@ const START_DEADLINE: Duration = Duration::from_secs(90);
 /// The programs a node is made of that are built from Go modules.
 #[derive(Clone, Debug)]
 pub struct Programs {
+    /// Path of `kubelet`.
     pub kubelet: PathBuf,
+    /// Path of `kube-proxy`.
     pub kube_proxy: PathBuf,
+    /// Path of `kubectl`.
     pub kubectl: PathBuf,
+    /// Path of `local-path-provisioner`.
     pub local_path_provisioner: PathBuf,
 }
 
@@ -53,6 +57,7 @@ pub struct KubeletIdentity {
     pub kubeconfig: PathBuf,
     /// Serving certificate, valid for the node's address and name, and its key.
     pub certificate: PathBuf,
+    /// Its private key, PEM.
     pub key: PathBuf,
 }
 
@@ -63,9 +68,11 @@ pub struct Nodes {
     pub cluster: String,
     /// The cluster's folder, absolute.
     pub dir: PathBuf,
+    /// The programs to run.
     pub programs: Programs,
     /// Certificate authority of the API server's clients.
     pub client_ca: PathBuf,
+    /// Credentials of a cluster admin.
     pub admin_kubeconfig: PathBuf,
     /// Credentials of `system:kube-proxy`.
     pub proxy_kubeconfig: PathBuf,

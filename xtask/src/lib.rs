@@ -7,6 +7,8 @@ pub mod chart;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;
+pub mod deny;
+pub mod design;
 pub mod image;
 pub mod isolation;
 pub mod kwok;

@@ -35,9 +35,9 @@ enum Command {
     Bench(BenchCommand),
     /// Write what is generated from the code: `crds/`, `docs/openapi.json`, and the chart's rules and README.
     Generate,
-    /// Run everything that must hold: formatting, lints, unit and model tests, a real S3 server, real clusters.
-    Test,
-    /// The simulator's mix of everything that goes wrong, for as long as wanted; or all of its matrices.
+    /// Run the checks that every change must pass: all stages, or some of them.
+    Test(xtask::test::Options),
+    /// Run the simulator for long: random faults, or every matrix in full.
     Soak(xtask::soak::Options),
 }
 
@@ -151,7 +151,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Demo { keep } => xtask::demo::run(workspace()?, keep).await?,
         Command::Bench(BenchCommand::Http { build }) => bench::http::run(workspace()?, build).await?,
         Command::Generate => generate()?,
-        Command::Test => xtask::test::run(workspace()?)?,
+        Command::Test(options) => return Ok(u8::from(!xtask::test::run(workspace()?, &options)?)),
         Command::Soak(options) => xtask::soak::run(workspace()?, &options)?,
     }
     Ok(0)

@@ -1,104 +1,179 @@
-//! `cargo xtask test`: everything that must hold before a change lands, in the order in which it fails fastest.
+//! `cargo xtask test`: the checks that every change must pass, as named stages.
 //!
-//! A stage that this machine cannot run is reported as skipped by name, never as passed.
+//! `stages` is the list, `select` decides what runs, `summary` reports. A stage that this machine cannot run is reported as
+//! skipped, never as passed.
+
+mod select;
+mod stages;
+mod summary;
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::node;
+use crate::{deny, node};
+use select::Choice;
+use stages::{Check, Needs, STAGES, Stage};
+use summary::{Outcome, Row};
 
-/// A stage: what it proves, and the cargo command that does it.
-struct Stage {
-    name: &'static str,
-    arguments: &'static [&'static str],
-    /// What it needs a real node for: more arguments, given where one can run.
-    node: Option<&'static [&'static str]>,
+/// Which stages to run, and what a failure does to the rest.
+#[derive(Debug, Default, clap::Args)]
+pub struct Options {
+    /// List the stages and exit.
+    #[arg(long)]
+    list: bool,
+    /// Run only these stages.
+    #[arg(long, value_name = "STAGE", value_delimiter = ',', num_args = 1.., conflicts_with = "fast")]
+    only: Vec<String>,
+    /// Run all stages except these.
+    #[arg(long, value_name = "STAGE", value_delimiter = ',', num_args = 1..)]
+    skip: Vec<String>,
+    /// Run the short loop: a part of the checks that needs neither Go nor root.
+    #[arg(long)]
+    fast: bool,
+    /// After a failure, run the remaining stages too, and report all failures together.
+    #[arg(long)]
+    keep_going: bool,
+    /// Start no further stage after this many minutes. Stages that did not run count as a failure.
+    #[arg(long, value_name = "MINUTES")]
+    budget: Option<u64>,
 }
 
-const fn stage(name: &'static str, arguments: &'static [&'static str]) -> Stage {
-    Stage { name, arguments, node: None }
-}
+/// The documentation is for developers and built with private items, so links to those are fine.
+const DOC_FLAGS: &str = "-D warnings -A rustdoc::private_intra_doc_links";
 
-const fn node_stage(name: &'static str, arguments: &'static [&'static str], node: &'static [&'static str]) -> Stage {
-    Stage { name, arguments, node: Some(node) }
-}
-
-/// A part of the matrices; `cargo xtask soak --matrices` runs all of them.
-const SIMULATOR: &[&str] = &[
-    "test",
-    "--features",
-    "guards-off",
-    "--test",
-    "simulator",
-    "--",
-    "--stages",
-    "undisturbed,crash,lost,refused,recreated",
-    "--thin",
-    "5",
-];
-const SOAK: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "soak", "--computers", "20"];
-const TEETH: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "teeth"];
-const MODEL: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "model"];
-const CONFORMANCE: &[&str] = &["test", "--features", "guards-off", "--test", "simulator", "--", "conformance"];
-
-const STAGES: &[Stage] = &[
-    stage("formatting", &["fmt", "--all", "--check"]),
-    stage("clippy, pedantic", &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
-    stage("unit, property and model tests", &["test", "--workspace", "--lib", "--bins"]),
-    stage("generated definitions and API description", &["test", "--test", "crds", "--test", "openapi"]),
-    stage("the simulator: lives disturbed, a sample of five matrices", SIMULATOR),
-    stage("the simulator: everything at once, a fixed seed", SOAK),
-    stage("the simulator: every guard, switched off, is missed", TEETH),
-    stage("the deletion, model-checked", MODEL),
-    // The tests below start clusters through the program itself.
-    stage("the xtask program", &["build", "--package", "xtask"]),
-    stage("the archive in a real S3 server", &["test", "--test", "s3"]),
-    stage("the kinds on a real API server", &["test", "--test", "api_server"]),
-    stage("the simulator answers as a real API server", CONFORMANCE),
-    stage("ApiKeys on a real control plane", &["test", "--test", "api_keys"]),
-    stage("the HTTP API over real HTTP", &["test", "--test", "http"]),
-    stage("the chart, rendered and on a real API server", &["test", "--test", "chart"]),
-    stage("clusters come up, are found, and end without a trace", &["test", "--package", "xtask", "--test", "lifecycle"]),
-    // Without a node the test runner names them as ignored, the one below as skipped.
-    node_stage("real nodes", &["test", "--package", "xtask", "--test", "nodes"], &["--", "--include-ignored"]),
-    node_stage("the chart on a real node: install, upgrade, uninstall", &["test", "--test", "chart_cluster"], &[]),
-    node_stage("the promises on a real cluster", &["test", "--test", "real_cluster"], &[]),
-    node_stage("outages: operators, API server, etcd, store and clock fail under deletions", &["test", "--test", "outages"], &[]),
-];
-
-/// Runs all stages, up to the first that fails.
+/// Runs the chosen stages and prints a summary, whose last line is the one that CI reads. Whether everything passed.
 ///
 /// # Errors
-/// When a stage fails.
-pub fn run(workspace: &Path) -> Result<()> {
-    let obstacle = node::obstacle();
-    let (start, mut passed, mut skipped) = (Instant::now(), 0, 0);
-    for (i, stage) in STAGES.iter().enumerate() {
-        println!("\n[{}/{}] {}", i + 1, STAGES.len(), stage.name);
-        let mut arguments = stage.arguments.to_vec();
-        match (stage.node, &obstacle) {
-            (Some(_), Some(obstacle)) => println!("no real node can run here: {obstacle}"),
-            (Some(more), None) => arguments.extend(more),
-            (None, _) => {}
-        }
-        let began = Instant::now();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let status = Command::new(cargo).args(&arguments).current_dir(workspace).status()?;
-        if !status.success() {
-            println!("\n{passed} passed, 1 failed, {skipped} skipped, {} not run", STAGES.len() - i - 1);
-            bail!("{} failed: cargo {}", stage.name, arguments.join(" "));
-        }
-        println!("[{}/{}] {}: {} s", i + 1, STAGES.len(), stage.name, began.elapsed().as_secs());
-        if stage.node.is_some() && obstacle.is_some() {
-            skipped += 1;
+/// When a stage name does not exist.
+pub fn run(workspace: &Path, options: &Options) -> Result<bool> {
+    let choice = Choice { only: &options.only, skip: &options.skip, fast: options.fast };
+    let chosen = select::select(STAGES, &choice)?;
+    if options.list {
+        print!("{}", summary::list(&chosen));
+        return Ok(true);
+    }
+    let runner = Runner { workspace, obstacle: node::obstacle(), fast: options.fast };
+    let limits = Limits { keep_going: options.keep_going, budget: options.budget.map(|minutes| Duration::from_secs(60 * minutes)) };
+    let start = Instant::now();
+    let mut rows: Vec<Row> = Vec::new();
+    for (i, stage) in chosen.iter().enumerate() {
+        let (outcome, time) = if let Some(reason) = limits.reason_not_to_run(stage, &rows, start.elapsed()) {
+            (Outcome::NotRun(reason), Duration::ZERO)
         } else {
-            passed += 1;
+            println!("\n[{}/{}] {}: {}", i + 1, chosen.len(), stage.name, stage.proves);
+            let began = Instant::now();
+            let outcome = runner.run(stage);
+            println!("[{}/{}] {}: {}, {} s", i + 1, chosen.len(), stage.name, outcome.word(), began.elapsed().as_secs());
+            (outcome, began.elapsed())
+        };
+        rows.push(Row { name: stage.name, outcome, time });
+    }
+    print!("{}", summary::table(&rows, start.elapsed()));
+    Ok(!rows.iter().any(|row| matches!(row.outcome, Outcome::Failed(_) | Outcome::NotRun(_))))
+}
+
+/// When a stage is not started.
+struct Limits {
+    keep_going: bool,
+    budget: Option<Duration>,
+}
+
+impl Limits {
+    fn reason_not_to_run(&self, stage: &Stage, rows: &[Row], elapsed: Duration) -> Option<String> {
+        let failed = |row: &&Row| matches!(row.outcome, Outcome::Failed(_));
+        if let Some(row) = rows.iter().filter(failed).find(|row| stage.after.contains(&row.name)) {
+            return Some(format!("needs {}, which failed", row.name));
+        }
+        if let Some(row) = rows.iter().find(failed).filter(|_| !self.keep_going) {
+            return Some(format!("{} failed; --keep-going runs the rest too", row.name));
+        }
+        let budget = self.budget.filter(|budget| elapsed >= *budget)?;
+        Some(format!("the budget of {} min is used up", budget.as_secs() / 60))
+    }
+}
+
+/// Runs one stage after the other.
+struct Runner<'a> {
+    workspace: &'a Path,
+    /// Why no real node can run on this machine.
+    obstacle: Option<String>,
+    fast: bool,
+}
+
+impl Runner<'_> {
+    fn run(&self, stage: &Stage) -> Outcome {
+        let check = if self.fast { stage.fast.as_ref().unwrap_or(&stage.check) } else { &stage.check };
+        let result = match check {
+            Check::Deny => deny::run(self.workspace).map_err(|error| format!("{error:#}")),
+            Check::Cargo(arguments) => self.cargo(arguments, &self.extra(stage), &[]),
+            Check::Docs(arguments) => self.cargo(arguments, &[], &[("RUSTDOCFLAGS", DOC_FLAGS)]),
+        };
+        match (result, stage.needs, &self.obstacle) {
+            (Err(reason), _, _) => Outcome::Failed(reason),
+            (Ok(()), Needs::Node(_), Some(obstacle)) => Outcome::Skipped(format!("no real node can run here: {obstacle}")),
+            (Ok(()), _, _) => Outcome::Passed,
         }
     }
-    println!("\nall stages in {} s", start.elapsed().as_secs());
-    println!("{passed} passed, 0 failed, {skipped} skipped");
-    Ok(())
+
+    /// Without a node the command runs as it is: it compiles, and names the tests that are skipped.
+    fn extra(&self, stage: &Stage) -> Vec<&'static str> {
+        match stage.needs {
+            Needs::Node(more) if self.obstacle.is_none() => more.to_vec(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn cargo(&self, arguments: &[&str], more: &[&str], environment: &[(&str, &str)]) -> Result<(), String> {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args(arguments)
+            .args(more)
+            .envs(environment.iter().copied())
+            .current_dir(self.workspace)
+            .status()
+            .context("run cargo")
+            .map_err(|error| format!("{error:#}"))?;
+        let command = || format!("cargo {}", [arguments, more].concat().join(" "));
+        if status.success() { Ok(()) } else { Err(command()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &'static str, outcome: Outcome) -> Row {
+        Row { name, outcome, time: Duration::ZERO }
+    }
+
+    fn stage(name: &str) -> &'static Stage {
+        STAGES.iter().find(|stage| stage.name == name).expect("a stage")
+    }
+
+    #[test]
+    fn a_failure_ends_the_run_unless_it_is_to_keep_going() {
+        let rows = [row("format", Outcome::Passed), row("clippy", Outcome::Failed("cargo clippy".into()))];
+        let reason = |keep_going| Limits { keep_going, budget: None }.reason_not_to_run(stage("unit"), &rows, Duration::ZERO);
+        assert_eq!(reason(true), None);
+        assert_eq!(reason(false).as_deref(), Some("clippy failed; --keep-going runs the rest too"));
+    }
+
+    #[test]
+    fn a_stage_does_not_run_when_one_that_it_needs_failed() {
+        let rows = [row("xtask-program", Outcome::Failed("cargo build".into()))];
+        let limits = Limits { keep_going: true, budget: None };
+        let reason = |name| limits.reason_not_to_run(stage(name), &rows, Duration::ZERO);
+        assert_eq!(reason("api-server").as_deref(), Some("needs xtask-program, which failed"));
+        assert_eq!(reason("unit"), None);
+    }
+
+    #[test]
+    fn no_stage_starts_after_the_budget() {
+        let limits = Limits { keep_going: true, budget: Some(Duration::from_secs(60)) };
+        assert_eq!(limits.reason_not_to_run(stage("unit"), &[], Duration::from_secs(59)), None);
+        assert!(limits.reason_not_to_run(stage("unit"), &[], Duration::from_secs(60)).is_some());
+    }
 }

@@ -130,11 +130,17 @@ fn tell(container: &mut Container, computer: &ComputerSpec) {
     }
 }
 
+/// A value as a container's environment takes it, so that the container sees `text` and nothing else. Kubernetes puts the value of a
+/// variable in the place of `$(NAME)`: in the text of a tenant that would read the template's own variables, Secrets among them.
+pub fn literal(text: &str) -> String {
+    text.replace('$', "$$")
+}
+
 /// The template's own value wins.
 fn env(container: &mut Container, name: &str, value: &str) {
     let list = container.env.get_or_insert_default();
     if !list.iter().any(|e| e.name == name) {
-        list.push(EnvVar { name: name.to_owned(), value: Some(value.to_owned()), value_from: None });
+        list.push(EnvVar { name: name.to_owned(), value: Some(literal(value)), value_from: None });
     }
 }
 
@@ -199,6 +205,48 @@ mod tests {
         assert!(desired(&class(json!({})), &computer, "h").expect_err("refused").contains("podTemplate.spec is missing"));
         assert!(desired(&class(json!({"spec": {"containers": []}})), &computer, "h").expect_err("refused").contains("containers is empty"));
         assert!(desired(&class(json!({"spec": {"containers": "x"}})), &computer, "h").expect_err("refused").contains("podTemplate: "));
+    }
+
+    /// As Kubernetes does it (`third_party/forked/golang/expansion`): `$(NAME)` is the variable, if there is one, and `$$` is `$`.
+    fn expanded(value: &str, variables: &[(&str, &str)]) -> String {
+        let (mut out, mut rest) = (String::new(), value);
+        while let Some(at) = rest.find('$') {
+            out.push_str(&rest[..at]);
+            rest = &rest[at + 1..];
+            if let Some(after) = rest.strip_prefix('$') {
+                (out, rest) = (out + "$", after);
+                continue;
+            }
+            match rest.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+                Some((name, after)) => {
+                    let known = variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+                    out.push_str(&known.unwrap_or_else(|| format!("$({name})")));
+                    rest = after;
+                }
+                None => out.push('$'),
+            }
+        }
+        out + rest
+    }
+
+    /// Whoever may create computers, but not read the Secrets of a template, must not get at them through a text of theirs.
+    #[test]
+    fn the_text_of_a_tenant_reads_no_variable_of_the_template() {
+        let secret = [("GIT_TOKEN", "hunter2"), ("HOME", "/root")];
+        let class =
+            class(json!({"spec": {"containers": [{"name": "a", "image": "i", "env": [{"name": "GIT_TOKEN", "value": "hunter2"}]}]}}));
+        let texts = ["https://evil.example/$(GIT_TOKEN)", "$(HOME)", "$$(HOME)", "$$$(HOME)", "a$b", "$", "$$", "$(", "$()"];
+        assert_eq!(expanded(texts[0], &secret), "https://evil.example/hunter2", "what Kubernetes makes of it unescaped");
+        for text in texts {
+            let computer =
+                ComputerSpec { remote_user: Some(text.to_owned()), repositories: vec![text.to_owned()], ..ComputerSpec::default() };
+            let pod = desired(&class, &computer, "home").expect("a pod");
+            let env = pod.spec.expect("a spec").containers[0].env.clone().expect("env");
+            for name in ["REMOTE_USER", "REPOSITORIES"] {
+                let value = env.iter().find(|e| e.name == name).and_then(|e| e.value.clone()).expect("a value");
+                assert_eq!(expanded(&value, &secret), text, "{name}");
+            }
+        }
     }
 
     #[test]

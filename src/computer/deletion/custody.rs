@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{Context, State};
 use crate::archive::Unreadable;
 use crate::computer::action::{Action, Object, Subject};
+use crate::computer::pod::literal;
 use crate::computer::view::View;
 use crate::computer::volume;
 use crate::resources::{
@@ -161,10 +162,9 @@ fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
         ("COMPUTER_NAME", record.spec.computer.clone()),
         ("SESSION_PATHS", json!(record.spec.snapshot.session_paths).to_string()),
         ("UNREADABLE", unreadable.to_string()),
-        // Kubernetes would put variables in the place of $(NAME).
-        ("LEFT_OUT_BY", left_out_by.replace('$', "$$")),
+        ("LEFT_OUT_BY", left_out_by),
     ]
-    .map(|(name, value)| json!({"name": name, "value": value}))
+    .map(|(name, value)| json!({"name": name, "value": literal(&value)}))
     .into()
 }
 

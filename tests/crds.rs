@@ -30,6 +30,15 @@ fn every_kind_says_what_it_is() {
     }
 }
 
+/// `kubectl delete all --all` is for what can be made again. A computer cannot: its deletion is final.
+#[test]
+fn no_kind_is_in_the_category_all() {
+    for crd in crds::all() {
+        let categories = crd.spec.names.categories.unwrap_or_default();
+        assert!(!categories.contains(&"all".to_owned()), "{}", crd.spec.names.kind);
+    }
+}
+
 #[test]
 fn every_field_explains_itself_and_is_bounded() {
     for crd in crds::all() {

@@ -30,7 +30,7 @@ pub enum Provider {
     derive = "PartialEq",
     derive = "Default",
     status = "ComputerStatus",
-    category = "all",
+    category = "computer-operator",
     printcolumn = r#"{"name":"Provider","type":"string","jsonPath":".spec.provider"}"#,
     printcolumn = r#"{"name":"Status","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Step","type":"string","jsonPath":".status.step"}"#,
@@ -59,12 +59,14 @@ pub struct ComputerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub display_name: Option<String>,
-    /// The user that sessions run as on the machine, 1 to 63 characters; told to the pod as the environment variable `REMOTE_USER`.
+    /// The user that sessions run as on the machine, 1 to 63 characters. The pod gets it as the environment variable `REMOTE_USER`,
+    /// exactly as written here: it is data of whoever creates the computer, so a script must quote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub remote_user: Option<String>,
-    /// Repositories to work on, at most 20 of at most 2048 characters without spaces; told to the pod as the environment variable
-    /// `REPOSITORIES`, separated by spaces.
+    /// Repositories to work on, at most 20 of at most 2048 characters without spaces. The pod gets them as the environment variable
+    /// `REPOSITORIES`, separated by spaces and exactly as written here: they are data of whoever creates the computer, so a script must
+    /// split them without expanding patterns (`set -f`) and quote each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20), inner(length(min = 1, max = 2048), pattern(r"^\S+$")))]
     pub repositories: Vec<String>,

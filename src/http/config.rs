@@ -4,6 +4,21 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::shares;
+use crate::runtime::health;
+use crate::runtime::server::Limits;
+
+/// Kernel buffers of a connection, to receive and to send.
+const SOCKET: (usize, usize) = (16 * 1024, 32 * 1024);
+/// The process without any connection.
+const BASE: usize = 24 * 1024 * 1024;
+/// The headers of a request as a map, beside the bytes that they point into, which count for the connection.
+const HEADERS: usize = 16 * 1024;
+/// Pages of lists that are read from the API server: two of computers and two of sessions, three times each.
+const LISTS: usize = 24 * 1024 * 1024;
+/// Two bodies that are taken apart at the same moment: values take up to 72 bytes for each two of JSON.
+const PARSING: usize = 2 * 10 * 1024 * 1024;
+
 /// Serve the HTTP API.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
@@ -29,15 +44,20 @@ pub struct Config {
     /// The API server's own audience, which its OIDC authenticators answer with.
     #[arg(long, env = "CLUSTER_AUDIENCE", default_value = "https://kubernetes.default.svc.cluster.local")]
     pub cluster_audience: String,
-    /// Open connections, 1 to 65536; more wait.
-    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    /// Open connections, 1 to 65536. One more takes the place of the connection that has waited longest for a request. Each can take up
+    /// to 248 KiB of memory.
+    #[arg(long, env = "MAX_CONNECTIONS", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_connections: u32,
     /// Requests in flight, 1 to 10000; more are answered 503 at once.
     #[arg(long, env = "MAX_IN_FLIGHT", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub max_in_flight: u32,
     /// Longest request body, bytes.
-    #[arg(long, env = "MAX_BODY_BYTES", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..=10_485_760))]
+    #[arg(long, env = "MAX_BODY_BYTES", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1024..=10_485_760))]
     pub max_body_bytes: u32,
+    /// Seconds for which a connection is kept between two requests, 1 to 3600: longer than a proxy in front keeps it, or the proxy sends
+    /// requests into connections that are just being closed.
+    #[arg(long, env = "IDLE_SECONDS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub idle_seconds: u32,
     /// Seconds within which a request's header, and then its body, must have arrived.
     #[arg(long, env = "READ_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=300))]
     pub read_seconds: u32,
@@ -54,6 +74,33 @@ impl Config {
     /// Time between the signal to end and the end of accepting.
     pub fn shutdown_delay(&self) -> Duration {
         Duration::from_secs(u64::from(self.shutdown_delay_seconds))
+    }
+
+    /// Bounds of the API's connections.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            connections: self.max_connections as usize,
+            head: super::HEAD,
+            socket: SOCKET,
+            header: self.read_limit(),
+            idle: Duration::from_secs(u64::from(self.idle_seconds)),
+            single: None,
+            drain: super::DRAIN,
+            refusal: Some(super::layers::refusal),
+        }
+    }
+
+    /// Most memory that the API takes with these settings, bytes: a sum of bounds, not an estimate of what is usual.
+    /// `docs/memory.md` explains each term.
+    pub fn memory(&self) -> usize {
+        let request = self.max_body_bytes as usize + HEADERS + 2 * shares::SMALL;
+        // A vector of JSON can be reserved up to twice as long as it is.
+        BASE + self.limits().memory(true)
+            + health::LIMITS.memory(false)
+            + self.max_in_flight as usize * request
+            + 2 * shares::ANSWERS
+            + LISTS
+            + PARSING
     }
 
     /// Time for a header, and for a body.

@@ -136,17 +136,24 @@ impl ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+impl ApiError {
+    /// The published object.
+    pub fn body(self) -> ErrorBody {
         let title = self.status.canonical_reason().unwrap_or("Error").to_owned();
         let metadata = self.metadata.map(|(key, value)| [(key.to_owned(), value)].into_iter().collect());
-        let body = ErrorBody { detail: self.detail, status: self.status.as_u16(), title, metadata };
-        let mut response = (self.status, Json(body)).into_response();
+        ErrorBody { detail: self.detail, status: self.status.as_u16(), title, metadata }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.status;
+        let mut response = (status, Json(self.body())).into_response();
         let headers = response.headers_mut();
-        if self.status == StatusCode::UNAUTHORIZED {
+        if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

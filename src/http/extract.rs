@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
+use axum::body::HttpBody as _;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt as _;
 use serde::de::{DeserializeOwned, IntoDeserializer as _};
 use serde::{Deserialize as _, Deserializer};
 
@@ -26,14 +27,13 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
         if !is_json(request.headers()) {
             return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the body as JSON, with `Content-Type: application/json`"));
         }
-        let limited = Limited::new(request.into_body(), shared.max_body);
-        let bytes = match tokio::time::timeout(shared.read_limit, limited.collect()).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+        let bytes = match tokio::time::timeout(shared.read_limit, collect(request.into_body(), shared.max_body)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(None)) => {
                 let detail = format!("the body is longer than {} bytes", shared.max_body);
                 return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
             }
-            Ok(Err(_)) => return Err(ApiError::invalid("the body broke off")),
+            Ok(Err(Some(_))) => return Err(ApiError::invalid("the body broke off")),
             Err(_) => {
                 let detail = format!("the body did not arrive within {} s", shared.read_limit.as_secs());
                 return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, detail));
@@ -46,6 +46,31 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
         parse(&bytes).map(Self).map_err(|error| ApiError::invalid(format!("the body is not what is expected: {error}")))
     }
 }
+
+/// A body as one piece, no larger than it is: a frame of one byte holds the whole buffer of at least 8 KiB that it was read into, so
+/// frames that are kept could take thousands of times as much. An error without a reason: it is longer than `most`.
+async fn collect(mut body: axum::body::Body, most: usize) -> Result<Vec<u8>, Option<axum::Error>> {
+    let too_long = |length: u64| length > most as u64;
+    if too_long(body.size_hint().lower()) {
+        return Err(None);
+    }
+    let mut all = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(Some)?.into_data() else { continue };
+        if data.len() > most - all.len() {
+            return Err(None);
+        }
+        if all.capacity() - all.len() < data.len() {
+            // In steps, so that no more than `most` is ever reserved.
+            all.reserve_exact(data.len().max(STEP).min(most - all.len()));
+        }
+        all.extend_from_slice(&data);
+    }
+    Ok(all)
+}
+
+/// By how much the memory of a body grows at least.
+const STEP: usize = 16 * 1024;
 
 /// An error names the field.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
@@ -114,7 +139,30 @@ impl FromRequestParts<Arc<Shared>> for Caller {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use axum::body::Body;
+    use bytes::{Bytes, BytesMut};
+
+    use super::{collect, parse};
+
+    /// A peer that sends a byte at a time is served from a new buffer each time.
+    #[tokio::test]
+    async fn a_body_holds_its_bytes_and_not_the_buffers_that_they_came_in() {
+        const MOST: usize = 64 * 1024;
+        let read = |length: usize| {
+            let frames = (0..length).map(|_| {
+                let mut buffer = BytesMut::with_capacity(8192);
+                buffer.extend_from_slice(b"x");
+                Ok::<_, std::io::Error>(buffer.freeze())
+            });
+            collect(Body::from_stream(futures::stream::iter(frames)), MOST)
+        };
+        let body = read(MOST).await.unwrap();
+        assert_eq!((body.len(), body.capacity()), (MOST, MOST));
+        assert!(read(MOST + 1).await.unwrap_err().is_none());
+        assert!(collect(Body::from(vec![b'x'; MOST + 1]), MOST).await.unwrap_err().is_none());
+        let broken = futures::stream::iter([Ok(Bytes::from_static(b"x")), Err(std::io::Error::other("gone"))]);
+        assert!(collect(Body::from_stream(broken), MOST).await.unwrap_err().is_some());
+    }
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(deny_unknown_fields)]

@@ -1,10 +1,14 @@
 //! Around every request: an id, a bound on how many are in flight, one line of log, the figures, and an answer even when a
 //! handler panics. Logs and figures name the route, never the path: a path holds ids.
+//!
+//! A request is in flight until its answer is sent, not until its handler has returned: a reader that is slow on purpose holds its own
+//! tenant's share, and the memory of its answer is counted.
 
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
@@ -19,8 +23,10 @@ use rand::RngCore;
 use super::Shared;
 use super::auth::Caller;
 use super::error::ApiError;
-use super::shares::Share;
+use super::sending;
+use super::shares::{Room, SMALL, Share};
 use crate::runtime::requests::REQUESTS;
+use crate::runtime::server::Refused;
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -83,9 +89,9 @@ impl Figures {
 }
 
 /// Takes one down when it is dropped, whether the request was answered or given up by its client.
-struct InFlight<'a>(&'a Gauge<i64, AtomicI64>);
+struct InFlight(Gauge<i64, AtomicI64>);
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -100,12 +106,11 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
     let who = Who::default();
     request.extensions_mut().insert(who.clone());
     shared.figures.in_flight.inc();
-    let counted = InFlight(&shared.figures.in_flight);
-    let mut response = match shared.slots.try_acquire() {
-        Ok(_slot) => next.run(request).await,
+    let counted = InFlight(shared.figures.in_flight.clone());
+    let mut response = match Arc::clone(&shared.slots).try_acquire_owned() {
+        Ok(slot) => sent(next.run(request).await, &who, (slot, counted)),
         Err(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are in flight: try again in a second").into_response(),
     };
-    drop(counted);
     let (code, took) = (response.status().as_u16(), began.elapsed());
     shared.figures.requests.get_or_create(&Labels { method: method.to_owned(), route: route.clone(), code }).observe(took.as_secs_f64());
     let caller = who.0.get().map_or("-", |known| &known.0);
@@ -117,18 +122,48 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
     response
 }
 
+/// An answer that holds what its request holds until it is sent; or a refusal, when there is no memory left to keep it in meanwhile.
+fn sent(response: Response, who: &Who, held: impl Send + Sync + 'static) -> Response {
+    let bytes = response.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
+    // What is served to anybody is part of the program and takes no memory.
+    let room = who.0.get().filter(|_| bytes > SMALL).map(|(_, share)| share.room(bytes));
+    let (response, room): (_, Option<Room>) = match room {
+        None => (response, None),
+        Some(Some(room)) => (response, Some(room)),
+        Some(None) => {
+            let detail = "too many large answers are being sent, of your namespace or of all: read them, or try again in a second";
+            (ApiError::new(StatusCode::TOO_MANY_REQUESTS, detail).into_response(), None)
+        }
+    };
+    let held = (held, who.clone(), room);
+    response.map(|body| Body::new(sending::Sending::new(body, held)))
+}
+
+/// The answer to a head that is not valid HTTP, which no route ever sees.
+pub fn refusal(status: StatusCode) -> Refused {
+    let detail = match status {
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::URI_TOO_LONG => {
+            format!("the request's path and headers are longer than {} KiB, or are more than 100: send less", super::HEAD / 1024)
+        }
+        _ => "this is not a valid HTTP/1.1 request: see the request line, header names, Content-Length and Transfer-Encoding".to_owned(),
+    };
+    let id = new_id();
+    tracing::info!(target: "computer_operator::access", %id, method = "-", route = "none", code = status.as_u16(), millis = 0, caller = "-");
+    let body = ApiError::new(status, detail).body();
+    (vec![("content-type", "application/json".to_owned()), (REQUEST_ID, id)], serde_json::to_string(&body).unwrap_or_default())
+}
+
 /// The caller's own id if it is harmless, or a new one.
 fn request_id(request: &Request) -> String {
     let given = request.headers().get(REQUEST_ID).and_then(|v| v.to_str().ok());
     let harmless = |id: &&str| (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    given.filter(harmless).map_or_else(
-        || {
-            let mut bytes = [0; 16];
-            rand::rng().fill_bytes(&mut bytes);
-            hex::encode(bytes)
-        },
-        str::to_owned,
-    )
+    given.filter(harmless).map_or_else(new_id, str::to_owned)
+}
+
+fn new_id() -> String {
+    let mut bytes = [0; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    hex::encode(bytes)
 }
 
 /// A client can invent methods without end.
@@ -149,4 +184,82 @@ fn method_label(method: &axum::http::Method) -> &'static str {
 #[allow(clippy::needless_pass_by_value)] // the layer's signature
 pub fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
     ApiError::internal("this request met a fault of the server: try again, and tell its admin the x-request-id").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::Router;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::credentials::ComputerId;
+    use crate::runtime::server;
+
+    const LARGE: usize = 4 * 1024 * 1024;
+
+    /// H6: slot and share were given back as soon as the handler had returned, and the answer stayed in memory for as long as its reader
+    /// liked.
+    #[tokio::test]
+    async fn a_request_is_in_flight_until_its_answer_is_read() {
+        let shared = crate::http::tests::shared();
+        let free = || shared.slots.available_permits();
+        let all = free();
+        let router = crate::http::dressed(Router::new().route("/large", get(|| async { vec![b'x'; LARGE] })), Arc::clone(&shared));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let limits = crate::http::tests::config().limits();
+        let server = tokio::spawn(server::run(listener, None, router, limits, stop.clone()));
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /large HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut head = [0; 512];
+        slow.read_exact(&mut head).await.unwrap();
+        assert_eq!((free(), shared.figures.in_flight.get()), (all - 1, 1), "the handler has returned, the answer is not read");
+        let mut rest = Vec::new();
+        slow.read_to_end(&mut rest).await.unwrap();
+        assert!(head.len() + rest.len() > LARGE);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while free() < all || shared.figures.in_flight.get() > 0 {
+            assert!(Instant::now() < deadline, "a slot is lost");
+            tokio::task::yield_now().await;
+        }
+        // Whoever goes away gives it back as well.
+        let mut gone = TcpStream::connect(address).await.unwrap();
+        gone.write_all(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        gone.read_exact(&mut head).await.unwrap();
+        assert_eq!(free(), all - 1);
+        drop(gone);
+        while free() < all {
+            assert!(Instant::now() < deadline, "a slot is lost");
+            tokio::task::yield_now().await;
+        }
+        stop.cancel();
+        server.await.unwrap();
+    }
+
+    #[test]
+    fn a_tenant_that_does_not_read_gets_no_more_large_answers() {
+        let shares = crate::http::shares::Shares::new(8, 2 * LARGE);
+        let who = |namespace: &str| {
+            let caller = Caller::Computer(ComputerId { namespace: namespace.into(), name: "c".into(), uid: "u".into() });
+            let who = Who::default();
+            who.note(&caller, shares.take(&caller).unwrap());
+            who
+        };
+        let (greedy, other) = (who("greedy"), who("other"));
+        let answer = |who: &Who, bytes: usize| sent(vec![b'x'; bytes].into_response(), who, ());
+        let unread = answer(&greedy, LARGE);
+        assert_eq!(unread.status(), StatusCode::OK);
+        let refused = answer(&greedy, SMALL + 1);
+        assert_eq!((refused.status(), &refused.headers()["retry-after"]), (StatusCode::TOO_MANY_REQUESTS, &HeaderValue::from_static("1")));
+        assert_eq!(answer(&greedy, SMALL).status(), StatusCode::OK, "small answers are not counted");
+        assert_eq!(answer(&other, LARGE).status(), StatusCode::OK, "others have their half");
+        assert_eq!(answer(&Who::default(), LARGE).status(), StatusCode::OK, "parts of the program take no memory");
+        drop(unread);
+        assert_eq!(answer(&greedy, LARGE).status(), StatusCode::OK);
+    }
 }

@@ -15,6 +15,7 @@ mod last_used;
 pub mod layers;
 pub mod openapi;
 mod pages;
+mod sending;
 pub mod sessions;
 pub mod shares;
 mod tls;
@@ -36,11 +37,13 @@ use utoipa_axum::router::OpenApiRouter;
 
 use self::config::Config;
 use self::error::ApiError;
-use crate::runtime::server::{self, Limits};
-use crate::runtime::{client, health, operator};
+use crate::runtime::{client, health, operator, server};
 
 /// What is under way at the end has this long to finish.
 pub const DRAIN: Duration = Duration::from_secs(25);
+
+/// Longest request head, bytes: a token of 16 KiB, and what proxies add.
+pub const HEAD: usize = 32 * 1024;
 
 /// What all handlers share.
 pub struct Shared {
@@ -56,8 +59,8 @@ pub struct Shared {
     pub max_body: usize,
     /// Longest time for a body.
     pub read_limit: Duration,
-    /// A slot for each request in flight.
-    pub slots: Semaphore,
+    /// A slot for each request in flight, until its answer is sent.
+    pub slots: Arc<Semaphore>,
     /// How many of them each tenant holds.
     pub shares: Arc<shares::Shares>,
     /// Those of them that may wait for the end of a deletion: two tenants with their halves must not leave nothing for others.
@@ -84,8 +87,8 @@ impl Shared {
             cluster_audience: config.cluster_audience.clone(),
             max_body: config.max_body_bytes as usize,
             read_limit: config.read_limit(),
-            slots: Semaphore::new(config.max_in_flight as usize),
-            shares: shares::Shares::new(config.max_in_flight as usize),
+            slots: Arc::new(Semaphore::new(config.max_in_flight as usize)),
+            shares: shares::Shares::new(config.max_in_flight as usize, shares::ANSWERS),
             waiting: Semaphore::new((config.max_in_flight as usize / 4).max(1)),
             computer_pages: pages::Pages::default(),
             session_pages: pages::Pages::default(),
@@ -148,8 +151,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         () = answering(&shared) => ready.set(true),
     }
     tasks.spawn(close(told, ready, config.shutdown_delay(), stop.clone()));
-    let limits = Limits { connections: config.max_connections as usize, header: config.read_limit(), single: None, drain: DRAIN };
-    server::run(listener, acceptor, router(shared), limits, stop).await;
+    server::run(listener, acceptor, router(shared), config.limits(), stop).await;
     while tasks.join_next().await.is_some() {}
     Ok(())
 }
@@ -197,13 +199,17 @@ pub(crate) mod tests {
         config: Config,
     }
 
+    /// What is set by default.
+    pub(crate) fn config() -> Config {
+        Cli::parse_from(["api"]).config
+    }
+
     /// A server whose API server answers nothing at all.
-    fn shared() -> Arc<Shared> {
+    pub(crate) fn shared() -> Arc<Shared> {
         let nobody = tower::service_fn(|_: Request<kube::client::Body>| async {
             Err::<Response<kube::client::Body>, _>(std::io::Error::other("down"))
         });
-        let config = Cli::parse_from(["api"]).config;
-        Arc::new(Shared::new(Client::new(nobody, "default"), &config, CancellationToken::new()))
+        Arc::new(Shared::new(Client::new(nobody, "default"), &config(), CancellationToken::new()))
     }
 
     /// A server whose API server answers with this code and body.
@@ -215,8 +221,7 @@ pub(crate) mod tests {
             let response = Response::builder().status(code).body(kube::client::Body::from(body.to_string().into_bytes())).unwrap();
             async move { Ok::<_, std::convert::Infallible>(response) }
         });
-        let config = Cli::parse_from(["api"]).config;
-        Arc::new(Shared::new(Client::new(server, "default"), &config, CancellationToken::new()))
+        Arc::new(Shared::new(Client::new(server, "default"), &config(), CancellationToken::new()))
     }
 
     async fn answer(router: Router, path: &str, token: &str) -> (StatusCode, serde_json::Value) {

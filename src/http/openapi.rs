@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use bytes::Bytes;
 use swagger_ui_dist::{ApiDefinition, OpenApiSource};
 use utoipa::OpenApi;
 use utoipa::openapi::content::ContentBuilder;
@@ -66,9 +67,10 @@ pub(super) fn complete(description: &mut utoipa::openapi::OpenApi) {
 
 /// `/openapi.json` and `/docs`.
 pub(super) fn routes(description: &utoipa::openapi::OpenApi) -> Router<Arc<Shared>> {
-    let json: Arc<str> = description.to_json().unwrap_or_default().into();
+    // Shared by all answers: anybody may ask for it, as often as connections allow.
+    let json = Bytes::from(description.to_json().unwrap_or_default());
     let page = ApiDefinition { uri_prefix: "/docs", api_definition: OpenApiSource::Uri("/openapi.json"), title: Some("Computers API") };
-    let serve = move || async move { ([(CONTENT_TYPE, "application/json")], json.to_string()) };
+    let serve = move || async move { ([(CONTENT_TYPE, "application/json")], json.clone()) };
     let docs: Router<Arc<Shared>> = swagger_ui_dist::generate_routes(page).with_state(());
     Router::new().route("/openapi.json", get(serve)).merge(docs)
 }

@@ -18,7 +18,17 @@ use super::server::{self, Limits};
 
 /// A connection serves one request and is closed after this time at the latest.
 const CONNECTION: Duration = Duration::from_secs(10);
-const LIMITS: Limits = Limits { connections: 256, header: Duration::from_secs(5), single: Some(CONNECTION), drain: CONNECTION };
+/// Bounds of this endpoint, in every process.
+pub const LIMITS: Limits = Limits {
+    connections: 64,
+    head: 8 * 1024,
+    socket: (8 * 1024, 32 * 1024),
+    header: Duration::from_secs(5),
+    idle: CONNECTION,
+    single: Some(CONNECTION),
+    drain: CONNECTION,
+    refusal: None,
+};
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Gives the text of `/metrics`.

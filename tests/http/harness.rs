@@ -46,6 +46,8 @@ pub struct Bench {
     pub http: reqwest::Client,
     pub replicas: Vec<Replica>,
     pub operator: Mutex<Option<Process>>,
+    /// Where the operator that was started last takes archives, and where it serves metrics.
+    pub operator_at: Mutex<Option<(SocketAddr, SocketAddr)>>,
     pub folder: tempfile::TempDir,
     kubectl: PathBuf,
     cluster: Cluster,
@@ -90,6 +92,7 @@ impl Bench {
             http: reqwest::Client::builder().tls_certs_merge([trusted]).timeout(LONG).build()?,
             replicas: Vec::new(),
             operator: Mutex::new(None),
+            operator_at: Mutex::new(None),
             kubectl: cluster.kubectl()?,
             folder,
             cluster,
@@ -130,7 +133,7 @@ impl Bench {
     /// The operator, in place of one that runs.
     pub async fn start_operator(&self) -> Result<()> {
         let kubeconfig = self.kubeconfig("computer-operator").await?;
-        let ingest = free_address()?;
+        let (ingest, metrics) = (free_address()?, free_address()?);
         let arguments = [
             "run".to_owned(),
             "--image=none:1".to_owned(),
@@ -138,10 +141,11 @@ impl Bench {
             format!("--store=file://{}", self.folder.path().join("store").display()),
             format!("--ingest-url=https://{ingest}"),
             format!("--ingest-bind={ingest}"),
-            format!("--metrics-bind={}", free_address()?),
+            format!("--metrics-bind={metrics}"),
         ];
         let process = Process::start(&arguments, &kubeconfig, &self.logs.join("operator.log"))?;
         *self.operator.lock().unwrap() = Some(process);
+        *self.operator_at.lock().unwrap() = Some((ingest, metrics));
         Ok(())
     }
 

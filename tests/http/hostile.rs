@@ -4,13 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::Api;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
 
 use crate::Scenario;
-use crate::client::{Ask, RawAnswer};
-use crate::harness::{Bench, Replica, eventually};
+use crate::client::{Ask, RawAnswer, raw};
+use crate::harness::{Bench, Replica, SYSTEM, eventually};
 
 pub fn all() -> Vec<Scenario> {
     xtask::scenarios![
@@ -19,6 +25,16 @@ pub fn all() -> Vec<Scenario> {
         one_tenants_slow_bodies_keep_no_other_out,
         ten_megabytes_are_refused_and_the_refusal_is_read,
         a_peer_that_never_reads_is_put_out,
+        what_http_itself_refuses_is_the_error_object,
+    ]
+}
+
+/// Not beside others: they look at the memory of a process that all of them use.
+pub fn alone() -> Vec<Scenario> {
+    xtask::scenarios![
+        unfinished_heads_cost_the_api_little,
+        unfinished_heads_cost_the_metrics_little,
+        unfinished_heads_cost_the_operator_little,
     ]
 }
 
@@ -176,4 +192,135 @@ async fn a_peer_that_never_reads_is_put_out(bench: Arc<Bench>) -> Result<()> {
     }
     let body = json!({"note": "the peer is still connected"});
     anyhow::bail!("{body}")
+}
+
+/// Connections of the peer with the unfinished heads, and bytes of each head.
+const HEADS: (usize, usize) = (600, 400_000);
+/// What they may cost, on each of the ports: MiB on top of what the process held. The kernel's buffers are not seen here.
+const API: u64 = 64;
+const METRICS: u64 = 8;
+const INGEST: u64 = 32;
+
+/// A hundred lines of 4 KB, and no end. Not from the address that others come from.
+async fn unfinished(address: std::net::SocketAddr, tls: Option<TlsConnector>) -> Result<()> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind("127.0.0.2:0".parse()?)?;
+    let stream = socket.connect(address).await?;
+    let mut head = b"GET /livez HTTP/1.1\r\nHost: h\r\n".to_vec();
+    while head.len() < HEADS.1 {
+        head.extend_from_slice(format!("x-{}: {}\r\n", head.len(), "a".repeat(4000)).as_bytes());
+    }
+    match tls {
+        None => send_and_hold(stream, &head).await,
+        Some(tls) => send_and_hold(tls.connect(ServerName::try_from("computer-operator-ingest")?, stream).await?, &head).await,
+    }
+}
+
+async fn send_and_hold(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, head: &[u8]) -> Result<()> {
+    stream.write_all(head).await?;
+    stream.flush().await?;
+    let _ = stream.read_to_end(&mut Vec::new()).await;
+    Ok(())
+}
+
+/// Sends unfinished heads for eight seconds, while `others` are served and the process stays small.
+async fn attacked<F: Future<Output = Result<()>>>(
+    address: std::net::SocketAddr,
+    tls: Option<TlsConnector>,
+    bound: u64,
+    memory: impl Fn() -> Result<u64>,
+    others: impl Fn() -> F,
+) -> Result<()> {
+    let before = memory()?;
+    let mut attackers = JoinSet::new();
+    for _ in 0..HEADS.0 {
+        attackers.spawn(unfinished(address, tls.clone()));
+    }
+    let (began, mut most, mut slowest, mut served) = (Instant::now(), before, Duration::ZERO, 0);
+    let look = async {
+        while began.elapsed() < Duration::from_secs(8) {
+            most = most.max(memory()?);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let ask = async {
+        while began.elapsed() < Duration::from_secs(8) {
+            let sent = Instant::now();
+            tokio::time::timeout(2 * SOON, others()).await.context("nobody else is served")??;
+            (slowest, served) = (slowest.max(sent.elapsed()), served + 1);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    };
+    let (looked, asked) = tokio::join!(look, ask);
+    attackers.shutdown().await;
+    let mib = |bytes: u64| bytes / 1024 / 1024;
+    println!("    {} -> {} MiB, {served} others served, the slowest after {slowest:?}", mib(before), mib(most));
+    looked.and(asked)?;
+    ensure!(mib(most) <= mib(before) + bound, "{} unfinished heads: {} MiB instead of {}", HEADS.0, mib(most), mib(before));
+    ensure!(slowest < SOON, "others were served after {slowest:?}");
+    Ok(())
+}
+
+async fn alive(bench: &Bench, metrics: std::net::SocketAddr) -> Result<()> {
+    bench.http.get(format!("http://{metrics}/livez")).send().await?.error_for_status()?;
+    Ok(())
+}
+
+async fn unfinished_heads_cost_the_api_little(bench: Arc<Bench>) -> Result<()> {
+    let (_, token) = bench.tenant("heads").await?;
+    let replica = bench.replica("heads", &[]).await?;
+    attacked(replica.address, None, API, || replica.process.memory(), || served(&bench, &replica, &token)).await
+}
+
+async fn unfinished_heads_cost_the_metrics_little(bench: Arc<Bench>) -> Result<()> {
+    let replica = bench.replica("metric-heads", &[]).await?;
+    let alive = || alive(&bench, replica.metrics);
+    attacked(replica.metrics, None, METRICS, || replica.process.memory(), alive).await
+}
+
+/// Both of its ports: the ingest endpoint, which speaks TLS, and metrics.
+async fn unfinished_heads_cost_the_operator_little(bench: Arc<Bench>) -> Result<()> {
+    let (ingest, metrics) = bench.operator_at.lock().unwrap().context("an operator")?;
+    let secrets: Api<Secret> = Api::namespaced(bench.client.clone(), SYSTEM);
+    let secret = secrets.get("computer-operator-ingest-tls").await?;
+    let pem = secret.data.and_then(|mut data| data.remove("tls.crt")).context("a certificate")?.0;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&pem)?)?;
+    let tls = TlsConnector::from(Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()));
+    let memory = || bench.operator.lock().unwrap().as_ref().context("an operator")?.memory();
+    let pods = reqwest::Client::builder().tls_certs_only([reqwest::Certificate::from_pem(&pem)?]).pool_max_idle_per_host(0).build()?;
+    let path = format!("https://{ingest}/ingest/v1/{}/objects/{}", "0".repeat(32), "0".repeat(64));
+    let refused = || async {
+        let answer = pods.head(&path).send().await?;
+        ensure!(answer.status() == 401, "{answer:?}");
+        Ok(())
+    };
+    attacked(ingest, Some(tls), INGEST, memory, refused).await?;
+    let alive = || alive(&bench, metrics);
+    attacked(metrics, None, METRICS, memory, alive).await
+}
+
+/// No handler sees these, and still the answer is the one that clients understand.
+async fn what_http_itself_refuses_is_the_error_object(bench: Arc<Bench>) -> Result<()> {
+    let address = bench.replicas[0].address;
+    let get = "GET /api/v0/computers HTTP/1.1\r\nHost: h\r\n";
+    let lines = "x: y\r\n".repeat(150);
+    for (what, head, code) in [
+        ("a long head", format!("{get}x: {}\r\n\r\n", "y".repeat(300_000)), 431),
+        ("a long path", format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "y".repeat(100_000)), 431),
+        ("many lines", format!("{get}{lines}\r\n"), 431),
+        ("no HTTP", "hello\r\n\r\n".to_owned(), 400),
+        ("no version", "GET /api/v0/computers\r\n\r\n".to_owned(), 400),
+        ("a length that is none", format!("{get}Content-Length: x\r\n\r\n"), 400),
+        ("two lengths", format!("{get}Content-Length: 1\r\nContent-Length: 2\r\n\r\n"), 400),
+        ("a coding that nobody knows", format!("{get}Transfer-Encoding: x\r\n\r\n"), 400),
+        ("a name with a space", format!("{get}a b: c\r\n\r\n"), 400),
+    ] {
+        let answer = raw(address, head.as_bytes()).await.context(what)?;
+        answer.is_error(code).context(what)?;
+        ensure!(answer.head.contains("x-request-id: "), "{what}: {answer:?}");
+    }
+    Ok(())
 }

@@ -30,6 +30,13 @@ impl Process {
         Ok(Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?))
     }
 
+    /// Bytes that it holds now, without what it has mapped from files.
+    pub fn memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("RssAnon")?;
+        Ok(1024 * line.trim().trim_end_matches(" kB").parse::<u64>()?)
+    }
+
     /// SIGTERM, as the kubelet does.
     pub fn terminate(&self) -> Result<()> {
         let pid = Pid::from_raw(self.0.id().try_into()?).context("a process id")?;

@@ -23,8 +23,17 @@ use super::Archives;
 use crate::computer::view::Settings;
 use crate::runtime::server;
 
-const LIMITS: server::Limits =
-    server::Limits { connections: 256, header: Duration::from_secs(10), single: None, drain: Duration::from_secs(20) };
+/// Bounds of this endpoint. An archive pod packs a session between two requests, and may find its connection closed by then.
+pub const LIMITS: server::Limits = server::Limits {
+    connections: 128,
+    head: 16 * 1024,
+    socket: (64 * 1024, 8 * 1024),
+    header: Duration::from_secs(10),
+    idle: Duration::from_secs(60),
+    single: None,
+    drain: Duration::from_secs(20),
+    refusal: None,
+};
 
 /// Serves until `stop`.
 ///

@@ -1,0 +1,107 @@
+//! The body of an answer that holds something until its last byte has left the process: the slot of its request, its tenant's share, its
+//! memory.
+//!
+//! hyper takes a body frame by frame and drops it when it has the last one, however slowly that is read. So frames are cut into pieces,
+//! which hyper takes only as fast as the peer reads, and each piece keeps what the body holds alive.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use axum::body::{Body, HttpBody};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
+
+/// Bytes of one piece.
+const PIECE: usize = 16 * 1024;
+
+/// A body that holds something.
+pub struct Sending<H> {
+    body: Body,
+    /// What is left of the frame under way.
+    rest: Bytes,
+    held: Arc<H>,
+}
+
+/// Bytes of a frame; cheap to cut into pieces, the last of which drops it.
+struct Holding<H> {
+    bytes: Bytes,
+    _held: Arc<H>,
+}
+
+impl<H> AsRef<[u8]> for Holding<H> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl<H> Sending<H> {
+    /// Holds `held` until the body is sent or given up.
+    pub fn new(body: Body, held: H) -> Self {
+        Self { body, rest: Bytes::new(), held: Arc::new(held) }
+    }
+}
+
+impl<H: Send + Sync + 'static> HttpBody for Sending<H> {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(bytes) => self.rest = Bytes::from_owner(Holding { bytes, _held: Arc::clone(&self.held) }),
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                other => return Poll::Ready(other),
+            }
+        }
+        let length = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.rest.len() as u64;
+        let of_body = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(of_body.lower() + rest);
+        if let Some(upper) = of_body.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_held_goes_with_the_last_piece() {
+        let held = Arc::new(());
+        let count = || Arc::strong_count(&held);
+        let bytes: Vec<u8> = (0..=3 * PIECE).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        let mut body = Body::new(Sending::new(Body::from(bytes.clone()), Arc::clone(&held)));
+        assert_eq!(body.size_hint().exact(), Some(bytes.len() as u64));
+        let mut pieces = Vec::new();
+        while let Some(frame) = body.frame().await {
+            pieces.push(frame.unwrap().into_data().unwrap());
+            assert!(pieces.last().unwrap().len() <= PIECE);
+        }
+        drop(body);
+        assert_eq!((pieces.concat() == bytes, count()), (true, 2), "hyper has all of it, the peer has not");
+        pieces.drain(1..);
+        assert_eq!(count(), 2);
+        pieces.clear();
+        assert_eq!(count(), 1);
+        drop(Sending::new(Body::from("given up"), Arc::clone(&held)));
+        assert_eq!(count(), 1);
+        assert!(Sending::new(Body::empty(), ()).is_end_stream());
+    }
+}

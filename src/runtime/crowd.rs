@@ -1,0 +1,170 @@
+//! The connections of one endpoint, and which of them is closed when all places are taken and a newcomer is there.
+//!
+//! Only a connection that waits for a request (between two of them, or for the rest of a head) can be closed. It is one of the peer
+//! with the most connections, and of these the one that has waited longest. So whoever opens many connections closes its own.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio_util::sync::CancellationToken;
+
+/// All connections of one endpoint.
+#[derive(Debug, Default)]
+pub struct Crowd {
+    all: Mutex<All>,
+    waits: Notify,
+}
+
+#[derive(Debug, Default)]
+struct All {
+    /// Numbers of seats and of the moments at which they began to wait.
+    next: u64,
+    seats: HashMap<u64, Place>,
+    peers: HashMap<IpAddr, usize>,
+}
+
+#[derive(Debug)]
+struct Place {
+    peer: IpAddr,
+    /// Since when it waits for a request; `None`: one is being answered, or the connection is being closed.
+    waits: Option<u64>,
+    close: CancellationToken,
+}
+
+/// One connection in the crowd; leaves it when it is dropped.
+#[derive(Debug)]
+pub struct Seat {
+    crowd: Arc<Crowd>,
+    number: u64,
+    close: CancellationToken,
+}
+
+impl Crowd {
+    /// A new connection, which waits for its first request.
+    pub fn seat(self: &Arc<Self>, peer: IpAddr) -> Arc<Seat> {
+        let (peer, close) = (network(peer), CancellationToken::new());
+        let mut all = self.lock();
+        all.next += 1;
+        let number = all.next;
+        all.seats.insert(number, Place { peer, waits: Some(number), close: close.clone() });
+        *all.peers.entry(peer).or_default() += 1;
+        Arc::new(Seat { crowd: Arc::clone(self), number, close })
+    }
+
+    /// Closes the connection whose turn it is; `false`: all of them are being answered.
+    pub fn close_one(&self) -> bool {
+        let mut all = self.lock();
+        let All { seats, peers, .. } = &mut *all;
+        let waiting = seats.values_mut().filter(|place| place.waits.is_some());
+        let chosen = waiting.max_by_key(|place| (peers.get(&place.peer).copied(), std::cmp::Reverse(place.waits)));
+        let Some(place) = chosen else { return false };
+        place.waits = None;
+        place.close.cancel();
+        true
+    }
+
+    /// Ends when a connection begins to wait for a request; counts from the call on.
+    pub fn somebody_waits(&self) -> Notified<'_> {
+        self.waits.notified()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    /// A request is being answered: the connection is not closed for others.
+    pub fn busy(&self) {
+        if let Some(place) = self.crowd.lock().seats.get_mut(&self.number) {
+            place.waits = None;
+        }
+    }
+
+    /// The answer has been sent: the connection waits for another request.
+    pub fn waits(&self) {
+        let mut all = self.crowd.lock();
+        all.next += 1;
+        let now = all.next;
+        if let Some(place) = all.seats.get_mut(&self.number).filter(|place| !place.close.is_cancelled()) {
+            place.waits = Some(now);
+            drop(all);
+            self.crowd.waits.notify_waiters();
+        }
+    }
+
+    /// Ends when the connection is to be closed for another one.
+    pub async fn closed(&self) {
+        self.close.cancelled().await;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut all = self.crowd.lock();
+        let Some(place) = all.seats.remove(&self.number) else { return };
+        if let Some(count) = all.peers.get_mut(&place.peer) {
+            *count -= 1;
+            if *count == 0 {
+                all.peers.remove(&place.peer);
+            }
+        }
+    }
+}
+
+/// One owner of addresses: an IPv4 address, or the 64 bits of an IPv6 network, inside of which one machine has as many as it likes.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_peer_with_the_most_connections_loses_its_oldest_one() {
+        let crowd = Arc::new(Crowd::default());
+        let polite = crowd.seat(address("192.0.2.1"));
+        let greedy: Vec<_> = (0..3).map(|_| crowd.seat(address("192.0.2.2"))).collect();
+        greedy[0].busy();
+        assert!(crowd.close_one());
+        assert!(greedy[1].close.is_cancelled() && !greedy[2].close.is_cancelled() && !polite.close.is_cancelled());
+        drop(greedy);
+        assert!(crowd.close_one() && polite.close.is_cancelled());
+        drop(polite);
+        let all = crowd.lock();
+        assert!(all.seats.is_empty() && all.peers.is_empty(), "nobody is remembered for ever");
+    }
+
+    #[test]
+    fn a_connection_that_is_answered_is_never_closed() {
+        let crowd = Arc::new(Crowd::default());
+        let seat = crowd.seat(address("192.0.2.1"));
+        seat.busy();
+        assert!(!crowd.close_one());
+        seat.waits();
+        assert!(crowd.close_one() && !crowd.close_one(), "nobody is closed twice");
+        seat.waits();
+        assert!(!crowd.close_one());
+    }
+
+    #[test]
+    fn addresses_of_one_network_are_one_peer() {
+        assert_eq!(network(address("2001:db8::1")), network(address("2001:db8::ffff:1")));
+        assert_ne!(network(address("2001:db8::1")), network(address("2001:db8:0:1::1")));
+        assert_eq!(network(address("::ffff:192.0.2.1")), address("192.0.2.1"));
+    }
+}

@@ -134,3 +134,70 @@ fn every_alert_asks_for_figures_that_are_exposed() {
         assert!(rule["annotations"]["description"].as_str().is_some_and(|d| d.len() > 40), "{}: what is to be done?", rule["alert"]);
     }
 }
+
+/// Expressions of the alerts, with these values.
+fn expressions(set: &[&str]) -> std::collections::BTreeMap<String, String> {
+    let all = render("co", "ops", &[&["metrics.prometheusRule.enabled=true"], set].concat());
+    let rules = one(&all, "PrometheusRule", "co-computer-operator")["spec"]["groups"][0]["rules"].as_array().unwrap().clone();
+    let text = |rule: &Value, key: &str| rule[key].as_str().unwrap().to_owned();
+    rules.iter().map(|rule| (text(rule, "alert"), text(rule, "expr"))).collect()
+}
+
+/// What no agent can do is answered with 501, which is right, and nothing that an admin could repair.
+#[test]
+fn the_alert_on_errors_does_not_count_501() {
+    for set in [&[][..], &["metrics.serviceMonitor.enabled=true"]] {
+        let (errors, all) = expressions(set)["ComputerApiErrors"].split_once(" / ").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+        assert!(errors.contains(r#"code=~"5..""#) && errors.contains(r#"code!="501""#), "{errors}");
+        assert!(!all.contains("code"), "{all}");
+    }
+}
+
+/// Without the chart's `ServiceMonitor` nothing is known of the labels that a collector gives, nor whether there is one.
+#[test]
+fn alerts_do_not_ring_for_ever_where_figures_come_another_way_or_not_at_all() {
+    let (bare, monitored) = (expressions(&[]), expressions(&["metrics.serviceMonitor.enabled=true"]));
+    for (alert, expression) in &bare {
+        assert!(!expression.contains("service=") && !expression.contains("namespace="), "{alert}: {expression}");
+        assert!(!expression.contains("vector(0)"), "{alert} rings where nothing was ever collected: {expression}");
+        assert!(!expression.contains("{,") && !expression.contains(",}"), "{alert}: {expression}");
+    }
+    for (alert, expression) in &monitored {
+        assert!(expression.contains(r#"{namespace="ops",service="co-computer-operator-metrics""#), "{alert}: {expression}");
+    }
+    assert!(monitored["ComputerOperatorNoLeader"].contains("vector(0)"), "all replicas gone is no leader, too");
+    assert!(bare["ComputerOperatorNoLeader"].contains("max_over_time(computer_operator_is_leader{}[6h])"));
+}
+
+/// Bytes of a quantity such as 256Mi.
+fn bytes(quantity: &Value) -> usize {
+    quantity.as_str().unwrap().strip_suffix("Mi").unwrap().parse::<usize>().unwrap() * 1024 * 1024
+}
+
+/// L9: the bounds of the HTTP API add up to less than its limit, as docs/memory.md has it.
+#[test]
+fn the_bounds_of_the_api_stay_below_its_memory_limit() {
+    use clap::{Args as _, FromArgMatches as _};
+    let all = render("co", "ops", &["fullnameOverride=co"]);
+    let container = &one(&all, "Deployment", "co-api")["spec"]["template"]["spec"]["containers"][0];
+    let value = |name: &str| {
+        let all = container["env"].as_array().unwrap();
+        all.iter().find(|e| e["name"] == name).unwrap()["value"].as_str().unwrap().to_owned()
+    };
+    let flags = [("--max-connections", "MAX_CONNECTIONS"), ("--max-in-flight", "MAX_IN_FLIGHT"), ("--idle-seconds", "IDLE_SECONDS")];
+    let given = flags.map(|(flag, name)| format!("{flag}={}", value(name)));
+    let command = http::config::Config::augment_args(clap::Command::new("api"));
+    let config = http::config::Config::from_arg_matches(&command.get_matches_from(["api".to_owned()].into_iter().chain(given))).unwrap();
+    let (sum, limit) = (config.memory(), bytes(&container["resources"]["limits"]["memory"]));
+    assert!(sum < limit, "{sum} of {limit}");
+    let stated = include_str!("../../docs/memory.md");
+    let mib = |bytes: usize| format!("{} MiB", (bytes + 512 * 1024) / 1024 / 1024);
+    for figure in [sum, config.limits().memory(true), computer_operator::runtime::health::LIMITS.memory(false)] {
+        assert!(stated.contains(&mib(figure)), "docs/memory.md does not say {}", mib(figure));
+    }
+    // The operator: what strangers can take of it, beside 190 MiB that it had at most with 10,000 computers and 144 MiB of uploads.
+    let container = &one(&all, "Deployment", "co")["spec"]["template"]["spec"]["containers"][0];
+    let strangers = computer_operator::archive::ingest::LIMITS.memory(true) + computer_operator::runtime::health::LIMITS.memory(false);
+    assert!(strangers + (190 + 144 + 64) * 1024 * 1024 < bytes(&container["resources"]["limits"]["memory"]), "{strangers}");
+    assert!(stated.contains(&mib(strangers)), "docs/memory.md does not say {}", mib(strangers));
+}

@@ -21,6 +21,70 @@ pub fn hold(server: &Server) {
     secrets(server);
     volumes(server);
     records(server);
+    statuses(server);
+}
+
+/// A status takes labels and finalizers along, and a machine's status says whether its containers have stopped: `edit` cannot write it, but
+/// a role with all resources of the core can.
+fn statuses(server: &Server) {
+    for user in ["dora", "kubelet"] {
+        server.kubectl(&["create", "role", user, "--verb=*", "--resource=*", "-n", "team"], "").unwrap();
+        server.kubectl(&["create", "rolebinding", user, &format!("--role={user}"), &format!("--user={user}"), "-n", "team"], "").unwrap();
+    }
+    let mut machine = pod("team", "held", "default");
+    machine["metadata"]["labels"] = json!({(UID): "u"});
+    machine["metadata"]["finalizers"] = json!(["computer-operator.dev/stopped"]);
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "held", "namespace": "team", "labels": {(UID): "u"}},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    let free = pod("team", "free", "default");
+    server.kubectl(&["create", "-f", "-"], &[machine, claim, free].map(|o| o.to_string()).join("\n---\n")).unwrap();
+    let patch = |user: &str, kind: &str, name: &str, door: &str, patch: Value| {
+        let as_user = format!("--as={user}");
+        let group = if user == "kubelet" { "--as-group=system:nodes" } else { "--as-group=system:authenticated" };
+        let door = format!("--subresource={door}");
+        server.kubectl(&["patch", kind, name, "-n", "team", &as_user, group, &door, "--type=merge", "-p", &patch.to_string()], "")
+    };
+    let (label, finalizer) = (json!({"metadata": {"labels": {(UID): null}}}), json!({"metadata": {"finalizers": null}}));
+    refused("a label through a pod's status", patch("dora", "pod", "held", "status", label.clone()), "are the operator's");
+    refused("a label through a claim's status", patch("dora", "pvc", "held", "status", label.clone()), "are the operator's");
+    refused(
+        "a finalizer through the status",
+        patch("dora", "pod", "held", "status", finalizer.clone()),
+        "when every container has stopped",
+    );
+    let stopped =
+        json!({"state": {"terminated": {"exitCode": 0}}, "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0});
+    for (what, status) in [
+        ("a phase", json!({"phase": "Failed"})),
+        ("containers", json!({"containerStatuses": [stopped]})),
+        ("init containers", json!({"initContainerStatuses": [stopped]})),
+        ("ephemeral containers", json!({"ephemeralContainerStatuses": [stopped]})),
+    ] {
+        refused(what, patch("dora", "pod", "held", "status", json!({"status": status})), "reported by its kubelet");
+        patch("kubelet", "pod", "held", "status", json!({"status": status})).expect("the kubelet's word");
+        patch("dora", "pod", "free", "status", json!({"status": status})).expect("a pod of their own");
+    }
+    let gate = json!({"status": {"conditions": [{"type": "example.com/gate", "status": "True"}]}});
+    patch("dora", "pod", "held", "status", gate).expect("a readiness gate");
+    patch("dora", "pvc", "held", "status", json!({"status": {"phase": "Lost"}})).expect("a claim's own status");
+    // The other doors of a pod do not lead to its metadata.
+    for (door, change) in [
+        ("ephemeralcontainers", json!({"spec": {"ephemeralContainers": [{"name": "d", "image": "i"}]}})),
+        ("resize", json!({"spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "1m"}}}]}})),
+    ] {
+        for meta in [&label, &finalizer] {
+            let mut change = change.clone();
+            change["metadata"] = meta["metadata"].clone();
+            let _ = patch("dora", "pod", "held", door, change);
+        }
+    }
+    let left = server.kubectl(&["get", "pod", "held", "-n", "team", "-o", "json"], "").unwrap();
+    let left: Value = serde_json::from_str(&left).unwrap();
+    assert_eq!(
+        (&left["metadata"]["labels"][UID], &left["metadata"]["finalizers"]),
+        (&json!("u"), &json!(["computer-operator.dev/stopped"]))
+    );
+    server.kubectl(&["patch", "pod", "held", "-n", "team", OPERATOR, "--type=merge", "-p", &finalizer.to_string()], "").expect("its own");
 }
 
 /// The HTTP API may end a key's life, never begin one.

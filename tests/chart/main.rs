@@ -8,6 +8,7 @@ mod policies;
 mod render;
 mod schema;
 mod server;
+mod upgrades;
 
 use serde_json::Value;
 use xtask::chart::Helm;

@@ -139,7 +139,9 @@ fn service_address(all: &[Value], value: &str) -> String {
 fn the_embedded_store_means_one_replica_and_its_claim_stays() {
     let all = render("co", "ops", &["fullnameOverride=co"]);
     let deployment = &one(&all, "Deployment", "co")["spec"];
-    assert_eq!((&deployment["replicas"], &deployment["strategy"]["type"]), (&json!(1), &json!("Recreate")));
+    // The type is the same for both stores: an upgrade from one to the other would be refused.
+    let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}});
+    assert_eq!((&deployment["replicas"], &deployment["strategy"]), (&json!(1), &strategy));
     assert_eq!(one(&all, "PersistentVolumeClaim", "co-store")["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
     assert_eq!(of("PodDisruptionBudget", &all), ["co-api"], "a budget for one replica would stop every drain");
     let own = render("co", "ops", &["archive.local.existingClaim=mine"]);
@@ -150,7 +152,8 @@ fn the_embedded_store_means_one_replica_and_its_claim_stays() {
 fn a_bucket_lets_several_replicas_stand_by() {
     let all = render("co", "ops", &[S3, &["fullnameOverride=co"]].concat());
     let deployment = &one(&all, "Deployment", "co")["spec"];
-    assert_eq!((&deployment["replicas"], &deployment["strategy"]["type"]), (&json!(3), &json!("RollingUpdate")));
+    let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}});
+    assert_eq!((&deployment["replicas"], &deployment["strategy"]), (&json!(3), &strategy));
     let pod = &deployment["template"]["spec"];
     assert_eq!(pod["containers"][0]["envFrom"], json!([{"secretRef": {"name": "keys"}}]));
     let store = pod["containers"][0]["env"].as_array().unwrap().iter().find(|e| e["name"] == "ARCHIVE_STORE").unwrap();

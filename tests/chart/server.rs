@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use xtask::chart::{self, Helm};
 use xtask::cluster::{Cluster, Options, Profile};
 
-use crate::{SERVED, fences, flags, id, objects, policies};
+use crate::{SERVED, fences, flags, id, objects, policies, upgrades};
 
 pub struct Server {
     kubectl: PathBuf,
@@ -79,10 +79,12 @@ impl Server {
 async fn a_real_api_server_takes_it() {
     let server = Server::up().await;
     server.kinds();
+    upgrades::all_spares_computers(&server);
     let helm = Helm::new(Some(&server.kubeconfig)).unwrap();
     every_object_is_accepted(&server, &helm);
     a_second_installation_is_refused(&server, &helm);
     a_new_default_reaches_the_class_of_before(&server, &helm);
+    upgrades::between_stores(&server, &helm);
     policies::hold(&server, &helm);
     fences::hold(&server);
 }

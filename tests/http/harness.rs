@@ -132,13 +132,18 @@ impl Bench {
 
     /// The operator, in place of one that runs.
     pub async fn start_operator(&self) -> Result<()> {
+        self.start_operator_on(&self.folder.path().join("store")).await
+    }
+
+    /// The same, with its archives in this folder.
+    pub async fn start_operator_on(&self, store: &Path) -> Result<()> {
         let kubeconfig = self.kubeconfig("computer-operator").await?;
         let (ingest, metrics) = (free_address()?, free_address()?);
         let arguments = [
             "run".to_owned(),
             "--image=none:1".to_owned(),
             "--leader-election=false".to_owned(),
-            format!("--store=file://{}", self.folder.path().join("store").display()),
+            format!("--store=file://{}", store.display()),
             format!("--ingest-url=https://{ingest}"),
             format!("--ingest-bind={ingest}"),
             format!("--metrics-bind={metrics}"),

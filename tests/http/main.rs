@@ -20,6 +20,7 @@ mod race;
 mod receipts;
 mod sessions;
 mod shutdown;
+mod stores;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -57,7 +58,7 @@ async fn run(names: &Names) -> Result<usize> {
         hostile::all(),
         shutdown::all(),
     ]);
-    let mut serial = names.chosen([race::all(), fuzz::all(), hostile::alone(), deletion::without_an_operator()]);
+    let mut serial = names.chosen([race::all(), fuzz::all(), hostile::alone(), stores::alone(), deletion::without_an_operator()]);
     serial.push(("no token is in any log", |bench| Box::pin(async move { bench.logs_hold_no_token() })));
     let total = shared.len() + serial.len();
     let runner = Runner { bench: Arc::new(Bench::up().await?), limit: LIMIT, at_once: AT_ONCE };

@@ -205,6 +205,7 @@ fn classes(server: &Server) {
         spec
     };
     server.create("ComputerClass", "standard", &class(json!({}))).expect("a usual class");
+    server.create("ComputerClass", "whole-home", &class(json!({"sessionPaths": ["."]}))).expect("a class that archives the whole home");
     let found = server
         .kubectl(
             &["get", "computerclass", "standard", "-o", "jsonpath={.spec.archive.policy} {.spec.storage.size} {.spec.sessionPaths}"],
@@ -215,11 +216,13 @@ fn classes(server: &Server) {
     let kept = server.kubectl(&["get", "computerclass", "standard", "-o", "jsonpath={.spec.podTemplate.spec.containers[0].anything}"], "");
     assert_eq!(kept.unwrap(), r#"{"goes":"here"}"#, "the template is not pruned");
 
-    let outside = "a session path is relative to the home and has no '.' or '..' part";
+    let outside = "a session path is relative to the home and has no part that is '.' or '..'; '.' alone is the whole home";
     for (spec, message) in [
         (json!({"description": "no template"}), "spec.podTemplate: Required value"),
         (class(json!({"sessionPaths": ["../other"]})), outside),
         (class(json!({"sessionPaths": ["a/../../b"]})), outside),
+        (class(json!({"sessionPaths": ["./"]})), outside),
+        (class(json!({"sessionPaths": [".claude", "./a"]})), outside),
         (class(json!({"sessionPaths": ["/etc"]})), "should match"),
         (class(json!({"archive": {"policy": "Sometimes"}})), "Unsupported value"),
         (class(json!({"deadlines": {"stopPodsSeconds": 0}})), "should be greater than or equal to 1"),

@@ -2,7 +2,10 @@
 //! and an archive reads back.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::net::TcpListener;
+#[path = "../src/archive/relay.rs"]
+mod relay;
+
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,8 +14,10 @@ use computer_operator::archive::Unreadable;
 use computer_operator::archive::pack;
 use computer_operator::archive::problems::Problems;
 use computer_operator::archive::store::{ReceiptPut, Store, StoreError};
+use computer_operator::archive::transport::Idle;
 use computer_operator::archive::{Verification, manifest_key, object_key, verify};
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use xtask::tools::{self, Tool};
 
 struct Server(Child);
@@ -43,6 +48,173 @@ fn serve(folder: &std::path::Path) -> (Server, String) {
     }
     let credentials = "access_key_id=tester&secret_access_key=tester-secret";
     (server, format!("s3://archives/of-a-cluster?endpoint=http://127.0.0.1:{port}&region=us-east-1&allow_http=true&{credentials}"))
+}
+
+/// Everything that one can ask of a store, and what it said.
+async fn asked(store: &Store) -> Vec<(&'static str, StoreError)> {
+    let body = || futures::stream::iter([Ok(Bytes::from_static(b"data"))]);
+    let digest = hex::encode(Sha256::digest(b"data"));
+    vec![
+        ("get", store.get(&manifest_key("uid")).await.unwrap_err()),
+        ("size", store.size(&manifest_key("uid")).await.unwrap_err()),
+        ("stream", store.stream(&manifest_key("uid")).await.map(drop).unwrap_err()),
+        ("uids", store.uids().await.unwrap_err()),
+        ("put_once", store.put_once("receipts/uid.json", b"{}".to_vec()).await.unwrap_err()),
+        ("put_addressed", store.put_addressed(&object_key("uid", &digest), &digest, body()).await.unwrap_err()),
+    ]
+}
+
+/// S1: a bucket that does not exist, or whose keys are wrong, was an honest "there is no archive". It answers each time in other words
+/// (a request id, the time that it took); the operator must not, or each of them would be a status to write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_bucket_and_a_missing_right_are_no_absence_and_are_told_in_the_same_words() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, url) = serve(folder.path());
+    let good = Store::open(&url).unwrap();
+    assert!(matches!(good.size(&manifest_key("uid")).await, Err(StoreError::NotFound(_))), "an honest absence");
+    assert!(matches!(good.get(&manifest_key("uid")).await, Err(StoreError::NotFound(_))), "an honest absence");
+    assert_eq!(good.uids().await.unwrap(), Vec::<String>::new());
+    for (broken, words) in [
+        (url.replace("s3://archives/", "s3://archvies/"), "no such bucket"),
+        (url.replace("tester-secret", "another-secret"), "credentials"),
+        (url.replace("access_key_id=tester&", "access_key_id=nobody&"), "credentials"),
+    ] {
+        let store = Store::open(&broken).unwrap();
+        let (first, second) = (asked(&store).await, asked(&store).await);
+        for ((what, error), (_, again)) in first.iter().zip(&second) {
+            assert!(matches!(error, StoreError::Unavailable(why) if why.contains(words)), "{what}: {error:?}");
+            assert_eq!(error.to_string(), again.to_string(), "{what}");
+        }
+        assert!(matches!(verify::verify(&store, "uid").await, Verification::Unavailable(_)), "{words}");
+    }
+}
+
+/// Without a server, and with one that answers 404 for everything, as a proxy does.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_s3_at_all_is_no_absence() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = proxy.local_addr().unwrap().port();
+    let url = format!("s3://a/b?endpoint=http://127.0.0.1:{port}&region=us-east-1&allow_http=true&access_key_id=a&secret_access_key=b");
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        while let Ok((mut stream, _)) = proxy.accept().await {
+            tokio::spawn(async move {
+                let _ = stream.read(&mut [0; 8192]).await;
+                let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
+            });
+        }
+    });
+    for (what, error) in asked(&Store::open(&url).unwrap()).await {
+        assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("a proxy")), "{what}: {error:?}");
+    }
+    let closed = url.replace(&port.to_string(), "9");
+    let error = Store::open(&closed).unwrap().get(&manifest_key("uid")).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("Connection refused")), "{error:?}");
+}
+
+fn through(url: &str, line: SocketAddr) -> String {
+    let (before, after) = url.split_once("endpoint=http://").unwrap();
+    let (_, after) = after.split_once('&').unwrap();
+    format!("{before}endpoint=http://{line}&{after}")
+}
+
+fn server_of(url: &str) -> SocketAddr {
+    url.split_once("endpoint=http://").unwrap().1.split_once('&').unwrap().0.parse().unwrap()
+}
+
+/// Bytes that do not compress, as one body, and their digest.
+fn noise(size: usize) -> (Bytes, String) {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut bytes = Vec::with_capacity(size + 8);
+    while bytes.len() < size {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(size);
+    let digest = hex::encode(Sha256::digest(&bytes));
+    (Bytes::from(bytes), digest)
+}
+
+/// Stores an object over a line and reads it back over it; how long each took.
+async fn there_and_back(store: &Store, size: usize) -> (Duration, Duration) {
+    use futures::StreamExt as _;
+    let (bytes, digest) = noise(size);
+    let key = object_key("uid", &digest);
+    let parts: Vec<_> = (0..size).step_by(100_000).map(|at| Ok(bytes.slice(at..size.min(at + 100_000)))).collect();
+    let began = Instant::now();
+    store.put_addressed(&key, &digest, futures::stream::iter(parts)).await.expect("put");
+    let put = began.elapsed();
+    let began = Instant::now();
+    let (mut hash, mut stream) = (Sha256::new(), store.stream(&key).await.expect("stream"));
+    while let Some(chunk) = stream.next().await {
+        hash.update(&chunk.expect("a chunk"));
+    }
+    assert_eq!(hex::encode(hash.finalize()), digest);
+    (put, began.elapsed())
+}
+
+/// H2 of the review: a request ended after 30 s and a read after 180 s, however well it went on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_line_is_no_reason_to_end() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, url) = serve(folder.path());
+    let line = relay::relay(server_of(&url), 2_000_000, u64::MAX).await;
+    let idle = Idle { silence: Duration::from_secs(2), answer: Duration::from_secs(5) };
+    let store = Store::open_with(&through(&url, line), idle).unwrap();
+    let (put, read) = there_and_back(&store, 24_000_000).await;
+    assert!(put > Duration::from_secs(4) && read > Duration::from_secs(6), "the line is not slow: {put:?} {read:?}");
+}
+
+/// The same with the limits as they are: run it with `--ignored` to see the old limits of 120 and 180 s passed.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes ten minutes"]
+async fn a_very_slow_line_is_no_reason_to_end_either() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, url) = serve(folder.path());
+    let line = relay::relay(server_of(&url), 500_000, u64::MAX).await;
+    let (put, read) = there_and_back(&Store::open(&through(&url, line)).unwrap(), 120_000_000).await;
+    println!("put {put:?}, read {read:?}");
+    assert!(read > Duration::from_secs(200), "the line is not slow: {put:?} {read:?}");
+}
+
+/// What makes no progress ends, on the way there and on the way back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_stops_ends_what_runs_over_it() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, url) = serve(folder.path());
+    let (bytes, digest) = noise(24_000_000);
+    let key = object_key("uid", &digest);
+    let body = || futures::stream::iter([Ok(bytes.clone())]);
+    Store::open(&url).unwrap().put_addressed(&key, &digest, body()).await.unwrap();
+    let line = relay::relay(server_of(&url), 50_000_000, 1_000_000).await;
+    let idle = Idle { silence: Duration::from_secs(1), answer: Duration::from_secs(2) };
+    let store = Store::open_with(&through(&url, line), idle).unwrap();
+    // Each break goes on where it was: the object comes over in pieces, or the read fails. Never less.
+    let whole = async {
+        use futures::StreamExt as _;
+        let mut stream = store.stream(&key).await.unwrap();
+        let mut size = 0;
+        while let Some(chunk) = stream.next().await {
+            match chunk {
+                Ok(chunk) => size += chunk.len(),
+                Err(_) => return None,
+            }
+        }
+        Some(size)
+    };
+    let read = tokio::time::timeout(Duration::from_secs(240), whole).await.expect("a read hangs");
+    assert!(read.is_none_or(|size| size == 24_000_000), "short: {read:?}");
+    let other = noise(24_000_001);
+    let put = store.put_addressed(&object_key("uid", &other.1), &other.1, futures::stream::iter([Ok(other.0)]));
+    let put = tokio::time::timeout(Duration::from_secs(240), put).await.expect("an upload hangs");
+    assert!(matches!(put, Err(StoreError::Unavailable(_))), "{put:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

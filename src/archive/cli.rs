@@ -1,16 +1,13 @@
 //! `computer-operator archives`: list, show, verify, export and restore, from wherever the store can be reached. Reads only.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
-use tokio_util::io::{StreamReader, SyncIoBridge};
-
-use super::object::checked;
+use super::delivery;
 use super::store::{Store, StoreError};
 use super::verify::{Verification, verify};
-use super::{Manifest, SessionEntry, manifest_key, object_key, receipt_key, restore};
+use super::{Manifest, manifest_key, receipt_key};
 
 /// Arguments of `archives`.
 #[derive(Debug, clap::Args)]
@@ -44,7 +41,9 @@ enum Command {
         /// UID of the computer.
         uid: String,
     },
-    /// Print one archived file.
+    /// Print one archived file. Its bytes and SHA-256 go to standard error.
+    ///
+    /// Through `kubectl exec`, the end of a large file may not arrive although the exit code is 0: compare the two, or use `export`.
     Cat {
         /// UID of the computer.
         uid: String,
@@ -52,6 +51,9 @@ enum Command {
         path: PathBuf,
     },
     /// Write the sessions to standard output as one tar: what works in a pod that has no disk to restore to.
+    ///
+    /// Standard error gets the number of bytes and their SHA-256. An export that fails has another exit code than 0, and what it wrote
+    /// is no complete tar. Through `kubectl exec` zeros follow, which tar ignores: what a slow reader loses is then not part of the tar.
     Export {
         /// UID of the computer.
         uid: String,
@@ -72,24 +74,35 @@ enum Command {
     },
 }
 
-/// Runs `archives`.
+/// Runs `archives`. What fails is told on standard error, without the code's own trail.
 ///
 /// # Errors
-/// When the store cannot be read, or the archive is damaged.
+/// None: the exit code says whether it worked.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let store = Store::open(&args.store)?;
-    match args.command {
-        Command::Ls => ls(&store).await,
-        Command::Show { uid, json } => show(&store, &uid, json).await,
-        Command::Verify { uid } => check(&store, &uid).await,
-        Command::Receipt { uid } => receipt(&store, &uid).await,
-        Command::Export { uid, session } => export(&store, &uid, session).await,
-        Command::Cat { uid, path } => cat(&store, &uid, path).await,
-        Command::Restore { uid, to, session } => bring_back(&store, &uid, to, session).await,
-    }
+    Ok(execute(args).await.unwrap_or_else(|error| {
+        // Standard error may be gone as well.
+        let _ = writeln!(std::io::stderr(), "Error: {error:#}");
+        ExitCode::FAILURE
+    }))
 }
 
-async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manifest, Vec<u8>)> {
+async fn execute(args: Args) -> anyhow::Result<ExitCode> {
+    let store = Store::open_existing(&args.store)?;
+    let mut out = delivery::stdout()?;
+    let code = match args.command {
+        Command::Ls => ls(&store, &mut out).await?,
+        Command::Show { uid, json } => show(&store, &uid, json, &mut out).await?,
+        Command::Verify { uid } => check(&store, &uid, &mut out).await?,
+        Command::Receipt { uid } => receipt(&store, &uid, &mut out).await?,
+        Command::Export { uid, session } => return delivery::export(store, uid, session, out).await,
+        Command::Cat { uid, path } => return delivery::cat(store, uid, path, out).await,
+        Command::Restore { uid, to, session } => return delivery::restore(store, uid, to, session).await,
+    };
+    delivery::finish(&mut out)?;
+    Ok(code)
+}
+
+pub(super) async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manifest, Vec<u8>)> {
     let bytes = match store.get(&manifest_key(uid)).await {
         Err(StoreError::NotFound(_)) => {
             anyhow::bail!(
@@ -101,131 +114,89 @@ async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manifest, Vec<u8>
     Ok((Manifest::parse(&bytes)?, bytes))
 }
 
-async fn ls(store: &Store) -> anyhow::Result<ExitCode> {
-    println!("{:<36}  {:<40}  {:<20}  {:>8}  {:>12}  {:>8}", "UID", "COMPUTER", "ARCHIVED", "SESSIONS", "BYTES", "LEFT OUT");
+/// The manifest of a UID; `None`: there is none, or it cannot be understood.
+async fn archive(store: &Store, uid: &str) -> Result<Option<Manifest>, StoreError> {
+    match store.get(&manifest_key(uid)).await {
+        Ok(bytes) => Ok(Manifest::parse(&bytes).ok()),
+        Err(StoreError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn ls(store: &Store, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    writeln!(out, "{:<36}  {:<40}  {:<20}  {:>8}  {:>12}  {:>8}", "UID", "COMPUTER", "ARCHIVED", "SESSIONS", "BYTES", "LEFT OUT")?;
     for uid in store.uids().await? {
-        match manifest(store, &uid).await {
-            Ok((m, _)) => {
+        match archive(store, &uid).await? {
+            Some(m) => {
                 let computer = plain(&format!("{}/{}", m.computer.namespace, m.computer.name));
                 let (at, bytes, lost) = (when(m.created_at), m.stored_bytes(), m.lost());
-                println!("{uid:<36}  {computer:<40}  {at:<20}  {:>8}  {bytes:>12}  {lost:>8}", m.sessions.len());
+                writeln!(out, "{uid:<36}  {computer:<40}  {at:<20}  {:>8}  {bytes:>12}  {lost:>8}", m.sessions.len())?;
             }
-            Err(_) => println!("{uid:<36}  (incomplete: no manifest)"),
+            None => writeln!(out, "{uid:<36}  (incomplete: no manifest that can be read)")?,
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn show(store: &Store, uid: &str, json: bool) -> anyhow::Result<ExitCode> {
+async fn show(store: &Store, uid: &str, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let (manifest, bytes) = manifest(store, uid).await?;
     if json {
-        println!("{}", String::from_utf8_lossy(&bytes));
+        writeln!(out, "{}", String::from_utf8_lossy(&bytes))?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("Computer {}/{} ({uid}), archived {}", manifest.computer.namespace, manifest.computer.name, when(manifest.created_at));
-    println!("{:<64}  {:>6}  {:>12}  SHA-256 OF ITS OBJECT", "SESSION", "FILES", "BYTES");
+    writeln!(out, "Computer {}/{} ({uid}), archived {}", manifest.computer.namespace, manifest.computer.name, when(manifest.created_at))?;
+    writeln!(out, "{:<64}  {:>6}  {:>12}  SHA-256 OF ITS OBJECT", "SESSION", "FILES", "BYTES")?;
     for s in &manifest.sessions {
-        println!("{:<64}  {:>6}  {:>12}  {}", plain(&s.id), s.files, s.bytes, s.digest);
+        writeln!(out, "{:<64}  {:>6}  {:>12}  {}", plain(&s.id), s.files, s.bytes, s.digest)?;
     }
     for p in &manifest.problems {
-        println!("not archived as it stood: {} ({:?}: {})", plain(&p.path), p.kind, plain(&p.detail));
+        writeln!(out, "not archived as it stood: {} ({:?}: {})", plain(&p.path), p.kind, plain(&p.detail))?;
     }
     let unlisted = manifest.problem_count - manifest.problems.len() as u64;
     if unlisted > 0 {
-        println!("not archived as it stood: {unlisted} more, which the manifest only counts");
+        writeln!(out, "not archived as it stood: {unlisted} more, which the manifest only counts")?;
     }
-    println!("Receipt:");
-    receipt(store, uid).await.map(|_| ExitCode::SUCCESS)
+    writeln!(out, "Receipt:")?;
+    receipt(store, uid, out).await.map(|_| ExitCode::SUCCESS)
 }
 
-async fn receipt(store: &Store, uid: &str) -> anyhow::Result<ExitCode> {
+async fn receipt(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match store.get(&receipt_key(uid)).await {
         Ok(receipt) => {
-            println!("{}", String::from_utf8_lossy(&receipt));
+            writeln!(out, "{}", String::from_utf8_lossy(&receipt))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(StoreError::NotFound(_)) => {
-            println!(
+            writeln!(
+                out,
                 "none in the store: {uid} is not deleted (yet), or an override left it out; `kubectl get computerrecord {uid} -o yaml` tells"
-            );
+            )?;
             Ok(ExitCode::FAILURE)
         }
         Err(error) => Err(error.into()),
     }
 }
 
-async fn check(store: &Store, uid: &str) -> anyhow::Result<ExitCode> {
+async fn check(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match verify(store, uid).await {
         Verification::Valid(s) => {
-            println!("whole: {} sessions, {} bytes, manifest sha256:{}", s.sessions, s.bytes, s.manifest_digest);
+            writeln!(out, "whole: {} sessions, {} bytes, manifest sha256:{}", s.sessions, s.bytes, s.manifest_digest)?;
             if s.problems > 0 {
-                println!("but {} files were left out when it was made: `archives show {uid}` names them", s.problems);
+                writeln!(out, "but {} files were left out when it was made: `archives show {uid}` names them", s.problems)?;
             }
             Ok(ExitCode::SUCCESS)
         }
         Verification::Missing => {
-            println!("there is no archive of {uid}");
+            writeln!(out, "there is no archive of {uid}")?;
             Ok(ExitCode::FAILURE)
         }
         Verification::Invalid(why) => {
-            println!("damaged: {why}");
+            writeln!(out, "damaged: {why}")?;
             Ok(ExitCode::FAILURE)
         }
         Verification::Unavailable(why) => anyhow::bail!("the store does not answer: {why}"),
         Verification::Running => anyhow::bail!("a check never says that it is running"),
     }
-}
-
-async fn cat(store: &Store, uid: &str, path: PathBuf) -> anyhow::Result<ExitCode> {
-    let (manifest, _) = manifest(store, uid).await?;
-    let entry = manifest.session_of_path(&path.to_string_lossy()).with_context(|| format!("no session holds {}", path.display()))?;
-    let digest = entry.digest.clone();
-    let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &digest)).await?));
-    let print = move |object: &mut _| restore::print(object, &path, &mut std::io::stdout());
-    tokio::task::spawn_blocking(move || checked(reader, &digest, print)).await??;
-    Ok(ExitCode::SUCCESS)
-}
-
-/// The sessions that were asked for.
-async fn wanted(store: &Store, uid: &str, session: Option<String>) -> anyhow::Result<Vec<SessionEntry>> {
-    let (manifest, _) = manifest(store, uid).await?;
-    let wanted: Vec<_> = manifest.sessions.into_iter().filter(|s| session.as_ref().is_none_or(|id| *id == s.id)).collect();
-    if wanted.is_empty() && session.is_some() {
-        anyhow::bail!("no such session; `archives show {uid}` lists them");
-    }
-    Ok(wanted)
-}
-
-/// What it tells goes to standard error: standard output is the tar.
-async fn export(store: &Store, uid: &str, session: Option<String>) -> anyhow::Result<ExitCode> {
-    if std::io::stdout().is_terminal() {
-        anyhow::bail!("this writes a tar to standard output: send it to a file (> {uid}.tar) or a pipe (| tar t)");
-    }
-    let mut tar = tar::Builder::new(std::io::stdout());
-    for entry in wanted(store, uid, session).await? {
-        let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &entry.digest)).await?));
-        let (back, files, id) = tokio::task::spawn_blocking(move || {
-            let files = checked(reader, &entry.digest, |object| restore::append(object, &mut tar))?;
-            anyhow::Ok((tar, files, entry.id))
-        })
-        .await??;
-        tar = back;
-        eprintln!("{}: {files} files", plain(&id));
-    }
-    tar.into_inner()?.flush()?;
-    Ok(ExitCode::SUCCESS)
-}
-
-async fn bring_back(store: &Store, uid: &str, to: PathBuf, session: Option<String>) -> anyhow::Result<ExitCode> {
-    for entry in wanted(store, uid, session).await? {
-        let reader = SyncIoBridge::new(StreamReader::new(store.stream(&object_key(uid, &entry.digest)).await?));
-        let folder = to.clone();
-        let SessionEntry { id, digest, .. } = entry;
-        let unpack = move |object: &mut _| restore::unpack(object, &folder);
-        let written = tokio::task::spawn_blocking(move || checked(reader, &digest, unpack)).await??;
-        println!("{}: {} files", plain(&id), written.len());
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A name that a tenant chose, as it may be shown on somebody's terminal: whatever could move the cursor or turn the text is escaped.

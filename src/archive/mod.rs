@@ -4,7 +4,9 @@
 //! UID, never from a custom resource.
 
 pub mod cli;
+mod delivery;
 mod exact;
+mod failure;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod hostile;
@@ -14,10 +16,16 @@ pub mod object;
 pub mod pack;
 pub mod pod;
 pub mod problems;
+mod reading;
 mod receipts;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod relay;
 pub mod restore;
+pub mod sender;
 pub mod store;
 pub mod store_volume;
+pub mod transport;
 pub mod unreadable;
 pub mod verify;
 

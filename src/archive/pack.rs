@@ -39,24 +39,38 @@ pub struct Packed {
     pub object: tempfile::NamedTempFile,
 }
 
-/// Checks a session path of a class: relative, without `.` and `..`.
+/// Checks a session path of a class: `.` for the whole home, or relative without a part that is `.` or `..`.
 ///
 /// # Errors
 /// A message that names the path.
 pub fn check_path(path: &str) -> Result<(), String> {
-    let normal = Path::new(path).components().all(|c| matches!(c, std::path::Component::Normal(_)));
-    if normal && !path.is_empty() { Ok(()) } else { Err(format!("session path {path:?} is not a plain path relative to the home")) }
+    let plain = |path: &str| !path.starts_with('/') && path.split('/').all(|part| part != "." && part != "..");
+    if path == WHOLE_HOME || (plain(path) && !path.is_empty()) {
+        return Ok(());
+    }
+    Err(format!(
+        "session path {path:?} cannot be used: name a folder relative to the home, without a part that is '.' or '..', or '.' alone for the whole home"
+    ))
 }
 
-/// Looks through the session paths; an empty list means the whole home. A path that does not exist holds no sessions.
+/// The folders to look through, none below another: what is found twice would be counted twice.
+fn roots(session_paths: &[String]) -> Vec<PathBuf> {
+    if session_paths.is_empty() || session_paths.iter().any(|path| path == WHOLE_HOME) {
+        return vec![PathBuf::new()];
+    }
+    // Without a slash at its end.
+    let roots: Vec<PathBuf> = session_paths.iter().map(|path| Path::new(path).components().collect()).collect();
+    let inner = |(n, root): (usize, &PathBuf)| roots.iter().enumerate().any(|(m, r)| root.starts_with(r) && (root != r || m < n));
+    roots.iter().enumerate().filter(|found| !inner(*found)).map(|(_, root)| root.clone()).collect()
+}
+
+/// Looks through the session paths; an empty list and `.` mean the whole home. A path that does not exist holds no sessions.
 ///
 /// # Errors
 /// When the home's device fails.
 pub fn find(home: &Path, session_paths: &[String], unreadable: Unreadable) -> std::io::Result<Found> {
     let mut found = Found::default();
-    let roots: Vec<PathBuf> =
-        if session_paths.is_empty() { vec![PathBuf::new()] } else { session_paths.iter().map(PathBuf::from).collect() };
-    for root in roots {
+    for root in roots(session_paths) {
         // A link in the path itself would lead elsewhere.
         if root.ancestors().any(|a| home.join(a).symlink_metadata().is_ok_and(|m| m.is_symlink()) && a != Path::new("")) {
             // Unlike a link inside, it hides all that the path was to keep.
@@ -94,6 +108,9 @@ fn walk(home: &Path, root: &Path, unreadable: Unreadable, found: &mut Found) -> 
     for entry in walkdir::WalkDir::new(home.join(root)).follow_links(false).follow_root_links(false).sort_by_file_name() {
         match entry {
             Err(error) if error.io_error().is_some_and(|e| !unreadable.names(e)) => return Err(error.into()),
+            Err(error) if error.path().is_some_and(|path| of_the_file_system(home, path)) => {
+                found.problems.add(Path::new(LOST_AND_FOUND), ProblemKind::Special, "the file system's own folder");
+            }
             Err(error) => {
                 let path = error.path().and_then(|p| p.strip_prefix(home).ok()).unwrap_or(root).to_owned();
                 found.problems.add(&path, ProblemKind::Unreadable, error);
@@ -116,8 +133,21 @@ fn walk(home: &Path, root: &Path, unreadable: Unreadable, found: &mut Found) -> 
     Ok(())
 }
 
-/// Session of a file: its path up to the first dot of its name. A name that begins with a dot is kept whole.
+/// What a file system keeps at the top of a volume, where only root may look: no content of a machine.
+const LOST_AND_FOUND: &str = "lost+found";
+
+fn of_the_file_system(home: &Path, path: &Path) -> bool {
+    path == home.join(LOST_AND_FOUND) && path.symlink_metadata().is_ok_and(|m| m.is_dir() && m.uid() == 0)
+}
+
+/// Session of a file: its path up to the first dot of its name. A name that begins with a dot is kept whole. A whole home holds far more
+/// than sessions: each entry at its top is one.
 fn session_of(root: &Path, path: &Path) -> PathBuf {
+    if root.as_os_str().is_empty()
+        && let Some(top) = path.components().next().filter(|_| path.components().nth(1).is_some())
+    {
+        return PathBuf::from(top.as_os_str());
+    }
     let name = path.file_name().unwrap_or_default().as_bytes();
     let end = name.iter().skip(1).position(|b| *b == b'.').map_or(name.len(), |i| i + 1);
     let stem = std::ffi::OsStr::from_bytes(&name[..end]);
@@ -233,110 +263,4 @@ impl Write for Hashing {
 
 #[cfg(test)]
 #[allow(clippy::expect_used, clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::os::unix::ffi::OsStringExt;
-
-    fn write(home: &Path, path: impl AsRef<Path>, content: &[u8]) {
-        let path = home.join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content).unwrap();
-    }
-
-    fn ids(found: &Found) -> Vec<String> {
-        found.sessions.keys().map(|p| p.to_string_lossy().into_owned()).collect()
-    }
-
-    #[test]
-    fn files_of_one_stem_and_their_folder_are_one_session() {
-        let home = tempfile::tempdir().unwrap();
-        for path in ["s/a.jsonl", "s/a.settings.json", "s/a/sub/agent.jsonl", "s/b.jsonl", "other/x.jsonl"] {
-            write(home.path(), path, b"x");
-        }
-        let found = find(home.path(), &["s".into(), "missing".into()], Unreadable::Record).unwrap();
-        assert_eq!(ids(&found), ["s/a", "s/b"]);
-        assert_eq!(found.sessions[Path::new("s/a")].len(), 3);
-    }
-
-    /// A whole home of small files made a manifest that was refused for ever.
-    #[test]
-    fn more_sessions_than_a_manifest_can_name_are_kept_as_one_for_each_path() {
-        for (paths, id) in [(vec![], WHOLE_HOME), (vec!["s/".to_owned()], "s")] {
-            let mut sessions: BTreeMap<PathBuf, Files> =
-                (0..90_000).map(|n| (PathBuf::from(format!("s/{n}")), vec![PathBuf::from(format!("s/{n}.jsonl"))])).collect();
-            fold(&mut sessions, &paths);
-            assert_eq!(sessions.keys().collect::<Vec<_>>(), [Path::new(id)]);
-            assert_eq!(sessions[Path::new(id)].len(), 90_000, "S1");
-            assert!(crate::archive::manifest::ids_of_path("s/7.jsonl").any(|found| found == id), "nobody finds them again");
-        }
-    }
-
-    #[test]
-    fn links_and_special_files_are_recorded_and_never_opened() {
-        let (home, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        write(outside.path(), "secret.jsonl", b"not yours");
-        write(home.path(), "s/a.jsonl", b"x");
-        std::os::unix::fs::symlink(outside.path().join("secret.jsonl"), home.path().join("s/link.jsonl")).unwrap();
-        std::os::unix::fs::symlink(outside.path(), home.path().join("linked")).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, home.path().join("s/pipe"), rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-        let found = find(home.path(), &["s".into(), "linked".into()], Unreadable::Record).unwrap();
-        assert_eq!(ids(&found), ["s/a"]);
-        let kinds: Vec<_> = found.problems.listed.iter().map(|p| p.kind).collect();
-        assert_eq!(kinds, [ProblemKind::Symlink, ProblemKind::Special, ProblemKind::Unreadable]);
-        // A file that became a link after it was listed.
-        let mut problems = Problems::default();
-        let packed =
-            pack(home.path(), home.path(), Path::new("s/link"), &["s/link.jsonl".into(), "../x".into()], Unreadable::Record, &mut problems)
-                .unwrap();
-        assert!(packed.is_none() && problems.unreadable == 2);
-    }
-
-    /// A home that is kept elsewhere by a link (dotfiles, say) has lost its sessions; `Block` must see that.
-    #[test]
-    fn a_session_path_behind_a_link_is_lost_content() {
-        let home = tempfile::tempdir().unwrap();
-        write(home.path(), "dotfiles/claude/a.jsonl", b"x");
-        std::os::unix::fs::symlink("dotfiles/claude", home.path().join("s")).unwrap();
-        let found = find(home.path(), &["s".into()], Unreadable::Record).unwrap();
-        assert_eq!((found.problems.unreadable, found.problems.listed[0].kind), (1, ProblemKind::Unreadable));
-    }
-
-    #[test]
-    fn the_same_files_make_the_same_object() {
-        let home = tempfile::tempdir().unwrap();
-        write(home.path(), "s/a.jsonl", b"content");
-        let digest = || {
-            let mut problems = Problems::default();
-            let found = find(home.path(), &[], Unreadable::Record).unwrap();
-            let (id, files) = found.sessions.iter().next().unwrap();
-            pack(home.path(), std::env::temp_dir().as_path(), id, files, Unreadable::Record, &mut problems).unwrap().unwrap().entry.digest
-        };
-        assert_eq!(digest(), digest());
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        #[test]
-        fn every_tree_comes_back_byte_for_byte(files in proptest::collection::btree_map(proptest::collection::vec(1_u8..=255, 1..40), proptest::collection::vec(any::<u8>(), 0..2000), 1..12)) {
-            let (home, back) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-            let mut kept = BTreeMap::new();
-            for (name, content) in files {
-                let name: Vec<u8> = name.into_iter().map(|b| if b == b'/' { b'_' } else { b }).collect();
-                if name == b"." || name == b".." { continue; }
-                let path = PathBuf::from("s").join(std::ffi::OsString::from_vec(name));
-                write(home.path(), &path, &content);
-                kept.insert(path, content);
-            }
-            let mut problems = Problems::default();
-            for (id, files) in find(home.path(), &["s".into()], Unreadable::Record).unwrap().sessions {
-                let packed = pack(home.path(), home.path(), &id, &files, Unreadable::Record, &mut problems).unwrap().unwrap();
-                super::super::restore::unpack(packed.object.reopen().unwrap(), back.path()).unwrap();
-            }
-            prop_assert_eq!(problems.count, 0);
-            for (path, content) in kept {
-                prop_assert_eq!(std::fs::read(back.path().join(&path)).unwrap(), content, "{:?}", path);
-            }
-        }
-    }
-}
+mod tests;

@@ -3,25 +3,21 @@
 //!
 //! Exit codes: 0 stored, 1 to be tried again, 3 unreadable files where the class says `Block` and no override gives them up.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use reqwest::{Body, Client, StatusCode};
-use tokio_util::io::ReaderStream;
+use anyhow::Context as _;
 
 use super::cli::plain;
 use super::manifest::{Manifest, ManifestComputer, VERSION};
 use super::pack::{self, Packed};
 use super::problems::Problems;
+use super::sender::Sender;
 use super::unreadable::{self, Unreadable};
 use crate::resources::conditions;
 
 const TOKEN: &str = "/var/run/secrets/ingest/token";
 const TERMINATION_LOG: &str = "/dev/termination-log";
-/// Tries of one request before the pod gives up; the operator then makes another attempt.
-const TRIES: u32 = 6;
 
 /// What the operator tells the pod.
 struct Job {
@@ -90,7 +86,7 @@ fn end(message: &str, code: u8) -> ExitCode {
 
 /// Packs and sends everything, the manifest last. `Some`: why unreadable files block it.
 async fn run(job: &Job) -> anyhow::Result<Option<String>> {
-    let sender = Sender::new(job)?;
+    let sender = Sender::new(&job.url, &job.ca, &job.computer.uid, &job.token)?;
     let found = pack::find(&job.home, &job.session_paths, job.unreadable).map_err(of_home("the home cannot be looked through"))?;
     println!("{} sessions found", found.sessions.len());
     let (mut problems, mut entries) = (found.problems, Vec::new());
@@ -98,7 +94,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     for (i, (id, files)) in found.sessions.into_iter().enumerate() {
         let packed = pack_one(job, id, files, &mut problems).await?;
         let Some(packed) = packed else { continue };
-        sender.object(&packed).await?;
+        sender.object(&packed.entry.digest, packed.entry.size, packed.object.path()).await?;
         // Names of sessions are content: they go to the manifest, not to a log.
         println!("[{}/{total}] {} files, {} bytes -> {} bytes", i + 1, packed.entry.files, packed.entry.bytes, packed.entry.size);
         entries.push(packed.entry);
@@ -149,72 +145,4 @@ async fn pack_one(job: &Job, id: PathBuf, files: Vec<PathBuf>, problems: &mut Pr
     let (packed, own) = tokio::task::spawn_blocking(move || (pack::pack(&home, &spool, &id, &files, unreadable, &mut own), own)).await?;
     *problems = own;
     packed.map_err(of_home("a session cannot be read, or the spool not written"))
-}
-
-struct Sender<'a> {
-    client: Client,
-    base: String,
-    token: &'a Path,
-}
-
-impl<'a> Sender<'a> {
-    fn new(job: &'a Job) -> anyhow::Result<Self> {
-        let client = Client::builder()
-            .tls_certs_only([reqwest::Certificate::from_pem(job.ca.as_bytes()).context("INGEST_CA")?])
-            .connect_timeout(Duration::from_secs(5))
-            .read_timeout(Duration::from_secs(120))
-            .no_proxy()
-            .build()?;
-        Ok(Self { client, base: format!("{}/ingest/v1/{}", job.url.trim_end_matches('/'), job.computer.uid), token: &job.token })
-    }
-
-    /// Read for each request: the kubelet renews it.
-    fn token(&self) -> anyhow::Result<String> {
-        Ok(std::fs::read_to_string(self.token).context("the ingest token")?.trim().to_owned())
-    }
-
-    /// An object that is there already (an earlier attempt) is not sent again.
-    async fn object(&self, packed: &Packed) -> anyhow::Result<()> {
-        let url = format!("{}/objects/{}", self.base, packed.entry.digest);
-        self.retry("object", || async {
-            let there = self.client.head(&url).bearer_auth(self.token()?).send().await?;
-            if there.status() == StatusCode::OK {
-                return Ok(there);
-            }
-            let file = tokio::fs::File::open(packed.object.path()).await?;
-            let body = Body::wrap_stream(ReaderStream::new(file));
-            Ok(self.client.put(&url).bearer_auth(self.token()?).header("content-length", packed.entry.size).body(body).send().await?)
-        })
-        .await
-    }
-
-    async fn manifest(&self, bytes: &[u8]) -> anyhow::Result<()> {
-        let url = format!("{}/manifest", self.base);
-        self.retry("manifest", || async { Ok(self.client.put(&url).bearer_auth(self.token()?).body(bytes.to_vec()).send().await?) }).await
-    }
-
-    /// Tries again what may pass; a refusal is final for this attempt.
-    async fn retry<F, R>(&self, what: &str, send: F) -> anyhow::Result<()>
-    where
-        F: Fn() -> R,
-        R: Future<Output = anyhow::Result<reqwest::Response>>,
-    {
-        let mut last = anyhow::anyhow!("not tried");
-        for n in 0..TRIES {
-            if n > 0 {
-                tokio::time::sleep(Duration::from_secs(1 << n.min(4))).await;
-            }
-            match send().await {
-                Ok(answer) if answer.status().is_success() => return Ok(()),
-                Ok(answer) if answer.status().is_client_error() && answer.status() != StatusCode::TOO_MANY_REQUESTS => {
-                    let status = answer.status();
-                    bail!("the operator refused the {what}: {status} {}", answer.text().await.unwrap_or_default());
-                }
-                Ok(answer) => last = anyhow::anyhow!("{} {}", answer.status(), answer.text().await.unwrap_or_default()),
-                Err(error) => last = error,
-            }
-            println!("the {what} was not stored yet: {last:#}");
-        }
-        Err(last.context(format!("the {what} was not stored")))
-    }
 }

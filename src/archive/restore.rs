@@ -42,33 +42,43 @@ impl From<std::io::Error> for RestoreError {
     }
 }
 
-/// Unpacks one object below `folder`; returns the files written.
+/// What was taken out of an object.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Unpacks one object below `folder`.
 ///
 /// # Errors
 /// At the first entry that is not a regular file with a plain path, or that exists already.
-pub fn unpack(object: impl Read, folder: &Path) -> Result<Vec<PathBuf>, RestoreError> {
-    let mut written = Vec::new();
+pub fn unpack(object: impl Read, folder: &Path) -> Result<Taken, RestoreError> {
+    let mut taken = Taken::default();
     each_file(object, |path, entry| {
-        write(folder, path, entry)?;
-        written.push(path.to_owned());
+        taken.bytes += write(folder, path, entry)?;
+        taken.files += 1;
         Ok(true)
     })?;
-    Ok(written)
+    Ok(taken)
 }
 
 /// Appends the files of one object to a tar.
 ///
 /// # Errors
 /// At the first entry that is not a regular file with a plain path, or when the tar cannot be written.
-pub fn append<W: Write>(object: impl Read, to: &mut tar::Builder<W>) -> Result<u64, RestoreError> {
-    let mut files = 0;
+pub fn append<W: Write>(object: impl Read, to: &mut tar::Builder<W>) -> Result<Taken, RestoreError> {
+    let mut taken = Taken::default();
     each_file(object, |path, entry| {
         let mut header = entry.header().clone();
+        taken.bytes += entry.size();
+        taken.files += 1;
         to.append_data(&mut header, path, entry).map_err(|source| RestoreError::Io { path: path.to_owned(), source })?;
-        files += 1;
         Ok(true)
     })?;
-    Ok(files)
+    Ok(taken)
 }
 
 /// Writes one file of an object to `out`.
@@ -106,7 +116,7 @@ fn plain(path: &Path) -> bool {
     path.components().next().is_some() && path.components().all(|c| matches!(c, Component::Normal(_)))
 }
 
-fn write(folder: &Path, path: &Path, content: &mut impl Read) -> Result<(), RestoreError> {
+fn write(folder: &Path, path: &Path, content: &mut impl Read) -> Result<u64, RestoreError> {
     let to = folder.join(path);
     let io = |source| RestoreError::Io { path: to.clone(), source };
     // A link planted in the target folder must not lead out of it.
@@ -119,8 +129,7 @@ fn write(folder: &Path, path: &Path, content: &mut impl Read) -> Result<(), Rest
         std::fs::create_dir_all(parent).map_err(io)?;
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(io)?;
-    std::io::copy(content, &mut file).map_err(io)?;
-    Ok(())
+    std::io::copy(content, &mut file).map_err(io)
 }
 
 #[cfg(test)]
@@ -183,7 +192,7 @@ mod tests {
             assert!(unpack(object(path, tar::EntryType::Regular).as_slice(), &inside).is_err());
         }
         assert!(unpack(object(b"link", tar::EntryType::Symlink).as_slice(), &inside).is_err());
-        assert_eq!(unpack(object(b"file", tar::EntryType::Regular).as_slice(), &inside).unwrap().len(), 1);
+        assert_eq!(unpack(object(b"file", tar::EntryType::Regular).as_slice(), &inside).unwrap(), Taken { files: 1, bytes: 1 });
         assert!(unpack(object(b"file", tar::EntryType::Regular).as_slice(), &inside).is_err(), "overwritten");
         std::os::unix::fs::symlink(folder.path(), inside.join("planted")).unwrap();
         assert!(unpack(object(b"planted/out", tar::EntryType::Regular).as_slice(), &inside).is_err());

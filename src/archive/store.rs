@@ -1,27 +1,32 @@
-//! The object store: a folder or S3. Manifests and receipts are create-only, data is content-addressed (S7). Every call has a
-//! timeout; what is unknown is an error.
+//! The object store: a folder or S3. Manifests and receipts are create-only, data is content-addressed (S7). What makes no progress
+//! ends, however large it is; what is unknown is an error, and an absence is only what the store itself calls one.
 
 use std::future::Future;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig, WriteMultipart};
 use sha2::{Digest, Sha256};
 
+use super::failure::Failure;
+use super::reading::Reading;
+use super::transport::{Idle, IdleConnector};
 use crate::guards::{self, Guard};
 
-/// Longest time for one small request to the store.
+/// Longest time for a question whose answer is small, and for the beginning of a longer answer.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest pause in a stream of bytes.
-const IDLE: Duration = Duration::from_secs(60);
 /// Size of an upload's parts, and so of its buffer.
 const PART: usize = 8 * 1024 * 1024;
+/// The slowest disk that is waited for, bytes a second: a write to a folder gives no sign of progress.
+const SLOWEST: u64 = 64 * 1024;
 
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -29,13 +34,13 @@ pub enum StoreError {
     /// The URL cannot be used.
     #[error("{0}")]
     Config(String),
-    /// There is no such object: a live answer.
+    /// There is no such object: the store itself says so.
     #[error("{0} is not in the store")]
     NotFound(String),
     /// Bytes that are not what their name or the manifest says.
     #[error("damaged: {0}")]
     Corrupt(String),
-    /// No answer, or a failure that may pass.
+    /// No answer, or a failure that may pass. The same failure has the same text each time.
     #[error("{0}")]
     Unavailable(String),
 }
@@ -51,62 +56,110 @@ pub enum ReceiptPut {
     Other(Vec<u8>),
 }
 
+/// What a store is, which decides when it may be believed that something is not in it.
+#[derive(Clone, Debug)]
+enum Place {
+    /// A folder, and the device and number that it had when it was opened.
+    Folder { path: PathBuf, device: u64, number: u64 },
+    /// A bucket, over a transport that ends what makes no progress.
+    Bucket,
+    /// In memory: for tests.
+    Memory,
+}
+
 /// A store of archives.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
+    place: Place,
+    idle: Idle,
 }
 
 impl Store {
-    /// Opens `file:///path` or `s3://bucket/prefix?endpoint=…&region=…&allow_http=true` (credentials from `AWS_*`).
+    /// Opens `file:///path` or `s3://bucket/prefix?endpoint=…&region=…&allow_http=true` (credentials from `AWS_*`). A folder is made
+    /// if it does not exist.
     ///
     /// # Errors
     /// When the URL cannot be used.
     pub fn open(url: &str) -> Result<Self, StoreError> {
-        let config = |e: &dyn std::fmt::Display| StoreError::Config(format!("archive store {url}: {e}"));
         if let Some(path) = url.strip_prefix("file://") {
-            std::fs::create_dir_all(path).map_err(|e| config(&e))?;
+            std::fs::create_dir_all(path).map_err(|e| unusable(url, &e))?;
+        }
+        Self::open_with(url, Idle::default())
+    }
+
+    /// Opens a store that exists: a folder that does not is an error, and is not made.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    pub fn open_existing(url: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, Idle::default())
+    }
+
+    /// Opens a store that exists, with limits of one's own.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    pub fn open_with(url: &str, idle: Idle) -> Result<Self, StoreError> {
+        let config = |e: &dyn std::fmt::Display| unusable(url, e);
+        if let Some(path) = url.strip_prefix("file://") {
+            let found = std::fs::metadata(path).map_err(|e| config(&e))?;
             let local = LocalFileSystem::new_with_prefix(path).map_err(|e| config(&e))?.with_fsync(true);
-            return Ok(Self { inner: Arc::new(local) });
+            let place = Place::Folder { path: path.into(), device: found.dev(), number: found.ino() };
+            return Ok(Self { inner: Arc::new(local), place, idle });
         }
         let Some(rest) = url.strip_prefix("s3://") else {
             return Err(config(&"use file:///path or s3://bucket/prefix"));
         };
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-        let mut builder = object_store::aws::AmazonS3Builder::from_env().with_bucket_name(bucket);
+        // A few retries at once; those who ask try again later, for as long as it takes.
+        let retry = RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(600), ..RetryConfig::default() };
+        let mut builder = object_store::aws::AmazonS3Builder::from_env()
+            .with_bucket_name(bucket)
+            .with_http_connector(IdleConnector(idle))
+            .with_retry(retry);
         for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
             let key = key.parse().map_err(|e: object_store::Error| config(&e))?;
             builder = builder.with_config(key, value);
         }
         let s3 = builder.build().map_err(|e| config(&e))?;
-        Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)) })
+        Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)), place: Place::Bucket, idle })
     }
 
     /// Around any object store.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner }
+        Self { inner, place: Place::Memory, idle: Idle::default() }
     }
 
     /// A whole small object.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] only for a live answer.
+    /// [`StoreError::NotFound`] only when the store itself says so.
     pub async fn get(&self, key: &str) -> Result<Vec<u8>, StoreError> {
-        let path = path(key)?;
-        let read = async { self.inner.get(&path).await?.bytes().await };
-        // Not `to_vec`: nobody else holds these bytes, so they need not be copied.
-        Ok(Vec::from(limited(key, read).await?))
+        let (size, mut stream) = self.sized_stream(key).await?;
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(64 << 20));
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(&chunk?);
+        }
+        Ok(bytes)
     }
 
-    /// An object as a stream.
+    /// An object as a stream. One that breaks goes on where it was, as long as it makes progress.
     ///
     /// # Errors
     /// As [`Store::get`].
     pub async fn stream(&self, key: &str) -> Result<BoxStream<'static, std::io::Result<Bytes>>, StoreError> {
+        let (_, stream) = self.sized_stream(key).await?;
+        Ok(stream.map(|chunk| chunk.map_err(std::io::Error::other)).boxed())
+    }
+
+    async fn sized_stream(&self, key: &str) -> Result<(u64, BoxStream<'static, Result<Bytes, StoreError>>), StoreError> {
         let path = path(key)?;
-        let found = limited(key, self.inner.get(&path)).await?;
-        Ok(found.into_stream().map_err(std::io::Error::other).boxed())
+        match self.limited(Some(TIMEOUT), key, self.inner.get(&path)).await? {
+            Ok(found) => Ok((found.meta.size, Reading::new(Arc::clone(&self.inner), path, found, self.idle.silence).into_stream())),
+            Err(error) => Err(self.absent(key, &error)),
+        }
     }
 
     /// Size of an object.
@@ -114,146 +167,160 @@ impl Store {
     /// # Errors
     /// As [`Store::get`].
     pub async fn size(&self, key: &str) -> Result<u64, StoreError> {
-        Ok(limited(key, self.inner.head(&path(key)?)).await?.size)
+        let path = path(key)?;
+        match self.limited(Some(TIMEOUT), key, self.inner.head(&path)).await? {
+            Ok(meta) => Ok(meta.size),
+            // The answer to a HEAD has no body, and so does not say what is missing: the object or its bucket.
+            Err(object_store::Error::NotFound { .. }) if matches!(self.place, Place::Bucket) => {
+                let options = GetOptions::default();
+                match self.limited(Some(TIMEOUT), key, self.inner.get_opts(&path, options)).await? {
+                    Ok(found) => Ok(found.meta.size),
+                    Err(error) => Err(self.absent(key, &error)),
+                }
+            }
+            Err(error) => Err(self.absent(key, &error)),
+        }
     }
 
     /// Creates an object; what is there already stays as it is.
     ///
     /// # Errors
-    /// When the outcome is not known.
+    /// When the outcome is not known. Never [`StoreError::NotFound`].
     pub async fn put_once(&self, key: &str, bytes: impl Into<Bytes>) -> Result<ReceiptPut, StoreError> {
         let bytes = bytes.into();
         let mode = if guards::on(Guard::CreateOnly) { PutMode::Create } else { PutMode::Overwrite };
         let options = PutOptions { mode, ..PutOptions::default() };
         let path = path(key)?;
         let put = self.inner.put_opts(&path, PutPayload::from(bytes.clone()), options);
-        match tokio::time::timeout(TIMEOUT, put).await {
-            Ok(Ok(_)) => Ok(ReceiptPut::Created),
-            Ok(Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })) => {
-                let existing = self.get(key).await?;
-                Ok(if existing == bytes { ReceiptPut::SameAlready } else { ReceiptPut::Other(existing) })
-            }
-            Ok(Err(error)) => Err(failed(key, error)),
-            Err(_) => Err(timed_out(key)),
+        match self.limited(self.write_limit(bytes.len() as u64), key, put).await? {
+            Ok(_) => Ok(ReceiptPut::Created),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => match self.get(key).await {
+                Ok(existing) => Ok(if existing == bytes { ReceiptPut::SameAlready } else { ReceiptPut::Other(existing) }),
+                Err(StoreError::NotFound(_)) => Err(StoreError::Unavailable(format!(
+                    "{key} was refused because it exists, and it does not: another write is under way"
+                ))),
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(failed(key, &error)),
         }
     }
 
     /// Stores a content-addressed object from a stream, in bounded memory. Bytes that do not have this digest never become visible.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] when the digest is another one.
+    /// [`StoreError::Corrupt`] when the digest is another one. Never [`StoreError::NotFound`].
     pub async fn put_addressed<S>(&self, key: &str, digest: &str, mut body: S) -> Result<u64, StoreError>
     where
         S: futures::Stream<Item = Result<Bytes, std::io::Error>> + Unpin,
     {
         let path = path(key)?;
-        let upload = limited(key, self.inner.put_multipart(&path)).await?;
-        let mut writer = WriteMultipart::new_with_chunk_size(upload, PART);
-        match receive(key, digest, &mut body, &mut writer).await {
+        let begun = self.limited(Some(TIMEOUT), key, self.inner.put_multipart(&path)).await?;
+        let mut writer = WriteMultipart::new_with_chunk_size(begun.map_err(|e| failed(key, &e))?, PART);
+        match self.receive(key, digest, &mut body, &mut writer).await {
             Ok(size) => {
-                tokio::time::timeout(IDLE * 5, writer.finish()).await.map_err(|_| timed_out(key))?.map_err(|e| failed(key, e))?;
+                // The kernel may still hold much of it.
+                let limit = self.write_limit(3 * PART as u64).map(|limit| limit + Duration::from_secs((size >> 20).min(3600)));
+                self.limited(limit, key, writer.finish()).await?.map_err(|e| failed(key, &e))?;
                 Ok(size)
             }
             Err(error) => {
-                if let Err(abort) = writer.abort().await {
-                    tracing::warn!(key, %abort, "an upload was not aborted");
+                match self.limited(self.write_limit(0), key, writer.abort()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(abort)) => tracing::warn!(key, %abort, "an upload was not aborted: its parts may be left in the store"),
+                    Err(abort) => tracing::warn!(key, %abort, "an upload was not aborted: its parts may be left in the store"),
                 }
                 Err(error)
             }
         }
     }
 
+    async fn receive<S>(&self, key: &str, digest: &str, body: &mut S, writer: &mut WriteMultipart) -> Result<u64, StoreError>
+    where
+        S: futures::Stream<Item = Result<Bytes, std::io::Error>> + Unpin,
+    {
+        let (mut hash, mut size) = (Sha256::new(), 0_u64);
+        let stalled = |_| StoreError::Unavailable("the upload makes no progress: its sender sends nothing".to_owned());
+        while let Some(chunk) = tokio::time::timeout(self.idle.silence, body.next()).await.map_err(stalled)? {
+            let chunk = chunk.map_err(|e| StoreError::Unavailable(format!("the upload broke off: {}", Failure::of(&e).cause())))?;
+            hash.update(&chunk);
+            size += chunk.len() as u64;
+            let capacity = self.limited(self.write_limit(2 * PART as u64), key, writer.wait_for_capacity(2)).await?;
+            capacity.map_err(|e| failed(key, &e))?;
+            writer.put(chunk);
+        }
+        let found = hex::encode(hash.finalize());
+        if found != digest && guards::on(Guard::ObjectDigest) {
+            return Err(StoreError::Corrupt(format!("the bytes have sha256 {found}, not {digest}")));
+        }
+        Ok(size)
+    }
+
     /// UIDs that have an archive or the beginning of one.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// When the store does not answer. Never [`StoreError::NotFound`]: a store without archives lists none.
     pub async fn uids(&self) -> Result<Vec<String>, StoreError> {
         let prefix = Path::from("archives");
-        let listed = limited("archives", self.inner.list_with_delimiter(Some(&prefix))).await?;
+        let listing = self.inner.list_with_delimiter(Some(&prefix));
+        let listed = self.limited(self.write_limit(64 << 20), "archives", listing).await?.map_err(|e| failed("archives", &e))?;
+        if listed.common_prefixes.is_empty() {
+            self.still_there()?;
+        }
         Ok(listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
+    }
+
+    /// A bucket's transport ends what makes no progress. A folder gives no sign of progress, so it has a limit by size.
+    fn write_limit(&self, bytes: u64) -> Option<Duration> {
+        (!matches!(self.place, Place::Bucket)).then(|| TIMEOUT + Duration::from_secs(bytes / SLOWEST))
+    }
+
+    async fn limited<T>(&self, limit: Option<Duration>, key: &str, request: impl Future<Output = T>) -> Result<T, StoreError> {
+        let Some(limit) = limit else { return Ok(request.await) };
+        let late = |_| StoreError::Unavailable(format!("the archive store does not answer about {key}: check that it runs"));
+        tokio::time::timeout(limit, request).await.map_err(late)
+    }
+
+    /// What a failed look at an object means: absent is only what the store itself calls so.
+    fn absent(&self, key: &str, error: &object_store::Error) -> StoreError {
+        if !matches!(error, object_store::Error::NotFound { .. }) {
+            return failed(key, error);
+        }
+        match &self.place {
+            Place::Bucket if !Failure::of(error).says_no_such_key() => failed(key, error),
+            _ => self.still_there().err().unwrap_or_else(|| StoreError::NotFound(key.to_owned())),
+        }
+    }
+
+    /// Whether a folder is the one that was opened: under an unmounted volume lies an empty folder.
+    fn still_there(&self) -> Result<(), StoreError> {
+        let Place::Folder { path, device, number } = &self.place else { return Ok(()) };
+        let shown = path.display();
+        let gone = |why: &str| Err(StoreError::Unavailable(format!("the folder {shown} of the archive store {why}: check its volume")));
+        match std::fs::metadata(path) {
+            Ok(found) if (found.dev(), found.ino()) == (*device, *number) => Ok(()),
+            Ok(_) => gone("is not the one that was opened"),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => gone("is gone"),
+            Err(error) => Err(StoreError::Unavailable(Failure::of(&error).explain())),
+        }
     }
 }
 
-async fn receive<S>(key: &str, digest: &str, body: &mut S, writer: &mut WriteMultipart) -> Result<u64, StoreError>
-where
-    S: futures::Stream<Item = Result<Bytes, std::io::Error>> + Unpin,
-{
-    let (mut hash, mut size) = (Sha256::new(), 0_u64);
-    while let Some(chunk) = tokio::time::timeout(IDLE, body.next()).await.map_err(|_| timed_out(key))? {
-        let chunk = chunk.map_err(|e| StoreError::Unavailable(format!("the upload broke off: {e}")))?;
-        hash.update(&chunk);
-        size += chunk.len() as u64;
-        writer.wait_for_capacity(2).await.map_err(|e| failed(key, e))?;
-        writer.put(chunk);
-    }
-    let found = hex::encode(hash.finalize());
-    if found != digest && guards::on(Guard::ObjectDigest) {
-        return Err(StoreError::Corrupt(format!("the bytes have sha256 {found}, not {digest}")));
-    }
-    Ok(size)
+fn unusable(url: &str, error: &dyn std::fmt::Display) -> StoreError {
+    // Keys may stand in the query.
+    let shown = url.split_once('?').map_or(url, |(place, _)| place);
+    StoreError::Config(format!("archive store {shown}: {error}"))
 }
 
 fn path(key: &str) -> Result<Path, StoreError> {
     Path::parse(key).map_err(|e| StoreError::Config(e.to_string()))
 }
 
-async fn limited<T>(key: &str, request: impl Future<Output = object_store::Result<T>>) -> Result<T, StoreError> {
-    match tokio::time::timeout(TIMEOUT, request).await {
-        Ok(answer) => answer.map_err(|e| failed(key, e)),
-        Err(_) => Err(timed_out(key)),
-    }
-}
-
-fn failed(key: &str, error: object_store::Error) -> StoreError {
-    match error {
-        object_store::Error::NotFound { .. } => StoreError::NotFound(key.to_owned()),
-        other => StoreError::Unavailable(other.to_string()),
-    }
-}
-
-fn timed_out(key: &str) -> StoreError {
-    StoreError::Unavailable(format!("no answer about {key} in time"))
+/// A failure in the same words each time; the log has the others.
+pub(super) fn failed(key: &str, error: &object_store::Error) -> StoreError {
+    tracing::debug!(key, %error, "the archive store failed");
+    StoreError::Unavailable(Failure::of(error).explain())
 }
 
 #[cfg(test)]
 #[allow(clippy::expect_used)]
-mod tests {
-    use super::*;
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = Store::open(&format!("file://{}", folder.path().display())).expect("a store");
-        (folder, store)
-    }
-
-    fn body(bytes: &'static [u8]) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Unpin {
-        futures::stream::iter(bytes.chunks(3).map(|c| Ok(Bytes::from_static(c))))
-    }
-
-    #[tokio::test]
-    async fn what_is_there_is_never_overwritten() {
-        let (_folder, store) = store();
-        assert_eq!(store.put_once("receipts/a.json", b"one".to_vec()).await.expect("put"), ReceiptPut::Created);
-        assert_eq!(store.put_once("receipts/a.json", b"one".to_vec()).await.expect("put"), ReceiptPut::SameAlready);
-        assert_eq!(store.put_once("receipts/a.json", b"two".to_vec()).await.expect("put"), ReceiptPut::Other(b"one".to_vec()));
-        assert_eq!(store.get("receipts/a.json").await.expect("get"), b"one");
-    }
-
-    #[tokio::test]
-    async fn bytes_of_another_digest_never_become_visible() {
-        let (_folder, store) = store();
-        let digest = hex::encode(Sha256::digest(b"hello world"));
-        let key = super::super::object_key("u", &digest);
-        assert!(matches!(store.put_addressed(&key, &digest, body(b"hello mars!")).await, Err(StoreError::Corrupt(_))));
-        assert!(matches!(store.size(&key).await, Err(StoreError::NotFound(_))));
-        assert_eq!(store.put_addressed(&key, &digest, body(b"hello world")).await.expect("put"), 11);
-        assert_eq!(store.size(&key).await.expect("head"), 11);
-        assert_eq!(store.uids().await.expect("list"), ["u"]);
-    }
-
-    #[test]
-    fn a_url_that_cannot_be_used_says_what_can() {
-        let error = Store::open("ftp://x").expect_err("refused").to_string();
-        assert!(error.contains("file:///path or s3://"), "{error}");
-    }
-}
+mod tests;

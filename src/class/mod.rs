@@ -16,6 +16,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::archive::pack;
 use crate::computer::pod;
 use crate::computer::view::Settings;
 use crate::resources::conditions::{self, types};
@@ -79,8 +80,11 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
     if class.spec.session_paths.is_empty() && class.spec.archive.policy != ArchivePolicy::None {
         return Ok(refused(
             "NoSessionPaths",
-            "spec.sessionPaths is empty: name at least one folder, or set archive.policy: None".to_owned(),
+            "spec.sessionPaths is empty: name at least one folder, '.' for the whole home, or set archive.policy: None".to_owned(),
         ));
+    }
+    if let Some(why) = class.spec.session_paths.iter().find_map(|path| pack::check_path(path).err()) {
+        return Ok(refused("InvalidSessionPath", format!("spec.sessionPaths: {why}")));
     }
     let mut probe = match pod::desired(class, &ComputerSpec::default(), "dry-run") {
         Ok(pod) => pod,
@@ -129,7 +133,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_class_that_wants_no_archive_needs_no_session_paths() {
+    async fn a_class_names_what_is_archived_or_wants_no_archive() {
         let service = tower::service_fn(|request: Request<Body>| async move {
             let pod = request.into_body().collect_bytes().await?;
             Ok::<_, kube::Error>(Response::new(Body::from(pod.to_vec())))
@@ -139,9 +143,15 @@ mod tests {
             client: Client::new(service, "op"),
             settings: Settings { namespace: "op".into(), ..Settings::default() },
         };
-        for (policy, reason) in [("Required", "NoSessionPaths"), ("None", "Accepted")] {
+        for (policy, paths, reason) in [
+            ("Required", json!([]), "NoSessionPaths"),
+            ("None", json!([]), "Accepted"),
+            ("Required", json!(["."]), "Accepted"),
+            ("Required", json!(["./"]), "InvalidSessionPath"),
+            ("Required", json!([".claude", "./a"]), "InvalidSessionPath"),
+        ] {
             let class: ComputerClass = serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {
-                "podTemplate": {"spec": {"containers": [{"name": "a", "image": "i"}]}}, "sessionPaths": [], "archive": {"policy": policy},
+                "podTemplate": {"spec": {"containers": [{"name": "a", "image": "i"}]}}, "sessionPaths": paths, "archive": {"policy": policy},
             }}))
             .unwrap();
             assert_eq!(check(&class, &shared).await.unwrap().reason, reason);

@@ -38,11 +38,12 @@ pub struct ComputerClassSpec {
     /// The home volume.
     #[serde(default)]
     pub storage: StorageSettings,
-    /// Folders under the home whose content is archived as sessions, relative to it; at most 16. Left out: `.factory/sessions`,
-    /// `.claude/projects` and `.codex/sessions`.
+    /// Folders under the home whose content is archived, relative to it; at most 16. `.` alone is the whole home. Left out:
+    /// `.factory/sessions`, `.claude/projects` and `.codex/sessions`. What lies elsewhere in the home is not archived: it is destroyed
+    /// with the volume.
     #[serde(default = "default_session_paths")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256), pattern(r"^[^/].*$")))]
-    #[x_kube(validation = Rule::new("self.all(p, !p.split('/').exists(s, s == '..' || s == '.'))").message("a session path is relative to the home and has no '.' or '..' part"))]
+    #[x_kube(validation = Rule::new("self.all(p, p == '.' || !p.split('/').exists(s, s == '..' || s == '.'))").message("a session path is relative to the home and has no part that is '.' or '..'; '.' alone is the whole home"))]
     pub session_paths: Vec<String>,
     /// What deletion does with the sessions.
     #[serde(default)]

@@ -55,7 +55,7 @@ pub struct ComputerRecordSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
-    /// Session paths of the class, relative to the home; empty: the whole home.
+    /// Session paths of the class, relative to the home; `.` or empty: the whole home.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub session_paths: Vec<String>,
     /// Archive policy of the class.

@@ -74,7 +74,8 @@ async fn a_dry_run_changes_nothing(bench: Arc<Bench>) -> Result<()> {
     let early = bench.send(Ask::delete(format!("{}?dryRun=All", one(&managed))).by(&token)).await?.is(200)?;
     ensure!(early.body["revokesKey"] == true, "{}", early.text);
     let preview = bench.send(Ask::delete(format!("{}?dryRun=All", one(&id))).by(&token)).await?.is(200)?;
-    let expected = json!({"computerId": id, "revokesKey": true, "archivedPaths": [], "deletedPods": []});
+    let expected = json!({"computerId": id, "revokesKey": true, "archivedPaths": [], "deletedPods": [],
+        "notArchived": ["Nothing on the machine is archived or deleted: it is yours, and only its key is revoked."]});
     ensure!(preview.body == expected, "{}", preview.text);
     bench.send(Ask::get(one(&id)).by(&key)).await?.is(200)?;
     ensure!(bench.object(&id).await?.metadata.deletion_timestamp.is_none(), "it is being deleted");

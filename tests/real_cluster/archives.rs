@@ -13,6 +13,7 @@ use crate::harness::Bench;
 pub fn all() -> Vec<Scenario> {
     xtask::scenarios![
         odd_files,
+        a_whole_home,
         two_hundred_megabytes,
         an_archive_that_is_there_already,
         no_archive_wanted,
@@ -33,6 +34,26 @@ async fn odd_files(bench: Arc<Bench>) -> Result<()> {
     let (record, manifest) = bench.archived(&uid, 2005).await?;
     ensure!(manifest.problem_count == 4, "{:?}", manifest.problems);
     ensure!(record.spec.state.deletion.and_then(|d| d.archive).context("no archive")?.problems == 1, "one file was lost");
+    Ok(())
+}
+
+/// Review H7: what an admin who wants all of the home can say, from the definition to the file that comes back.
+async fn a_whole_home(bench: Arc<Bench>) -> Result<()> {
+    bench.class("whole-home", json!({"sessionPaths": ["."]})).await?;
+    let namespace = bench.namespace("whole").await?;
+    let uid = bench.active(&namespace, "box", "whole-home").await?;
+    let script =
+        "cd $HOME; mkdir -p .claude/projects work/deep; echo note > notes.txt; echo s > .claude/projects/a.jsonl; echo w > work/deep/w.c";
+    bench.shell(&namespace, &uid, script).await?;
+    bench.delete(&namespace, "box", "background").await?;
+    let (_, manifest) = bench.archived(&uid, 3).await?;
+    ensure!(manifest.session_paths == ["."], "{:?}", manifest.session_paths);
+    let back = tempfile::tempdir()?;
+    for session in &manifest.sessions {
+        let object = bench.store_path().join(computer_operator::archive::object_key(&uid, &session.digest));
+        computer_operator::archive::restore::unpack(std::fs::File::open(object)?, back.path())?;
+    }
+    ensure!(std::fs::read(back.path().join("notes.txt"))? == b"note\n" && std::fs::read(back.path().join("work/deep/w.c"))? == b"w\n");
     Ok(())
 }
 

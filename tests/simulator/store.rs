@@ -4,6 +4,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -44,8 +45,33 @@ pub fn peek(store: &InMemory, key: &str) -> Option<Bytes> {
     read.now_or_never().flatten()
 }
 
+/// A failure as a real store tells it: no two have the same text, because of the time that it took and the id of the request.
+#[derive(Debug)]
+struct Told {
+    text: String,
+    cause: Option<Box<Told>>,
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Told {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
 fn broken(why: &str) -> Error {
-    Error::Generic { store: "simulation", source: why.to_owned().into() }
+    static REQUESTS: AtomicU64 = AtomicU64::new(0);
+    let n = REQUESTS.fetch_add(1, Ordering::Relaxed);
+    let cause = format!(
+        "Server returned non-2xx status code: 503 Service Unavailable: <Error><Code>InternalError</Code><Message>{why}</Message><RequestId>{n:016X}</RequestId></Error>"
+    );
+    let text = format!("Error performing PUT http://store/key in {n}.{n}ms - {cause}");
+    Error::Generic { store: "simulation", source: Box::new(Told { text, cause: Some(Box::new(Told { text: cause, cause: None })) }) }
 }
 
 impl Shelf {

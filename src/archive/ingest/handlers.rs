@@ -7,11 +7,13 @@ use axum::Router;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
 use axum::routing::put;
 use futures::{StreamExt, TryStreamExt};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
 
 use super::auth::Authenticator;
+use super::patience::{self, Outcome};
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
 use crate::archive::{Manifest, SessionEntry, manifest_key, object_key};
@@ -21,8 +23,9 @@ use crate::guards::{self, Guard};
 const UPLOADS: usize = 6;
 /// Manifests that are received at once, together: as much as the largest one.
 const MANIFESTS: usize = MAX_BYTES;
-/// Longest time that an upload waits for its turn; below the time that an archive pod waits for an answer.
-const TURN: Duration = Duration::from_secs(60);
+/// Longest time without a byte of a manifest. What waits for its turn or for the store is not limited here: whoever holds a turn
+/// is ended when it makes no progress, so each turn comes.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Objects of one manifest that are looked for at once.
 const LOOKS: usize = 64;
 
@@ -79,33 +82,53 @@ async fn head_object(State(shared): State<Shared>, Path((uid, digest)): Path<(St
     }
 }
 
-async fn put_object(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap, body: Body) -> Answer {
+async fn put_object(
+    State(shared): State<Shared>,
+    Path((uid, digest)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &digest)?;
     authorize(&shared, &headers, &uid).await?;
+    Ok(patience::answer(&headers, store_object(shared, uid, digest, body)).await)
+}
+
+async fn store_object(shared: Shared, uid: String, digest: String, body: Body) -> Outcome {
     let key = object_key(&uid, &digest);
     match shared.store.size(&key).await {
         // Content-addressed: what is there was verified when it came (S7).
-        Ok(_) => return Ok(StatusCode::OK),
+        Ok(_) => return (StatusCode::OK, String::new()),
         Err(StoreError::NotFound(_)) => {}
-        Err(error) => return Err(failed(&error)),
+        Err(error) => return failed(&error),
     }
-    let Ok(_turn) = tokio::time::timeout(TURN, shared.uploads.acquire()).await else {
-        return Err((StatusCode::TOO_MANY_REQUESTS, "too many uploads at once: try again".to_owned()));
-    };
+    // Never closed.
+    let _turn = shared.uploads.acquire().await;
     let stream = Box::pin(body.into_data_stream().map_err(std::io::Error::other));
     match shared.store.put_addressed(&key, &digest, stream).await {
         Ok(size) => {
             tracing::debug!(uid, size, "object stored");
-            Ok(StatusCode::CREATED)
+            (StatusCode::CREATED, String::new())
         }
-        Err(error) => Err(failed(&error)),
+        Err(error) => failed(&error),
     }
 }
 
-async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap, body: Body) -> Answer {
+async fn put_manifest(
+    State(shared): State<Shared>,
+    Path(uid): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &"0".repeat(64))?;
     authorize(&shared, &headers, &uid).await?;
-    let (body, _room) = receive(&shared, body).await?;
+    let room = room(&body)?;
+    Ok(patience::answer(&headers, async move { store_manifest(shared, uid, room, body).await.unwrap_or_else(|refused| refused) }).await)
+}
+
+async fn store_manifest(shared: Shared, uid: String, room: u32, body: Body) -> Result<Outcome, Outcome> {
+    // Never closed.
+    let _room = shared.manifests.acquire_many(room).await;
+    let body = receive(body, room).await?;
     let manifest = Manifest::parse(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
     if manifest.computer.uid != uid {
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
@@ -117,9 +140,9 @@ async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, hea
     match shared.store.put_once(&manifest_key(&uid), body).await {
         Ok(ReceiptPut::Created) => {
             tracing::info!(uid, sessions, problems, "manifest stored");
-            Ok(StatusCode::CREATED)
+            Ok((StatusCode::CREATED, String::new()))
         }
-        Ok(ReceiptPut::SameAlready) => Ok(StatusCode::OK),
+        Ok(ReceiptPut::SameAlready) => Ok((StatusCode::OK, String::new())),
         Ok(ReceiptPut::Other(_)) => {
             Err((StatusCode::CONFLICT, "there is an archive of this computer already; it stays as it is".to_owned()))
         }
@@ -127,21 +150,25 @@ async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, hea
     }
 }
 
-/// Nothing of a body is taken before it is known who sends it and that there is room for it.
-async fn receive(shared: &Shared, body: Body) -> Result<(Vec<u8>, SemaphorePermit<'_>), (StatusCode, String)> {
+/// Nothing of a body is taken before it is known who sends it and how much room it needs.
+fn room(body: &Body) -> Result<u32, (StatusCode, String)> {
     let Some(length) = body.size_hint().exact() else { return Err((StatusCode::LENGTH_REQUIRED, "no Content-Length".to_owned())) };
     let too_long = || (StatusCode::PAYLOAD_TOO_LARGE, format!("a manifest has {MAX_BYTES} bytes at most"));
-    let room = u32::try_from(length).ok().filter(|l| *l as usize <= MANIFESTS).ok_or_else(too_long)?;
-    let received = async {
-        let room = shared.manifests.acquire_many(room).await.ok()?;
-        let body = axum::body::to_bytes(body, MAX_BYTES).await.ok()?;
-        Some((Vec::from(body), room))
-    };
-    match tokio::time::timeout(TURN, received).await {
-        Ok(Some(received)) => Ok(received),
-        Ok(None) => Err((StatusCode::BAD_REQUEST, "the manifest broke off".to_owned())),
-        Err(_) => Err((StatusCode::TOO_MANY_REQUESTS, "too many manifests at once, or too slow: try again".to_owned())),
+    u32::try_from(length).ok().filter(|l| *l as usize <= MANIFESTS).ok_or_else(too_long)
+}
+
+/// A body of this length. It may take as long as it makes progress.
+async fn receive(body: Body, length: u32) -> Result<Vec<u8>, Outcome> {
+    let mut stream = body.into_data_stream();
+    let mut bytes = Vec::with_capacity(length as usize);
+    let silent = |_| (StatusCode::REQUEST_TIMEOUT, "the manifest makes no progress: its sender sends nothing".to_owned());
+    while let Some(chunk) = tokio::time::timeout(SILENCE, stream.next()).await.map_err(silent)? {
+        match chunk {
+            Ok(chunk) if bytes.len() + chunk.len() <= length as usize => bytes.extend_from_slice(&chunk),
+            _ => return Err((StatusCode::BAD_REQUEST, "the manifest broke off".to_owned())),
+        }
     }
+    Ok(bytes)
 }
 
 /// A manifest is there for good once it is there: it must not name what is not. Many at a time, because a pod waits for the answer.
@@ -168,75 +195,4 @@ fn failed(error: &StoreError) -> (StatusCode, String) {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use std::time::Duration;
-
-    use bytes::Bytes;
-    use object_store::memory::InMemory;
-    use object_store::throttle::{ThrottleConfig, ThrottledStore};
-    use object_store::{ObjectStoreExt, PutPayload};
-
-    use super::*;
-    use crate::archive::manifest::tests::empty;
-
-    const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
-
-    /// L1: the archive pod gives a request 120 s, and every attempt would come to the same end.
-    #[tokio::test(start_paused = true)]
-    async fn a_manifest_of_many_sessions_is_stored_in_time_on_a_store_that_is_far_away() {
-        let memory = InMemory::new();
-        let mut manifest = empty(UID);
-        for n in 0..20_000 {
-            let digest = format!("{n:064x}");
-            memory.put(&object_key(UID, &digest).as_str().into(), PutPayload::from_static(b"x")).await.unwrap();
-            manifest.sessions.push(SessionEntry { id: n.to_string(), files: 1, bytes: 1, digest, size: 1, last_modified: 0 });
-        }
-        let config = ThrottleConfig { wait_get_per_call: Duration::from_millis(30), ..ThrottleConfig::default() };
-        let store = Store::new(Arc::new(ThrottledStore::new(memory, config)));
-        let began = tokio::time::Instant::now();
-        all_there(&store, UID, &manifest).await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
-        manifest.sessions[7].size = 2;
-        assert!(all_there(&store, UID, &manifest).await.is_err());
-    }
-
-    /// Whoever reaches the port can send: a stranger's body is not even read, and one without an end is not taken from anybody.
-    #[tokio::test]
-    async fn a_manifest_is_taken_from_whom_is_known_and_where_there_is_room() {
-        let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID });
-        let send = |token: &'static str, body: Body| {
-            let headers: HeaderMap = [(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())].into_iter().collect();
-            let sent = put_manifest(State(shared.clone()), Path(UID.to_owned()), headers, body);
-            async move { tokio::time::timeout(Duration::from_secs(10), sent).await.expect("no answer").unwrap_or_else(|(status, _)| status) }
-        };
-        let endless = || Body::from_stream(futures::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[b' '; 4096]))));
-        assert_eq!(send("bad", endless()).await, StatusCode::UNAUTHORIZED);
-        assert_eq!(send("good", endless()).await, StatusCode::LENGTH_REQUIRED);
-        assert_eq!(send("good", Body::from(vec![b' '; MAX_BYTES + 1])).await, StatusCode::PAYLOAD_TOO_LARGE);
-        assert_eq!(send("good", Body::from("{}")).await, StatusCode::BAD_REQUEST);
-        assert_eq!(send("good", Body::from(serde_json::to_vec(&empty(UID)).unwrap())).await, StatusCode::CREATED);
-        assert_eq!(shared.manifests.available_permits(), MANIFESTS, "room comes back");
-    }
-
-    /// L3: what is received is held in parts of 8 MiB, and the operator has 256 MiB.
-    #[tokio::test]
-    async fn only_so_many_objects_are_received_at_once() {
-        let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID });
-        let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
-        let read = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let mut uploads = tokio::task::JoinSet::new();
-        for n in 0..40 {
-            let read = Arc::clone(&read);
-            let body = Body::from_stream(futures::stream::poll_fn(move |_| {
-                read.fetch_or(1 << n, std::sync::atomic::Ordering::SeqCst);
-                std::task::Poll::<Option<std::io::Result<Bytes>>>::Pending
-            }));
-            uploads.spawn(put_object(State(shared.clone()), Path((UID.to_owned(), format!("{n:064x}"))), headers.clone(), body));
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let at_once = read.load(std::sync::atomic::Ordering::SeqCst).count_ones();
-        assert!((1..=8).contains(&at_once), "{at_once}");
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@ pub mod handlers;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod hostile;
+pub mod patience;
 #[cfg(test)]
 mod tests;
 pub mod tls;

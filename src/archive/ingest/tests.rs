@@ -3,12 +3,16 @@
 
 use super::*;
 use crate::archive::manifest::tests::empty;
-use crate::archive::{Store, Verification, object_key, verify};
+use crate::archive::sender::Sender;
+use crate::archive::transport::Idle;
+use crate::archive::{Store, Verification, object_key, relay, verify};
 use sha2::{Digest, Sha256};
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 
 struct Endpoint {
+    address: SocketAddr,
+    ca: String,
     base: String,
     client: reqwest::Client,
     store: Arc<Store>,
@@ -17,12 +21,17 @@ struct Endpoint {
 }
 
 async fn endpoint() -> Endpoint {
+    endpoint_of(|folder| Store::open(&format!("file://{}", folder.display())).unwrap()).await
+}
+
+async fn endpoint_of(store: impl FnOnce(&std::path::Path) -> Store) -> Endpoint {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(Store::open(&format!("file://{}", folder.path().display())).unwrap());
+    let store = Arc::new(store(folder.path()));
     let certificate = tls::Certificate::new("https://127.0.0.1:1").unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let base = format!("https://{}/ingest/v1/{UID}", listener.local_addr().unwrap());
+    let address = listener.local_addr().unwrap();
+    let base = format!("https://{address}/ingest/v1/{UID}");
     let stop = CancellationToken::new();
     let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID });
     tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
@@ -31,7 +40,7 @@ async fn endpoint() -> Endpoint {
         .no_proxy()
         .build()
         .unwrap();
-    Endpoint { base, client, store, _folder: folder, _stop: stop.drop_guard() }
+    Endpoint { address, ca: certificate.ca_pem.clone(), base, client, store, _folder: folder, _stop: stop.drop_guard() }
 }
 
 impl Endpoint {
@@ -73,4 +82,62 @@ async fn wrong_bytes_wrong_names_and_a_second_archive_are_refused() {
     manifest.created_at += 1;
     assert_eq!(endpoint.put("manifest", "good", serde_json::to_vec(&manifest).unwrap()).await, 409, "S7");
     assert!(matches!(verify::verify(&endpoint.store, UID).await, Verification::Valid(_)));
+}
+
+/// The archive pod's side of it, over a line of its own.
+fn sender(endpoint: &Endpoint, line: SocketAddr, silence: Duration) -> (tempfile::NamedTempFile, Sender) {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "good").unwrap();
+    let sender = Sender::new(&format!("https://{line}"), &endpoint.ca, UID, token.path()).unwrap();
+    (token, sender.with_limits(silence, 1))
+}
+
+fn file(size: usize) -> (tempfile::NamedTempFile, String) {
+    let bytes: Vec<u8> = (0..size).map(|i| u8::try_from(i % 251).unwrap()).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &bytes).unwrap();
+    (file, hex::encode(Sha256::digest(&bytes)))
+}
+
+/// H1 of the review: a limit that counted from the start of the request ended every upload that took two minutes, for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_may_take_as_long_as_it_makes_progress() {
+    let endpoint = endpoint().await;
+    let line = relay::relay(endpoint.address, 1_500_000, u64::MAX).await;
+    let (_token, sender) = sender(&endpoint, line, Duration::from_secs(2));
+    let (file, digest) = file(16_000_000);
+    let began = std::time::Instant::now();
+    sender.object(&digest, 16_000_000, file.path()).await.unwrap();
+    assert!(began.elapsed() > Duration::from_secs(6), "the line is not slow: {:?}", began.elapsed());
+    assert_eq!(endpoint.store.size(&object_key(UID, &digest)).await.unwrap(), 16_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_makes_no_progress_ends() {
+    let silence = Duration::from_secs(2);
+    let idle = Idle { silence, answer: silence };
+    let endpoint = endpoint_of(|folder| Store::open_with(&format!("file://{}", folder.display()), idle).unwrap()).await;
+    let line = relay::relay(endpoint.address, 50_000_000, 1_000_000).await;
+    let (_token, sender) = sender(&endpoint, line, Duration::from_secs(2));
+    let (file, digest) = file(16_000_000);
+    let ended = tokio::time::timeout(Duration::from_secs(60), sender.object(&digest, 16_000_000, file.path())).await;
+    let error = format!("{:#}", ended.expect("it hangs").unwrap_err());
+    assert!(error.contains("no progress"), "{error}");
+}
+
+/// A turn that has not come, or a store that is slow to finish, is not a connection that hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_takes_long_is_waited_for_while_the_operator_works() {
+    use object_store::throttle::{ThrottleConfig, ThrottledStore};
+    let config = ThrottleConfig { wait_put_per_call: Duration::from_secs(4), ..ThrottleConfig::default() };
+    let slow = ThrottledStore::new(object_store::memory::InMemory::new(), config);
+    let endpoint = endpoint_of(|_| Store::new(Arc::new(slow))).await;
+    let (_token, sender) = sender(&endpoint, endpoint.address, Duration::from_secs(1));
+    let (file, digest) = file(100);
+    let began = std::time::Instant::now();
+    sender.object(&digest, 100, file.path()).await.unwrap();
+    sender.manifest(&serde_json::to_vec(&empty(UID)).unwrap()).await.unwrap();
+    assert!(began.elapsed() > Duration::from_secs(6), "{:?}", began.elapsed());
+    let error = sender.manifest(b"{}").await.unwrap_err().to_string();
+    assert!(error.contains("refused") && error.contains("manifest"), "{error}");
 }

@@ -14,12 +14,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::{IntoParams, ToSchema};
 
+use crate::archive::manifest::WHOLE_HOME;
 use crate::credentials::ComputerId;
 use crate::http::Shared;
 use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::{Id, Params};
-use crate::resources::{Computer, ComputerRecord, CredentialState, Provider};
+use crate::resources::{ArchivePolicy, Computer, ComputerRecord, ComputerRecordSpec, CredentialState, Provider, Snapshot};
 use crate::runtime::client::{ErrorClass, call, classify};
 
 /// Header of a 204: is anything left to do?
@@ -57,8 +58,10 @@ pub struct DeletionPreview {
     /// `Required`, `BestEffort` or `None`; left out where there is no home to archive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub archive_policy: Option<String>,
-    /// Session paths under the home that would be archived; empty: the whole home.
+    /// Folders under the home that would be archived; `.` is the whole home. Empty: nothing would be.
     pub archived_paths: Vec<String>,
+    /// What would not be archived, and what becomes of it, in words.
+    pub not_archived: Vec<String>,
     /// Pods that would be stopped and deleted.
     pub deleted_pods: Vec<String>,
     /// The claim that would be deleted.
@@ -209,17 +212,67 @@ fn preview(id: &ComputerId, computer: &Computer, record: Option<&ComputerRecord>
     let dead = |r: &ComputerRecord| r.spec.state.credential == CredentialState::Revoked || r.spec.state.key_hash.is_none();
     let revokes_key = !super::wire::is_deleted(computer) && !record.is_some_and(dead);
     let mut preview = DeletionPreview { computer_id: id.encode(), revokes_key, ..DeletionPreview::default() };
-    let Some(spec) = record.map(|r| &r.spec) else { return preview };
+    let Some(spec) = record.map(|r| &r.spec) else {
+        let unknown = "Not known yet: the operator has not recorded what the class of this computer archives. Ask again.";
+        preview.not_archived = vec![if computer.spec.provider == Provider::BYOM { OWN_MACHINE } else { unknown }.to_owned()];
+        return preview;
+    };
     let children = &spec.state.children;
     if computer.spec.provider == Provider::Managed {
         preview.archive_policy = Some(format!("{:?}", spec.snapshot.archive.policy));
-        preview.archived_paths.clone_from(&spec.snapshot.session_paths);
+        preview.archived_paths = archived_paths(&spec.snapshot);
     }
     preview.deleted_pods = children.pods.iter().map(|p| p.name.clone()).collect();
     preview.deleted_claim.clone_from(&children.claim_name);
     preview.volume = children.volume.as_ref().map(|v| v.name.clone());
     preview.volume_reclaim_policy = children.volume.as_ref().map(|v| v.original_reclaim_policy.clone());
+    preview.not_archived = not_archived(&preview, spec);
     preview
+}
+
+/// The record of a computer whose own was lost names no paths: then the whole home is archived.
+fn archived_paths(snapshot: &Snapshot) -> Vec<String> {
+    match &snapshot.session_paths {
+        _ if snapshot.archive.policy == ArchivePolicy::None => Vec::new(),
+        paths if paths.is_empty() => vec![WHOLE_HOME.to_owned()],
+        paths => paths.clone(),
+    }
+}
+
+/// What a deletion does to a machine that the operator does not provide.
+const OWN_MACHINE: &str = "Nothing on the machine is archived or deleted: it is yours, and only its key is revoked.";
+
+/// What a deletion loses, said before it: nobody can undo it.
+fn not_archived(preview: &DeletionPreview, spec: &ComputerRecordSpec) -> Vec<String> {
+    if spec.provider == Provider::BYOM || preview.archive_policy.is_none() {
+        return vec![OWN_MACHINE.to_owned()];
+    }
+    let goes = match preview.volume_reclaim_policy.as_deref() {
+        Some("Retain") => "it stays on the volume, whose reclaim policy is Retain",
+        _ => "it is destroyed with the volume",
+    };
+    let mut lost = Vec::new();
+    if preview.archived_paths.is_empty() {
+        lost.push(format!("The whole home, because the class wants no archive: {goes}."));
+        return lost;
+    }
+    if !preview.archived_paths.iter().any(|path| path == WHOLE_HOME) {
+        lost.push(format!("Everything in the home outside of {}: {goes}.", preview.archived_paths.join(", ")));
+    }
+    lost.push(
+        "The targets of symbolic links: a link is recorded, never followed. Sockets, FIFOs and devices are recorded only.".to_owned(),
+    );
+    lost.push("Empty folders, owners, extended attributes and permissions other than read and execute.".to_owned());
+    if !spec.snapshot.archive.blocks_unreadable() {
+        lost.push("Files that the machine's own user cannot read: they are named in the manifest, and the deletion goes on.".to_owned());
+    }
+    if spec.snapshot.archive.policy == ArchivePolicy::BestEffort {
+        lost.push(format!(
+            "Everything, if the archive is not complete within {} s: the class says BestEffort.",
+            spec.snapshot.deadlines.archive_sessions_seconds
+        ));
+    }
+    lost
 }
 
 #[cfg(test)]
@@ -282,6 +335,35 @@ mod tests {
         }
         assert!(!revokes(Some(record(json!({"credential": "Pending"}))), None), "a key whose hash was lost is dead");
         assert!(!revokes(Some(record(json!({"credential": "Live", "keyHash": "h"}))), Some("2026-01-01T00:00:00Z")));
+    }
+
+    /// Review H7: a user who believed the README lost what lay beside three default folders.
+    #[test]
+    fn a_dry_run_says_what_is_archived_and_what_is_lost() {
+        let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() };
+        let computer: Computer =
+            serde_json::from_value(json!({"metadata": {"name": "c", "namespace": "t", "uid": UID}, "spec": {}})).unwrap();
+        let shown = |paths: serde_json::Value, policy: &str, reclaim: &str| {
+            let record: ComputerRecord =
+                serde_json::from_value(json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": "c",
+                "snapshot": {"sessionPaths": paths, "archive": {"policy": policy}},
+                "state": {"children": {"volume": {"name": "v", "uid": "v", "originalReclaimPolicy": reclaim}}}}}))
+                .unwrap();
+            let preview = preview(&id, &computer, Some(&record));
+            (preview.archived_paths.join(" "), preview.not_archived.join("\n"))
+        };
+        let (archived, lost) = shown(json!([".claude/projects"]), "Required", "Delete");
+        assert!(archived == ".claude/projects" && lost.contains("outside of .claude/projects: it is destroyed with the volume"), "{lost}");
+        let (_, lost) = shown(json!([".claude/projects"]), "Required", "Retain");
+        assert!(lost.contains("it stays on the volume"), "{lost}");
+        for whole in [json!(["."]), json!([])] {
+            let (archived, lost) = shown(whole, "Required", "Delete");
+            assert!(archived == "." && !lost.contains("outside of") && lost.contains("symbolic links"), "{archived}: {lost}");
+        }
+        let (archived, lost) = shown(json!([".claude/projects"]), "None", "Delete");
+        assert!(archived.is_empty() && lost.contains("The whole home"), "{archived}: {lost}");
+        let (_, lost) = shown(json!(["."]), "BestEffort", "Delete");
+        assert!(lost.contains("Everything, if the archive is not complete within 3600 s"), "{lost}");
     }
 
     #[tokio::test]

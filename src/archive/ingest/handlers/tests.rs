@@ -1,0 +1,73 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
+use object_store::{ObjectStoreExt, PutPayload};
+
+use super::*;
+use crate::archive::manifest::tests::empty;
+
+const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
+
+/// L1: the archive pod gives a request 120 s, and every attempt would come to the same end.
+#[tokio::test(start_paused = true)]
+async fn a_manifest_of_many_sessions_is_stored_in_time_on_a_store_that_is_far_away() {
+    let memory = InMemory::new();
+    let mut manifest = empty(UID);
+    for n in 0..20_000 {
+        let digest = format!("{n:064x}");
+        memory.put(&object_key(UID, &digest).as_str().into(), PutPayload::from_static(b"x")).await.unwrap();
+        manifest.sessions.push(SessionEntry { id: n.to_string(), files: 1, bytes: 1, digest, size: 1, last_modified: 0 });
+    }
+    let config = ThrottleConfig { wait_get_per_call: Duration::from_millis(30), ..ThrottleConfig::default() };
+    let store = Store::new(Arc::new(ThrottledStore::new(memory, config)));
+    let began = tokio::time::Instant::now();
+    all_there(&store, UID, &manifest).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    manifest.sessions[7].size = 2;
+    assert!(all_there(&store, UID, &manifest).await.is_err());
+}
+
+/// Whoever reaches the port can send: a stranger's body is not even read, and one without an end is not taken from anybody.
+#[tokio::test]
+async fn a_manifest_is_taken_from_whom_is_known_and_where_there_is_room() {
+    let store = Arc::new(Store::new(Arc::new(InMemory::new())));
+    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID });
+    let send = |token: &'static str, body: Body| {
+        let headers: HeaderMap = [(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())].into_iter().collect();
+        let sent = put_manifest(State(shared.clone()), Path(UID.to_owned()), headers, body);
+        async move {
+            let answer = tokio::time::timeout(Duration::from_secs(10), sent).await.expect("no answer");
+            answer.map_or_else(|(status, _)| status, |answer| answer.status())
+        }
+    };
+    let endless = || Body::from_stream(futures::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[b' '; 4096]))));
+    assert_eq!(send("bad", endless()).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(send("good", endless()).await, StatusCode::LENGTH_REQUIRED);
+    assert_eq!(send("good", Body::from(vec![b' '; MAX_BYTES + 1])).await, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(send("good", Body::from("{}")).await, StatusCode::BAD_REQUEST);
+    assert_eq!(send("good", Body::from(serde_json::to_vec(&empty(UID)).unwrap())).await, StatusCode::CREATED);
+    assert_eq!(shared.manifests.available_permits(), MANIFESTS, "room comes back");
+}
+
+/// L3: what is received is held in parts of 8 MiB, and the operator has 256 MiB.
+#[tokio::test]
+async fn only_so_many_objects_are_received_at_once() {
+    let store = Arc::new(Store::new(Arc::new(InMemory::new())));
+    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID });
+    let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
+    let read = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let mut uploads = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let read = Arc::clone(&read);
+        let body = Body::from_stream(futures::stream::poll_fn(move |_| {
+            read.fetch_or(1 << n, std::sync::atomic::Ordering::SeqCst);
+            std::task::Poll::<Option<std::io::Result<Bytes>>>::Pending
+        }));
+        uploads.spawn(put_object(State(shared.clone()), Path((UID.to_owned(), format!("{n:064x}"))), headers.clone(), body));
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let at_once = read.load(std::sync::atomic::Ordering::SeqCst).count_ones();
+    assert!((1..=8).contains(&at_once), "{at_once}");
+}

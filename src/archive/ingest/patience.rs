@@ -1,0 +1,67 @@
+//! Answers that may take long. An archive pod cannot tell a request that waits for its turn or for a slow store from one that hangs;
+//! so it is sent a line each few seconds for as long as the operator works on it, and the outcome in the last line.
+//!
+//! The operator ends what makes no progress by limits of its own, so a line may be sent without looking at the work.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+
+/// Header of a request whose sender understands such an answer, and of the answer.
+pub const HEADER: HeaderName = HeaderName::from_static("computer-operator-progress");
+/// Time between two lines; well below the time that a pod waits for one.
+const BEAT: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5000 });
+
+/// How a request ended: a status, and a text for the pod's log.
+pub type Outcome = (StatusCode, String);
+
+/// Does the work, and answers. The work goes on to its own end when the sender is gone: it then cleans up behind itself.
+pub async fn answer(headers: &HeaderMap, work: impl Future<Output = Outcome> + Send + 'static) -> Response {
+    let work = tokio::spawn(work);
+    let ended = |result: Result<Outcome, tokio::task::JoinError>| {
+        result.unwrap_or_else(|e| (StatusCode::INTERNAL_SERVER_ERROR, format!("the request failed: {e}")))
+    };
+    if !headers.contains_key(HEADER) {
+        return ended(work.await).into_response();
+    }
+    let lines = futures::stream::unfold(Some(work), move |work| async move {
+        let mut work = work?;
+        match tokio::time::timeout(BEAT, &mut work).await {
+            Ok(result) => Some((Ok::<_, Infallible>(last_line(&ended(result))), None)),
+            Err(_) => Some((Ok(Bytes::from_static(b"\n")), Some(work))),
+        }
+    });
+    let mut response = Response::new(Body::from_stream(lines));
+    response.headers_mut().insert(HEADER, HeaderValue::from_static("1"));
+    response
+}
+
+fn last_line((status, text): &Outcome) -> Bytes {
+    let one_line = text.replace(['\r', '\n'], " ");
+    Bytes::from(format!("{} {one_line}\n", status.as_u16()))
+}
+
+/// The outcome in the text of such an answer; `None`: it broke off.
+pub fn outcome(text: &str) -> Option<Outcome> {
+    let line = text.strip_suffix('\n')?.lines().next_back()?;
+    let (code, text) = line.split_once(' ')?;
+    Some((StatusCode::from_bytes(code.as_bytes()).ok()?, text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_breaks_off_is_no_outcome() {
+        let whole = String::from_utf8_lossy(&last_line(&(StatusCode::SERVICE_UNAVAILABLE, "a\nb".to_owned()))).into_owned();
+        assert_eq!(outcome(&format!("\n\n{whole}")), Some((StatusCode::SERVICE_UNAVAILABLE, "a b".to_owned())));
+        for cut in 0..whole.len() {
+            assert_eq!(outcome(&format!("\n\n{}", &whole[..cut])), None, "{cut}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The archive pod's side of the ingest endpoint. A request may take as long as it makes progress: bytes that leave, or a line of the
+//! operator, which sends one each few seconds for as long as it works on it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use futures::StreamExt as _;
+use reqwest::{Body, Client, RequestBuilder, StatusCode};
+use tokio_util::io::ReaderStream;
+
+use super::ingest::patience;
+use super::transport::{counted, still};
+
+/// Tries of one request before the pod gives up; the operator then makes another attempt.
+const TRIES: u32 = 6;
+/// Longest time without progress.
+const SILENCE: Duration = Duration::from_secs(120);
+/// Longest time for the answer to a question.
+const QUESTION: Duration = Duration::from_secs(60);
+/// Longest answer that is read, bytes.
+const LONGEST: usize = 64 * 1024;
+
+/// Sends to the ingest endpoint.
+pub struct Sender {
+    client: Client,
+    base: String,
+    token: PathBuf,
+    silence: Duration,
+    tries: u32,
+}
+
+impl Sender {
+    /// For one computer; the token is in a file.
+    ///
+    /// # Errors
+    /// When the certificate cannot be used.
+    pub fn new(url: &str, ca: &str, uid: &str, token: &Path) -> anyhow::Result<Self> {
+        let client = Client::builder()
+            .tls_certs_only([reqwest::Certificate::from_pem(ca.as_bytes()).context("INGEST_CA")?])
+            .connect_timeout(Duration::from_secs(5))
+            .no_proxy()
+            .build()?;
+        let base = format!("{}/ingest/v1/{uid}", url.trim_end_matches('/'));
+        Ok(Self { client, base, token: token.to_owned(), silence: SILENCE, tries: TRIES })
+    }
+
+    /// With other limits, for tests.
+    #[cfg(test)]
+    pub fn with_limits(self, silence: Duration, tries: u32) -> Self {
+        Self { silence, tries, ..self }
+    }
+
+    /// Read for each request: the kubelet renews it.
+    fn token(&self) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(&self.token).context("the ingest token")?.trim().to_owned())
+    }
+
+    /// Stores an object. One that is there already (an earlier attempt) is not sent again.
+    ///
+    /// # Errors
+    /// When it is refused, or was not stored after some tries.
+    pub async fn object(&self, digest: &str, size: u64, file: &Path) -> anyhow::Result<()> {
+        let url = format!("{}/objects/{digest}", self.base);
+        self.retry("object", || async {
+            let there = self.client.head(&url).bearer_auth(self.token()?).timeout(QUESTION).send().await?;
+            if there.status() == StatusCode::OK {
+                return Ok((StatusCode::OK, String::new()));
+            }
+            let file = tokio::fs::File::open(file).await?;
+            let request = self.client.put(&url).header("content-length", size);
+            self.send(request, ReaderStream::with_capacity(file, 64 * 1024)).await
+        })
+        .await
+    }
+
+    /// Stores the manifest.
+    ///
+    /// # Errors
+    /// As [`Sender::object`].
+    pub async fn manifest(&self, bytes: &[u8]) -> anyhow::Result<()> {
+        let url = format!("{}/manifest", self.base);
+        self.retry("manifest", || async {
+            let parts: Vec<_> = bytes.chunks(64 * 1024).map(|part| Ok(bytes::Bytes::copy_from_slice(part))).collect();
+            self.send(self.client.put(&url).header("content-length", bytes.len()), futures::stream::iter(parts)).await
+        })
+        .await
+    }
+
+    /// Sends one request, and waits for its outcome for as long as it makes progress.
+    async fn send<S>(&self, request: RequestBuilder, body: S) -> anyhow::Result<(StatusCode, String)>
+    where
+        S: futures::Stream<Item = std::io::Result<bytes::Bytes>> + Send + 'static,
+    {
+        let progress = Arc::new(AtomicU64::new(0));
+        let body = Body::wrap_stream(counted(body, Arc::clone(&progress)));
+        let request = request.bearer_auth(self.token()?).header(patience::HEADER, "1").body(body);
+        let answered = async {
+            let answer = request.send().await?;
+            let (status, told) = (answer.status(), answer.headers().contains_key(patience::HEADER));
+            let (mut text, mut parts) = (Vec::new(), answer.bytes_stream());
+            while let Some(part) = parts.next().await {
+                let part = part?;
+                progress.fetch_add(part.len() as u64, Ordering::Relaxed);
+                // Lines of progress say nothing once they have arrived.
+                if text.iter().all(u8::is_ascii_whitespace) {
+                    text.clear();
+                }
+                text.extend_from_slice(&part[..part.len().min(LONGEST.saturating_sub(text.len()))]);
+            }
+            let text = String::from_utf8_lossy(&text).into_owned();
+            if !told {
+                return Ok((status, text));
+            }
+            patience::outcome(&text).context("the operator's answer broke off")
+        };
+        tokio::select! {
+            outcome = answered => outcome,
+            () = still(&progress, self.silence) => bail!("no progress for {} s: the operator neither takes the bytes nor answers", self.silence.as_secs()),
+        }
+    }
+
+    /// Tries again what may pass; a refusal is final for this attempt.
+    async fn retry<F, R>(&self, what: &str, send: F) -> anyhow::Result<()>
+    where
+        F: Fn() -> R,
+        R: Future<Output = anyhow::Result<(StatusCode, String)>>,
+    {
+        let mut last = anyhow::anyhow!("not tried");
+        for n in 0..self.tries {
+            if n > 0 {
+                tokio::time::sleep(Duration::from_secs(1 << n.min(4))).await;
+            }
+            match send().await {
+                Ok((status, _)) if status.is_success() => return Ok(()),
+                Ok((status, text)) if status.is_client_error() && !may_pass(status) => {
+                    bail!("the operator refused the {what}: {status} {text}");
+                }
+                Ok((status, text)) => last = anyhow::anyhow!("{status} {text}"),
+                Err(error) => last = error,
+            }
+            println!("the {what} was not stored yet: {last:#}");
+        }
+        Err(last.context(format!("the {what} was not stored")))
+    }
+}
+
+fn may_pass(status: StatusCode) -> bool {
+    matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+}

@@ -55,7 +55,7 @@ pub enum Move {
     Impersonate,
     /// The store loses an object as soon as its manifest is there.
     LoseObject,
-    /// An admin's GitOps tool sets the reclaim policy of all volumes back to what its repository says.
+    /// An admin's `GitOps` tool sets the reclaim policy of all volumes back to what its repository says.
     ResetPolicy,
 }
 

@@ -108,9 +108,9 @@ fn control(state: &mut State) {
             }
             let before = state.rv();
             if kind == "persistentvolumes" {
-                sync_volume(state, &object)
+                sync_volume(state, &object);
             } else {
-                sync_claim(state, &object)
+                sync_claim(state, &object);
             }
             if !changed && state.rv() != before {
                 state.binder.resynced.push((Instant::now(), format!("{kind} {}", name(&object))));

@@ -66,11 +66,13 @@ pub enum Guard {
     NoWayBack,
     /// A look at the archive is not told as a step that goes on.
     QuietCheck,
+    /// A volume is still `Retain` when its claim is deleted.
+    StillRetained,
 }
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
@@ -102,6 +104,7 @@ impl Guard {
         Self::ReceiptFirst,
         Self::NoWayBack,
         Self::QuietCheck,
+        Self::StillRetained,
     ];
 }
 

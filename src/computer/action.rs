@@ -17,6 +17,8 @@ pub enum Subject {
     Secret { namespace: String, name: String },
     /// A persistent volume.
     Volume { name: String },
+    /// The same volume, read live in this pass: no cache fills it in.
+    LiveVolume { name: String },
     /// The node that a pod ran on.
     Node { name: String },
     /// The namespace of the computer.
@@ -128,7 +130,7 @@ impl Subject {
             Self::Pod { namespace, name } => format!("Pod {namespace}/{name}"),
             Self::Claim { namespace, name } => format!("PersistentVolumeClaim {namespace}/{name}"),
             Self::Secret { namespace, name } => format!("Secret {namespace}/{name}"),
-            Self::Volume { name } => format!("PersistentVolume {name}"),
+            Self::Volume { name } | Self::LiveVolume { name } => format!("PersistentVolume {name}"),
             Self::Node { name } => format!("Node {name}"),
             Self::Namespace { name } => format!("Namespace {name}"),
             Self::ClaimUsers { namespace, claim } => format!("pods of {namespace} on claim {claim}"),

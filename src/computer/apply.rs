@@ -105,7 +105,7 @@ impl Applier {
                 get(&self.namespaced::<PersistentVolumeClaim>(namespace), name, &what).await?.map(|c| Fact::Claim(Box::new(c)))
             }
             Subject::Secret { namespace, name } => self.secret_uid(namespace, name, &what).await?.map(Fact::Uid),
-            Subject::Volume { name } => {
+            Subject::Volume { name } | Subject::LiveVolume { name } => {
                 get(&Api::<PersistentVolume>::all(self.client.clone()), name, &what).await?.map(|v| Fact::Volume(Box::new(v)))
             }
             Subject::Node { name } => get(&Api::<Node>::all(self.client.clone()), name, &what).await?.map(|n| Fact::Node(Box::new(n))),

@@ -3,11 +3,13 @@
 //!
 //! The newest record that it has seen, for as long as its cache is behind it: a plan on an older record than we have written
 //! ourselves would do again what is done, say so in the status, and be woken by that very write (L6). And the steps that it has seen
-//! finished, for as long as the record is the very same: a new child means a new version of the record (S1).
+//! finished, for as long as the record is the very same: a new child means a new version of the record (S1). And which pods and claims
+//! are being deleted: a cache that is behind still shows them as they were, and they would be deleted again.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::action::{Fact, Subject};
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::{ComputerRecord, SubjectOutcome};
@@ -17,6 +19,7 @@ use crate::resources::{ComputerRecord, SubjectOutcome};
 pub struct Latest {
     records: Mutex<HashMap<String, ComputerRecord>>,
     passed: Mutex<HashMap<String, Passed>>,
+    deleting: Mutex<HashMap<String, Vec<(Subject, Fact)>>>,
 }
 
 /// Finished steps, and the version of the record on which they were.
@@ -43,6 +46,7 @@ impl Latest {
     /// The deletion steps that a pass has seen finished. One that was left out, and what came after it, is remembered only by the
     /// record: an override that is withdrawn before that counts for nothing (S11).
     pub fn note_passed(&self, view: &View, steps: &[SubjectOutcome]) {
+        self.note_deleting(view);
         let steps: Vec<_> = steps.iter().take_while(|s| s.result != "Skipped").cloned().collect();
         let version = view.record.as_ref().and_then(|r| r.metadata.resource_version.clone());
         let mut all = locked(&self.passed);
@@ -50,6 +54,17 @@ impl Latest {
             all.remove(&view.uid);
         } else {
             all.insert(view.uid.clone(), Passed { version, steps });
+        }
+    }
+
+    /// What a pass has seen being deleted. That never ends but with the object, so it is kept until no cache shows it any more.
+    fn note_deleting(&self, view: &View) {
+        let deleting: Vec<_> = view.facts.iter().filter(|(_, fact)| identity(fact).is_some_and(|(_, deleting)| deleting)).collect();
+        let mut all = locked(&self.deleting);
+        if deleting.is_empty() {
+            all.remove(&view.uid);
+        } else {
+            all.insert(view.uid.clone(), deleting.into_iter().map(|(subject, fact)| (subject.clone(), fact.clone())).collect());
         }
     }
 
@@ -63,6 +78,12 @@ impl Latest {
                 view.record = Some(known.clone());
             }
         }
+        for (subject, known) in locked(&self.deleting).get(&view.uid).into_iter().flatten() {
+            let cached = view.facts.get_mut(subject);
+            if let Some(cached) = cached.filter(|c| identity(c) == identity(known).map(|(uid, _)| (uid, false))) {
+                *cached = known.clone();
+            }
+        }
         let current = view.record.as_ref().and_then(|r| r.metadata.resource_version.as_ref());
         if let Some(passed) = locked(&self.passed).get(&view.uid).filter(|p| p.version.as_ref() == current) {
             view.passed.clone_from(&passed.steps);
@@ -73,7 +94,18 @@ impl Latest {
     pub fn forget(&self, uid: &str) {
         locked(&self.records).remove(uid);
         locked(&self.passed).remove(uid);
+        locked(&self.deleting).remove(uid);
     }
+}
+
+/// UID of a pod or a claim, and whether it is being deleted.
+fn identity(fact: &Fact) -> Option<(&str, bool)> {
+    let metadata = match fact {
+        Fact::Pod(pod) => &pod.metadata,
+        Fact::Claim(claim) => &claim.metadata,
+        _ => return None,
+    };
+    Some((metadata.uid.as_deref()?, metadata.deletion_timestamp.is_some()))
 }
 
 /// Versions of one object grow; one that is no number is as new as can be, so that the cache is believed.

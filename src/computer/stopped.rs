@@ -35,11 +35,22 @@ pub fn writers(pod: &Pod) -> Writers {
         return Writers::Running;
     }
     match status.phase.as_deref() {
+        Some("Failed") if collected(pod).is_some() => Writers::Unknown(
+            "the pod garbage collector ended it, because its node is gone or out of service; its kubelet has not".to_owned(),
+        ),
         // Evicted or rejected before anything was started: there may be no container in the list at all.
         Some("Failed" | "Succeeded") => Writers::Stopped,
         _ if all.is_empty() => Writers::Unknown("its kubelet has not reported its containers".to_owned()),
         _ => Writers::Running,
     }
+}
+
+/// Since when the pod garbage collector, not the kubelet, says that a pod has failed: its Node object is gone or has the `out-of-service`
+/// taint. What it shows of containers is what the kubelet reported last; one in a crash loop may run again by now.
+pub fn collected(pod: &Pod) -> Option<Timestamp> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let by = conditions.iter().find(|c| c.type_ == "DisruptionTarget" && c.reason.as_deref() == Some("DeletionByPodGC"))?;
+    by.last_transition_time.as_ref().or(pod.metadata.deletion_timestamp.as_ref()).map(|at| at.0)
 }
 
 /// Whether a node's kubelet answers: it kills the containers of a pod that is no longer in the API.
@@ -94,6 +105,14 @@ mod tests {
             assert_eq!(of(phase, &[&ended, &waits]), Writers::Stopped);
             // Evicted before anything was started.
             assert_eq!(of(phase, &[]), Writers::Stopped);
+            // A phase that the pod garbage collector set: the last report was between two runs.
+            let mut collected =
+                pod(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"nodeName": "n", "containers": []},
+                "status": {"phase": phase, "containerStatuses": [waits], "conditions": [{"type": "DisruptionTarget", "status": "True",
+                    "reason": "DeletionByPodGC", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}));
+            assert_eq!(matches!(writers(&collected), Writers::Unknown(_)), phase == "Failed");
+            collected.status.as_mut().expect("a status").conditions = None;
+            assert_eq!(writers(&collected), Writers::Stopped);
             // A phase that somebody else set (the pod garbage collector, for a node that is gone) says nothing about containers.
             assert_eq!(of(phase, &[&ended, &runs]), Writers::Running);
         }

@@ -1,15 +1,19 @@
 //! The sweeper (S6): every few minutes it looks through the caches for what no event will ever mention again: records whose
 //! Computer vanished, and objects with our labels that no computer and no record answers for. The first are worked off from
-//! their record; the second are reported, never deleted: a label proves nothing (S5).
+//! their record; the second are reported, never deleted: a label proves nothing (S5). So are volumes that a provisioner made for a claim
+//! of ours after that claim was deleted: they never came into our care and carry no label.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use kube::{Resource, ResourceExt};
+use k8s_openapi::api::core::v1::PersistentVolume;
+use kube::api::Api;
+use kube::{Client, Resource, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::resources::{RecordPhase, UID_LABEL};
+use crate::resources::{ComputerRecord, RecordPhase, UID_LABEL};
 use crate::runtime::caches::Caches;
+use crate::runtime::client::list;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::queue::Queue;
 
@@ -56,18 +60,86 @@ fn unanswered<K: Resource>(objects: &[std::sync::Arc<K>], answered: &HashSet<Str
         .collect()
 }
 
+/// Namespace and name of a claim.
+type ClaimName = (String, String);
+
+/// Claims of released records of which no volume was ever known: their provisioning may have been under way when they were deleted.
+fn unprovisioned<'a>(records: impl Iterator<Item = &'a ComputerRecord>) -> HashSet<ClaimName> {
+    let claim = |r: &ComputerRecord| Some((r.spec.namespace.clone(), r.spec.state.children.claim_name.clone()?));
+    records.filter(|r| r.spec.state.phase == RecordPhase::Released && r.spec.state.children.volume.is_none()).filter_map(claim).collect()
+}
+
+/// Whether a volume was made for one of these claims, and stays. Their names are random and used once, so the name is proof enough for a
+/// report.
+fn made_for(volume: &PersistentVolume, claims: &HashSet<ClaimName>) -> bool {
+    let Some(spec) = volume.spec.as_ref().filter(|s| s.persistent_volume_reclaim_policy.as_deref() != Some("Delete")) else { return false };
+    let reference = spec.claim_ref.as_ref();
+    let name = reference.and_then(|r| Some((r.namespace.clone()?, r.name.clone()?)));
+    name.is_some_and(|name| claims.contains(&name))
+}
+
+/// Volumes that came to be too late, by name. They carry no label, so no cache has them: one list, and only while there is such a record.
+async fn too_late(client: &Client, caches: &Caches) -> Result<Vec<String>, crate::runtime::client::CallError> {
+    let records = caches.records.state();
+    let claims = unprovisioned(records.iter().map(AsRef::as_ref));
+    if claims.is_empty() {
+        return Ok(Vec::new());
+    }
+    list(&Api::<PersistentVolume>::all(client.clone()), PAGE, |v| made_for(&v, &claims).then(|| format!("/{}", v.name_any()))).await
+}
+
+/// Volumes in one page of a list.
+const PAGE: u32 = 250;
+
 /// Sweeps at the start and then at every interval until `stop`.
-pub async fn run(caches: Caches, queue: Queue, metrics: std::sync::Arc<Metrics>, stop: CancellationToken) {
+pub async fn run(client: Client, caches: Caches, queue: Queue, metrics: std::sync::Arc<Metrics>, stop: CancellationToken) {
     let mut timer = tokio::time::interval(INTERVAL);
+    let mut late = Vec::new();
     loop {
         tokio::select! { () = stop.cancelled() => return, _ = timer.tick() => {} }
-        let found = sweep(&caches);
+        match too_late(&client, &caches).await {
+            Ok(found) => late = found,
+            // What was found before is still reported.
+            Err(error) => tracing::warn!(%error, "the volumes were not listed; they are listed again at the next sweep"),
+        }
+        let mut found = sweep(&caches);
+        found.orphans.entry("PersistentVolume").or_default().extend(late.iter().cloned());
         found.unfinished.iter().for_each(|uid| queue.now(uid.clone()));
         for (kind, names) in &found.orphans {
             metrics.set_orphans(kind, names.len());
             if !names.is_empty() {
                 tracing::warn!(kind, count = names.len(), first = ?names.iter().take(5).collect::<Vec<_>>(), "objects with our label that no computer answers for; look at them and delete them by hand");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// S6: a CSI driver takes minutes, and the claim was deleted meanwhile. The volume comes to be `Released` and `Retain`, without our label.
+    #[test]
+    fn a_volume_that_is_provisioned_after_its_claim_is_gone_is_reported() {
+        let record = |phase: &str, volume: serde_json::Value| -> ComputerRecord {
+            let children = json!({"claimName": "home-1", "volume": volume});
+            let spec = json!({"namespace": "t", "computer": "c", "state": {"phase": phase, "children": children}});
+            serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": spec})).unwrap()
+        };
+        let volume = |namespace: &str, name: &str| -> PersistentVolume {
+            serde_json::from_value(
+                json!({"metadata": {"name": "pv"}, "spec": {"claimRef": {"namespace": namespace, "name": name, "uid": "gone"}}}),
+            )
+            .unwrap()
+        };
+        let known = json!({"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Retain"});
+        for (phase, of_record, late) in [("Released", json!(null), true), ("Deleting", json!(null), false), ("Released", known, false)] {
+            let claims = unprovisioned([record(phase, of_record)].iter());
+            assert_eq!(made_for(&volume("t", "home-1"), &claims), late, "{phase}");
+            assert!(!made_for(&volume("other", "home-1"), &claims) && !made_for(&volume("t", "data"), &claims));
         }
     }
 }

@@ -93,6 +93,9 @@ impl View {
                 if let Fact::Namespace(namespace) = &fact {
                     self.namespace_terminating = terminating(namespace);
                 }
+                if let Subject::LiveVolume { name } = &subject {
+                    self.facts.insert(Subject::volume(name), fact.clone());
+                }
                 self.facts.insert(subject, fact);
             }
             Effect::Computer(computer) => {

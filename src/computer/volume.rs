@@ -38,11 +38,53 @@ pub fn marked_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
         && volume.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION))
 }
 
+/// UID of another computer whose mark a volume carries. A computer whose `delete-volumes` step was skipped by an older version left its
+/// mark, and so does a restored backup. Its annotation says nothing about this computer.
+pub fn foreign_mark<'a>(volume: &'a PersistentVolume, computer_uid: &str) -> Option<&'a str> {
+    volume.metadata.labels.as_ref()?.get(UID_LABEL).map(String::as_str).filter(|uid| *uid != computer_uid)
+}
+
+/// What a user is told about a volume with such a mark.
+pub fn foreign_mark_message(name: &str, of: &str) -> String {
+    format!(
+        "PersistentVolume {name} carries the mark of another computer (UID {of}), so it cannot be protected for this one. If that computer is gone, \
+         remove the label {UID_LABEL} and the annotation {ORIGINAL_POLICY_ANNOTATION} from the volume"
+    )
+}
+
 /// The reclaim policy that the volume had before it came into our care.
 pub fn original_policy(volume: &PersistentVolume) -> String {
     let noted = volume.metadata.annotations.as_ref().and_then(|a| a.get(ORIGINAL_POLICY_ANNOTATION)).cloned();
     let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.clone());
     noted.or(policy).unwrap_or_else(|| "Retain".to_owned())
+}
+
+/// Tests that a volume is the one that was seen, and still refers to the very claim that was seen (S4, S5). A claimRef without a UID is
+/// compared as a whole: once the volume controller has completed it, the test fails.
+pub fn fence(volume: &PersistentVolume) -> Vec<Value> {
+    let reference = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
+    let holder = match reference {
+        Some(reference) if reference.uid.is_none() => json!({"op": "test", "path": "/spec/claimRef", "value": reference}),
+        _ => json!({"op": "test", "path": "/spec/claimRef/uid", "value": claim_ref_uid(volume)}),
+    };
+    vec![json!({"op": "test", "path": "/metadata/uid", "value": volume.metadata.uid}), holder]
+}
+
+/// Takes our marks off a volume that stays. Empty: it has none.
+pub fn unmark(volume: &PersistentVolume) -> Vec<Value> {
+    let escaped = |key: &str| key.replace('/', "~1");
+    let labels = volume.metadata.labels.as_ref();
+    let mut changes = Vec::new();
+    if labels.is_some_and(|l| l.contains_key(UID_LABEL)) {
+        changes.push(json!({"op": "remove", "path": format!("/metadata/labels/{}", escaped(UID_LABEL))}));
+        if labels.and_then(|l| l.get(MANAGED_BY_LABEL)).is_some_and(|by| by == MANAGER) {
+            changes.push(json!({"op": "remove", "path": format!("/metadata/labels/{}", escaped(MANAGED_BY_LABEL))}));
+        }
+    }
+    if volume.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION)) {
+        changes.push(json!({"op": "remove", "path": format!("/metadata/annotations/{}", escaped(ORIGINAL_POLICY_ANNOTATION))}));
+    }
+    changes
 }
 
 /// Sets a volume to `Retain` with our mark, fenced by its UID and by the claim that it is bound to.
@@ -52,14 +94,14 @@ pub fn retain_patch(volume: &PersistentVolume, computer_uid: &str) -> json_patch
     labels[MANAGED_BY_LABEL] = json!(MANAGER);
     let mut annotations = json!(volume.metadata.annotations.clone().unwrap_or_default());
     annotations[ORIGINAL_POLICY_ANNOTATION] = json!(original_policy(volume));
-    patch(&[
-        json!({"op": "test", "path": "/metadata/uid", "value": volume.metadata.uid}),
+    let mut operations = fence(volume);
+    operations.extend([
         json!({"op": "test", "path": "/metadata/resourceVersion", "value": volume.metadata.resource_version}),
-        json!({"op": "test", "path": "/spec/claimRef/uid", "value": claim_ref_uid(volume)}),
         json!({"op": "add", "path": "/spec/persistentVolumeReclaimPolicy", "value": "Retain"}),
         json!({"op": "add", "path": "/metadata/labels", "value": labels}),
         json!({"op": "add", "path": "/metadata/annotations", "value": annotations}),
-    ])
+    ]);
+    patch(&operations)
 }
 
 #[cfg(test)]

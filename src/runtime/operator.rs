@@ -108,7 +108,7 @@ impl Leader {
             ready = caches.ready() => ready.context("a watch ended")?,
         }
         tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled; reconciling");
-        tasks.spawn(sweep::run(caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
+        tasks.spawn(sweep::run(self.client.clone(), caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
         tasks.spawn(crate::class::run(self.client.clone(), self.settings.clone(), self.sources.clone(), stop.clone()));
         tasks.spawn(crate::apikey::run(self.client.clone(), self.settings.namespace.clone(), self.sources.clone(), stop.clone()));
         let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };

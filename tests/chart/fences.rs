@@ -210,6 +210,12 @@ fn made_at_home(server: &Server) {
     };
     refused("a claim of another name", create(&claim("home-1"), &[]), drawn);
     create(&claim(&format!("home-{CUSTODY}")), &["--dry-run=server"]).expect("a claim of custody");
+    // A home is reserved for its custody claim by name, so nobody else makes that claim, be he an editor here.
+    server.kubectl(&["create", "rolebinding", "anna", "--clusterrole=edit", "--user=anna", "-n", "ops"], "").unwrap();
+    let mut planted = claim(&format!("home-{CUSTODY}"));
+    planted["metadata"]["labels"] = json!({});
+    let anna = server.kubectl(&["create", "-f", "-", "--dry-run=server", "--as=anna"], &planted.to_string());
+    refused("an editor's custody claim", anna, "names that the operator draws");
     // The check of a class, whose account lives elsewhere or nowhere.
     let check = |namespace: &str, prefix: &str| {
         let mut pod = pod(namespace, "", "default");
@@ -338,7 +344,7 @@ fn volumes(server: &Server) {
         "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "csi": {"driver": "disk.example", "volumeHandle": "l"}}});
     server.kubectl(&["create", "-f", "-"], &loose.to_string()).unwrap();
     let patch = |name: &str, patch: Value| server.kubectl(&["patch", "pv", name, OPERATOR, "--type=merge", "-p", &patch.to_string()], "");
-    let marked = |policy: &str, original: &str| json!({"metadata": {"labels": {(UID): "u"}, "annotations": {(ORIGINAL): original}}, "spec": {"persistentVolumeReclaimPolicy": policy}});
+    let marked = |policy: &str, original: &str| json!({"metadata": {"labels": {(UID): CUSTODY}, "annotations": {(ORIGINAL): original}}, "spec": {"persistentVolumeReclaimPolicy": policy}});
     let claim = |namespace: &str, name: &str| json!({"spec": {"claimRef": {"namespace": namespace, "name": name, "uid": "other", "resourceVersion": null}}});
     refused("no mark", patch("home", json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})), "comes into the operator's care with");
     refused("another policy noted", patch("home", marked("Retain", "Retain")), "comes into the operator's care with");
@@ -362,8 +368,21 @@ fn volumes(server: &Server) {
     ] {
         refused(what, patch("home", change), message);
     }
+    // Reserved for its custody claim, which does not exist yet; and put back, should that never be made.
+    let by_name = |namespace: &str, name: &str| json!({"spec": {"claimRef": {"namespace": namespace, "name": name, "uid": null, "resourceVersion": null}}});
+    let other = "home-22222222-2222-3333-4444-555555555555";
+    for (namespace, name) in
+        [("team", home.as_str()), ("team", custody.as_str()), ("default", custody.as_str()), ("ops", other), ("ops", &home)]
+    {
+        refused(name, patch("home", by_name(namespace, name)), "bound volumes only");
+    }
+    patch("home", by_name("ops", &custody)).expect("reserved for custody");
+    patch("home", json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})).expect("a volume that is reserved is kept");
     patch("home", claim("ops", &custody)).expect("custody");
     patch("home", json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}})).expect("the original policy");
+    // An override keeps the volume: our marks go, all of them.
+    patch("home", json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})).expect("kept");
+    patch("home", json!({"metadata": {"labels": {(UID): null}, "annotations": {(ORIGINAL): null}}})).expect("without our marks");
     for (name, claim) in theirs {
         refused(claim, patch(name, marked("Retain", "Delete")), "volumes of homes only");
     }

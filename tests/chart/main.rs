@@ -2,6 +2,7 @@
 //! other are refused, and a real API server takes every object. Needs Go, not root.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod binding;
 mod drift;
 mod fences;
 mod policies;

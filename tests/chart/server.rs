@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use xtask::chart::{self, Helm};
 use xtask::cluster::{Cluster, Options, Profile};
 
-use crate::{SERVED, fences, flags, id, objects, policies, upgrades};
+use crate::{SERVED, binding, fences, flags, id, objects, policies, upgrades};
 
 pub struct Server {
     kubectl: PathBuf,
@@ -87,6 +87,7 @@ async fn a_real_api_server_takes_it() {
     upgrades::between_stores(&server, &helm);
     policies::hold(&server, &helm);
     fences::hold(&server);
+    binding::order(&server);
 }
 
 fn every_object_is_accepted(server: &Server, helm: &Helm) {

@@ -7,6 +7,7 @@ mod deletion;
 mod disruption;
 mod harness;
 mod operators;
+mod pace;
 mod requests;
 mod rights;
 mod tenants;
@@ -32,7 +33,7 @@ async fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let names = Names::asked();
     let shared = names.chosen([deletion::all(), archives::all(), tenants::all(), rights::all()]);
-    let serial = names.chosen([disruption::all(), requests::all()]);
+    let serial = names.chosen([disruption::all(), requests::all(), pace::all()]);
     if let Some(obstacle) = xtask::node::obstacle() {
         let why = format!("no real node can run here: {obstacle}");
         return scenarios::skipped(shared.iter().chain(&serial).map(|(name, _)| *name), &why);

@@ -15,6 +15,9 @@ use crate::observer::Observer;
 /// A pass that was under way when its replica was told of the deletion has this long to end: S8 counts from there.
 const PASS: Duration = Duration::from_secs(20);
 
+/// What an admin did so long ago has been seen by every operator that is up.
+const SEEN: Duration = Duration::from_secs(2);
+
 pub fn record(state: &State, computer: &str) -> Option<ComputerRecord> {
     serde_json::from_value((**state.get("computerrecords", SYSTEM, computer)?).clone()).ok()
 }
@@ -31,7 +34,10 @@ pub fn of_operator(observer: &mut Observer, state: &State, change: &Change) {
     match change.kind {
         "computers" => computer(observer, state, change),
         "computerrecords" => of_record(observer, change),
-        "pods" | "persistentvolumeclaims" | "secrets" => child(observer, state, change),
+        "pods" | "persistentvolumeclaims" | "secrets" => {
+            child(observer, state, change);
+            unprotected(observer, state, change);
+        }
         "persistentvolumes" => volume(observer, state, change),
         "computerclasses" | "deletionoverrides" | "sessions" | "events" | "leases" => {}
         other => observer.violation(format!("S5: the operator changed something of kind {other}: {}", name(change.object()))),
@@ -212,6 +218,24 @@ fn child(observer: &mut Observer, state: &State, change: &Change) {
     }
 }
 
+/// S1: a home's claim is deleted only while its volume is kept without it.
+fn unprotected(observer: &mut Observer, state: &State, change: &Change) {
+    let object = change.object();
+    let began = change.before.as_deref().is_some_and(|b| !deleting(b));
+    if change.kind != "persistentvolumeclaims" || namespace(object) == SYSTEM || !began {
+        return;
+    }
+    let of_claim = |v: &&std::sync::Arc<Value>| {
+        text(v, "/spec/claimRef/uid") == Some(uid(object)) && text(v, "/spec/persistentVolumeReclaimPolicy") == Some("Delete")
+    };
+    let Some(volume) = state.all("persistentvolumes").find(of_claim).map(|v| uid(v).to_owned()) else { return };
+    let seen = observer.reset.get(&volume).is_some_and(|at| at.elapsed() > SEEN);
+    let wanted = observer.owner(uid(object)).and_then(|of| observer.fates.get(of)).is_some_and(|f| f.promised.archive != "None");
+    if seen && wanted && observer.wanted == 0 {
+        observer.violation(format!("S1: the claim {} was deleted although the policy of its volume was set to Delete", name(object)));
+    }
+}
+
 /// S1: an archive pod is told to archive what the class names, of this computer.
 fn told_to_archive(observer: &mut Observer, pod: &Value, of: &str) {
     let env = pod.pointer("/spec/containers/0/env").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -255,7 +279,12 @@ fn volume(observer: &mut Observer, state: &State, change: &Change) {
         }
     }
     let next = text(after, "/spec/claimRef/uid").unwrap_or_default();
-    if next != holder && !observer.owns(next) {
+    let custody = text(before, "/metadata/labels/computer-operator.dev~1computer-uid").map(|of| format!("home-{of}"));
+    // Without a UID the name must be that of the custody claim of this very computer, where nobody else makes claims.
+    let reserved = next.is_empty()
+        && text(after, "/spec/claimRef/namespace") == Some(SYSTEM)
+        && text(after, "/spec/claimRef/name").map(str::to_owned) == custody;
+    if next != holder && !observer.owns(next) && !reserved {
         observer.violation(format!("S5: volume {} was given to claim {next}, which is not ours", name(after)));
     }
 }
@@ -264,6 +293,11 @@ fn volume(observer: &mut Observer, state: &State, change: &Change) {
 pub fn destroyed(observer: &mut Observer, state: &State, volume: &Value) {
     let Some(disk) = state.disks.get(uid(volume)) else { return };
     let Some(of) = &disk.computer else { return };
+    // An admin may do that. What counts is that no operator that had the time to see it went on.
+    if observer.reset.get(uid(volume)).is_some_and(|at| at.elapsed() < SEEN || observer.wanted > 0) {
+        observer.lost.insert(uid(volume).to_owned());
+        return;
+    }
     let holder = text(volume, "/spec/claimRef/uid").unwrap_or_default();
     let protected = observer.fates.get(of).is_some_and(|f| f.was_live) || observer.claim_was_deleted_by_us(holder);
     let wanted = observer.fates.get(of).is_none_or(|f| f.promised.archive != "None");

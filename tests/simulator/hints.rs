@@ -16,7 +16,7 @@ const fn tooth(guard: Guard, about: &'static str, hint: &'static str) -> Tooth {
 
 const MANAGED: &str = r#"{"life":"Managed","leaders":1,"seed":1}"#;
 
-pub static TEETH: [Tooth; 31] = [
+pub static TEETH: [Tooth; 32] = [
     tooth(
         Guard::DeletePrecondition,
         "Every delete names the UID that it is meant for",
@@ -123,5 +123,10 @@ pub static TEETH: [Tooth; 31] = [
         Guard::QuietCheck,
         "A look at the archive is not told as a step that goes on",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":68,"side":"After","act":{"Do":"LoseNode"}}]}"#,
+    ),
+    tooth(
+        Guard::StillRetained,
+        "A volume is still Retain when its claim is deleted",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":24,"side":"After","act":{"Do":"ResetPolicy"}}]}"#,
     ),
 ];

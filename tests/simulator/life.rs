@@ -140,7 +140,10 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
 /// Whether a deletion stands still because the store has lost what it took: nothing may be destroyed, so an admin must decide. Its
 /// Computer says so; a namespace that was handed off has none any more, there an alert does.
 fn damaged(state: &State) -> bool {
-    let said = |c: &std::sync::Arc<Value>| c["status"]["conditions"].to_string().contains("ArchiveDamaged");
+    let said = |c: &std::sync::Arc<Value>| {
+        let conditions = c["status"]["conditions"].to_string();
+        conditions.contains("ArchiveDamaged") || (conditions.contains("VolumeLost") && !state.observer.lost.is_empty())
+    };
     let handed_off = |of: &String| {
         let deletion = record(state, of).and_then(|r| r.spec.state.deletion);
         state.observer.damaged(of) && deletion.is_some_and(|d| d.handed_off && d.receipt.is_none())
@@ -228,7 +231,8 @@ pub fn end_state(state: &State) -> Vec<String> {
             wrong.push(format!("S2: the key of {of} is {:?}", record.spec.state.credential));
         }
         wrong.extend(receipt(&state.observer, state, of).map(|why| format!("S3: {of} is over, and {why}")));
-        for (volume, disk) in state.disks.iter().filter(|(_, d)| d.computer.as_ref() == Some(of)) {
+        let lost = |volume: &String| state.observer.lost.contains(volume);
+        for (volume, disk) in state.disks.iter().filter(|(v, d)| d.computer.as_ref() == Some(of) && !lost(v)) {
             let there = state.by_uid("persistentvolumes", volume);
             let kept = |v: &Value| text(v, "/spec/persistentVolumeReclaimPolicy") == Some("Retain") && label(v, UID_LABEL).is_none();
             match there {

@@ -14,6 +14,7 @@ mod matrix;
 mod model;
 mod moves;
 mod observer;
+mod pace;
 mod regressions;
 mod replica;
 mod run;

@@ -219,6 +219,14 @@ pub fn budget(case: &Case, outcome: &Outcome, references: &[Reference]) -> Vec<S
     if outcome.requests > crate::life::STORM && outcome.wrong.is_empty() {
         wrong.push(format!("L6: a storm: {} requests", outcome.requests));
     }
+    if case.faults.is_empty() && case.lag == 0 && case.life != Life::Override {
+        wrong.extend(outcome.idle.iter().cloned());
+    }
+    // A cache that is behind is no reason to ask again for what was granted.
+    let behind_only = case.faults.iter().all(|f| matches!(f.act, Act::Hold { .. } | Act::Cut { .. }));
+    if behind_only && case.leaders == 1 {
+        wrong.extend(outcome.repeated.iter().map(|(what, n)| format!("L6: {what} was being deleted and was deleted {n} times more")));
+    }
     let by_tenant = case.faults.iter().any(|f| match &f.act {
         Act::Do(_) => true,
         Act::Crash { moves, .. } => !moves.is_empty(),

@@ -55,10 +55,12 @@ pub enum Move {
     Impersonate,
     /// The store loses an object as soon as its manifest is there.
     LoseObject,
+    /// An admin's `GitOps` tool sets the reclaim policy of all volumes back to what its repository says.
+    ResetPolicy,
 }
 
 impl Move {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Delete,
         Self::DeleteForeground,
         Self::DeleteOrphan,
@@ -78,6 +80,7 @@ impl Move {
         Self::WreckCustody,
         Self::Impersonate,
         Self::LoseObject,
+        Self::ResetPolicy,
     ];
 }
 
@@ -138,6 +141,7 @@ fn simple(state: &mut State, what: Move) {
         Move::Suspend => suspend(state, true),
         Move::Resume => suspend(state, false),
         Move::WreckCustody => wreck(state),
+        Move::ResetPolicy => reset_policy(state),
         Move::Recreate | Move::LoseNode | Move::Impersonate | Move::LoseObject => {}
     }
 }
@@ -247,6 +251,14 @@ pub fn uproot(state: &mut State) {
         for object in in_team(state, kind).into_iter().filter(|v| v["metadata"]["annotations"]["planted"] == "yes") {
             let _ = state.delete(Actor::Tenant, kind, TEAM, name(&object), &DeleteOptions::default());
         }
+    }
+}
+
+fn reset_policy(state: &mut State) {
+    let names: Vec<String> = state.all("persistentvolumes").map(|v| name(v).to_owned()).collect();
+    let patch = json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}});
+    for called in names {
+        let _ = state.merge_patch(Actor::Admin, ("persistentvolumes", "", &called), &patch, Part::Main);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The observer: looks at every change at the moment it is made, and says which promise it breaks. It knows the truth (what was
 //! created by whom, what runs, what was written), not what the operator believes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,6 +92,13 @@ pub struct Observer {
     pub writes: usize,
     /// Claims whose deletion an operator asked for.
     claims_deleted: Vec<String>,
+    /// Volumes, by UID, whose policy an admin set to `Delete`, and when.
+    pub reset: BTreeMap<String, Instant>,
+    /// Volumes that an admin's policy destroyed before any operator could know of it.
+    pub lost: BTreeSet<String>,
+    /// UIDs that an operator has asked to be deleted, and what it asked for more than once.
+    asked: BTreeSet<String>,
+    pub repeated: BTreeMap<String, usize>,
     store: Option<Arc<InMemory>>,
     /// The store loses the objects of every archive that is complete.
     pub lossy: bool,
@@ -159,6 +166,13 @@ impl Observer {
     /// Whether a manifest is there whose objects the store has lost.
     pub fn damaged(&self, computer: &str) -> bool {
         self.lossy && self.in_store(&manifest_key(computer)).is_some() && self.archive(computer).is_none()
+    }
+
+    /// An operator has asked for a deletion, with success.
+    pub fn asked_to_delete(&mut self, object: &str, what: String) {
+        if !self.asked.insert(object.to_owned()) {
+            *self.repeated.entry(what).or_default() += 1;
+        }
     }
 
     /// A replica was answered that there is no such object.
@@ -252,6 +266,9 @@ impl Observer {
             if held && !change.after.as_deref().is_some_and(holds) && !change.actor.is_operator() {
                 fate.stripped = true;
             }
+        }
+        if change.kind == "persistentvolumes" && change.actor == Actor::Admin {
+            self.reset.insert(uid(object).to_owned(), Instant::now());
         }
         if change.kind == "namespaces" && (change.after.is_none() || deleting(object)) {
             for fate in self.fates.values_mut().filter(|f| f.namespace == name(object)) {

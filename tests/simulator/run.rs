@@ -53,6 +53,10 @@ pub struct Outcome {
     pub changes: usize,
     pub simulated: Duration,
     pub story: Vec<String>,
+    /// What the deletion waited for although nothing was to come.
+    pub idle: Vec<String>,
+    /// What operators asked to be deleted again.
+    pub repeated: BTreeMap<String, usize>,
 }
 
 thread_local! {
@@ -93,7 +97,7 @@ pub fn run(case: &Case) -> Outcome {
             tokio::spawn(replica::run(world.clone(), n, 8));
         }
         let wrong = life::live(&world, case.life).await;
-        let outcome = outcome(&world, wrong);
+        let outcome = outcome(&world, case.life, wrong);
         world.end();
         outcome
     });
@@ -102,7 +106,7 @@ pub fn run(case: &Case) -> Outcome {
 }
 
 /// What was seen on the way comes before what is wrong at the end.
-fn outcome(world: &World, at_the_end: Vec<String>) -> Outcome {
+fn outcome(world: &World, life: Life, at_the_end: Vec<String>) -> Outcome {
     world.with(|s| {
         let wrong = s.observer.violations().iter().cloned().chain(at_the_end).collect();
         Outcome {
@@ -113,6 +117,8 @@ fn outcome(world: &World, at_the_end: Vec<String>) -> Outcome {
             changes: s.log.len(),
             simulated: world.elapsed(),
             story: world.whole_story(),
+            idle: crate::pace::idle(s, life),
+            repeated: s.observer.repeated.clone(),
         }
     })
 }

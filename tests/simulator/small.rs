@@ -19,6 +19,8 @@ pub use requests::perform;
 pub const OLD: &str = "old";
 const NEW: &str = "new";
 const OWN: &str = "operator";
+/// In the place of a claim's UID.
+const SEEN: &str = "seen";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Life {
@@ -61,7 +63,7 @@ pub struct Core {
     machine: Machine,
     claim: Life,
     secret: bool,
-    /// Claim UID and policy of the volume.
+    /// Claim UID and policy of the volume. No UID: it is reserved for the custody claim; [`SEEN`]: and the volume controller knows.
     volume: Option<(String, String)>,
     custody: Life,
     packer: Packer,
@@ -156,7 +158,13 @@ impl Core {
     }
 
     fn reclaim(&mut self) {
-        let Some((holder, policy)) = &self.volume else { return };
+        let Some((holder, policy)) = &mut self.volume else { return };
+        if holder.is_empty() || holder == SEEN {
+            // A volume that is reserved is bound when its claim is there, and never reclaimed.
+            let next = if holder.is_empty() || self.custody == Life::Gone { SEEN } else { "custody-uid" };
+            next.clone_into(holder);
+            return;
+        }
         let held = (holder == "home-uid" && self.claim != Life::Gone) || (holder == "custody-uid" && self.custody != Life::Gone);
         if !held && policy == "Delete" {
             if !self.manifest {
@@ -223,9 +231,15 @@ impl Core {
     fn typed_volume(&self) -> Option<PersistentVolume> {
         let (holder, policy) = self.volume.as_ref()?;
         let (name, namespace) = if holder == "home-uid" { ("home".to_owned(), "t") } else { (format!("home-{OLD}"), OWN) };
+        let reserved = holder.is_empty() || holder == SEEN;
+        let phase = if holder == SEEN { "Available" } else { "Bound" };
+        let mut reference = json!({"namespace": namespace, "name": name});
+        if !reserved {
+            reference["uid"] = json!(holder);
+        }
         Some(from(
             json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1", "labels": {UID_LABEL: OLD, MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: "Delete"}},
-            "spec": {"persistentVolumeReclaimPolicy": policy, "claimRef": {"uid": holder, "namespace": namespace, "name": name}, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}),
+            "spec": {"persistentVolumeReclaimPolicy": policy, "claimRef": reference, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}, "status": {"phase": phase}}),
         ))
     }
 
@@ -236,7 +250,7 @@ impl Core {
             Subject::Pod { namespace, .. } => pod(if namespace == OWN { self.typed_packer() } else { self.typed_pod() }),
             Subject::Claim { namespace, .. } => claim(self.typed_claim(namespace != OWN)),
             Subject::Secret { .. } if self.secret => Fact::Uid("key-uid".to_owned()),
-            Subject::Volume { .. } => self.typed_volume().map_or(Fact::Gone, |v| Fact::Volume(Box::new(v))),
+            Subject::Volume { .. } | Subject::LiveVolume { .. } => self.typed_volume().map_or(Fact::Gone, |v| Fact::Volume(Box::new(v))),
             Subject::Node { name } => Fact::Node(Box::new(from(
                 json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
             ))),

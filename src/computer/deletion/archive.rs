@@ -152,7 +152,7 @@ fn pod(context: &Context<'_>) -> State {
         return record_attempt(context, attempt, pod.metadata.uid.clone());
     }
     if pod.metadata.deletion_timestamp.is_some() {
-        return State::wait(15);
+        return super::volumes::archive_pod(context, &subject, pod);
     }
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
         Some("Succeeded" | "Failed") => ended(context, pod, attempt, subject),

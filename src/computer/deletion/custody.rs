@@ -2,6 +2,19 @@
 //! reads it. Works the same in a terminating namespace, where nothing can be created.
 //!
 //! Only a volume whose `claimRef.uid` is the recorded claim's is ever taken (S5).
+//!
+//! The order decides how long the binding takes. The volume controller looks at a claim when the claim changes. A claim that is created
+//! while its volume still names another one is refused (`FailedBinding`), and is looked at again at the controller's next resync only, up
+//! to 15 s later. So the volume is first reserved for the claim by namespace and name, without a UID. The controller answers with phase
+//! `Available`, which proves that it has seen the reservation. Then the claim is created and bound at once. Creating the claim first and
+//! touching it after the patch would bind as fast, but needs one write more and the right to change claims.
+//!
+//! While the reservation has no UID, any claim of that name in the operator's namespace would be bound. The fence holds all the same:
+//! - Only the operator and cluster admins may create claims in that namespace. The policy `names` reserves the name for the operator
+//!   besides; without policies RBAC stays, as it always was: whoever could create that claim first was given the volume in any order.
+//! - The reservation itself is fenced by the volume's UID, by the UID of the claim that held it, and by our marks and `Retain`. A leader
+//!   with an old view cannot reserve a volume whose policy has been put back.
+//! - A volume without a UID in its `claimRef` is never reclaimed, whatever its policy says. `delete-volumes` puts a UID in again.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +27,7 @@ use crate::computer::action::{Action, Object, Subject};
 use crate::computer::pod::literal;
 use crate::computer::view::View;
 use crate::computer::volume;
+use crate::guards::{self, Guard};
 use crate::resources::{
     COMPONENT_LABEL, ComputerRecord, IMAGE_ANNOTATION, MANAGED_BY_LABEL, MANAGER, SkippableStep, UID_LABEL, UNREADABLE_ANNOTATION,
 };
@@ -23,21 +37,28 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
     let (view, record) = (context.view, context.record);
     let recorded = record.spec.state.children.volume.as_ref()?;
     let Some(found) = view.volume(&recorded.name) else { return Some(State::act(Action::Read(Subject::volume(&recorded.name)))) };
-    let Some(pv) = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid)) else {
-        return Some(State::blocked(
-            "VolumeLost",
-            format!(
-                "volume {} does not exist any more: nothing can be archived. Create a DeletionOverride that skips archive-sessions",
-                recorded.name
-            ),
-            60,
-        ));
-    };
+    let Some(pv) = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid)) else { return Some(lost(&recorded.name)) };
+    if !(held_by_home(record, pv) || refers_to_custody(view, pv)) {
+        return Some(taken_by_another(&recorded.name, pv));
+    }
+    // The custody claim may be deleted by mistake: then, too, nothing but the policy keeps the home.
+    if let Some(state) = super::stop::retain(context, &recorded.name, pv).filter(|_| guards::on(Guard::StillRetained)) {
+        return Some(state);
+    }
     let name = view.custody_claim_name();
     let subject = Subject::claim(&view.settings.namespace, &name);
     let Some(claim) = view.claim(&view.settings.namespace, &name) else { return Some(State::act(Action::Read(subject))) };
+    let holder = volume::claim_ref_uid(pv);
+    let patch = |patch| Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }));
     let Some(claim) = claim else {
-        return Some(State::act(Action::Create(Object::Claim(Box::new(custody_claim(view, pv))))));
+        let available = pv.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Available");
+        return match holder {
+            Some(_) => patch(reserve_patch(pv, view)),
+            None if !available => {
+                Some(unbound(context, &recorded.name, "has not taken in yet that the volume is reserved for the archive"))
+            }
+            None => Some(State::act(Action::Create(Object::Claim(Box::new(custody_claim(view, pv)))))),
+        };
     };
     if claim.metadata.deletion_timestamp.is_some() {
         return Some(State::blocked(
@@ -47,25 +68,51 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
         ));
     }
     let custody_uid = claim.metadata.uid.as_deref()?;
-    let holder = volume::claim_ref_uid(pv);
-    if holder == Some(custody_uid) {
+    if holder.is_none() || holder == Some(custody_uid) {
         // A pod on a claim that is not bound yet would sit out the scheduler's backoff.
-        let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-        return (!bound).then(|| State::wait(15));
+        let bound = holder.is_some() && claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
+        return (!bound).then(|| unbound(context, &recorded.name, "has not bound the volume to the archive's claim yet"));
     }
-    if holder.is_none() || !(held_by_home(record, pv) || refers_to_custody(view, pv)) {
-        return Some(State::blocked(
-            "VolumeTaken",
-            format!(
-                "volume {} now belongs to another claim (UID {}): it is left alone. Create a DeletionOverride that skips archive-sessions and delete-volumes",
-                recorded.name,
-                holder.unwrap_or("none")
-            ),
-            60,
-        ));
+    // A claim of before a disturbance: it waits for the controller's resync.
+    patch(claim_ref_patch(pv, &view.settings.namespace, &name, custody_uid))
+}
+
+fn lost(name: &str) -> State {
+    State::blocked(
+        "VolumeLost",
+        format!("volume {name} does not exist any more: nothing can be archived. Create a DeletionOverride that skips archive-sessions"),
+        60,
+    )
+}
+
+fn taken_by_another(name: &str, pv: &PersistentVolume) -> State {
+    let holder = volume::claim_ref_uid(pv).unwrap_or("none");
+    State::blocked(
+        "VolumeTaken",
+        format!(
+            "volume {name} now belongs to another claim (UID {holder}): it is left alone. Create a DeletionOverride that skips archive-sessions and delete-volumes"
+        ),
+        60,
+    )
+}
+
+/// Seconds that the volume controller may take before that is shown.
+const BIND_SECONDS: i64 = 60;
+
+/// A wait for the volume controller, which is shown when it takes long.
+fn unbound(context: &Context<'_>, volume: &str, what: &str) -> State {
+    if !context.overdue("archive-sessions", BIND_SECONDS) {
+        return State::wait(15);
     }
-    let patch = claim_ref_patch(pv, &view.settings.namespace, &name, custody_uid);
-    Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }))
+    let (namespace, claim) = (&context.view.settings.namespace, context.view.custody_claim_name());
+    State::blocked(
+        "CustodyNotBound",
+        format!(
+            "kube-controller-manager {what} (PersistentVolume {volume}, PersistentVolumeClaim {namespace}/{claim}). Check that it is running, and \
+             see `kubectl describe pv {volume}` and `kubectl describe pvc -n {namespace} {claim}`"
+        ),
+        15,
+    )
 }
 
 /// Whether the volume stands in our custody, as far as this pass has seen, and the record says so.
@@ -81,7 +128,7 @@ pub(super) fn claim_uid(view: &View) -> Option<String> {
 }
 
 /// Whether the volume's `claimRef` has the UID of the home's claim, or of the one before it: the present one may not hold it yet.
-pub(super) fn held_by_home(record: &ComputerRecord, pv: &PersistentVolume) -> bool {
+pub fn held_by_home(record: &ComputerRecord, pv: &PersistentVolume) -> bool {
     let children = &record.spec.state.children;
     let former = children.volume.as_ref().and_then(|v| v.former_claim_uid.as_deref());
     let holder = volume::claim_ref_uid(pv);
@@ -98,11 +145,23 @@ pub(super) fn refers_to_custody(view: &View, pv: &PersistentVolume) -> bool {
 /// Points a volume at another claim, fenced by the volume's UID and by its present holder.
 pub fn claim_ref_patch(pv: &PersistentVolume, namespace: &str, name: &str, claim_uid: &str) -> json_patch::Patch {
     let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name, "uid": claim_uid});
-    volume::patch(&[
-        json!({"op": "test", "path": "/metadata/uid", "value": pv.metadata.uid}),
-        json!({"op": "test", "path": "/spec/claimRef/uid", "value": volume::claim_ref_uid(pv)}),
+    let mut operations = volume::fence(pv);
+    operations.push(json!({"op": "replace", "path": "/spec/claimRef", "value": reference}));
+    volume::patch(&operations)
+}
+
+/// Reserves a volume for the custody claim that is still to be created: its claimRef has no UID yet. Fenced by our mark and `Retain`, too:
+/// a volume whose policy was put back is on its way out, and a leader with an old view must not hold it.
+fn reserve_patch(pv: &PersistentVolume, view: &View) -> json_patch::Patch {
+    let (namespace, name) = (&view.settings.namespace, view.custody_claim_name());
+    let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name});
+    let mut operations = volume::fence(pv);
+    operations.extend([
+        json!({"op": "test", "path": format!("/metadata/labels/{}", UID_LABEL.replace('/', "~1")), "value": view.uid}),
+        json!({"op": "test", "path": "/spec/persistentVolumeReclaimPolicy", "value": "Retain"}),
         json!({"op": "replace", "path": "/spec/claimRef", "value": reference}),
-    ])
+    ]);
+    volume::patch(&operations)
 }
 
 fn labels(view: &View, component: &str) -> BTreeMap<String, String> {

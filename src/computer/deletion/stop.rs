@@ -3,12 +3,13 @@
 //! The claim goes first, so that the scheduler refuses new pods on it; then the pods. "Stopped" means that every container has
 //! reported that it terminated, which our pods' finalizer lets us see even after a forced deletion.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Fact, Subject};
-use crate::computer::stopped::{Writers, answers, overstays, remove_finalizer_patch, writers};
+use crate::computer::stopped::{Writers, answers, collected, overstays, remove_finalizer_patch, writers};
 use crate::computer::volume::{self, retain_patch};
 use crate::guards::{self, Guard};
 use crate::resources::{POD_FINALIZER, PodRecord, Provider, SkippableStep, VolumeRecord};
@@ -18,6 +19,13 @@ const ORPHAN_KILL_SECONDS: i64 = 60;
 
 /// Seconds that a volume may take to be detached before that is told.
 const DETACH_SECONDS: i64 = 30;
+/// Seconds between two looks at the attachments until then. No watch shows them.
+const DETACH_POLL: u64 = 2;
+
+/// Seconds that a claim may take to go once its pods are gone, before anybody else's pods are looked for.
+const CLAIM_SECONDS: i64 = 3;
+/// Seconds after which such a claim is looked at less often.
+const CLAIM_LATE_SECONDS: i64 = 15;
 
 pub(super) fn step(context: &Context<'_>) -> State {
     if context.record.spec.provider == Provider::BYOM {
@@ -66,11 +74,58 @@ fn home_claim<'a>(context: &Context<'a>) -> Result<Option<&'a PersistentVolumeCl
     }
     match ours {
         Some(claim) if claim.metadata.deletion_timestamp.is_none() => {
+            still_retained(context)?;
             let uid = claim.metadata.uid.clone().unwrap_or_default();
             Err(State::act(Action::Delete { subject: Subject::claim(namespace, name), uid }))
         }
         other => Ok(other),
     }
+}
+
+/// The recorded volume is `Retain` at this moment, by a live read. `Err`: it is not, or cannot be saved. Somebody may have set its policy
+/// back since it was protected (a `GitOps` tool, say), and deleting its claim would then destroy the home before it is archived (S1).
+fn still_retained(context: &Context<'_>) -> Result<(), State> {
+    let Some(recorded) = &context.record.spec.state.children.volume else { return Ok(()) };
+    // Once the archive is decided, the volume may have its own policy back, or be gone.
+    let decided = context.deletion().is_some_and(|d| d.archive.is_some()) || context.finished("archive-sessions").is_some();
+    if decided || !guards::on(Guard::StillRetained) {
+        return Ok(());
+    }
+    let subject = Subject::LiveVolume { name: recorded.name.clone() };
+    let found = match context.view.facts.get(&subject) {
+        None => return Err(State::act(Action::Read(subject))),
+        Some(Fact::Volume(_)) => context.view.volume(&recorded.name).flatten(),
+        Some(_) => None,
+    };
+    let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
+    let Some(pv) =
+        ours.filter(|pv| super::custody::held_by_home(context.record, pv) || super::custody::refers_to_custody(context.view, pv))
+    else {
+        return Ok(());
+    };
+    if pv.metadata.deletion_timestamp.is_some() && context.view.skipped(SkippableStep::ArchiveSessions).is_none() {
+        return Err(State::blocked(
+            "VolumeBeingDeleted",
+            format!(
+                "PersistentVolume {} is being deleted, and only its claim keeps it: going on would destroy the home before it is archived, and a \
+                 deletion cannot be taken back. Save the home by hand, then create a DeletionOverride that skips archive-sessions",
+                recorded.name
+            ),
+            60,
+        ));
+    }
+    retain(context, &recorded.name, pv).map_or(Ok(()), Err)
+}
+
+/// Sets a volume to `Retain` under our mark. `None`: it is.
+pub(super) fn retain(context: &Context<'_>, name: &str, pv: &PersistentVolume) -> Option<State> {
+    if volume::retained_for(pv, &context.view.uid) {
+        return None;
+    }
+    if let Some(of) = volume::foreign_mark(pv, &context.view.uid) {
+        return Some(State::blocked("VolumeMarked", volume::foreign_mark_message(name, of), 60));
+    }
+    Some(State::act(Action::Patch { subject: Subject::volume(name), patch: retain_patch(pv, &context.view.uid) }))
 }
 
 /// A volume that only a status has named (see `record::recover`) is ours if it says so itself; otherwise it is taken off the record.
@@ -95,9 +150,8 @@ fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Resu
     // The namespace counts, too: the UID may come from a status that a tenant wrote.
     let here = |pv: &&PersistentVolume| volume::claim_ref_namespace(pv) == Some(&context.record.spec.namespace);
     let Some(pv) = found.filter(|pv| volume::claim_ref_uid(pv) == Some(claim_uid)).filter(here) else { return Ok(()) };
-    if !volume::retained_for(pv, &context.view.uid) {
-        let patch = retain_patch(pv, &context.view.uid);
-        return Err(State::act(Action::Patch { subject: Subject::volume(&name), patch }));
+    if let Some(state) = retain(context, &name, pv) {
+        return Err(state);
     }
     let recorded = VolumeRecord {
         name,
@@ -130,8 +184,16 @@ fn stop(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
 fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: Subject) -> State {
     let skipped = context.view.skipped(SkippableStep::StopPods).is_some();
     let late = context.overdue("stop-pods", context.record.spec.snapshot.deadlines.stop_pods_seconds);
+    let collected = collected(pod).filter(|_| !skipped);
     match writers(pod) {
         Writers::Stopped => {}
+        // The kubelet will not say any more: the node decides, as for a pod that is gone.
+        _ if collected.is_some() => {
+            let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+            if let Some(state) = collected.and_then(|since| node_lets_go(context, recorded, node, since)) {
+                return state;
+            }
+        }
         _ if skipped || !guards::on(Guard::WritersStopped) => {}
         Writers::Running if !late => return State::wait(15),
         Writers::Running => return State::blocked("PodStillRunning", still_running(&subject, pod, "its containers still run"), 15),
@@ -147,6 +209,10 @@ fn terminating(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: 
         });
     }
     let held = pod.metadata.finalizers.iter().flatten().any(|f| f == POD_FINALIZER);
+    // Without this finalizer the pod goes, and with it the last that keeps a claim which is being deleted.
+    if let Some(state) = Some(context).filter(|_| held).and_then(|context| still_retained(context).err()) {
+        return state;
+    }
     match remove_finalizer_patch(pod).filter(|_| held) {
         Some(patch) => State::act(Action::Patch { subject, patch }),
         None => match foreign_finalizers(&pod.metadata, &[]) {
@@ -192,18 +258,25 @@ fn vanished(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
             }
         }));
     };
-    let needed = context.record.spec.snapshot.grace_period_seconds.unwrap_or(30) + ORPHAN_KILL_SECONDS;
-    let left = needed - context.view.now.duration_since(since.0).as_secs();
+    node_lets_go(context, recorded, recorded.node.as_deref(), since.0)
+}
+
+/// A live kubelet kills the containers of a pod that is gone, or that the pod garbage collector has ended, within its grace period and a
+/// little more; a node that is gone runs none. `None`: nothing of the pod can write any more.
+fn node_lets_go(context: &Context<'_>, recorded: &PodRecord, node: Option<&str>, since: Timestamp) -> Option<State> {
+    // A class may name any grace period.
+    let needed = context.record.spec.snapshot.grace_period_seconds.unwrap_or(30).max(0).saturating_add(ORPHAN_KILL_SECONDS);
+    let left = needed.saturating_sub(context.view.now.duration_since(since).as_secs());
     if left > 0 {
         return Some(State::wait(u64::try_from(left).unwrap_or(1)));
     }
-    let node = recorded.node.as_ref()?;
-    match context.view.facts.get(&Subject::Node { name: node.clone() }) {
-        None => Some(State::act(Action::Read(Subject::Node { name: node.clone() }))),
+    let subject = Subject::Node { name: node?.to_owned() };
+    match context.view.facts.get(&subject) {
+        None => Some(State::act(Action::Read(subject))),
         Some(Fact::Node(node)) if !answers(node) => Some(State::blocked(
             "NodeUnreachable",
             format!(
-                "Pod {}/{} was removed by force and its node {} does not answer, so its containers may still write. Bring the node back, \
+                "Pod {}/{} was ended without its kubelet and its node {} does not answer, so its containers may still write. Bring the node back, \
                  delete the Node object if it is lost, or create a DeletionOverride that skips stop-pods",
                 context.record.spec.namespace,
                 recorded.name,
@@ -219,6 +292,12 @@ fn vanished(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
 fn held(context: &Context<'_>, claim: &PersistentVolumeClaim) -> State {
     let namespace = &context.record.spec.namespace;
     let name = claim.metadata.name.clone().unwrap_or_default();
+    // Its protection ends a moment after the last pod, which its watch shows. A list of all pods is for when that takes longer.
+    let stopped = context.record.spec.state.children.pods.iter().filter_map(|p| p.stopped_at.as_ref()).map(|at| at.0).max();
+    let waited = stopped.map_or(i64::MAX, |at| context.view.now.duration_since(at).as_secs());
+    if (0..CLAIM_SECONDS).contains(&waited) {
+        return State::wait(u64::try_from(CLAIM_SECONDS - waited).unwrap_or(1));
+    }
     let subject = Subject::ClaimUsers { namespace: namespace.clone(), claim: name.clone() };
     match context.view.facts.get(&subject) {
         None => State::act(Action::Read(subject)),
@@ -228,10 +307,11 @@ fn held(context: &Context<'_>, claim: &PersistentVolumeClaim) -> State {
             15,
         ),
         // Its deletion waits for pods only as long as the claim's own protection says so.
-        Some(_) => match foreign_finalizers(&claim.metadata, &["kubernetes.io/pvc-protection", "foregroundDeletion"]) {
-            Some(held) => State::blocked("ClaimHeld", format!("PersistentVolumeClaim {namespace}/{name}: {held}"), 15),
-            None => State::wait(2),
-        },
+        Some(_) => {
+            let late = context.overdue("stop-pods", context.record.spec.snapshot.deadlines.stop_pods_seconds);
+            let seconds = if waited < CLAIM_LATE_SECONDS { 2 } else { 15 };
+            super::volumes::leaving(claim, &Subject::claim(namespace, &name), late, seconds)
+        }
     }
 }
 
@@ -241,10 +321,15 @@ fn attached(context: &Context<'_>) -> Option<State> {
     if context.deletion()?.custody.is_some() {
         return None;
     }
+    let Some(found) = context.view.volume(&volume.name) else { return Some(State::act(Action::Read(Subject::volume(&volume.name)))) };
+    // The volume is given into custody only after this. What is attached since is the archive pod's (a crash can leave it unrecorded).
+    if found.is_some_and(|pv| super::custody::refers_to_custody(context.view, pv)) {
+        return None;
+    }
     let subject = Subject::Attachments { volume: volume.name.clone() };
     match context.view.facts.get(&subject) {
         None => Some(State::act(Action::Read(subject))),
-        Some(Fact::Names(names)) if !names.is_empty() && !context.overdue("stop-pods", DETACH_SECONDS) => Some(State::wait(10)),
+        Some(Fact::Names(names)) if !names.is_empty() && !context.overdue("stop-pods", DETACH_SECONDS) => Some(State::wait(DETACH_POLL)),
         Some(Fact::Names(names)) if !names.is_empty() && context.view.skipped(SkippableStep::StopPods).is_none() => Some(State::blocked(
             "VolumeAttached",
             format!("volume {} is still attached ({}): the node has not let it go yet", volume.name, names.join(", ")),

@@ -1,14 +1,15 @@
 //! Step 4, `delete-volumes`: the archive pod goes, the original reclaim policy is put back and decides: `Delete` → wait until the
 //! volume is gone; `Retain` → it stays and the receipt names it. Never entered before step 3 is passed (S1).
 
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::json;
 
+use super::stop::foreign_finalizers;
 use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Fact, Subject};
 use crate::computer::volume;
 use crate::guards::{self, Guard};
-use crate::resources::{ArchivePolicy, ORIGINAL_POLICY_ANNOTATION, SkippableStep, UID_LABEL, VolumeRecord};
+use crate::resources::{ArchivePolicy, SkippableStep, VolumeRecord};
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let Some(recorded) = &context.record.spec.state.children.volume else {
@@ -21,13 +22,15 @@ pub(super) fn step(context: &Context<'_>) -> State {
     if let Some(state) = archive_pod_gone(context) {
         return state;
     }
-    if let Some(by) = context.view.skipped(SkippableStep::DeleteVolumes) {
-        return custody_claim_gone(context).unwrap_or_else(|| {
-            State::Done(Outcome::Skipped, format!("volume {} stays as it is; {}", recorded.name, super::receipt::skipped_by(by)))
-        });
-    }
     let Some(found) = context.view.volume(&recorded.name) else { return State::act(Action::Read(Subject::volume(&recorded.name))) };
     let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
+    if let Some(by) = context.view.skipped(SkippableStep::DeleteVolumes) {
+        return ours.and_then(|pv| let_stay(context, recorded, pv)).or_else(|| custody_claim_gone(context)).unwrap_or_else(|| {
+            let detail =
+                format!("volume {} is kept, without the marks of this operator; {}", recorded.name, super::receipt::skipped_by(by));
+            State::Done(Outcome::Skipped, detail)
+        });
+    }
     if let Some(state) = ours.and_then(|pv| give_back(context, recorded, pv)) {
         return state;
     }
@@ -61,11 +64,32 @@ fn give_back(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolu
     if !held_by_us(context, pv) {
         return taken("now belongs to another claim: it is left alone".to_owned());
     }
-    match restore_patch(pv, recorded) {
+    match restore_patch(pv, recorded, dead_claim(context, recorded)) {
         Restore::Nothing => None,
         Restore::Patch(patch) => Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch })),
         Restore::NoClaim => taken("refers to no claim any more: whose it is cannot be known, so its reclaim policy stays".to_owned()),
     }
+}
+
+/// An admin keeps the volume: it keeps its policy and loses our marks, so that the orphan alert does not name it for ever, and another
+/// computer can use it. `None`: nothing is to be done, or the volume is another claim's by now.
+fn let_stay(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) -> Option<State> {
+    let mut changes = volume::unmark(pv);
+    let referred = pv.spec.as_ref().is_some_and(|s| s.claim_ref.is_some());
+    if changes.is_empty() || !referred || !held_by_us(context, pv) || volume::foreign_mark(pv, &context.view.uid).is_some() {
+        return None;
+    }
+    let mut operations = volume::fence(pv);
+    operations.append(&mut changes);
+    Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch: volume::patch(&operations) }))
+}
+
+/// UID of a claim of ours that is gone or about to go. A volume that was reserved for custody, and no more than that, has no UID in its
+/// claimRef: Kubernetes would keep it for ever.
+fn dead_claim<'a>(context: &'a Context<'_>, recorded: &'a VolumeRecord) -> &'a str {
+    let custody = context.deletion().and_then(|d| d.custody.as_ref()).map(|c| c.claim_uid.as_str()).filter(|uid| !uid.is_empty());
+    let home = context.record.spec.state.children.claim_uid.as_deref();
+    custody.or(home).or(recorded.former_claim_uid.as_deref()).unwrap_or(&recorded.uid)
 }
 
 /// Whether the volume still refers to a claim of ours: the home's, or the one in custody. Nobody else can make a claim of that name
@@ -85,32 +109,27 @@ enum Restore {
 }
 
 /// Puts the original policy back, on a volume that still refers to the claim that was looked at (S5); one that stays loses our marks.
-fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord) -> Restore {
+/// One that was reserved without a UID gets that of a claim that is gone.
+fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord, dead_claim: &str) -> Restore {
     let policy = pv.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
     let mut changes = Vec::new();
     if policy != Some(&recorded.original_reclaim_policy) {
         changes.push(json!({"op": "replace", "path": "/spec/persistentVolumeReclaimPolicy", "value": recorded.original_reclaim_policy}));
     }
     if recorded.original_reclaim_policy != "Delete" {
-        if pv.metadata.labels.as_ref().is_some_and(|l| l.contains_key(UID_LABEL)) {
-            changes.push(json!({"op": "remove", "path": format!("/metadata/labels/{}", UID_LABEL.replace('/', "~1"))}));
-        }
-        if pv.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION)) {
-            changes
-                .push(json!({"op": "remove", "path": format!("/metadata/annotations/{}", ORIGINAL_POLICY_ANNOTATION.replace('/', "~1"))}));
-        }
+        changes.append(&mut volume::unmark(pv));
+    }
+    let reserved = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).is_some_and(|r| r.uid.is_none());
+    if reserved {
+        changes.push(json!({"op": "add", "path": "/spec/claimRef/uid", "value": dead_claim}));
     }
     if changes.is_empty() || pv.metadata.deletion_timestamp.is_some() {
         return Restore::Nothing;
     }
-    let Some(claim) = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref()) else { return Restore::NoClaim };
-    let test = |path: &str, value: &Option<String>| json!({"op": "test", "path": path, "value": value});
-    let mut operations = vec![test("/metadata/uid", &pv.metadata.uid)];
-    // One that was mended by hand may have a name only.
-    match &claim.uid {
-        Some(_) => operations.push(test("/spec/claimRef/uid", &claim.uid)),
-        None => operations.extend([test("/spec/claimRef/namespace", &claim.namespace), test("/spec/claimRef/name", &claim.name)]),
+    if pv.spec.as_ref().is_none_or(|s| s.claim_ref.is_none()) {
+        return Restore::NoClaim;
     }
+    let mut operations = volume::fence(pv);
     operations.append(&mut changes);
     Restore::Patch(volume::patch(&operations))
 }
@@ -121,6 +140,12 @@ fn never_in_custody(context: &Context<'_>) -> bool {
     !recorded && context.record.spec.snapshot.archive.policy == ArchivePolicy::None
 }
 
+/// Seconds that an archive pod has to end by itself once its archive is verified. The kubelet reports its end within a second or two, and
+/// then the API server removes it at once; a pod that still counts as running would take its grace period.
+const END_SECONDS: i64 = 10;
+/// Seconds after the end of its grace period for which a deleted archive pod is left to its kubelet.
+const OVERSTAY_SECONDS: i64 = 60;
+
 /// The archive pods of all attempts: in our namespace the name is proof, nobody else can make one there.
 fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
     if never_in_custody(context) || !guards::on(Guard::CustodyGone) {
@@ -129,18 +154,38 @@ fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
     let namespace = &context.view.settings.namespace;
     let ours = |subject: &Subject| matches!(subject, Subject::Pod { namespace: of, .. } if of == namespace);
     for (subject, fact) in context.view.facts.iter().filter(|(subject, _)| ours(subject)) {
-        let Fact::Pod(pod) = fact else { continue };
-        return Some(match &pod.metadata.uid {
-            Some(uid) if pod.metadata.deletion_timestamp.is_none() => {
-                State::act(Action::Delete { subject: subject.clone(), uid: uid.clone() })
-            }
-            _ => State::wait(15),
-        });
+        if let Fact::Pod(pod) = fact {
+            return Some(archive_pod(context, subject, pod));
+        }
     }
     // A cache never proves that the latest one is gone.
     let name = context.view.archive_pod_name(context.attempts());
     let known = context.view.pod(namespace, &name).is_some();
     (!known).then(|| State::act(Action::Read(Subject::pod(namespace, &name))))
+}
+
+/// One archive pod that is still there. It only reads, and what it read is verified or given up, so one whose node is lost is removed.
+pub(super) fn archive_pod(context: &Context<'_>, subject: &Subject, pod: &Pod) -> State {
+    let (subject, uid) = (subject.clone(), pod.metadata.uid.clone().unwrap_or_default());
+    let now = context.view.now;
+    let Some(deleted) = &pod.metadata.deletion_timestamp else {
+        let verified = context.deletion().is_some_and(|d| d.archive.is_some());
+        let runs = pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
+        let since = context.noted(2).map_or(now, |noted| noted.at.0);
+        let left = END_SECONDS - now.duration_since(since).as_secs().max(0);
+        if verified && runs && left > 0 {
+            return State::wait(u64::try_from(left).unwrap_or(1));
+        }
+        return State::act(Action::Delete { subject, uid });
+    };
+    if let Some(held) = foreign_finalizers(&pod.metadata, &[]) {
+        return State::blocked("ArchivePodHeld", format!("{}: {held}", subject.describe()), 15);
+    }
+    // The deletionTimestamp is the end of the grace period.
+    if now.duration_since(deleted.0).as_secs() > OVERSTAY_SECONDS {
+        return State::act(Action::Remove { subject, uid });
+    }
+    State::wait(15)
 }
 
 fn custody_claim_gone(context: &Context<'_>) -> Option<State> {
@@ -155,9 +200,25 @@ fn custody_claim_gone(context: &Context<'_>) -> Option<State> {
         Some(Some(claim)) if claim.metadata.deletion_timestamp.is_none() => {
             Some(State::act(Action::Delete { subject, uid: claim.metadata.uid.clone().unwrap_or_default() }))
         }
-        Some(Some(_)) => Some(State::wait(15)),
+        Some(Some(claim)) => {
+            let late = context.overdue("delete-volumes", context.record.spec.snapshot.deadlines.delete_volumes_seconds);
+            Some(leaving(claim, &subject, late, 15))
+        }
         Some(None) => None,
     }
+}
+
+/// A claim of ours that is being deleted and used by no pod that is known.
+pub(super) fn leaving(claim: &PersistentVolumeClaim, subject: &Subject, late: bool, seconds: u64) -> State {
+    if let Some(held) = foreign_finalizers(&claim.metadata, &["kubernetes.io/pvc-protection", "foregroundDeletion"]) {
+        return State::blocked("ClaimHeld", format!("{}: {held}", subject.describe()), 15);
+    }
+    if !late {
+        return State::wait(seconds);
+    }
+    let why = "is being deleted and no pod uses it, but kube-controller-manager has not taken the finalizer kubernetes.io/pvc-protection off. Check \
+               that it is running";
+    State::blocked("ClaimHeld", format!("{} {why}", subject.describe()), 15)
 }
 
 #[cfg(test)]
@@ -173,11 +234,19 @@ mod tests {
         let theirs = volume(json!({"namespace": "n", "name": "other", "uid": "somebody-elses"}));
         for ours in [json!({"uid": "custody"}), json!({"namespace": "own", "name": "home-u"})] {
             let seen = serde_json::from_value(volume(ours.clone())).unwrap();
-            let Restore::Patch(patch) = restore_patch(&seen, &recorded) else { panic!("nothing to do") };
+            let Restore::Patch(patch) = restore_patch(&seen, &recorded, "dead") else { panic!("nothing to do") };
             assert!(json_patch::patch(&mut theirs.clone(), &patch).is_err(), "S5");
             json_patch::patch(&mut volume(ours), &patch).unwrap();
         }
+        // Reserved by name and never bound: without a UID Kubernetes would keep it for ever, whatever its policy.
+        let mut reserved = volume(json!({"namespace": "own", "name": "home-u"}));
+        let seen = serde_json::from_value(reserved.clone()).unwrap();
+        let Restore::Patch(patch) = restore_patch(&seen, &recorded, "dead") else { panic!("nothing to do") };
+        json_patch::patch(&mut reserved, &patch).unwrap();
+        assert_eq!(reserved["spec"]["claimRef"]["uid"], "dead");
+        let mut bound = volume(json!({"namespace": "own", "name": "home-u", "uid": "bound-since"}));
+        assert!(json_patch::patch(&mut bound, &patch).is_err(), "S5");
         let nobodys = serde_json::from_value(volume(json!(null))).unwrap();
-        assert!(matches!(restore_patch(&nobodys, &recorded), Restore::NoClaim));
+        assert!(matches!(restore_patch(&nobodys, &recorded, "dead"), Restore::NoClaim));
     }
 }

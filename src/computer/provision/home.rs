@@ -5,9 +5,10 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Persis
 
 use super::{Context, State, begin};
 use crate::computer::action::{Action, Fact, Object, Subject};
-use crate::computer::deletion::custody::claim_ref_patch;
+use crate::computer::deletion::custody::{claim_ref_patch, held_by_home};
 use crate::computer::view::ClassState;
 use crate::computer::{pod, volume};
+use crate::guards::{self, Guard};
 use crate::record::names::Child;
 use crate::resources::{CredentialState, VolumeRecord};
 
@@ -18,6 +19,9 @@ pub(super) fn create(context: &Context<'_>) -> State {
     }
     let children = &context.record.spec.state.children;
     let namespace = &context.view.namespace;
+    if let Some(state) = retain_again(context) {
+        return state;
+    }
     let Some(name) = &children.claim_name else { return rename(context) };
     let Some(found) = context.view.claim(namespace, name) else { return State::act(Action::Read(Subject::claim(namespace, name))) };
     match found.filter(|c| children.claim_uid.is_none() || c.metadata.uid == children.claim_uid) {
@@ -27,6 +31,16 @@ pub(super) fn create(context: &Context<'_>) -> State {
         None if children.claim_uid.is_some() => keep(context).unwrap_or_else(|| rename(context)),
         None => claim(context, name),
     }
+}
+
+/// Somebody has set the policy of the recorded volume back, as `GitOps` tools do with what they manage: until it is `Retain` again, whoever
+/// deletes the claim destroys the home (S1). Its watch shows it; a settled computer makes no request.
+fn retain_again(context: &Context<'_>) -> Option<State> {
+    let recorded = context.record.spec.state.children.volume.as_ref().filter(|_| guards::on(Guard::StillRetained))?;
+    let pv = context.view.volume(&recorded.name).flatten().filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid))?;
+    let ours = held_by_home(context.record, pv) && volume::marked_for(pv, &context.view.uid);
+    let patch = (ours && !volume::retained_for(pv, &context.view.uid)).then(|| volume::retain_patch(pv, &context.view.uid))?;
+    Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }))
 }
 
 /// A volume that was set to `Retain` for a claim that is gone by now, and is not on record yet, would be nobody's for ever (S6): it is the
@@ -56,13 +70,23 @@ fn record(name: &str, pv: &PersistentVolume) -> VolumeRecord {
 
 /// Another name, on record before the create; the old claim is gone for good.
 fn rename(context: &Context<'_>) -> State {
+    let recorded = context.record.spec.state.children.volume.as_ref();
+    let former = recorded.and_then(|v| v.former_claim_uid.clone());
+    // Two claims may go one after the other before the volume is pointed at either: it still names the first.
+    let names_former = match (&former, recorded) {
+        (Some(former), Some(recorded)) => match context.view.volume(&recorded.name) {
+            None => return State::act(Action::Read(Subject::volume(&recorded.name))),
+            Some(pv) => pv.and_then(volume::claim_ref_uid) == Some(former),
+        },
+        _ => false,
+    };
     let name = Child::Home.name(&context.view.fresh.suffix);
     context.save(|r| {
         let children = &mut r.spec.state.children;
         children.claim_name = Some(name);
         let gone = children.claim_uid.take();
         // Until the next claim holds it, the volume still names this one: a deletion must know it for ours.
-        if let Some(volume) = children.volume.as_mut().filter(|_| gone.is_some()) {
+        if let Some(volume) = children.volume.as_mut().filter(|_| gone.is_some() && !names_former) {
             volume.former_claim_uid = gone;
         }
     })
@@ -138,6 +162,9 @@ pub(super) fn protect(context: &Context<'_>) -> State {
     // A claim can name any volume; it is ours only when the volume names the claim (S5).
     let here = |pv: &&PersistentVolume| volume::claim_ref_namespace(pv) == Some(&context.view.namespace);
     let Some(pv) = found.filter(|pv| volume::claim_ref_uid(pv) == Some(uid)).filter(here) else { return State::wait(5) };
+    if let Some(of) = volume::foreign_mark(pv, &context.view.uid) {
+        return State::blocked("VolumeMarked", volume::foreign_mark_message(bound, of));
+    }
     if !volume::retained_for(pv, &context.view.uid) {
         return State::act(Action::Patch { subject: Subject::volume(bound), patch: volume::retain_patch(pv, &context.view.uid) });
     }

@@ -20,6 +20,8 @@ pub struct Kubelet {
     pub running: BTreeMap<String, Running>,
     /// The node does not answer before this; what runs on it runs on.
     pub lost_until: Option<Instant>,
+    /// Attachments that nothing needs any more, and since when.
+    detaching: BTreeMap<String, Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -32,10 +34,18 @@ pub struct Running {
     ending: Option<Instant>,
 }
 
+/// A volume that nothing on the node uses any more is detached after this long.
+const DETACHING: Duration = Duration::from_secs(1);
+
 /// A container that is asked to stop takes this long, writing all the while.
 const STOPPING: Duration = Duration::from_secs(3);
 
 impl Kubelet {
+    /// Whether something happens without a change in the API server.
+    pub fn busy(&self) -> bool {
+        !self.running.is_empty() || self.lost_until.is_some()
+    }
+
     /// Whether anything that may write has this volume mounted.
     pub fn writer(&self, volume: &str) -> bool {
         self.running.values().any(|r| !r.archive && r.volumes.iter().any(|v| v == volume))
@@ -62,7 +72,32 @@ pub fn step(state: &mut State) -> Vec<Arc<Value>> {
         }
     }
     kill_strays(state);
+    attachments(state);
     started
+}
+
+/// The volumes of an attachable driver are attached for as long as something on the node has them mounted, be it an archive pod, and a
+/// little longer. Here these are the volumes of the StorageClass that keeps them.
+fn attachments(state: &mut State) {
+    let mounted: Vec<&String> = state.kubelet.running.values().flat_map(|r| &r.volumes).collect();
+    let of_driver = |v: &&Arc<Value>| mounted.contains(&&uid(v).to_owned()) && text(v, "/spec/storageClassName") == Some("retain");
+    let wanted: Vec<String> = state.all("persistentvolumes").filter(of_driver).map(|v| name(v).to_owned()).collect();
+    for volume in &wanted {
+        let called = format!("csi-{volume}");
+        state.kubelet.detaching.remove(&called);
+        if state.get("volumeattachments", "", &called).is_none() {
+            let spec = json!({"attacher": "disk.example", "nodeName": "node-1", "source": {"persistentVolumeName": volume}});
+            let object = json!({"metadata": {"name": called}, "spec": spec});
+            let _ = state.create(Actor::Kubernetes, "volumeattachments", "", object, false);
+        }
+    }
+    let attached: Vec<String> = state.all("volumeattachments").map(|a| name(a).to_owned()).collect();
+    for called in attached.into_iter().filter(|a| !wanted.iter().any(|v| *a == format!("csi-{v}"))) {
+        if state.kubelet.detaching.entry(called.clone()).or_insert_with(Instant::now).elapsed() >= DETACHING {
+            state.kubelet.detaching.remove(&called);
+            let _ = state.delete(Actor::Kubernetes, "volumeattachments", "", &called, &DeleteOptions::default());
+        }
+    }
 }
 
 pub fn node_status(state: &mut State, ready: bool) {

@@ -15,8 +15,9 @@ use crate::world::World;
 pub async fn run(world: World) {
     let mut changed = world.changes();
     loop {
-        let busy = world.with(|s| !s.kubelet.running.is_empty() || s.kubelet.lost_until.is_some());
-        let _ = tokio::time::timeout(Duration::from_secs(if busy { 1 } else { 30 }), changed.changed()).await;
+        let busy = world.with(|s| s.kubelet.busy() || s.all("volumeattachments").next().is_some());
+        let resync = world.with(|s| s.binder.due_in());
+        let _ = tokio::time::timeout(Duration::from_secs(if busy { 1 } else { 30 }).min(resync), changed.changed()).await;
         let pause = 5 + world.random(200);
         tokio::time::sleep(Duration::from_millis(pause)).await;
         let mut started = Vec::new();

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::api::value::{deleting, name, namespace, text, uid};
 use crate::api::verbs::computer_of;
@@ -38,12 +40,8 @@ pub fn step(state: &mut State) {
                 });
             }
         }
-        bind(state, claim);
     }
-    let volumes: Vec<Arc<Value>> = state.all("persistentvolumes").cloned().collect();
-    for volume in volumes {
-        reclaim(state, &volume);
-    }
+    control(state);
 }
 
 /// Whether a pod that has a node mounts the claim.
@@ -62,26 +60,142 @@ pub fn claims_of(pod: &Value) -> Vec<String> {
     volumes.into_iter().flatten().filter_map(|v| text(v, "/persistentVolumeClaim/claimName").map(str::to_owned)).collect()
 }
 
-/// A claim that names a volume, and is named by it, is bound; one whose volume went elsewhere is lost.
-fn bind(state: &mut State, claim: &Value) {
-    let Some(volume) = text(claim, "/spec/volumeName") else { return };
-    let phase = text(claim, "/status/phase").unwrap_or("Pending").to_owned();
-    let holder = state.get("persistentvolumes", "", volume).and_then(|v| text(v, "/spec/claimRef/uid").map(str::to_owned));
-    let wanted = match holder {
-        Some(holder) if holder == uid(claim) => "Bound",
-        _ if phase == "Bound" => "Lost",
-        _ => return,
+/// What the volume controller has taken in. It reacts to changes, as the real one does (`pv_controller.go`): a claim is looked at when the
+/// claim itself changes, a volume when the volume does, and everything at the resync. A claim that was refused because its volume named
+/// another claim is not looked at again when the volume changes.
+#[derive(Default)]
+pub struct Binder {
+    /// The version of each claim and volume that it has looked at, by UID.
+    seen: BTreeMap<String, String>,
+    /// The volumes as the volumes' worker has taken them in; the claims' worker reads these.
+    volumes: BTreeMap<String, Arc<Value>>,
+    /// The volume that each claim names, by the claim's UID: the deletion of a claim makes the controller look at its volume.
+    claims: BTreeMap<String, String>,
+    resync: Option<Instant>,
+    /// What only a resync brought about.
+    pub resynced: Vec<(Instant, String)>,
+}
+
+/// As `--pvclaimbinder-sync-period` is by default.
+const RESYNC: Duration = Duration::from_secs(15);
+
+impl Binder {
+    /// Time until everything is looked at again.
+    pub fn due_in(&self) -> Duration {
+        self.resync.map_or(RESYNC, |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether an object has changed since it was looked at; it counts as looked at from now on.
+    fn changed(&mut self, object: &Value) -> bool {
+        let version = text(object, "/metadata/resourceVersion").unwrap_or_default().to_owned();
+        self.seen.insert(uid(object).to_owned(), version.clone()) != Some(version)
+    }
+}
+
+/// The controller's two workers. Claims come first: their worker may run before the other one has taken a change of the volume in.
+fn control(state: &mut State) {
+    let due = state.binder.due_in().is_zero();
+    if due || state.binder.resync.is_none() {
+        state.binder.resync = Some(Instant::now() + RESYNC);
+    }
+    claims_gone(state);
+    for kind in ["persistentvolumeclaims", "persistentvolumes"] {
+        let objects: Vec<Arc<Value>> = state.all(kind).cloned().collect();
+        for object in objects {
+            let changed = state.binder.changed(&object);
+            if !changed && !due {
+                continue;
+            }
+            let before = state.rv();
+            if kind == "persistentvolumes" {
+                sync_volume(state, &object);
+            } else {
+                sync_claim(state, &object);
+            }
+            if !changed && state.rv() != before {
+                state.binder.resynced.push((Instant::now(), format!("{kind} {}", name(&object))));
+            }
+        }
+    }
+}
+
+/// The deletion of a claim is an event for the volume that it named.
+fn claims_gone(state: &mut State) {
+    let named = |claim: &Arc<Value>| Some((uid(claim).to_owned(), text(claim, "/spec/volumeName")?.to_owned()));
+    let now: BTreeMap<String, String> = state.all("persistentvolumeclaims").filter_map(named).collect();
+    let before = std::mem::replace(&mut state.binder.claims, now);
+    for (claim, volume) in before {
+        if state.binder.claims.contains_key(&claim) {
+            continue;
+        }
+        if let Some(volume) = state.get("persistentvolumes", "", &volume).map(|v| uid(v).to_owned()) {
+            state.binder.seen.remove(&volume);
+        }
+    }
+}
+
+/// Whether a volume names this claim, with its UID or with none.
+fn names_claim(volume: &Value, claim: &Value) -> bool {
+    text(volume, "/spec/claimRef/name") == Some(name(claim))
+        && text(volume, "/spec/claimRef/namespace") == Some(namespace(claim))
+        && text(volume, "/spec/claimRef/uid").is_none_or(|u| u == uid(claim))
+}
+
+fn sync_claim(state: &mut State, claim: &Value) {
+    let Some(called) = text(claim, "/spec/volumeName") else { return };
+    let bound = text(claim, "/status/phase") == Some("Bound");
+    let Some(volume) = state.binder.volumes.get(called).cloned() else {
+        if bound && state.get("persistentvolumes", "", called).is_none() {
+            lose(state, claim);
+        }
+        return;
     };
-    state.change("persistentvolumeclaims", namespace(claim), name(claim), |c| c["status"]["phase"] = json!(wanted));
+    if volume["spec"]["claimRef"].is_null() || names_claim(&volume, claim) {
+        bind(state, claim, &volume);
+    } else if bound {
+        lose(state, claim);
+    }
+    // Otherwise: FailedBinding, "already bound to a different claim". Nothing is tried again before the resync.
+}
+
+fn lose(state: &mut State, claim: &Value) {
+    state.change("persistentvolumeclaims", namespace(claim), name(claim), |c| c["status"]["phase"] = json!("Lost"));
+}
+
+/// Completes both sides. A volume that has changed meanwhile is a conflict: it is tried again.
+fn bind(state: &mut State, claim: &Value, volume: &Arc<Value>) {
+    let current = state.get("persistentvolumes", "", name(volume)).cloned();
+    if current.as_ref().map(|v| v["metadata"]["resourceVersion"].clone()) != Some(volume["metadata"]["resourceVersion"].clone()) {
+        state.binder.seen.remove(uid(claim));
+        return;
+    }
+    state.change("persistentvolumes", "", name(volume), |v| {
+        if v["spec"]["claimRef"]["uid"] != json!(uid(claim)) {
+            v["spec"]["claimRef"] = reference(claim);
+        }
+        v["status"]["phase"] = json!("Bound");
+    });
+    state.change("persistentvolumeclaims", namespace(claim), name(claim), |c| c["status"]["phase"] = json!("Bound"));
+    take_in(state, name(volume));
+}
+
+fn take_in(state: &mut State, called: &str) {
+    if let Some(volume) = state.get("persistentvolumes", "", called).cloned() {
+        state.binder.volumes.insert(called.to_owned(), volume);
+    } else {
+        state.binder.volumes.remove(called);
+    }
+}
+
+fn reference(claim: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace(claim), "name": name(claim), "uid": uid(claim)})
 }
 
 /// Makes a volume for a claim that a pod waits for.
 pub fn provision(state: &mut State, claim: &Value) {
     let called = format!("pvc-{}", uid(claim));
-    let reference =
-        json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace(claim), "name": name(claim), "uid": uid(claim)});
     let policy = if text(claim, "/spec/storageClassName") == Some("retain") { "Retain" } else { "Delete" };
-    let spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "claimRef": reference, "persistentVolumeReclaimPolicy": policy,
+    let spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "claimRef": reference(claim), "persistentVolumeReclaimPolicy": policy,
         "storageClassName": text(claim, "/spec/storageClassName").unwrap_or("local"), "volumeMode": "Filesystem"});
     let volume = json!({"metadata": {"name": called}, "spec": spec});
     let Ok(made) = state.create(Actor::Kubernetes, "persistentvolumes", "", volume, false) else { return };
@@ -94,12 +208,22 @@ pub fn provision(state: &mut State, claim: &Value) {
     });
 }
 
-/// A volume whose claim is gone is released; its policy says what becomes of it.
-fn reclaim(state: &mut State, volume: &Value) {
-    let Some(holder) = text(volume, "/spec/claimRef/uid") else { return };
-    let claim = state.by_uid("persistentvolumeclaims", holder).cloned();
-    let phase = if claim.is_some() { "Bound" } else { "Released" };
-    if claim.is_none()
+/// A volume whose claim is gone is released; its policy says what becomes of it. One that names a claim without a UID is reserved for it.
+fn sync_volume(state: &mut State, volume: &Value) {
+    let reserved = text(volume, "/spec/claimRef/uid").is_none();
+    let (space, called) =
+        (text(volume, "/spec/claimRef/namespace").unwrap_or_default(), text(volume, "/spec/claimRef/name").unwrap_or_default());
+    let claim = state.get("persistentvolumeclaims", space, called).filter(|c| names_claim(volume, c)).cloned();
+    let phase = match &claim {
+        _ if reserved => "Available",
+        None => "Released",
+        Some(claim) if text(claim, "/spec/volumeName").is_none() => {
+            state.binder.seen.remove(uid(claim));
+            "Bound"
+        }
+        Some(_) => "Bound",
+    };
+    if phase == "Released"
         && text(volume, "/spec/persistentVolumeReclaimPolicy") == Some("Delete")
         && text(volume, "/status/phase") == Some("Released")
     {
@@ -108,7 +232,8 @@ fn reclaim(state: &mut State, volume: &Value) {
             let last = (*current).clone();
             state.remove(Actor::Kubernetes, "persistentvolumes", current, last);
         }
-        return;
+    } else {
+        state.change("persistentvolumes", "", name(volume), |v| v["status"]["phase"] = json!(phase));
     }
-    state.change("persistentvolumes", "", name(volume), |v| v["status"]["phase"] = json!(phase));
+    take_in(state, name(volume));
 }

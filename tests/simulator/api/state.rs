@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::kinds::Kind;
 use super::value::{name, namespace};
 use crate::actors::kubelet::Kubelet;
-use crate::actors::volumes::Disks;
+use crate::actors::volumes::{Binder, Disks};
 use crate::observer::Observer;
 
 /// Who did something.
@@ -66,6 +66,8 @@ pub struct State {
     pub kubelet: Kubelet,
     /// What the volumes hold.
     pub disks: Disks,
+    /// The volume controller.
+    pub binder: Binder,
     start: Instant,
     seed: u64,
     rv: u64,
@@ -91,6 +93,7 @@ impl State {
             observer,
             kubelet: Kubelet::default(),
             disks: Disks::default(),
+            binder: Binder::default(),
             start,
             seed,
             rv: 100,

@@ -179,6 +179,9 @@ impl State {
         let meta = kinds::meta(kind);
         let Some(current) = self.get(kind, within, wanted).cloned() else { return Err(Failure::not_found(meta, wanted)) };
         preconditions(meta, wanted, &current, options)?;
+        if actor.is_operator() && !options.dry_run && options.grace != Some(0) {
+            self.observer.asked_to_delete(uid(&current), format!("{kind} {wanted}"));
+        }
         let new = self.marked(kind, &current, options);
         let removed =
             finalizers(&new).is_empty() && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0 && kind != "namespaces";

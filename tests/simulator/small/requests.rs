@@ -112,7 +112,7 @@ fn volume(core: &mut Core, name: &str, patch: &json_patch::Patch) -> Option<Effe
     let mut value = serde_json::to_value(&found).ok()?;
     json_patch::patch(&mut value, patch).ok()?;
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
-    core.volume = Some((text("/spec/claimRef/uid")?, text("/spec/persistentVolumeReclaimPolicy")?));
+    core.volume = Some((text("/spec/claimRef/uid").unwrap_or_default(), text("/spec/persistentVolumeReclaimPolicy")?));
     if core.volume.as_ref().is_some_and(|v| v.1 == "Delete") && !core.manifest {
         core.breaks("S1: the volume was given up before it was archived");
     }

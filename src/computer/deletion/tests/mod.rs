@@ -4,6 +4,7 @@
 
 mod disturbed;
 mod remembered;
+mod volumes;
 mod world;
 
 use serde_json::json;

@@ -64,7 +64,7 @@ impl World {
             json!({"metadata": {"name": HOME, "namespace": "t", "uid": "claim"}, "spec": {"volumeName": "pv"}, "status": {"phase": "Bound"}}),
         );
         let volume = from(
-            json!({"metadata": {"name": "pv", "uid": "pv-uid", "labels": {UID_LABEL: UID, MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: policy}},
+            json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1", "labels": {UID_LABEL: UID, MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: policy}},
             "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": {"uid": "claim", "namespace": "t", "name": HOME}, "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}),
         );
         Self {
@@ -139,7 +139,7 @@ impl World {
                 self.claims.get(&(namespace.clone(), name.clone())).map_or(Fact::Gone, |c| Fact::Claim(Box::new(c.clone())))
             }
             Subject::Secret { .. } => self.secret.clone().map_or(Fact::Gone, Fact::Uid),
-            Subject::Volume { .. } => self.volume.clone().map_or(Fact::Gone, |v| Fact::Volume(Box::new(v))),
+            Subject::Volume { .. } | Subject::LiveVolume { .. } => self.volume.clone().map_or(Fact::Gone, |v| Fact::Volume(Box::new(v))),
             Subject::Node { name } => Fact::Node(Box::new(from::<Node>(
                 json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": if self.node_lost { "Unknown" } else { "True" }}]}}),
             ))),
@@ -267,6 +267,7 @@ impl World {
         self.now += 10;
         let finished = json!({"phase": "Succeeded", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
             "state": {"terminated": {"exitCode": 0}}}]});
+        self.bind();
         let holder = self.volume.as_ref().and_then(crate::computer::volume::claim_ref_uid).map(str::to_owned);
         for ((ns, _), pod) in &mut self.pods {
             if ns == OWN && pod.metadata.deletion_timestamp.is_none() {
@@ -294,6 +295,16 @@ impl World {
         if delete && !bound {
             self.volume = None;
         }
+    }
+
+    /// A volume that is reserved by name is `Available`, and bound as soon as its claim is there.
+    fn bind(&mut self) {
+        let Some(volume) = &mut self.volume else { return };
+        let Some(reference) = volume.spec.as_mut().and_then(|s| s.claim_ref.as_mut()).filter(|r| r.uid.is_none()) else { return };
+        let key = (reference.namespace.clone().unwrap_or_default(), reference.name.clone().unwrap_or_default());
+        reference.uid = self.claims.get(&key).and_then(|c| c.metadata.uid.clone());
+        let phase = if reference.uid.is_some() { "Bound" } else { "Available" };
+        volume.status = from(json!({"phase": phase}));
     }
 
     /// S1, S2 and S3, as far as this world can break them.

@@ -203,3 +203,49 @@ fn a_class_that_nobody_has_checked_is_told_about() {
         assert_eq!(plan(&view).report.blocker.map(|b| b.reason), reason);
     }
 }
+
+/// S1: somebody sets the policy of the volume back while the computer lives. Its claim is anybody's to delete in its namespace.
+#[test]
+fn a_volume_that_is_not_retained_any_more_is_retained_again() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    world.volume.as_mut().unwrap().spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".into());
+    let end = world.settle(None);
+    assert_eq!(world.volume.as_ref().unwrap().spec.as_ref().unwrap().persistent_volume_reclaim_policy.as_deref(), Some("Retain"), "S1");
+    assert_eq!(end.report.phase, Some(Phase::Active));
+}
+
+/// S1, L1: a second claim is deleted by hand before the volume was pointed at it. The volume still names the first.
+#[test]
+fn the_claim_that_a_volume_names_is_not_forgotten() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let named = world.volume.as_ref().unwrap().spec.as_ref().unwrap().claim_ref.as_ref().unwrap().uid.clone();
+    let children = &mut world.record.as_mut().unwrap().spec.state.children;
+    children.volume.as_mut().unwrap().former_claim_uid.clone_from(&named);
+    children.claim_uid = Some("second".into());
+    world.claims.clear();
+    let mut view = world.view();
+    while let Next::Do(action) = plan(&view).next {
+        let renamed = matches!(&action, Action::SaveRecord(r) if r.spec.state.children.claim_uid.is_none());
+        let effect = world.apply(action);
+        view.absorb(effect);
+        if renamed {
+            break;
+        }
+    }
+    let children = &world.state().children;
+    assert_eq!((&children.claim_uid, &children.volume.as_ref().unwrap().former_claim_uid), (&None, &named), "S1: nobody knows whose it is");
+}
+
+/// What another computer left on a volume would have the admission policy refuse every patch of ours, without a word to the user.
+#[test]
+fn a_volume_with_the_mark_of_another_computer_is_reported() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let record = world.record.as_mut().unwrap();
+    (record.spec.state.children.volume, record.spec.state.credential) = (None, CredentialState::Pending);
+    world.volume.as_mut().unwrap().metadata.labels.as_mut().unwrap().insert(UID_LABEL.into(), "another".into());
+    let blocker = world.settle(None).report.blocker.expect("L2");
+    assert!(blocker.reason == "VolumeMarked" && blocker.message.contains("another"), "{blocker:?}");
+}

@@ -106,7 +106,7 @@ impl World {
                     Subject::Pod { name, .. } => self.pods.get(name).map(|p| Fact::Pod(Box::new(p.clone()))),
                     Subject::Claim { name, .. } => self.claims.get(name).map(|c| Fact::Claim(Box::new(c.clone()))),
                     Subject::Secret { name, .. } => self.secrets.get(name).cloned().map(Fact::Uid),
-                    Subject::Volume { .. } => self.volume.clone().map(|v| Fact::Volume(Box::new(v))),
+                    Subject::Volume { .. } | Subject::LiveVolume { .. } => self.volume.clone().map(|v| Fact::Volume(Box::new(v))),
                     Subject::VolumesOfClaim { uid } => {
                         let holds = |v: &&PersistentVolume| crate::computer::volume::claim_ref_uid(v) == Some(uid);
                         Some(Fact::Names(self.volume.as_ref().filter(holds).map(|_| "pv".to_owned()).into_iter().collect()))

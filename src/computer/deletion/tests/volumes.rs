@@ -1,0 +1,353 @@
+//! Custody, claims and volumes: what somebody else does to them, and what never comes to an end by itself.
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
+
+use super::disturbed::{archive_pod, pass, skip};
+use super::world::{HOME, MACHINE, OWN, UID, World, from};
+use crate::computer::action::{Action, Fact, Object, Subject};
+use crate::computer::latest::Latest;
+use crate::computer::plan::{Next, Plan, plan};
+use crate::computer::view::View;
+use crate::resources::*;
+
+/// Performs what is planned, until the plan waits; everything that was performed, and the last plan.
+fn performed(world: &mut World, view: &mut View) -> (Vec<Action>, Plan) {
+    let mut actions = Vec::new();
+    loop {
+        let current = plan(view);
+        let Next::Do(action) = &current.next else { return (actions, current) };
+        actions.push(action.clone());
+        let effect = world.apply(action.clone());
+        view.absorb(effect);
+    }
+}
+
+fn policy(world: &World) -> Option<String> {
+    world.volume.as_ref()?.spec.as_ref()?.persistent_volume_reclaim_policy.clone()
+}
+
+fn deletes_claim(action: &Action) -> bool {
+    matches!(action, Action::Delete { subject: Subject::Claim { .. }, .. })
+}
+
+/// S1: a `GitOps` tool has set the policy of the volume back to what its repository says, and the cache has not shown it yet. The claim's
+/// deletion would destroy the home.
+#[test]
+fn a_volume_that_is_not_retained_any_more_is_retained_before_its_claim_goes() {
+    for stale in [false, true] {
+        let mut world = World::new("Delete", ArchivePolicy::Required);
+        let mut view = world.view(true);
+        world.volume.as_mut().unwrap().spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".into());
+        if !stale {
+            view = world.view(true);
+        }
+        let (actions, _) = performed(&mut world, &mut view);
+        assert_eq!(policy(&world).as_deref(), Some("Retain"), "S1: {actions:?}");
+        let patched = actions.iter().position(|a| matches!(a, Action::Patch { subject: Subject::Volume { .. }, .. })).expect("a patch");
+        assert!(patched < actions.iter().position(deletes_claim).expect("the claim goes"), "S1");
+    }
+}
+
+/// S1: the same between the claim's deletion and the end of the pod, which is the last that keeps the claim.
+#[test]
+fn a_volume_is_retained_before_the_last_pod_lets_its_claim_go() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let mut view = world.view(true);
+    performed(&mut world, &mut view);
+    world.others();
+    let mut view = world.view(true);
+    world.volume.as_mut().unwrap().spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".into());
+    let (actions, _) = performed(&mut world, &mut view);
+    assert!(actions.iter().any(|a| matches!(a, Action::Patch { subject: Subject::Pod { .. }, .. })), "the pod goes: {actions:?}");
+    assert_eq!(policy(&world).as_deref(), Some("Retain"), "S1");
+    for _ in 0..40 {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_none() && world.manifest);
+}
+
+/// S1: an admin's `kubectl delete pv` waits for the claim; our deletion of the claim would complete it.
+#[test]
+fn the_claim_of_a_volume_that_is_being_deleted_is_left_alone_and_reported() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let stale = world.view(true);
+    world.volume.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(world.time()));
+    let (actions, last) = performed(&mut world, &mut stale.clone());
+    assert!(!actions.iter().any(deletes_claim), "S1: {actions:?}");
+    let blocker = last.report.blocker.expect("L2");
+    assert!(blocker.reason == "VolumeBeingDeleted" && blocker.message.contains("skips archive-sessions"), "{blocker:?}");
+    let (actions, _) = performed(&mut world, &mut View { overrides: skip("archive-sessions"), ..stale });
+    assert!(actions.iter().any(deletes_claim), "S11: an admin has decided");
+}
+
+/// The volume controller refuses a claim that it meets before the volume names it, and looks again at its resync only.
+#[test]
+fn the_custody_claim_is_made_when_the_volume_controller_knows_of_it() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let mut reserved = false;
+    for _ in 0..20 {
+        let mut view = world.view(true);
+        let available = world.volume.as_ref().and_then(|v| v.status.as_ref()?.phase.clone()).as_deref() == Some("Available");
+        let (actions, _) = performed(&mut world, &mut view);
+        if actions.iter().any(|a| matches!(a, Action::Create(Object::Claim(_)))) {
+            assert!(reserved && available, "the claim would wait for a resync");
+            return;
+        }
+        reserved = world.volume.as_ref().unwrap().spec.as_ref().unwrap().claim_ref.as_ref().unwrap().uid.is_none();
+        world.others();
+    }
+    panic!("no custody claim was made");
+}
+
+/// S1, L1: a leader with an old view reserves a volume whose policy has been put back: Kubernetes would keep it for ever.
+#[test]
+fn a_volume_that_is_given_back_is_not_reserved_again() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.claims.clear();
+    world.pods.clear();
+    world.record.as_mut().unwrap().spec.state.children.pods.clear();
+    let mut old = world.view(true);
+    let reserve = loop {
+        match plan(&old).next {
+            Next::Do(Action::Patch { subject: Subject::Volume { .. }, patch }) => break patch,
+            Next::Do(action) => {
+                let effect = world.apply(action);
+                old.absorb(effect);
+            }
+            _ => panic!("nothing is reserved"),
+        }
+    };
+    let mut volume = serde_json::to_value(world.volume.as_ref().unwrap()).unwrap();
+    json_patch::patch(&mut volume.clone(), &reserve).expect("it holds on the volume that was seen");
+    volume["spec"]["persistentVolumeReclaimPolicy"] = json!("Delete");
+    assert!(json_patch::patch(&mut volume, &reserve).is_err());
+}
+
+/// L2: the volume controller does not work.
+#[test]
+fn a_custody_claim_that_is_never_bound_is_reported() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    for _ in 0..20 {
+        let phase = world.volume.as_ref().unwrap().status.clone();
+        let mut view = world.view(true);
+        performed(&mut world, &mut view);
+        world.others();
+        let volume = world.volume.as_mut().unwrap();
+        if volume.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Available") {
+            volume.status = phase;
+        }
+    }
+    let blocker = pass(&mut world).report.blocker.expect("L2");
+    assert!(blocker.reason == "CustodyNotBound" && blocker.message.contains("kubectl describe pv"), "{blocker:?}");
+}
+
+/// A deletion whose archive is verified, at the step `delete-volumes`.
+fn archived() -> (World, Pod, PersistentVolumeClaim) {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let pod = archive_pod(&mut world).clone();
+    for _ in 0..20 {
+        if world.record.as_ref().unwrap().spec.state.deletion.as_ref().is_some_and(|d| d.archive.is_some()) {
+            let claim = world.claims.values().next().cloned().expect("the custody claim");
+            return (world, pod, claim);
+        }
+        let mut view = world.view(true);
+        while let Next::Do(action) = plan(&view).next {
+            let done = matches!(&action, Action::SaveRecord(r) if r.spec.state.deletion.as_ref().is_some_and(|d| d.archive.is_some()));
+            let effect = world.apply(action);
+            view.absorb(effect);
+            if done {
+                break;
+            }
+        }
+        if world.record.as_ref().unwrap().spec.state.deletion.as_ref().is_none_or(|d| d.archive.is_none()) {
+            world.others();
+        }
+    }
+    panic!("it is not archived");
+}
+
+fn pod_fact(pod: &Pod) -> (Subject, Fact) {
+    (Subject::pod(OWN, pod.metadata.name.as_deref().unwrap()), Fact::Pod(Box::new(pod.clone())))
+}
+
+/// L1: the node of the archive pod is lost. The pod has done its work, and only reads.
+#[test]
+fn a_deleted_archive_pod_whose_node_is_lost_is_removed() {
+    let (world, mut pod, _) = archived();
+    for (seconds, removed) in [(10, false), (90, true)] {
+        pod.metadata.deletion_timestamp = Some(Time(jiff::Timestamp::from_second(world.now - seconds).unwrap()));
+        let mut view = world.view(true);
+        view.facts.extend([pod_fact(&pod)]);
+        let next = plan(&view).next;
+        assert_eq!(matches!(next, Next::Do(Action::Remove { .. })), removed, "L1: {next:?}");
+    }
+    pod.metadata.finalizers = Some(vec!["theirs.example/keep".into()]);
+    let mut view = world.view(true);
+    view.facts.extend([pod_fact(&pod)]);
+    assert!(plan(&view).report.blocker.is_some_and(|b| b.reason == "ArchivePodHeld" && b.message.contains("theirs.example/keep")), "L2");
+}
+
+/// An archive pod that still counts as running when its archive is verified would take its grace period to be deleted; its end is on its way.
+#[test]
+fn an_archive_pod_may_end_by_itself_for_a_moment() {
+    let (mut world, mut pod, _) = archived();
+    pod.status = from(json!({"phase": "Running"}));
+    let latest = Latest::default();
+    let next = |world: &World| {
+        let mut view = world.view(true);
+        view.record.as_mut().unwrap().metadata.resource_version = Some("9".into());
+        latest.freshen(&mut view);
+        view.facts.extend([pod_fact(&pod)]);
+        let current = plan(&view);
+        latest.note_passed(&view, &current.report.passed);
+        current.next
+    };
+    assert!(matches!(next(&world), Next::Wait(_)));
+    world.now += 11;
+    assert!(matches!(next(&world), Next::Do(Action::Delete { .. })), "L1: a sidecar keeps it running");
+    pod.status = from(json!({"phase": "Succeeded"}));
+    let mut view = world.view(true);
+    view.facts.extend([pod_fact(&pod)]);
+    assert!(matches!(plan(&view).next, Next::Do(Action::Delete { .. })));
+}
+
+/// L2: a backup tool's finalizer holds the custody claim, or nobody takes its protection off.
+#[test]
+fn a_custody_claim_that_does_not_go_is_reported() {
+    for (finalizer, named) in [("theirs.example/keep", "theirs.example/keep"), ("kubernetes.io/pvc-protection", "kube-controller-manager")]
+    {
+        let (mut world, _, mut claim) = archived();
+        claim.metadata.finalizers = Some(vec![finalizer.into()]);
+        claim.metadata.deletion_timestamp = Some(Time(world.time()));
+        let key = (OWN.to_owned(), claim.metadata.name.clone().unwrap());
+        let mut last = None;
+        for _ in 0..80 {
+            world.claims.insert(key.clone(), claim.clone());
+            last = pass(&mut world).report.blocker;
+        }
+        let blocker = last.expect("L2: it waits for ever and says nothing");
+        assert!(blocker.reason == "ClaimHeld" && blocker.message.contains(named), "{blocker:?}");
+    }
+}
+
+/// L2, L3: the home's claim is not let go. All pods of the namespace are listed only when that takes long, and not every two seconds.
+#[test]
+fn a_claim_that_is_not_let_go_is_reported_and_not_asked_about_without_end() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    let key = ("t".to_owned(), HOME.to_owned());
+    let (mut last, mut lists) = (None, 0);
+    for _ in 0..80 {
+        let mut view = world.view(true);
+        let (actions, current) = performed(&mut world, &mut view);
+        lists += actions.iter().filter(|a| matches!(a, Action::Read(Subject::ClaimUsers { .. }))).count();
+        let stopped = world.record.as_ref().unwrap().spec.state.children.pods[0].stopped_at.clone();
+        if stopped.is_some_and(|at| at.0 == world.time()) {
+            assert_eq!(lists, 0, "its protection ends in a moment, which a watch shows");
+        }
+        last = Some(current);
+        let kept = world.claims.get(&key).cloned();
+        world.others();
+        world.claims.extend(kept.map(|c| (key.clone(), c)));
+    }
+    let last = last.unwrap();
+    assert_eq!(last.next, Next::Wait(std::time::Duration::from_secs(15)));
+    assert!(last.report.blocker.is_some_and(|b| b.reason == "ClaimHeld"), "L2");
+}
+
+/// L1: the process ended after it had created the archive pod and before that was on record. The attachment is the archive pod's.
+#[test]
+fn the_attachment_of_the_archive_pod_holds_nothing_up() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world).status = from(json!({"phase": "Pending"}));
+    let deletion = world.record.as_mut().unwrap().spec.state.deletion.as_mut().unwrap();
+    deletion.custody = None;
+    deletion.steps.clear();
+    world.attached = true;
+    for _ in 0..6 {
+        let report = pass(&mut world).report;
+        assert_eq!(report.current.as_deref(), Some("archive-sessions"), "L1: {report:?}");
+    }
+}
+
+/// S6: an admin keeps the volume. Our marks would name it in the alert on orphans for ever, and keep any other computer from using it.
+#[test]
+fn a_volume_that_an_override_keeps_loses_our_marks_and_nothing_else() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.overrides = skip("delete-volumes");
+    for _ in 0..60 {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_none() && world.manifest, "L1");
+    assert_eq!(policy(&world).as_deref(), Some("Retain"));
+    let metadata = world.volume.unwrap().metadata;
+    assert!(
+        metadata.labels.unwrap_or_default().is_empty() && metadata.annotations.unwrap_or_default().is_empty(),
+        "our marks are left on it"
+    );
+}
+
+/// S5: what another computer left on a volume is not taken for ours, nor overwritten.
+#[test]
+fn a_volume_with_the_mark_of_another_computer_is_reported() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.record.as_mut().unwrap().spec.state.children.volume = None;
+    world.volume.as_mut().unwrap().metadata.labels.as_mut().unwrap().insert(UID_LABEL.into(), "another".into());
+    let blocker = pass(&mut world).report.blocker.expect("L2");
+    assert!(blocker.reason == "VolumeMarked" && blocker.message.contains("another"), "{blocker:?}");
+}
+
+/// S1: a class may name a grace period of any length.
+#[test]
+fn a_grace_period_without_end_is_not_over_at_once() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.pods.clear();
+    world.record.as_mut().unwrap().spec.snapshot.grace_period_seconds = Some(i64::MAX);
+    for _ in 0..10 {
+        pass(&mut world);
+    }
+    let children = &world.record.as_ref().unwrap().spec.state.children;
+    assert!(children.pods[0].vanished_at.is_some() && world.claims.keys().all(|(ns, _)| ns == "t"), "S1: taken into custody at once");
+}
+
+/// S1: the pod garbage collector ends a pod whose node is out of service. Its container was between two runs when the kubelet last reported.
+#[test]
+fn a_pod_that_its_kubelet_has_not_ended_waits_for_its_node() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.node_lost = true;
+    let status = json!({"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
+            "lastTransitionTime": "2027-01-15T08:00:00Z"}],
+        "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]});
+    world.pods.get_mut(&("t".to_owned(), MACHINE.to_owned())).unwrap().status = from(status);
+    for _ in 0..30 {
+        pass(&mut world);
+    }
+    let blocker = pass(&mut world).report.blocker.expect("S1: it counts as stopped");
+    assert_eq!(blocker.reason, "NodeUnreachable");
+    // The kubelet is back: it kills what it does not know.
+    world.node_lost = false;
+    for _ in 0..30 {
+        pass(&mut world);
+    }
+    assert!(world.computer.is_none(), "L1");
+}
+
+/// L6: a cache that is behind shows what was deleted a moment ago as it was before.
+#[test]
+fn what_is_being_deleted_is_not_deleted_again() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let (latest, before) = (Latest::default(), world.view(true));
+    let of_children = |a: &&Action| matches!(a, Action::Delete { subject: Subject::Claim { .. } | Subject::Pod { .. }, .. });
+    let deletes = |actions: &[Action]| actions.iter().filter(of_children).count();
+    let mut view = before.clone();
+    let (actions, last) = performed(&mut world, &mut view);
+    latest.note_passed(&view, &last.report.passed);
+    assert_eq!(deletes(&actions), 2, "the claim and the pod");
+    let mut view = View { record: world.record.clone(), ..before };
+    latest.freshen(&mut view);
+    let (actions, _) = performed(&mut world, &mut view);
+    assert_eq!(deletes(&actions), 0, "{actions:?}");
+    assert!(world.claims[&("t".to_owned(), HOME.to_owned())].metadata.deletion_timestamp.is_some() && view.uid == UID);
+}

@@ -68,11 +68,17 @@ pub enum Guard {
     QuietCheck,
     /// A volume is still `Retain` when its claim is deleted.
     StillRetained,
+    /// A computer that lives is deleted only in the version that was seen.
+    SeenVersion,
+    /// The deadline of a step counts from its own beginning.
+    StepBeginning,
+    /// A revoked credential stays revoked.
+    Tombstone,
 }
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 35] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
@@ -105,6 +111,9 @@ impl Guard {
         Self::NoWayBack,
         Self::QuietCheck,
         Self::StillRetained,
+        Self::SeenVersion,
+        Self::StepBeginning,
+        Self::Tombstone,
     ];
 }
 

@@ -5,6 +5,7 @@
 mod disturbed;
 mod remembered;
 mod volumes;
+mod times;
 mod world;
 
 use serde_json::json;

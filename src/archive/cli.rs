@@ -10,7 +10,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 use super::object::checked;
 use super::store::{Store, StoreError};
 use super::verify::{Verification, verify};
-use super::{Manifest, SessionEntry, manifest_key, object_key, receipt_key, restore};
+use super::{Manifest, SessionEntry, object_key, receipt_key, restore};
 
 /// Arguments of `archives`.
 #[derive(Debug, clap::Args)]
@@ -90,7 +90,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manifest, Vec<u8>)> {
-    let bytes = match store.get(&manifest_key(uid)).await {
+    let bytes = match store.get(&store.newest_manifest(uid).await?).await {
         Err(StoreError::NotFound(_)) => {
             anyhow::bail!(
                 "there is no archive of {uid}: `archives ls` lists all, `archives receipt {uid}` says why if it was deleted without one"

@@ -70,6 +70,7 @@ impl Reconciler {
         }
         let (mut plan, error) = self.drive(&mut view).await;
         self.latest.note_passed(&view, &plan.report.passed);
+        self.applier.archives().waits().note(uid, plan.report.waits && error.is_none());
         if let Some(error) = &error {
             explain(&mut plan.report, error);
         }
@@ -92,6 +93,9 @@ impl Reconciler {
         let mut looked = false;
         for _ in 0..MAX_REQUESTS {
             view.now = self.sources.now();
+            if let Some(recorded) = super::deletion::counts_wait(view) {
+                view.waited = self.applier.archives().waits().waited(&view.uid, recorded);
+            }
             let current = plan(view);
             let Next::Do(action) = &current.next else { return (current, None) };
             if matches!(action, Action::Create(_)) && !looked && guards::on(Guard::LiveRecord) {

@@ -8,13 +8,15 @@ use axum::body::{Body, HttpBody as _};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::put;
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::auth::Authenticator;
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
-use crate::archive::{Manifest, SessionEntry, manifest_key, object_key};
+use crate::archive::waits::Waits;
+use crate::archive::{Manifest, SessionEntry, later_manifest_key, manifest_key, object_key};
 use crate::guards::{self, Guard};
 
 /// Objects that are received at once: each holds up to three parts of 8 MiB when the store is slow.
@@ -30,22 +32,23 @@ const LOOKS: usize = 64;
 struct Shared {
     store: Arc<Store>,
     authenticator: Authenticator,
+    waits: Arc<Waits>,
     uploads: Arc<Semaphore>,
     manifests: Arc<Semaphore>,
 }
 
 impl Shared {
-    fn new(store: Arc<Store>, authenticator: Authenticator) -> Self {
+    fn new(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Self {
         let slots = |n| Arc::new(Semaphore::new(n));
-        Self { store, authenticator, uploads: slots(UPLOADS), manifests: slots(MANIFESTS) }
+        Self { store, authenticator, waits, uploads: slots(UPLOADS), manifests: slots(MANIFESTS) }
     }
 }
 
 type Answer = Result<StatusCode, (StatusCode, String)>;
 
-/// The routes.
-pub fn router(store: Arc<Store>, authenticator: Authenticator) -> Router {
-    let shared = Shared::new(store, authenticator);
+/// The routes. What is stored is told to `waits`.
+pub fn router(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Router {
+    let shared = Shared::new(store, authenticator, waits);
     Router::new()
         .route("/ingest/v1/{uid}/objects/{digest}", put(put_object).head(head_object))
         .route("/ingest/v1/{uid}/manifest", put(put_manifest))
@@ -96,6 +99,7 @@ async fn put_object(State(shared): State<Shared>, Path((uid, digest)): Path<(Str
     match shared.store.put_addressed(&key, &digest, stream).await {
         Ok(size) => {
             tracing::debug!(uid, size, "object stored");
+            shared.waits.stored(&uid);
             Ok(StatusCode::CREATED)
         }
         Err(error) => Err(failed(&error)),
@@ -110,20 +114,36 @@ async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, hea
     if manifest.computer.uid != uid {
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
     }
+    if !manifest.custody_claim.is_empty() {
+        // It becomes part of a key.
+        valid(&manifest.custody_claim, &"0".repeat(64))?;
+    }
     all_there(&shared.store, &uid, &manifest).await?;
-    let (sessions, problems) = (manifest.sessions.len(), manifest.problem_count);
+    let (sessions, problems, claim) = (manifest.sessions.len(), manifest.problem_count, manifest.custody_claim.clone());
     // The bytes are enough, while the store takes its time.
     drop(manifest);
-    match shared.store.put_once(&manifest_key(&uid), body).await {
+    match store_manifest(&shared.store, &uid, &claim, body.into()).await {
         Ok(ReceiptPut::Created) => {
             tracing::info!(uid, sessions, problems, "manifest stored");
             Ok(StatusCode::CREATED)
         }
         Ok(ReceiptPut::SameAlready) => Ok(StatusCode::OK),
-        Ok(ReceiptPut::Other(_)) => {
-            Err((StatusCode::CONFLICT, "there is an archive of this computer already; it stays as it is".to_owned()))
-        }
+        Ok(ReceiptPut::Other(_)) => Err((StatusCode::CONFLICT, "this deletion has an archive already; it stays as it is".to_owned())),
         Err(error) => Err(failed(&error)),
+    }
+}
+
+/// Stores a manifest, create-only. Where another deletion of this UID has left its manifest, this one gets a key of its own (S7).
+async fn store_manifest(store: &Store, uid: &str, claim: &str, body: Bytes) -> Result<ReceiptPut, StoreError> {
+    let first = store.put_once(&manifest_key(uid), body.clone()).await?;
+    let other = |existing: &[u8]| !Manifest::parse(existing).is_ok_and(|m| m.custody_claim == claim);
+    match first {
+        ReceiptPut::Other(existing) if !claim.is_empty() && other(&existing) => {
+            drop(existing);
+            tracing::info!(uid, "the archive of an earlier deletion of this UID stays; this one is stored beside it");
+            store.put_once(&later_manifest_key(uid, claim), body).await
+        }
+        first => Ok(first),
     }
 }
 
@@ -171,7 +191,6 @@ fn failed(error: &StoreError) -> (StatusCode, String) {
 mod tests {
     use std::time::Duration;
 
-    use bytes::Bytes;
     use object_store::memory::InMemory;
     use object_store::throttle::{ThrottleConfig, ThrottledStore};
     use object_store::{ObjectStoreExt, PutPayload};
@@ -204,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn a_manifest_is_taken_from_whom_is_known_and_where_there_is_room() {
         let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID });
+        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
         let send = |token: &'static str, body: Body| {
             let headers: HeaderMap = [(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())].into_iter().collect();
             let sent = put_manifest(State(shared.clone()), Path(UID.to_owned()), headers, body);
@@ -223,7 +242,7 @@ mod tests {
     #[tokio::test]
     async fn only_so_many_objects_are_received_at_once() {
         let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID });
+        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
         let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
         let read = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let mut uploads = tokio::task::JoinSet::new();

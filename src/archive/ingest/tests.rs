@@ -24,7 +24,7 @@ async fn endpoint() -> Endpoint {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("https://{}/ingest/v1/{UID}", listener.local_addr().unwrap());
     let stop = CancellationToken::new();
-    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID });
+    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
     tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
     let client = reqwest::Client::builder()
         .tls_certs_only([reqwest::Certificate::from_pem(certificate.ca_pem.as_bytes()).unwrap()])

@@ -30,14 +30,14 @@ async fn a_store_that_is_down_is_asked_again_only_after_a_while_and_its_word_sta
     let verifier = Verifier::new(store, sender);
     let in_the_way = folder.path().join("archives");
     std::fs::write(&in_the_way, "no folder").unwrap();
-    assert_eq!(verifier.check("u"), Verification::Running);
+    assert_eq!(verifier.check("u", &Origin::default()), Verification::Running);
     checked.recv().await.unwrap();
-    let first = verifier.check("u");
+    let first = verifier.check("u", &Origin::default());
     assert!(matches!(first, Verification::Unavailable(_)), "{first:?}");
-    assert_eq!(verifier.check("u"), first);
+    assert_eq!(verifier.check("u", &Origin::default()), first);
     assert!(checked.try_recv().is_err(), "it was asked again at once");
     tokio::time::sleep(Duration::from_secs(11)).await;
-    assert_eq!(verifier.check("u"), first, "its word stands while it is asked again");
+    assert_eq!(verifier.check("u", &Origin::default()), first, "its word stands while it is asked again");
     std::fs::remove_file(in_the_way).unwrap();
     checked.recv().await.unwrap();
 }
@@ -85,10 +85,10 @@ async fn large_archives_hold_no_small_one_up() {
     let (checked, mut ended) = mpsc::channel(16);
     let verifier = Verifier::new(Arc::new(store), checked);
     for (uid, _) in &pipes {
-        assert_eq!(verifier.check(uid), Verification::Running);
+        assert_eq!(verifier.check(uid, &Origin::default()), Verification::Running);
     }
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    verifier.check("u");
+    verifier.check("u", &Origin::default());
     let first = tokio::time::timeout(std::time::Duration::from_secs(10), ended.recv()).await;
     for (_, pipe) in &pipes {
         // Lets go who waits for a writer, for good: an open for both never waits, and whoever comes later finds nothing.

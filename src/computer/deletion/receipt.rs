@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::{Context, Outcome, State};
 use crate::computer::action::Action;
 use crate::guards::{self, Guard};
-use crate::resources::{DeletionOverride, Receipt, RecordPhase, SkippableStep};
+use crate::resources::{DeletionOverride, Receipt, RecordPhase, SkippableStep, Unknown};
 
 pub(super) fn step(context: &Context<'_>) -> State {
     if let Some(receipt) = context.deletion().and_then(|d| d.receipt.as_ref()) {
@@ -30,7 +30,7 @@ fn save(context: &Context<'_>, store_key: Option<String>, digest: String) -> Sta
     context.save(|r| {
         r.spec.state.phase = RecordPhase::Released;
         if let Some(deletion) = &mut r.spec.state.deletion {
-            deletion.receipt = Some(Receipt { store_key, digest, at });
+            deletion.receipt = Some(Receipt { store_key, digest, at, unknown: Unknown::new() });
         }
     })
 }

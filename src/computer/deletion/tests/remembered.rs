@@ -16,7 +16,8 @@ fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
     let latest = crate::computer::latest::Latest::default();
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
-    let steps = vec![SubjectOutcome { result: "Verified".to_owned(), detail: String::new(), at: Time(world.time()) }];
+    let steps =
+        vec![SubjectOutcome { result: "Verified".to_owned(), detail: String::new(), at: Time(world.time()), unknown: Unknown::new() }];
     latest.note_passed(&world.view(true), &steps);
     let seen = |world: &World| {
         let mut view = world.view(true);

@@ -171,7 +171,7 @@ impl Store {
     pub async fn newest_manifest(&self, uid: &str) -> Result<String, StoreError> {
         let folder = path(&format!("archives/{uid}"))?;
         let listed = limited("archives", self.inner.list_with_delimiter(Some(&folder))).await?;
-        let later = |name: &str| name.starts_with("manifest-") && name.ends_with(".json");
+        let later = |name: &str| name.strip_prefix("manifest-").is_some_and(|rest| rest.strip_suffix(".json").is_some());
         let newest = listed.objects.iter().filter(|o| o.location.filename().is_some_and(later)).max_by_key(|o| o.last_modified);
         Ok(newest.map_or_else(|| super::manifest_key(uid), |o| o.location.to_string()))
     }

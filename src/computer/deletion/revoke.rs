@@ -65,9 +65,8 @@ fn secret(context: &Context<'_>) -> State {
     }
     // What was issued in its place makes a name no less ours.
     let former = children.former_secret_names.iter().map(|name| (name, None));
-    let all = former.chain(children.secret_name.iter().map(|name| (name, children.secret_uid.as_ref())));
-    let left = all.filter_map(|(name, uid)| secret_left(context, name, uid)).next();
-    match left {
+    let mut all = former.chain(children.secret_name.iter().map(|name| (name, children.secret_uid.as_ref())));
+    match all.find_map(|(name, uid)| secret_left(context, name, uid)) {
         Some(state) => state,
         None if children.secret_name.is_none() => State::not_applicable("no key was ever issued"),
         None => State::verified("the key is revoked and its Secret is gone"),

@@ -238,6 +238,27 @@ mod tests {
         assert_eq!(shared.manifests.available_permits(), MANIFESTS, "room comes back");
     }
 
+    /// S7, S1: the archive of an earlier deletion of the same UID stays, and this deletion gets its own.
+    #[tokio::test]
+    async fn a_second_deletion_of_a_uid_stores_its_manifest_beside_the_first() {
+        let store = Store::new(Arc::new(InMemory::new()));
+        let manifest = |claim: &str, left_out_by: &str| {
+            let mut manifest = empty(UID);
+            (manifest.custody_claim, manifest.left_out_by) = (claim.to_owned(), left_out_by.to_owned());
+            Bytes::from(serde_json::to_vec(&manifest).unwrap())
+        };
+        let put = |claim: &'static str, body: Bytes| store_manifest(&store, UID, claim, body);
+        assert_eq!(put("one", manifest("one", "")).await.unwrap(), ReceiptPut::Created);
+        assert_eq!(put("one", manifest("one", "")).await.unwrap(), ReceiptPut::SameAlready);
+        assert!(matches!(put("one", manifest("one", "changed")).await.unwrap(), ReceiptPut::Other(_)));
+        assert_eq!(put("two", manifest("two", "")).await.unwrap(), ReceiptPut::Created);
+        assert!(matches!(put("two", manifest("two", "changed")).await.unwrap(), ReceiptPut::Other(_)));
+        assert!(matches!(put("", manifest("", "")).await.unwrap(), ReceiptPut::Other(_)), "an earlier version has no key of its own");
+        assert_eq!(store.get(&manifest_key(UID)).await.unwrap(), manifest("one", ""));
+        assert_eq!(store.get(&later_manifest_key(UID, "two")).await.unwrap(), manifest("two", ""));
+        assert_eq!(store.newest_manifest(UID).await.unwrap(), later_manifest_key(UID, "two"));
+    }
+
     /// L3: what is received is held in parts of 8 MiB, and the operator has 256 MiB.
     #[tokio::test]
     async fn only_so_many_objects_are_received_at_once() {

@@ -98,3 +98,28 @@ async fn large_archives_hold_no_small_one_up() {
     }
     assert_eq!(first.unwrap().as_deref(), Some("u"));
 }
+
+/// S1: etcd was restored from a backup, the home has changed since, and the store still has the archive of the deletion that nobody
+/// remembers.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_an_earlier_deletion_of_the_same_uid_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = archived(folder.path()).await;
+    let origin = |claim: &str, deleted_at| Origin { custody_claim: Some(claim.to_owned()), deleted_at };
+    let shared = &store;
+    let stands = |origin: Origin| async move {
+        match of_deletion(shared, "u", &origin).await {
+            Ok(contents) => read_all(shared, "u", contents).await,
+            Err(other) => other,
+        }
+    };
+    // Written by an earlier version at second 1, which names no claim: its time decides.
+    assert!(matches!(stands(origin("now", 1)).await, Verification::Valid(_)), "that of this deletion, begun before an upgrade");
+    assert_eq!(stands(origin("now", 2)).await, Verification::Missing);
+    let mut manifest = crate::archive::manifest::tests::empty("u");
+    manifest.custody_claim = "now".into();
+    store.put_once(&later_manifest_key("u", "now"), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+    assert!(matches!(stands(origin("now", 2)).await, Verification::Valid(Summary { sessions: 0, .. })));
+    assert_eq!(stands(origin("another", 2)).await, Verification::Missing);
+    assert!(matches!(verify(&store, "u").await, Verification::Valid(Summary { sessions: 0, .. })), "the newest one is shown");
+}

@@ -54,6 +54,10 @@ pub enum Guard {
     ObjectDigest,
     /// An archive pod writes for its own computer only.
     IngestUid,
+    /// An archive counts for the deletion that made it, not for a later one of the same UID.
+    OwnArchive,
+    /// `BestEffort` counts the time in which a running operator saw that nothing worked on the archive.
+    CountedWait,
     /// An override counts for the computer that it names.
     OverrideTarget,
     /// The archive pod and the custody claim are gone before the release.
@@ -78,7 +82,7 @@ pub enum Guard {
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
@@ -104,6 +108,8 @@ impl Guard {
         Self::CreateOnly,
         Self::ObjectDigest,
         Self::IngestUid,
+        Self::OwnArchive,
+        Self::CountedWait,
         Self::OverrideTarget,
         Self::CustodyGone,
         Self::VolumeGone,

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use computer_operator::computer::view::Settings;
 use computer_operator::resources::{Computer, ComputerClass, crds};
+use computer_operator::runtime::sources::Sources;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{JSONSchemaProps, JSONSchemaPropsOrArray};
 use serde_json::{Value, json};
 use xtask::cluster::{Cluster, Options, Profile};
@@ -81,6 +83,7 @@ async fn the_kinds_on_a_real_api_server() {
     columns(&server);
     explanations(&server);
     nothing_accepted_is_unreadable(&server).await;
+    a_class_is_tried_where_its_archive_pods_run(&server).await;
 }
 
 /// What the API server lets in, the operator can read: one object that it cannot would hide all others of its kind (L3).
@@ -123,6 +126,47 @@ fn records(server: &Server) {
     for again in [record("Live"), record("Pending"), json!({"state": null}), json!({"state": {"credential": null}})] {
         refused(&again.to_string(), server.change("computerrecord", UID, &again), "a revoked credential stays revoked");
     }
+}
+
+/// L1: in a namespace that Pod Security restricts, as the README recommends for the operator's, a machine that runs as root could never be
+/// archived, and so never be deleted.
+async fn a_class_is_tried_where_its_archive_pods_run(server: &Server) {
+    let label = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ops", "labels": label}});
+    server.kubectl(&["create", "-f", "-"], &namespace.to_string()).unwrap();
+    server.kubectl(&["create", "serviceaccount", "archive", "-n", "ops"], "").unwrap();
+    // The controller manager makes it, unless it is late.
+    let _ = server.kubectl(&["create", "serviceaccount", "default", "-n", "ops"], "");
+    let container = json!([{"name": "a", "image": "i"}]);
+    let root = json!({"spec": {"securityContext": {"runAsUser": 0}, "containers": container}});
+    for (name, template, policy) in [
+        ("usual", json!({"spec": {"containers": container}}), "Required"),
+        ("root", root.clone(), "Required"),
+        ("root-unarchived", root, "None"),
+    ] {
+        server.create("ComputerClass", name, &json!({"podTemplate": template, "archive": {"policy": policy}})).unwrap();
+    }
+    let (file, options) = (kube::config::Kubeconfig::read_from(&server.kubeconfig).unwrap(), kube::config::KubeConfigOptions::default());
+    let client = kube::Client::try_from(kube::Config::from_custom_kubeconfig(file, &options).await.unwrap()).unwrap();
+    let settings =
+        Settings { namespace: "ops".into(), image: "operator".into(), archive_service_account: "archive".into(), ..Settings::default() };
+    let stop = tokio_util::sync::CancellationToken::new();
+    let controller = tokio::spawn(computer_operator::class::run(client, settings, Sources::default(), stop.clone()));
+    for (name, expected) in [("usual", "True Accepted"), ("root", "False ArchiveNotPossible"), ("root-unarchived", "True NotRestricted")] {
+        let shown = |field: &str| format!("{{.status.conditions[?(@.type=='Accepted')].{field}}}");
+        let query = format!("jsonpath={} {}", shown("status"), shown("reason"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let verdict = server.kubectl(&["get", "computerclass", name, "-o", &query], "").unwrap();
+            if verdict == expected {
+                break;
+            }
+            assert!(Instant::now() < deadline, "class {name}: {verdict:?}, not {expected:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+    stop.cancel();
+    controller.await.unwrap();
 }
 
 fn computers(server: &Server) {

@@ -11,7 +11,7 @@ use super::plan::{Plan, RETRY_SECONDS, live_first};
 use super::view::{Account, Action, SecretFact, View};
 use crate::credentials::verify_api_key::past;
 use crate::resources::{
-    ApiKey, ApiKeyRecord, ApiKeyRecordSpec, COMPONENT_LABEL, CredentialState, MANAGED_BY_LABEL, MANAGER, SecretRecord, TokenRecord,
+    ApiKey, ApiKeyRecord, ApiKeyRecordSpec, COMPONENT_LABEL, CredentialState, MANAGED_BY_LABEL, MANAGER, SecretRecord, TokenRecord, Unknown,
 };
 
 /// Seconds that another leader has to write the Secret of a token that it has just recorded.
@@ -64,6 +64,7 @@ fn record(view: &View, key: &ApiKey, account_uid: &str) -> ApiKeyRecord {
         service_account_name: key.spec.service_account_name.clone(),
         token: token(view, key, account_uid),
         retired: Vec::new(),
+        unknown: Unknown::new(),
     };
     let mut record = ApiKeyRecord::new(&view.uid, spec);
     record.metadata.namespace = Some(view.operator_namespace.clone());
@@ -80,7 +81,8 @@ fn token(view: &View, key: &ApiKey, account_uid: &str) -> TokenRecord {
         rotation: key.spec.rotation.clone(),
         expires_at: key.spec.expires_at.clone(),
         issued_at: Some(Time(view.now)),
-        secret: Some(SecretRecord { name: view.fresh_secret(), uid: None }),
+        secret: Some(SecretRecord { name: view.fresh_secret(), ..SecretRecord::default() }),
+        unknown: Unknown::new(),
     }
 }
 
@@ -96,7 +98,9 @@ pub(super) fn finish(view: &View, key: &ApiKey, record: &ApiKeyRecord, account_u
         (Some(SecretFact::Uid(uid)), _) => {
             let mut record = record.clone();
             record.spec.token.state = CredentialState::Live;
-            record.spec.token.secret = Some(SecretRecord { name: name.clone(), uid: Some(uid.clone()) });
+            if let Some(secret) = &mut record.spec.token.secret {
+                secret.uid = Some(uid.clone());
+            }
             Plan::act(Action::SaveRecord(Box::new(record)))
         }
         _ if held_here => Plan::act(Action::CreateSecret(Box::new(secret(view, key, name)))),

@@ -179,7 +179,7 @@ fn live(view: &View, key: &ApiKey, record: &ApiKeyRecord) -> Plan {
         ending::Cleanup::Held(secrets) => format!(". {}", ending::held_message(view, &secrets)),
         ending::Cleanup::Nothing => String::new(),
     };
-    let Some(SecretRecord { name, uid }) = &token.secret else {
+    let Some(SecretRecord { name, uid, .. }) = &token.secret else {
         return Plan::not_ready("Revoked", "the record is not complete: change spec.rotation for another token", CHECK_SECONDS);
     };
     let Some(fact) = view.secrets.get(name) else { return Plan::act(Action::ReadSecret(name.clone())) };

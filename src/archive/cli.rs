@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::delivery;
 use super::store::{Store, StoreError};
 use super::verify::{Verification, verify};
-use super::{Manifest, manifest_key, receipt_key};
+use super::{Manifest, receipt_key};
 
 /// Arguments of `archives`.
 #[derive(Debug, clap::Args)]
@@ -103,7 +103,7 @@ async fn execute(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manifest, Vec<u8>)> {
-    let bytes = match store.get(&manifest_key(uid)).await {
+    let bytes = match store.get(&store.newest_manifest(uid).await?).await {
         Err(StoreError::NotFound(_)) => {
             anyhow::bail!(
                 "there is no archive of {uid}: `archives ls` lists all, `archives receipt {uid}` says why if it was deleted without one"

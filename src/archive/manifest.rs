@@ -43,6 +43,10 @@ pub struct Manifest {
     /// By whose decision files that cannot be read were left out: told to the archive pod when it was made. Empty: by nobody's.
     #[serde(default)]
     pub left_out_by: String,
+    /// UID of the claim in the operator's namespace through which the volume was read. A deletion creates that claim for itself, so it
+    /// tells the archive of one deletion from that of another. Empty: written by an earlier version.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub custody_claim: String,
 }
 
 /// Whose archive it is.
@@ -184,6 +188,7 @@ pub(crate) mod tests {
             problem_count: 0,
             lost_count: 0,
             left_out_by: String::new(),
+            custody_claim: String::new(),
         }
     }
 

@@ -28,6 +28,7 @@ pub mod store_volume;
 pub mod transport;
 pub mod unreadable;
 pub mod verify;
+pub mod waits;
 
 use std::sync::Arc;
 
@@ -36,10 +37,11 @@ use tokio::sync::mpsc;
 pub use manifest::{Manifest, SessionEntry};
 pub use store::{ReceiptPut, Store, StoreError};
 pub use unreadable::Unreadable;
-pub use verify::{Summary, Verification};
+pub use verify::{Origin, Summary, Verification};
 
 use receipts::Receipts;
 use verify::Verifier;
+use waits::Waits;
 
 /// Key of a session's object in the store.
 pub fn object_key(uid: &str, digest: &str) -> String {
@@ -49,6 +51,12 @@ pub fn object_key(uid: &str, digest: &str) -> String {
 /// Key of the manifest: its presence makes an archive.
 pub fn manifest_key(uid: &str) -> String {
     format!("archives/{uid}/manifest.json")
+}
+
+/// Key of the manifest where an earlier deletion of the same UID has left its own (etcd was restored from a backup, for example): that
+/// one stays as it is (S7).
+pub fn later_manifest_key(uid: &str, custody_claim: &str) -> String {
+    format!("archives/{uid}/manifest-{custody_claim}.json")
 }
 
 /// Key of the receipt.
@@ -61,6 +69,7 @@ pub struct Archives {
     store: Arc<Store>,
     verifier: Verifier,
     receipts: Receipts,
+    waits: Arc<Waits>,
 }
 
 impl Archives {
@@ -76,7 +85,7 @@ impl Archives {
     /// The archives in a store; `checked` as in [`Archives::open`].
     pub fn new(store: Arc<Store>, checked: mpsc::Sender<String>) -> Self {
         let receipts = Receipts::new(Arc::clone(&store), checked.clone());
-        Self { verifier: Verifier::new(Arc::clone(&store), checked), receipts, store }
+        Self { verifier: Verifier::new(Arc::clone(&store), checked), receipts, store, waits: Arc::default() }
     }
 
     /// The store.
@@ -84,12 +93,17 @@ impl Archives {
         &self.store
     }
 
-    /// How the archive of a computer stands. Never waits: starts a check if none runs.
-    pub fn check(&self, uid: &str) -> Verification {
-        self.verifier.check(uid)
+    /// How long deletions have waited for their archives.
+    pub fn waits(&self) -> &Arc<Waits> {
+        &self.waits
     }
 
-    /// What `take` takes out of the manifest of a computer, when it is its turn: no two are in memory as a whole.
+    /// How the archive of this deletion stands. Never waits: starts a check if none runs.
+    pub fn check(&self, uid: &str, origin: &Origin) -> Verification {
+        self.verifier.check(uid, origin)
+    }
+
+    /// What `take` takes out of the newest manifest of a computer, when it is its turn: no two are in memory as a whole.
     ///
     /// # Errors
     /// When there is none, it is damaged, or the store does not answer.

@@ -27,6 +27,7 @@ struct Job {
     session_paths: Vec<String>,
     unreadable: Unreadable,
     left_out_by: String,
+    custody_claim: String,
     home: PathBuf,
     spool: PathBuf,
     token: PathBuf,
@@ -49,6 +50,7 @@ impl Job {
             session_paths,
             unreadable: var("UNREADABLE")?.parse().map_err(anyhow::Error::msg).context("UNREADABLE")?,
             left_out_by: std::env::var("LEFT_OUT_BY").unwrap_or_default(),
+            custody_claim: std::env::var("CUSTODY_CLAIM").unwrap_or_default(),
             home: or("HOME_VOLUME", "/home-volume"),
             spool: or("SPOOL", "/spool"),
             token: or("INGEST_TOKEN_FILE", TOKEN),
@@ -113,6 +115,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
         problem_count: problems.count,
         lost_count: problems.lost,
         left_out_by: if problems.lost > 0 { job.left_out_by.clone() } else { String::new() },
+        custody_claim: job.custody_claim.clone(),
     };
     sender.manifest(&serde_json::to_vec_pretty(&manifest)?).await?;
     println!("manifest stored: {} sessions, {} problems", manifest.sessions.len(), manifest.problem_count);

@@ -16,7 +16,7 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::object::each_entry;
 use super::store::{Store, StoreError};
-use super::{Manifest, manifest_key, object_key};
+use super::{Manifest, later_manifest_key, manifest_key, object_key};
 use crate::guards::{self, Guard};
 use crate::resources::conditions::truncate;
 
@@ -43,6 +43,32 @@ pub struct Summary {
     pub problems: u64,
     /// By whose decision some of them were left out.
     pub left_out_by: String,
+}
+
+/// The deletion that an archive must be of. The same UID can be deleted twice: when etcd is restored from a backup, the store still has the
+/// archive of the deletion that the backup knows nothing of, and the home has changed since (S1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// UID of the custody claim of this deletion; `None`: there is none yet.
+    pub custody_claim: Option<String>,
+    /// When this deletion began, Unix seconds. Decides about manifests of earlier versions, which do not name a claim.
+    pub deleted_at: i64,
+}
+
+impl Origin {
+    /// Whether this deletion wrote a manifest.
+    fn wrote(&self, manifest: &Manifest) -> bool {
+        if manifest.custody_claim.is_empty() {
+            return manifest.created_at >= self.deleted_at;
+        }
+        self.custody_claim.as_ref() == Some(&manifest.custody_claim)
+    }
+
+    /// Where its manifest can be.
+    fn keys(&self, uid: &str) -> Vec<String> {
+        let later = self.custody_claim.as_ref().map(|claim| later_manifest_key(uid, claim));
+        std::iter::once(manifest_key(uid)).chain(later).collect()
+    }
 }
 
 /// How an archive stands.
@@ -73,9 +99,16 @@ impl Verification {
 
 /// What is known of one archive.
 struct Checked {
+    origin: Origin,
     last: Verification,
     since: Instant,
     running: bool,
+}
+
+impl Checked {
+    fn new(origin: Origin, last: Verification) -> Self {
+        Self { origin, last, since: Instant::now(), running: false }
+    }
 }
 
 /// A result that nobody asks for any more is forgotten.
@@ -105,13 +138,13 @@ impl Verifier {
         Self { checked, reader, state: Arc::default() }
     }
 
-    /// How the archive of `uid` stands. A good result is given once. A bad one stands for a while and until another check has
+    /// How the archive of one deletion of `uid` stands. A good result is given once. A bad one stands for a while and until another check has
     /// ended: were it asked for again at once, the status of a computer would go to and fro for as long as a store is down (L6).
-    pub fn check(&self, uid: &str) -> Verification {
+    pub fn check(&self, uid: &str, origin: &Origin) -> Verification {
         let Ok(mut state) = self.state.lock() else { return Verification::Unavailable("the verifier failed".to_owned()) };
-        state.retain(|_, known| known.running || known.since.elapsed() < FORGOTTEN);
-        let known =
-            state.entry(uid.to_owned()).or_insert_with(|| Checked { last: Verification::Running, since: Instant::now(), running: false });
+        // What was found out for another deletion says nothing about this one.
+        state.retain(|of, k| k.running || (k.since.elapsed() < FORGOTTEN && (of != uid || k.origin == *origin)));
+        let known = state.entry(uid.to_owned()).or_insert_with(|| Checked::new(origin.clone(), Verification::Running));
         if known.running {
             return known.last.clone();
         }
@@ -124,32 +157,32 @@ impl Verifier {
         let last = known.last.clone();
         drop(state);
         if begin {
-            self.start(uid.to_owned());
+            self.start(uid.to_owned(), origin.clone());
         }
         last
     }
 
-    /// What `take` takes out of a manifest, while it is the only one in memory.
+    /// What `take` takes out of the newest manifest, while it is the only one in memory.
     ///
     /// # Errors
     /// When there is none, it is damaged, or the store does not answer.
     pub async fn manifest<T>(&self, uid: &str, take: impl FnOnce(Manifest) -> T) -> Result<T, StoreError> {
         let _turn = self.reader.manifests.acquire().await;
-        let bytes = self.reader.store.get(&manifest_key(uid)).await?;
+        let bytes = self.reader.store.get(&self.reader.store.newest_manifest(uid).await?).await?;
         let manifest = Manifest::parse(&bytes).map_err(|e| StoreError::Corrupt(e.to_string()))?;
         drop(bytes);
         Ok(take(manifest))
     }
 
-    fn start(&self, uid: String) {
+    fn start(&self, uid: String, origin: Origin) {
         let (reader, state, checked) = (self.reader.clone(), Arc::clone(&self.state), self.checked.clone());
         tokio::spawn(async move {
-            let of = uid.clone();
+            let of = (uid.clone(), origin.clone());
             // A check that panics is one that failed: it would be under way for good otherwise (L1).
-            let result = tokio::spawn(async move { reader.read(&of).await }).await;
+            let result = tokio::spawn(async move { reader.read(&of.0, &of.1).await }).await;
             let result = result.unwrap_or_else(|e| Verification::Unavailable(format!("the check failed: {e}")));
             if let Ok(mut state) = state.lock() {
-                state.insert(uid.clone(), Checked { last: result, since: Instant::now(), running: false });
+                state.insert(uid.clone(), Checked::new(origin, result));
             }
             // The receiver goes only at shutdown.
             let _ = checked.send(uid).await;
@@ -159,14 +192,14 @@ impl Verifier {
 
 impl Reader {
     /// Reads an archive back when it is its turn. Nothing of it is in memory while it waits.
-    async fn read(&self, uid: &str) -> Verification {
+    async fn read(&self, uid: &str, origin: &Origin) -> Verification {
         // Whether there is an archive at all is answered at once: a deletion waits for it before it makes one.
-        match self.store.size(&manifest_key(uid)).await {
-            Ok(_) => {}
-            Err(StoreError::NotFound(_)) => return Verification::Missing,
+        match self.any(&origin.keys(uid)).await {
+            Ok(true) => {}
+            Ok(false) => return Verification::Missing,
             Err(error) => return Verification::Unavailable(error.to_string()),
         }
-        let slots = match self.contents(uid).await {
+        let slots = match self.contents(uid, origin).await {
             Err(other) => return other,
             Ok(contents) => {
                 let slots = if contents.unpacked > LARGE { &self.large } else { &self.slots };
@@ -178,21 +211,36 @@ impl Reader {
         };
         // Never closed.
         let _slot = slots.acquire().await;
-        match self.contents(uid).await {
+        match self.contents(uid, origin).await {
             Ok(contents) => read_all(&self.store, uid, contents).await,
             Err(other) => other,
         }
     }
 
-    async fn contents(&self, uid: &str) -> Result<Contents, Verification> {
+    async fn any(&self, keys: &[String]) -> Result<bool, StoreError> {
+        for key in keys {
+            match self.store.size(key).await {
+                Ok(_) => return Ok(true),
+                Err(StoreError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    async fn contents(&self, uid: &str, origin: &Origin) -> Result<Contents, Verification> {
         let _turn = self.manifests.acquire().await;
-        contents(&self.store, uid).await
+        of_deletion(&self.store, uid, origin).await
     }
 }
 
-/// Reads an archive back, whole.
+/// Reads the newest archive of a computer back, whole.
 pub async fn verify(store: &Store, uid: &str) -> Verification {
-    match contents(store, uid).await {
+    let newest = match store.newest_manifest(uid).await {
+        Ok(key) => contents(store, uid, &key, None).await,
+        Err(error) => Err(Verification::Unavailable(error.to_string())),
+    };
+    match newest {
         Ok(contents) => read_all(store, uid, contents).await,
         Err(other) => other,
     }
@@ -215,9 +263,24 @@ struct Expected {
     bytes: u64,
 }
 
-/// What the manifest of this UID says, or how the archive stands without one.
-async fn contents(store: &Store, uid: &str) -> Result<Contents, Verification> {
-    let bytes = match store.get(&manifest_key(uid)).await {
+/// What the manifest of this deletion says, or how its archive stands without one. The archive of another deletion of this UID is as
+/// good as none.
+async fn of_deletion(store: &Store, uid: &str, origin: &Origin) -> Result<Contents, Verification> {
+    let mut without = Verification::Missing;
+    for key in origin.keys(uid) {
+        match contents(store, uid, &key, Some(origin)).await {
+            Ok(contents) => return Ok(contents),
+            Err(Verification::Missing) => {}
+            Err(Verification::Unavailable(why)) => return Err(Verification::Unavailable(why)),
+            Err(other) => without = other,
+        }
+    }
+    Err(without)
+}
+
+/// What a manifest says. With an origin, one that another deletion wrote is missing.
+async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) -> Result<Contents, Verification> {
+    let bytes = match store.get(key).await {
         Ok(bytes) => bytes,
         Err(StoreError::NotFound(_)) => return Err(Verification::Missing),
         Err(error) => return Err(Verification::Unavailable(error.to_string())),
@@ -227,6 +290,10 @@ async fn contents(store: &Store, uid: &str) -> Result<Contents, Verification> {
     drop(bytes);
     if manifest.computer.uid != uid {
         return Err(Verification::Invalid(format!("the manifest is that of {}", manifest.computer.uid)));
+    }
+    if guards::on(Guard::OwnArchive) && origin.is_some_and(|origin| !origin.wrote(&manifest)) {
+        tracing::info!(uid, key, created_at = manifest.created_at, "an archive of an earlier deletion of this UID is left as it is");
+        return Err(Verification::Missing);
     }
     let mut sessions = Vec::with_capacity(manifest.sessions.len());
     for session in &manifest.sessions {

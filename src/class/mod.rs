@@ -1,5 +1,8 @@
 //! The `ComputerClass` controller: is the pod that a class asks for one that the API server would take? A server-side dry run in
-//! the operator's namespace says so, and its own message stands in the `Accepted` condition. Writes only what changed.
+//! the operator's namespace says so, and its own message stands in the `Accepted` condition. The archive pod that its computers will need is
+//! tried in the same way. Writes only what changed.
+
+mod archive;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +10,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Controller};
@@ -63,7 +66,8 @@ async fn reconcile(class: Arc<ComputerClass>, shared: Arc<Shared>) -> Result<Act
         let api: Api<ComputerClass> = Api::all(shared.client.clone());
         call(api.patch_status(&class.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await?;
     }
-    Ok(Action::await_change())
+    // Pod Security labels, quotas and policies of the namespace change without an event of the class.
+    Ok(Action::requeue(if verdict.reason == CHECK_REFUSED { Duration::from_secs(60) } else { Duration::from_secs(600) }))
 }
 
 /// Whether a class can be used.
@@ -74,39 +78,97 @@ struct Verdict {
     message: String,
 }
 
+fn refused(reason: &'static str, message: impl Into<String>) -> Verdict {
+    Verdict { accepted: false, reason, message: message.into() }
+}
+
+fn accepted() -> Verdict {
+    Verdict { accepted: true, reason: "Accepted", message: "the class can be used".to_owned() }
+}
+
+/// The reason of a class that was refused for something that is not the class's fault, maybe.
+const CHECK_REFUSED: &str = "CheckRefused";
+
 /// An unknown outcome is an error and is tried again; only an answer is a verdict.
 async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallError> {
-    let refused = |reason, message| Verdict { accepted: false, reason, message };
-    if class.spec.session_paths.is_empty() && class.spec.archive.policy != ArchivePolicy::None {
+    let archived = class.spec.archive.policy != ArchivePolicy::None;
+    if class.spec.session_paths.is_empty() && archived {
         return Ok(refused(
             "NoSessionPaths",
-            "spec.sessionPaths is empty: name at least one folder, '.' for the whole home, or set archive.policy: None".to_owned(),
+            "spec.sessionPaths is empty: name at least one folder, '.' for the whole home, or set archive.policy: None",
         ));
     }
     if let Some(why) = class.spec.session_paths.iter().find_map(|path| pack::check_path(path).err()) {
         return Ok(refused("InvalidSessionPath", format!("spec.sessionPaths: {why}")));
     }
-    let mut probe = match pod::desired(class, &ComputerSpec::default(), "dry-run") {
+    let machine = match pod::desired(class, &ComputerSpec::default(), "dry-run") {
         Ok(pod) => pod,
         Err(why) => return Ok(refused("InvalidPodTemplate", why)),
     };
+    let namespace = &shared.settings.namespace;
+    let verdict = match try_out(shared, machine.clone()).await? {
+        Answer::Taken => accepted(),
+        Answer::Invalid(message) => return Ok(refused("InvalidPodTemplate", message)),
+        // Allowed where the tenant's namespace allows it; the operator's own is restricted.
+        Answer::PodSecurity(message) => {
+            Verdict { reason: "NotRestricted", message: format!("usable only in namespaces that allow it: {message}"), ..accepted() }
+        }
+        Answer::Forbidden(error) => return unless_accepted(class, namespace, error),
+    };
+    if !archived {
+        return Ok(verdict);
+    }
+    let snapshot = archive::snapshot(class, &machine);
+    let user = snapshot.run_as_user.unwrap_or_default();
+    match try_out(shared, archive::archive_pod(&shared.settings, snapshot)).await? {
+        Answer::Taken => Ok(verdict),
+        Answer::Invalid(message) | Answer::PodSecurity(message) => Ok(refused(
+            "ArchiveNotPossible",
+            format!(
+                "computers of this class could never be deleted: their archive pods run as the user of the machine (runAsUser {user}), and namespace {namespace} refuses such pods. Set securityContext.runAsUser in spec.podTemplate to a user that it allows (not 0 where Pod Security is restricted), or let an admin of {namespace} allow such pods there, or set archive.policy: None. It says: {message}"
+            ),
+        )),
+        Answer::Forbidden(error) => unless_accepted(class, namespace, error),
+    }
+}
+
+/// What a dry run came to.
+enum Answer {
+    /// The API server would take the pod, or refuses it for something that other namespaces do not have.
+    Taken,
+    Invalid(String),
+    PodSecurity(String),
+    Forbidden(CallError),
+}
+
+async fn try_out(shared: &Shared, mut probe: Pod) -> Result<Answer, CallError> {
     probe.metadata.generate_name = Some("class-dry-run-".to_owned());
-    let accepted = Verdict { accepted: true, reason: "Accepted", message: "the class can be used".to_owned() };
     let api: Api<Pod> = Api::namespaced(shared.client.clone(), &shared.settings.namespace);
     let params = PostParams { dry_run: true, ..PostParams::default() };
-    match call(api.create(&params, &probe)).await {
-        Ok(_) => Ok(accepted),
-        Err(error) => match (classify(&error), error.to_string()) {
-            (ErrorClass::Invalid, message) => Ok(refused("InvalidPodTemplate", message)),
-            // Allowed where the tenant's namespace allows it; the operator's own is restricted.
-            (ErrorClass::Forbidden, message) if message.contains("violates PodSecurity") => {
-                Ok(Verdict { reason: "NotRestricted", message: format!("usable only in namespaces that allow it: {message}"), ..accepted })
-            }
-            // The account that a template names lives in the tenants' namespaces.
-            (ErrorClass::Forbidden, message) if message.contains("serviceaccount") => Ok(accepted),
-            _ => Err(error),
-        },
+    let Err(error) = call(api.create(&params, &probe)).await else { return Ok(Answer::Taken) };
+    match (classify(&error), error.to_string()) {
+        (ErrorClass::Invalid, message) => Ok(Answer::Invalid(message)),
+        (ErrorClass::Forbidden, message) if message.contains("violates PodSecurity") => Ok(Answer::PodSecurity(message)),
+        // The account that a template names lives in the tenants' namespaces. A quota is asked last: everything else was in order.
+        (ErrorClass::Forbidden, message) if message.contains("serviceaccount") || message.contains("quota") => Ok(Answer::Taken),
+        (ErrorClass::Forbidden, _) => Ok(Answer::Forbidden(error)),
+        _ => Err(error),
     }
+}
+
+/// The API server does not let the operator find out. A class that was accepted before stays so; another one says why it cannot be used.
+fn unless_accepted(class: &ComputerClass, namespace: &str, error: CallError) -> Result<Verdict, CallError> {
+    let conditions = class.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let of_this = |c: &&Condition| c.type_ == types::ACCEPTED && c.observed_generation == class.metadata.generation;
+    if conditions.iter().find(of_this).is_some_and(|c| c.status == "True") {
+        return Err(error);
+    }
+    Ok(refused(
+        CHECK_REFUSED,
+        format!(
+            "the class cannot be checked: the API server refuses the trial of its pods in namespace {namespace}. Let the operator create them there; it is tried again every minute. It says: {error}"
+        ),
+    ))
 }
 
 fn status(class: &ComputerClass, verdict: &Verdict, now: Timestamp) -> ComputerClassStatus {
@@ -126,35 +188,5 @@ fn status(class: &ComputerClass, verdict: &Verdict, now: Timestamp) -> ComputerC
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::http::{Request, Response};
-    use kube::client::Body;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_class_names_what_is_archived_or_wants_no_archive() {
-        let service = tower::service_fn(|request: Request<Body>| async move {
-            let pod = request.into_body().collect_bytes().await?;
-            Ok::<_, kube::Error>(Response::new(Body::from(pod.to_vec())))
-        });
-        let shared = Shared {
-            sources: Sources::default(),
-            client: Client::new(service, "op"),
-            settings: Settings { namespace: "op".into(), ..Settings::default() },
-        };
-        for (policy, paths, reason) in [
-            ("Required", json!([]), "NoSessionPaths"),
-            ("None", json!([]), "Accepted"),
-            ("Required", json!(["."]), "Accepted"),
-            ("Required", json!(["./"]), "InvalidSessionPath"),
-            ("Required", json!([".claude", "./a"]), "InvalidSessionPath"),
-        ] {
-            let class: ComputerClass = serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {
-                "podTemplate": {"spec": {"containers": [{"name": "a", "image": "i"}]}}, "sessionPaths": paths, "archive": {"policy": policy},
-            }}))
-            .unwrap();
-            assert_eq!(check(&class, &shared).await.unwrap().reason, reason);
-        }
-    }
-}
+#[allow(clippy::unwrap_used)]
+mod tests;

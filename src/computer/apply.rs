@@ -71,6 +71,11 @@ impl Applier {
         Self { client, archives, namespace }
     }
 
+    /// The archives.
+    pub fn archives(&self) -> &Archives {
+        &self.archives
+    }
+
     /// Performs one action for the computer of this view.
     pub async fn apply(&self, action: Action, view: &View) -> Result<Effect, Error> {
         match action {
@@ -85,7 +90,7 @@ impl Applier {
             Action::Delete { subject, uid } => self.delete(subject, &precondition(&uid)).await,
             Action::Remove { subject, uid } => self.delete(subject, &precondition(&uid).grace_period(0)).await,
             Action::Patch { subject, patch } => self.patch(subject, patch).await,
-            Action::CheckArchive => Ok(Effect::Archive(self.archives.check(&view.uid))),
+            Action::CheckArchive => Ok(Effect::Archive(self.archives.check(&view.uid, &super::deletion::custody::origin(view)))),
             Action::PutReceipt(bytes) => self.put_receipt(&view.uid, bytes).await,
         }
     }

@@ -1,13 +1,14 @@
 //! Fills a view from the caches. Caches prove that something is there, never that it is gone: what they do not hold is left
 //! out, and the plan reads it live when it needs to know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
 use super::action::{Fact, Subject};
 use super::view::{ClassState, Fresh, Settings, View};
+use crate::archive::waits::Waited;
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, DEFAULT_CLASS_ANNOTATION};
 use crate::runtime::caches::Caches;
@@ -38,6 +39,8 @@ pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Source
             .map(|o| (**o).clone())
             .collect(),
         facts: BTreeMap::new(),
+        learned: BTreeSet::new(),
+        waited: Waited::default(),
         archive: None,
         receipt: None,
         finalizer_confirmed: false,

@@ -49,6 +49,8 @@ pub struct Report {
     /// The step under way only waits for the archive to be looked at: until that has ended, how it stands is not known anew. With a
     /// blocker: that takes long.
     pub checking: bool,
+    /// The step under way waits for an archive, and nothing works on that.
+    pub waits: bool,
     /// Why the step under way does not go on.
     pub blocker: Option<Blocker>,
     /// `Ready`: status, reason, message.

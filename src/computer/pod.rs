@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
     SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::view::View;
@@ -71,10 +72,38 @@ pub fn owner(view: &View) -> Option<Vec<OwnerReference>> {
     }])
 }
 
-/// Hash of what the class asks for, to show drift. The claim's name is not part of it.
+/// Hash of what the class and the Computer ask of a pod, as an admin and a user wrote it, to show drift. What the operator makes of it is not
+/// part of it: another version may fill in more, and no computer has drifted for that.
 pub fn hash(class: &ComputerClass, computer: &ComputerSpec) -> String {
-    let text = desired(class, computer, "").ok().and_then(|p| serde_json::to_vec(&p).ok()).unwrap_or_default();
+    let wanted = json!([
+        sorted(&class.spec.pod_template),
+        class.spec.storage.mount_path,
+        computer.remote_user,
+        computer.repositories,
+        computer.auto_install_deps
+    ]);
+    short(wanted.to_string())
+}
+
+/// Hash of the pod that is built, as version 0.1 wrote it.
+pub fn built_hash(class: &ComputerClass, computer: &ComputerSpec) -> String {
+    short(desired(class, computer, "").ok().and_then(|p| serde_json::to_vec(&p).ok()).unwrap_or_default())
+}
+
+fn short(text: impl AsRef<[u8]>) -> String {
     hex::encode(&Sha256::digest(text)[..8])
+}
+
+/// The same whatever the order of its fields.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields: BTreeMap<&String, Value> = fields.iter().map(|(k, v)| (k, sorted(v))).collect();
+            fields.into_iter().map(|(k, v)| (k.clone(), v)).collect()
+        }
+        Value::Array(values) => values.iter().map(sorted).collect(),
+        other => other.clone(),
+    }
 }
 
 /// What deletion will need: the class's word, and what is in effect in this pod (design 4.1).
@@ -83,7 +112,7 @@ pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Pod) -> Sn
         session_paths: class.spec.session_paths.clone(),
         archive: class.spec.archive.clone(),
         deadlines: class.spec.deadlines.clone(),
-        pod_hash: Some(hash(class, computer)),
+        template_hash: Some(hash(class, computer)),
         ..Snapshot::default()
     };
     note_effective(&mut snapshot, pod);
@@ -258,5 +287,18 @@ mod tests {
         let computer = ComputerSpec::default();
         assert_eq!(hash(&one, &computer), hash(&one.clone(), &computer));
         assert_ne!(hash(&one, &computer), hash(&two, &computer));
+        let reordered = class(json!({"spec": {"containers": [{"image": "i", "name": "a"}]}}));
+        assert_eq!(hash(&one, &computer), hash(&reordered, &computer), "the order of fields");
+        let told = ComputerSpec { remote_user: Some("u".into()), ..ComputerSpec::default() };
+        assert_ne!(hash(&one, &computer), hash(&one, &told), "the computer's own wishes");
+    }
+
+    /// A new version of the operator fills in other things, or knows more fields: nothing has drifted. The figures are those of this
+    /// version; a change of them shows `Drifted` on every computer at the next upgrade.
+    #[test]
+    fn the_hash_does_not_depend_on_what_the_operator_makes_of_a_template() {
+        let class = class(json!({"spec": {"containers": [{"name": "a", "image": "i", "aFieldOfTomorrow": true}]}}));
+        assert_eq!(hash(&class, &ComputerSpec::default()), "195ba954b595dc57");
+        assert_eq!(built_hash(&class, &ComputerSpec::default()).len(), 16);
     }
 }

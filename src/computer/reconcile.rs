@@ -71,6 +71,7 @@ impl Reconciler {
         }
         let (mut plan, error) = self.drive(&mut view).await;
         self.latest.note_passed(&view, &plan.report);
+        self.applier.archives().waits().note(uid, plan.report.waits && error.is_none());
         if let Some(error) = &error {
             explain(&mut plan.report, error);
         }
@@ -93,6 +94,9 @@ impl Reconciler {
         let mut looked = false;
         for _ in 0..MAX_REQUESTS {
             view.now = self.sources.now();
+            if let Some(recorded) = super::deletion::counts_wait(view) {
+                view.waited = self.applier.archives().waits().waited(&view.uid, recorded);
+            }
             let current = plan(view);
             view.remember(&current.report);
             let Next::Do(action) = &current.next else { return (current, None) };

@@ -1,7 +1,7 @@
 //! Everything a plan may look at. Filled from caches at the start of a pass (`observe`) and by the answers to the plan's own
 //! requests during it. A cache only ever proves that something is there; that something is gone is learned live.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeCl
 use super::action::{Effect, Fact, Subject};
 use super::plan::Report;
 use crate::archive::Verification;
+use crate::archive::waits::Waited;
 use crate::guards::{self, Guard};
 use crate::record::names::Child;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep, SubjectOutcome};
@@ -70,6 +71,10 @@ pub struct View {
     pub overrides: Vec<DeletionOverride>,
     /// What is known of other objects. No entry: not known, to be read.
     pub facts: BTreeMap<Subject, Fact>,
+    /// Objects that a live answer has shown in this pass.
+    pub learned: BTreeSet<Subject>,
+    /// How long its deletion has waited while nothing worked on its archive.
+    pub waited: Waited,
     /// How its archive stands, if asked in this pass.
     pub archive: Option<Verification>,
     /// The receipt put to the store in this pass.
@@ -104,6 +109,7 @@ impl View {
                 if let Subject::LiveVolume { name } = &subject {
                     self.facts.insert(Subject::volume(name), fact.clone());
                 }
+                self.learned.insert(subject.clone());
                 self.facts.insert(subject, fact);
             }
             Effect::Computer(computer) => {
@@ -123,6 +129,7 @@ impl View {
                 self.times.clear();
                 if guards::on(Guard::OldFacts) {
                     self.facts.clear();
+                    self.learned.clear();
                     self.archive = None;
                 }
             }
@@ -238,6 +245,8 @@ impl View {
             class: ClassState::Missing,
             overrides: Vec::new(),
             facts: BTreeMap::new(),
+            learned: BTreeSet::new(),
+            waited: Waited::default(),
             archive: None,
             receipt: None,
             finalizer_confirmed: false,

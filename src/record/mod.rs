@@ -2,12 +2,15 @@
 //! It never invents ownership: what a lost record named is taken from the operator's own status of the Computer.
 
 pub mod names;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod rollback;
 
 use self::names::Child;
 use crate::computer::view::View;
 use crate::resources::{
     ArchiveSettings, Children, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, MANAGED_BY_LABEL, MANAGER,
-    Snapshot, UID_LABEL,
+    Snapshot, UID_LABEL, Unknown,
 };
 
 /// An empty record of this view's computer: named by its UID, in the operator's namespace.
@@ -36,6 +39,7 @@ pub fn recover(view: &View) -> ComputerRecord {
             class_name: status.and_then(|s| s.class_name.clone()),
             snapshot,
             state: ComputerRecordStatus { credential: CredentialState::Pending, children, ..ComputerRecordStatus::default() },
+            unknown: Unknown::new(),
         },
     )
 }
@@ -54,6 +58,8 @@ fn credible(mut children: Children) -> Children {
     if !known(Child::Key, children.secret_name.as_ref(), children.secret_uid.as_ref()) {
         (children.secret_name, children.secret_uid) = (None, None);
     }
+    // None of them has a UID.
+    children.former_secret_names.clear();
     // A volume counts only once it confirms by its own mark that it is this computer's. Until then its policy is not known.
     if let Some(volume) = &mut children.volume {
         volume.original_reclaim_policy.clear();

@@ -7,6 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Unknown;
 use super::record::CredentialState;
 
 /// The operator's own account of one `ApiKey`. Tenants cannot write it.
@@ -37,6 +38,10 @@ pub struct ApiKeyRecordSpec {
     /// Secrets of tokens that are dead, which are not known to be gone yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired: Vec<SecretRecord>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// One token.
@@ -66,6 +71,10 @@ pub struct TokenRecord {
     /// Its Secret, as long as it is not revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretRecord>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// A Secret of ours: its unguessable name is written before the create, its UID after it.
@@ -77,4 +86,8 @@ pub struct SecretRecord {
     /// Its UID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }

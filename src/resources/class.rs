@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::QUANTITY_RULE;
+use super::{QUANTITY_RULE, Unknown};
 
 /// What teams can choose with `spec.className`: the pod, its home volume, and what happens to the sessions on deletion.
 /// The annotation `computer-operator.dev/is-default-class: "true"` makes one the default.
@@ -99,7 +99,9 @@ pub enum ArchivePolicy {
     /// Wait for ever, visibly, until the archive is verified.
     #[default]
     Required,
-    /// Go on without it when the step's deadline has passed; the receipt says so.
+    /// Go on without it when the deletion has waited for `deadlines.archiveSessionsSeconds` in all while nothing worked on the archive: no
+    /// archive pod ran and nothing was read back. Time in which the operator was down does not count, what is stored begins the wait
+    /// again, and an archive that is whole is always taken. The receipt says so.
     BestEffort,
     /// No archive is wanted.
     None,
@@ -139,6 +141,10 @@ pub struct ArchiveSettings {
     /// What the deletion of a namespace waits for.
     #[serde(default)]
     pub on_namespace_deletion: OnNamespaceDeletion,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 impl ArchiveSettings {
@@ -148,8 +154,8 @@ impl ArchiveSettings {
     }
 }
 
-/// Seconds that a deletion step may take. For `archiveSessions` under `BestEffort` the deletion goes on after it;
-/// everywhere else a passed deadline makes the step `Blocked` and visible, and it is tried on.
+/// Seconds that a deletion step may take. A passed deadline makes the step `Blocked` and visible, and it is tried on. For
+/// `archiveSessions` under `BestEffort` it is the time for which nothing may work on the archive before the deletion goes on without it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StepDeadlines {
@@ -157,7 +163,8 @@ pub struct StepDeadlines {
     #[serde(default = "default_stop")]
     #[schemars(range(min = 1, max = 604_800))]
     pub stop_pods_seconds: i64,
-    /// For the archive to be written and verified, in seconds: 1 to 604800 (a week), by default 3600.
+    /// For the archive to be written and verified, in seconds: 1 to 604800 (a week), by default 3600. Under `BestEffort`: for which nothing
+    /// works on it, at least a minute.
     #[serde(default = "default_archive")]
     #[schemars(range(min = 1, max = 604_800))]
     pub archive_sessions_seconds: i64,
@@ -165,6 +172,10 @@ pub struct StepDeadlines {
     #[serde(default = "default_volumes")]
     #[schemars(range(min = 1, max = 604_800))]
     pub delete_volumes_seconds: i64,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 fn default_stop() -> i64 {
@@ -179,7 +190,12 @@ fn default_volumes() -> i64 {
 
 impl Default for StepDeadlines {
     fn default() -> Self {
-        Self { stop_pods_seconds: default_stop(), archive_sessions_seconds: default_archive(), delete_volumes_seconds: default_volumes() }
+        Self {
+            stop_pods_seconds: default_stop(),
+            archive_sessions_seconds: default_archive(),
+            delete_volumes_seconds: default_volumes(),
+            unknown: Unknown::new(),
+        }
     }
 }
 

@@ -28,6 +28,10 @@ pub use record::{
 pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};
 pub use steps::{Step, StepStatus};
 
+/// Fields that a newer version of the operator wrote. A record is replaced as a whole, so an older version must write back what it does
+/// not know: a rollback loses nothing.
+pub type Unknown = std::collections::BTreeMap<String, serde_json::Value>;
+
 /// API group of every kind.
 pub const GROUP: &str = "computer-operator.dev";
 /// Finalizer on a `Computer`: taken off only when the receipt is stored (promise S3). On an `ApiKey`: only when its token is a

@@ -11,6 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Unknown;
 use super::class::{ArchiveSettings, StepDeadlines};
 use super::computer::Provider;
 
@@ -51,6 +52,10 @@ pub struct ComputerRecordSpec {
     #[x_kube(validation = Rule::new("!has(oldSelf.credential) || oldSelf.credential != 'Revoked' || (has(self.credential) && self.credential == 'Revoked')")
         .message("a revoked credential stays revoked: create another Computer"))]
     pub state: ComputerRecordStatus,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// What deletion will need, as it was when the computer was created.
@@ -84,9 +89,16 @@ pub struct Snapshot {
     /// Grace period of the machine's pod, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_period_seconds: Option<i64>,
-    /// Hash of the pod that the class asked for, to show drift.
+    /// Hash of the pod that the class asked for, as version 0.1 built it. Written by that version, and kept for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_hash: Option<String>,
+    /// Hash of what the class and the Computer asked for when the pod was made, as they were written, to show drift.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_hash: Option<String>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// Whether the computer's key authenticates.
@@ -129,12 +141,20 @@ pub struct Children {
     /// UID of the key's Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_uid: Option<String>,
+    /// Names of Secrets for which another one was issued, because they were not there: a create that was given up may still have come
+    /// true. The deletion makes sure that they are gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_secret_names: Vec<String>,
     /// Pods that are not known to be gone yet, the newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<PodRecord>,
     /// The home volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeRecord>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// One pod of a computer.
@@ -155,6 +175,10 @@ pub struct PodRecord {
     /// When the pod was first found gone without that proof (force deletion with its finalizer stripped).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vanished_at: Option<Time>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// The home volume, recorded when it is set to `Retain`.
@@ -173,6 +197,10 @@ pub struct VolumeRecord {
     /// StorageClass name, for the custody claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class_name: Option<String>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// What has happened so far.
@@ -197,6 +225,10 @@ pub struct ComputerRecordStatus {
     /// The deletion, once it has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion: Option<Deletion>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// The reason of a deletion that the operator begins, on record before it begins.
@@ -227,6 +259,11 @@ pub struct Deletion {
     /// The volume's custody, once it was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custody: Option<Custody>,
+    /// Seconds for which running operators have seen that nothing worked on the archive, since something was last stored for it. Counted
+    /// where the class says `BestEffort`; saved from time to time.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0))]
+    pub waited_seconds: i64,
     /// The verified archive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archive: Option<ArchiveResult>,
@@ -236,6 +273,15 @@ pub struct Deletion {
     /// The namespace was let go before the end (`onNamespaceDeletion: HandOff`).
     #[serde(default)]
     pub handed_off: bool,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+fn is_zero(seconds: &i64) -> bool {
+    *seconds == 0
 }
 
 /// How a step came out.
@@ -248,6 +294,10 @@ pub struct SubjectOutcome {
     pub detail: String,
     /// When the operator saw that it was finished; never before the deletion, nor before the step before it.
     pub at: MicroTime,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// Objects in the operator's namespace through which the volume is read.
@@ -263,6 +313,10 @@ pub struct Custody {
     #[serde(default)]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub attempt: i32,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// The verified archive of a computer.
@@ -282,6 +336,10 @@ pub struct ArchiveResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub left_out: Option<String>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// Where the receipt is.
@@ -295,4 +353,8 @@ pub struct Receipt {
     pub digest: String,
     /// When it was written.
     pub at: MicroTime,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }

@@ -302,7 +302,7 @@ pub fn destroyed(observer: &mut Observer, state: &State, volume: &Value) {
     }
     let holder = text(volume, "/spec/claimRef/uid").unwrap_or_default();
     let protected = observer.fates.get(of).is_some_and(|f| f.was_live) || observer.claim_was_deleted_by_us(holder);
-    let wanted = observer.fates.get(of).is_none_or(|f| f.promised.archive != "None");
+    let wanted = observer.fates.get(of).is_none_or(|f| observer.archive_due(&f.promised.archive));
     if !protected || !wanted || overridden(state, of, "archive-sessions") {
         return;
     }

@@ -16,7 +16,7 @@ const fn tooth(guard: Guard, about: &'static str, hint: &'static str) -> Tooth {
 
 const MANAGED: &str = r#"{"life":"Managed","leaders":1,"seed":1}"#;
 
-pub static TEETH: [Tooth; 35] = [
+pub static TEETH: [Tooth; 37] = [
     tooth(
         Guard::DeletePrecondition,
         "Every delete names the UID that it is meant for",
@@ -110,6 +110,16 @@ pub static TEETH: [Tooth; 35] = [
     ),
     tooth(Guard::ObjectDigest, "Bytes that do not have the digest of their name never become visible", MANAGED),
     tooth(Guard::IngestUid, "An archive pod writes for its own computer only", MANAGED),
+    tooth(
+        Guard::OwnArchive,
+        "An archive counts for the deletion that made it",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":40,"side":"After","act":{"Do":"OldArchive"}}]}"#,
+    ),
+    tooth(
+        Guard::CountedWait,
+        "BestEffort counts the time in which a running operator saw that nothing worked on the archive",
+        r#"{"life":"BestEffort","leaders":1,"seed":1,"faults":[{"at":75,"side":"Before","act":{"Crash":{"down":1500000,"moves":[]}}}]}"#,
+    ),
     tooth(Guard::OverrideTarget, "An override counts for the computer that it names", MANAGED),
     tooth(Guard::CustodyGone, "The archive pod and the custody claim are gone before the release", MANAGED),
     tooth(Guard::VolumeGone, "A volume that is to go is gone before the release", r#"{"life":"Unarchived","leaders":1,"seed":1}"#),

@@ -32,11 +32,25 @@ pub enum Life {
     Override,
     /// Its time to live ends it.
     Expiring,
+    /// The archive is not required, and possible: it must be made all the same.
+    BestEffort,
+    /// The archive is not required, and the store is down for good: it is given up.
+    GivenUp,
 }
 
 impl Life {
-    pub const ALL: [Self; 8] =
-        [Self::Managed, Self::Retained, Self::Unarchived, Self::Byom, Self::Namespace, Self::HandOff, Self::Override, Self::Expiring];
+    pub const ALL: [Self; 10] = [
+        Self::Managed,
+        Self::Retained,
+        Self::Unarchived,
+        Self::Byom,
+        Self::Namespace,
+        Self::HandOff,
+        Self::Override,
+        Self::Expiring,
+        Self::BestEffort,
+        Self::GivenUp,
+    ];
 
     /// The class of its computers.
     pub fn class(self) -> Value {
@@ -46,6 +60,10 @@ impl Life {
             Self::Retained => class["storage"]["storageClassName"] = json!("retain"),
             Self::Unarchived => class["archive"]["policy"] = json!("None"),
             Self::HandOff => class["archive"]["onNamespaceDeletion"] = json!("HandOff"),
+            Self::BestEffort | Self::GivenUp => {
+                class["archive"]["policy"] = json!("BestEffort");
+                class["deadlines"] = json!({"archiveSessionsSeconds": 600});
+            }
             _ => {}
         }
         class
@@ -87,7 +105,8 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
     if let Err(code) = created {
         return vec![format!("the first computer was refused: {code}")];
     }
-    if life == Life::Override {
+    if matches!(life, Life::Override | Life::GivenUp) {
+        world.with(|s| s.observer.store_dead = true);
         world.faults().store_down = Some(Instant::now() + Duration::from_secs(1_000_000));
     }
     let mut ending = None;
@@ -114,6 +133,9 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
         tokio::time::sleep(QUIET + Duration::from_secs(60)).await;
     }
     let mut wrong = world.with(|s| end_state(s));
+    if life == Life::GivenUp {
+        wrong.extend(world.with(|s| kept(s)));
+    }
     let last = world.with(|s| s.observer.last_write.clone());
     if let Some((at, what)) = last.filter(|(at, _)| at.elapsed() < QUIET) {
         wrong.push(format!("L6: {what} was written {} s before the end", at.elapsed().as_secs()));
@@ -140,10 +162,28 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
         world.with(moves::uproot);
         world.notify();
     }
-    if world.with(|s| damaged(s)) || (life == Life::Override && since.elapsed() > Duration::from_secs(60)) {
-        world.with(override_all);
-        world.notify();
+    let overridden: &[&str] = match life {
+        Life::Override if since.elapsed() > Duration::from_secs(60) => &["archive-sessions", "write-receipt"],
+        Life::GivenUp if since.elapsed() > Duration::from_secs(60) => &["write-receipt"],
+        _ if world.with(|s| damaged(s)) => &["archive-sessions", "write-receipt"],
+        _ => return,
+    };
+    world.with(|s| override_all(s, overridden));
+    world.notify();
+}
+
+/// Where the class says `BestEffort` and the store is dead, the record says that the sessions were given up, and by whom.
+fn kept(state: &State) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for of in state.observer.fates.keys() {
+        let Some(spec) = record(state, of).map(|r| r.spec) else { continue };
+        let step = spec.state.deletion.and_then(|d| d.steps.get("archive-sessions").cloned());
+        let skipped = step.as_ref().is_some_and(|s| s.result == "Skipped" && s.detail.contains("BestEffort"));
+        if spec.state.children.volume.is_some() && !skipped {
+            wrong.push(format!("L1: the sessions of {of} were not given up: {step:?}"));
+        }
     }
+    wrong
 }
 
 /// Whether a deletion stands still because the store has lost what it took: nothing may be destroyed, so an admin must decide. Its
@@ -161,12 +201,11 @@ fn damaged(state: &State) -> bool {
 }
 
 /// An admin gives up what the dead store holds up.
-fn override_all(state: &mut State) {
+fn override_all(state: &mut State, skip: &[&str]) {
     let dying: Vec<(String, String)> =
         state.observer.fates.iter().filter(|(_, f)| f.dying.is_some()).map(|(u, f)| (u.clone(), f.name.clone())).collect();
     for (uid, name) in dying {
-        let spec = json!({"computer": {"namespace": TEAM, "name": name, "uid": uid}, "skip": ["archive-sessions", "write-receipt"],
-            "reason": "the store burnt down"});
+        let spec = json!({"computer": {"namespace": TEAM, "name": name, "uid": uid}, "skip": skip, "reason": "the store burnt down"});
         let object = json!({"metadata": {"name": format!("give-up-{uid}")}, "spec": spec});
         let _ = state.create(Actor::Admin, "deletionoverrides", "", object, false);
     }
@@ -250,7 +289,7 @@ pub fn end_state(state: &State) -> Vec<String> {
                 None if disk.retained => wrong.push(format!("S1: the volume of {of} is gone, and its StorageClass keeps volumes")),
                 _ => {}
             }
-            let required = fate.promised.archive == "Required";
+            let required = state.observer.archive_due(&fate.promised.archive);
             let on_record = record.spec.state.children.volume.as_ref().is_some_and(|v| v.uid == *volume);
             if required && on_record && !overridden(state, of, "archive-sessions") {
                 let expected = packed(disk.written).entry.digest.clone();

@@ -28,7 +28,7 @@ pub struct Reference {
     outcome: Outcome,
 }
 
-pub const STAGES: [Stage; 9] = [
+pub const STAGES: [Stage; 10] = [
     Stage { name: "undisturbed", about: "every life, one leader and two", stride: 1, cases: |r, all| all.push(r.case()) },
     Stage { name: "crash", about: "killed before and after every request", stride: 9, cases: crash },
     Stage {
@@ -48,6 +48,7 @@ pub const STAGES: [Stage; 9] = [
         stride: 111,
         cases: down,
     },
+    Stage { name: "absent", about: "no operator for longer than BestEffort waits, from every request on", stride: 5, cases: absent },
 ];
 
 impl Reference {
@@ -119,6 +120,13 @@ fn moves(reference: &Reference, all: &mut Vec<Case>) {
 fn down(reference: &Reference, all: &mut Vec<Case>) {
     for what in Move::ALL {
         reference.each(Side::Before, &Act::Crash { down: 90_000, moves: vec![what] }, all);
+    }
+}
+
+/// Within the bound of L1, and beyond the deadline of the class.
+fn absent(reference: &Reference, all: &mut Vec<Case>) {
+    if reference.life == Life::BestEffort {
+        reference.each(Side::Before, &Act::Crash { down: 1_500_000, moves: Vec::new() }, all);
     }
 }
 

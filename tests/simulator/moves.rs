@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
+use computer_operator::archive::manifest::{Manifest, ManifestComputer, VERSION};
+use computer_operator::archive::{manifest_key, object_key};
 use computer_operator::resources::{DELETION_FINALIZER, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
+use futures::FutureExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, PutMode, PutOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::actors::archive::packed;
 use crate::api::kinds::{self, Kind};
 use crate::api::value::{finalizers, name, namespace, uid};
 use crate::api::verbs::{DeleteOptions, Part};
@@ -63,10 +69,16 @@ pub enum Move {
     DeleteOverHttp,
     /// The store does not answer for 13 minutes.
     StoreOut,
+    /// etcd was restored from a backup: the store has the archive of a deletion that nobody remembers.
+    OldArchive,
+    /// The operators' clock is an hour ahead from now on.
+    ClockAhead,
+    /// The homes are large: archive pods take longer than any deadline.
+    SlowArchive,
 }
 
 impl Move {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::Delete,
         Self::DeleteForeground,
         Self::DeleteOrphan,
@@ -90,6 +102,9 @@ impl Move {
         Self::Prolong,
         Self::DeleteOverHttp,
         Self::StoreOut,
+        Self::OldArchive,
+        Self::ClockAhead,
+        Self::SlowArchive,
     ];
 }
 
@@ -122,6 +137,9 @@ pub fn perform(world: &World, what: Move) {
             let mut faults = world.faults();
             faults.store_down = faults.store_down.max(Some(until));
         }
+        Move::OldArchive => old_archive(world),
+        Move::ClockAhead => world.clock_ahead(3600),
+        Move::SlowArchive => world.with(|s| s.observer.slow_pods = true),
         Move::LoseNode => world.with(|s| s.kubelet.lost_until = Some(Instant::now() + Duration::from_secs(400))),
         other => world.with(|s| simple(s, other)),
     }
@@ -169,7 +187,14 @@ fn simple(state: &mut State, what: Move) {
                 let _ = state.merge_patch(Actor::Admin, ("computerrecords", SYSTEM, &of), &revoked, Part::Main);
             }
         }
-        Move::Recreate | Move::LoseNode | Move::Impersonate | Move::LoseObject | Move::StoreOut => {}
+        Move::Recreate
+        | Move::LoseNode
+        | Move::Impersonate
+        | Move::LoseObject
+        | Move::StoreOut
+        | Move::OldArchive
+        | Move::ClockAhead
+        | Move::SlowArchive => {}
     }
 }
 
@@ -208,6 +233,30 @@ fn force(state: &mut State) {
 
 fn suspend(state: &mut State, suspended: bool) {
     let _ = state.merge_patch(Actor::Tenant, ("computers", TEAM, BOX), &json!({"spec": {"suspended": suspended}}), Part::Main);
+}
+
+/// The archive of a home that nothing was written to yet, by another deletion of the same UID. A store answers at once.
+fn old_archive(world: &World) {
+    let Some(of) = world.with(|s| s.get("computers", TEAM, BOX).map(|c| uid(c).to_owned())) else { return };
+    let home = packed(0);
+    let computer = ManifestComputer { namespace: TEAM.to_owned(), name: BOX.to_owned(), uid: of.clone() };
+    let manifest = Manifest {
+        version: VERSION,
+        computer,
+        created_at: 0,
+        session_paths: Vec::new(),
+        sessions: vec![home.entry.clone()],
+        problems: Vec::new(),
+        problem_count: 0,
+        lost_count: 0,
+        left_out_by: String::new(),
+        custody_claim: "of-another-deletion".to_owned(),
+    };
+    let bytes = serde_json::to_vec(&manifest).expect("a manifest");
+    for (key, content) in [(object_key(&of, &home.entry.digest), home.object.clone()), (manifest_key(&of), bytes.into())] {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let _ = world.objects().put_opts(&Path::from(key), content.into(), options).now_or_never();
+    }
 }
 
 /// Objects that claim to belong to the computer, under other names, and a pod that mounts its home.

@@ -9,7 +9,10 @@ use bytes::Bytes;
 use computer_operator::archive::{Manifest, manifest_key, object_key, receipt_key};
 use computer_operator::credentials::Key;
 use computer_operator::credentials::verify::decide;
+use futures::FutureExt;
+use object_store::ObjectStore;
 use object_store::memory::InMemory;
+use object_store::path::Path;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
@@ -106,6 +109,10 @@ pub struct Observer {
     store: Option<Arc<InMemory>>,
     /// The store loses the objects of every archive that is complete.
     pub lossy: bool,
+    /// The store never answers: nothing can be archived.
+    pub store_dead: bool,
+    /// Archive pods take longer than any deadline before they store the manifest.
+    pub slow_pods: bool,
     /// Computers that a tenant still asks for: it is not over before they have been.
     pub wanted: usize,
 }
@@ -156,9 +163,17 @@ impl Observer {
         serde_json::from_slice(&self.in_store(&receipt_key(computer))?).ok()
     }
 
-    /// The digests of the sessions of a whole archive of this computer: all objects are there and are what they are called.
+    /// Whether an archive must be made under this policy. `BestEffort` gives up only what nobody could archive.
+    pub fn archive_due(&self, policy: &str) -> bool {
+        policy == "Required" || (policy == "BestEffort" && !self.store_dead)
+    }
+
+    /// The digests of the sessions of the last whole archive of this computer: all objects are there and are what they are called.
     pub fn archive(&self, computer: &str) -> Option<Vec<String>> {
-        let manifest = Manifest::parse(&self.in_store(&manifest_key(computer))?).ok().filter(|m| m.computer.uid == computer)?;
+        let folder = Path::from(format!("archives/{computer}"));
+        let listed = self.store.as_ref()?.list_with_delimiter(Some(&folder)).now_or_never()?.ok()?;
+        let last = listed.objects.iter().max_by_key(|o| o.last_modified)?;
+        let manifest = Manifest::parse(&self.in_store(last.location.as_ref())?).ok().filter(|m| m.computer.uid == computer)?;
         let whole = |digest: &String| {
             let object = self.in_store(&object_key(computer, digest));
             object.is_some_and(|o| hex::encode(Sha256::digest(&o)) == *digest)

@@ -53,15 +53,10 @@ async fn once(world: &World, caller: &Caller, replica: usize, concurrency: usize
     let (checked, mut finished) = tokio::sync::mpsc::channel(1024);
     let store = Arc::new(Store::new(Arc::new(Shelf::new(world, caller))));
     let pods = auth::PodTokens::new(client.clone(), SYSTEM.to_owned(), ACCOUNT.to_owned());
-    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Pods(Arc::new(pods)));
+    let archives = Arc::new(Archives::new(Arc::clone(&store), checked));
+    let router = handlers::router(store, auth::Authenticator::Pods(Arc::new(pods)), Arc::clone(archives.waits()));
     world.serve(replica, &caller.process, router);
-    let leader = Leader {
-        client,
-        settings: settings(),
-        archives: Arc::new(Archives::new(store, checked)),
-        metrics: Arc::new(Metrics::new()),
-        concurrency,
-        sources: world.sources(),
-    };
+    let leader =
+        Leader { client, settings: settings(), archives, metrics: Arc::new(Metrics::new()), concurrency, sources: world.sources() };
     leader.lead(&mut finished, CancellationToken::new()).await
 }

@@ -1,7 +1,8 @@
 //! The smallest cluster that a deletion can be checked in: every object is a handful of values, so that all states can be listed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use computer_operator::archive::waits::Waited;
 use computer_operator::computer::action::{Fact, Subject};
 use computer_operator::computer::view::{ClassState, Fresh, Settings, View};
 use computer_operator::resources::{
@@ -276,6 +277,8 @@ pub fn view(core: &Core, leader: usize) -> View {
         class: ClassState::Missing,
         overrides: Vec::new(),
         facts: BTreeMap::new(),
+        learned: BTreeSet::new(),
+        waited: Waited::default(),
         archive: None,
         receipt: None,
         finalizer_confirmed: false,

@@ -1,10 +1,11 @@
 //! One simulated cluster: API server, archive store, clock, randomness, and the journal of what was asked of it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use computer_operator::runtime::sources::Sources;
+use jiff::SignedDuration;
 use kube::Client;
 use object_store::memory::InMemory;
 use rand::rngs::StdRng;
@@ -32,6 +33,8 @@ struct Inner {
     objects: Arc<InMemory>,
     routers: Mutex<Vec<(usize, Arc<Process>, axum::Router)>>,
     requests: AtomicU64,
+    /// Seconds by which the operators' clock is ahead.
+    ahead: AtomicI64,
 }
 
 /// A process that can be killed: nothing it does after that has any effect.
@@ -80,6 +83,7 @@ impl World {
             objects,
             routers: Mutex::default(),
             requests: AtomicU64::new(0),
+            ahead: AtomicI64::new(0),
         }))
     }
 
@@ -113,8 +117,13 @@ impl World {
 
     /// The clock and the randomness of a process here.
     pub fn sources(&self) -> Sources {
-        let (start, world) = (self.0.start, self.clone());
-        Sources::new(move || time_since(start), move |bytes| world.0.random.lock().unwrap().fill_bytes(bytes))
+        let (start, clock, world) = (self.0.start, self.clone(), self.clone());
+        let ahead = move || SignedDuration::from_secs(clock.0.ahead.load(Ordering::SeqCst));
+        Sources::new(move || time_since(start) + ahead(), move |bytes| world.0.random.lock().unwrap().fill_bytes(bytes))
+    }
+
+    pub fn clock_ahead(&self, seconds: i64) {
+        self.0.ahead.store(seconds, Ordering::SeqCst);
     }
 
     pub fn random(&self, below: u64) -> u64 {

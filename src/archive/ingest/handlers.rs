@@ -9,6 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use axum::routing::put;
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
@@ -16,7 +17,8 @@ use super::auth::Authenticator;
 use super::patience::{self, Outcome};
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
-use crate::archive::{Manifest, SessionEntry, manifest_key, object_key};
+use crate::archive::waits::Waits;
+use crate::archive::{Manifest, SessionEntry, later_manifest_key, manifest_key, object_key};
 use crate::guards::{self, Guard};
 
 /// Objects that are received at once: each holds up to three parts of 8 MiB when the store is slow.
@@ -33,22 +35,23 @@ const LOOKS: usize = 64;
 struct Shared {
     store: Arc<Store>,
     authenticator: Authenticator,
+    waits: Arc<Waits>,
     uploads: Arc<Semaphore>,
     manifests: Arc<Semaphore>,
 }
 
 impl Shared {
-    fn new(store: Arc<Store>, authenticator: Authenticator) -> Self {
+    fn new(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Self {
         let slots = |n| Arc::new(Semaphore::new(n));
-        Self { store, authenticator, uploads: slots(UPLOADS), manifests: slots(MANIFESTS) }
+        Self { store, authenticator, waits, uploads: slots(UPLOADS), manifests: slots(MANIFESTS) }
     }
 }
 
 type Answer = Result<StatusCode, (StatusCode, String)>;
 
-/// The routes.
-pub fn router(store: Arc<Store>, authenticator: Authenticator) -> Router {
-    let shared = Shared::new(store, authenticator);
+/// The routes. What is stored is told to `waits`.
+pub fn router(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Router {
+    let shared = Shared::new(store, authenticator, waits);
     Router::new()
         .route("/ingest/v1/{uid}/objects/{digest}", put(put_object).head(head_object))
         .route("/ingest/v1/{uid}/manifest", put(put_manifest))
@@ -107,6 +110,7 @@ async fn store_object(shared: Shared, uid: String, digest: String, body: Body) -
     match shared.store.put_addressed(&key, &digest, stream).await {
         Ok(size) => {
             tracing::debug!(uid, size, "object stored");
+            shared.waits.stored(&uid);
             (StatusCode::CREATED, String::new())
         }
         Err(error) => failed(&error),
@@ -133,20 +137,36 @@ async fn store_manifest(shared: Shared, uid: String, room: u32, body: Body) -> R
     if manifest.computer.uid != uid {
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
     }
+    if !manifest.custody_claim.is_empty() {
+        // It becomes part of a key.
+        valid(&manifest.custody_claim, &"0".repeat(64))?;
+    }
     all_there(&shared.store, &uid, &manifest).await?;
-    let (sessions, problems) = (manifest.sessions.len(), manifest.problem_count);
+    let (sessions, problems, claim) = (manifest.sessions.len(), manifest.problem_count, manifest.custody_claim.clone());
     // The bytes are enough, while the store takes its time.
     drop(manifest);
-    match shared.store.put_once(&manifest_key(&uid), body).await {
+    match put_once_per_deletion(&shared.store, &uid, &claim, body.into()).await {
         Ok(ReceiptPut::Created) => {
             tracing::info!(uid, sessions, problems, "manifest stored");
             Ok((StatusCode::CREATED, String::new()))
         }
         Ok(ReceiptPut::SameAlready) => Ok((StatusCode::OK, String::new())),
-        Ok(ReceiptPut::Other(_)) => {
-            Err((StatusCode::CONFLICT, "there is an archive of this computer already; it stays as it is".to_owned()))
-        }
+        Ok(ReceiptPut::Other(_)) => Err((StatusCode::CONFLICT, "this deletion has an archive already; it stays as it is".to_owned())),
         Err(error) => Err(failed(&error)),
+    }
+}
+
+/// Stores a manifest, create-only. Where another deletion of this UID has left its manifest, this one gets a key of its own (S7).
+async fn put_once_per_deletion(store: &Store, uid: &str, claim: &str, body: Bytes) -> Result<ReceiptPut, StoreError> {
+    let first = store.put_once(&manifest_key(uid), body.clone()).await?;
+    let other = |existing: &[u8]| !Manifest::parse(existing).is_ok_and(|m| m.custody_claim == claim);
+    match first {
+        ReceiptPut::Other(existing) if !claim.is_empty() && other(&existing) => {
+            drop(existing);
+            tracing::info!(uid, "the archive of an earlier deletion of this UID stays; this one is stored beside it");
+            store.put_once(&later_manifest_key(uid, claim), body).await
+        }
+        first => Ok(first),
     }
 }
 

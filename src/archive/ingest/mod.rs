@@ -50,7 +50,7 @@ pub async fn serve(
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let pods = auth::PodTokens::new(client, settings.namespace.clone(), settings.archive_service_account.clone());
-    let router = handlers::router(Arc::clone(archives.store()), auth::Authenticator::Pods(Arc::new(pods)));
+    let router = handlers::router(Arc::clone(archives.store()), auth::Authenticator::Pods(Arc::new(pods)), Arc::clone(archives.waits()));
     let listener = tokio::net::TcpListener::bind(address).await?;
     let acceptor = tls.acceptor()?;
     tasks.spawn(server::run(listener, Some(acceptor), router, LIMITS, stop));

@@ -30,14 +30,14 @@ async fn a_store_that_is_down_is_asked_again_only_after_a_while_and_its_word_sta
     let verifier = Verifier::new(store, sender);
     let in_the_way = folder.path().join("archives");
     std::fs::write(&in_the_way, "no folder").unwrap();
-    assert_eq!(verifier.check("u"), Verification::Running);
+    assert_eq!(verifier.check("u", &Origin::default()), Verification::Running);
     checked.recv().await.unwrap();
-    let first = verifier.check("u");
+    let first = verifier.check("u", &Origin::default());
     assert!(matches!(first, Verification::Unavailable(_)), "{first:?}");
-    assert_eq!(verifier.check("u"), first);
+    assert_eq!(verifier.check("u", &Origin::default()), first);
     assert!(checked.try_recv().is_err(), "it was asked again at once");
     tokio::time::sleep(Duration::from_secs(11)).await;
-    assert_eq!(verifier.check("u"), first, "its word stands while it is asked again");
+    assert_eq!(verifier.check("u", &Origin::default()), first, "its word stands while it is asked again");
     std::fs::remove_file(in_the_way).unwrap();
     checked.recv().await.unwrap();
 }
@@ -85,10 +85,10 @@ async fn large_archives_hold_no_small_one_up() {
     let (checked, mut ended) = mpsc::channel(16);
     let verifier = Verifier::new(Arc::new(store), checked);
     for (uid, _) in &pipes {
-        assert_eq!(verifier.check(uid), Verification::Running);
+        assert_eq!(verifier.check(uid, &Origin::default()), Verification::Running);
     }
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-    verifier.check("u");
+    verifier.check("u", &Origin::default());
     let first = tokio::time::timeout(std::time::Duration::from_secs(10), ended.recv()).await;
     for (_, pipe) in &pipes {
         // Lets go who waits for a writer, for good: an open for both never waits, and whoever comes later finds nothing.
@@ -97,4 +97,29 @@ async fn large_archives_hold_no_small_one_up() {
         drop(both);
     }
     assert_eq!(first.unwrap().as_deref(), Some("u"));
+}
+
+/// S1: etcd was restored from a backup, the home has changed since, and the store still has the archive of the deletion that nobody
+/// remembers.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_an_earlier_deletion_of_the_same_uid_does_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = archived(folder.path()).await;
+    let origin = |claim: &str, deleted_at| Origin { custody_claim: Some(claim.to_owned()), deleted_at };
+    let shared = &store;
+    let stands = |origin: Origin| async move {
+        match of_deletion(shared, "u", &origin).await {
+            Ok(contents) => read_all(shared, "u", contents).await,
+            Err(other) => other,
+        }
+    };
+    // Written by an earlier version at second 1, which names no claim: its time decides.
+    assert!(matches!(stands(origin("now", 1)).await, Verification::Valid(_)), "that of this deletion, begun before an upgrade");
+    assert_eq!(stands(origin("now", 2)).await, Verification::Missing);
+    let mut manifest = crate::archive::manifest::tests::empty("u");
+    manifest.custody_claim = "now".into();
+    store.put_once(&later_manifest_key("u", "now"), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+    assert!(matches!(stands(origin("now", 2)).await, Verification::Valid(Summary { sessions: 0, .. })));
+    assert_eq!(stands(origin("another", 2)).await, Verification::Missing);
+    assert!(matches!(verify(&store, "u").await, Verification::Valid(Summary { sessions: 0, .. })), "the newest one is shown");
 }

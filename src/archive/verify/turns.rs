@@ -85,17 +85,17 @@ async fn one_manifest_is_in_memory_however_many_are_to_be_read() {
     let (sender, mut checked) = mpsc::channel(16);
     let verifier = Verifier::new(store, sender);
     for uid in &uids {
-        assert_eq!(verifier.check(uid), Verification::Running);
+        assert_eq!(verifier.check(uid, &Origin::default()), Verification::Running);
     }
-    verifier.check("nobody");
+    verifier.check("nobody", &Origin::default());
     // Whether there is an archive is not a matter of turns.
     assert_eq!(checked.recv().await.as_deref(), Some("nobody"));
-    assert_eq!(verifier.check("nobody"), Verification::Missing);
+    assert_eq!(verifier.check("nobody", &Origin::default()), Verification::Missing);
     let asked = verifier.manifest("u0", |manifest| manifest.computer.uid);
     assert_eq!(asked.await.unwrap(), "u0");
     for _ in &uids {
         checked.recv().await.unwrap();
     }
-    assert!(uids.iter().all(|uid| matches!(verifier.check(uid), Verification::Valid(_))));
+    assert!(uids.iter().all(|uid| matches!(verifier.check(uid, &Origin::default()), Verification::Valid(_))));
     assert_eq!(counting.most.load(Ordering::SeqCst), 1, "L3: manifests are read at the same time");
 }

@@ -6,11 +6,11 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Context, Outcome, State, custody};
-use crate::archive::Verification;
+use super::{Context, Outcome, State, best_effort, custody};
+use crate::archive::{Summary, Verification};
 use crate::computer::action::{Action, Object, Subject};
 use crate::computer::plan::Blocker;
-use crate::resources::{ArchivePolicy, ArchiveResult, Custody, IMAGE_ANNOTATION, Provider, SkippableStep};
+use crate::resources::{ArchivePolicy, ArchiveResult, IMAGE_ANNOTATION, Provider, SkippableStep, Unknown};
 
 /// Exit code of the archive pod when something cannot be read and the class says `unreadableFiles: Block`.
 const EXIT_UNREADABLE: i32 = 3;
@@ -36,12 +36,9 @@ pub(super) fn step(context: &Context<'_>) -> State {
     if let Some(by) = context.view.skipped(SkippableStep::ArchiveSessions) {
         return State::Done(Outcome::Skipped, super::receipt::skipped_by(by));
     }
-    let state = custody_first(context);
-    if snapshot.archive.policy == ArchivePolicy::BestEffort
-        && matches!(state, State::Checking(_) | State::Wait(_) | State::Blocked(..))
-        && let Some(state) = best_effort(context, &state)
-    {
-        return state;
+    let mut state = custody_first(context);
+    if snapshot.archive.policy == ArchivePolicy::BestEffort {
+        state = best_effort::step(context, state);
     }
     let seconds = snapshot.deadlines.archive_sessions_seconds;
     match state {
@@ -72,19 +69,6 @@ fn plural(count: i64, what: &str) -> String {
     if count == 1 { what.to_owned() } else { format!("{what}s") }
 }
 
-/// `BestEffort` gives up when the deadline of this step has passed. Its clock starts on record with the step itself: a long stop
-/// must not eat the archive's time.
-fn best_effort(context: &Context<'_>, state: &State) -> Option<State> {
-    if !context.started("archive-sessions") {
-        return Some(context.save(|_| {}));
-    }
-    if !context.overdue("archive-sessions", context.record.spec.snapshot.deadlines.archive_sessions_seconds) {
-        return None;
-    }
-    let why = if let State::Blocked(blocker, _) = state { blocker.message.as_str() } else { "the archive was not finished" };
-    Some(State::Done(Outcome::Skipped, format!("class policy BestEffort, deadline passed: {why}")))
-}
-
 fn custody_first(context: &Context<'_>) -> State {
     if let Some(state) = custody::take(context) {
         return state;
@@ -92,20 +76,7 @@ fn custody_first(context: &Context<'_>) -> State {
     match &context.view.archive {
         None => State::act(Action::CheckArchive),
         Some(Verification::Running) => State::Checking(None),
-        Some(Verification::Valid(summary)) => {
-            let result = ArchiveResult {
-                manifest_digest: summary.manifest_digest.clone(),
-                sessions: i64::try_from(summary.sessions).unwrap_or(i64::MAX),
-                bytes: i64::try_from(summary.bytes).unwrap_or(i64::MAX),
-                problems: i64::try_from(summary.problems).unwrap_or(i64::MAX),
-                left_out: Some(summary.left_out_by.clone()).filter(|by| summary.problems > 0 && !by.is_empty()),
-            };
-            context.save(|r| {
-                if let Some(deletion) = &mut r.spec.state.deletion {
-                    deletion.archive = Some(result);
-                }
-            })
-        }
+        Some(Verification::Valid(summary)) => verified(context, summary),
         Some(Verification::Missing) => match (pod(context), context.attempts()) {
             (State::Wait(after), attempts) if attempts > 1 => State::Blocked(again(context, attempts), after),
             (state, _) => state,
@@ -121,6 +92,23 @@ fn custody_first(context: &Context<'_>) -> State {
             State::blocked("StoreUnavailable", format!("the archive store does not answer: {why}. It is tried again"), 15)
         }
     }
+}
+
+/// The archive was read back: its result goes on record.
+pub(super) fn verified(context: &Context<'_>, summary: &Summary) -> State {
+    let result = ArchiveResult {
+        manifest_digest: summary.manifest_digest.clone(),
+        sessions: i64::try_from(summary.sessions).unwrap_or(i64::MAX),
+        bytes: i64::try_from(summary.bytes).unwrap_or(i64::MAX),
+        problems: i64::try_from(summary.problems).unwrap_or(i64::MAX),
+        left_out: Some(summary.left_out_by.clone()).filter(|by| summary.problems > 0 && !by.is_empty()),
+        unknown: Unknown::new(),
+    };
+    context.save(|r| {
+        if let Some(deletion) = &mut r.spec.state.deletion {
+            deletion.archive = Some(result);
+        }
+    })
 }
 
 /// What stood still stands still until an attempt succeeds: a store that takes nothing, say. Told only between two attempts, it would
@@ -173,7 +161,8 @@ fn record_attempt(context: &Context<'_>, attempt: i32, pod_uid: Option<String>) 
     let claim_uid = custody::claim_uid(context.view).unwrap_or_default();
     context.save(|r| {
         if let Some(deletion) = &mut r.spec.state.deletion {
-            deletion.custody = Some(Custody { claim_uid, pod_uid, attempt });
+            let custody = deletion.custody.get_or_insert_default();
+            (custody.claim_uid, custody.pod_uid, custody.attempt) = (claim_uid, pod_uid, attempt);
         }
     })
 }

@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
 
 use super::{Context, State};
-use crate::archive::Unreadable;
+use crate::archive::{Origin, Unreadable};
 use crate::computer::action::{Action, Object, Subject};
 use crate::computer::pod::literal;
 use crate::computer::view::View;
@@ -127,6 +127,14 @@ pub(super) fn claim_uid(view: &View) -> Option<String> {
     view.claim(&view.settings.namespace, &view.custody_claim_name()).flatten()?.metadata.uid.clone()
 }
 
+/// What an archive must say to be that of this deletion. The custody claim is made by this deletion, after everything that writes has
+/// stopped: an archive that was read through it holds all that was written.
+pub fn origin(view: &View) -> Origin {
+    let deletion = view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref());
+    let recorded = || Some(deletion?.custody.as_ref()?.claim_uid.clone()).filter(|uid| !uid.is_empty());
+    Origin { custody_claim: claim_uid(view).or_else(recorded), deleted_at: deletion.map_or(i64::MAX, |d| d.deleted_at.0.as_second()) }
+}
+
 /// Whether the volume's `claimRef` has the UID of the home's claim, or of the one before it: the present one may not hold it yet.
 pub fn held_by_home(record: &ComputerRecord, pv: &PersistentVolume) -> bool {
     let children = &record.spec.state.children;
@@ -219,6 +227,7 @@ fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
         ("COMPUTER_UID", view.uid.clone()),
         ("COMPUTER_NAMESPACE", record.spec.namespace.clone()),
         ("COMPUTER_NAME", record.spec.computer.clone()),
+        ("CUSTODY_CLAIM", claim_uid(view).unwrap_or_default()),
         ("SESSION_PATHS", json!(record.spec.snapshot.session_paths).to_string()),
         ("UNREADABLE", unreadable.to_string()),
         ("LEFT_OUT_BY", left_out_by),
@@ -228,7 +237,7 @@ fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
 }
 
 /// The archive pod: our own image, no store credentials, the home read-only, as the user that the machine ran as.
-pub(super) fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
+pub fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
     let snapshot = &record.spec.snapshot;
     let settings = &view.settings;
     let user = snapshot.run_as_user.unwrap_or(1000);

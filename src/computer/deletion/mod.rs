@@ -6,6 +6,7 @@
 //! pass. Nothing is ever a lock (S9), and a crash anywhere is harmless. The spec is never validated here.
 
 mod archive;
+mod best_effort;
 pub mod custody;
 mod receipt;
 mod revoke;
@@ -20,12 +21,14 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
+pub use best_effort::counts_wait;
+
 use super::action::{Action, Subject};
 use super::plan::{Blocker, Next, Plan, Report};
 use super::view::{View, has_finalizer};
 use crate::guards::{self, Guard};
 use crate::resources::{
-    ComputerRecord, DELETION_FINALIZER, Deletion, OnNamespaceDeletion, Phase, RecordPhase, Step, StepStatus, SubjectOutcome,
+    ComputerRecord, DELETION_FINALIZER, Deletion, OnNamespaceDeletion, Phase, RecordPhase, Step, StepStatus, SubjectOutcome, Unknown,
 };
 
 /// Ids and names of the steps, in order.
@@ -123,6 +126,7 @@ impl Context<'_> {
             result: format!("{outcome:?}"),
             detail: detail.clone(),
             at: MicroTime(self.finished_at(i)),
+            unknown: Unknown::new(),
         };
         self.done.iter().enumerate().map(outcome).collect()
     }
@@ -250,9 +254,15 @@ fn advance(context: &mut Context<'_>, state: State) -> Option<Plan> {
             plan.report.checking = true;
             Some(plan)
         }
-        State::Wait(after) => Some(paused(context, Next::Wait(after), None)),
-        State::Blocked(blocker, after) => Some(paused(context, Next::Wait(after), Some(blocker))),
+        State::Wait(after) => Some(waiting(context, after, None)),
+        State::Blocked(blocker, after) => Some(waiting(context, after, Some(blocker))),
     }
+}
+
+fn waiting(context: &Context<'_>, after: Duration, blocker: Option<Blocker>) -> Plan {
+    let mut plan = paused(context, Next::Wait(after), blocker);
+    plan.report.waits = plan.report.current.as_deref() == Some("archive-sessions") && !best_effort::at_work(context);
+    plan
 }
 
 /// A deleting computer without a record: either nothing was ever made, or the record was lost. It is made again from what is

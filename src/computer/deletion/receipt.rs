@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{Context, Outcome, State};
 use crate::computer::action::Action;
 use crate::guards::{self, Guard};
-use crate::resources::{DeletionOverride, Receipt, RecordPhase, SkippableStep, SubjectOutcome};
+use crate::resources::{DeletionOverride, Receipt, RecordPhase, SkippableStep, SubjectOutcome, Unknown};
 
 pub(super) fn step(context: &Context<'_>) -> State {
     if let Some(receipt) = context.deletion().and_then(|d| d.receipt.as_ref()) {
@@ -37,7 +37,7 @@ fn save(context: &Context<'_>, store_key: Option<String>, stored: &[u8]) -> Stat
             for (id, outcome) in told {
                 deletion.steps.entry(id).or_insert(outcome);
             }
-            deletion.receipt = Some(Receipt { store_key, digest, at });
+            deletion.receipt = Some(Receipt { store_key, digest, at, unknown: Unknown::new() });
         }
     })
 }

@@ -9,7 +9,7 @@ use crate::computer::action::{Action, Fact, Subject};
 use crate::computer::ending;
 use crate::computer::view::View;
 use crate::guards::{self, Guard};
-use crate::resources::{CredentialState, Deletion, RecordPhase};
+use crate::resources::{CredentialState, Deletion, RecordPhase, Unknown};
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
@@ -50,21 +50,35 @@ fn begun(view: &View) -> Deletion {
         steps: std::collections::BTreeMap::new(),
         started: std::collections::BTreeMap::new(),
         custody: None,
+        waited_seconds: 0,
         archive: None,
         receipt: None,
         handed_off: false,
+        unknown: Unknown::new(),
     }
 }
 
 /// Absence is proved by a UID-preconditioned DELETE that answers 404; a Secret is never read (design 4.8).
 fn secret(context: &Context<'_>) -> State {
     let children = &context.record.spec.state.children;
-    let Some(name) = children.secret_name.as_ref().filter(|_| guards::on(Guard::SecretGone)) else {
-        return State::not_applicable("no key was ever issued");
-    };
+    if !guards::on(Guard::SecretGone) {
+        return State::not_applicable("not looked for");
+    }
+    // What was issued in its place makes a name no less ours.
+    let former = children.former_secret_names.iter().map(|name| (name, None));
+    let mut all = former.chain(children.secret_name.iter().map(|name| (name, children.secret_uid.as_ref())));
+    match all.find_map(|(name, uid)| secret_left(context, name, uid)) {
+        Some(state) => state,
+        None if children.secret_name.is_none() => State::not_applicable("no key was ever issued"),
+        None => State::verified("the key is revoked and its Secret is gone"),
+    }
+}
+
+/// What is to be done about one Secret. `None`: it is gone.
+fn secret_left(context: &Context<'_>, name: &str, uid: Option<&String>) -> Option<State> {
     let subject = Subject::secret(&context.record.spec.namespace, name);
-    match (context.view.facts.get(&subject), &children.secret_uid) {
-        (Some(Fact::Gone), _) => State::verified("the key is revoked and its Secret is gone"),
+    Some(match (context.view.facts.get(&subject), uid) {
+        (Some(Fact::Gone), _) => return None,
         (Some(Fact::Held(_)), _) => State::blocked(
             "SecretHeld",
             format!(
@@ -74,9 +88,9 @@ fn secret(context: &Context<'_>) -> State {
             30,
         ),
         // With no UID on record (a crash after the create), the one found under the unguessable name recorded before it.
-        (Some(Fact::Uid(found)), recorded) => State::act(Action::Delete { uid: recorded.as_ref().unwrap_or(found).clone(), subject }),
+        (Some(Fact::Uid(found)), recorded) => State::act(Action::Delete { uid: recorded.unwrap_or(found).clone(), subject }),
         (None, Some(uid)) => State::act(Action::Delete { uid: uid.clone(), subject }),
         // What an accepted delete has left, or a UID that a crash left unrecorded, is looked for.
         (_, _) => State::act(Action::Read(subject)),
-    }
+    })
 }

@@ -159,6 +159,7 @@ fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Resu
         original_reclaim_policy: volume::original_policy(pv),
         former_claim_uid: None,
         storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
+        ..VolumeRecord::default()
     };
     Err(context.save(|r| {
         r.spec.state.children.claim_uid = Some(claim_uid.to_owned());

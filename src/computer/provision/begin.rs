@@ -12,7 +12,7 @@ use crate::credentials::{ComputerId, Key};
 use crate::record::names::Child;
 use crate::resources::conditions::types;
 use crate::resources::{
-    Children, Computer, ComputerClass, ComputerRecordSpec, ComputerRecordStatus, PodRecord, Provider, Snapshot, quantity,
+    Children, Computer, ComputerClass, ComputerRecordSpec, ComputerRecordStatus, PodRecord, Provider, Snapshot, Unknown, quantity,
 };
 
 pub(super) fn step(view: &View, computer: &Computer) -> State {
@@ -125,6 +125,7 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
         class_name: class.map(ResourceExt::name_any),
         snapshot,
         state,
+        unknown: Unknown::new(),
     };
     State::act(Action::CreateRecord(Box::new(crate::record::new(view, spec))))
 }

@@ -65,6 +65,7 @@ fn record(name: &str, pv: &PersistentVolume) -> VolumeRecord {
         original_reclaim_policy: volume::original_policy(pv),
         former_claim_uid: None,
         storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
+        ..VolumeRecord::default()
     }
 }
 

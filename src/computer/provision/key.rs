@@ -42,10 +42,18 @@ fn ours(context: &Context<'_>) -> bool {
     context.record.spec.state.key_hash.as_deref().is_some_and(|hash| fresh_key(context.view).matches(hash))
 }
 
+/// Most names of Secrets that a record keeps. The oldest was looked for in vain long before: no create of it is under way any more.
+const FORMER: usize = 50;
+
+/// Another key, under another name. The name before stays on record: its create may still come true (S6).
 fn another(context: &Context<'_>) -> State {
     let fresh = context.view;
     context.save(|r| {
-        r.spec.state.children.secret_name = Some(Child::Key.name(&fresh.fresh.suffix));
+        let children = &mut r.spec.state.children;
+        children.former_secret_names.extend(children.secret_name.take());
+        let surplus = children.former_secret_names.len().saturating_sub(FORMER);
+        children.former_secret_names.drain(..surplus);
+        children.secret_name = Some(Child::Key.name(&fresh.fresh.suffix));
         r.spec.state.key_hash = Some(fresh_key(fresh).hash());
     })
 }

@@ -11,7 +11,7 @@ use crate::computer::stopped::{Writers, answers, overstays, remove_finalizer_pat
 use crate::computer::view::ClassState;
 use crate::guards::{self, Guard};
 use crate::record::names::Child;
-use crate::resources::{CredentialState, POD_FINALIZER, Phase, PodRecord};
+use crate::resources::{CredentialState, POD_FINALIZER, Phase, PodRecord, Snapshot};
 
 /// Seconds between two pods of one computer: a pod that fails at once must not become a storm.
 const RESTART_SECONDS: i64 = 10;
@@ -167,7 +167,7 @@ fn next_pod(context: &Context<'_>) -> State {
         r.spec.state.children.pods.retain(|p| p.vanished_at.is_some());
         r.spec.state.children.pods.push(PodRecord { name, ..PodRecord::default() });
         if hash.is_some() {
-            r.spec.snapshot.pod_hash = hash;
+            (r.spec.snapshot.template_hash, r.spec.snapshot.pod_hash) = (hash, None);
         }
     })
 }
@@ -200,6 +200,7 @@ fn learn_uids(context: &Context<'_>) -> State {
     if let (None, Some(name)) = (&children.claim_uid, &children.claim_name) {
         children.claim_uid = context.view.claim(namespace, name).flatten().and_then(|c| c.metadata.uid.clone());
     }
+    adopt_hash(context, &mut snapshot);
     let placed = children.volume.is_some();
     for recorded in &mut children.pods {
         let Some(Some(pod)) = context.view.pod(namespace, &recorded.name) else { continue };
@@ -225,6 +226,18 @@ fn learn_uids(context: &Context<'_>) -> State {
             r.spec.state.credential = CredentialState::Live;
         }
     })
+}
+
+/// A pod that an earlier version made has a hash that says nothing to this one. What the class asks for now counts from here on, unless
+/// that version has already shown that the pod differs from it.
+fn adopt_hash(context: &Context<'_>, snapshot: &mut Snapshot) {
+    if let ClassState::Found(class) = &context.view.class
+        && snapshot.template_hash.is_none()
+        && let Some(made) = &snapshot.pod_hash
+        && !super::drifted_before(context, class, made)
+    {
+        snapshot.template_hash = Some(pod::hash(class, &context.computer.spec));
+    }
 }
 
 /// Node of the newest pod.

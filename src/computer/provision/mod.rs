@@ -16,7 +16,8 @@ use super::action::Action;
 use super::ending;
 use super::plan::{Blocker, Next, Plan, Report};
 use super::view::{ClassState, View};
-use crate::resources::{Computer, ComputerRecord, CredentialState, Phase, Provider, Step, StepStatus};
+use crate::resources::conditions::types;
+use crate::resources::{Computer, ComputerClass, ComputerRecord, CredentialState, Phase, Provider, Step, StepStatus};
 
 /// Ids and names of the steps, in order. A BYOM computer has the first, the second and the last.
 pub const STEPS: [(&str, &str); 6] = [
@@ -123,14 +124,26 @@ fn drift(context: &Context<'_>) -> Option<String> {
         let name = context.record.spec.class_name.as_ref()?;
         return Some(format!("ComputerClass {name} does not exist any more; the computer goes on as it was made"));
     };
-    let made = context.record.spec.snapshot.pod_hash.as_ref()?;
-    let wanted = super::pod::hash(class, &context.computer.spec);
-    (*made != wanted).then(|| {
+    let snapshot = &context.record.spec.snapshot;
+    let drifted = match (&snapshot.template_hash, &snapshot.pod_hash) {
+        (Some(made), _) => *made != super::pod::hash(class, &context.computer.spec),
+        (None, Some(made)) => drifted_before(context, class, made),
+        (None, None) => false,
+    };
+    drifted.then(|| {
         format!(
             "ComputerClass {} or this computer's spec changed since the pod was made; suspend and resume to apply it",
             class.metadata.name.as_deref().unwrap_or_default()
         )
     })
+}
+
+/// Whether a pod that an earlier version made differs from its class. This version builds other pods, so only the two together tell: the
+/// hash of that version differs, and that version has shown it while it ran.
+fn drifted_before(context: &Context<'_>, class: &ComputerClass, made: &str) -> bool {
+    let conditions = context.computer.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let shown = conditions.iter().any(|c| c.type_ == types::DRIFTED && c.status == "True");
+    shown && super::pod::built_hash(class, &context.computer.spec) != made
 }
 
 /// The plan at a step: earlier ones are completed, later ones pending.

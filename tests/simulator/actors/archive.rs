@@ -47,6 +47,8 @@ fn pack_home(version: u64) -> Packed {
     Packed { entry: packed.entry, object }
 }
 
+/// Longer than the deadline of any class here.
+const SLOW: Duration = Duration::from_secs(1500);
 /// Tries of one request, as in the real program.
 const TRIES: u32 = 6;
 
@@ -82,6 +84,9 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
     let _ = put(world, pod, &object, &token, home.object.slice(1..)).await;
     let _ = put(world, pod, "/ingest/v1/somebody-else/manifest", &token, foreign_manifest()).await;
     put(world, pod, &object, &token, home.object.clone()).await?;
+    if world.with(|s| s.observer.slow_pods) {
+        tokio::time::sleep(SLOW).await;
+    }
     let manifest = Manifest {
         version: VERSION,
         computer,
@@ -92,6 +97,7 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
         problem_count: 0,
         lost_count: 0,
         left_out_by: String::new(),
+        custody_claim: variable("CUSTODY_CLAIM"),
     };
     let bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| e.to_string())?;
     put(world, pod, &format!("{base}/manifest"), &token, bytes.into()).await
@@ -110,6 +116,7 @@ fn foreign_manifest() -> Bytes {
         problem_count,
         lost_count: 0,
         left_out_by: String::new(),
+        custody_claim: String::new(),
     };
     serde_json::to_vec(&manifest).expect("a manifest").into()
 }

@@ -33,7 +33,7 @@ async fn a_manifest_of_many_sessions_is_stored_in_time_on_a_store_that_is_far_aw
 #[tokio::test]
 async fn a_manifest_is_taken_from_whom_is_known_and_where_there_is_room() {
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID });
+    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
     let send = |token: &'static str, body: Body| {
         let headers: HeaderMap = [(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())].into_iter().collect();
         let sent = put_manifest(State(shared.clone()), Path(UID.to_owned()), headers, body);
@@ -51,11 +51,32 @@ async fn a_manifest_is_taken_from_whom_is_known_and_where_there_is_room() {
     assert_eq!(shared.manifests.available_permits(), MANIFESTS, "room comes back");
 }
 
+/// S7, S1: the archive of an earlier deletion of the same UID stays, and this deletion gets its own.
+#[tokio::test]
+async fn a_second_deletion_of_a_uid_stores_its_manifest_beside_the_first() {
+    let store = Store::new(Arc::new(InMemory::new()));
+    let manifest = |claim: &str, left_out_by: &str| {
+        let mut manifest = empty(UID);
+        (manifest.custody_claim, manifest.left_out_by) = (claim.to_owned(), left_out_by.to_owned());
+        Bytes::from(serde_json::to_vec(&manifest).unwrap())
+    };
+    let put = |claim: &'static str, body: Bytes| put_once_per_deletion(&store, UID, claim, body);
+    assert_eq!(put("one", manifest("one", "")).await.unwrap(), ReceiptPut::Created);
+    assert_eq!(put("one", manifest("one", "")).await.unwrap(), ReceiptPut::SameAlready);
+    assert!(matches!(put("one", manifest("one", "changed")).await.unwrap(), ReceiptPut::Other(_)));
+    assert_eq!(put("two", manifest("two", "")).await.unwrap(), ReceiptPut::Created);
+    assert!(matches!(put("two", manifest("two", "changed")).await.unwrap(), ReceiptPut::Other(_)));
+    assert!(matches!(put("", manifest("", "")).await.unwrap(), ReceiptPut::Other(_)), "an earlier version has no key of its own");
+    assert_eq!(store.get(&manifest_key(UID)).await.unwrap(), manifest("one", ""));
+    assert_eq!(store.get(&later_manifest_key(UID, "two")).await.unwrap(), manifest("two", ""));
+    assert_eq!(store.newest_manifest(UID).await.unwrap(), later_manifest_key(UID, "two"));
+}
+
 /// L3: what is received is held in parts of 8 MiB, and the operator has 256 MiB.
 #[tokio::test]
 async fn only_so_many_objects_are_received_at_once() {
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID });
+    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
     let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
     let read = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let mut uploads = tokio::task::JoinSet::new();

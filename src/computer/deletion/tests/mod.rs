@@ -2,6 +2,7 @@
 //! after every single request, and the deletion ends (L1). The real thing is tested in `tests/`; this finds the order errors.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod best_effort;
 mod disturbed;
 mod remembered;
 mod volumes;

@@ -1,12 +1,14 @@
 //! A small model of the cluster, as far as a deletion touches it: what the API server, the kubelet and the volume controller do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
+use crate::archive::waits::Waited;
 use crate::archive::{Summary, Verification};
 use crate::computer::action::{Action, Effect, Fact, Object, Subject};
 use crate::computer::view::{ClassState, Fresh, Settings, View, has_finalizer};
@@ -44,6 +46,10 @@ pub(super) struct World {
     pub(super) no_archive: bool,
     /// The kubelet of the machine's node says nothing any more.
     pub(super) node_lost: bool,
+    /// A second Secret: its name and UID.
+    pub(super) late_secret: Option<(String, String)>,
+    /// How long the deletion has waited while nothing worked on its archive.
+    pub(super) waited: Duration,
     /// The volume is attached to the machine's node.
     pub(super) attached: bool,
 }
@@ -84,6 +90,8 @@ impl World {
             no_archive: false,
             node_lost: false,
             attached: false,
+            waited: Duration::ZERO,
+            late_secret: None,
         }
     }
 
@@ -104,6 +112,8 @@ impl World {
             class: ClassState::Missing,
             overrides: self.overrides.clone(),
             facts: BTreeMap::new(),
+            learned: BTreeSet::new(),
+            waited: Waited { total: self.waited, here: self.waited },
             archive: None,
             receipt: None,
             finalizer_confirmed: false,
@@ -138,6 +148,10 @@ impl World {
             }
             Subject::Claim { namespace, name } => {
                 self.claims.get(&(namespace.clone(), name.clone())).map_or(Fact::Gone, |c| Fact::Claim(Box::new(c.clone())))
+            }
+            Subject::Secret { name, .. } if name != KEY => {
+                let late = self.late_secret.as_ref().filter(|(late, _)| late == name);
+                late.map_or(Fact::Gone, |(_, uid)| Fact::Uid(uid.clone()))
             }
             Subject::Secret { .. } => self.secret.clone().map_or(Fact::Gone, Fact::Uid),
             Subject::Volume { .. } | Subject::LiveVolume { .. } => self.volume.clone().map_or(Fact::Gone, |v| Fact::Volume(Box::new(v))),
@@ -226,6 +240,10 @@ impl World {
     pub(super) fn delete(&mut self, subject: Subject, uid: &str) -> Effect {
         let time = Some(Time(self.time()));
         match &subject {
+            Subject::Secret { name, .. } if self.late_secret.as_ref().is_some_and(|late| late.0 == *name && late.1 == uid) => {
+                self.late_secret = None;
+                Effect::Learned(subject, Fact::Accepted)
+            }
             Subject::Secret { .. } if self.secret.as_deref() == Some(uid) => {
                 self.secret = None;
                 Effect::Learned(subject, Fact::Accepted)

@@ -2,6 +2,7 @@
 //! and never makes anything for a deleting computer (S8).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::needless_pass_by_value)]
 
+mod upgrade;
 mod world;
 
 use serde_json::json;

@@ -1,11 +1,12 @@
 //! A small model of the cluster, which the provisioning plan is run against.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::json;
 
+use crate::archive::waits::Waited;
 use crate::computer::action::{Action, Effect, Fact, Object, Subject};
 use crate::computer::plan::{Next, Plan, plan};
 use crate::computer::view::{ClassState, Fresh, Settings, View};
@@ -70,6 +71,8 @@ impl World {
             class: ClassState::Found(Box::new(class)),
             overrides: Vec::new(),
             facts: BTreeMap::new(),
+            learned: BTreeSet::new(),
+            waited: Waited::default(),
             archive: None,
             receipt: None,
             finalizer_confirmed: false,

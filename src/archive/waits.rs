@@ -1,0 +1,141 @@
+//! How long deletions have waited while nothing worked on their archive: what `BestEffort` counts before it gives the sessions up.
+//!
+//! Only the monotonic clock of a running operator counts, from one pass to the next, and never more than a pass should take to come:
+//! an operator that was down or frozen, or a clock that was set forward, has waited for nothing. The record keeps the sum for the next
+//! process (`Deletion::waited_seconds`).
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Most that counts between two passes. A waiting deletion is looked at more often than that.
+pub const INTERVAL: Duration = Duration::from_secs(60);
+/// A deletion that nobody asks about any more is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+
+/// How long a deletion has waited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waited {
+    /// In all, since something was last stored for it.
+    pub total: Duration,
+    /// The part of it that this process has seen itself.
+    pub here: Duration,
+}
+
+/// One deletion.
+struct Known {
+    waited: Waited,
+    /// What its record said last.
+    recorded: Duration,
+    /// Since when it waits; `None`: something works on its archive.
+    since: Option<Instant>,
+    asked: Instant,
+}
+
+impl Known {
+    fn count(&mut self) {
+        if let Some(since) = &mut self.since {
+            let passed = since.elapsed().min(INTERVAL);
+            self.waited.total += passed;
+            self.waited.here += passed;
+            *since = Instant::now();
+        }
+    }
+}
+
+/// The deletions that wait, by UID.
+#[derive(Default)]
+pub struct Waits(Mutex<HashMap<String, Known>>);
+
+impl Waits {
+    fn locked(&self) -> MutexGuard<'_, HashMap<String, Known>> {
+        // Each entry is whole at any time.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a deletion has waited. `recorded`: what its record says.
+    pub fn waited(&self, uid: &str, recorded: Duration) -> Waited {
+        let now = Instant::now();
+        let mut all = self.locked();
+        all.retain(|_, known| known.asked.elapsed() < FORGOTTEN);
+        let begin = || Known { waited: Waited { total: recorded, here: Duration::ZERO }, recorded, since: None, asked: now };
+        let known = all.entry(uid.to_owned()).or_insert_with(begin);
+        known.asked = now;
+        known.count();
+        if recorded < known.recorded {
+            // Another process has seen progress.
+            known.waited = Waited { total: recorded, here: Duration::ZERO };
+        }
+        known.recorded = recorded;
+        known.waited
+    }
+
+    /// How a pass has left a deletion that was asked about: whether it waits and nothing works on its archive.
+    pub fn note(&self, uid: &str, waits: bool) {
+        if let Some(known) = self.locked().get_mut(uid) {
+            known.count();
+            known.since = waits.then(Instant::now);
+        }
+    }
+
+    /// Something was stored for a deletion: it begins to wait from the beginning.
+    pub fn stored(&self, uid: &str) {
+        if let Some(known) = self.locked().get_mut(uid) {
+            known.waited = Waited::default();
+            known.since = known.since.map(|_| Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    /// Passes that come every `every` seconds and find it waiting.
+    async fn waits(waits: &Waits, passes: u32, every: u64) {
+        for _ in 0..passes {
+            waits.note("u", true);
+            tokio::time::sleep(seconds(every)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_time_between_passes_that_found_it_waiting_counts() {
+        let all = Waits::default();
+        assert_eq!(all.waited("u", seconds(100)), Waited { total: seconds(100), here: Duration::ZERO }, "what the record says");
+        tokio::time::sleep(seconds(500)).await;
+        assert_eq!(all.waited("u", seconds(100)).total, seconds(100), "no pass has found it waiting");
+        waits(&all, 4, 30).await;
+        all.note("u", false);
+        tokio::time::sleep(seconds(900)).await;
+        assert_eq!(all.waited("u", seconds(100)), Waited { total: seconds(220), here: seconds(120) });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_was_frozen_has_waited_for_one_interval() {
+        let all = Waits::default();
+        all.waited("u", Duration::ZERO);
+        waits(&all, 1, 3000).await;
+        assert_eq!(all.waited("u", Duration::ZERO).total, INTERVAL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_stored_begins_it_again_here_and_in_another_process() {
+        let all = Waits::default();
+        all.waited("u", seconds(300));
+        waits(&all, 2, 30).await;
+        all.stored("u");
+        tokio::time::sleep(seconds(10)).await;
+        assert_eq!(all.waited("u", seconds(300)), Waited { total: seconds(10), here: seconds(10) });
+        all.waited("v", seconds(300));
+        assert_eq!(all.waited("v", seconds(5)).total, seconds(5), "the record of another process");
+        all.stored("nobody");
+        assert_eq!(all.locked().len(), 2, "only what is asked about is kept");
+    }
+}

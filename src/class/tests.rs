@@ -1,0 +1,110 @@
+use axum::http::{Request, Response};
+use kube::client::Body;
+use serde_json::Value;
+
+use super::*;
+
+/// An API server that answers every dry run of a pod in this way: `None` takes it.
+fn server(answer: fn(&Value) -> Option<(u16, &'static str)>) -> Shared {
+    let service = tower::service_fn(move |request: Request<Body>| async move {
+        let body = request.into_body().collect_bytes().await?.to_vec();
+        let pod: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(pod["metadata"]["generateName"], "class-dry-run-", "the admission policy lets only this one through");
+        assert!(pod["metadata"]["name"].is_null() && pod["spec"]["containers"][0]["image"].is_string(), "{pod}");
+        let Some((code, message)) = answer(&pod) else { return Ok(Response::new(Body::from(body))) };
+        let reason = if code == 403 { "Forbidden" } else { "Invalid" };
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message});
+        Ok::<_, kube::Error>(Response::builder().status(code).body(Body::from(status.to_string().into_bytes())).unwrap())
+    });
+    let settings = Settings { namespace: "op".into(), image: "operator".into(), ..Settings::default() };
+    Shared { sources: Sources::default(), client: Client::new(service, "op"), settings }
+}
+
+fn class(template: &Value, spec: &Value) -> ComputerClass {
+    let mut all = json!({"podTemplate": {"spec": template}});
+    all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    serde_json::from_value(json!({"metadata": {"name": "c", "generation": 1}, "spec": all})).unwrap()
+}
+
+fn plain() -> Value {
+    json!({"containers": [{"name": "a", "image": "i"}]})
+}
+
+#[tokio::test]
+async fn a_class_names_what_is_archived_or_wants_no_archive() {
+    let shared = server(|_| None);
+    for (policy, paths, reason) in [
+        ("Required", json!([]), "NoSessionPaths"),
+        ("None", json!([]), "Accepted"),
+        ("Required", json!(["."]), "Accepted"),
+        ("Required", json!(["./"]), "InvalidSessionPath"),
+        ("Required", json!([".claude", "./a"]), "InvalidSessionPath"),
+    ] {
+        let class = class(&plain(), &json!({"sessionPaths": paths, "archive": {"policy": policy}}));
+        assert_eq!(check(&class, &shared).await.unwrap().reason, reason);
+    }
+}
+
+/// L1: the machine works where its namespace allows root. Its archive pod runs in the operator's namespace, as root too.
+#[tokio::test]
+async fn a_class_whose_archive_pods_are_refused_is_not_accepted() {
+    let restricted = |pod: &Value| {
+        let root = pod["spec"]["securityContext"]["runAsUser"] == 0 || pod["spec"]["containers"][0]["securityContext"]["runAsUser"] == 0;
+        root.then_some((403, "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": runAsNonRoot != true"))
+    };
+    let shared = server(restricted);
+    let root = json!({"securityContext": {"runAsUser": 0}, "containers": [{"name": "a", "image": "i"}]});
+    let container = json!({"containers": [{"name": "a", "image": "i", "securityContext": {"runAsUser": 0}}]});
+    for template in [root, container] {
+        for policy in ["Required", "BestEffort"] {
+            let verdict = check(&class(&template, &json!({"archive": {"policy": policy}})), &shared).await.unwrap();
+            assert_eq!((verdict.accepted, verdict.reason), (false, "ArchiveNotPossible"));
+            for part in ["runAsUser 0", "namespace op", "archive.policy: None", "violates PodSecurity"] {
+                assert!(verdict.message.contains(part), "{}", verdict.message);
+            }
+        }
+        let verdict = check(&class(&template, &json!({"archive": {"policy": "None"}})), &shared).await.unwrap();
+        assert_eq!((verdict.accepted, verdict.reason), (true, "NotRestricted"));
+    }
+    assert_eq!(check(&class(&plain(), &json!({})), &shared).await.unwrap().reason, "Accepted");
+}
+
+/// A privileged machine whose user may read the home is archived by a pod that is not privileged.
+#[tokio::test]
+async fn a_privileged_machine_can_be_archived() {
+    let shared = server(|pod| {
+        let privileged = pod["spec"]["containers"][0]["securityContext"]["privileged"] == true;
+        privileged.then_some((403, "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": privileged"))
+    });
+    let template = json!({"containers": [{"name": "a", "image": "i", "securityContext": {"privileged": true}}]});
+    let verdict = check(&class(&template, &json!({})), &shared).await.unwrap();
+    assert_eq!((verdict.accepted, verdict.reason), (true, "NotRestricted"));
+}
+
+/// L2: whatever the API server says, the class has a verdict.
+#[tokio::test]
+async fn a_class_has_a_verdict_where_a_quota_or_a_policy_refuses_the_trial() {
+    let exceeded = server(|_| Some((403, "pods \"x\" is forbidden: exceeded quota: q")));
+    let incomplete = server(|_| Some((403, "pods \"x\" is forbidden: failed quota: q: must specify limits.cpu")));
+    for shared in [exceeded, incomplete] {
+        assert_eq!(check(&class(&plain(), &json!({})), &shared).await.unwrap().reason, "Accepted");
+    }
+    let shared = server(|_| Some((403, "admission webhook \"labels.example\" denied the request: no owner")));
+    let mut unknown = class(&plain(), &json!({}));
+    let verdict = check(&unknown, &shared).await.unwrap();
+    assert_eq!((verdict.accepted, verdict.reason), (false, CHECK_REFUSED));
+    assert!(verdict.message.contains("no owner"), "{}", verdict.message);
+    let known = |generation| Verdict { message: String::new(), ..accepted() }.into_status(&class(&plain(), &json!({})), generation);
+    unknown.status = Some(known(1));
+    assert!(check(&unknown, &shared).await.is_err(), "what was accepted stays so, and is tried again");
+    unknown.status = Some(known(0));
+    assert_eq!(check(&unknown, &shared).await.unwrap().reason, CHECK_REFUSED, "of a spec that was changed since");
+}
+
+impl Verdict {
+    fn into_status(self, class: &ComputerClass, generation: i64) -> ComputerClassStatus {
+        let mut class = class.clone();
+        class.metadata.generation = Some(generation);
+        status(&class, &self, Timestamp::UNIX_EPOCH)
+    }
+}

@@ -1,0 +1,120 @@
+//! `BestEffort` gives up only when nothing works on the archive (S1, L8).
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::disturbed::{archive_pod, pass};
+use super::world::{World, from};
+use crate::archive::Verification;
+use crate::computer::plan::{Next, Plan, plan};
+use crate::computer::view::View;
+use crate::resources::*;
+
+/// S9: the step was left out when its deadline had passed; that its volume is gone now is no reason to wait once more.
+#[test]
+fn best_effort_gives_up_once() {
+    let mut world = World::new("Delete", ArchivePolicy::BestEffort);
+    world.no_archive = true;
+    let begun = world.now;
+    for _ in 0..600 {
+        if let Some(blocker) = pass(&mut world).report.blocker {
+            assert_ne!(blocker.reason, "VolumeLost");
+        }
+    }
+    assert!(world.computer.is_none(), "L1: {:?}", pass(&mut world).report);
+    let receipt: serde_json::Value = serde_json::from_slice(&world.receipt.unwrap()).unwrap();
+    let written: jiff::Timestamp = from(receipt["writtenAt"].clone());
+    assert!(written.as_second() - begun < 3600 + 300, "a second deadline");
+}
+
+/// A deletion whose archive pod exists, and which began to archive two hours ago by any clock of the wall.
+fn two_hours_later() -> World {
+    let mut world = World::new("Delete", ArchivePolicy::BestEffort);
+    world.no_archive = true;
+    for _ in 0..10 {
+        pass(&mut world);
+    }
+    archive_pod(&mut world);
+    world.now += 7200;
+    world
+}
+
+fn planned(world: &mut World, mut change: impl FnMut(&mut View)) -> Plan {
+    let mut view = world.view(true);
+    loop {
+        change(&mut view);
+        let current = plan(&view);
+        let Next::Do(action) = &current.next else { return current };
+        let effect = world.apply(action.clone());
+        view.absorb(effect);
+    }
+}
+
+fn given_up(world: &World) -> bool {
+    world.record.as_ref().unwrap().spec.state.deletion.as_ref().unwrap().steps.contains_key("archive-sessions")
+}
+
+/// The operator was down for two hours, or a clock was set forward: by the record, the step has taken for longer than its deadline.
+#[test]
+fn time_that_no_operator_has_seen_gives_nothing_up() {
+    let mut world = two_hours_later();
+    let last = planned(&mut world, |view| view.archive = Some(Verification::Running));
+    assert!(last.report.checking && !given_up(&world), "a read-back runs: {last:?}");
+    let last = planned(&mut world, |_| ());
+    assert!(last.report.waits && !given_up(&world), "{last:?}");
+    assert!(matches!(last.next, Next::Wait(after) if after <= Duration::from_secs(30)), "all of the wait counts: {last:?}");
+}
+
+/// L8: however long it has waited before, an archive pod that runs and a read-back that runs are waited for.
+#[test]
+fn what_works_on_the_archive_is_waited_for() {
+    let mut world = two_hours_later();
+    world.waited = Duration::from_secs(9999);
+    archive_pod(&mut world).status = from(json!({"phase": "Running"}));
+    let last = planned(&mut world, |_| ());
+    assert!(!last.report.waits && !given_up(&world), "the pod runs: {last:?}");
+    archive_pod(&mut world).status = from(json!({"phase": "Pending"}));
+    let last = planned(&mut world, |view| view.archive = Some(Verification::Running));
+    assert!(last.report.checking && !given_up(&world), "{last:?}");
+}
+
+/// The archive is whole in the store, but its volume was lost before it was read back.
+#[test]
+fn an_archive_that_is_whole_is_taken_and_not_given_up() {
+    let mut world = two_hours_later();
+    world.volume = None;
+    world.manifest = true;
+    let last = pass(&mut world);
+    assert_eq!(last.report.blocker.expect("blocked").reason, "VolumeLost");
+    world.waited = Duration::from_secs(9999);
+    planned(&mut world, |_| ());
+    let deletion = world.record.as_ref().unwrap().spec.state.deletion.clone().unwrap();
+    assert!(deletion.archive.is_some(), "{deletion:?}");
+}
+
+/// A process gives nothing up on the word of the record alone, and the wait goes on record from time to time.
+#[test]
+fn the_wait_survives_a_restart_and_is_confirmed_by_the_next_process() {
+    let mut world = two_hours_later();
+    world.waited = Duration::from_secs(3700);
+    let own = |seconds| move |view: &mut View| view.waited.here = Duration::from_secs(seconds);
+    planned(&mut world, own(59));
+    let waited = world.record.as_ref().unwrap().spec.state.deletion.as_ref().unwrap().waited_seconds;
+    assert!(waited == 3700 && !given_up(&world), "{waited}");
+    planned(&mut world, own(60));
+    assert!(given_up(&world));
+    let detail = world.record.unwrap().spec.state.deletion.unwrap().steps["archive-sessions"].detail.clone();
+    assert!(detail.contains("BestEffort, deadline passed: for 3600 s in all nothing worked on the archive"), "{detail}");
+}
+
+/// A store that is dead for good is given up, and so is an archive that is damaged there.
+#[test]
+fn a_store_that_is_dead_is_given_up() {
+    for verdict in [Verification::Unavailable("no answer".into()), Verification::Invalid("a byte short".into())] {
+        let mut world = two_hours_later();
+        world.waited = Duration::from_secs(3600);
+        planned(&mut world, |view| view.archive = Some(verdict.clone()));
+        assert!(given_up(&world), "{verdict:?}");
+    }
+}

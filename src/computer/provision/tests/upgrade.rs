@@ -1,0 +1,62 @@
+//! Records that another version of the operator wrote.
+
+use serde_json::json;
+
+use super::world::{World, from};
+use crate::computer::plan::{Next, Plan, plan};
+use crate::resources::*;
+
+fn snapshot(world: &mut World) -> &mut Snapshot {
+    &mut world.record.as_mut().unwrap().spec.snapshot
+}
+
+/// A computer whose pod an earlier version made, which built it in another way.
+fn upgraded() -> World {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let old = snapshot(&mut world);
+    (old.pod_hash, old.template_hash) = (Some("0123456789abcdef".into()), None);
+    world
+}
+
+#[test]
+fn an_upgrade_shows_no_drift_and_a_change_after_it_does() {
+    let mut world = upgraded();
+    let before = world.writes;
+    let Plan { report, .. } = world.settle(None);
+    assert_eq!((report.phase, report.drift), (Some(Phase::Active), None));
+    assert_eq!(world.writes, before + 1, "the new hash is written once");
+    assert!(snapshot(&mut world).pod_hash.is_some(), "a rollback finds its own hash");
+    world.settle(None);
+    assert_eq!(world.writes, before + 1, "L6");
+    world.user = Some(4242);
+    assert!(world.settle(None).report.drift.is_some());
+}
+
+#[test]
+fn what_an_earlier_version_has_shown_to_have_drifted_stays_so() {
+    let mut world = upgraded();
+    let drifted = json!([{"type": "Drifted", "status": "True", "reason": "ClassChanged", "message": "", "lastTransitionTime": "2027-01-15T08:00:00Z"}]);
+    world.computer.status = from(json!({"conditions": drifted}));
+    let shown = plan(&world.view());
+    assert_eq!((shown.report.drift.is_some(), shown.next), (true, Next::Settled));
+    world.computer.spec.suspended = true;
+    world.settle(None);
+    world.computer.spec.suspended = false;
+    assert_eq!(world.settle(None).report.drift, None, "another pod was made");
+}
+
+/// S6: a create that was given up comes true when another Secret has long been issued. With `--cascade=orphan` nothing collects it.
+#[test]
+fn a_secret_for_which_another_one_was_issued_is_not_forgotten() {
+    let mut world = World::new(json!({"provider": "BYOM"}));
+    world.settle(None);
+    let children = &mut world.record.as_mut().unwrap().spec.state.children;
+    let first = children.secret_name.clone().unwrap();
+    children.secret_uid = None;
+    world.secrets.clear();
+    world.settle(None);
+    let children = world.state().children.clone();
+    assert_ne!(children.secret_name.as_ref(), Some(&first));
+    assert_eq!(children.former_secret_names, [first]);
+}

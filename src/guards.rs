@@ -78,11 +78,15 @@ pub enum Guard {
     StepBeginning,
     /// A revoked credential stays revoked.
     Tombstone,
+    /// A failed pass is not repeated before its pause is over just because its own status was written.
+    QuietBackoff,
+    /// A write that succeeds and changes nothing counts as a failure.
+    UndoneWrite,
 }
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 39] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
@@ -120,6 +124,8 @@ impl Guard {
         Self::SeenVersion,
         Self::StepBeginning,
         Self::Tombstone,
+        Self::QuietBackoff,
+        Self::UndoneWrite,
     ];
 }
 

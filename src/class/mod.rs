@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Controller};
-use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::runtime::{PredicateConfig, WatchStreamExt, predicates, reflector, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -25,7 +25,7 @@ use crate::computer::view::Settings;
 use crate::resources::conditions::{self, types};
 use crate::resources::{ArchivePolicy, ComputerClass, ComputerClassStatus, ComputerSpec};
 use crate::runtime::backoff::WatchBackoff;
-use crate::runtime::caches::understood;
+use crate::runtime::caches::{ADMINS_PAGE, understood, watched};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::sources::Sources;
 
@@ -39,8 +39,10 @@ struct Shared {
 pub async fn run(client: Client, settings: Settings, sources: Sources, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
     let all = Api::<DeserializeGuard<ComputerClass>>::all(client.clone());
-    let understood = watcher(all, watcher::Config::default()).backoff(WatchBackoff::new(&sources)).map_ok(understood);
+    let understood = watcher(all, watched(ADMINS_PAGE)).backoff(WatchBackoff::new(&sources)).map_ok(understood);
     let classes = understood.reflect(writer).applied_objects();
+    // Not for a status that was written here: a verdict may quote a text that differs each time, and would be written and checked for ever.
+    let classes = classes.predicate_filter(predicates::generation, PredicateConfig::default());
     let shared = Arc::new(Shared { client, settings, sources });
     Controller::for_stream(classes, reader)
         .with_config(kube::runtime::controller::Config::default().concurrency(4))

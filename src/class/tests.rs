@@ -108,3 +108,35 @@ impl Verdict {
         status(&class, &self, Timestamp::UNIX_EPOCH)
     }
 }
+
+/// B6: without its own time limit a load balancer closes a quiet watch, and nobody notices before the next change.
+#[tokio::test]
+async fn classes_are_watched_with_the_time_limit_of_all_watches() {
+    let (asked, mut queries) = tokio::sync::mpsc::unbounded_channel();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let watch = query.contains("watch=true");
+        let _ = asked.send(query);
+        async move {
+            if watch {
+                std::future::pending::<()>().await;
+            }
+            let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": []});
+            Ok::<_, kube::Error>(Response::new(Body::from(list.to_string().into_bytes())))
+        }
+    });
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(run(Client::new(service, "op"), Settings::default(), Sources::default(), stop.clone()));
+    let watch = async {
+        loop {
+            let query = queries.recv().await.unwrap();
+            if query.contains("watch=true") {
+                return query;
+            }
+        }
+    };
+    let query = tokio::time::timeout(Duration::from_secs(10), watch).await.unwrap();
+    assert!(query.contains("timeoutSeconds=200"), "{query}");
+    stop.cancel();
+    task.abort();
+}

@@ -222,6 +222,9 @@ pub struct ComputerRecordStatus {
     /// Why the operator itself is about to delete the Computer. Taken away if it is not deleted after all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
+    /// Machine pods in a row that ended by themselves soon after they were created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crash_loop: Option<CrashLoop>,
     /// The deletion, once it has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion: Option<Deletion>,
@@ -239,6 +242,17 @@ pub struct Ending {
     pub cause: String,
     /// When the operator decided so.
     pub at: MicroTime,
+}
+
+/// Machine pods in a row that ended by themselves soon after they were created: decides the pause before the next one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct CrashLoop {
+    /// How many.
+    pub pods: i32,
+    /// Why the last one ended.
+    #[schemars(length(max = 256))]
+    pub last: String,
 }
 
 /// The account of a deletion.

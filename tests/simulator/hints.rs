@@ -16,7 +16,7 @@ const fn tooth(guard: Guard, about: &'static str, hint: &'static str) -> Tooth {
 
 const MANAGED: &str = r#"{"life":"Managed","leaders":1,"seed":1}"#;
 
-pub static TEETH: [Tooth; 37] = [
+pub static TEETH: [Tooth; 39] = [
     tooth(
         Guard::DeletePrecondition,
         "Every delete names the UID that it is meant for",
@@ -153,5 +153,15 @@ pub static TEETH: [Tooth; 37] = [
         Guard::Tombstone,
         "A revoked credential stays revoked",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":20,"side":"After","act":{"Do":"DeleteOverHttp"}}]}"#,
+    ),
+    tooth(
+        Guard::QuietBackoff,
+        "A status that a failed pass wrote does not end its pause",
+        r#"{"life":"Unarchived","leaders":1,"seed":1,"faults":[{"at":45,"side":"After","act":{"Deny":{"part":"/persistentvolumes","code":500,"time":300000}}}]}"#,
+    ),
+    tooth(
+        Guard::UndoneWrite,
+        "A write that succeeds and changes nothing counts as a failure",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":15,"side":"After","act":{"Do":"UndoWrites"}}]}"#,
     ),
 ];

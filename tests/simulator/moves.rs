@@ -75,10 +75,16 @@ pub enum Move {
     ClockAhead,
     /// The homes are large: archive pods take longer than any deadline.
     SlowArchive,
+    /// For ten minutes a mutating webhook takes our finalizer off Computers and our marks off volumes as we write them.
+    UndoWrites,
+    /// From now on every machine ends as soon as it runs.
+    EndMachines,
 }
 
 impl Move {
-    pub const ALL: [Self; 26] = [
+    /// Those that do not pass within a few seconds: the stage `lasting` makes them.
+    pub const LASTING: [Self; 27] = [Self::UndoWrites, Self::EndMachines];
+    pub const ALL: [Self; 19] = [
         Self::Delete,
         Self::DeleteForeground,
         Self::DeleteOrphan,
@@ -140,6 +146,8 @@ pub fn perform(world: &World, what: Move) {
         Move::OldArchive => old_archive(world),
         Move::ClockAhead => world.clock_ahead(3600),
         Move::SlowArchive => world.with(|s| s.observer.slow_pods = true),
+        Move::UndoWrites => world.with(|s| s.undone_until = Some(Instant::now() + Duration::from_secs(600))),
+        Move::EndMachines => world.with(|s| s.kubelet.ends_at_once = true),
         Move::LoseNode => world.with(|s| s.kubelet.lost_until = Some(Instant::now() + Duration::from_secs(400))),
         other => world.with(|s| simple(s, other)),
     }
@@ -194,7 +202,9 @@ fn simple(state: &mut State, what: Move) {
         | Move::StoreOut
         | Move::OldArchive
         | Move::ClockAhead
-        | Move::SlowArchive => {}
+        | Move::SlowArchive
+        | Move::UndoWrites
+        | Move::EndMachines => {}
     }
 }
 

@@ -68,6 +68,8 @@ pub struct State {
     pub disks: Disks,
     /// The volume controller.
     pub binder: Binder,
+    /// Before this a mutating webhook undoes what the operator writes.
+    pub undone_until: Option<Instant>,
     start: Instant,
     seed: u64,
     rv: u64,
@@ -94,6 +96,7 @@ impl State {
             kubelet: Kubelet::default(),
             disks: Disks::default(),
             binder: Binder::default(),
+            undone_until: None,
             start,
             seed,
             rv: 100,

@@ -116,7 +116,7 @@ pub(super) async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manife
 
 /// The manifest of a UID; `None`: there is none, or it cannot be understood.
 async fn archive(store: &Store, uid: &str) -> Result<Option<Manifest>, StoreError> {
-    match store.get(&manifest_key(uid)).await {
+    match store.get(&store.newest_manifest(uid).await?).await {
         Ok(bytes) => Ok(Manifest::parse(&bytes).ok()),
         Err(StoreError::NotFound(_)) => Ok(None),
         Err(error) => Err(error),

@@ -14,7 +14,7 @@ use super::plan::Report;
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::conditions::{self, types};
-use crate::resources::{Computer, ComputerStatus, Phase, Step, StepStatus};
+use crate::resources::{Computer, ComputerStatus, Step, StepStatus};
 
 /// The status that the report asks for; times of unchanged steps and conditions are kept. A report without steps (a read before the plan
 /// failed, a deletion has not begun yet) leaves the steps as they are.

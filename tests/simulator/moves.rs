@@ -83,8 +83,8 @@ pub enum Move {
 
 impl Move {
     /// Those that do not pass within a few seconds: the stage `lasting` makes them.
-    pub const LASTING: [Self; 27] = [Self::UndoWrites, Self::EndMachines];
-    pub const ALL: [Self; 19] = [
+    pub const LASTING: [Self; 2] = [Self::UndoWrites, Self::EndMachines];
+    pub const ALL: [Self; 26] = [
         Self::Delete,
         Self::DeleteForeground,
         Self::DeleteOrphan,

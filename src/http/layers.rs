@@ -202,7 +202,7 @@ mod tests {
 
     const LARGE: usize = 4 * 1024 * 1024;
 
-    /// H6: slot and share were given back as soon as the handler had returned, and the answer stayed in memory for as long as its reader
+    /// L9: slot and share were given back as soon as the handler had returned, and the answer stayed in memory for as long as its reader
     /// liked.
     #[tokio::test]
     async fn a_request_is_in_flight_until_its_answer_is_read() {

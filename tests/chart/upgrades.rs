@@ -82,10 +82,10 @@ pub fn between_stores(server: &Server, helm: &Helm) {
     helm.run(&["uninstall", "co", "-n", "ops", "--no-hooks"]).unwrap();
     upgrade(&old, LOCAL, &["--install"]).unwrap();
     upgrade(&now, S3, &[]).expect("from the version of before, the other way");
-    // Whoever has helped by hand owns the field; Helm says so, and takes it back when it is told to.
+    // A change by hand owns the field: Helm reports the conflict, and resolves it with --force-conflicts.
     let patch = r#"{"spec":{"strategy":{"type":"Recreate","rollingUpdate":null}}}"#;
     server.kubectl(&["patch", "deployment", "co-computer-operator", "-n", "ops", "--type=merge", "-p", patch], "").unwrap();
-    let error = upgrade(&now, S3, &[]).expect_err("a field of somebody else");
+    let error = upgrade(&now, S3, &[]).expect_err("a field that kubectl owns");
     assert!(error.contains("conflict"), "{error}");
     upgrade(&now, S3, &["--force-conflicts"]).expect("taken back");
     is(s3, "taken back");

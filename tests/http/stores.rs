@@ -26,7 +26,7 @@ async fn deletions_under_way_end_in_the_other_store_and_back(bench: Arc<Bench>) 
     let (usual, other) = (bench.folder.path().join("store"), bench.folder.path().join("other-store"));
     for (before, after) in [(&usual, &other), (&other, &usual)] {
         bench.start_operator_on(before).await?;
-        // One has its receipt and waits for somebody else's finalizer; of the other one the store takes no receipt.
+        // One has its receipt and waits for a foreign finalizer; the store refuses the receipt of the other one.
         let [held, blocked] = [bench.byom(&token, "held").await?, bench.byom(&token, "blocked").await?];
         for id in [&held, &blocked] {
             bench.key(id).await?;

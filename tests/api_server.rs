@@ -1,5 +1,5 @@
 //! The kinds on a real API server: every definition is accepted and served, the rules refuse with messages that say what to do,
-//! `kubectl explain` has a text for every field, and the printer columns are those of the design. Needs Go, not root.
+//! `kubectl explain` has a text for every field, and the printer columns are as documented. Needs Go, not root.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::Write as _;

@@ -180,7 +180,7 @@ impl Applier {
         }
     }
 
-    /// UID of a Secret that we may not read: what a DELETE would meet (design 4.8).
+    /// UID of a Secret that we may not read: what a DELETE would meet (DESIGN.md 4.8).
     async fn read_secret(&self, name: String) -> Result<Effect, Error> {
         let params = DeleteParams { dry_run: true, ..DeleteParams::default() };
         let answer = optional(call(self.secrets.delete(&name, &params)).await, "looking for the token's Secret")?;

@@ -1,5 +1,5 @@
 //! The reconciler of `ApiKeys`, a much smaller sibling of the computer's: observe → plan (pure) → apply (one request), again until
-//! the plan waits, then the status. It writes tokens, and never reads one: no Secret of a tenant is read (design 4.8).
+//! the plan waits, then the status. It writes tokens, and never reads one: no Secret of a tenant is read (DESIGN.md 4.8).
 
 pub mod apply;
 mod ending;

@@ -10,7 +10,7 @@ use crate::computer::view::Fresh;
 use crate::credentials::{ApiKeyId, ApiToken};
 use crate::resources::{ApiKey, ApiKeyRecord, DELETION_FINALIZER};
 
-/// What is known of a Secret. It is never read: a dry-run DELETE tells its UID (design 4.8).
+/// What is known of a Secret. It is never read: a dry-run DELETE tells its UID (DESIGN.md 4.8).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretFact {
     /// A live answer said so, or another UID stands under that name.

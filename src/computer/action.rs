@@ -13,7 +13,7 @@ pub enum Subject {
     Pod { namespace: String, name: String },
     /// A claim, the home's or the custody claim.
     Claim { namespace: String, name: String },
-    /// A Secret. Never read: a dry-run DELETE tells its UID (design 4.8).
+    /// A Secret. Never read: a dry-run DELETE tells its UID (DESIGN.md 4.8).
     Secret { namespace: String, name: String },
     /// A persistent volume.
     Volume { name: String },
@@ -63,7 +63,7 @@ pub enum Object {
 pub enum Action {
     /// Live read, no cache.
     Read(Subject),
-    /// Live read of the Computer itself, which proves that the finalizer stands (design 4.2).
+    /// Live read of the Computer itself, which proves that the finalizer stands (DESIGN.md 4.2).
     ReadComputer,
     /// Adds the deletion finalizer, fenced by UID and resourceVersion; never on a deleting object (S8).
     AddFinalizer,

@@ -136,7 +136,7 @@ impl Applier {
         Ok(Effect::Learned(subject, fact.unwrap_or(Fact::Gone)))
     }
 
-    /// UID of a Secret that we may not read: what a DELETE would meet (design 4.8).
+    /// UID of a Secret that we may not read: what a DELETE would meet (DESIGN.md 4.8).
     async fn secret_uid(&self, namespace: &str, name: &str, what: &str) -> Found<String> {
         let params = DeleteParams { dry_run: true, ..DeleteParams::default() };
         let api = self.namespaced::<Secret>(namespace);

@@ -43,7 +43,7 @@ pub fn desired(class: &ComputerClass, computer: &ComputerSpec, claim: &str) -> R
     Ok(pod)
 }
 
-/// A pod of this computer under a name: labels, owner, and the finalizer that lets us see its containers stop (design 4.4).
+/// A pod of this computer under a name: labels, owner, and the finalizer that lets us see its containers stop (DESIGN.md 4.4).
 pub fn of_computer(mut pod: Pod, view: &View, name: &str) -> Pod {
     pod.metadata.name = Some(name.to_owned());
     pod.metadata.namespace = Some(view.namespace.clone());

@@ -1,4 +1,4 @@
-//! Whether anything in a pod may still write (design 4.4). Stopped is what the kubelet said: the pod ended (its phase is terminal,
+//! Whether anything in a pod may still write (DESIGN.md 4.4). Stopped is what the kubelet said: the pod ended (its phase is terminal,
 //! which kubelets since 1.27 set on a deleted pod once no container runs or will be started again) and no container is reported
 //! running. `terminated` alone proves nothing: a container in a crash loop shows it between two runs.
 

@@ -1,4 +1,4 @@
-//! Reading and patching the home volume: `Retain` from birth, with our mark and the original policy in the same patch (design 4.5),
+//! Reading and patching the home volume: `Retain` from birth, with our mark and the original policy in the same patch (DESIGN.md 4.5),
 //! so that no tenant, no stripped finalizer and no force can destroy a home unarchived (S1).
 
 use k8s_openapi::api::core::v1::PersistentVolume;

@@ -1,4 +1,4 @@
-//! Whether a key authenticates: three live reads in parallel (design 4.3). No cache and no window: a key is dead from the instant
+//! Whether a key authenticates: three live reads in parallel (DESIGN.md 4.3). No cache and no window: a key is dead from the instant
 //! its Computer or its namespace is being deleted, with or without a running operator (S2).
 
 use k8s_openapi::api::core::v1::Namespace;

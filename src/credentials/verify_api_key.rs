@@ -1,4 +1,4 @@
-//! Whether the token of an `ApiKey` authenticates: four live reads in parallel, as for a computer's key (design 4.3). It is dead from
+//! Whether the token of an `ApiKey` authenticates: four live reads in parallel, as for a computer's key (DESIGN.md 4.3). It is dead from
 //! the instant that its `ApiKey`, its namespace or its ServiceAccount is being deleted, that `spec.rotation` changes, or that it
 //! expires, with or without a running operator.
 

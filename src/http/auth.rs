@@ -1,4 +1,4 @@
-//! Who is calling (design part 5): a computer's key, an `ApiKey` token, or a JWT that the cluster trusts. Nothing is cached: a
+//! Who is calling (DESIGN.md 5): a computer's key, an `ApiKey` token, or a JWT that the cluster trusts. Nothing is cached: a
 //! revocation counts from the next request on. No token is logged, and an answer that is not known authenticates nobody.
 
 use std::collections::BTreeMap;

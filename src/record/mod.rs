@@ -23,7 +23,7 @@ pub fn new(view: &View, spec: ComputerRecordSpec) -> ComputerRecord {
 }
 
 /// The record of a computer whose record was lost (or never came to be, because the computer was deleted at once): children from
-/// the status of the Computer, everything is archived, `Required` (design 4.1), and the key never authenticates again: its hash is lost.
+/// the status of the Computer, everything is archived, `Required` (DESIGN.md 4.1), and the key never authenticates again: its hash is lost.
 pub fn recover(view: &View) -> ComputerRecord {
     let computer = view.computer.as_ref();
     let status = computer.and_then(|c| c.status.as_ref());

@@ -37,7 +37,7 @@ pub const GROUP: &str = "computer-operator.dev";
 /// Finalizer on a `Computer`: taken off only when the receipt is stored (promise S3). On an `ApiKey`: only when its token is a
 /// tombstone and its Secrets are gone.
 pub const DELETION_FINALIZER: &str = "computer-operator.dev/deletion";
-/// Finalizer on our pods: taken off only when every container has reported that it terminated (design 4.4).
+/// Finalizer on our pods: taken off only when every container has reported that it terminated (DESIGN.md 4.4).
 pub const POD_FINALIZER: &str = "computer-operator.dev/stopped";
 /// Label that narrows lists to one computer; it never proves ownership (promise S5).
 pub const UID_LABEL: &str = "computer-operator.dev/computer-uid";

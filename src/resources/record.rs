@@ -1,4 +1,4 @@
-//! `ComputerRecord`: the write-ahead record of one computer, in the operator's namespace, named by the computer's UID (design 4.1).
+//! `ComputerRecord`: the write-ahead record of one computer, in the operator's namespace, named by the computer's UID (DESIGN.md 4.1).
 //!
 //! It is written before the first child and says which objects are ours (S5) and what deletion will need, so that deletion
 //! depends neither on the class, nor on the spec, nor on a tenant's objects. After the deletion it stays as the receipt.

@@ -58,7 +58,7 @@ fn said(error: &kube::Error) -> String {
     }
 }
 
-/// Class of a failure: decides the condition that users see, and how soon it is tried again (design 4.7).
+/// Class of a failure: decides the condition that users see, and how soon it is tried again (DESIGN.md 4.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
     /// 404 with reason `NotFound`: the API server looked and the object is not there. Any other 404 (a proxy's, a path that is

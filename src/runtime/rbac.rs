@@ -1,5 +1,5 @@
 //! Who may do what: one list, from which the chart's roles are generated (`cargo xtask generate`) and which the tests run with.
-//! Every right of ours is used by the code beside it; there is no wildcard and no `get` or `list` on tenants' Secrets (design 4.8).
+//! Every right of ours is used by the code beside it; there is no wildcard and no `get` or `list` on tenants' Secrets (DESIGN.md 4.8).
 
 use serde_json::{Value, json};
 

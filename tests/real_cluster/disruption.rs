@@ -183,7 +183,7 @@ async fn rights_taken_away(bench: Arc<Bench>) -> Result<()> {
     bench.archived(&uid, 3).await.map(drop)
 }
 
-/// A cluster that does not serve the mutating policy: the operator adds the finalizer itself, before it makes anything (design 4.2).
+/// A cluster that does not serve the mutating policy: the operator adds the finalizer itself, before it makes anything (DESIGN.md 4.2).
 async fn without_the_finalizer_policy(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("bare").await?;
     let probe =

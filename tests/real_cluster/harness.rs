@@ -225,7 +225,7 @@ impl Bench {
         Ok(String::from_utf8(bytes.0)?)
     }
 
-    /// Whether a token authenticates, by the live reads of design 4.3.
+    /// Whether a token authenticates, by the live reads of DESIGN.md 4.3.
     pub async fn authenticates(&self, token: &str) -> Result<bool> {
         Ok(computer_operator::credentials::verify(&self.client, SYSTEM, token).await?.is_ok())
     }

@@ -1,4 +1,4 @@
-//! What one computer costs the API server, counted by the operator's own metric: the budget of writes of design part 7.
+//! What one computer costs the API server, counted by the operator's own metric: the budget of writes of DESIGN.md 7.
 
 use std::collections::BTreeMap;
 use std::path::Path;

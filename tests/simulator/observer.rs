@@ -142,7 +142,7 @@ impl Observer {
     }
 
     /// An object under a recorded name whose UID was not on record yet (a crash right after the create) is taken for ours; nobody
-    /// can tell it from one that a tenant has put there meanwhile (design 4.8).
+    /// can tell it from one that a tenant has put there meanwhile (DESIGN.md 4.8).
     pub fn adopt(&mut self, object: &str, computer: &str) {
         self.owned.insert(object.to_owned(), computer.to_owned());
     }

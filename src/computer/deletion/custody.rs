@@ -1,4 +1,4 @@
-//! The volume's custody (design 4.5): its `claimRef` is pointed at a claim in the operator's namespace, where the archive pod
+//! The volume's custody (DESIGN.md 4.5): its `claimRef` is pointed at a claim in the operator's namespace, where the archive pod
 //! reads it. Works the same in a terminating namespace, where nothing can be created.
 //!
 //! Only a volume whose `claimRef.uid` is the recorded claim's is ever taken (S5).

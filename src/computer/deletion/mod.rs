@@ -1,4 +1,4 @@
-//! The deletion plan (design part 4): revoke → stop → archive → delete → receipt → release, one file a step.
+//! The deletion plan (DESIGN.md 4): revoke → stop → archive → delete → receipt → release, one file a step.
 //!
 //! Every pass walks all steps from the first one. A step is passed on what this pass has read live, or because the record, or a pass
 //! before on the same version of it, says that it was verified (a UID that was gone stays gone): that saves requests, nothing more.
@@ -40,7 +40,7 @@ pub const STEPS: [(&str, &str); 5] = [
     ("write-receipt", "Write the receipt"),
 ];
 
-/// How a step that is finished came out (design 4.7).
+/// How a step that is finished came out (DESIGN.md 4.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Verified,
@@ -296,7 +296,7 @@ fn release(context: &Context<'_>) -> Plan {
 }
 
 /// Whether the namespace may be let go before the end: asked for by the class, the key dead, the pods stopped, the volume in
-/// custody (or its archive verified or not wanted) and the record durable (design 4.7, the stated exception of S3).
+/// custody (or its archive verified or not wanted) and the record durable (DESIGN.md 4.7, the stated exception of S3).
 fn let_go(context: &Context<'_>) -> bool {
     let asked = context.record.spec.snapshot.archive.on_namespace_deletion == OnNamespaceDeletion::HandOff;
     let held = context.view.computer.as_ref().is_some_and(has_finalizer);

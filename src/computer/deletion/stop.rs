@@ -1,4 +1,4 @@
-//! Step 2, `stop-pods`: nothing may write any more before the archive reads (design 4.4).
+//! Step 2, `stop-pods`: nothing may write any more before the archive reads (DESIGN.md 4.4).
 //!
 //! The claim goes first, so that the scheduler refuses new pods on it; then the pods. "Stopped" means that every container has
 //! reported that it terminated, which our pods' finalizer lets us see even after a forced deletion.

@@ -1,4 +1,4 @@
-//! Finalizer and record, before anything else exists (design 4.1, 4.2). The finalizer counts only after a live read has shown it:
+//! Finalizer and record, before anything else exists (DESIGN.md 4.1, 4.2). The finalizer counts only after a live read has shown it:
 //! the API server can let a DELETE win against a concurrent "add finalizer" (kubernetes#129584).
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;

@@ -1,4 +1,4 @@
-//! The home: its claim, and its volume, which is set to `Retain` as soon as it is bound (design 4.5). A claim that was deleted by
+//! The home: its claim, and its volume, which is set to `Retain` as soon as it is bound (DESIGN.md 4.5). A claim that was deleted by
 //! hand is made again around the same volume.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements};

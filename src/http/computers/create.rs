@@ -146,7 +146,7 @@ fn spec(asked: CreateComputer) -> Result<ComputerSpec, ApiError> {
     })
 }
 
-/// With the finalizer from the start (design 4.2). A name whose former computer is still being torn down is free for clients: the
+/// With the finalizer from the start (DESIGN.md 4.2). A name whose former computer is still being torn down is free for clients: the
 /// object then gets a name of its own, and clients go on seeing the one they gave. That name follows from the former computer, so
 /// that of two who take it at the same time one finds it taken. `Err`: by whom.
 async fn create(shared: &Shared, namespace: &str, name: &str, spec: ComputerSpec) -> Result<Result<Computer, Computer>, ApiError> {

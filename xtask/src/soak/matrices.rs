@@ -194,8 +194,10 @@ impl Folder {
                 line.trim().clone_into(&mut last);
             }
         }
-        let passed = child.wait()?.success();
-        Ok(Report { passed, seconds: began.elapsed().as_secs(), line: last })
+        let status = child.wait()?;
+        // Only the simulator's own exit is a result. After a signal the matrix runs again.
+        ensure!(status.code().is_some(), "the simulator was ended in {name}: {status}; run the command again to continue");
+        Ok(Report { passed: status.success(), seconds: began.elapsed().as_secs(), line: last })
     }
 }
 

@@ -45,7 +45,7 @@ fn nobody(settings: &Settings) -> View {
         receipt: None,
         finalizer_confirmed: false,
         passed: Vec::new(),
-        times: BTreeMap::new(),
+        times: Vec::new(),
         settings: settings.clone(),
         fresh: Fresh { suffix: String::new(), key: [0; 32] },
         now: jiff::Timestamp::UNIX_EPOCH,

@@ -309,10 +309,10 @@ mod tests {
         let metrics = Metrics::new();
         let blocker = Some(Blocker { reason: "ComputerHeld", message: String::new() });
         let report = Report { phase: Some(Phase::Deleting), current: Some("release".into()), blocker, ..Report::default() };
-        let blocked = Plan { next: Next::Finished(None), report };
+        let held = Plan { next: Next::Finished(None), report };
         let count = |n| assert!(metrics.text().unwrap().contains(&format!("{{step=\"release\",reason=\"ComputerHeld\"}} {n}")), "{n}");
-        metrics.observe_pass("a", &blocked, None, None);
-        metrics.observe_pass("b", &blocked, None, None);
+        metrics.observe_pass("a", &held, None, None);
+        metrics.observe_pass("b", &held, None, None);
         count(2);
         metrics.observe_pass("a", &Plan { next: Next::Settled, report: Report::default() }, Some(ErrorClass::Forbidden), None);
         count(2);

@@ -308,7 +308,9 @@ mod tests {
         let work = work.shared_by(|uid| uid[..1].to_owned());
         let order = Arc::new(std::sync::Mutex::new(Vec::new()));
         let (stop, seen) = (CancellationToken::new(), order.clone());
-        ["a1", "a2", "a3", "b1"].into_iter().for_each(|uid| queue.now(uid.to_owned()));
+        for uid in ["a1", "a2", "a3", "b1"] {
+            queue.now(uid.to_owned());
+        }
         let task = tokio::spawn(work.run(1, stop.clone(), move |uid| {
             let seen = seen.clone();
             async move {

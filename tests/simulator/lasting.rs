@@ -305,7 +305,9 @@ fn many_pods() -> Outcome {
                 s.change("computerrecords", &within, &record, |r| {
                     let lost = |i: usize| json!({"name": format!("machine-{i:032x}"), "uid": format!("lost-{i}"), "node": "node-1", "vanishedAt": at});
                     let pods = r["spec"]["state"]["children"]["pods"].as_array_mut();
-                    pods.into_iter().for_each(|pods| (0..100).for_each(|i| pods.insert(0, lost(i))));
+                    if let Some(pods) = pods {
+                        pods.splice(0..0, (0..100).map(lost));
+                    }
                 });
             }
         });

@@ -66,11 +66,15 @@ pub enum Guard {
     NoWayBack,
     /// A look at the archive is not told as a step that goes on.
     QuietCheck,
+    /// A failed pass is not repeated before its pause is over just because its own status was written.
+    QuietBackoff,
+    /// A write that succeeds and changes nothing counts as a failure.
+    UndoneWrite,
 }
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 33] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
@@ -102,6 +106,8 @@ impl Guard {
         Self::ReceiptFirst,
         Self::NoWayBack,
         Self::QuietCheck,
+        Self::QuietBackoff,
+        Self::UndoneWrite,
     ];
 }
 

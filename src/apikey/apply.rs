@@ -35,6 +35,11 @@ impl Error {
             Self::Conflict(_) => ErrorClass::Conflict,
         }
     }
+
+    /// How long the API server asks to wait before the next try.
+    pub fn retry_after(&self) -> Option<std::time::Duration> {
+        if let Self::Call { source, .. } = self { source.retry_after() } else { None }
+    }
 }
 
 /// The APIs of one `ApiKey`.

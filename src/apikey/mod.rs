@@ -53,17 +53,24 @@ pub async fn run(client: Client, namespace: String, sources: Sources, stop: Canc
     tokio::select! {
         () = stop.cancelled() => return,
         ready = caches.ready() => if ready.is_err() { return },
+        Some(ended) = tasks.join_next() => return tracing::error!(?ended, "a watch of the ApiKey controller died"),
     }
     tasks.spawn(sweep(caches.clone(), queue, stop.clone()));
+    let of = caches.clone();
+    let work = work.shared_by(move |uid| of.key(uid).and_then(|k| k.namespace()).unwrap_or_default());
     let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
     let recorder = Recorder::new(client.clone(), reporter);
     let backoff = Backoff::with_seed(u64::from_le_bytes(sources.bytes()));
-    let reconciler = Arc::new(Reconciler { client, caches, namespace, backoff, recorder, sources });
+    let reconciler = Arc::new(Reconciler { client, caches, namespace, backoff, recorder, sources, stop: stop.clone() });
     let pass = move |uid: String| {
         let reconciler = Arc::clone(&reconciler);
         async move { reconciler.run(&uid).await }
     };
-    work.run(CONCURRENCY, stop, pass).await;
+    tokio::select! {
+        () = work.run(CONCURRENCY, stop.clone(), pass) => {}
+        // The leader sees that this controller ended, and ends as well.
+        Some(ended) = tasks.join_next(), if !stop.is_cancelled() => return tracing::error!(?ended, "a task of the ApiKey controller died"),
+    }
     while tasks.join_next().await.is_some() {}
 }
 
@@ -84,6 +91,7 @@ struct Reconciler {
     backoff: Backoff,
     recorder: Recorder,
     sources: Sources,
+    stop: CancellationToken,
 }
 
 impl Reconciler {
@@ -93,8 +101,13 @@ impl Reconciler {
             self.backoff.reset(uid);
             return None;
         };
+        let seen = seen(&view);
+        if let Some(left) = self.backoff.left(uid, seen) {
+            return Some(left);
+        }
         let applier = Applier::new(&self.client, &view.namespace, &self.namespace);
-        match drive(&applier, &self.sources, &mut view).await {
+        match drive(&applier, &self.sources, &mut view, &self.stop).await {
+            _ if self.stop.is_cancelled() => None,
             Ok(plan) => {
                 self.backoff.reset(uid);
                 self.publish(&view, &plan).await;
@@ -105,7 +118,7 @@ impl Reconciler {
                 }
             }
             Err(error) => {
-                let after = self.backoff.next(uid);
+                let after = self.backoff.failed(uid, seen, error.retry_after());
                 // A lost race is not a failure: somebody else was faster, and the watch will tell what they did.
                 if error.class() == ErrorClass::Conflict {
                     tracing::debug!(uid, %error, ?after, "planned again");
@@ -180,8 +193,21 @@ impl Reconciler {
     }
 }
 
+/// A digest of what the caches hold for a plan, statuses apart: whether an event ends the pause after a failure (see `Backoff::left`).
+fn seen(view: &View) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    if let Some(key) = &view.key {
+        let meta = &key.metadata;
+        (&meta.uid, meta.generation, meta.deletion_timestamp.is_some(), &meta.finalizers).hash(&mut hasher);
+    }
+    view.record.as_ref().and_then(|r| r.metadata.resource_version.as_ref()).hash(&mut hasher);
+    matches!(view.place, Place::SaidToGo).hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Plans and applies in turn, until the plan waits.
-async fn drive(applier: &Applier, sources: &Sources, view: &mut View) -> Result<Plan, Error> {
+async fn drive(applier: &Applier, sources: &Sources, view: &mut View, stop: &CancellationToken) -> Result<Plan, Error> {
     // What a cache does not hold is not gone.
     if view.key.is_none() {
         let effect = applier.apply(Action::ReadKey, view).await?;
@@ -192,6 +218,9 @@ async fn drive(applier: &Applier, sources: &Sources, view: &mut View) -> Result<
         view.absorb(effect);
     }
     for _ in 0..MAX_REQUESTS {
+        if stop.is_cancelled() {
+            break;
+        }
         view.now = sources.now();
         let current = plan(view);
         let Next::Do(action) = current.next else { return Ok(current) };

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Controller};
-use kube::runtime::{WatchStreamExt, reflector, watcher};
+use kube::runtime::{PredicateConfig, WatchStreamExt, predicates, reflector, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use crate::computer::view::Settings;
 use crate::resources::conditions::{self, types};
 use crate::resources::{ArchivePolicy, ComputerClass, ComputerClassStatus, ComputerSpec};
 use crate::runtime::backoff::WatchBackoff;
-use crate::runtime::caches::understood;
+use crate::runtime::caches::{ADMINS_PAGE, understood, watched};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::sources::Sources;
 
@@ -35,8 +35,10 @@ struct Shared {
 pub async fn run(client: Client, settings: Settings, sources: Sources, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
     let all = Api::<DeserializeGuard<ComputerClass>>::all(client.clone());
-    let understood = watcher(all, watcher::Config::default()).backoff(WatchBackoff::new(&sources)).map_ok(understood);
+    let understood = watcher(all, watched(ADMINS_PAGE)).backoff(WatchBackoff::new(&sources)).map_ok(understood);
     let classes = understood.reflect(writer).applied_objects();
+    // Not for a status that was written here: a verdict may quote a text that differs each time, and would be written and checked for ever.
+    let classes = classes.predicate_filter(predicates::generation, PredicateConfig::default());
     let shared = Arc::new(Shared { client, settings, sources });
     Controller::for_stream(classes, reader)
         .with_config(kube::runtime::controller::Config::default().concurrency(4))
@@ -146,5 +148,37 @@ mod tests {
             .unwrap();
             assert_eq!(check(&class, &shared).await.unwrap().reason, reason);
         }
+    }
+
+    /// B6: without its own time limit a load balancer closes a quiet watch, and nobody notices before the next change.
+    #[tokio::test]
+    async fn classes_are_watched_with_the_time_limit_of_all_watches() {
+        let (asked, mut queries) = tokio::sync::mpsc::unbounded_channel();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            let watch = query.contains("watch=true");
+            let _ = asked.send(query);
+            async move {
+                if watch {
+                    std::future::pending::<()>().await;
+                }
+                let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": []});
+                Ok::<_, kube::Error>(Response::new(Body::from(list.to_string().into_bytes())))
+            }
+        });
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(run(Client::new(service, "op"), Settings::default(), Sources::default(), stop.clone()));
+        let watch = async {
+            loop {
+                let query = queries.recv().await.unwrap();
+                if query.contains("watch=true") {
+                    return query;
+                }
+            }
+        };
+        let query = tokio::time::timeout(Duration::from_secs(10), watch).await.unwrap();
+        assert!(query.contains("timeoutSeconds=200"), "{query}");
+        stop.cancel();
+        task.abort();
     }
 }

@@ -41,6 +41,12 @@ pub enum Error {
     /// What was to be changed changed meanwhile: plan again.
     #[error("{0} changed meanwhile")]
     Conflict(String),
+    /// A request succeeds again and again, and its change is not in the answer.
+    #[error(
+        "the request to {0} succeeds, but the change is not in the API server's answer: a mutating webhook or policy removes it. Exclude this \
+         operator's requests from it"
+    )]
+    Undone(String),
 }
 
 impl Error {
@@ -50,7 +56,13 @@ impl Error {
             Self::Call { source, .. } => classify(source),
             Self::Store(_) => ErrorClass::Transient,
             Self::Conflict(_) => ErrorClass::Conflict,
+            Self::Undone(_) => ErrorClass::Invalid,
         }
+    }
+
+    /// How long the API server asks to wait before the next try.
+    pub fn retry_after(&self) -> Option<std::time::Duration> {
+        if let Self::Call { source, .. } = self { source.retry_after() } else { None }
     }
 }
 

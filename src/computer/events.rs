@@ -1,5 +1,6 @@
-//! Events: each deletion step that changed its state, on the Computer; and why a deletion stands still whose Computer is gone, on its
-//! record. Best effort: a terminating namespace refuses events, and nothing ever waits for one.
+//! Events: each deletion step that changed its state, its end, and what blocks a computer outside of these steps, on the Computer; and
+//! what blocks a deletion whose Computer is gone, on its record. Best effort: a terminating namespace refuses events, and nothing ever
+//! waits for one. Bounded: each reason of a computer once in 50 minutes, each step's state once in 10.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -62,9 +63,38 @@ impl Events {
                 continue;
             }
             let type_ = if blocked { EventType::Warning } else { EventType::Normal };
-            let note = step.error.clone().unwrap_or_else(|| format!("{}: {:?}", step.name, step.status));
+            let note = step.error.clone().unwrap_or_else(|| format!("{}: {}", step.name, step.status.as_str()));
             self.publish(event(type_, reason_of(step), &note, &step.id), &reference).await;
         }
+        self.of_blocker(view, report, &reference).await;
+    }
+
+    /// What blocks a computer outside of the deletion steps: while it is provisioned, or at the release.
+    async fn of_blocker(&self, view: &View, report: &Report, reference: &ObjectReference) {
+        if report.deletion.iter().any(|step| step.status == StepStatus::Blocked) {
+            return;
+        }
+        let Some(blocker) = report.blocker.as_ref().filter(|b| self.news(&view.uid, b.reason.to_owned(), AGAIN)) else { return };
+        let step = report.current.as_deref().unwrap_or("provisioning");
+        self.publish(event(EventType::Warning, blocker.reason.to_owned(), &format!("{step}: {}", blocker.message), step), reference).await;
+    }
+
+    /// The end: the last step is finished and the Computer is released. Its status cannot show that any more.
+    pub async fn of_release(&self, view: &View, computer: &Computer, report: &Report) {
+        let Some(last) = report.deletion.last().filter(|s| matches!(s.status, StepStatus::Completed | StepStatus::Skipped)) else { return };
+        if view.namespace_terminating || !self.news(&view.uid, format!("{} ", reason_of(last)), BEHIND) {
+            return;
+        }
+        let note = last.error.clone().unwrap_or_else(|| "the deletion is complete and its receipt is stored".to_owned());
+        let reference = ObjectReference { uid: Some(view.uid.clone()), ..computer.object_ref(&()) };
+        self.publish(event(EventType::Normal, reason_of(last), &note, &last.id), &reference).await;
+    }
+
+    /// The computer is gone. What it was told is kept until a cache that is behind can no longer show it: until then a second leader's
+    /// write could bring it up again.
+    pub fn forget(&self, uid: &str) {
+        let (mut told, limit) = (self.told.lock().unwrap_or_else(PoisonError::into_inner), Instant::now() + BEHIND);
+        told.until.iter_mut().filter(|((of, _), _)| of == uid).for_each(|(_, until)| *until = (*until).min(limit));
     }
 
     /// Why a deletion stands still whose Computer is gone: handed off, or its finalizer was stripped. There is no status to show it.
@@ -95,7 +125,7 @@ impl Events {
     }
 
     async fn publish(&self, event: Event, reference: &ObjectReference) {
-        // kube tries a 503 again for ever: an event is not worth a slot.
+        // An event is not worth a worker.
         match tokio::time::timeout(TIMEOUT, self.recorder.publish(&event, reference)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(uid = ?reference.uid, %error, "the event was not published"),
@@ -111,7 +141,7 @@ fn event(type_: EventType, reason: String, note: &str, action: &str) -> Event {
 /// Event reason of a step: `UpperCamelCase`, bounded.
 fn reason_of(step: &Step) -> String {
     let id: String = step.id.split('-').map(|w| w[..1].to_uppercase() + &w[1..]).collect();
-    format!("{id}{:?}", step.status)
+    format!("{id}{}", step.status.as_str())
 }
 
 #[cfg(test)]

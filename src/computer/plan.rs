@@ -69,7 +69,7 @@ pub struct Plan {
 /// Plans for a computer that lives or is being deleted.
 pub fn plan(view: &View) -> Plan {
     if let Some(subject) = view.unconfirmed() {
-        return Plan { next: Next::Do(Action::Read(subject)), report: Report::default() };
+        return Plan { next: Next::Do(Action::Read(subject)), report: super::failed::known(view) };
     }
     if view.deleting() { deletion::plan(view) } else { provision::plan(view) }
 }

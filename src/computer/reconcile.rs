@@ -1,4 +1,5 @@
-//! One pass over one computer: observe, then plan and apply in turn until the plan waits, then the status and an event.
+//! One pass over one computer: observe, then plan and apply in turn until the plan waits, then the status and an event. A pass that failed
+//! is repeated after a backoff, and an event ends that early only if something has changed that a plan looks at.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,26 +7,30 @@ use std::time::Duration;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 
+use tokio_util::sync::CancellationToken;
+
 use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
 use super::events::Events;
+use super::failed::{self, Accepted};
 use super::latest::Latest;
 use super::observe::observe;
-use super::overrides;
-use super::plan::{Blocker, Next, Plan, Report, plan};
+use super::plan::{Next, Plan, Report, plan};
 use super::status::{self, Written};
+use super::turns::Turns;
 use super::view::{Settings, View};
+use super::{overrides, seen};
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, StepStatus};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Caches;
-use crate::runtime::client::{ErrorClass, call};
+use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::metrics::Metrics;
 use crate::runtime::sources::Sources;
 use crate::session::Marker;
 
-/// Requests that one pass may make before it lets others run; a life needs fewer than this.
-const MAX_REQUESTS: usize = 60;
+/// Longest pause before a status that could not be written is tried again.
+const UNWRITTEN: Duration = Duration::from_secs(60);
 
 /// Everything a pass needs.
 pub struct Reconciler {
@@ -37,8 +42,6 @@ pub struct Reconciler {
     pub settings: Settings,
     /// Performs actions.
     pub applier: Applier,
-    /// Per-UID backoff of failures.
-    pub backoff: Backoff,
     /// Figures.
     pub metrics: Arc<Metrics>,
     /// Publishes events, best effort.
@@ -47,10 +50,56 @@ pub struct Reconciler {
     pub marker: Marker,
     /// Time of day and randomness.
     pub sources: Sources,
-    /// Records that the cache is behind.
-    pub latest: Latest,
+    /// Cancelled when the process is to end: a pass makes no further request then.
+    pub stop: CancellationToken,
+    /// What is remembered of each computer.
+    pub memory: Memory,
+}
+
+/// What this process remembers of each computer between two passes. All of it goes with [`Reconciler::forget`].
+pub struct Memory {
+    /// Backoff of failed passes.
+    backoff: Backoff,
+    /// Backoff of statuses that could not be written: those must not hold up the passes themselves.
+    unwritten: Backoff,
+    /// Records that the cache is behind, and finished steps.
+    latest: Latest,
     /// Statuses of the last seconds.
-    pub written: Written,
+    written: Written,
+    /// Passes that did not end within their turn.
+    turns: Turns,
+}
+
+impl Memory {
+    /// Empty; the jitter of its backoff comes from the sources.
+    pub fn new(sources: &Sources) -> Self {
+        let seed = || u64::from_le_bytes(sources.bytes());
+        Self {
+            backoff: Backoff::with_seed(seed()),
+            unwritten: Backoff::with_seed(seed()),
+            latest: Latest::default(),
+            written: Written::default(),
+            turns: Turns::default(),
+        }
+    }
+
+    fn forget(&self, uid: &str) {
+        self.backoff.reset(uid);
+        self.unwritten.reset(uid);
+        self.latest.forget(uid);
+        self.written.forget(uid);
+        self.turns.reset(uid);
+    }
+}
+
+/// What became of a status.
+enum Told {
+    /// It says what it should, or there is nobody to tell.
+    Yes,
+    /// It was written a moment ago: not yet again.
+    Later,
+    /// It could not be written.
+    Failed(CallError),
 }
 
 impl Reconciler {
@@ -58,20 +107,26 @@ impl Reconciler {
     pub async fn run(&self, uid: &str) -> Option<Duration> {
         let _timer = self.metrics.time_pass();
         let Some(mut view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
-            self.backoff.reset(uid);
-            self.latest.forget(uid);
+            self.forget(uid);
             return None;
         };
-        self.latest.freshen(&mut view);
+        self.memory.latest.freshen(&mut view);
         if view.settled() {
-            self.backoff.reset(uid);
-            self.latest.forget(uid);
+            self.forget(uid);
             return self.expire(&view).await;
         }
+        let seen = seen::digest(&view);
+        if let Some(left) = self.memory.backoff.left(uid, seen::with_record(seen, &view)) {
+            return Some(left);
+        }
         let (mut plan, error) = self.drive(&mut view).await;
-        self.latest.note_passed(&view, &plan.report.passed);
+        if self.stop.is_cancelled() {
+            // The next leader goes on from what is stored.
+            return None;
+        }
+        self.memory.latest.note_passed(&view, &plan.report.passed);
         if let Some(error) = &error {
-            explain(&mut plan.report, error);
+            failed::explain(&mut plan.report, error, self.memory.backoff.count(uid));
         }
         overrides::acknowledge(&self.client, &view).await;
         if error.is_none() && quiet(&view, &plan.report) {
@@ -80,20 +135,32 @@ impl Reconciler {
         let told = self.publish(&view, &plan.report).await;
         self.events.of_record(&view, &plan.report).await;
         self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
-        let next = self.next_run(uid, &plan, error);
-        if told { next } else { Some(next.map_or(Written::PAUSE, |n| n.min(Written::PAUSE))) }
+        let next = self.next_run(uid, &plan, error, seen::with_record(seen, &view));
+        [next, self.retell(uid, told)].into_iter().flatten().min()
+    }
+
+    /// Nothing is known of this computer any more, or nothing is left to do for it.
+    fn forget(&self, uid: &str) {
+        self.memory.forget(uid);
+        self.events.forget(uid);
+        self.metrics.forget(uid);
     }
 
     /// Plans and applies in turn. Ends with the plan that waits, or with the failure that stopped it.
     async fn drive(&self, view: &mut View) -> (Plan, Option<Error>) {
         if let Err(error) = self.confirm(view).await {
-            return (Plan { next: Next::Settled, report: Report::default() }, Some(error));
+            return (Plan { next: Next::Settled, report: failed::known(view) }, Some(error));
         }
-        let mut looked = false;
-        for _ in 0..MAX_REQUESTS {
+        let (turn, mut accepted, mut looked) = (self.memory.turns.begin(&view.uid), Accepted::default(), false);
+        let mut made = 0;
+        while !turn.over(made) && !self.stop.is_cancelled() {
+            made += 1;
             view.now = self.sources.now();
             let current = plan(view);
-            let Next::Do(action) = &current.next else { return (current, None) };
+            let Next::Do(action) = &current.next else {
+                self.memory.turns.reset(&view.uid);
+                return (current, None);
+            };
             if matches!(action, Action::Create(_)) && !looked && guards::on(Guard::LiveRecord) {
                 if let Err(error) = self.look_again(view).await {
                     return (current, Some(error));
@@ -101,24 +168,37 @@ impl Reconciler {
                 looked = true;
                 continue;
             }
-            tracing::debug!(uid = %view.uid, action = name(action), "next request");
-            match self.applier.apply(action.clone(), view).await {
-                Ok(effect) => {
-                    let of_record = matches!(effect, Effect::Record(_) | Effect::Overtaken(_));
-                    looked = of_record || (looked && !guards::on(Guard::OneLook));
-                    let archived_before = archived(view);
-                    view.absorb(effect);
-                    if of_record {
-                        self.latest.note(view);
-                    }
-                    if !archived_before && archived(view) {
-                        self.marker.mark(view.namespace.clone(), view.uid.clone());
-                    }
-                }
+            match self.request(view, action.clone(), &mut accepted).await {
+                Ok(of_record) => looked = of_record || (looked && !guards::on(Guard::OneLook)),
                 Err(error) => return (current, Some(error)),
             }
         }
+        self.memory.turns.ran_out(&view.uid);
         (Plan { next: Next::Wait(Duration::from_secs(1)), report: plan(view).report }, None)
+    }
+
+    /// One request, and what its answer means. Whether the answer was the record.
+    async fn request(&self, view: &mut View, action: Action, accepted: &mut Accepted) -> Result<bool, Error> {
+        if let Some(undone) = accepted.undone(&action).filter(|_| guards::on(Guard::UndoneWrite)) {
+            return Err(undone);
+        }
+        tracing::debug!(uid = %view.uid, action = failed::name(&action), "next request");
+        let effect = self.applier.apply(action.clone(), view).await?;
+        let undone = matches!(&effect, Effect::Record(saved) if view.record.as_ref().is_some_and(|r| r.spec == saved.spec));
+        accepted.note(action);
+        let of_record = matches!(effect, Effect::Record(_) | Effect::Overtaken(_));
+        let archived_before = archived(view);
+        view.absorb(effect);
+        if of_record {
+            self.memory.latest.note(view);
+        }
+        if !archived_before && archived(view) {
+            self.marker.mark(view.namespace.clone(), view.uid.clone());
+        }
+        if undone && guards::on(Guard::UndoneWrite) {
+            return Err(Error::Undone("save the ComputerRecord".to_owned()));
+        }
+        Ok(of_record)
     }
 
     /// Nothing is made on the word of an old record, be it a cache that lags or a look that other requests came after: it would make
@@ -130,7 +210,7 @@ impl Reconciler {
             Some(_) => {}
             None => view.record = None,
         }
-        self.latest.note(view);
+        self.memory.latest.note(view);
         Ok(())
     }
 
@@ -153,36 +233,63 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Whether the status says what it should, as far as this pass can do anything about it.
-    async fn publish(&self, view: &View, report: &Report) -> bool {
-        // A released Computer is gone, or about to be: there is nobody to tell, unless somebody else holds it.
-        let released = |c: &&Computer| c.metadata.deletion_timestamp.is_some() && c.metadata.finalizers.as_ref().is_none_or(Vec::is_empty);
-        let Some(computer) = view.computer.as_ref().filter(|c| report.phase.is_some() && !released(c)) else { return true };
+    /// Writes the status if it does not say what it should.
+    async fn publish(&self, view: &View, report: &Report) -> Told {
+        let Some(computer) = view.computer.as_ref().filter(|_| report.phase.is_some()) else { return Told::Yes };
+        // A released Computer is gone, or about to be: there is no status to write, unless a foreign finalizer holds it.
+        if computer.metadata.deletion_timestamp.is_some() && computer.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) {
+            self.events.of_release(view, computer, report).await;
+            return Told::Yes;
+        }
         let new = status::compute(view, computer, report);
-        let Some(patch) = status::patch(computer, &new) else { return true };
-        if self.written.lately(&view.uid, &new) {
-            return false;
+        let Some(patch) = status::patch(computer, &new) else { return Told::Yes };
+        if self.memory.written.lately(&view.uid, &new) {
+            return Told::Later;
         }
         let api: Api<Computer> = Api::namespaced(self.client.clone(), &view.namespace);
         match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
             Ok(_) => {
-                self.written.note(&view.uid, &new);
+                self.memory.written.note(&view.uid, &new);
                 self.events.of_steps(view, computer, report).await;
+                Told::Yes
             }
-            // Gone, or another UID: there is nobody to tell.
-            Err(error) => tracing::debug!(uid = %view.uid, %error, "the status was not written"),
+            Err(error) if classify(&error) == ErrorClass::NotFound => Told::Yes,
+            Err(error) => Told::Failed(error),
         }
-        true
     }
 
-    fn next_run(&self, uid: &str, plan: &Plan, error: Option<Error>) -> Option<Duration> {
+    /// When to write the status again.
+    fn retell(&self, uid: &str, told: Told) -> Option<Duration> {
+        match told {
+            Told::Yes => {
+                self.memory.unwritten.reset(uid);
+                None
+            }
+            Told::Later => Some(Written::PAUSE),
+            Told::Failed(error) => {
+                let (class, before) = (classify(&error), self.memory.unwritten.count(uid));
+                let after = self.memory.unwritten.failed(uid, 0, error.retry_after()).min(UNWRITTEN);
+                // Once, this only says that the cache was behind: another Computer of that name, or one that is gone.
+                if matches!(class, ErrorClass::Conflict | ErrorClass::Invalid) && before == 0 {
+                    tracing::debug!(uid, %error, ?after, "the status was not written; it is tried again");
+                } else {
+                    tracing::warn!(uid, %error, ?class, ?after, "the status was not written; it is tried again");
+                }
+                Some(after)
+            }
+        }
+    }
+
+    fn next_run(&self, uid: &str, plan: &Plan, error: Option<Error>, seen: u64) -> Option<Duration> {
         let Some(error) = error else {
-            self.backoff.reset(uid);
+            self.memory.backoff.reset(uid);
             return after(&plan.next);
         };
-        let after = self.backoff.next(uid);
-        // A lost race is not a failure: somebody else was faster, and the watch will tell what they did.
-        if error.class() == ErrorClass::Conflict {
+        let lost_race = failed::lost_race(&error, self.memory.backoff.count(uid));
+        // With the guard off, any event ends the pause.
+        let seen = if guards::on(Guard::QuietBackoff) { seen } else { seen.wrapping_add(1) };
+        let after = self.memory.backoff.failed(uid, seen, error.retry_after());
+        if lost_race {
             tracing::debug!(uid, %error, ?after, "planned again");
         } else {
             tracing::warn!(uid, %error, class = ?error.class(), ?after, "a request failed; it is tried again");
@@ -230,49 +337,4 @@ fn after(next: &Next) -> Option<Duration> {
 /// Whether the record names a verified archive.
 fn archived(view: &View) -> bool {
     view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref()).is_some_and(|d| d.archive.is_some())
-}
-
-/// A failed request as users see it: what was tried, why it failed, that it is tried again.
-fn explain(report: &mut Report, error: &Error) {
-    let reason = match error.class() {
-        ErrorClass::Conflict => return,
-        ErrorClass::Forbidden | ErrorClass::Unauthorized => "Forbidden",
-        ErrorClass::NamespaceTerminating => "NamespaceTerminating",
-        ErrorClass::Invalid => "Refused",
-        ErrorClass::NotFound => "NotFound",
-        ErrorClass::Transient | ErrorClass::Timeout if matches!(error, Error::Store(_)) => "StoreUnavailable",
-        ErrorClass::Transient | ErrorClass::Timeout => "ApiServerUnavailable",
-    };
-    let message = format!("{error}. It is tried again");
-    let running = report
-        .deletion
-        .iter_mut()
-        .chain(report.provisioning.iter_mut())
-        .find(|s| matches!(s.status, StepStatus::Running | StepStatus::Blocked));
-    if let Some(step) = running {
-        step.status = StepStatus::Blocked;
-        step.error = Some(message.clone());
-    }
-    if report.deletion.is_empty() && report.phase.is_some() {
-        report.ready = Some((false, reason, message.clone()));
-    }
-    report.blocker = Some(Blocker { reason, message });
-}
-
-fn name(action: &Action) -> String {
-    match action {
-        Action::Read(subject) => format!("read {}", subject.describe()),
-        Action::Delete { subject, .. } => format!("delete {}", subject.describe()),
-        Action::Remove { subject, .. } => format!("remove {}", subject.describe()),
-        Action::Patch { subject, .. } => format!("patch {}", subject.describe()),
-        Action::ReadComputer => "read the Computer".to_owned(),
-        Action::AddFinalizer => "add the finalizer".to_owned(),
-        Action::DeleteComputer => "delete the Computer".to_owned(),
-        Action::ReleaseFinalizer => "release the Computer".to_owned(),
-        Action::CreateRecord(_) => "create the record".to_owned(),
-        Action::SaveRecord(_) => "save the record".to_owned(),
-        Action::Create(_) => "create a child".to_owned(),
-        Action::CheckArchive => "check the archive".to_owned(),
-        Action::PutReceipt(_) => "put the receipt".to_owned(),
-    }
 }

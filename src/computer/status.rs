@@ -16,7 +16,8 @@ use crate::guards::{self, Guard};
 use crate::resources::conditions::{self, types};
 use crate::resources::{Computer, ComputerStatus, Step, StepStatus};
 
-/// The status that the report asks for; times of unchanged steps and conditions are kept.
+/// The status that the report asks for; times of unchanged steps and conditions are kept. A report without steps (a read before the plan
+/// failed, a deletion has not begun yet) leaves the steps as they are.
 pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerStatus {
     let old = computer.status.clone().unwrap_or_default();
     let generation = computer.metadata.generation;
@@ -31,10 +32,10 @@ pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerSta
         status.children = Some(children.clone());
         status.credential_secret_name = children.secret_uid.as_ref().and(children.secret_name.clone());
     }
-    if report.deletion.is_empty() {
+    if !report.provisioning.is_empty() {
         status.node_name.clone_from(&report.node_name);
         status.provisioning_steps = keep_times(&old.provisioning_steps, &report.provisioning, &now);
-    } else {
+    } else if !report.deletion.is_empty() {
         status.deleted_at =
             view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref()).map(|d| d.deleted_at.clone()).or(old.deleted_at);
         status.deletion_steps = keep_times(&old.deletion_steps, &report.deletion, &now);
@@ -116,7 +117,8 @@ impl Written {
     /// How long a status of ours is not repeated.
     pub const PAUSE: Duration = Duration::from_secs(10);
 
-    /// Whether this status, times apart, was the last one written for the UID, a moment ago.
+    /// Whether this status, times and texts apart, was the last one written for the UID, a moment ago. Error texts may differ each time
+    /// (a port, a request id), and two leaders word the same trouble differently; a reason that changes is written at once.
     pub fn lately(&self, uid: &str, status: &ComputerStatus) -> bool {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(uid).is_some_and(|(text, at)| at.elapsed() < Self::PAUSE && *text == timeless(status))
@@ -128,15 +130,25 @@ impl Written {
         all.retain(|_, (_, at)| at.elapsed() < Self::PAUSE);
         all.insert(uid.to_owned(), (timeless(status), Instant::now()));
     }
+
+    /// The computer is gone.
+    pub fn forget(&self, uid: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
 }
 
 fn timeless(status: &ComputerStatus) -> String {
+    let texts = !guards::on(Guard::QuietBackoff);
     let mut status = status.clone();
     for step in status.provisioning_steps.iter_mut().chain(&mut status.deletion_steps) {
         (step.started_at, step.completed_at) = (None, None);
+        step.error = step.error.take().map(|text| if texts { text } else { String::new() });
     }
     for condition in &mut status.conditions {
         condition.last_transition_time = Time(Timestamp::UNIX_EPOCH);
+        if !texts {
+            condition.message.clear();
+        }
     }
     serde_json::to_string(&status).unwrap_or_default()
 }
@@ -159,6 +171,35 @@ mod tests {
         assert!(!written.lately("another", &ours));
         tokio::time::advance(Written::PAUSE).await;
         assert!(!written.lately("u", &ours), "in the end somebody must say what is");
+    }
+
+    /// C1: an error text with a counter in it was a new status each time.
+    #[tokio::test(start_paused = true)]
+    async fn a_text_that_differs_is_no_news_and_a_reason_that_differs_is() {
+        let blocked = |reason: &str, text: &str| {
+            let mut status = ComputerStatus { deletion_steps: vec![step(StepStatus::Blocked)], ..Default::default() };
+            status.deletion_steps[0].error = Some(text.to_owned());
+            conditions::set(&mut status.conditions, types::BLOCKED, true, reason, text, None, &Time(Timestamp::UNIX_EPOCH));
+            status
+        };
+        let written = Written::default();
+        written.note("u", &blocked("StoreUnavailable", "request 1"));
+        assert!(written.lately("u", &blocked("StoreUnavailable", "request 2")));
+        assert!(!written.lately("u", &blocked("Forbidden", "request 2")));
+        written.forget("u");
+        assert!(!written.lately("u", &blocked("StoreUnavailable", "request 1")));
+    }
+
+    /// C24: a deletion that the API server refused wiped the steps and the node of a computer that lives.
+    #[test]
+    fn a_report_without_steps_leaves_the_steps_of_a_living_computer() {
+        let status =
+            json!({"phase": "Active", "nodeName": "n", "provisioningSteps": [{"id": "start-pod", "name": "Start", "status": "Completed"}]});
+        let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}, "status": status}));
+        let computer = view.computer.clone().expect("a Computer");
+        let report = Report { phase: Some(crate::resources::Phase::Deleting), ..Report::default() };
+        let new = compute(&view, &computer, &report);
+        assert_eq!((new.node_name.as_deref(), new.provisioning_steps.len()), (Some("n"), 1));
     }
 
     fn step(status: StepStatus) -> Step {

@@ -189,9 +189,23 @@ pub struct ComputerRecordStatus {
     /// Its objects.
     #[serde(default)]
     pub children: Children,
+    /// Machine pods in a row that ended by themselves soon after they were created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crash_loop: Option<CrashLoop>,
     /// The deletion, once it has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion: Option<Deletion>,
+}
+
+/// Machine pods in a row that ended by themselves soon after they were created: decides the pause before the next one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct CrashLoop {
+    /// How many.
+    pub pods: i32,
+    /// Why the last one ended.
+    #[schemars(length(max = 256))]
+    pub last: String,
 }
 
 /// The account of a deletion.

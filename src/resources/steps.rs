@@ -22,6 +22,20 @@ pub enum StepStatus {
     Skipped,
 }
 
+impl StepStatus {
+    /// As it is stored, and as event reasons end.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Running => "Running",
+            Self::Blocked => "Blocked",
+            Self::Completed => "Completed",
+            Self::NotApplicable => "NotApplicable",
+            Self::Skipped => "Skipped",
+        }
+    }
+}
+
 /// One step of provisioning or deletion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]

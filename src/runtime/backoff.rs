@@ -1,5 +1,10 @@
 //! Backoff of failures, keyed by UID: full jitter below a bound that doubles from 1 s to 5 min. A computer re-created under the
 //! same name starts afresh, and no computer's failures slow another one (L3). Nothing is kept for a UID that does not fail.
+//!
+//! A watch event ends a pause early only if what the caller looks at has changed ([`Backoff::left`]). Without that rule, a status that
+//! quotes an error text with a changing part (a port, a duration, a request id) wakes the next pass as soon as it is written, and the
+//! backoff never takes effect (L6).
+//!
 //! [`WatchBackoff`] is that of a watch. Both get their randomness from a seed, so that a simulation can be run again.
 
 use std::collections::HashMap;
@@ -8,6 +13,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::time::Instant;
 
 use super::sources::Sources;
 
@@ -22,8 +28,17 @@ pub struct Backoff(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    failures: HashMap<String, u32>,
+    failures: HashMap<String, Failing>,
     random: StdRng,
+}
+
+#[derive(Debug)]
+struct Failing {
+    count: u32,
+    /// The end of the pause.
+    until: Instant,
+    /// Digest of what the last failed attempt was based on.
+    seen: u64,
 }
 
 impl Backoff {
@@ -37,13 +52,27 @@ impl Backoff {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One more failure: how long to wait.
-    pub fn next(&self, uid: &str) -> Duration {
+    /// One more failure: how long to wait. `seen` is a digest of what the failed attempt was based on, for [`Backoff::left`].
+    /// `at_least` is the wait that the server asked for (`Retry-After`); it is bounded, too.
+    pub fn failed(&self, uid: &str, seen: u64, at_least: Option<Duration>) -> Duration {
         let mut state = self.state();
         let jitter = state.random.random();
-        let failures = state.failures.entry(uid.to_owned()).or_default();
-        *failures = failures.saturating_add(1);
-        delay(*failures, jitter)
+        let count = state.failures.get(uid).map_or(1, |f| f.count.saturating_add(1));
+        let wait = delay(count, jitter).max(at_least.unwrap_or_default().min(LONGEST));
+        state.failures.insert(uid.to_owned(), Failing { count, until: Instant::now() + wait, seen });
+        wait
+    }
+
+    /// What is left of the pause, as long as nothing has changed since the failure. `None`: try now.
+    pub fn left(&self, uid: &str, seen: u64) -> Option<Duration> {
+        let state = self.state();
+        let failing = state.failures.get(uid).filter(|f| f.seen == seen)?;
+        Some(failing.until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
+    }
+
+    /// Failures in a row.
+    pub fn count(&self, uid: &str) -> u32 {
+        self.state().failures.get(uid).map_or(0, |f| f.count)
     }
 
     /// A success, or the computer is gone: forgotten.
@@ -120,14 +149,27 @@ mod tests {
     #[test]
     fn a_uid_starts_again_after_a_success_and_slows_no_other() {
         let backoff = Backoff::with_seed(7);
-        let worst = (0..40).map(|_| backoff.next("a")).max().unwrap();
+        let worst = (0..40).map(|_| backoff.failed("a", 0, None)).max().unwrap();
         assert!(worst > LONGEST / 2, "{worst:?}");
-        assert!(backoff.next("b") <= FIRST, "another UID is not slowed");
+        assert!(backoff.failed("b", 0, None) <= FIRST, "another UID is not slowed");
         backoff.reset("a");
-        assert!(backoff.next("a") <= FIRST);
+        assert!(backoff.failed("a", 0, None) <= FIRST);
         backoff.reset("a");
         backoff.reset("b");
         assert!(backoff.is_empty(), "nothing is kept of what works or is gone");
+    }
+
+    /// An event during the pause does not shorten it unless something has changed since the failure.
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_ends_early_only_when_something_has_changed() {
+        let backoff = Backoff::with_seed(3);
+        let wait = (0..6).map(|_| backoff.failed("a", 7, None)).last().unwrap();
+        assert_eq!((backoff.left("a", 7), backoff.count("a")), (Some(wait), 6));
+        assert_eq!((backoff.left("a", 8), backoff.left("b", 7)), (None, None));
+        tokio::time::advance(wait).await;
+        assert_eq!(backoff.left("a", 7), None, "the pause is over");
+        assert_eq!(backoff.failed("b", 0, Some(Duration::from_secs(20))), Duration::from_secs(20), "as long as the server asks for");
+        assert_eq!(backoff.failed("b", 0, Some(Duration::from_secs(86_400))), LONGEST);
     }
 
     #[test]
@@ -135,19 +177,19 @@ mod tests {
         let backoff = Backoff::with_seed(1);
         for i in 0..1000 {
             (0..4).for_each(|_| {
-                backoff.next(&i.to_string());
+                backoff.failed(&i.to_string(), 0, None);
             });
         }
         // The fifth failure is spread over 16 s: about 62 come back in each second.
         let mut seconds = [0_u32; 16];
-        (0..1000).for_each(|i| seconds[usize::try_from(backoff.next(&i.to_string()).as_secs()).unwrap().min(15)] += 1);
+        (0..1000).for_each(|i| seconds[usize::try_from(backoff.failed(&i.to_string(), 0, None).as_secs()).unwrap().min(15)] += 1);
         assert!(seconds.iter().all(|n| (30..=110).contains(n)), "{seconds:?}");
     }
 
     proptest! {
         #[test]
         fn the_same_seed_gives_the_same_waits_and_all_are_within_bounds(seed: u64, failures in 1_usize..64) {
-            let run = || { let b = Backoff::with_seed(seed); (0..failures).map(|_| b.next("a")).collect::<Vec<_>>() };
+            let run = || { let b = Backoff::with_seed(seed); (0..failures).map(|_| b.failed("a", 0, None)).collect::<Vec<_>>() };
             let waits = run();
             prop_assert_eq!(&waits, &run());
             prop_assert!(waits.iter().all(|w| (SHORTEST..=LONGEST).contains(w)));

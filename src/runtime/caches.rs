@@ -70,6 +70,13 @@ impl Caches {
         self.computers.get(&ObjectRef::new(&name).within(&namespace)).filter(|c| c.metadata.uid.as_deref() == Some(uid))
     }
 
+    /// The namespace of the computer of this UID, as far as it is known.
+    pub fn namespace(&self, uid: &str) -> String {
+        let of_computer = || Some(self.index.read().ok()?.get(uid)?.0.clone());
+        let of_record = || self.records.find(|r| r.metadata.name.as_deref() == Some(uid)).map(|r| r.spec.namespace.clone());
+        of_computer().or_else(of_record).unwrap_or_default()
+    }
+
     /// Waits until every cache has its first list.
     ///
     /// # Errors
@@ -157,7 +164,7 @@ impl Spawn<'_> {
         let mut events = understood.reflect(writer).boxed();
         let mut list = NewList { cache: reader.clone(), before: Vec::new(), concerned: Vec::new() };
         self.tasks.spawn(async move {
-            let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
+            let kind = kind_of::<K>();
             loop {
                 let event = tokio::select! { () = stop.cancelled() => return, event = events.next() => event };
                 match event {
@@ -207,6 +214,11 @@ where
     }
 }
 
+/// A kind as logs name it. All of ours are Rust types of the same name.
+fn kind_of<K>() -> &'static str {
+    std::any::type_name::<K>().rsplit("::").next().unwrap_or_default()
+}
+
 /// The event with an object that is understood. One that is not is taken out of the cache: what is done for it is decided by live
 /// reads, which fail with the reason.
 pub fn understood<K: Resource + Default>(event: watcher::Event<DeserializeGuard<K>>) -> watcher::Event<K> {
@@ -221,7 +233,8 @@ pub fn understood<K: Resource + Default>(event: watcher::Event<DeserializeGuard<
         | watcher::Event::Delete(DeserializeGuard(Err(invalid))) => invalid,
     };
     let (namespace, name) = (object.metadata.namespace.as_deref().unwrap_or_default(), object.metadata.name.as_deref().unwrap_or_default());
-    tracing::error!(namespace, name, error = object.error, "an object is not understood and left out: mend or delete it");
+    let kind = kind_of::<K>();
+    tracing::error!(kind, namespace, name, error = object.error, "an object cannot be parsed and is ignored: fix or delete it");
     let mut gone = K::default();
     *gone.meta_mut() = object.metadata;
     watcher::Event::Delete(gone)
@@ -304,6 +317,12 @@ mod tests {
         assert_eq!(classes.state().iter().map(|c| c.name_any()).collect::<Vec<_>>(), ["good"]);
         stop.cancel();
         while tasks.join_next().await.is_some() {}
+    }
+
+    /// B5: eight kinds shared one log line without a kind.
+    #[test]
+    fn a_log_names_the_kind() {
+        assert_eq!((kind_of::<Computer>(), kind_of::<PersistentVolumeClaim>()), ("Computer", "PersistentVolumeClaim"));
     }
 
     /// That a class differs from what runs is shown when the class changes, not when the next pod event happens to come by.

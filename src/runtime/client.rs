@@ -1,5 +1,4 @@
-//! The API client and the classes of its failures. Every call has a timeout of its own: kube retries 429, 503 and 504 inside a
-//! call for as long as they last. An unknown outcome is a failure, never a success, and only the API server's own word that an
+//! The API client and the classes of its failures. Every call has a timeout of its own. An unknown outcome is a failure, never a success, and only the API server's own word that an
 //! object is not there is an absence (S3).
 
 use std::fmt::Debug;
@@ -20,7 +19,7 @@ use super::clock;
 use super::requests::Counted;
 use crate::guards::{self, Guard};
 
-/// Longest time that one request may take, retries inside kube included.
+/// Longest time that one request may take; with [`connect`], retries inside kube included.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const CONNECT: Duration = Duration::from_secs(5);
 const WRITE: Duration = Duration::from_secs(30);
@@ -36,6 +35,15 @@ pub enum CallError {
     /// No answer in time: whether it took effect is not known.
     #[error("no answer within {} s", CALL_TIMEOUT.as_secs())]
     Timeout,
+}
+
+impl CallError {
+    /// How long the API server asks to wait before the next try.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let Self::Kube(kube::Error::Api(status)) = self else { return None };
+        let seconds = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
+        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+    }
 }
 
 impl From<kube::Error> for CallError {
@@ -91,12 +99,30 @@ impl ErrorClass {
 }
 
 /// A client from KUBECONFIG or the pod's ServiceAccount. Its requests are counted ([`super::requests`]), and its answers tell the
-/// time ([`super::clock`]).
+/// time ([`super::clock`]). kube retries 429, 503 and 504 inside a call: right for somebody who waits for one answer, an HTTP caller
+/// or a person.
 ///
 /// # Errors
 /// When neither is there, or it cannot be used.
 pub async fn connect() -> Result<Client, ConnectError> {
-    let config = tuned(Config::infer().await.map_err(Box::new)?);
+    build(tuned(Config::infer().await.map_err(Box::new)?))
+}
+
+/// The same without retries inside a call, for the operator. A reconcile has a backoff of its own, per UID. Hidden retries would hold
+/// a worker for [`CALL_TIMEOUT`], report a 429 as "no answer", and count it as a request without a code.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_without_retries() -> Result<Client, ConnectError> {
+    build(without_retries(tuned(Config::infer().await.map_err(Box::new)?)))
+}
+
+fn without_retries(mut config: Config) -> Config {
+    config.default_retry = false;
+    config
+}
+
+fn build(config: Config) -> Result<Client, ConnectError> {
     Ok(ClientBuilder::try_from(config)?.with_layer(&Counted::layer()).with_layer(&MapResponseLayer::new(clock::listen)).build())
 }
 
@@ -245,6 +271,28 @@ mod tests {
     async fn a_server_that_never_answers_is_a_timeout() {
         let error = call(std::future::pending::<Result<(), kube::Error>>()).await.unwrap_err();
         assert_eq!(classify(&error), ErrorClass::Timeout);
+    }
+
+    /// B7: with kube's own retries a 429 that lasts was a timeout after 15 s.
+    #[tokio::test]
+    async fn the_operators_client_passes_a_429_on_at_once_with_the_wait_that_the_server_asks_for() {
+        use axum::routing::get;
+        let hits = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let counted = std::sync::Arc::clone(&hits);
+        let busy = r#"{"kind":"Status","status":"Failure","reason":"TooManyRequests","message":"busy","details":{"retryAfterSeconds":7},"code":429}"#;
+        let answer = move || {
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            async move { (axum::http::StatusCode::TOO_MANY_REQUESTS, busy) }
+        };
+        let app = axum::Router::new().route("/api/v1/namespaces/t/pods/x", get(answer));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = Config::new(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, app).await });
+        let pods: Api<Pod> = Api::namespaced(build(without_retries(tuned(config))).unwrap(), "t");
+        let error = call(pods.get("x")).await.unwrap_err();
+        assert_eq!((classify(&error), error.retry_after()), (ErrorClass::Transient, Some(Duration::from_secs(7))), "{error}");
+        assert_eq!(hits.load(std::sync::atomic::Ordering::SeqCst), 1);
+        server.abort();
     }
 
     #[test]

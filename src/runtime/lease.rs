@@ -304,7 +304,7 @@ impl Elector {
         Attempt::Held(sent)
     }
 
-    /// One request with a timeout: kube retries 429, 503 and 504 for ever.
+    /// One request with a timeout: an API server that does not answer must not outlast the renew deadline.
     async fn limited<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ErrorClass> {
         let error = match timeout(self.timing.request(), request).await {
             Ok(Ok(answer)) => return Ok(answer),

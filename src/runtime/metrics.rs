@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use super::client::ErrorClass;
+use super::queue::PANICS;
 use super::requests::REQUESTS;
 use crate::computer::deletion::STEPS;
 use crate::computer::plan::{Next, Plan};
@@ -112,6 +113,7 @@ impl Metrics {
         registry.register("deletion_step_duration_seconds", "From the end of the step before to the end of this one", self.steps.clone());
         registry.register("orphans", "Objects with our label that no computer answers for, by kind", self.orphans.clone());
         registry.register("is_leader", "Whether this replica holds the lease", self.leader.clone());
+        registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register("api_requests", "Requests to the Kubernetes API by verb, resource and code (none: given up)", REQUESTS.clone());
         self
     }
@@ -144,12 +146,27 @@ impl Metrics {
         self.passes.get_or_create(&Outcome { path: if deleting { "delete" } else { "provision" }, outcome }).inc();
         let blocker = plan.report.blocker.as_ref().filter(|_| deleting);
         let now = blocker.map(|b| Blocked { step: plan.report.current.clone().unwrap_or_default(), reason: b.reason.to_owned() });
-        // A look at the archive says nothing yet: to take it off for that long would begin the alert's wait anew each time.
-        if !(plan.report.checking && now.is_none()) {
+        // Neither a check of the archive that is under way nor a request that failed says that the deletion goes on: clearing the gauge
+        // for that long would reset the alert's timer each time.
+        let known = now.is_some() || !(plan.report.checking || error.is_some());
+        if known {
             self.set_blocked(uid, now);
         }
         if matches!(plan.next, Next::Finished(_)) && error.is_none() {
             self.finished(uid, record);
+        }
+    }
+
+    /// Nothing is known of this computer any more: its deletion is not blocked.
+    pub fn forget(&self, uid: &str) {
+        self.set_blocked(uid, None);
+    }
+
+    /// This process no longer reconciles: the next leader counts what is blocked.
+    pub fn forget_all(&self) {
+        let mut all = self.blocked_by.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, before) in all.drain() {
+            self.blocked.get_or_create(&before).dec();
         }
     }
 
@@ -284,5 +301,25 @@ mod tests {
         plan.report.blocker = None;
         metrics.observe_pass("a", &plan, None, None);
         assert!(metrics.text().unwrap().contains(&format!("{line} 0")));
+    }
+
+    /// C9: the alert on a blocked deletion resolved when a read before the plan failed. B2: it fired for ever when the computer was gone.
+    #[test]
+    fn a_failed_pass_leaves_a_blocked_deletion_counted_and_only_its_end_takes_it_off() {
+        let metrics = Metrics::new();
+        let blocker = Some(Blocker { reason: "ComputerHeld", message: String::new() });
+        let report = Report { phase: Some(Phase::Deleting), current: Some("release".into()), blocker, ..Report::default() };
+        let held = Plan { next: Next::Finished(None), report };
+        let count = |n| assert!(metrics.text().unwrap().contains(&format!("{{step=\"release\",reason=\"ComputerHeld\"}} {n}")), "{n}");
+        metrics.observe_pass("a", &held, None, None);
+        metrics.observe_pass("b", &held, None, None);
+        count(2);
+        metrics.observe_pass("a", &Plan { next: Next::Settled, report: Report::default() }, Some(ErrorClass::Forbidden), None);
+        count(2);
+        metrics.forget("a");
+        metrics.forget("a");
+        count(1);
+        metrics.forget_all();
+        count(0);
     }
 }

@@ -9,7 +9,6 @@ use kube::runtime::events::{Recorder, Reporter};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::backoff::Backoff;
 use super::config::Config;
 use super::metrics::Metrics;
 use super::sources::Sources;
@@ -17,9 +16,7 @@ use super::{caches, client, health, lease, queue};
 use crate::archive::{Archives, ingest, store_volume};
 use crate::computer::apply::Applier;
 use crate::computer::events::Events;
-use crate::computer::latest::Latest;
-use crate::computer::reconcile::Reconciler;
-use crate::computer::status::Written;
+use crate::computer::reconcile::{Memory, Reconciler};
 use crate::computer::sweep;
 use crate::computer::view::Settings;
 use crate::resources::MANAGER;
@@ -32,7 +29,7 @@ use crate::session::Marker;
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     stop_on_signal(stop.clone());
-    let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
+    let client = client::connect_without_retries().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
     let metrics = Arc::new(Metrics::new());
     let (checked, mut finished_checks) = tokio::sync::mpsc::channel(1024);
     let archives = Arc::new(Archives::open(&config.store, checked).with_context(|| format!("opening the store {}", config.store))?);
@@ -64,16 +61,46 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let leader =
         Leader { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency, sources: Sources::default() };
-    let result = if config.leader_election {
-        let metrics = Arc::clone(&leader.metrics);
-        let lead = |stop| async move { leader.lead(&mut finished_checks, stop).await };
-        lease::run_while_leading(client, &config.namespace, config.lease(), stop.clone(), |leads| metrics.set_leader(leads), lead).await
-    } else {
-        leader.lead(&mut finished_checks, stop.clone()).await
-    };
+    let work = Box::pin(async {
+        if config.leader_election {
+            let metrics = Arc::clone(&leader.metrics);
+            let lead = |stop| async move { leader.lead(&mut finished_checks, stop).await };
+            let on_change = |leads| metrics.set_leader(leads);
+            lease::run_while_leading(client, &config.namespace, config.lease(), stop.clone(), on_change, lead).await
+        } else {
+            leader.lead(&mut finished_checks, stop.clone()).await
+        }
+    });
+    let result = beside(&mut servers, "server", &stop, work).await;
     stop.cancel();
     while servers.join_next().await.is_some() {}
     result
+}
+
+/// Does `work` until it ends. When one of the tasks beside it ends before `stop`, `work` is stopped in order and the result is an
+/// error: the process then ends and is started again. Without that, a task that panicked would be missing for as long as the process
+/// lives, and nothing would say so.
+async fn beside(
+    tasks: &mut JoinSet<()>,
+    what: &str,
+    stop: &CancellationToken,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    tokio::pin!(work);
+    let ended = tokio::select! {
+        result = &mut work => return result,
+        Some(ended) = tasks.join_next() => ended,
+    };
+    // What ends because of `stop` ends in order.
+    let why = match ended {
+        Ok(()) if stop.is_cancelled() => return work.await,
+        Ok(()) => format!("a {what} ended by itself"),
+        Err(error) => format!("a {what} died: {error}"),
+    };
+    tracing::error!("{why}; stopping");
+    stop.cancel();
+    work.await?;
+    anyhow::bail!("{why}")
 }
 
 /// What the leading work needs.
@@ -97,15 +124,19 @@ impl Leader {
     /// tells the UIDs whose archive was read back.
     ///
     /// # Errors
-    /// When a watch ended.
+    /// When one of its tasks (a watch, the class controller, the sweeper, the `ApiKey` controller) ended before `stop`.
     pub async fn lead(self, finished_checks: &mut tokio::sync::mpsc::Receiver<String>, stop: CancellationToken) -> anyhow::Result<()> {
+        // Cancelled, too, when a task has died.
+        let stop = stop.child_token();
         let (queue, work) = queue::queue();
         let mut tasks = JoinSet::new();
         let mut spawn = caches::Spawn { queue: &queue, tasks: &mut tasks, sources: &self.sources, stop: &stop };
         let caches = caches::start(&self.client, &self.settings.namespace, &mut spawn);
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            ready = caches.ready() => ready.context("a watch ended")?,
+        let filled = async { caches.ready().await.context("a watch ended") };
+        let first = tokio::select! { () = stop.cancelled() => return Ok(()), first = beside(&mut tasks, "watch", &stop, filled) => first };
+        if let Err(error) = first {
+            stop.cancel();
+            return Err(error);
         }
         tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled; reconciling");
         tasks.spawn(sweep::run(caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
@@ -114,30 +145,35 @@ impl Leader {
         let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
         let reconciler = Arc::new(Reconciler {
             client: self.client.clone(),
-            caches,
+            caches: caches.clone(),
             settings: self.settings.clone(),
             applier: Applier::new(self.client.clone(), Arc::clone(&self.archives), self.settings.namespace.clone()),
-            backoff: Backoff::with_seed(u64::from_le_bytes(self.sources.bytes())),
-            metrics: self.metrics,
+            metrics: Arc::clone(&self.metrics),
             events: Events::new(Recorder::new(self.client.clone(), reporter)),
             marker: Marker::new(self.client, self.archives),
+            memory: Memory::new(&self.sources),
             sources: self.sources,
-            latest: Latest::default(),
-            written: Written::default(),
+            stop: stop.clone(),
         });
+        let of = caches.clone();
+        let work = work.shared_by(move |uid| of.namespace(uid));
         let run = work.run(self.concurrency, stop.clone(), move |uid| {
             let reconciler = Arc::clone(&reconciler);
             async move { reconciler.run(&uid).await }
         });
-        tokio::pin!(run);
-        loop {
-            tokio::select! {
-                () = &mut run => break,
-                Some(uid) = finished_checks.recv() => queue.now(uid),
+        let worked = Box::pin(async {
+            tokio::pin!(run);
+            loop {
+                tokio::select! {
+                    () = &mut run => return Ok(()),
+                    Some(uid) = finished_checks.recv() => queue.now(uid),
+                }
             }
-        }
+        });
+        let result = beside(&mut tasks, "task of the leader", &stop, worked).await;
+        self.metrics.forget_all();
         while tasks.join_next().await.is_some() {}
-        Ok(())
+        result
     }
 }
 

@@ -1,11 +1,16 @@
 //! The work queue, keyed by UID: a computer never runs twice at once, others are never held up by it (L3), every wait has a
 //! timer (L5). kube's controller runs only what stands in the store of its main kind; here a record outlives its Computer.
+//!
+//! Workers are shared by group (a namespace). A group takes at most an equal share of them, and one share always stays free, so that a
+//! namespace whose requests are slow (a webhook that times out) cannot take all of them (L3). Groups take turns.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures::StreamExt;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -15,34 +20,96 @@ use tokio_util::time::{DelayQueue, delay_queue};
 /// Longest wait; who has to wait longer looks again meanwhile. The timers panic beyond two years, and a clock that is set anew
 /// changes what is left of a long wait.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// How long a key rests after its reconcile panicked. The next one may well panic, too.
+const AFTER_PANIC: Duration = Duration::from_secs(60);
+
+/// Reconciles of this process that panicked.
+pub static PANICS: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Write side of the queue. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Queue(mpsc::UnboundedSender<String>);
 
+/// The group of a UID: who shares the workers with whom.
+type GroupOf = Arc<dyn Fn(&str) -> String + Send + Sync>;
+
 /// Read side; see [`Work::run`].
-#[derive(Debug)]
 pub struct Work {
     incoming: mpsc::UnboundedReceiver<String>,
     due: DelayQueue<String>,
     timers: HashMap<String, delay_queue::Key>,
-    ready: VecDeque<String>,
-    queued: HashSet<String>,
-    running: HashSet<String>,
+    ready: Ready,
+    /// What runs, with its group.
+    running: HashMap<String, String>,
     again: HashSet<String>,
+    group_of: GroupOf,
 }
 
-/// A new queue.
+/// What waits for a worker: the UIDs of each group in their order, and the groups in the order of their turns.
+#[derive(Default)]
+struct Ready {
+    turns: VecDeque<String>,
+    groups: HashMap<String, VecDeque<String>>,
+    queued: HashSet<String>,
+    running: HashMap<String, usize>,
+}
+
+impl Ready {
+    fn push(&mut self, group: String, uid: String) {
+        let waiting = self.groups.entry(group.clone()).or_default();
+        if waiting.is_empty() {
+            self.turns.push_back(group);
+        }
+        waiting.push_back(uid.clone());
+        self.queued.insert(uid);
+    }
+
+    /// The next UID that may run. Only groups that run something can be at their share, so few are passed over.
+    fn next(&mut self, workers: usize) -> Option<(String, String)> {
+        for _ in 0..self.turns.len() {
+            let group = self.turns.pop_front()?;
+            let active = self.running.len() + usize::from(!self.running.contains_key(&group));
+            let share = (workers / (active + 1)).max(1);
+            let waiting = self.groups.get_mut(&group)?;
+            if self.running.get(&group).is_some_and(|n| *n >= share) {
+                self.turns.push_back(group);
+                continue;
+            }
+            let uid = waiting.pop_front()?;
+            if waiting.is_empty() {
+                self.groups.remove(&group);
+            } else {
+                self.turns.push_back(group.clone());
+            }
+            self.queued.remove(&uid);
+            *self.running.entry(group.clone()).or_default() += 1;
+            return Some((group, uid));
+        }
+        None
+    }
+
+    /// One of this group has ended.
+    fn ended(&mut self, group: &str) {
+        if let Some(n) = self.running.get_mut(group) {
+            *n -= 1;
+            if *n == 0 {
+                self.running.remove(group);
+            }
+        }
+    }
+}
+
+/// A new queue. All UIDs are of one group, until [`Work::shared_by`].
 pub fn queue() -> (Queue, Work) {
     let (sender, incoming) = mpsc::unbounded_channel();
     let work = Work {
         incoming,
         due: DelayQueue::new(),
         timers: HashMap::new(),
-        ready: VecDeque::new(),
-        queued: HashSet::new(),
-        running: HashSet::new(),
+        ready: Ready::default(),
+        running: HashMap::new(),
         again: HashSet::new(),
+        group_of: Arc::new(|_| String::new()),
     };
     (Queue(sender), work)
 }
@@ -56,6 +123,12 @@ impl Queue {
 }
 
 impl Work {
+    /// Shares the workers between groups of UIDs.
+    #[must_use]
+    pub fn shared_by(self, group_of: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
+        Self { group_of: Arc::new(group_of), ..self }
+    }
+
     /// Runs `work` for every due UID, at most `concurrency` at once, until `stop`; then waits for what runs. The result of
     /// `work` is when to run again, if at all.
     pub async fn run<F, W>(mut self, concurrency: usize, stop: CancellationToken, work: W)
@@ -76,7 +149,8 @@ impl Work {
                 }
                 Some(done) = tasks.join_next(), if !tasks.is_empty() => match done {
                     Ok((uid, after)) => self.finished(uid, after),
-                    Err(error) => tracing::error!(%error, "a reconcile panicked"),
+                    // Only a runtime that shuts down cancels it: the task itself cannot panic.
+                    Err(error) => tracing::error!(%error, "a worker was cancelled"),
                 },
             }
         }
@@ -89,31 +163,37 @@ impl Work {
         F: Future<Output = Option<Duration>> + Send + 'static,
     {
         while self.running.len() < concurrency {
-            let Some(uid) = self.ready.pop_front() else { return };
-            self.queued.remove(&uid);
-            self.running.insert(uid.clone());
+            let Some((group, uid)) = self.ready.next(concurrency) else { return };
+            self.running.insert(uid.clone(), group);
             let run = work(uid.clone());
             tasks.spawn(async move {
                 // A panic in one reconcile must not take its key out of the queue for ever.
-                let after = tokio::spawn(run).await.unwrap_or(Some(Duration::from_secs(60)));
+                let after = tokio::spawn(run).await.unwrap_or_else(|error| {
+                    PANICS.inc();
+                    tracing::error!(uid, %error, retry = ?AFTER_PANIC, "a reconcile panicked; this is a bug: report it with the panic message above");
+                    Some(AFTER_PANIC)
+                });
                 (uid, after)
             });
         }
     }
 
     fn enqueue(&mut self, uid: String) {
-        if self.running.contains(&uid) {
+        if self.running.contains_key(&uid) {
             self.again.insert(uid);
-        } else if self.queued.insert(uid.clone()) {
+        } else if !self.ready.queued.contains(&uid) {
             if let Some(timer) = self.timers.remove(&uid) {
                 self.due.remove(&timer);
             }
-            self.ready.push_back(uid);
+            let group = (self.group_of)(&uid);
+            self.ready.push(group, uid);
         }
     }
 
     fn finished(&mut self, uid: String, after: Option<Duration>) {
-        self.running.remove(&uid);
+        if let Some(group) = self.running.remove(&uid) {
+            self.ready.ended(&group);
+        }
         if self.again.remove(&uid) {
             self.enqueue(uid);
         } else if let Some(after) = after {
@@ -126,7 +206,6 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[tokio::test(start_paused = true)]
@@ -189,5 +268,81 @@ mod tests {
         stop.cancel();
         task.await.expect("the queue ends");
         assert_eq!(runs.load(Ordering::SeqCst), 1);
+    }
+
+    /// L3: a namespace whose requests hang keeps at most its share of the workers, however much it has queued.
+    #[tokio::test(start_paused = true)]
+    async fn a_group_whose_work_hangs_leaves_workers_to_the_others() {
+        let (queue, work) = queue();
+        let work = work.shared_by(|uid| uid.split('/').next().unwrap_or_default().to_owned());
+        let (runs, hanging) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (stop, r, h) = (CancellationToken::new(), runs.clone(), hanging.clone());
+        for i in 0..100 {
+            queue.now(format!("slow/{i}"));
+            queue.now(format!("slower/{i}"));
+        }
+        let task = tokio::spawn(work.run(8, stop.clone(), move |uid| {
+            let (r, h) = (r.clone(), h.clone());
+            async move {
+                if uid.starts_with("slow") {
+                    h.fetch_add(1, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_secs(3600)).await;
+                }
+                r.fetch_add(1, Ordering::SeqCst);
+                None
+            }
+        }));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // One group alone takes half of them, two take a third each.
+        assert!((3..=6).contains(&hanging.load(Ordering::SeqCst)), "{hanging:?}");
+        (0..50).for_each(|i| queue.now(format!("quick/{i}")));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(runs.load(Ordering::SeqCst), 50);
+        task.abort();
+    }
+
+    /// One worker is enough for any number of groups.
+    #[tokio::test(start_paused = true)]
+    async fn every_group_gets_its_turn_with_one_worker() {
+        let (queue, work) = queue();
+        let work = work.shared_by(|uid| uid[..1].to_owned());
+        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (stop, seen) = (CancellationToken::new(), order.clone());
+        for uid in ["a1", "a2", "a3", "b1"] {
+            queue.now(uid.to_owned());
+        }
+        let task = tokio::spawn(work.run(1, stop.clone(), move |uid| {
+            let seen = seen.clone();
+            async move {
+                // All of them are queued by the time the first one ends.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                seen.lock().unwrap().push(uid);
+                None
+            }
+        }));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        stop.cancel();
+        task.await.expect("the queue ends");
+        assert_eq!(*order.lock().unwrap(), ["a1", "a2", "b1", "a3"]);
+    }
+
+    /// B3: a panic is counted, and its key runs again.
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_is_counted_and_its_key_runs_again() {
+        let (queue, work) = queue();
+        let runs = Arc::new(AtomicUsize::new(0));
+        let (stop, r, before) = (CancellationToken::new(), runs.clone(), PANICS.get());
+        queue.now("a".into());
+        let task = tokio::spawn(work.run(1, stop.clone(), move |_| {
+            let first = r.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                assert!(!first, "the first run panics");
+                None
+            }
+        }));
+        tokio::time::sleep(AFTER_PANIC + Duration::from_secs(1)).await;
+        stop.cancel();
+        task.await.expect("the queue ends");
+        assert_eq!((runs.load(Ordering::SeqCst), PANICS.get() - before), (2, 1));
     }
 }

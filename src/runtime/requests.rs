@@ -1,5 +1,6 @@
 //! Counts the requests to the Kubernetes API by verb, resource and code: the figure behind the budget of writes (design part 7).
-//! Never a name, a namespace or a UID. Retries inside kube are one request here; a request that was given up has code `none`.
+//! Never a name, a namespace or a UID. With [`super::client::connect`], retries inside kube are one
+//! request here; a request that was given up has code `none`.
 
 use std::sync::LazyLock;
 use std::task::{Context, Poll};

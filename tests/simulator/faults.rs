@@ -47,6 +47,12 @@ pub enum Act {
     Hold { events: usize },
     /// All watches break off; what happens meanwhile is never shown, only what it led to.
     Cut { time: u64 },
+    /// The code that waits for the answer panics.
+    Panic,
+    /// The task that watches this kind panics when it opens its next watch.
+    PanicWatch { kind: String },
+    /// All requests that contain this text in their verb and path get this code for a while.
+    Deny { part: String, code: u16, time: u64 },
 }
 
 /// One thing that goes wrong.
@@ -80,6 +86,12 @@ pub struct Faults {
     pub lag: usize,
     /// Requests whose path contains this are refused (code) for as long as it stands.
     pub denied: Option<(String, u16, Instant)>,
+    /// Requests whose verb and path contain this take that much longer.
+    pub slow: Option<(String, Duration)>,
+    /// The kind whose next watch panics.
+    pub doomed: Option<String>,
+    /// When a watch panicked whose replica has not ended since.
+    pub died: Option<Instant>,
     /// The archive store does not answer before this.
     pub store_down: Option<Instant>,
     held: Option<(usize, usize, Instant)>,
@@ -105,6 +117,12 @@ impl Faults {
             && Instant::now() < *until
         {
             acts.push(Act::Answer(*code));
+        }
+        if side == Side::Before
+            && let Some((part, time)) = &self.slow
+            && what.contains(part.as_str())
+        {
+            acts.push(Act::Slow(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
         }
         if n < self.mix.until {
             acts.extend(self.mix.by_chance(side, random));

@@ -16,7 +16,7 @@ const fn tooth(guard: Guard, about: &'static str, hint: &'static str) -> Tooth {
 
 const MANAGED: &str = r#"{"life":"Managed","leaders":1,"seed":1}"#;
 
-pub static TEETH: [Tooth; 31] = [
+pub static TEETH: [Tooth; 33] = [
     tooth(
         Guard::DeletePrecondition,
         "Every delete names the UID that it is meant for",
@@ -123,5 +123,15 @@ pub static TEETH: [Tooth; 31] = [
         Guard::QuietCheck,
         "A look at the archive is not told as a step that goes on",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":68,"side":"After","act":{"Do":"LoseNode"}}]}"#,
+    ),
+    tooth(
+        Guard::QuietBackoff,
+        "A status that a failed pass wrote does not end its pause",
+        r#"{"life":"Unarchived","leaders":1,"seed":1,"faults":[{"at":45,"side":"After","act":{"Deny":{"part":"/persistentvolumes","code":500,"time":300000}}}]}"#,
+    ),
+    tooth(
+        Guard::UndoneWrite,
+        "A write that succeeds and changes nothing counts as a failure",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":15,"side":"After","act":{"Do":"UndoWrites"}}]}"#,
     ),
 ];

@@ -11,6 +11,7 @@ use crate::actors::archive::packed;
 use crate::api::value::{deleting, label, name, text, uid};
 use crate::api::{Actor, State};
 use crate::checks::{overridden, receipt, record};
+use crate::liveness::Watchdog;
 use crate::moves::{self, BOX, Move, SYSTEM, TEAM};
 use crate::world::World;
 
@@ -85,6 +86,7 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
     let mut ending = None;
     let begun = Instant::now();
     let mut changed = world.changes();
+    let mut watchdog = Watchdog::default();
     // What disturbs the quiet after the end is another end to wait for.
     while !world.with(|s| over(s)) {
         while !world.with(|s| over(s)) {
@@ -94,6 +96,9 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
             // What is broken is broken: the rest of the run would tell nothing more.
             if !world.with(|s| s.observer.violations().is_empty()) {
                 return Vec::new();
+            }
+            if let Some(what) = watchdog.look(world) {
+                return vec![what];
             }
             if world.counted() > STORM {
                 return vec![format!("L6: a storm: {} requests in {} s", world.counted(), begun.elapsed().as_secs())];

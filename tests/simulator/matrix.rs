@@ -28,7 +28,7 @@ pub struct Reference {
     outcome: Outcome,
 }
 
-pub const STAGES: [Stage; 9] = [
+pub const STAGES: [Stage; 10] = [
     Stage { name: "undisturbed", about: "every life, one leader and two", stride: 1, cases: |r, all| all.push(r.case()) },
     Stage { name: "crash", about: "killed before and after every request", stride: 9, cases: crash },
     Stage {
@@ -47,6 +47,12 @@ pub const STAGES: [Stage; 9] = [
         about: "each of the adversary's moves while the operator is down, from every request on",
         stride: 111,
         cases: down,
+    },
+    Stage {
+        name: "lasting",
+        about: "a reconcile or a watch that panics; refused for minutes; writes that are undone; machines that end at once",
+        stride: 151,
+        cases: lasting,
     },
 ];
 
@@ -122,6 +128,19 @@ fn down(reference: &Reference, all: &mut Vec<Case>) {
     }
 }
 
+fn lasting(reference: &Reference, all: &mut Vec<Case>) {
+    reference.each(Side::Before, &Act::Panic, all);
+    for kind in ["computers", "computerrecords", "namespaces", "pods", "persistentvolumeclaims", "computerclasses", "apikeys"] {
+        reference.each(Side::After, &Act::PanicWatch { kind: kind.to_owned() }, all);
+    }
+    for (part, code) in [("/status", 403), ("GET /apis/computer-operator.dev", 403), ("/persistentvolumes", 500), ("PATCH ", 409)] {
+        reference.each(Side::After, &Act::Deny { part: part.to_owned(), code, time: 300_000 }, all);
+    }
+    for what in Move::LASTING {
+        reference.each(Side::After, &Act::Do(what), all);
+    }
+}
+
 /// The lives that nothing disturbs, with one leader and with two.
 pub fn references(jobs: usize) -> Vec<Reference> {
     let lives: Vec<(Life, usize)> = Life::ALL.iter().flat_map(|l| [(*l, 1), (*l, 2)]).collect();
@@ -149,7 +168,7 @@ pub fn cases(stage: &Stage, references: &[Reference], stride: usize) -> (Vec<Cas
 pub fn run_stages(names: &[String], full: bool, thin: usize, jobs: usize) -> bool {
     let chosen = |s: &&Stage| names.is_empty() || names.iter().any(|n| n == s.name);
     let references = references(jobs);
-    let mut well = regressions(&references);
+    let mut well = regressions(&references) & crate::lasting::run_all(jobs);
     let (mut runs, began) = (0, Instant::now());
     for stage in STAGES.iter().filter(chosen) {
         let (cases, all) = cases(stage, &references, if full { 1 } else { stage.stride } * thin.max(1));

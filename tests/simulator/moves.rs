@@ -55,9 +55,15 @@ pub enum Move {
     Impersonate,
     /// The store loses an object as soon as its manifest is there.
     LoseObject,
+    /// For ten minutes a mutating webhook takes our finalizer off Computers and our marks off volumes as we write them.
+    UndoWrites,
+    /// From now on every machine ends as soon as it runs.
+    EndMachines,
 }
 
 impl Move {
+    /// Those that do not pass within a few seconds: the stage `lasting` makes them.
+    pub const LASTING: [Self; 2] = [Self::UndoWrites, Self::EndMachines];
     pub const ALL: [Self; 19] = [
         Self::Delete,
         Self::DeleteForeground,
@@ -104,6 +110,8 @@ pub fn perform(world: &World, what: Move) {
         }
         Move::Impersonate => impersonate(world),
         Move::LoseObject => world.with(|s| s.observer.lossy = true),
+        Move::UndoWrites => world.with(|s| s.undone_until = Some(Instant::now() + Duration::from_secs(600))),
+        Move::EndMachines => world.with(|s| s.kubelet.ends_at_once = true),
         Move::LoseNode => world.with(|s| s.kubelet.lost_until = Some(Instant::now() + Duration::from_secs(400))),
         other => world.with(|s| simple(s, other)),
     }
@@ -138,7 +146,7 @@ fn simple(state: &mut State, what: Move) {
         Move::Suspend => suspend(state, true),
         Move::Resume => suspend(state, false),
         Move::WreckCustody => wreck(state),
-        Move::Recreate | Move::LoseNode | Move::Impersonate | Move::LoseObject => {}
+        Move::Recreate | Move::LoseNode | Move::Impersonate | Move::LoseObject | Move::UndoWrites | Move::EndMachines => {}
     }
 }
 

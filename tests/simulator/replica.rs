@@ -8,7 +8,6 @@ use computer_operator::archive::Archives;
 use computer_operator::archive::ingest::{auth, handlers};
 use computer_operator::archive::store::Store;
 use computer_operator::computer::view::Settings;
-use computer_operator::runtime::metrics::Metrics;
 use computer_operator::runtime::operator::Leader;
 use tokio_util::sync::CancellationToken;
 
@@ -35,10 +34,13 @@ pub async fn run(world: World, replica: usize, concurrency: usize) {
         let caller = Caller::new(Actor::Operator(replica));
         world.note(format!("        -- replica {replica} starts"));
         tokio::select! {
-            result = once(&world, &caller, replica, concurrency) => {
+            result = lead(&world, &caller, replica, concurrency, CancellationToken::new()) => {
                 if let Err(error) = result {
                     world.note(format!("        -- replica {replica} ended by itself: {error:#}"));
-                    world.with(|s| s.observer.violation(format!("replica {replica} ended by itself: {error:#}")));
+                    // A task of it panicked, so it had to: the Deployment starts it again.
+                    if world.faults().died.take().is_none() {
+                        world.with(|s| s.observer.violation(format!("replica {replica} ended by itself: {error:#}")));
+                    }
                 }
             }
             () = caller.process.died.notified() => {}
@@ -48,7 +50,8 @@ pub async fn run(world: World, replica: usize, concurrency: usize) {
     }
 }
 
-async fn once(world: &World, caller: &Caller, replica: usize, concurrency: usize) -> anyhow::Result<()> {
+/// Leads until `stop`.
+pub async fn lead(world: &World, caller: &Caller, replica: usize, concurrency: usize, stop: CancellationToken) -> anyhow::Result<()> {
     let client = world.client(caller);
     let (checked, mut finished) = tokio::sync::mpsc::channel(1024);
     let store = Arc::new(Store::new(Arc::new(Shelf::new(world, caller))));
@@ -59,9 +62,9 @@ async fn once(world: &World, caller: &Caller, replica: usize, concurrency: usize
         client,
         settings: settings(),
         archives: Arc::new(Archives::new(store, checked)),
-        metrics: Arc::new(Metrics::new()),
+        metrics: world.new_figures(replica),
         concurrency,
         sources: world.sources(),
     };
-    leader.lead(&mut finished, CancellationToken::new()).await
+    leader.lead(&mut finished, stop).await
 }

@@ -62,7 +62,7 @@ impl Shelf {
         }
         let down = self.world.faults().store_down;
         if down.is_some_and(|until| tokio::time::Instant::now() < until) {
-            return Err(broken("the store is down"));
+            return Err(broken(&format!("the store is down, request {}", n.unwrap_or_default())));
         }
         Self::check(self.world.fire(&self.caller, n, Side::Before, what).await)?;
         let result = request.await;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use computer_operator::runtime::metrics::Metrics;
 use computer_operator::runtime::sources::Sources;
 use kube::Client;
 use object_store::memory::InMemory;
@@ -32,7 +33,11 @@ struct Inner {
     objects: Arc<InMemory>,
     routers: Mutex<Vec<(usize, Arc<Process>, axum::Router)>>,
     requests: AtomicU64,
+    figures: Mutex<std::collections::BTreeMap<usize, Arc<Metrics>>>,
 }
+
+/// How the text of a panic begins that is part of the simulation.
+pub const INJECTED: &str = "the simulation panics";
 
 /// A process that can be killed: nothing it does after that has any effect.
 #[derive(Debug, Default)]
@@ -80,6 +85,7 @@ impl World {
             objects,
             routers: Mutex::default(),
             requests: AtomicU64::new(0),
+            figures: Mutex::default(),
         }))
     }
 
@@ -169,7 +175,19 @@ impl World {
                 Act::Do(what) => moves::perform(self, what),
                 Act::Silence => std::future::pending::<()>().await,
                 Act::Lose => verdict = Verdict::Reset,
-                Act::Answer(code) => verdict = Verdict::Answer(crate::faults::failure(code)),
+                // The texts of real errors differ from one to the next: ports, times, request ids.
+                Act::Answer(code) => {
+                    let mut failure = crate::faults::failure(code);
+                    failure.message = format!("{}, request {n}", failure.message);
+                    verdict = Verdict::Answer(failure);
+                }
+                Act::Panic => panic!("{INJECTED}: request {n}"),
+                Act::PanicWatch { kind } => {
+                    self.faults().doomed = Some(kind);
+                    self.faults().cut(Duration::from_millis(10));
+                    self.0.changed.send_modify(|_| ());
+                }
+                Act::Deny { part, code, time } => self.faults().denied = Some((part, code, Instant::now() + Duration::from_millis(time))),
                 Act::Slow(time) => tokio::time::sleep(Duration::from_millis(time)).await,
                 Act::Hold { events } => {
                     let seen = self.with(|s| s.log.len());
@@ -209,6 +227,29 @@ impl World {
 
     pub fn whole_story(&self) -> Vec<String> {
         self.0.journal.lock().unwrap().clone()
+    }
+
+    /// The metrics of a new process of a replica.
+    pub fn new_figures(&self, replica: usize) -> Arc<Metrics> {
+        let metrics = Arc::new(Metrics::new());
+        self.0.figures.lock().unwrap().insert(replica, Arc::clone(&metrics));
+        metrics
+    }
+
+    /// What a replica exposes at `/metrics`.
+    pub fn figures(&self, replica: usize) -> String {
+        self.0.figures.lock().unwrap().get(&replica).and_then(|m| m.text().ok()).unwrap_or_default()
+    }
+
+    /// Panics if the task that opens this watch or list is to die.
+    pub fn open(&self, caller: &Caller, kind: &str) {
+        let mut faults = self.faults();
+        if !caller.actor.is_operator() || faults.doomed.as_deref() != Some(kind) {
+            return;
+        }
+        (faults.doomed, faults.died) = (None, Some(Instant::now()));
+        drop(faults);
+        panic!("{INJECTED}: the watch of {kind}");
     }
 
     /// The ingest endpoints of the replicas.

@@ -216,11 +216,16 @@ fn without_record(view: &View) -> Plan {
     Plan { next, report: Report { phase: Some(Phase::Deleting), ..Report::default() } }
 }
 
+/// How often a Computer is looked at that is released and held by a foreign finalizer; its removal is an event.
+const HELD: Duration = Duration::from_secs(3600);
+
 /// Everything is verified and the receipt is stored: the finalizer goes (S3). A pass that comes again finds the computer gone.
 fn release(context: &Context<'_>) -> Plan {
     let next = match &context.view.computer {
         Some(computer) if has_finalizer(computer) => Next::Do(Action::ReleaseFinalizer),
-        _ => Next::Finished(expires_in(context.record, context.view.now)),
+        // A foreign finalizer can hold it for longer than the record is kept; the record stays until it is gone.
+        Some(_) => Next::Finished(expires_in(context.record, context.view.now).map(|left| left.max(HELD))),
+        None => Next::Finished(expires_in(context.record, context.view.now)),
     };
     // Those of the garbage collector come off by themselves.
     let usual = [DELETION_FINALIZER, "foregroundDeletion", "orphan"];

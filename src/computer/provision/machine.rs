@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Context, State, home};
+use super::{Context, State, crash, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::pod;
 use crate::computer::stopped::{Writers, answers, overstays, remove_finalizer_patch, writers};
@@ -13,8 +13,6 @@ use crate::guards::{self, Guard};
 use crate::record::names::Child;
 use crate::resources::{CredentialState, POD_FINALIZER, Phase, PodRecord};
 
-/// Seconds between two pods of one computer: a pod that fails at once must not become a storm.
-const RESTART_SECONDS: i64 = 10;
 /// Seconds for which a pod that vanished is kept on record, so that a deletion would still wait for its node.
 const VANISHED_SECONDS: i64 = 600;
 
@@ -69,6 +67,7 @@ fn here(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: Subject
                     p.stopped_at = Some(Time(now));
                     p.uid.clone_from(&pod.metadata.uid);
                 }
+                r.spec.state.crash_loop = crash::counted(r.spec.state.crash_loop.as_ref(), pod);
             })
         }
         Writers::Stopped => match remove_finalizer_patch(pod) {
@@ -98,7 +97,8 @@ fn still_running(context: &Context<'_>, pod: &Pod, subject: &Subject) -> State {
     State::blocked(
         "PodStillRunning",
         format!(
-            "{} is being deleted, but its containers still run on {node}. If that machine is lost for good, delete its Node object;              then take the finalizer {POD_FINALIZER} off the pod. The next pod is made when this one is gone",
+            "{} is being deleted, but its containers still run on node {node}. If that node is lost for good, delete its Node object, then \
+             remove the finalizer {POD_FINALIZER} from the pod. The next pod is created when this one is gone",
             subject.describe()
         ),
     )
@@ -148,11 +148,9 @@ fn was_suspended(context: &Context<'_>) -> bool {
 
 /// The next pod's name, on record before the pod; a little after the last one went.
 fn next_pod(context: &Context<'_>) -> State {
-    let ended = |p: &PodRecord| p.stopped_at.clone().max(p.vanished_at.clone());
-    let last = context.record.spec.state.children.pods.iter().filter_map(ended).max();
-    let left = last.filter(|_| !was_suspended(context)).map_or(0, |at| RESTART_SECONDS - context.view.now.duration_since(at.0).as_secs());
-    if left > 0 {
-        return State::wait(u64::try_from(left).unwrap_or(1));
+    let state = &context.record.spec.state;
+    if let Some(state) = crash::pause(&state.children.pods, state.crash_loop.as_ref(), context.view.now, was_suspended(context)) {
+        return state;
     }
     if let Some(state) = home::going(context) {
         return state;

@@ -2,6 +2,7 @@
 //! decided from what was observed. A settled computer needs no request at all (L6). Never entered for a deleting computer (S8).
 
 mod begin;
+mod crash;
 mod home;
 mod key;
 mod machine;

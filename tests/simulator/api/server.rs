@@ -80,6 +80,9 @@ pub async fn handle(world: World, caller: Caller, request: Request<Body>) -> Res
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
     let Some(target) = Target::parse(&parts.uri) else { return Ok(answer(404, &json!({"message": "404 page not found"}))) };
+    if parts.method == Method::GET && target.name.is_none() {
+        world.open(&caller, target.kind);
+    }
     if parts.method == Method::GET && target.query("watch") == "true" {
         return open(&world, &caller, &target).await;
     }

@@ -66,6 +66,8 @@ pub struct State {
     pub kubelet: Kubelet,
     /// What the volumes hold.
     pub disks: Disks,
+    /// Before this a mutating webhook undoes what the operator writes.
+    pub undone_until: Option<Instant>,
     start: Instant,
     seed: u64,
     rv: u64,
@@ -91,6 +93,7 @@ impl State {
             observer,
             kubelet: Kubelet::default(),
             disks: Disks::default(),
+            undone_until: None,
             start,
             seed,
             rv: 100,

@@ -131,6 +131,9 @@ impl State {
             return Err(Failure::modified(meta, wanted));
         }
         let mut new = merged(meta, &current, body, part);
+        if actor.is_operator() && self.undone_until.is_some_and(|until| tokio::time::Instant::now() < until) {
+            undo(kind, &current, &mut new);
+        }
         let old = finalizers(&current);
         let added: Vec<String> = finalizers(&new).into_iter().filter(|f| !old.contains(f)).collect();
         if deleting(&current) && !added.is_empty() {
@@ -233,6 +236,34 @@ impl State {
             }
         }
         new
+    }
+}
+
+/// A mutating webhook that takes off what is added: finalizers of Computers, the marks on volumes.
+fn undo(kind: Kind, current: &Value, new: &mut Value) {
+    match kind {
+        "computers" => {
+            let old = finalizers(current);
+            let kept: Vec<String> = finalizers(new).into_iter().filter(|f| old.contains(f)).collect();
+            if !finalizers(new).is_empty() {
+                new["metadata"]["finalizers"] = json!(kept);
+            }
+            // The API server keeps no empty list.
+            if kept.is_empty() && current["metadata"]["finalizers"].is_null() {
+                new["metadata"].as_object_mut().map(|m| m.remove("finalizers"));
+            }
+        }
+        "persistentvolumes" => {
+            for field in ["labels", "annotations"] {
+                let before = current["metadata"][field].clone();
+                match (before, new["metadata"].as_object_mut()) {
+                    (Value::Null, Some(metadata)) => drop(metadata.remove(field)),
+                    (before, _) => new["metadata"][field] = before,
+                }
+            }
+            new["spec"]["persistentVolumeReclaimPolicy"] = current["spec"]["persistentVolumeReclaimPolicy"].clone();
+        }
+        _ => {}
     }
 }
 

@@ -193,3 +193,23 @@ fn a_volume_that_was_bound_but_not_recorded_is_secured_before_its_claim_goes() {
     let (end, _) = run(world, Crash::Never, false);
     assert!(end.manifest && end.volume.is_none());
 }
+
+/// C7: after 30 days the record's expiry was zero and the pass was repeated as fast as it could be.
+#[test]
+fn a_computer_held_by_a_foreign_finalizer_is_never_looked_at_without_a_pause() {
+    let (mut world, _) = run(World::new("Delete", ArchivePolicy::None), Crash::Never, true);
+    let metadata = json!({"name": "c", "namespace": "t", "uid": UID, "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x/y"]});
+    world.computer = Some(from(json!({"metadata": metadata, "spec": {}})));
+    world.now += 31 * 86_400;
+    let mut view = world.view(false);
+    let end = loop {
+        match plan(&view).next {
+            Next::Do(action) => {
+                let effect = world.apply(action);
+                view.absorb(effect);
+            }
+            end => break end,
+        }
+    };
+    assert!(matches!(end, Next::Finished(Some(wait)) if wait >= std::time::Duration::from_secs(60)), "{end:?}");
+}

@@ -1,0 +1,184 @@
+//! What a failed request means for a report: which step it blocks, why, and that it is retried. And which requests count as failed
+//! although the API server accepted them: those whose change is not in the answer.
+
+use super::action::Action;
+use super::apply::Error;
+use super::plan::{Blocker, Report};
+use super::view::View;
+use super::{deletion, provision};
+use crate::resources::{Phase, StepStatus};
+use crate::runtime::client::ErrorClass;
+
+/// Conflicts in a row that are a lost race each: another writer was faster, and its event starts the next pass. More than these do
+/// not come from a race: something answers 409 to every try, and nobody would ever learn of it.
+const LOST_RACES: u32 = 4;
+
+/// Whether a failure is one more lost race.
+pub fn lost_race(error: &Error, before: u32) -> bool {
+    error.class() == ErrorClass::Conflict && before < LOST_RACES
+}
+
+/// A failed request as users see it: what was tried, why it failed, that it is retried. `before`: failures in a row before this one.
+pub fn explain(report: &mut Report, error: &Error, before: u32) {
+    if lost_race(error, before) {
+        return;
+    }
+    let reason = match error.class() {
+        _ if matches!(error, Error::Undone(_)) => "WriteUndone",
+        ErrorClass::Conflict => "Conflict",
+        ErrorClass::Forbidden | ErrorClass::Unauthorized => "Forbidden",
+        ErrorClass::NamespaceTerminating => "NamespaceTerminating",
+        ErrorClass::Invalid => "Refused",
+        ErrorClass::NotFound => "NotFound",
+        ErrorClass::Transient | ErrorClass::Timeout if matches!(error, Error::Store(_)) => "StoreUnavailable",
+        ErrorClass::Transient | ErrorClass::Timeout => "ApiServerUnavailable",
+    };
+    let message = format!("{error}. It is tried again");
+    let running = report
+        .deletion
+        .iter_mut()
+        .chain(report.provisioning.iter_mut())
+        .find(|s| matches!(s.status, StepStatus::Running | StepStatus::Blocked));
+    if let Some(step) = running {
+        step.status = StepStatus::Blocked;
+        step.error = Some(message.clone());
+    }
+    // A computer that can be used stays usable when a read fails that only looked whether anything has changed.
+    let usable = matches!(report.phase, Some(Phase::Active | Phase::Suspended));
+    if report.deletion.is_empty() && report.phase.is_some() && !usable {
+        report.ready = Some((false, reason, message.clone()));
+    }
+    report.blocker = Some(Blocker { reason, message });
+}
+
+/// What can be said of a computer when a read fails that had to come before its plan: what the record and the caches say, or else what
+/// its status says already. Nothing is taken back that was shown before.
+pub fn known(view: &View) -> Report {
+    // An override counts only once a live read has shown that it stands.
+    let view = &View { overrides: Vec::new(), ..view.clone() };
+    let begun = view.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some());
+    let ending = view.computer.as_ref().is_some_and(|c| c.metadata.deletion_timestamp.is_some());
+    let report = match (&view.record, &view.computer) {
+        (Some(_), _) if begun || ending => deletion::plan(view).report,
+        (Some(_), Some(_)) => provision::plan(view).report,
+        (None, Some(computer)) => {
+            let status = computer.status.as_ref();
+            let phase = if ending { Phase::Deleting } else { status.and_then(|s| s.phase).unwrap_or(Phase::Provisioning) };
+            Report { phase: Some(phase), current: status.and_then(|s| s.step.clone()), ..Report::default() }
+        }
+        (_, None) => Report::default(),
+    };
+    // Which steps are finished is remembered from plans on confirmed reads only.
+    Report { passed: Vec::new(), ..report }
+}
+
+/// The write requests of one pass that were accepted.
+#[derive(Default)]
+pub struct Accepted(Vec<Action>);
+
+/// So often the same request may be accepted in one pass: the second one confirms what the first has done (a pod that was removed).
+const CONFIRMED: usize = 2;
+
+impl Accepted {
+    /// Whether the plan asks once more for what has been accepted already: the change is not in the answers, somebody undoes it.
+    pub fn undone(&self, action: &Action) -> Option<Error> {
+        let times = self.0.iter().filter(|made| same(made, action)).count();
+        (times >= CONFIRMED).then(|| Error::Undone(name(action)))
+    }
+
+    /// It was accepted.
+    pub fn note(&mut self, action: Action) {
+        if !matches!(action, Action::Read(_) | Action::ReadComputer | Action::CheckArchive | Action::SaveRecord(_)) {
+            self.0.push(action);
+        }
+    }
+}
+
+/// Whether two requests ask for the same change. What a patch tests before it (a version) does not count.
+fn same(a: &Action, b: &Action) -> bool {
+    let changes = |patch: &json_patch::Patch| {
+        patch.0.iter().filter(|o| !matches!(o, json_patch::PatchOperation::Test(_))).cloned().collect::<Vec<_>>()
+    };
+    match (a, b) {
+        (Action::Patch { subject: of_a, patch: a }, Action::Patch { subject: of_b, patch: b }) => of_a == of_b && changes(a) == changes(b),
+        _ => a == b,
+    }
+}
+
+/// An action in words, for logs and messages.
+pub fn name(action: &Action) -> String {
+    match action {
+        Action::Read(subject) => format!("read {}", subject.describe()),
+        Action::Delete { subject, .. } => format!("delete {}", subject.describe()),
+        Action::Remove { subject, .. } => format!("remove {}", subject.describe()),
+        Action::Patch { subject, .. } => format!("patch {}", subject.describe()),
+        Action::ReadComputer => "read the Computer".to_owned(),
+        Action::AddFinalizer => "add the finalizer to the Computer".to_owned(),
+        Action::DeleteComputer => "delete the Computer".to_owned(),
+        Action::ReleaseFinalizer => "release the Computer".to_owned(),
+        Action::CreateRecord(_) => "create the ComputerRecord".to_owned(),
+        Action::SaveRecord(_) => "save the ComputerRecord".to_owned(),
+        Action::Create(_) => "create a child".to_owned(),
+        Action::CheckArchive => "check the archive".to_owned(),
+        Action::PutReceipt(_) => "put the receipt".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::computer::action::Subject;
+
+    #[test]
+    fn the_same_change_with_another_version_is_undone_the_third_time_and_another_change_is_not() {
+        let patch = |version: &str, value: &str| Action::Patch {
+            subject: Subject::volume("pv"),
+            patch: crate::computer::volume::patch(&[
+                json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}),
+                json!({"op": "add", "path": "/metadata/labels", "value": {"mark": value}}),
+            ]),
+        };
+        let mut accepted = Accepted::default();
+        for version in ["1", "2"] {
+            assert!(accepted.undone(&patch(version, "a")).is_none(), "{version}");
+            accepted.note(patch(version, "a"));
+        }
+        let error = accepted.undone(&patch("3", "a")).unwrap();
+        assert!(error.to_string().contains("patch PersistentVolume pv") && error.class() == ErrorClass::Invalid, "{error}");
+        assert!(accepted.undone(&patch("3", "b")).is_none());
+        let read = Action::Read(Subject::volume("pv"));
+        (0..9).for_each(|_| accepted.note(read.clone()));
+        assert!(accepted.undone(&read).is_none(), "reading again is no change that is undone");
+    }
+
+    /// C18: a webhook that answers 409 to everything was never told.
+    #[test]
+    fn a_conflict_is_a_lost_race_until_it_lasts() {
+        let error = Error::Conflict("PersistentVolume pv".into());
+        let told = |before| {
+            let mut report = Report { phase: Some(Phase::Deleting), ..Report::default() };
+            explain(&mut report, &error, before);
+            report.blocker.map(|b| b.reason)
+        };
+        assert_eq!((told(0), told(LOST_RACES - 1), told(LOST_RACES)), (None, None, Some("Conflict")));
+    }
+
+    /// C9: what fails before the plan took off what was shown, and what the alert goes by.
+    #[test]
+    fn a_read_that_fails_before_the_plan_keeps_what_is_known() {
+        let status = json!({"phase": "Active", "step": "archive-sessions"});
+        let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}, "status": status}));
+        let mut report = known(&view);
+        assert_eq!((report.phase, report.current.as_deref()), (Some(Phase::Active), Some("archive-sessions")));
+        explain(&mut report, &Error::Conflict("x".into()), LOST_RACES);
+        assert!(report.ready.is_none() && report.blocker.is_some(), "a computer that can be used stays ready");
+        let deletion = json!({"deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted"});
+        let spec = json!({"namespace": "t", "computer": "c", "state": {"phase": "Deleting", "deletion": deletion}});
+        view.record = Some(serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": spec})).unwrap());
+        view.computer = None;
+        let report = known(&view);
+        assert_eq!((report.phase, report.current.as_deref()), (Some(Phase::Deleting), Some("revoke-credentials")));
+    }
+}

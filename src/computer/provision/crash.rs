@@ -1,0 +1,133 @@
+//! Machines that end by themselves again and again: a command that exits, a node that rejects every pod. The pause before the next pod
+//! doubles from 10 s to 5 min, and the condition says so; without that, each such computer costs some ten writes every 12 s for ever
+//! (L3, L6).
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::State;
+use crate::computer::plan::Blocker;
+use crate::resources::conditions::truncate;
+use crate::resources::{CrashLoop, PodRecord};
+
+/// Seconds between two pods of one computer.
+const FIRST_SECONDS: i64 = 10;
+/// The longest pause.
+const LONGEST_SECONDS: i64 = 300;
+/// A pod that lived for longer than this begins a new count.
+const EARLY_SECONDS: i64 = 600;
+/// Pods in a row from which on it is shown.
+const SHOWN: i32 = 3;
+/// Longest text of a cause.
+const CAUSE: usize = 256;
+
+/// The count after a pod that has stopped.
+pub(super) fn counted(before: Option<&CrashLoop>, pod: &Pod) -> Option<CrashLoop> {
+    let last = early_end(pod)?;
+    Some(CrashLoop { pods: before.map_or(0, |b| b.pods).saturating_add(1), last })
+}
+
+/// Why a pod ended, if that was early and by itself: before anybody asked for its deletion.
+fn early_end(pod: &Pod) -> Option<String> {
+    let meta = &pod.metadata;
+    let asked = meta.deletion_timestamp.as_ref()?.0.as_second() - meta.deletion_grace_period_seconds.unwrap_or(0);
+    let early = meta.creation_timestamp.as_ref().is_some_and(|at| asked - at.0.as_second() < EARLY_SECONDS);
+    let status = pod.status.as_ref()?;
+    let lists = [&status.init_container_statuses, &status.container_statuses];
+    let containers: Vec<&ContainerStatus> = lists.into_iter().flat_map(|list| list.iter().flatten()).collect();
+    let ended = |c: &&ContainerStatus| c.state.as_ref().and_then(|s| s.terminated.clone());
+    let by_itself = containers.iter().filter_map(ended).all(|t| t.finished_at.is_none_or(|at| at.0.as_second() <= asked));
+    let over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
+    if !early || !by_itself || !over {
+        return None;
+    }
+    let exits = containers.iter().filter_map(|c| Some((c.name.clone(), ended(c)?)));
+    let exit = exits.max_by_key(|(_, t)| t.exit_code != 0).map(|(name, t)| {
+        let why = t.reason.map(|r| format!(" ({r})")).unwrap_or_default();
+        format!("container {name} exited with code {}{why}", t.exit_code)
+    });
+    let rejected = status.reason.as_ref().map(|r| format!("{r}: {}", status.message.clone().unwrap_or_default()));
+    let cause = rejected.or(exit).unwrap_or_else(|| "its node rejected it".to_owned());
+    Some(truncate(&cause, CAUSE))
+}
+
+/// The pause before the next pod, as long as it lasts. `skipped`: a resumed computer does not wait.
+pub(super) fn pause(pods: &[PodRecord], crash_loop: Option<&CrashLoop>, now: Timestamp, skipped: bool) -> Option<State> {
+    let ended = |p: &PodRecord| p.stopped_at.clone().max(p.vanished_at.clone());
+    // A time that is still to come was written by a clock that has been set back since: it says nothing about the pause.
+    let last: Time = pods.iter().filter_map(ended).filter(|at| at.0 <= now).max().filter(|_| !skipped)?;
+    let wanted = seconds(crash_loop);
+    let left = wanted - now.duration_since(last.0).as_secs();
+    if left <= 0 {
+        return None;
+    }
+    let left = Duration::from_secs(u64::try_from(left.min(wanted)).unwrap_or(1));
+    Some(match crash_loop.filter(|c| c.pods >= SHOWN) {
+        Some(CrashLoop { pods, last }) => State::Blocked(
+            Blocker {
+                reason: "CrashLoop",
+                message: format!(
+                    "the last {pods} pods of this computer ended by themselves soon after they were created, the last one because {last}. The \
+                     next one is created {wanted} s after that. Fix the command, image or resources of its ComputerClass; to retry at once, \
+                     set spec.suspended to true and, once it is Suspended, to false"
+                ),
+            },
+            left,
+        ),
+        None => State::Wait(left),
+    })
+}
+
+/// Doubles with every pod.
+fn seconds(crash_loop: Option<&CrashLoop>) -> i64 {
+    let before = crash_loop.map_or(0, |c| c.pods.saturating_sub(1)).clamp(0, 16);
+    (FIRST_SECONDS << before).min(LONGEST_SECONDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(created: &str, asked: &str, finished: Option<&str>) -> Pod {
+        let containers: Vec<_> = finished
+            .map(|at| json!({"name": "m", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 3, "reason": "Error", "finishedAt": at}}}))
+            .into_iter()
+            .collect();
+        serde_json::from_value(json!({
+            "metadata": {"creationTimestamp": created, "deletionTimestamp": asked, "deletionGracePeriodSeconds": 0},
+            "status": {"phase": "Failed", "containerStatuses": containers},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn only_pods_that_end_early_and_by_themselves_count() {
+        let crashed = pod("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z", Some("2026-01-01T00:00:08Z"));
+        let first = counted(None, &crashed).unwrap();
+        assert_eq!((first.pods, first.last.as_str()), (1, "container m exited with code 3 (Error)"));
+        assert_eq!(counted(Some(&first), &pod("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z", None)).unwrap().pods, 2, "rejected");
+        let deleted = pod("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z", Some("2026-01-01T00:00:12Z"));
+        assert_eq!(counted(Some(&first), &deleted), None, "somebody deleted it while it ran");
+        let old = pod("2026-01-01T00:00:00Z", "2026-01-01T00:20:00Z", Some("2026-01-01T00:19:59Z"));
+        assert_eq!(counted(Some(&first), &old), None, "it ran for long");
+    }
+
+    #[test]
+    fn the_pause_doubles_is_bounded_and_does_not_outlast_a_clock_that_is_set_back() {
+        let crash_loop = |pods| CrashLoop { pods, last: "x".into() };
+        let waits: Vec<i64> = [1, 2, 3, 5, 6, 9, i32::MAX].map(|n| seconds(Some(&crash_loop(n)))).into();
+        assert_eq!((seconds(None), waits), (10, vec![10, 20, 40, 160, 300, 300, 300]));
+        let at = |s: i64| Timestamp::from_second(1_800_000_000 + s).unwrap();
+        let pods = [PodRecord { stopped_at: Some(Time(at(0))), ..PodRecord::default() }];
+        let left = |n, now| pause(&pods, Some(&crash_loop(n)), at(now), false);
+        assert_eq!(left(1, 4), Some(State::Wait(Duration::from_secs(6))));
+        assert_eq!((left(1, 10), left(1, -86_400)), (None, None));
+        assert!(matches!(left(3, 10), Some(State::Blocked(b, wait)) if b.reason == "CrashLoop" && wait == Duration::from_secs(30)));
+        assert_eq!(pause(&pods, Some(&crash_loop(3)), at(1), true), None, "a computer that is resumed need not wait");
+    }
+}

@@ -1,0 +1,92 @@
+//! A digest of what a pass is based on. After a failure it decides whether an event ends the pause early: a status that the operator
+//! wrote itself, or an event about something that no plan reads, must not (L6).
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use kube::Resource;
+
+use super::action::Fact;
+use super::view::{ClassState, View};
+use crate::resources::Computer;
+
+/// Of what the caches hold at the beginning of a pass: spec, deletionTimestamp and finalizers of the Computer, its namespace, class,
+/// overrides, children. Never its status.
+pub fn digest(view: &View) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    view.namespace_terminating.hash(&mut hasher);
+    if let Some(computer) = &view.computer {
+        of_computer(computer, &mut hasher);
+    }
+    match &view.class {
+        ClassState::Missing => {}
+        ClassState::Found(class) => version(&**class, &mut hasher),
+        ClassState::Ambiguous(names) => names.hash(&mut hasher),
+    }
+    for found in &view.overrides {
+        let meta = &found.metadata;
+        (&meta.uid, meta.generation, meta.deletion_timestamp.is_some()).hash(&mut hasher);
+    }
+    for (subject, fact) in &view.facts {
+        subject.describe().hash(&mut hasher);
+        match fact {
+            Fact::Pod(pod) => version(&**pod, &mut hasher),
+            Fact::Claim(claim) => version(&**claim, &mut hasher),
+            Fact::Volume(volume) => version(&**volume, &mut hasher),
+            _ => {}
+        }
+    }
+    hasher.finish()
+}
+
+/// The same with the version of the record: the newest that this process has seen, its own writes included.
+pub fn with_record(digest: u64, view: &View) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    digest.hash(&mut hasher);
+    view.record.as_ref().and_then(|r| r.metadata.resource_version.as_ref()).hash(&mut hasher);
+    hasher.finish()
+}
+
+fn of_computer(computer: &Computer, hasher: &mut DefaultHasher) {
+    let meta = &computer.metadata;
+    (&meta.uid, meta.deletion_timestamp.is_some(), &meta.finalizers).hash(hasher);
+    serde_json::to_string(&computer.spec).unwrap_or_default().hash(hasher);
+}
+
+fn version<K: Resource>(object: &K, hasher: &mut DefaultHasher) {
+    (&object.meta().uid, &object.meta().resource_version).hash(hasher);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::computer::action::Subject;
+
+    fn of(computer: &Value) -> u64 {
+        digest(&View::of(computer.clone()))
+    }
+
+    #[test]
+    fn a_status_is_no_change_and_a_spec_a_deletion_and_a_child_are() {
+        let before = json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "resourceVersion": "1"}, "spec": {}, "status": {"phase": "Deleting"}});
+        let changed = |pointer: &str, value: Value| {
+            let mut after = before.clone();
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            after.pointer_mut(parent).unwrap()[key] = value;
+            of(&after)
+        };
+        assert_eq!(of(&before), changed("/status/phase", json!("Error")));
+        assert_eq!(of(&before), changed("/metadata/resourceVersion", json!("2")));
+        assert_ne!(of(&before), changed("/spec/suspended", json!(true)));
+        assert_ne!(of(&before), changed("/metadata/deletionTimestamp", json!("2026-01-01T00:00:00Z")));
+        assert_ne!(of(&before), changed("/metadata/finalizers", json!(["x"])));
+        let mut view = View::of(before.clone());
+        let mut pod = k8s_openapi::api::core::v1::Pod::default();
+        view.facts.insert(Subject::pod("t", "p"), Fact::Pod(Box::new(pod.clone())));
+        let with_pod = digest(&view);
+        pod.metadata.resource_version = Some("2".into());
+        view.facts.insert(Subject::pod("t", "p"), Fact::Pod(Box::new(pod)));
+        assert!(with_pod != of(&before) && with_pod != digest(&view));
+    }
+}

@@ -1,0 +1,322 @@
+//! Faults that do not pass by themselves, each in a scenario of its own: how often the operator tries, what it tells, and that others
+//! are not held up. Run with every matrix.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use computer_operator::resources::RecordPhase;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::value::{name, namespace, text};
+use crate::api::{Actor, State};
+use crate::checks::record;
+use crate::faults::Faults;
+use crate::life::{BOUND, Life};
+use crate::matrix::parallel;
+use crate::moves::{self, BOX, Move, TEAM, create_computer};
+use crate::world::{Caller, World};
+use crate::{actors, replica, run};
+
+/// What is wrong, if anything is.
+type Outcome = Result<(), String>;
+type Scenario = fn() -> Outcome;
+
+const ALL: [(&str, Scenario); 11] = [
+    ("a store whose error text differs each time is asked less and less often", store_texts),
+    ("so is an API server", server_texts),
+    ("a Computer that a foreign finalizer holds for a month costs next to nothing, and is told and counted as long as it is held", held),
+    ("a machine that ends at once is made again less and less often", ends_at_once),
+    ("a finalizer that a webhook takes off again is told, and tried less and less often", finalizer_undone),
+    ("so are the marks on a volume", marks_undone),
+    ("a replica ends when one of its tasks has died", dead_tasks),
+    ("a conflict that lasts is told", lasting_conflict),
+    ("a stop is at once, however slow the API server is", prompt_stop),
+    ("a slow namespace does not hold up another one", slow_namespace),
+    ("a hundred pods that vanished do not hold up a deletion", many_pods),
+];
+
+/// Whether all hold.
+pub fn run_all(jobs: usize) -> bool {
+    let failed: Mutex<bool> = Mutex::default();
+    parallel(&ALL, jobs, |(what, scenario)| {
+        if let Err(wrong) = scenario() {
+            println!("FAILED  lasting: {what}\n        {wrong}");
+            *failed.lock().unwrap() = true;
+        }
+    });
+    !failed.into_inner().unwrap()
+}
+
+/// A simulation with one computer and one replica.
+fn with_one(life: Life, script: impl AsyncFnOnce(&World) -> Outcome) -> Outcome {
+    run::in_simulated_time(async move {
+        let world = World::new(1, Faults::default());
+        world.with(|s| moves::furnish(s, &life.class()));
+        tokio::spawn(actors::run(world.clone()));
+        tokio::spawn(replica::run(world.clone(), 0, 8));
+        let outcome = match world.with(|s| create_computer(s, Actor::Tenant, TEAM, BOX, &life.spec())) {
+            Ok(_) => script(&world).await,
+            Err(code) => Err(format!("the Computer was refused: {code}")),
+        };
+        let broken = world.with(|s| s.observer.violations().first().cloned());
+        world.end();
+        broken.map_or(outcome, Err)
+    })
+}
+
+/// Waits until this is true of the state; whether it was in time.
+async fn until(world: &World, seconds: u64, mut there: impl FnMut(&mut State) -> bool) -> bool {
+    world.notify();
+    let began = Instant::now();
+    while !world.with(&mut there) {
+        if began.elapsed() > Duration::from_secs(seconds) {
+            return false;
+        }
+        let pause = if began.elapsed() < Duration::from_secs(2) { 5 } else { 500 };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    true
+}
+
+/// Requests of the operators in that time.
+async fn requests_in(world: &World, seconds: u64) -> u64 {
+    let before = world.counted();
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    world.counted() - before
+}
+
+fn computer(state: &State) -> Option<Value> {
+    state.get("computers", TEAM, BOX).map(|c| (**c).clone())
+}
+
+fn is_active(state: &mut State) -> bool {
+    computer(state).is_some_and(|c| text(&c, "/status/phase") == Some("Active"))
+}
+
+fn gone(state: &mut State) -> bool {
+    state.get("computers", TEAM, BOX).is_none()
+}
+
+/// Whether the Computer says that it is blocked, for this reason or with this text.
+fn blocked(state: &State, by: &str) -> bool {
+    let conditions = computer(state).map(|c| c["status"]["conditions"].clone()).unwrap_or_default();
+    conditions.as_array().into_iter().flatten().any(|c| c["type"] == "Blocked" && c.to_string().contains(by))
+}
+
+fn forever() -> Instant {
+    Instant::now() + Duration::from_secs(100_000_000)
+}
+
+fn check(holds: bool, wrong: &str) -> Outcome {
+    if holds { Ok(()) } else { Err(wrong.to_owned()) }
+}
+
+fn store_texts() -> Outcome {
+    with_one(Life::Unarchived, async |world| {
+        check(until(world, 600, is_active).await, "the computer is not active")?;
+        world.faults().store_down = Some(forever());
+        moves::perform(world, Move::Delete);
+        check(until(world, 300, |s| blocked(s, "StoreUnavailable")).await, "nobody is told that the store fails")?;
+        let made = requests_in(world, 60).await;
+        check(made <= 150, &format!("{made} requests in a minute"))?;
+        let made = requests_in(world, 1800).await;
+        check(made <= 300, &format!("{made} requests in half an hour"))?;
+        world.faults().store_down = None;
+        check(until(world, 600, gone).await, "the deletion does not go on when the store is back")?;
+        Ok(())
+    })
+}
+
+fn server_texts() -> Outcome {
+    with_one(Life::Managed, async |world| {
+        check(until(world, 600, is_active).await, "the computer is not active")?;
+        world.faults().denied = Some(("PATCH /api/v1/persistentvolumes".to_owned(), 500, forever()));
+        moves::perform(world, Move::Delete);
+        check(until(world, 300, |s| blocked(s, "ApiServerUnavailable")).await, "nobody is told that the server fails")?;
+        let made = requests_in(world, 60).await;
+        check(made <= 150, &format!("{made} requests in a minute"))?;
+        let made = requests_in(world, 1800).await;
+        check(made <= 300, &format!("{made} requests in half an hour"))?;
+        world.faults().denied = None;
+        check(until(world, 900, gone).await, "the deletion does not go on when the server is well")?;
+        Ok(())
+    })
+}
+
+const FOREIGN: &str = "theirs.example/keep";
+const HELD: &str = "computer_operator_deletions_blocked{step=\"release\",reason=\"ComputerHeld\"}";
+
+fn held() -> Outcome {
+    with_one(Life::Unarchived, async |world| {
+        check(until(world, 600, is_active).await, "the computer is not active")?;
+        world.with(|s| {
+            s.change("computers", TEAM, BOX, |c| {
+                c["metadata"]["finalizers"].as_array_mut().into_iter().for_each(|f| f.push(json!(FOREIGN)));
+            });
+        });
+        moves::perform(world, Move::Delete);
+        check(until(world, 600, |s| blocked(s, "ComputerHeld")).await, "nobody is told who holds it")?;
+        let event = |s: &mut State| s.all("events").any(|e| text(e, "/reason") == Some("ComputerHeld"));
+        check(until(world, 60, event).await, "no event tells who holds it")?;
+        check(world.figures(0).contains(&format!("{HELD} 1")), "it is not counted as blocked")?;
+        let made = requests_in(world, 29 * 86_400).await;
+        check(made <= 2_000, &format!("{made} requests in 29 days"))?;
+        tokio::time::sleep(Duration::from_secs(86_400 - 30)).await;
+        let made = requests_in(world, 60).await;
+        check(made <= 100, &format!("after 30 days: {made} requests in a minute"))?;
+        tokio::time::sleep(Duration::from_secs(86_400)).await;
+        check(world.figures(0).contains(&format!("{HELD} 1")), "after a month it is not counted as blocked any more")?;
+        world.with(|s| s.change("computers", TEAM, BOX, |c| c["metadata"]["finalizers"] = json!([])));
+        let removed = |s: &mut State| s.get("computers", TEAM, BOX).is_none();
+        check(until(world, 60, removed).await, "it is not gone")?;
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        check(world.figures(0).contains(&format!("{HELD} 0")), "it is gone, and still counted as blocked")?;
+        Ok(())
+    })
+}
+
+fn ends_at_once() -> Outcome {
+    with_one(Life::Managed, async |world| {
+        check(until(world, 600, is_active).await, "the computer is not active")?;
+        moves::perform(world, Move::EndMachines);
+        let pods = |s: &mut State| s.observer.creates.get("pods").copied().unwrap_or_default();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let before = world.with(pods);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let made = world.with(pods) - before;
+        check(made <= 8, &format!("{made} pods in ten minutes"))?;
+        check(world.with(|s| blocked(s, "CrashLoop")), "nobody is told that the machine ends again and again")?;
+        world.with(|s| s.kubelet.ends_at_once = false);
+        check(until(world, 400, is_active).await, "the computer is not active although its machine runs again")?;
+        Ok(())
+    })
+}
+
+/// The operator's writes succeed and change nothing; this is told, and tried less and less often; then they count again.
+async fn undone(world: &World, what: &str) -> Outcome {
+    world.with(|s| s.undone_until = Some(forever()));
+    check(until(world, 300, |s| blocked(s, what)).await, "nobody is told what is undone")?;
+    let made = requests_in(world, 60).await;
+    check(made <= 150, &format!("{made} requests in a minute"))?;
+    let made = requests_in(world, 1_800).await;
+    check(made <= 300, &format!("{made} requests in half an hour"))?;
+    world.with(|s| s.undone_until = None);
+    check(until(world, 600, is_active).await, "it does not go on when nobody undoes its writes any more")?;
+    Ok(())
+}
+
+fn finalizer_undone() -> Outcome {
+    with_one(Life::Managed, async |world| undone(world, "finalizer").await)
+}
+
+fn marks_undone() -> Outcome {
+    with_one(Life::Managed, async |world| {
+        let held = |s: &mut State| computer(s).is_some_and(|c| moves::holds(&c));
+        check(until(world, 60, held).await, "there is no finalizer")?;
+        undone(world, "PersistentVolume").await
+    })
+}
+
+fn dead_tasks() -> Outcome {
+    let kinds = ["computers", "computerrecords", "pods", "persistentvolumes", "computerclasses", "apikeys"];
+    for kind in kinds {
+        with_one(Life::Byom, async |world| {
+            check(until(world, 600, is_active).await, "the computer is not active")?;
+            world.faults().doomed = Some(kind.to_owned());
+            world.faults().cut(Duration::from_millis(10));
+            let died = until(world, 600, |_| world.faults().doomed.is_none()).await;
+            check(died, &format!("nobody watches {kind}"))?;
+            let ended = until(world, 60, |_| world.faults().died.is_none()).await;
+            check(ended, &format!("the watch of {kind} died, and its replica goes on without it"))?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn lasting_conflict() -> Outcome {
+    with_one(Life::Managed, async |world| {
+        world.faults().denied = Some(("PATCH /api/v1/persistentvolumes".to_owned(), 409, forever()));
+        check(until(world, 300, |s| blocked(s, "Conflict")).await, "nobody is told that every write meets a conflict")?;
+        world.faults().denied = None;
+        check(until(world, 600, is_active).await, "it does not go on")?;
+        Ok(())
+    })
+}
+
+fn prompt_stop() -> Outcome {
+    run::in_simulated_time(async {
+        let world = World::new(1, Faults::default());
+        world.with(|s| moves::furnish(s, &Life::Managed.class()));
+        tokio::spawn(actors::run(world.clone()));
+        world.faults().slow = Some((String::new(), Duration::from_secs(2)));
+        let (caller, stop) = (Caller::new(Actor::Operator(0)), CancellationToken::new());
+        let (inside, token) = (world.clone(), stop.clone());
+        let task = tokio::spawn(async move { replica::lead(&inside, &caller, 0, 8, token).await });
+        let made = world.with(|s| create_computer(s, Actor::Tenant, TEAM, BOX, &json!({})));
+        world.notify();
+        // In the middle of a pass of some ten requests.
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        let began = Instant::now();
+        stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(300), task).await;
+        let took = began.elapsed();
+        world.end();
+        check(made.is_ok() && matches!(ended, Ok(Ok(Ok(())))), "it did not end in order")?;
+        check(took < Duration::from_secs(5), &format!("it ended {} ms after it was told to stop", took.as_millis()))?;
+        Ok(())
+    })
+}
+
+fn slow_namespace() -> Outcome {
+    run::in_simulated_time(async {
+        let world = World::new(1, Faults::default());
+        world.with(|s| {
+            moves::furnish(s, &Life::Managed.class());
+            let _ = s.create(Actor::Admin, "namespaces", "", json!({"metadata": {"name": "slow"}}), false);
+        });
+        tokio::spawn(actors::run(world.clone()));
+        world.faults().slow = Some(("namespaces/slow/".to_owned(), Duration::from_secs(10)));
+        tokio::spawn(replica::run(world.clone(), 0, 8));
+        world.with(|s| {
+            for i in 0..40 {
+                let _ = create_computer(s, Actor::Tenant, "slow", &format!("box-{i}"), &json!({"provider": "BYOM"}));
+            }
+        });
+        world.notify();
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let made = world.with(|s| create_computer(s, Actor::Tenant, TEAM, BOX, &json!({"provider": "BYOM"})));
+        let active = until(&world, 10, is_active).await;
+        world.end();
+        check(made.is_ok() && active, "one slow namespace holds up a computer of another one")
+    })
+}
+
+fn many_pods() -> Outcome {
+    with_one(Life::Managed, async |world| {
+        check(until(world, 600, is_active).await, "the computer is not active")?;
+        world.with(|s| {
+            let records: Vec<String> = s.all("computerrecords").map(|r| name(r).to_owned()).collect();
+            let within = s.all("computerrecords").map(|r| namespace(r).to_owned()).next().unwrap_or_default();
+            let at = s.stamp(-100);
+            for record in records {
+                s.change("computerrecords", &within, &record, |r| {
+                    let lost = |i: usize| json!({"name": format!("machine-{i:032x}"), "uid": format!("lost-{i}"), "node": "node-1", "vanishedAt": at});
+                    let pods = r["spec"]["state"]["children"]["pods"].as_array_mut();
+                    if let Some(pods) = pods {
+                        pods.splice(0..0, (0..100).map(lost));
+                    }
+                });
+            }
+        });
+        moves::perform(world, Move::Delete);
+        let released = |s: &mut State| {
+            let uids: Vec<String> = s.observer.fates.keys().cloned().collect();
+            uids.iter().all(|u| record(s, u).is_some_and(|r| r.spec.state.phase == RecordPhase::Released))
+        };
+        check(until(world, BOUND.as_secs(), released).await, "the deletion does not end")?;
+        Ok(())
+    })
+}

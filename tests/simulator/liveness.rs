@@ -1,0 +1,100 @@
+//! What must come true soon although nothing else breaks when it does not: a computer that can be used is shown as `Active`, a replica
+//! with a dead watch ends, and nobody sends requests as fast as it can.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use computer_operator::resources::{CredentialState, Provider};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::api::State;
+use crate::api::value::{deleting, has_finalizer, namespace, text, uid};
+use crate::checks::record;
+use crate::world::World;
+
+/// A status may be so late: a watch that is held back for a minute, and the longest pause before a failed write is retried.
+const LATE: Duration = Duration::from_secs(150);
+/// A replica whose task has died ends within this.
+const ENDS: Duration = Duration::from_secs(60);
+/// The most requests of all replicas together in one minute of one life.
+const PER_MINUTE: u64 = 450;
+/// What refuses requests for a while is no fault of the status: it counts from the end of that.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Looks again and again.
+#[derive(Default)]
+pub struct Watchdog {
+    /// Since when a computer can be used and is not shown as such.
+    unshown: BTreeMap<String, Instant>,
+    counts: VecDeque<(Instant, u64)>,
+}
+
+impl Watchdog {
+    /// What is wrong, if anything is.
+    pub fn look(&mut self, world: &World) -> Option<String> {
+        if world.faults().died.is_some_and(|at| at.elapsed() > ENDS) {
+            return Some("L5: a task of a replica died, and the replica goes on without it".to_owned());
+        }
+        let refused = world.faults().denied.as_ref().is_some_and(|(_, _, until)| Instant::now() < *until);
+        let unshown = if refused { Vec::new() } else { world.with(|s| unshown(s)) };
+        self.unshown.retain(|uid, _| unshown.contains(uid));
+        for uid in unshown {
+            self.unshown.entry(uid).or_insert_with(Instant::now);
+        }
+        if let Some((uid, _)) = self.unshown.iter().find(|(_, since)| since.elapsed() > LATE) {
+            return Some(format!("L5: {uid} can be used, and for {} s its status has not said so", LATE.as_secs()));
+        }
+        self.storm(world)
+    }
+
+    fn storm(&mut self, world: &World) -> Option<String> {
+        let (now, count) = (Instant::now(), world.counted());
+        self.counts.push_back((now, count));
+        while self.counts.len() > 2 && self.counts[1].0 + MINUTE <= now {
+            self.counts.pop_front();
+        }
+        let (since, before) = *self.counts.front()?;
+        let made = count - before;
+        (made > PER_MINUTE && now - since <= 2 * MINUTE).then(|| format!("L6: a storm: {made} requests in {} s", (now - since).as_secs()))
+    }
+}
+
+/// Computers that can be used, and whose status does not say so.
+fn unshown(state: &State) -> Vec<String> {
+    let active = |c: &Value| text(c, "/status/phase") == Some("Active");
+    state.all("computers").filter(|c| !active(c) && usable(state, c)).map(|c| uid(c).to_owned()).collect()
+}
+
+/// Whether a computer runs, its home is bound and protected, and its key is live.
+fn usable(state: &State, computer: &Value) -> bool {
+    let going = state.get("namespaces", "", namespace(computer)).is_none_or(|n| deleting(n));
+    let suspended = computer.pointer("/spec/suspended") == Some(&Value::Bool(true));
+    if deleting(computer) || going || suspended || !has_finalizer(computer, computer_operator::resources::DELETION_FINALIZER) {
+        return false;
+    }
+    let Some(record) = record(state, uid(computer)).filter(|r| r.spec.state.credential == CredentialState::Live) else { return false };
+    if record.spec.state.deletion.is_some() {
+        return false;
+    }
+    if record.spec.provider == Provider::BYOM {
+        return true;
+    }
+    let (children, within) = (&record.spec.state.children, namespace(computer));
+    let found = |kind, name: Option<&String>, uid_on_record: Option<&String>| {
+        let object = state.get(kind, within, name?)?;
+        (Some(uid(object)) == uid_on_record.map(String::as_str) && !deleting(object)).then_some(object)
+    };
+    let pod = children.pods.last().and_then(|p| found("pods", Some(&p.name), p.uid.as_ref()));
+    let claim = found("persistentvolumeclaims", children.claim_name.as_ref(), children.claim_uid.as_ref());
+    let one_pod = children.pods.len() == 1;
+    let ready = |pod: &Value| {
+        let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+        text(pod, "/status/phase") == Some("Running")
+            && conditions.is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+    };
+    one_pod
+        && children.volume.is_some()
+        && pod.is_some_and(|p| ready(p))
+        && claim.is_some_and(|c| text(c, "/status/phase") == Some("Bound"))
+}

@@ -212,7 +212,8 @@ async fn a_line_that_stops_ends_what_runs_over_it() {
     let read = tokio::time::timeout(Duration::from_secs(240), whole).await.expect("a read hangs");
     assert!(read.is_none_or(|size| size == 24_000_000), "short: {read:?}");
     let other = noise(24_000_001);
-    let put = store.put_addressed(&object_key("uid", &other.1), &other.1, futures::stream::iter([Ok(other.0)]));
+    let key = object_key("uid", &other.1);
+    let put = store.put_addressed(&key, &other.1, futures::stream::iter([Ok(other.0)]));
     let put = tokio::time::timeout(Duration::from_secs(240), put).await.expect("an upload hangs");
     assert!(matches!(put, Err(StoreError::Unavailable(_))), "{put:?}");
 }

@@ -104,7 +104,12 @@ impl Context<'_> {
         // The write that brings a verified archive ends its step: when that was is on record before the volume goes (S1).
         if let Some(archive) = deletion.archive.as_ref().filter(|_| finished.len() == 2) {
             let at = MicroTime(self.not_before(2));
-            finished.push(SubjectOutcome { result: format!("{:?}", Outcome::Verified), detail: archive::said_of(archive), at, unknown: Unknown::new() });
+            finished.push(SubjectOutcome {
+                result: format!("{:?}", Outcome::Verified),
+                detail: archive::said_of(archive),
+                at,
+                unknown: Unknown::new(),
+            });
         }
         let next = finished.len();
         let began = finished.last().filter(|_| next > self.done.len()).map_or_else(|| self.began(next), |last| last.at.0);

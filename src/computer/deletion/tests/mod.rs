@@ -5,8 +5,8 @@
 mod best_effort;
 mod disturbed;
 mod remembered;
-mod volumes;
 mod times;
+mod volumes;
 mod world;
 
 use serde_json::json;

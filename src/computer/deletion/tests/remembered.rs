@@ -16,7 +16,8 @@ fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
     let latest = crate::computer::latest::Latest::default();
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
-    let steps = vec![SubjectOutcome { result: "Verified".to_owned(), detail: String::new(), at: MicroTime(world.time()), unknown: Unknown::new() }];
+    let steps =
+        vec![SubjectOutcome { result: "Verified".to_owned(), detail: String::new(), at: MicroTime(world.time()), unknown: Unknown::new() }];
     let report = Report { phase: Some(Phase::Deleting), passed: steps.clone(), ..Report::default() };
     latest.note_passed(&world.view(true), &report);
     latest.note_passed(&world.view(true), &Report::default());

@@ -201,7 +201,7 @@ fn an_archive_pod_may_end_by_itself_for_a_moment() {
         latest.freshen(&mut view);
         view.facts.extend([pod_fact(&pod)]);
         let current = plan(&view);
-        latest.note_passed(&view, &current.report.passed);
+        latest.note_passed(&view, &current.report);
         current.next
     };
     assert!(matches!(next(&world), Next::Wait(_)));
@@ -343,7 +343,7 @@ fn what_is_being_deleted_is_not_deleted_again() {
     let deletes = |actions: &[Action]| actions.iter().filter(of_children).count();
     let mut view = before.clone();
     let (actions, last) = performed(&mut world, &mut view);
-    latest.note_passed(&view, &last.report.passed);
+    latest.note_passed(&view, &last.report);
     assert_eq!(deletes(&actions), 2, "the claim and the pod");
     let mut view = View { record: world.record.clone(), ..before };
     latest.freshen(&mut view);

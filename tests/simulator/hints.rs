@@ -118,7 +118,7 @@ pub static TEETH: [Tooth; 39] = [
     tooth(
         Guard::CountedWait,
         "BestEffort counts the time in which a running operator saw that nothing worked on the archive",
-        r#"{"life":"BestEffort","leaders":1,"seed":1,"faults":[{"at":75,"side":"Before","act":{"Crash":{"down":1500000,"moves":[]}}}]}"#,
+        r#"{"life":"BestEffort","leaders":1,"seed":1,"faults":[{"at":70,"side":"Before","act":{"Crash":{"down":1500000,"moves":[]}}}]}"#,
     ),
     tooth(Guard::OverrideTarget, "An override counts for the computer that it names", MANAGED),
     tooth(Guard::CustodyGone, "The archive pod and the custody claim are gone before the release", MANAGED),

@@ -262,7 +262,7 @@ mod tests {
         assert_eq!((again[0].started_at.as_ref(), again[0].completed_at.as_ref()), (Some(&at(500)), Some(&at(520))));
         // The pod was replaced between two looks.
         let replaced = Step { started_at: Some(at(700)), ..step(StepStatus::Completed) };
-        let between = renew_times(&again, &[replaced.clone()], &at(720));
+        let between = renew_times(&again, std::slice::from_ref(&replaced), &at(720));
         assert_eq!((between[0].started_at.as_ref(), between[0].completed_at.as_ref()), (Some(&at(700)), Some(&at(720))));
         assert_eq!(renew_times(&between, &[replaced], &at(900)), between, "L6");
     }

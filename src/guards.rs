@@ -66,11 +66,17 @@ pub enum Guard {
     NoWayBack,
     /// A look at the archive is not told as a step that goes on.
     QuietCheck,
+    /// A computer that lives is deleted only in the version that was seen.
+    SeenVersion,
+    /// The deadline of a step counts from its own beginning.
+    StepBeginning,
+    /// A revoked credential stays revoked.
+    Tombstone,
 }
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 34] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
@@ -102,6 +108,9 @@ impl Guard {
         Self::ReceiptFirst,
         Self::NoWayBack,
         Self::QuietCheck,
+        Self::SeenVersion,
+        Self::StepBeginning,
+        Self::Tombstone,
     ];
 }
 

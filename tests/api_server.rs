@@ -77,6 +77,7 @@ async fn the_kinds_on_a_real_api_server() {
     classes(&server);
     overrides(&server);
     views_and_keys(&server);
+    records(&server);
     columns(&server);
     explanations(&server);
     nothing_accepted_is_unreadable(&server).await;
@@ -108,6 +109,20 @@ async fn nothing_accepted_is_unreadable(server: &Server) {
     let computers = kube::Api::<Computer>::all(client.clone()).list(&all).await.expect("computers can be read");
     assert!(computers.items.iter().any(|c| c.spec.storage.as_ref().is_some_and(|s| s.size.0 == "7")), "a size may be a number");
     kube::Api::<ComputerClass>::all(client).list(&all).await.expect("classes can be read");
+}
+
+/// S8: a revoked credential stays revoked, whoever writes the record, and however.
+fn records(server: &Server) {
+    let record = |credential: &str| json!({"namespace": "default", "computer": "box", "state": {"credential": credential}});
+    server.create("ComputerRecord", UID, &record("Pending")).expect("a record");
+    for next in ["Live", "Revoked"] {
+        server.change("computerrecord", UID, &record(next)).expect(next);
+    }
+    let more = json!({"state": {"ending": {"cause": "TimeToLiveExpired", "at": "2026-01-01T00:00:00.000000Z"}, "keyHash": "0"}});
+    server.change("computerrecord", UID, &more).expect("the rest of it may change");
+    for again in [record("Live"), record("Pending"), json!({"state": null}), json!({"state": {"credential": null}})] {
+        refused(&again.to_string(), server.change("computerrecord", UID, &again), "a revoked credential stays revoked");
+    }
 }
 
 fn computers(server: &Server) {

@@ -65,7 +65,7 @@ pub enum Action {
     ReadComputer,
     /// Adds the deletion finalizer, fenced by UID and resourceVersion; never on a deleting object (S8).
     AddFinalizer,
-    /// Deletes the Computer with a UID precondition: time to live, or its namespace is going.
+    /// Deletes the Computer: its namespace is going, or its time to live is over and it is still the object that was seen.
     DeleteComputer,
     /// Takes the deletion finalizer off, fenced by UID and resourceVersion: the last request of all (S3).
     ReleaseFinalizer,

@@ -176,11 +176,16 @@ impl Applier {
 
     async fn delete_computer(&self, view: &View) -> Result<Effect, Error> {
         let api = self.namespaced::<Computer>(&view.namespace);
-        match call(api.delete(&view.name, &precondition(&view.uid))).await {
+        match call(api.delete(&view.name, &deletion_of(view))).await {
             Ok(Either::Left(computer)) => Ok(Effect::Computer(Some(Box::new(computer)))),
             Ok(Either::Right(_)) => self.read_computer(view).await,
             Err(source) => match classify(&source) {
-                ErrorClass::NotFound | ErrorClass::Conflict => self.read_computer(view).await,
+                ErrorClass::NotFound => self.read_computer(view).await,
+                // It was changed meanwhile, and may be meant to live on: it is planned again on what is there.
+                ErrorClass::Conflict => match (&view.computer, self.read_computer(view).await?) {
+                    (Some(seen), found) => unchanged(seen, found, source),
+                    (None, found) => Ok(found),
+                },
                 _ => Err(Error::Call { what: "deleting the Computer".to_owned(), source }),
             },
         }
@@ -365,6 +370,17 @@ fn precondition(uid: &str) -> DeleteParams {
     DeleteParams::default().preconditions(Preconditions { uid, resource_version: None })
 }
 
+/// The DELETE of a Computer. A deletion on record has begun: nothing that was changed since holds it up. One that begins with this very
+/// request is of the object that was seen: a cache may be behind, and the time to live extended or protection set meanwhile.
+fn deletion_of(view: &View) -> DeleteParams {
+    let begun = view.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some());
+    let mut params = precondition(&view.uid);
+    if let Some(preconditions) = params.preconditions.as_mut().filter(|_| !begun && guards::on(Guard::SeenVersion)) {
+        preconditions.resource_version = view.computer.as_ref().and_then(|c| c.metadata.resource_version.clone());
+    }
+    params
+}
+
 async fn get<K: Clone + DeserializeOwned + Debug>(api: &Api<K>, name: &str, what: &str) -> Found<K> {
     optional(call(api.get(name)).await, what)
 }
@@ -379,7 +395,7 @@ fn optional<T>(answer: Result<T, CallError>, what: &str) -> Found<T> {
 
 const CHANGING_FINALIZER: &str = "changing the finalizer of the Computer";
 
-/// A refused finalizer patch on an object that did not change would be refused for ever: an error, not a reason to try at once.
+/// A refused change of an object that did not change would be refused for ever: an error, not a reason to try at once.
 fn unchanged(before: &Computer, effect: Effect, source: CallError) -> Result<Effect, Error> {
     let Effect::Computer(Some(now)) = &effect else { return Ok(effect) };
     match classify(&source) {

@@ -8,6 +8,9 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
+
+use super::plan::Report;
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::{ComputerRecord, SubjectOutcome};
@@ -19,11 +22,12 @@ pub struct Latest {
     passed: Mutex<HashMap<String, Passed>>,
 }
 
-/// Finished steps, and the version of the record on which they were.
+/// Finished steps, the version of the record on which they were, and when they were first seen so.
 #[derive(Debug)]
 struct Passed {
     version: Option<String>,
     steps: Vec<SubjectOutcome>,
+    times: Vec<Timestamp>,
 }
 
 /// A map is whole at any time.
@@ -42,14 +46,18 @@ impl Latest {
 
     /// The deletion steps that a pass has seen finished. One that was left out, and what came after it, is remembered only by the
     /// record: an override that is withdrawn before that counts for nothing (S11).
-    pub fn note_passed(&self, view: &View, steps: &[SubjectOutcome]) {
-        let steps: Vec<_> = steps.iter().take_while(|s| s.result != "Skipped").cloned().collect();
+    pub fn note_passed(&self, view: &View, report: &Report) {
+        // A pass that failed before its plan has seen nothing: what is known stays known, or a deadline would begin again.
+        if report.phase.is_none() {
+            return;
+        }
+        let steps: Vec<_> = report.passed.iter().take_while(|s| s.result != "Skipped").cloned().collect();
         let version = view.record.as_ref().and_then(|r| r.metadata.resource_version.clone());
         let mut all = locked(&self.passed);
-        if steps.is_empty() || version.is_none() {
+        if (steps.is_empty() && report.times.is_empty()) || version.is_none() {
             all.remove(&view.uid);
         } else {
-            all.insert(view.uid.clone(), Passed { version, steps });
+            all.insert(view.uid.clone(), Passed { version, steps, times: report.times.clone() });
         }
     }
 
@@ -66,6 +74,7 @@ impl Latest {
         let current = view.record.as_ref().and_then(|r| r.metadata.resource_version.as_ref());
         if let Some(passed) = locked(&self.passed).get(&view.uid).filter(|p| p.version.as_ref() == current) {
             view.passed.clone_from(&passed.steps);
+            view.times.clone_from(&passed.times);
         }
     }
 

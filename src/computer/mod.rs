@@ -4,6 +4,7 @@
 pub mod action;
 pub mod apply;
 pub mod deletion;
+pub mod ending;
 pub mod events;
 pub mod latest;
 pub mod observe;

@@ -42,6 +42,7 @@ pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Source
         receipt: None,
         finalizer_confirmed: false,
         passed: Vec::new(),
+        times: Vec::new(),
         settings: settings.clone(),
         fresh: fresh(sources),
         now: sources.now(),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::action::Action;
 use super::view::View;
 use super::{deletion, provision};
@@ -42,6 +44,8 @@ pub struct Report {
     pub deletion: Vec<Step>,
     /// Deletion steps that are finished, in order, for the next pass.
     pub passed: Vec<SubjectOutcome>,
+    /// When each finished deletion step was first seen finished, for the next plan.
+    pub times: Vec<Timestamp>,
     /// The step under way only waits for the archive to be looked at: until that has ended, how it stands is not known anew. With a
     /// blocker: that takes long.
     pub checking: bool,
@@ -64,6 +68,15 @@ pub struct Plan {
     pub next: Next,
     /// What to show.
     pub report: Report,
+}
+
+impl Plan {
+    /// With the times of the deletion steps.
+    #[must_use]
+    pub fn with_times(mut self, times: Vec<Timestamp>) -> Self {
+        self.report.times = times;
+        self
+    }
 }
 
 /// Plans for a computer that lives or is being deleted.

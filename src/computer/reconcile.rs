@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 
@@ -69,7 +70,7 @@ impl Reconciler {
             return self.expire(&view).await;
         }
         let (mut plan, error) = self.drive(&mut view).await;
-        self.latest.note_passed(&view, &plan.report.passed);
+        self.latest.note_passed(&view, &plan.report);
         if let Some(error) = &error {
             explain(&mut plan.report, error);
         }
@@ -93,6 +94,7 @@ impl Reconciler {
         for _ in 0..MAX_REQUESTS {
             view.now = self.sources.now();
             let current = plan(view);
+            view.remember(&current.report);
             let Next::Do(action) = &current.next else { return (current, None) };
             if matches!(action, Action::Create(_)) && !looked && guards::on(Guard::LiveRecord) {
                 if let Err(error) = self.look_again(view).await {
@@ -106,13 +108,13 @@ impl Reconciler {
                 Ok(effect) => {
                     let of_record = matches!(effect, Effect::Record(_) | Effect::Overtaken(_));
                     looked = of_record || (looked && !guards::on(Guard::OneLook));
-                    let archived_before = archived(view);
+                    let archived_before = archived(view).is_some();
                     view.absorb(effect);
                     if of_record {
                         self.latest.note(view);
                     }
-                    if !archived_before && archived(view) {
-                        self.marker.mark(view.namespace.clone(), view.uid.clone());
+                    if !archived_before && let Some(deleted_at) = archived(view) {
+                        self.marker.mark(view.namespace.clone(), view.uid.clone(), deleted_at);
                     }
                 }
                 Err(error) => return (current, Some(error)),
@@ -227,9 +229,10 @@ fn after(next: &Next) -> Option<Duration> {
     }
 }
 
-/// Whether the record names a verified archive.
-fn archived(view: &View) -> bool {
-    view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref()).is_some_and(|d| d.archive.is_some())
+/// When the computer was deleted, if the record names a verified archive.
+fn archived(view: &View) -> Option<Time> {
+    let deletion = view.record.as_ref()?.spec.state.deletion.as_ref()?;
+    deletion.archive.as_ref().map(|_| deletion.deleted_at.clone())
 }
 
 /// A failed request as users see it: what was tried, why it failed, that it is tried again.

@@ -14,13 +14,13 @@ use super::plan::Report;
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::conditions::{self, types};
-use crate::resources::{Computer, ComputerStatus, Step, StepStatus};
+use crate::resources::{Computer, ComputerStatus, Phase, Step, StepStatus};
 
 /// The status that the report asks for; times of unchanged steps and conditions are kept.
 pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerStatus {
     let old = computer.status.clone().unwrap_or_default();
     let generation = computer.metadata.generation;
-    let now = Time(whole_seconds(view.now));
+    let now = Time(whole_seconds(view.now.max(known(computer))));
     let mut status =
         ComputerStatus { observed_generation: generation, phase: report.phase.or(old.phase), step: report.current.clone(), ..old.clone() };
     if let Some(class) = &report.class_name {
@@ -31,9 +31,11 @@ pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerSta
         status.children = Some(children.clone());
         status.credential_secret_name = children.secret_uid.as_ref().and(children.secret_name.clone());
     }
-    if report.deletion.is_empty() {
+    if report.deletion.is_empty() && report.phase == Some(Phase::Deleting) {
+        // A deletion without a record has no steps to show yet; what is shown stays.
+    } else if report.deletion.is_empty() {
         status.node_name.clone_from(&report.node_name);
-        status.provisioning_steps = keep_times(&old.provisioning_steps, &report.provisioning, &now);
+        status.provisioning_steps = renew_times(&old.provisioning_steps, &report.provisioning, &now);
     } else {
         status.deleted_at =
             view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref()).map(|d| d.deleted_at.clone()).or(old.deleted_at);
@@ -41,6 +43,12 @@ pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerSta
     }
     set_conditions(&mut status, report, generation, &now);
     status
+}
+
+/// What the API server's own times say has passed: the operator's may be a little behind.
+fn known(computer: &Computer) -> Timestamp {
+    let times = [&computer.metadata.creation_timestamp, &computer.metadata.deletion_timestamp];
+    times.into_iter().flatten().map(|t| t.0).max().unwrap_or(Timestamp::MIN)
 }
 
 fn set_conditions(status: &mut ComputerStatus, report: &Report, generation: Option<i64>, now: &Time) {
@@ -66,10 +74,30 @@ fn set_conditions(status: &mut ComputerStatus, report: &Report, generation: Opti
     }
 }
 
+fn ended(step: &Step) -> bool {
+    matches!(step.status, StepStatus::Completed | StepStatus::Skipped | StepStatus::NotApplicable)
+}
+
+/// Provisioning steps with their times. One that begins again, because its pod is replaced, does not keep those of the first time.
+fn renew_times(old: &[Step], new: &[Step], now: &Time) -> Vec<Step> {
+    let mut old = old.to_vec();
+    let again = |step: &Step| {
+        let mut step = step.clone();
+        let Some(before) = old.iter_mut().find(|o| o.id == step.id && ended(o)) else { return step };
+        let later = step.started_at.as_ref() > before.completed_at.as_ref();
+        if later || !ended(&step) {
+            (before.started_at, before.completed_at) = (None, None);
+            step.started_at = step.started_at.filter(|_| later);
+        }
+        step
+    };
+    let new: Vec<Step> = new.iter().map(again).collect();
+    keep_times(&old, &new, now)
+}
+
 /// Steps with the times that the status already shows for them; a new state gets the time of this pass.
 fn keep_times(old: &[Step], new: &[Step], now: &Time) -> Vec<Step> {
     let started = |s: &Step| !matches!(s.status, StepStatus::Pending);
-    let ended = |s: &Step| matches!(s.status, StepStatus::Completed | StepStatus::Skipped | StepStatus::NotApplicable);
     new.iter()
         .map(|step| {
             let before = old.iter().find(|o| o.id == step.id);
@@ -78,6 +106,10 @@ fn keep_times(old: &[Step], new: &[Step], now: &Time) -> Vec<Step> {
             step.started_at = started(&step).then(|| kept.or(step.started_at.take()).unwrap_or_else(|| now.clone()));
             let kept = before.filter(|b| ended(b)).and_then(|b| b.completed_at.clone());
             step.completed_at = ended(&step).then(|| kept.or(step.completed_at.take()).unwrap_or_else(|| now.clone()));
+            // What was seen finished a while ago did not begin now.
+            if step.completed_at.is_some() {
+                step.started_at = step.started_at.min(step.completed_at.clone());
+            }
             step.error = step.error.as_deref().map(|e| conditions::truncate(e, 1024));
             seconds(&mut step);
             step
@@ -174,5 +206,58 @@ mod tests {
         assert_eq!(completed[0].started_at.as_ref(), Some(&first));
         assert_eq!(completed[0].completed_at.as_ref(), Some(&later));
         assert_eq!(keep_times(&completed, &[step(StepStatus::Completed)], &Time(Timestamp::from_second(300).expect("a time"))), completed);
+    }
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).expect("a time"))
+    }
+
+    /// A pod that was started again was not started when the computer was created.
+    #[test]
+    fn a_step_that_begins_again_begins_now() {
+        let first = renew_times(&[], &[step(StepStatus::Running)], &at(100));
+        let first = renew_times(&first, &[step(StepStatus::Completed)], &at(110));
+        let again = renew_times(&first, &[step(StepStatus::Running)], &at(500));
+        assert_eq!((again[0].started_at.as_ref(), again[0].completed_at.as_ref()), (Some(&at(500)), None));
+        let again = renew_times(&again, &[step(StepStatus::Completed)], &at(520));
+        assert_eq!((again[0].started_at.as_ref(), again[0].completed_at.as_ref()), (Some(&at(500)), Some(&at(520))));
+        // The pod was replaced between two looks.
+        let replaced = Step { started_at: Some(at(700)), ..step(StepStatus::Completed) };
+        let between = renew_times(&again, std::slice::from_ref(&replaced), &at(720));
+        assert_eq!((between[0].started_at.as_ref(), between[0].completed_at.as_ref()), (Some(&at(700)), Some(&at(720))));
+        assert_eq!(renew_times(&between, &[replaced], &at(900)), between, "L6");
+    }
+
+    /// A step that was seen finished a while ago did not begin now.
+    #[test]
+    fn no_step_begins_after_it_has_ended() {
+        let done = Step { completed_at: Some(at(90)), ..step(StepStatus::Completed) };
+        let shown = keep_times(&[], &[done], &at(100));
+        assert!(shown[0].started_at <= shown[0].completed_at, "{shown:?}");
+    }
+
+    /// Nothing happened to a computer before it was created, whatever the operator's time says.
+    #[test]
+    fn no_step_begins_before_the_computer_was_created() {
+        let computer = serde_json::json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
+        let mut view = View::of(computer.clone());
+        let computer: Computer = serde_json::from_value(computer).expect("a Computer");
+        view.now = computer.metadata.creation_timestamp.as_ref().expect("a time").0 - jiff::SignedDuration::from_secs(1);
+        let report = Report { provisioning: vec![step(StepStatus::Running)], ..Report::default() };
+        let status = compute(&view, &computer, &report);
+        assert_eq!(status.provisioning_steps[0].started_at, computer.metadata.creation_timestamp);
+    }
+
+    /// A deletion that the operator asks for and that is refused takes nothing from the status of a computer that lives.
+    #[test]
+    fn a_report_without_steps_takes_none_away() {
+        let status =
+            serde_json::json!({"nodeName": "n", "provisioningSteps": [{"id": "stop-pods", "name": "Stop", "status": "Completed"}]});
+        let computer = serde_json::json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}, "status": status});
+        let view = View::of(computer.clone());
+        let computer: Computer = serde_json::from_value(computer).expect("a Computer");
+        let report = Report { phase: Some(crate::resources::Phase::Deleting), ..Report::default() };
+        let new = compute(&view, &computer, &report);
+        assert_eq!((new.node_name.as_deref(), new.provisioning_steps.len()), (Some("n"), 1));
     }
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
 
 use super::action::{Effect, Fact, Subject};
+use super::plan::Report;
 use crate::archive::Verification;
 use crate::guards::{self, Guard};
 use crate::record::names::Child;
@@ -77,6 +78,8 @@ pub struct View {
     pub finalizer_confirmed: bool,
     /// Steps that an earlier pass of this process has seen finished on this very version of the record (see `latest`).
     pub passed: Vec<SubjectOutcome>,
+    /// When each finished deletion step was first seen finished, on this very version of the record.
+    pub times: Vec<Timestamp>,
     /// Settings.
     pub settings: Settings,
     /// Random material.
@@ -86,6 +89,11 @@ pub struct View {
 }
 
 impl View {
+    /// Keeps what a plan has seen, for the next one: when a step was finished must not depend on when that is written down.
+    pub fn remember(&mut self, report: &Report) {
+        self.times.clone_from(&report.times);
+    }
+
     /// Takes in the answer to an action.
     pub fn absorb(&mut self, effect: Effect) {
         match effect {
@@ -104,10 +112,12 @@ impl View {
                 self.drawn(&record);
                 self.record = Some(*record);
                 self.passed.clear();
+                self.times.clear();
             }
             Effect::Overtaken(record) => {
                 self.record = Some(*record);
                 self.passed.clear();
+                self.times.clear();
                 if guards::on(Guard::OldFacts) {
                     self.facts.clear();
                     self.archive = None;
@@ -156,12 +166,11 @@ impl View {
     }
 
     /// A namespace of the same name that is gone by now may be all that the cache knows. Before its end becomes the end of a
-    /// computer that nobody has deleted, it is looked at live (S4).
+    /// computer that nobody has deleted (S4), or the cause on record, it is looked at live.
     pub fn unconfirmed(&self) -> Option<Subject> {
         let subject = Subject::Namespace { name: self.namespace.clone() };
-        let alive = self.computer.as_ref().is_some_and(|c| c.metadata.deletion_timestamp.is_none());
         let begun = self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some());
-        (self.namespace_terminating && alive && !begun && !self.facts.contains_key(&subject)).then_some(subject)
+        (self.namespace_terminating && !begun && !self.facts.contains_key(&subject)).then_some(subject)
     }
 
     /// A pod under this name: `None` not known, `Some(None)` gone.
@@ -230,6 +239,7 @@ impl View {
             receipt: None,
             finalizer_confirmed: false,
             passed: Vec::new(),
+            times: Vec::new(),
             settings: Settings::default(),
             fresh: Fresh { suffix: "s".into(), key: [0; 32] },
             now: Timestamp::UNIX_EPOCH,

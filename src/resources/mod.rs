@@ -22,8 +22,8 @@ pub use class::{
 pub use computer::{Computer, ComputerSpec, ComputerStatus, Phase, Provider};
 pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOverrideStatus, OverrideTarget, SkippableStep};
 pub use record::{
-    ArchiveResult, Children, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, Custody, Deletion, PodRecord,
-    Receipt, RecordPhase, Snapshot, SubjectOutcome, VolumeRecord,
+    ArchiveResult, Children, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, Custody, Deletion, Ending,
+    PodRecord, Receipt, RecordPhase, Snapshot, SubjectOutcome, VolumeRecord,
 };
 pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};
 pub use steps::{Step, StepStatus};

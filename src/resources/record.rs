@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,8 @@ pub struct ComputerRecordSpec {
     pub snapshot: Snapshot,
     /// What has happened so far.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("!has(oldSelf.credential) || oldSelf.credential != 'Revoked' || (has(self.credential) && self.credential == 'Revoked')")
+        .message("a revoked credential stays revoked: create another Computer"))]
     pub state: ComputerRecordStatus,
 }
 
@@ -189,9 +191,22 @@ pub struct ComputerRecordStatus {
     /// Its objects.
     #[serde(default)]
     pub children: Children,
+    /// Why the operator itself is about to delete the Computer. Taken away if it is not deleted after all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Ending>,
     /// The deletion, once it has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion: Option<Deletion>,
+}
+
+/// The reason of a deletion that the operator begins, on record before it begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Ending {
+    /// `TimeToLiveExpired`.
+    pub cause: String,
+    /// When the operator decided so.
+    pub at: MicroTime,
 }
 
 /// The account of a deletion.
@@ -206,9 +221,9 @@ pub struct Deletion {
     /// When each finished step was finished, and how it came out.
     #[serde(default)]
     pub steps: BTreeMap<String, SubjectOutcome>,
-    /// When each step that is not finished began.
+    /// When the step under way began; empty once the receipt is stored.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub started: BTreeMap<String, Time>,
+    pub started: BTreeMap<String, MicroTime>,
     /// The volume's custody, once it was taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custody: Option<Custody>,
@@ -231,8 +246,8 @@ pub struct SubjectOutcome {
     pub result: String,
     /// What was verified, or why the step was not needed or left out (class policy, or the override and its reason).
     pub detail: String,
-    /// When.
-    pub at: Time,
+    /// When the operator saw that it was finished; never before the deletion, nor before the step before it.
+    pub at: MicroTime,
 }
 
 /// Objects in the operator's namespace through which the volume is read.
@@ -279,5 +294,5 @@ pub struct Receipt {
     /// SHA-256 of the receipt, hexadecimal.
     pub digest: String,
     /// When it was written.
-    pub at: Time,
+    pub at: MicroTime,
 }

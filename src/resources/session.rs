@@ -65,6 +65,8 @@ pub enum SessionPhase {
     Running,
     /// Its computer was deleted; the archive has it.
     Archived,
+    /// Its computer was deleted; the archive does not have it: it has no path, or nothing was archived under its path.
+    Ended,
 }
 
 /// What is known of the session.
@@ -77,6 +79,9 @@ pub struct SessionStatus {
     /// When something last happened in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_activity_time: Option<Time>,
+    /// When its computer was deleted: nothing runs in it since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed_time: Option<Time>,
     /// Key of its object in the archive store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]

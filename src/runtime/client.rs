@@ -14,9 +14,7 @@ use kube::{Client, Config};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
-use tower::util::MapResponseLayer;
-
-use super::clock;
+use super::clock::ListenLayer;
 use super::requests::Counted;
 use crate::guards::{self, Guard};
 
@@ -97,7 +95,7 @@ impl ErrorClass {
 /// When neither is there, or it cannot be used.
 pub async fn connect() -> Result<Client, ConnectError> {
     let config = tuned(Config::infer().await.map_err(Box::new)?);
-    Ok(ClientBuilder::try_from(config)?.with_layer(&Counted::layer()).with_layer(&MapResponseLayer::new(clock::listen)).build())
+    Ok(ClientBuilder::try_from(config)?.with_layer(&Counted::layer()).with_layer(&ListenLayer).build())
 }
 
 /// Time limits and our name. kube sets neither a limit on reading nor a user agent.

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, ApiResource, ListParams, Patch, PatchParams};
 use kube::core::Object;
 use kube::{Client, ResourceExt};
@@ -44,14 +45,14 @@ impl Marker {
 
     /// The Sessions of a computer whose archive was just recorded are to say where they are. Never waits, and best effort: the manifest
     /// is the truth.
-    pub fn mark(&self, namespace: String, uid: String) {
+    pub fn mark(&self, namespace: String, uid: String, deleted_at: Time) {
         let (client, archives, slots) = (self.client.clone(), Arc::clone(&self.archives), Arc::clone(&self.slots));
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
             // Never closed.
             let _slot = slots.acquire().await;
-            match tokio::time::timeout(LIMIT, mark_archived(&client, &archives, &namespace, &uid)).await {
+            match tokio::time::timeout(LIMIT, mark_archived(&client, &archives, (&namespace, &uid), &deleted_at)).await {
                 Ok(Ok(written)) => tracing::debug!(uid, written, "sessions marked as archived"),
                 Ok(Err(error)) => tracing::warn!(uid, %error, "sessions were not marked as archived"),
                 Err(_) => tracing::warn!(uid, "not all sessions were marked as archived: there are too many, or the API server is slow"),
@@ -72,9 +73,11 @@ struct ListedSpec {
 }
 
 /// Writes the archive's place to every Session of a computer that is not marked yet. Returns how many were written.
-async fn mark_archived(client: &Client, archives: &Archives, namespace: &str, uid: &str) -> Result<usize, MarkError> {
+async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), deleted_at: &Time) -> Result<usize, MarkError> {
+    let (namespace, uid) = of;
     let api: Api<Listed> = Api::namespaced_with(client.clone(), namespace, &ApiResource::erase::<Session>(&()));
-    let waits = |s: &Listed| s.spec.computer_uid == uid && s.status.as_ref().and_then(|s| s.phase) != Some(SessionPhase::Archived);
+    let marked = |s: &Listed| matches!(s.status.as_ref().and_then(|s| s.phase), Some(SessionPhase::Archived | SessionPhase::Ended));
+    let waits = |s: &Listed| s.spec.computer_uid == uid && !marked(s);
     let (mut params, mut places, mut written) = (ListParams::default().limit(PAGE), None, 0);
     loop {
         let page = call(api.list(&params)).await?;
@@ -83,7 +86,7 @@ async fn mark_archived(client: &Client, archives: &Archives, namespace: &str, ui
                 Some(places) => places,
                 none => none.insert(archives.manifest(uid, Places::of).await.map_err(|e| MarkError::Store(e.to_string()))?),
             };
-            written += usize::from(write(&api, &session, archived(&session, places, uid)).await?);
+            written += usize::from(write(&api, &session, ended(&session, places, uid, deleted_at)).await?);
         }
         let Some(next) = page.metadata.continue_.filter(|next| !next.is_empty()) else { return Ok(written) };
         params = params.continue_token(&next);
@@ -130,12 +133,13 @@ impl Places {
     }
 }
 
-/// The status of an archived session: the archived session that holds its path, if one does.
-fn archived(session: &Listed, places: &Places, uid: &str) -> SessionStatus {
+/// The status of a session whose computer was deleted: `Archived` if the archive holds its path, else `Ended`.
+fn ended(session: &Listed, places: &Places, uid: &str, deleted_at: &Time) -> SessionStatus {
     let old = session.status.clone().unwrap_or_default();
     let digest = session.spec.path.as_deref().and_then(|path| places.holding(path));
     SessionStatus {
-        phase: Some(SessionPhase::Archived),
+        phase: Some(if digest.is_some() { SessionPhase::Archived } else { SessionPhase::Ended }),
+        completed_time: Some(deleted_at.clone()),
         archive_key: digest.map(|digest| crate::archive::object_key(uid, digest)),
         archive_digest: digest.cloned(),
         ..old

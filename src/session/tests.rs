@@ -67,8 +67,9 @@ async fn sessions_are_marked_beside_the_workers_a_few_computers_at_a_time() {
     });
     let marker = Marker::new(Client::new(service, "t"), Arc::new(Archives::new(store, checked)));
     let began = tokio::time::Instant::now();
+    let deleted: jiff::Timestamp = "2026-11-28T17:00:00Z".parse().unwrap();
     for n in 0..20 {
-        marker.mark("team".to_owned(), format!("u{n}"));
+        marker.mark("team".to_owned(), format!("u{n}"), Time(deleted));
     }
     assert!(began.elapsed().is_zero(), "a worker waits for it");
     let mut tasks = std::mem::take(&mut *marker.tasks.lock().unwrap());
@@ -80,7 +81,8 @@ async fn sessions_are_marked_beside_the_workers_a_few_computers_at_a_time() {
     assert_eq!(written.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["one", "two"], "only those of the computer");
     assert_eq!(written[0].1[0], json!({"op": "test", "path": "/metadata/uid", "value": "one"}), "S4");
     assert_eq!((&status(0)["phase"], &status(0)["archiveDigest"]), (&json!("Archived"), &json!("1".repeat(64))));
-    assert_eq!((&status(1)["phase"], status(1).get("archiveDigest")), (&json!("Archived"), None));
+    assert_eq!((&status(1)["phase"], status(1).get("archiveDigest")), (&json!("Ended"), None), "nothing of it was archived");
+    assert_eq!(status(0)["completedTime"], "2026-11-28T17:00:00Z");
 }
 
 fn entry(id: &str, digest: char) -> SessionEntry {

@@ -11,6 +11,7 @@ use crate::api::value::{deleting, name, namespace, text, uid};
 use crate::api::{Actor, State};
 use crate::moves::{SYSTEM, holds};
 use crate::observer::Observer;
+use crate::times;
 
 /// A pass that was under way when its replica was told of the deletion has this long to end: S8 counts from there.
 const PASS: Duration = Duration::from_secs(20);
@@ -51,9 +52,10 @@ fn computer(observer: &mut Observer, state: &State, change: &Change) {
     }
     let dying = observer.fates.get(&of).is_some_and(|f| f.dying.is_some());
     let ttl = object.pointer("/spec/timeToLiveSeconds").is_some();
-    if deleting(object) && !deleting(before) && state.get("namespaces", "", namespace(object)).is_some_and(|n| !deleting(n)) && !ttl {
-        observer.violation(format!("S4: the operator deleted {of}, which nobody asked it to"));
+    if deleting(object) && !deleting(before) && state.get("namespaces", "", namespace(object)).is_some_and(|n| !deleting(n)) {
+        times::ended(observer, state, before);
     }
+    times::false_deadline(observer, object);
     let says = text(object, "/status/phase") == Some("Deleting") && text(before, "/status/phase") != Some("Deleting");
     if says && !dying && !ttl {
         observer.violation(format!("S4: the status of {of} says that it is being deleted, and it is not"));
@@ -125,7 +127,7 @@ pub fn receipt(observer: &Observer, state: &State, of: &str) -> Option<String> {
             return Some(format!("its receipt does not say who had {id} left out: {by}"));
         }
     }
-    None
+    times::of_receipt(observer, state, of, &receipt)
 }
 
 /// S9: what is known stays known.

@@ -16,7 +16,7 @@ const fn tooth(guard: Guard, about: &'static str, hint: &'static str) -> Tooth {
 
 const MANAGED: &str = r#"{"life":"Managed","leaders":1,"seed":1}"#;
 
-pub static TEETH: [Tooth; 31] = [
+pub static TEETH: [Tooth; 34] = [
     tooth(
         Guard::DeletePrecondition,
         "Every delete names the UID that it is meant for",
@@ -123,5 +123,20 @@ pub static TEETH: [Tooth; 31] = [
         Guard::QuietCheck,
         "A look at the archive is not told as a step that goes on",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":68,"side":"After","act":{"Do":"LoseNode"}}]}"#,
+    ),
+    tooth(
+        Guard::SeenVersion,
+        "A computer that lives is deleted only in the version that was seen",
+        r#"{"life":"Expiring","leaders":1,"seed":1,"faults":[{"at":24,"side":"After","act":{"Hold":{"events":50}}},{"at":24,"side":"After","act":{"Do":"Prolong"}}]}"#,
+    ),
+    tooth(
+        Guard::StepBeginning,
+        "The deadline of a step counts from its own beginning",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":60,"side":"After","act":{"Do":"StoreOut"}}]}"#,
+    ),
+    tooth(
+        Guard::Tombstone,
+        "A revoked credential stays revoked",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":20,"side":"After","act":{"Do":"DeleteOverHttp"}}]}"#,
     ),
 ];

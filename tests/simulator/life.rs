@@ -30,11 +30,13 @@ pub enum Life {
     HandOff,
     /// The store is down for good; an admin overrides.
     Override,
+    /// Its time to live ends it.
+    Expiring,
 }
 
 impl Life {
-    pub const ALL: [Self; 7] =
-        [Self::Managed, Self::Retained, Self::Unarchived, Self::Byom, Self::Namespace, Self::HandOff, Self::Override];
+    pub const ALL: [Self; 8] =
+        [Self::Managed, Self::Retained, Self::Unarchived, Self::Byom, Self::Namespace, Self::HandOff, Self::Override, Self::Expiring];
 
     /// The class of its computers.
     pub fn class(self) -> Value {
@@ -50,7 +52,11 @@ impl Life {
     }
 
     pub fn spec(self) -> Value {
-        if self == Self::Byom { json!({"provider": "BYOM"}) } else { json!({}) }
+        match self {
+            Self::Byom => json!({"provider": "BYOM"}),
+            Self::Expiring => json!({"timeToLiveSeconds": 50}),
+            _ => json!({}),
+        }
     }
 
     fn end(self) -> Move {
@@ -60,6 +66,8 @@ impl Life {
 
 /// From any state, a deletion whose dependencies are healthy ends within this (L1).
 pub const BOUND: Duration = Duration::from_secs(45 * 60);
+/// A computer whose time to live has not ended it by then is deleted by its tenant.
+const LONGEST: Duration = Duration::from_secs(20 * 60);
 /// A computer that is not active by then never will be, for a good reason; it is deleted all the same.
 const PATIENCE: Duration = Duration::from_secs(6 * 60);
 /// No life takes so many requests.
@@ -118,8 +126,9 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
     let computer = world.with(|s| s.get("computers", TEAM, BOX).cloned());
     if let Some(computer) = computer.filter(|c| !deleting(c)) {
         let active = matches!(text(&computer, "/status/phase"), Some("Active" | "Suspended"));
+        let expires = computer.pointer("/spec/timeToLiveSeconds").is_some() && begun.elapsed() < LONGEST;
         let age = world.with(|s| s.observer.fates.get(uid(&computer)).map(|f| f.dying.is_some()));
-        if age == Some(false) && (active || begun.elapsed() > PATIENCE) {
+        if age == Some(false) && !expires && (active || begun.elapsed() > PATIENCE) {
             // Used for a while.
             tokio::time::sleep(Duration::from_secs(25)).await;
             moves::perform(world, life.end());

@@ -22,6 +22,7 @@ mod small;
 mod soak;
 mod store;
 mod teeth;
+mod times;
 mod world;
 
 use std::process::ExitCode;

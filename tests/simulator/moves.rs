@@ -55,10 +55,16 @@ pub enum Move {
     Impersonate,
     /// The store loses an object as soon as its manifest is there.
     LoseObject,
+    /// Gives the computer another 15 minutes to live.
+    Prolong,
+    /// DELETE over HTTP: the Computer is deleted, then its record is revoked.
+    DeleteOverHttp,
+    /// The store does not answer for 13 minutes.
+    StoreOut,
 }
 
 impl Move {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Delete,
         Self::DeleteForeground,
         Self::DeleteOrphan,
@@ -78,6 +84,9 @@ impl Move {
         Self::WreckCustody,
         Self::Impersonate,
         Self::LoseObject,
+        Self::Prolong,
+        Self::DeleteOverHttp,
+        Self::StoreOut,
     ];
 }
 
@@ -104,6 +113,12 @@ pub fn perform(world: &World, what: Move) {
         }
         Move::Impersonate => impersonate(world),
         Move::LoseObject => world.with(|s| s.observer.lossy = true),
+        Move::StoreOut => {
+            // A store that is down for good stays down.
+            let until = Instant::now() + Duration::from_secs(13 * 60);
+            let mut faults = world.faults();
+            faults.store_down = faults.store_down.max(Some(until));
+        }
         Move::LoseNode => world.with(|s| s.kubelet.lost_until = Some(Instant::now() + Duration::from_secs(400))),
         other => world.with(|s| simple(s, other)),
     }
@@ -138,7 +153,19 @@ fn simple(state: &mut State, what: Move) {
         Move::Suspend => suspend(state, true),
         Move::Resume => suspend(state, false),
         Move::WreckCustody => wreck(state),
-        Move::Recreate | Move::LoseNode | Move::Impersonate | Move::LoseObject => {}
+        Move::Prolong => {
+            let ttl = json!({"spec": {"timeToLiveSeconds": 900}});
+            let _ = state.merge_patch(Actor::Tenant, ("computers", TEAM, BOX), &ttl, Part::Main);
+        }
+        Move::DeleteOverHttp => {
+            let of = state.get("computers", TEAM, BOX).map(|c| uid(c).to_owned());
+            delete(state, None);
+            if let Some(of) = of {
+                let revoked = json!({"spec": {"state": {"credential": "Revoked"}}});
+                let _ = state.merge_patch(Actor::Admin, ("computerrecords", SYSTEM, &of), &revoked, Part::Main);
+            }
+        }
+        Move::Recreate | Move::LoseNode | Move::Impersonate | Move::LoseObject | Move::StoreOut => {}
     }
 }
 

@@ -56,6 +56,10 @@ pub struct Fate {
     pub was_live: bool,
     /// Its finalizer was taken off by somebody else than the operator.
     pub stripped: bool,
+    /// The operator deleted it, with this reason on record.
+    pub ended: Option<String>,
+    /// When its archive was complete.
+    pub archived: Option<Instant>,
     /// When each replica was told that it is being deleted.
     told: BTreeMap<usize, Instant>,
     keys: Vec<Key>,
@@ -207,6 +211,9 @@ impl Observer {
         }
         if let Some(computer) = key.strip_prefix("archives/").and_then(|k| k.split('/').next()) {
             checks::archived(self, state, computer);
+            if let Some(fate) = self.fates.get_mut(computer).filter(|_| key == manifest_key(computer)) {
+                fate.archived.get_or_insert_with(Instant::now);
+            }
         }
         self.last_write = Some((Instant::now(), format!("STORE {key}")));
     }
@@ -239,6 +246,8 @@ impl Observer {
                 gone: None,
                 was_live: false,
                 stripped: false,
+                ended: None,
+                archived: None,
                 told: BTreeMap::new(),
                 keys: Vec::new(),
             });

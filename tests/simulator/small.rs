@@ -266,6 +266,7 @@ pub fn view(core: &Core, leader: usize) -> View {
         receipt: None,
         finalizer_confirmed: false,
         passed: Vec::new(),
+        times: Vec::new(),
         settings: Settings { namespace: OWN.to_owned(), ..Settings::default() },
         fresh: Fresh { suffix: format!("s{leader}"), key: [0; 32] },
         now: Timestamp::from_second(1_800_000_000).expect("a time"),

@@ -57,6 +57,28 @@ async fn a_release_that_a_policy_refuses_is_told() {
     assert!(error.class() == ErrorClass::Invalid && error.to_string().contains("denied"), "{error}");
 }
 
+/// Nobody gets a computer back that was deleted on the word of an old cache: its time to live may have been extended meanwhile.
+#[tokio::test]
+async fn a_computer_that_lives_is_deleted_only_as_it_was_seen() {
+    let asked: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+    let seen = Arc::clone(&asked);
+    let (applier, _folder) = applier(move |request| {
+        seen.lock().unwrap().push(request.method().to_string());
+        let conflict =
+            json!({"kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409, "message": "the precondition does not hold"});
+        if request.method() == "DELETE" { (409, conflict) } else { (200, computer("2")) }
+    });
+    let mut seen = computer("1");
+    seen["spec"]["timeToLiveSeconds"] = json!(60);
+    let view = View::of(seen);
+    let params = deletion_of(&view);
+    let preconditions = params.preconditions.unwrap();
+    assert_eq!((preconditions.uid.as_deref(), preconditions.resource_version.as_deref()), (Some("u"), Some("1")));
+    let Effect::Computer(Some(found)) = applier.apply(Action::DeleteComputer, &view).await.unwrap() else { panic!("a Computer") };
+    assert_eq!(found.metadata.resource_version.as_deref(), Some("2"), "it is planned again on what is there");
+    assert_eq!(*asked.lock().unwrap(), ["DELETE", "GET"]);
+}
+
 /// A cluster has as many volumes as it likes; the operator has 256 MiB.
 #[tokio::test]
 async fn a_list_is_read_page_by_page() {

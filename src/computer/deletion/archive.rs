@@ -59,7 +59,7 @@ fn overdue(seconds: i64) -> Blocker {
 }
 
 /// What the step, its event and the receipt say of a verified archive. What is not in it comes first.
-fn said_of(archive: &ArchiveResult) -> String {
+pub(super) fn said_of(archive: &ArchiveResult) -> String {
     let whole = format!("{} {}, manifest sha256:{}", archive.sessions, plural(archive.sessions, "session"), archive.manifest_digest);
     if archive.problems == 0 {
         return whole;

@@ -18,11 +18,12 @@ mod tests;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
-use super::action::Action;
+use super::action::{Action, Subject};
 use super::plan::{Blocker, Next, Plan, Report};
 use super::view::{View, has_finalizer};
+use crate::guards::{self, Guard};
 use crate::resources::{
     ComputerRecord, DELETION_FINALIZER, Deletion, OnNamespaceDeletion, Phase, RecordPhase, Step, StepStatus, SubjectOutcome,
 };
@@ -96,25 +97,70 @@ impl Context<'_> {
     }
 
     fn note_steps(&self, deletion: &mut Deletion) {
-        for (i, outcome) in self.outcomes().into_iter().enumerate() {
-            let id = STEPS[i].0.to_owned();
-            deletion.started.remove(&id);
-            deletion.steps.entry(id).or_insert(outcome);
+        let mut finished = self.outcomes();
+        // The write that brings a verified archive ends its step: when that was is on record before the volume goes (S1).
+        if let Some(archive) = deletion.archive.as_ref().filter(|_| finished.len() == 2) {
+            let at = MicroTime(self.not_before(2));
+            finished.push(SubjectOutcome { result: format!("{:?}", Outcome::Verified), detail: archive::said_of(archive), at });
         }
-        if let Some((id, _)) = STEPS.get(self.done.len()) {
-            deletion.started.entry((*id).to_owned()).or_insert(Time(self.view.now));
+        let next = finished.len();
+        let began = finished.last().filter(|_| next > self.done.len()).map_or_else(|| self.began(next), |last| last.at.0);
+        for ((id, _), outcome) in STEPS.iter().zip(finished) {
+            deletion.started.remove(*id);
+            deletion.steps.entry((*id).to_owned()).or_insert(outcome);
+        }
+        match STEPS.get(next) {
+            Some((id, _)) if deletion.receipt.is_none() => {
+                deletion.started.entry((*id).to_owned()).or_insert(MicroTime(began));
+            }
+            _ => deletion.started.clear(),
         }
     }
 
     /// What the steps before came to, and when that was first seen.
     fn outcomes(&self) -> Vec<SubjectOutcome> {
-        let at = |i| self.noted(i).map_or(Time(self.view.now), |noted| noted.at.clone());
         let outcome = |(i, (outcome, detail)): (usize, &(Outcome, String))| SubjectOutcome {
             result: format!("{outcome:?}"),
             detail: detail.clone(),
-            at: at(i),
+            at: MicroTime(self.finished_at(i)),
         };
         self.done.iter().enumerate().map(outcome).collect()
+    }
+
+    /// When each of the finished steps was first seen finished.
+    fn times(&self) -> Vec<Timestamp> {
+        (0..self.done.len()).map(|i| self.finished_at(i)).collect()
+    }
+
+    /// When a step was finished: by the record, or by what this process has seen on the same version of the record, else now. Never
+    /// before the deletion, nor before the step before it: the operator's time may be a little behind the API server's.
+    fn finished_at(&self, i: usize) -> Timestamp {
+        let receipt = self.deletion().and_then(|d| d.receipt.as_ref()).filter(|_| STEPS.get(i).is_some_and(|s| s.0 == "write-receipt"));
+        let seen = self.noted(i).map(|noted| noted.at.0).or(receipt.map(|r| r.at.0)).or_else(|| self.view.times.get(i).copied());
+        seen.map_or_else(|| self.not_before(i), |at| at.max(self.floor(i)))
+    }
+
+    /// Now, as the time at which a step is finished.
+    fn not_before(&self, i: usize) -> Timestamp {
+        self.view.now.max(self.floor(i))
+    }
+
+    /// What a step cannot have been finished before.
+    fn floor(&self, i: usize) -> Timestamp {
+        match i.checked_sub(1) {
+            Some(before) => self.finished_at(before),
+            None => self.deletion().map_or(Timestamp::MIN, |d| d.deleted_at.0),
+        }
+    }
+
+    /// When a step began: by the record; else when the one before it was finished, which this process may have seen; else now. Never
+    /// when the deletion began: another step may have been blocked since.
+    fn began(&self, i: usize) -> Timestamp {
+        if !guards::on(Guard::StepBeginning) {
+            return self.deletion().map_or(self.view.now, |d| d.deleted_at.0);
+        }
+        let recorded = STEPS.get(i).and_then(|s| self.deletion()?.started.get(s.0));
+        recorded.map_or_else(|| i.checked_sub(1).map_or(self.view.now, |before| self.finished_at(before)), |at| at.0)
     }
 
     /// What the record, or a pass before on the same version of it, says of a finished step.
@@ -156,12 +202,11 @@ impl Context<'_> {
         self.deletion().is_some_and(|d| d.started.contains_key(step))
     }
 
-    /// Whether a step has been under way for longer than its deadline. The clock is the record's, so it survives a restart;
-    /// a deadline only ever shows or skips what a policy allows to skip.
+    /// Whether a step has been under way for longer than its deadline, from its own beginning. A deadline only ever shows, or skips
+    /// what a policy allows to skip.
     pub fn overdue(&self, step: &str, seconds: i64) -> bool {
-        let Some(deletion) = self.deletion() else { return false };
-        let since = deletion.started.get(step).unwrap_or(&deletion.deleted_at).0;
-        self.view.now.duration_since(since).as_secs() >= seconds
+        let place = STEPS.iter().position(|s| s.0 == step);
+        place.is_some_and(|i| self.view.now.duration_since(self.began(i)).as_secs() >= seconds)
     }
 }
 
@@ -172,17 +217,21 @@ pub fn plan(view: &View) -> Plan {
     const BEFORE_RECEIPT: [StepFn; 4] = [revoke::step, stop::step, archive::step, volumes::step];
     let Some(record) = &view.record else { return without_record(view) };
     let mut context = Context { view, record, done: Vec::new() };
+    let mut times = Vec::new();
     for trust in [true, false] {
         context.done.clear();
         for (i, step) in BEFORE_RECEIPT.iter().enumerate() {
             let state = context.recorded(i).filter(|_| trust).unwrap_or_else(|| step(&context));
             if let Some(plan) = advance(&mut context, state) {
-                return plan;
+                return plan.with_times(if trust { context.times() } else { times });
             }
+        }
+        if trust {
+            times = context.times();
         }
     }
     let state = receipt::step(&context);
-    advance(&mut context, state).unwrap_or_else(|| release(&context))
+    advance(&mut context, state).unwrap_or_else(|| release(&context)).with_times(times)
 }
 
 /// Takes a finished step in, or says what the plan is at one that is not.
@@ -241,6 +290,11 @@ fn let_go(context: &Context<'_>) -> bool {
 }
 
 fn hand_off(context: &Context<'_>) -> Plan {
+    // The cache may show a namespace that is gone by now, and another one of that name lives (S3, S4).
+    let namespace = Subject::Namespace { name: context.view.namespace.clone() };
+    if !context.view.facts.contains_key(&namespace) {
+        return paused(context, Next::Do(Action::Read(namespace)), None);
+    }
     let next = if context.deletion().is_some_and(|d| d.handed_off) {
         Next::Do(Action::ReleaseFinalizer)
     } else {
@@ -285,7 +339,6 @@ fn paused(context: &Context<'_>, next: Next, blocker: Option<Blocker>) -> Plan {
 }
 
 fn report_step(context: &Context<'_>, i: usize, (id, name): (&str, &str), blocker: Option<&Blocker>) -> Step {
-    let noted = context.noted(i);
     let mut step = Step { id: id.to_owned(), name: name.to_owned(), ..Step::default() };
     if let Some((outcome, detail)) = context.done.get(i) {
         step.status = match outcome {
@@ -294,11 +347,12 @@ fn report_step(context: &Context<'_>, i: usize, (id, name): (&str, &str), blocke
             Outcome::Skipped => StepStatus::Skipped,
         };
         step.error = (*outcome == Outcome::Skipped).then(|| detail.clone());
-        step.completed_at = Some(noted.map_or(Time(context.view.now), |n| n.at.clone()));
+        step.started_at = Some(Time(context.began(i)));
+        step.completed_at = Some(Time(context.finished_at(i)));
     } else if i == context.done.len() {
         step.status = if blocker.is_some() { StepStatus::Blocked } else { StepStatus::Running };
         step.error = blocker.map(|b| b.message.clone());
-        step.started_at = context.deletion().and_then(|d| d.started.get(id)).cloned();
+        step.started_at = Some(Time(context.began(i)));
     }
     step
 }

@@ -1,13 +1,14 @@
 //! Step 5, `write-receipt`: what happened, written create-only to the store (the authoritative copy), its digest to the record.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde_json::json;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use serde::Deserialize;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Context, Outcome, State};
 use crate::computer::action::Action;
 use crate::guards::{self, Guard};
-use crate::resources::{DeletionOverride, Receipt, RecordPhase, SkippableStep};
+use crate::resources::{DeletionOverride, Receipt, RecordPhase, SkippableStep, SubjectOutcome};
 
 pub(super) fn step(context: &Context<'_>) -> State {
     if let Some(receipt) = context.deletion().and_then(|d| d.receipt.as_ref()) {
@@ -17,58 +18,57 @@ pub(super) fn step(context: &Context<'_>) -> State {
         };
     }
     if context.view.skipped(SkippableStep::WriteReceipt).is_some() || !guards::on(Guard::ReceiptFirst) {
-        return save(context, None, hex::encode(Sha256::digest(text(context))));
+        return save(context, None, &text(context));
     }
     match &context.view.receipt {
         None => State::act(Action::PutReceipt(text(context))),
-        Some(stored) => save(context, Some(crate::archive::receipt_key(&context.view.uid)), hex::encode(Sha256::digest(stored))),
+        Some(stored) => save(context, Some(crate::archive::receipt_key(&context.view.uid)), stored),
     }
 }
 
-fn save(context: &Context<'_>, store_key: Option<String>, digest: String) -> State {
-    let at = Time(context.view.now);
+/// Puts the receipt on record. What the stored copy says counts: it is the authoritative one, and may be of an earlier try.
+fn save(context: &Context<'_>, store_key: Option<String>, stored: &[u8]) -> State {
+    let at = MicroTime(context.not_before(context.done.len()));
+    let digest = hex::encode(Sha256::digest(stored));
+    let told = told(stored);
     context.save(|r| {
         r.spec.state.phase = RecordPhase::Released;
         if let Some(deletion) = &mut r.spec.state.deletion {
+            for (id, outcome) in told {
+                deletion.steps.entry(id).or_insert(outcome);
+            }
             deletion.receipt = Some(Receipt { store_key, digest, at });
         }
     })
 }
 
+/// The steps of a stored receipt.
+fn told(stored: &[u8]) -> Vec<(String, SubjectOutcome)> {
+    let receipt: Value = serde_json::from_slice(stored).unwrap_or_default();
+    let known = |id: &str| super::STEPS.iter().any(|s| s.0 == id);
+    let steps = receipt["steps"].as_array().into_iter().flatten();
+    let step = |step: &Value| Some((step["step"].as_str()?.to_owned(), SubjectOutcome::deserialize(step).ok()?));
+    steps.filter_map(step).filter(|(id, _)| known(id)).collect()
+}
+
 /// The receipt: who, when, what was revoked, archived, deleted or left, and by whose decision. No token, no session content.
 fn text(context: &Context<'_>) -> Vec<u8> {
     let spec = &context.record.spec;
-    let steps: Vec<_> = context
-        .done
-        .iter()
-        .enumerate()
-        .map(|(i, (outcome, detail))| {
-            let id = super::STEPS[i].0;
-            let at = context.deletion().and_then(|d| d.steps.get(id)).map_or(Time(context.view.now), |n| n.at.clone());
-            json!({"step": id, "result": outcome_name(*outcome), "detail": detail, "at": at})
-        })
-        .collect();
+    let step = |(i, outcome): (usize, SubjectOutcome)| json!({"step": super::STEPS[i].0, "result": outcome.result, "detail": outcome.detail, "at": outcome.at});
+    let steps: Vec<_> = context.outcomes().into_iter().enumerate().map(step).collect();
     let receipt = json!({
         "apiVersion": "computer-operator.dev/v1alpha1",
         "kind": "Receipt",
         "computer": {"namespace": spec.namespace, "name": spec.computer, "uid": context.view.uid, "provider": spec.provider, "className": spec.class_name},
         "deletedAt": context.deletion().map(|d| &d.deleted_at),
         "cause": context.deletion().map(|d| &d.cause),
-        "writtenAt": Time(context.view.now),
+        "writtenAt": MicroTime(context.not_before(context.done.len())),
         "steps": steps,
         "archive": context.deletion().and_then(|d| d.archive.as_ref()),
         "volume": spec.state.children.volume,
         "handedOff": context.deletion().is_some_and(|d| d.handed_off),
     });
     serde_json::to_vec_pretty(&receipt).unwrap_or_default()
-}
-
-fn outcome_name(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Verified => "Verified",
-        Outcome::NotApplicable => "NotApplicable",
-        Outcome::Skipped => "Skipped",
-    }
 }
 
 /// How an override is named in receipts and statuses.

@@ -1,10 +1,12 @@
 //! Step 1, `revoke-credentials`: the record becomes a tombstone, then the key's Secret goes. Since authentication reads the
 //! Computer and its namespace live (design 4.3), the key was dead before this; from here on it stays dead whatever happens to them.
 
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Context, State};
 use crate::computer::action::{Action, Fact, Subject};
+use crate::computer::ending;
 use crate::computer::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::{CredentialState, Deletion, RecordPhase};
@@ -29,16 +31,21 @@ pub(super) fn step(context: &Context<'_>) -> State {
     secret(context)
 }
 
+/// The account of a deletion that begins: at the API server's own time where it has said one.
 fn begun(view: &View) -> Deletion {
-    let marked = view.computer.as_ref().and_then(|c| c.metadata.deletion_timestamp.clone());
+    let namespace = view.facts.get(&Subject::Namespace { name: view.namespace.clone() });
+    let namespace = if let Some(Fact::Namespace(namespace)) = namespace { namespace.metadata.deletion_timestamp.clone() } else { None };
+    let metadata = view.computer.as_ref().map(|c| &c.metadata);
+    let marked = metadata.and_then(|m| m.deletion_timestamp.clone());
+    let created = metadata.and_then(|m| m.creation_timestamp.as_ref()).map_or(Timestamp::MIN, |t| t.0);
+    let ending = view.record.as_ref().and_then(|r| r.spec.state.ending.as_ref());
     let cause = match &view.computer {
         _ if view.namespace_terminating => "NamespaceTerminating",
         None => "ComputerVanished",
-        Some(computer) if expired(computer, view) => "TimeToLiveExpired",
-        Some(_) => "ComputerDeleted",
+        Some(computer) => ending.filter(|ending| ending::ended(ending, computer)).map_or("ComputerDeleted", |ending| ending.cause.as_str()),
     };
     Deletion {
-        deleted_at: marked.unwrap_or(Time(view.now)),
+        deleted_at: marked.into_iter().chain(namespace).min().unwrap_or(Time(view.now)).max(Time(created)),
         cause: cause.to_owned(),
         steps: std::collections::BTreeMap::new(),
         started: std::collections::BTreeMap::new(),
@@ -47,12 +54,6 @@ fn begun(view: &View) -> Deletion {
         receipt: None,
         handed_off: false,
     }
-}
-
-fn expired(computer: &crate::resources::Computer, view: &View) -> bool {
-    let created = computer.metadata.creation_timestamp.as_ref();
-    let ttl = computer.spec.time_to_live_seconds;
-    created.zip(ttl).is_some_and(|(created, ttl)| view.now.duration_since(created.0).as_secs() >= ttl)
 }
 
 /// Absence is proved by a UID-preconditioned DELETE that answers 404; a Secret is never read (design 4.8).

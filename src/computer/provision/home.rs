@@ -8,6 +8,7 @@ use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::deletion::custody::claim_ref_patch;
 use crate::computer::view::ClassState;
 use crate::computer::{pod, volume};
+use crate::guards::{self, Guard};
 use crate::record::names::Child;
 use crate::resources::{CredentialState, VolumeRecord};
 
@@ -126,7 +127,12 @@ pub(super) fn protect(context: &Context<'_>) -> State {
         return state;
     }
     let children = &context.record.spec.state.children;
-    let done = children.volume.is_some() && context.record.spec.state.credential == CredentialState::Live;
+    let done = match context.record.spec.state.credential {
+        CredentialState::Pending => false,
+        CredentialState::Live => children.volume.is_some(),
+        // Never taken back (S8): the Computer may have been deleted over HTTP, and its watch be behind that of the record.
+        CredentialState::Revoked => guards::on(Guard::Tombstone),
+    };
     // Before its first pod a suspended computer may have a claim that nothing binds yet.
     if done || (children.volume.is_none() && context.computer.spec.suspended && !super::machine::bound(context)) {
         return State::Done;

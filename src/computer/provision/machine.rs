@@ -98,7 +98,7 @@ fn still_running(context: &Context<'_>, pod: &Pod, subject: &Subject) -> State {
     State::blocked(
         "PodStillRunning",
         format!(
-            "{} is being deleted, but its containers still run on {node}. If that machine is lost for good, delete its Node object;              then take the finalizer {POD_FINALIZER} off the pod. The next pod is made when this one is gone",
+            "{} is being deleted, but its containers still run on {node}. If that machine is lost for good, delete its Node object, then take the finalizer {POD_FINALIZER} off the pod. The next pod is made when this one is gone",
             subject.describe()
         ),
     )

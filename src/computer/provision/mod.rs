@@ -10,7 +10,10 @@ mod tests;
 
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
 use super::action::Action;
+use super::ending;
 use super::plan::{Blocker, Next, Plan, Report};
 use super::view::{ClassState, View};
 use crate::resources::{Computer, ComputerRecord, CredentialState, Phase, Provider, Step, StepStatus};
@@ -69,12 +72,17 @@ impl Context<'_> {
     }
 }
 
-/// Plans the next request of a computer that lives.
+/// Plans the next request of a computer that lives. The end of its time to live is a deletion like any other.
 pub fn plan(view: &View) -> Plan {
     let Some(computer) = &view.computer else { return Plan { next: Next::Settled, report: Report::default() } };
-    if let Some(plan) = expire(view, computer) {
-        return plan;
+    let mut plan = alive(view, computer);
+    if let Some(action) = ending::expire(view, computer) {
+        plan.next = Next::Do(action);
     }
+    plan
+}
+
+fn alive(view: &View, computer: &Computer) -> Plan {
     let state = begin::step(view, computer);
     let Some(record) = view.record.as_ref().filter(|_| state == State::Done) else {
         return at(view, computer, 0, state);
@@ -90,23 +98,6 @@ pub fn plan(view: &View) -> Plan {
     settled(&context)
 }
 
-/// The end of a time to live is a deletion like any other; protection outlasts it.
-fn expire(view: &View, computer: &Computer) -> Option<Plan> {
-    let left = time_left(view, computer)?;
-    if left > 0 || computer.spec.deletion_protection {
-        return None;
-    }
-    let report = Report { phase: Some(Phase::Deleting), ..Report::default() };
-    Some(Plan { next: Next::Do(Action::DeleteComputer), report })
-}
-
-/// Seconds until the time to live is over.
-fn time_left(view: &View, computer: &Computer) -> Option<i64> {
-    let ttl = computer.spec.time_to_live_seconds?;
-    let created = computer.metadata.creation_timestamp.as_ref()?;
-    Some(ttl - view.now.duration_since(created.0).as_secs())
-}
-
 /// Nothing is left to be requested: the machine runs, is suspended, or waits for its pod to become ready.
 fn settled(context: &Context<'_>) -> Plan {
     let mut plan = at(context.view, context.computer, STEPS.len(), State::Done);
@@ -120,7 +111,7 @@ fn settled(context: &Context<'_>) -> Plan {
         plan.report.phase = Some(Phase::Active);
         plan.report.ready = Some((true, "Ready", "the computer can be used".to_owned()));
     }
-    if let Some(left) = time_left(context.view, context.computer).filter(|l| *l > 0) {
+    if let Some(left) = ending::time_left(context.view.now, context.computer).filter(|l| *l > 0) {
         plan.next = Next::Wait(Duration::from_secs(u64::try_from(left).unwrap_or(1)));
     }
     plan
@@ -147,7 +138,7 @@ fn at(view: &View, computer: &Computer, current: usize, state: State) -> Plan {
     let blocker = if let State::Blocked(blocker, _) = &state { Some(blocker.clone()) } else { None };
     let provider = view.record.as_ref().map_or(computer.spec.provider, |r| r.spec.provider);
     let shown = |i: &usize| provider == Provider::Managed || matches!(i, 0 | 1 | 5);
-    let provisioning = (0..STEPS.len()).filter(shown).map(|i| report_step(i, current, blocker.as_ref())).collect();
+    let provisioning = (0..STEPS.len()).filter(shown).map(|i| report_step(view, i, current, blocker.as_ref())).collect();
     let live = view.record.as_ref().is_some_and(|r| r.spec.state.credential == CredentialState::Live);
     let message = blocker.as_ref().map_or_else(|| STEPS.get(current).map_or(String::new(), |s| s.1.to_owned()), |b| b.message.clone());
     let report = Report {
@@ -167,13 +158,31 @@ fn at(view: &View, computer: &Computer, current: usize, state: State) -> Plan {
     Plan { next, report }
 }
 
-fn report_step(i: usize, current: usize, blocker: Option<&Blocker>) -> Step {
+fn report_step(view: &View, i: usize, current: usize, blocker: Option<&Blocker>) -> Step {
     let status = match i.cmp(&current) {
         std::cmp::Ordering::Less => StepStatus::Completed,
+        std::cmp::Ordering::Greater if on_record(view, STEPS[i].0) => StepStatus::Completed,
         std::cmp::Ordering::Equal if blocker.is_some() => StepStatus::Blocked,
         std::cmp::Ordering::Equal => StepStatus::Running,
         std::cmp::Ordering::Greater => StepStatus::Pending,
     };
     let error = blocker.filter(|_| i == current).map(|b| b.message.clone());
-    Step { id: STEPS[i].0.to_owned(), name: STEPS[i].1.to_owned(), status, error, ..Step::default() }
+    let started_at = if STEPS[i].0 == "start-pod" { pod_created(view) } else { None };
+    Step { id: STEPS[i].0.to_owned(), name: STEPS[i].1.to_owned(), status, error, started_at, ..Step::default() }
+}
+
+/// Whether the record says that a step was finished before: a pod that is replaced undoes no other step.
+fn on_record(view: &View, id: &str) -> bool {
+    let Some(state) = view.record.as_ref().map(|r| &r.spec.state) else { return false };
+    match id {
+        "protect-volume" => state.children.volume.is_some(),
+        "activate-key" => state.credential == CredentialState::Live,
+        _ => false,
+    }
+}
+
+/// When the present pod was made, by the API server: a pod that replaced another one began then.
+fn pod_created(view: &View) -> Option<Time> {
+    let name = &view.record.as_ref()?.spec.state.children.pods.last()?.name;
+    view.pod(&view.namespace, name).flatten()?.metadata.creation_timestamp.clone()
 }

@@ -26,7 +26,7 @@ pub struct WireSession {
     pub created_at: i64,
     /// Unix milliseconds.
     pub updated_at: i64,
-    /// When it was archived with its computer, Unix milliseconds.
+    /// When its computer was deleted, Unix milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<i64>,
     /// Its computer.
@@ -38,7 +38,7 @@ pub struct WireSession {
     pub session_settings: Option<Value>,
 }
 
-/// What a session is doing. An archived one is idle.
+/// What a session is doing. One whose computer was deleted is idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = SessionStatus)]
@@ -80,6 +80,7 @@ pub fn wire(session: &Session, with_settings: bool) -> WireSession {
         name: session.spec.computer_name.clone(),
         uid: session.spec.computer_uid.clone(),
     };
+    let completed = status.and_then(|s| s.completed_time.as_ref()).map(|t| t.0.as_millisecond());
     let updated = active.unwrap_or_else(|| created(session));
     WireSession {
         session_id: id(session).encode(),
@@ -87,13 +88,38 @@ pub fn wire(session: &Session, with_settings: bool) -> WireSession {
         status: match phase {
             Some(SessionPhase::Running) => WireStatus::Running,
             Some(SessionPhase::Pending) => WireStatus::Pending,
-            Some(SessionPhase::Idle | SessionPhase::Archived) | None => WireStatus::Idle,
+            Some(SessionPhase::Idle | SessionPhase::Archived | SessionPhase::Ended) | None => WireStatus::Idle,
         },
         message_count: 0,
         created_at: created(session),
         updated_at: updated,
-        completed_at: (phase == Some(SessionPhase::Archived)).then_some(updated),
+        completed_at: completed,
         computer_id: Some(computer.encode()),
         session_settings: session.spec.settings.clone().filter(|_| with_settings),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A session is complete when its computer was deleted, not when it was created or last used.
+    #[test]
+    fn a_session_is_complete_when_its_computer_was_deleted() {
+        let completed = |status: Value| {
+            let session = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Session",
+                "metadata": {"name": "s", "namespace": "t", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"computerName": "c", "computerUID": "u"}, "status": status});
+            let wired = wire(&serde_json::from_value(session).unwrap(), false);
+            (wired.completed_at, wired.updated_at)
+        };
+        let (active, deleted) = (1_767_229_200_000, 1_767_232_800_000);
+        let used = json!({"phase": "Archived", "lastActivityTime": "2026-01-01T01:00:00Z", "completedTime": "2026-01-01T02:00:00Z"});
+        assert_eq!(completed(used), (Some(deleted), active));
+        assert_eq!(completed(json!({"phase": "Ended", "completedTime": "2026-01-01T02:00:00Z"})).0, Some(deleted));
+        assert_eq!(completed(json!({"phase": "Idle", "lastActivityTime": "2026-01-01T01:00:00Z"})), (None, active));
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::times::remembering;
 use super::world::{MACHINE, UID, World, from};
 use super::{Crash, run};
 use crate::computer::action::Action;
@@ -118,11 +119,13 @@ fn an_override_that_is_taken_back_too_late_changes_nothing() {
 #[test]
 fn an_override_lets_the_pod_of_a_lost_node_go() {
     let mut world = World::new("Delete", ArchivePolicy::None);
+    world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
     world.node_lost = true;
+    let latest = crate::computer::latest::Latest::default();
     for _ in 0..70 {
-        pass(&mut world);
+        remembering(&mut world, &latest);
     }
-    let blocker = pass(&mut world).report.blocker.expect("blocked");
+    let blocker = remembering(&mut world, &latest).report.blocker.expect("blocked");
     assert!(blocker.message.contains("skips stop-pods"), "{blocker:?}");
     world.overrides = skip("stop-pods");
     for _ in 0..20 {

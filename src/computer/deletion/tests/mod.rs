@@ -4,6 +4,7 @@
 
 mod disturbed;
 mod remembered;
+mod times;
 mod world;
 
 use serde_json::json;

@@ -1,12 +1,12 @@
 //! What a process remembers between two passes, and decisions that are withdrawn meanwhile.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::json;
 
 use super::disturbed::{archive_pod, pass, skip};
 use super::world::{World, from};
 use crate::computer::action::Action;
-use crate::computer::plan::{Next, plan};
+use crate::computer::plan::{Next, Report, plan};
 use crate::resources::*;
 
 /// S1: a step is remembered only on the very version of the record on which it was finished: a pod that another leader has put on
@@ -16,8 +16,10 @@ fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
     let latest = crate::computer::latest::Latest::default();
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
-    let steps = vec![SubjectOutcome { result: "Verified".to_owned(), detail: String::new(), at: Time(world.time()) }];
-    latest.note_passed(&world.view(true), &steps);
+    let steps = vec![SubjectOutcome { result: "Verified".to_owned(), detail: String::new(), at: MicroTime(world.time()) }];
+    let report = Report { phase: Some(Phase::Deleting), passed: steps.clone(), ..Report::default() };
+    latest.note_passed(&world.view(true), &report);
+    latest.note_passed(&world.view(true), &Report::default());
     let seen = |world: &World| {
         let mut view = world.view(true);
         latest.freshen(&mut view);
@@ -50,7 +52,7 @@ fn an_override_that_is_withdrawn_before_it_is_on_record_destroys_nothing() {
                 Next::Do(action) if !decides(action) => action.clone(),
                 stopped => {
                     withdrawn += u32::from(matches!(stopped, Next::Do(_)));
-                    latest.note_passed(&view, &current.report.passed);
+                    latest.note_passed(&view, &current.report);
                     break;
                 }
             };

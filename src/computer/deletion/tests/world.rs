@@ -108,6 +108,7 @@ impl World {
             receipt: None,
             finalizer_confirmed: false,
             passed: Vec::new(),
+            times: Vec::new(),
             settings: Settings { namespace: OWN.into(), ..Settings::default() },
             fresh: Fresh { suffix: "s".into(), key: [0; 32] },
             now: self.time(),

@@ -150,6 +150,54 @@ fn the_end_of_a_time_to_live_is_a_deletion_and_protection_outlasts_it() {
     assert_ne!(plan(&world.view()).next, Next::Do(Action::DeleteComputer));
 }
 
+/// The reason is on record before the operator deletes a computer, and goes when its time to live is extended.
+#[test]
+fn why_a_computer_ends_is_on_record_before_it_ends() {
+    let mut world = World::new(json!({"timeToLiveSeconds": 3600}));
+    world.settle(None);
+    world.now += 7200;
+    let before = world.view().computer;
+    let Next::Do(Action::SaveRecord(record)) = plan(&world.view()).next else { panic!("{:?}", plan(&world.view()).next) };
+    let state = serde_json::to_value(&record.spec.state).unwrap();
+    assert_eq!(state["ending"]["cause"], "TimeToLiveExpired", "{state}");
+    assert!(record.spec.state.deletion.is_none() && record.spec.state.credential == CredentialState::Live, "nothing has begun");
+    world.record = Some(*record);
+    assert_eq!(plan(&world.view()).next, Next::Do(Action::DeleteComputer));
+    assert_eq!(world.view().computer, before);
+    for extended in [json!({"timeToLiveSeconds": 604_800}), json!({}), json!({"timeToLiveSeconds": 3600, "deletionProtection": true})] {
+        let mut world = world.clone();
+        world.computer.spec = from(extended);
+        let end = world.settle(None);
+        assert_eq!(end.report.phase, Some(Phase::Active));
+        let state = serde_json::to_value(world.state()).unwrap();
+        assert!(state.get("ending").is_none(), "{state}");
+    }
+}
+
+/// S8, S2: over HTTP the record is revoked right after the Computer is deleted, and the two are watched apart.
+#[test]
+fn a_tombstone_is_never_taken_back() {
+    for spec in [json!({}), json!({"provider": "BYOM"})] {
+        let mut world = World::new(spec);
+        world.settle(None);
+        world.record.as_mut().unwrap().spec.state.credential = CredentialState::Revoked;
+        world.settle(None);
+        assert_eq!(world.state().credential, CredentialState::Revoked);
+    }
+}
+
+/// What is on record stays finished while a pod is replaced.
+#[test]
+fn a_pod_that_is_replaced_undoes_no_other_step() {
+    let mut world = World::new(json!({}));
+    let end = world.settle(None);
+    assert!(end.report.provisioning.iter().all(|s| s.status == StepStatus::Completed));
+    world.pods.clear();
+    let report = plan(&world.view()).report;
+    let states: Vec<_> = report.provisioning.iter().map(|s| (s.id.as_str(), s.status)).collect();
+    assert!(states.iter().all(|(id, status)| (*id == "start-pod") == (*status != StepStatus::Completed)), "{states:?}");
+}
+
 #[test]
 fn a_deleting_computer_never_gets_a_finalizer_or_a_child() {
     let mut world = World::new(json!({}));

@@ -74,6 +74,7 @@ impl World {
             receipt: None,
             finalizer_confirmed: false,
             passed: Vec::new(),
+            times: Vec::new(),
             settings: Settings { namespace: "op".into(), ..Settings::default() },
             fresh: Fresh { suffix: format!("{:032x}", self.passes), key: [self.passes; 32] },
             now: Timestamp::from_second(self.now).unwrap(),

@@ -1,0 +1,200 @@
+//! Times: the deadline of a step counts from the beginning of that step, and the record and the receipt tell the same, true order.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::{Value, json};
+
+use super::disturbed::{archive_pod, pass};
+use super::world::{UID, World, from};
+use super::{Crash, run};
+use crate::computer::action::Action;
+use crate::computer::latest::Latest;
+use crate::computer::plan::{Next, Plan, plan};
+use crate::resources::*;
+
+fn time(value: &Value) -> Timestamp {
+    from(value.clone())
+}
+
+/// One pass of a process that remembers what it has seen, as the reconciler does.
+pub(super) fn remembering(world: &mut World, latest: &Latest) -> Plan {
+    let mut view = world.view(true);
+    latest.freshen(&mut view);
+    let last = loop {
+        view.now = world.time();
+        let current = plan(&view);
+        view.remember(&current.report);
+        let Next::Do(action) = &current.next else { break current };
+        let effect = world.apply(action.clone());
+        view.absorb(effect);
+    };
+    latest.note_passed(&view, &last.report);
+    world.others();
+    last
+}
+
+/// What the receipt in the store says of its steps, by id, and the same of the record.
+fn told(world: &World) -> (Value, Vec<(String, Timestamp)>, Value) {
+    let receipt: Value = serde_json::from_slice(world.receipt.as_ref().expect("a receipt")).unwrap();
+    let steps = receipt["steps"].as_array().unwrap();
+    let times = steps.iter().map(|s| (s["step"].as_str().unwrap().to_owned(), time(&s["at"]))).collect();
+    let record = serde_json::to_value(&world.record.as_ref().unwrap().spec.state.deletion).unwrap();
+    (receipt, times, record)
+}
+
+/// Every order that a receipt and its record must keep, whatever happened.
+fn ordered(world: &World, what: &str) {
+    let (receipt, times, record) = told(world);
+    let mut last = time(&receipt["deletedAt"]);
+    for (step, at) in &times {
+        assert!(*at >= last, "{what}: {step} ended at {at}, before {last}: {receipt}");
+        last = *at;
+        assert_eq!(
+            record["steps"][step]["at"],
+            receipt["steps"].as_array().unwrap().iter().find(|s| s["step"] == **step).unwrap()["at"],
+            "{what}: {step}"
+        );
+    }
+    assert!(time(&receipt["writtenAt"]) >= last, "{what}: {receipt}");
+    assert!(time(&record["receipt"]["at"]) >= time(&receipt["deletedAt"]), "{what}: {record}");
+    assert!(record.get("started").is_none(), "{what}: a finished record says that a step is under way: {record}");
+}
+
+/// L2, tried on a real cluster: a deletion that was blocked for 13 minutes said "its provisioner has not removed it" two seconds after the
+/// volume was given back.
+#[test]
+fn a_step_that_was_blocked_for_long_leaves_the_next_one_its_time() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let now = world.time();
+    world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(now));
+    world.no_archive = true;
+    archive_pod(&mut world);
+    world.now += 13 * 60;
+    pass(&mut world);
+    world.no_archive = false;
+    let mut lingers = 3;
+    for _ in 0..30 {
+        let before = world.volume.clone();
+        let blocker = pass(&mut world).report.blocker;
+        assert_ne!(blocker.as_ref().map(|b| b.reason), Some("VolumeNotDeleted"), "{blocker:?}");
+        // Its provisioner takes a while.
+        if let Some(mut volume) = before.filter(|_| world.volume.is_none() && lingers > 0) {
+            volume.spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".to_owned());
+            world.volume = Some(volume);
+            lingers -= 1;
+        }
+    }
+    assert_eq!(lingers, 0);
+    assert!(world.computer.is_none(), "L1");
+}
+
+/// The same when a node did not answer for that long, and no archive is wanted; and for the step before it.
+#[test]
+fn a_pod_that_stopped_late_leaves_the_volume_its_time() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    let now = world.time();
+    world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(now));
+    world.node_lost = true;
+    pass(&mut world);
+    world.now += 13 * 60;
+    pass(&mut world);
+    world.node_lost = false;
+    for _ in 0..30 {
+        let blocker = pass(&mut world).report.blocker;
+        assert!(blocker.as_ref().is_none_or(|b| b.reason != "VolumeNotDeleted"), "{blocker:?}");
+    }
+    assert!(world.computer.is_none(), "L1");
+}
+
+/// S1 must show in the authoritative copy: the archive was verified, then the volume went, then the receipt was written.
+#[test]
+fn the_receipt_shows_that_the_archive_came_before_the_end_of_the_volume() {
+    for policy in [ArchivePolicy::Required, ArchivePolicy::None] {
+        let (mut world, latest) = (World::new("Delete", policy), Latest::default());
+        world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
+        for _ in 0..60 {
+            remembering(&mut world, &latest);
+        }
+        ordered(&world, "undisturbed");
+        let (receipt, times, _) = told(&world);
+        let at = |step: &str| times.iter().find(|(id, _)| id == step).unwrap().1;
+        assert!(at("stop-pods") < at("delete-volumes"), "{receipt}");
+        if policy == ArchivePolicy::Required {
+            assert!(at("stop-pods") < at("archive-sessions") && at("archive-sessions") < at("delete-volumes"), "{receipt}");
+        }
+    }
+}
+
+/// A crash between the receipt and the record must not make them differ, nor may a clock that is behind turn their order.
+#[test]
+fn a_crash_leaves_the_receipt_and_the_record_alike() {
+    let world = World::new("Delete", ArchivePolicy::Required);
+    let (_, requests) = run(world.clone(), Crash::Never, true);
+    for n in 1..=requests {
+        for crash in [Crash::Before(n), Crash::After(n)] {
+            let (end, _) = run(world.clone(), crash, true);
+            ordered(&end, &format!("{crash:?}"));
+        }
+    }
+}
+
+/// Tried on a real cluster: keys were revoked up to a second before `deletedAt`, because the operator's time was behind.
+#[test]
+fn nothing_ends_before_the_deletion_begins() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    let later = Timestamp::from_second(world.now + 7200).unwrap();
+    world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(later));
+    let (end, _) = run(world, Crash::Never, true);
+    ordered(&end, "a clock that is two hours behind");
+    let (_, times, _) = told(&end);
+    assert_eq!(times[0].1, later);
+}
+
+/// The reason for a deletion that the operator itself began is the one on record, whatever the clock says afterwards.
+#[test]
+fn the_cause_on_record_counts_and_not_a_later_guess() {
+    let cause = |ttl: Value, ending: Value, now: i64| {
+        let mut world = World::new("Delete", ArchivePolicy::None);
+        let computer = world.computer.as_mut().unwrap();
+        computer.metadata.creation_timestamp = Some(from(json!("2025-12-31T23:59:00Z")));
+        computer.spec.time_to_live_seconds = from(ttl);
+        world.now = now;
+        let mut record = serde_json::to_value(world.record.as_ref().unwrap()).unwrap();
+        record["spec"]["state"]["ending"] = ending;
+        world.record = from(record);
+        pass(&mut world);
+        world.record.unwrap().spec.state.deletion.unwrap().cause
+    };
+    let ours = json!({"cause": "TimeToLiveExpired", "at": "2026-01-01T00:00:00.000000Z"});
+    // The pass that begins the deletion sees the time to live over, the next one does not.
+    let behind = 1_767_225_600 - 30;
+    assert_eq!(cause(json!(60), ours.clone(), behind), "TimeToLiveExpired");
+    // A tenant deleted it long ago; the operator was down until its time to live was over, too.
+    let late = 1_767_225_600 + 7200;
+    assert_eq!(cause(json!(3600), json!(null), late), "ComputerDeleted");
+    // The time to live was extended after the reason went on record, then a tenant deleted the computer.
+    assert_eq!(cause(json!(604_800), ours, late), "ComputerDeleted");
+}
+
+/// S3, S4: a namespace was deleted and made again; its cache is old, and the new Computer is being deleted.
+#[test]
+fn an_old_namespace_in_the_cache_hands_nothing_off() {
+    let mut world = World::new("Delete", ArchivePolicy::None);
+    world.record.as_mut().unwrap().spec.snapshot.archive.on_namespace_deletion = OnNamespaceDeletion::HandOff;
+    for _ in 0..40 {
+        let mut view = world.view(true);
+        view.namespace_terminating = true;
+        while let Next::Do(action) = plan(&view).next {
+            let stop = matches!(action, Action::PutReceipt(_));
+            let effect = world.apply(action);
+            view.absorb(effect);
+            if stop {
+                break;
+            }
+        }
+        world.others();
+    }
+    let deletion = world.record.unwrap().spec.state.deletion.unwrap();
+    assert!(!deletion.handed_off, "S3: handed off in a namespace that is not going ({UID})");
+    assert_eq!(deletion.cause, "ComputerDeleted");
+}

@@ -1,0 +1,85 @@
+//! Times, by the simulation's own clock: who ends when and why, deadlines that are said to be over, and the order that a receipt shows.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::api::State;
+use crate::api::value::{text, uid};
+use crate::checks::record;
+use crate::observer::Observer;
+
+/// What an operator's time may differ by: timestamps have whole seconds.
+const SECOND: i64 = 1;
+/// How long a volume may take to go before the default class's deadline is over.
+const DELETE_VOLUMES: Duration = Duration::from_secs(600);
+
+fn time(value: &Value, pointer: &str) -> Option<Timestamp> {
+    text(value, pointer)?.parse().ok()
+}
+
+/// S4: the operator deletes a computer of its own accord. Its time to live, as the API server has it, must be over, and the reason on record.
+pub fn ended(observer: &mut Observer, state: &State, before: &Value) {
+    let of = uid(before).to_owned();
+    let ttl = before.pointer("/spec/timeToLiveSeconds").and_then(Value::as_i64);
+    let age = time(before, "/metadata/creationTimestamp").map(|created| state.now().duration_since(created).as_secs());
+    let over = ttl.zip(age).is_some_and(|(ttl, age)| age + SECOND >= ttl);
+    let protected = before.pointer("/spec/deletionProtection").and_then(Value::as_bool) == Some(true);
+    if !over || protected {
+        return observer.violation(format!("S4: the operator deleted {of}, which nobody asked it to: {ttl:?} s to live, {age:?} s old"));
+    }
+    let Some(record) = record(state, &of) else { return };
+    match (record.spec.state.ending, observer.fates.get_mut(&of)) {
+        (Some(ending), Some(fate)) => fate.ended = Some(ending.cause),
+        _ => observer.violation(format!("S4: the operator deleted {of}, and the reason is not on record")),
+    }
+}
+
+/// L2: what is said to take too long has had its time. A volume goes after its archive is complete, never before.
+pub fn false_deadline(observer: &mut Observer, computer: &Value) {
+    let said = |c: &&Value| c["type"] == "Blocked" && c["status"] == "True" && c["reason"] == "VolumeNotDeleted";
+    let conditions = computer.pointer("/status/conditions").and_then(Value::as_array);
+    if !conditions.is_some_and(|all| all.iter().any(|c| said(&c))) {
+        return;
+    }
+    let archived = observer.fates.get(uid(computer)).and_then(|fate| fate.archived);
+    if let Some(archived) = archived.filter(|at| at.elapsed() < DELETE_VOLUMES) {
+        let what =
+            format!("L2: the volume of {} is said to be overdue {} s after its archive", uid(computer), archived.elapsed().as_secs());
+        observer.violation(what);
+    }
+}
+
+/// What is wrong with the times and the cause of a receipt: they follow each other, and the record says the same.
+pub fn of_receipt(observer: &Observer, state: &State, of: &str, receipt: &Value) -> Option<String> {
+    let mut last = time(receipt, "/deletedAt")?;
+    let mut verified = false;
+    for step in receipt["steps"].as_array().into_iter().flatten() {
+        let (id, at) = (text(step, "/step")?, time(step, "/at")?);
+        // An archive that was verified took a while after the pods had stopped, and the volume went a while after that.
+        let archive = id == "archive-sessions" && step["result"] == "Verified";
+        if at < last || (at == last && (archive || verified)) {
+            return Some(format!("its receipt says that {id} ended at {at}, and what came before it at {last}"));
+        }
+        (last, verified) = (at, archive);
+    }
+    if time(receipt, "/writtenAt")? < last {
+        return Some(format!("its receipt was written before {last}"));
+    }
+    let deletion = record(state, of)?.spec.state.deletion?;
+    let cause = observer.fates.get(of).and_then(|fate| fate.ended.clone());
+    if cause.is_some_and(|cause| text(receipt, "/cause") != Some(&cause)) || text(receipt, "/cause") != Some(&deletion.cause) {
+        return Some(format!("its receipt says {} for a reason", receipt["cause"]));
+    }
+    // Two leaders may each have seen what is handed off end at a time of their own.
+    if deletion.handed_off || deletion.receipt.is_none() {
+        return None;
+    }
+    if !deletion.started.is_empty() {
+        return Some(format!("its finished record says that {:?} are under way", deletion.started));
+    }
+    let told = serde_json::to_value(&deletion.steps).ok()?;
+    let other = receipt["steps"].as_array()?.iter().find(|step| told[text(step, "/step").unwrap_or_default()]["at"] != step["at"])?;
+    Some(format!("its receipt says {other}, and its record {told}"))
+}

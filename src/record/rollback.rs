@@ -21,7 +21,7 @@ fn newer(value: &Value) -> Value {
 }
 
 fn record() -> Value {
-    let at = "2026-11-28T10:00:00Z";
+    let (at, second) = ("2026-11-28T10:00:00.000000Z", "2026-11-28T10:00:00Z");
     json!({
         "namespace": "t", "computer": "c", "provider": "Managed", "className": "k",
         "snapshot": {"archive": {"policy": "Required", "unreadableFiles": "Block", "onNamespaceDeletion": "Wait"},
@@ -29,9 +29,10 @@ fn record() -> Value {
             "tolerations": [{"key": "k"}]},
         "state": {
             "phase": "Deleting", "credential": "Revoked", "keyHash": "h",
+            "ending": {"cause": "TimeToLiveExpired", "at": at}, "crashLoop": {"pods": 1, "last": "Error"},
             "children": {"claimName": "home", "claimUid": "u", "pods": [{"name": "machine", "uid": "p"}],
                 "volume": {"name": "pv", "uid": "v", "originalReclaimPolicy": "Delete"}},
-            "deletion": {"deletedAt": at, "cause": "ComputerDeleted", "started": {"delete-volumes": at}, "handedOff": false,
+            "deletion": {"deletedAt": second, "cause": "ComputerDeleted", "started": {"delete-volumes": at}, "handedOff": false,
                 "custody": {"claimUid": "c", "attempt": 1},
                 "archive": {"manifestDigest": "d", "sessions": 1, "bytes": 2, "problems": 0},
                 "receipt": {"digest": "d", "at": at},
@@ -46,7 +47,7 @@ fn fields_of_a_newer_version_are_written_back() {
     let mut of_tomorrow = newer(&record());
     // The steps are named by us: the unknown one is within a step, not beside it.
     of_tomorrow["state"]["deletion"]["steps"] =
-        json!({"stop-pods": {"result": "Verified", "detail": "", "at": "2026-11-28T10:00:00Z", "ofTomorrow": 1}});
+        json!({"stop-pods": {"result": "Verified", "detail": "", "at": "2026-11-28T10:00:00.000000Z", "ofTomorrow": 1}});
     let read: ComputerRecordSpec = serde_json::from_value(of_tomorrow.clone()).unwrap();
     assert_eq!(serde_json::to_value(&read).unwrap(), of_tomorrow);
     let mut key = newer(&json!({"namespace": "t", "apiKey": "k", "serviceAccountName": "s",

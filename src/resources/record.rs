@@ -242,6 +242,10 @@ pub struct Ending {
     pub cause: String,
     /// When the operator decided so.
     pub at: MicroTime,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// Machine pods in a row that ended by themselves soon after they were created: decides the pause before the next one.
@@ -253,6 +257,10 @@ pub struct CrashLoop {
     /// Why the last one ended.
     #[schemars(length(max = 256))]
     pub last: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub unknown: Unknown,
 }
 
 /// The account of a deletion.

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::State;
 use crate::computer::plan::Blocker;
 use crate::resources::conditions::truncate;
-use crate::resources::{CrashLoop, PodRecord};
+use crate::resources::{CrashLoop, PodRecord, Unknown};
 
 /// Seconds between two pods of one computer.
 const FIRST_SECONDS: i64 = 10;
@@ -27,7 +27,7 @@ const CAUSE: usize = 256;
 /// The count after a pod that has stopped.
 pub(super) fn counted(before: Option<&CrashLoop>, pod: &Pod) -> Option<CrashLoop> {
     let last = early_end(pod)?;
-    Some(CrashLoop { pods: before.map_or(0, |b| b.pods).saturating_add(1), last })
+    Some(CrashLoop { pods: before.map_or(0, |b| b.pods).saturating_add(1), last, unknown: Unknown::new() })
 }
 
 /// Why a pod ended, if that was early and by itself: before anybody asked for its deletion.
@@ -66,7 +66,7 @@ pub(super) fn pause(pods: &[PodRecord], crash_loop: Option<&CrashLoop>, now: Tim
     }
     let left = Duration::from_secs(u64::try_from(left.min(wanted)).unwrap_or(1));
     Some(match crash_loop.filter(|c| c.pods >= SHOWN) {
-        Some(CrashLoop { pods, last }) => State::Blocked(
+        Some(CrashLoop { pods, last, .. }) => State::Blocked(
             Blocker {
                 reason: "CrashLoop",
                 message: format!(
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_pause_doubles_is_bounded_and_does_not_outlast_a_clock_that_is_set_back() {
-        let crash_loop = |pods| CrashLoop { pods, last: "x".into() };
+        let crash_loop = |pods| CrashLoop { pods, last: "x".into(), unknown: Unknown::new() };
         let waits: Vec<i64> = [1, 2, 3, 5, 6, 9, i32::MAX].map(|n| seconds(Some(&crash_loop(n)))).into();
         assert_eq!((seconds(None), waits), (10, vec![10, 20, 40, 160, 300, 300, 300]));
         let at = |s: i64| Timestamp::from_second(1_800_000_000 + s).unwrap();

@@ -106,7 +106,7 @@ fn sorted(value: &Value) -> Value {
     }
 }
 
-/// What deletion will need: the class's word, and what is in effect in this pod (design 4.1).
+/// What deletion will need: the class's word, and what is in effect in this pod (DESIGN.md 4.1).
 pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Pod) -> Snapshot {
     let mut snapshot = Snapshot {
         session_paths: class.spec.session_paths.clone(),

@@ -1,4 +1,4 @@
-//! Counts the requests to the Kubernetes API by verb, resource and code: the figure behind the budget of writes (design part 7).
+//! Counts the requests to the Kubernetes API by verb, resource and code: the figure behind the budget of writes (DESIGN.md 7).
 //! Never a name, a namespace or a UID. With [`super::client::connect`], retries inside kube are one
 //! request here; a request that was given up has code `none`.
 

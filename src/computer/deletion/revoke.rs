@@ -1,5 +1,5 @@
 //! Step 1, `revoke-credentials`: the record becomes a tombstone, then the key's Secret goes. Since authentication reads the
-//! Computer and its namespace live (design 4.3), the key was dead before this; from here on it stays dead whatever happens to them.
+//! Computer and its namespace live (DESIGN.md 4.3), the key was dead before this; from here on it stays dead whatever happens to them.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -58,7 +58,7 @@ fn begun(view: &View) -> Deletion {
     }
 }
 
-/// Absence is proved by a UID-preconditioned DELETE that answers 404; a Secret is never read (design 4.8).
+/// Absence is proved by a UID-preconditioned DELETE that answers 404; a Secret is never read (DESIGN.md 4.8).
 fn secret(context: &Context<'_>) -> State {
     let children = &context.record.spec.state.children;
     if !guards::on(Guard::SecretGone) {

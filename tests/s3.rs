@@ -151,7 +151,7 @@ async fn there_and_back(store: &Store, size: usize) -> (Duration, Duration) {
     let began = Instant::now();
     let (mut hash, mut stream) = (Sha256::new(), store.stream(&key).await.expect("stream"));
     while let Some(chunk) = stream.next().await {
-        hash.update(&chunk.expect("a chunk"));
+        hash.update(chunk.expect("a chunk"));
     }
     assert_eq!(hex::encode(hash.finalize()), digest);
     (put, began.elapsed())
@@ -163,7 +163,7 @@ async fn a_slow_line_is_no_reason_to_end() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
-    let line = relay::relay(server_of(&url), 2_000_000, u64::MAX).await;
+    let line = relay::relay(server_of(&url), 2_000_000, u64::MAX);
     let idle = Idle { silence: Duration::from_secs(2), answer: Duration::from_secs(5) };
     let store = Store::open_with(&through(&url, line), idle).unwrap();
     let (put, read) = there_and_back(&store, 24_000_000).await;
@@ -177,7 +177,7 @@ async fn a_very_slow_line_is_no_reason_to_end_either() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
-    let line = relay::relay(server_of(&url), 500_000, u64::MAX).await;
+    let line = relay::relay(server_of(&url), 500_000, u64::MAX);
     let (put, read) = there_and_back(&Store::open(&through(&url, line)).unwrap(), 120_000_000).await;
     println!("put {put:?}, read {read:?}");
     assert!(read > Duration::from_secs(200), "the line is not slow: {put:?} {read:?}");
@@ -193,7 +193,7 @@ async fn a_line_that_stops_ends_what_runs_over_it() {
     let key = object_key("uid", &digest);
     let body = || futures::stream::iter([Ok(bytes.clone())]);
     Store::open(&url).unwrap().put_addressed(&key, &digest, body()).await.unwrap();
-    let line = relay::relay(server_of(&url), 50_000_000, 1_000_000).await;
+    let line = relay::relay(server_of(&url), 50_000_000, 1_000_000);
     let idle = Idle { silence: Duration::from_secs(1), answer: Duration::from_secs(2) };
     let store = Store::open_with(&through(&url, line), idle).unwrap();
     // Each break goes on where it was: the object comes over in pieces, or the read fails. Never less.

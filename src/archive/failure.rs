@@ -52,38 +52,10 @@ impl Failure {
         match self.status {
             Some(status) => {
                 let code = self.code.as_deref().unwrap_or("no error code");
-                let (what, advice) = self.of_answer(status, code);
+                let (what, advice) = of_answer(status, code);
                 format!("the archive store {what} (HTTP {status}, {code}): {advice}")
             }
             None => self.of_system(),
-        }
-    }
-
-    fn of_answer(&self, status: u16, code: &str) -> (&'static str, &'static str) {
-        match (status, code) {
-            (_, "NoSuchBucket") => ("has no such bucket", "check its name, region and endpoint, or create it"),
-            (_, "RequestTimeTooSkewed") => ("refuses the time of the request", "check the clocks of the node and of the store"),
-            (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "InvalidSecurity") | (401, _) => {
-                ("does not accept the credentials", "check the access key and the secret key that the operator was started with")
-            }
-            (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull" | "StorageFull" | "InsufficientCapacity") => {
-                ("is full", "make room in it, or raise its quota")
-            }
-            (403, _) => (
-                "denies access",
-                "the credentials need s3:GetObject, s3:PutObject, s3:AbortMultipartUpload and, to tell what is missing from what is denied, s3:ListBucket",
-            ),
-            (404, _) => {
-                ("does not say that the object is missing", "check bucket and endpoint: a proxy or another server may have answered")
-            }
-            (_, "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException") | (300..=399, _) => {
-                ("is in another region or has another endpoint", "check region and endpoint")
-            }
-            (429, _) | (_, "SlowDown" | "RequestLimitExceeded" | "ServiceUnavailable" | "Throttling" | "TooManyRequests") => {
-                ("asks for fewer requests, or is overloaded", "it takes requests again when its load is lower")
-            }
-            (500..=599, _) => ("failed", "its own log says why"),
-            _ => ("refused the request", "its own log says why"),
         }
     }
 
@@ -107,6 +79,35 @@ impl Failure {
             _ => ("the archive store cannot be used", "check that it runs and that the operator can reach it"),
         };
         format!("{what} ({}): {advice}", self.cause)
+    }
+}
+
+/// What an answer means, and what to do about it.
+fn of_answer(status: u16, code: &str) -> (&'static str, &'static str) {
+    match (status, code) {
+        (_, "NoSuchBucket") => ("has no such bucket", "check its name, region and endpoint, or create it"),
+        (_, "RequestTimeTooSkewed") => ("refuses the time of the request", "check the clocks of the node and of the store"),
+        (
+            _,
+            "InvalidAccessKeyId" | "XAdminUserNotFound" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "InvalidSecurity",
+        )
+        | (401, _) => ("does not accept the credentials", "check the access key and the secret key that the operator was started with"),
+        (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull" | "StorageFull" | "InsufficientCapacity") => {
+            ("is full", "make room in it, or raise its quota")
+        }
+        (403, _) => (
+            "denies access",
+            "the credentials need s3:GetObject, s3:PutObject, s3:AbortMultipartUpload and, to tell what is missing from what is denied, s3:ListBucket",
+        ),
+        (404, _) => ("does not say that the object is missing", "check bucket and endpoint: a proxy or another server may have answered"),
+        (_, "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException") | (300..=399, _) => {
+            ("is in another region or has another endpoint", "check region and endpoint")
+        }
+        (429, _) | (_, "SlowDown" | "RequestLimitExceeded" | "ServiceUnavailable" | "Throttling" | "TooManyRequests") => {
+            ("asks for fewer requests, or is overloaded", "it takes requests again when its load is lower")
+        }
+        (500..=599, _) => ("failed", "its own log says why"),
+        _ => ("refused the request", "its own log says why"),
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 /// Forwards from a new port of this machine to `to`: so many bytes a second and connection, each way, and no more than `most` bytes of a
 /// connection. Socket buffers are small, so that the line and not the kernel decides.
-pub async fn relay(to: SocketAddr, rate: u64, most: u64) -> SocketAddr {
+pub fn relay(to: SocketAddr, rate: u64, most: u64) -> SocketAddr {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(64 * 1024).unwrap();
     socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();

@@ -49,6 +49,7 @@ impl Sender {
 
     /// With other limits, for tests.
     #[cfg(test)]
+    #[must_use]
     pub fn with_limits(self, silence: Duration, tries: u32) -> Self {
         Self { silence, tries, ..self }
     }

@@ -1,7 +1,7 @@
 //! HTTP to the archive store without a total time limit. A request ends when it makes no progress, never because it is large or the
 //! line is slow: `object_store` and `reqwest` have limits for whole requests only, and count them from the start of the request.
 //!
-//! Progress is a part of the request body that was written to the connection, or a frame of the response that arrived.
+//! Progress is a part of the request body that the connection has taken, or a frame of the response that arrived.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,11 +15,9 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, SizeHint};
-use object_store::ClientOptions;
-use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody, HttpService,
-    ReqwestConnector,
-};
+use object_store::client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService};
+use object_store::{ClientConfigKey as Key, ClientOptions};
+use reqwest::{NoProxy, Proxy};
 use tokio::time::{Instant, Sleep};
 
 /// Size of the parts in which a body is written: the grain of its progress.
@@ -49,14 +47,42 @@ pub struct IdleConnector(pub Idle);
 
 impl HttpConnector for IdleConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = ReqwestConnector::default().connect(&options.clone().with_timeout_disabled())?;
+        let client = client(options).map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })?;
         Ok(HttpClient::new(IdleService { client, idle: self.0 }))
     }
 }
 
+/// A client by the options of `object_store`, except for its limits of time and its choice of addresses. Its own client cannot be used:
+/// it does not show how much of a body was taken.
+fn client(options: &ClientOptions) -> reqwest::Result<reqwest::Client> {
+    let text = |key| options.get_config_value(&key).filter(|value| !value.is_empty());
+    let on = |key| text(key).is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "true" | "1" | "on" | "yes" | "y"));
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(Duration::from_secs(5))
+        .https_only(!on(Key::AllowHttp))
+        .danger_accept_invalid_certs(on(Key::AllowInvalidCertificates))
+        // The length of an answer is that of the object.
+        .no_gzip()
+        .no_brotli()
+        .no_zstd()
+        .no_deflate();
+    if on(Key::Http1Only) {
+        builder = builder.http1_only();
+    }
+    if let Some(proxy) = text(Key::ProxyUrl) {
+        if let Some(certificate) = text(Key::ProxyCaCertificate) {
+            builder = builder.tls_certs_merge([reqwest::Certificate::from_pem(certificate.as_bytes())?]);
+        }
+        let excludes = text(Key::ProxyExcludes).and_then(|excludes| NoProxy::from_string(&excludes));
+        builder = builder.proxy(Proxy::all(proxy)?.no_proxy(excludes));
+    }
+    builder.build()
+}
+
 #[derive(Debug)]
 struct IdleService {
-    client: HttpClient,
+    client: reqwest::Client,
     idle: Idle,
 }
 
@@ -65,24 +91,55 @@ impl HttpService for IdleService {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let answer = if request.method() == Method::POST { self.idle.answer } else { self.idle.silence };
         let size = request.body().content_length();
-        let written = Arc::new(AtomicU64::new(0));
-        let request = observed(request, &written).await?;
+        let taken = Arc::new(AtomicU64::new(0));
+        let request = observed(request, &taken).await?;
         let response = tokio::select! {
-            response = self.client.execute(request) => response?,
-            () = stalled(&written, size as u64, self.idle.silence, answer) => return Err(timed_out()),
+            response = self.client.execute(request) => response.map_err(failed)?,
+            () = stalled(&taken, size as u64, self.idle.silence, answer) => return Err(timed_out()),
         };
-        let (parts, body) = response.into_parts();
+        let (parts, body) = axum::http::Response::<reqwest::Body>::from(response).into_parts();
+        let body = HttpResponseBody::new(body.map_err(failed));
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(IdleBody { body, silence: self.idle.silence, timer: None })))
     }
 }
 
+/// The kind decides what `object_store` tries again.
+fn failed(error: reqwest::Error) -> HttpError {
+    use std::io::ErrorKind;
+    let mut kind = match () {
+        () if error.is_timeout() => HttpErrorKind::Timeout,
+        () if error.is_connect() => HttpErrorKind::Connect,
+        () if error.is_decode() => HttpErrorKind::Decode,
+        () => HttpErrorKind::Unknown,
+    };
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source.filter(|_| kind == HttpErrorKind::Unknown) {
+        if let Some(cause) = cause.downcast_ref::<hyper::Error>()
+            && (cause.is_closed() || cause.is_incomplete_message() || cause.is_body_write_aborted())
+        {
+            kind = HttpErrorKind::Request;
+        }
+        if let Some(cause) = cause.downcast_ref::<std::io::Error>() {
+            kind = match cause.kind() {
+                ErrorKind::TimedOut => HttpErrorKind::Timeout,
+                ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof => {
+                    HttpErrorKind::Interrupted
+                }
+                _ => kind,
+            };
+        }
+        source = cause.source();
+    }
+    HttpError::new(kind, error.without_url())
+}
+
 /// Ends when the body of a request makes no progress for `silence`, or when no answer came for `answer` after all of it was written.
-async fn stalled(written: &AtomicU64, size: u64, silence: Duration, answer: Duration) {
+async fn stalled(taken: &AtomicU64, size: u64, silence: Duration, answer: Duration) {
     let (mut seen, mut since) = (0, Instant::now());
     loop {
         let limit = if seen < size { silence } else { answer + Duration::from_secs(size.min(16 << 20) / SLOWEST) };
         tokio::time::sleep_until(since + limit.min(silence)).await;
-        let now = written.load(Ordering::Relaxed);
+        let now = taken.load(Ordering::Relaxed);
         if now != seen {
             (seen, since) = (now, Instant::now());
         } else if since.elapsed() >= limit {
@@ -93,41 +150,27 @@ async fn stalled(written: &AtomicU64, size: u64, silence: Duration, answer: Dura
     }
 }
 
-/// The same request, whose body counts what of it was written: a part is dropped when the connection is done with it.
-async fn observed(request: HttpRequest, written: &Arc<AtomicU64>) -> Result<HttpRequest, HttpError> {
-    let (mut parts, mut body) = request.into_parts();
+/// The same request, whose body counts what the connection takes of it. It takes no more than it has room for.
+async fn observed(request: HttpRequest, taken: &Arc<AtomicU64>) -> Result<reqwest::Request, HttpError> {
+    let (parts, mut body) = request.into_parts();
+    let url = parts.uri.to_string().parse().map_err(|e| HttpError::new(HttpErrorKind::Unknown, std::io::Error::other(format!("{e}"))))?;
+    let mut request = reqwest::Request::new(parts.method, url);
+    *request.headers_mut() = parts.headers;
     let size = body.content_length();
     if size == 0 {
-        return Ok(HttpRequest::from_parts(parts, body));
+        return Ok(request);
     }
     let mut grains = Vec::with_capacity(size / GRAIN + 1);
     while let Some(frame) = body.frame().await {
         let Ok(mut bytes) = frame?.into_data() else { continue };
         while !bytes.is_empty() {
-            let part = bytes.split_to(GRAIN.min(bytes.len()));
-            grains.push(Bytes::from_owner(Grain { part, written: Arc::clone(written) }));
+            grains.push(Ok(bytes.split_to(GRAIN.min(bytes.len()))));
         }
     }
-    // A body of many parts has no length of its own.
-    parts.headers.entry(CONTENT_LENGTH).or_insert(size.into());
-    Ok(HttpRequest::from_parts(parts, HttpRequestBody::from(grains.into_iter().collect::<object_store::PutPayload>())))
-}
-
-struct Grain {
-    part: Bytes,
-    written: Arc<AtomicU64>,
-}
-
-impl AsRef<[u8]> for Grain {
-    fn as_ref(&self) -> &[u8] {
-        &self.part
-    }
-}
-
-impl Drop for Grain {
-    fn drop(&mut self) {
-        self.written.fetch_add(self.part.len() as u64, Ordering::Relaxed);
-    }
+    // A stream has no length of its own.
+    request.headers_mut().entry(CONTENT_LENGTH).or_insert(size.into());
+    *request.body_mut() = Some(reqwest::Body::wrap_stream(counted(futures::stream::iter(grains), Arc::clone(taken))));
+    Ok(request)
 }
 
 /// A response whose reader waits for each frame only so long. The time that the reader itself takes does not count.

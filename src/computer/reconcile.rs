@@ -117,7 +117,7 @@ impl Reconciler {
             return self.expire(&view).await;
         }
         let seen = seen::digest(&view);
-        if let Some(left) = self.memory.backoff.left(uid, seen::with_record(seen, &view)) {
+        if let Some(left) = self.paused(uid, seen::with_record(seen, &view)) {
             return Some(left);
         }
         let (mut plan, error) = self.drive(&mut view).await;
@@ -139,6 +139,21 @@ impl Reconciler {
         self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
         let next = self.next_run(uid, &plan, error, seen::with_record(seen, &view));
         [next, self.retell(uid, told)].into_iter().flatten().min()
+    }
+
+    /// What is left of the pause after a failure. A status that could not be written ends it when it may be tried again: it tells what
+    /// the deletion waits for (L2).
+    fn paused(&self, uid: &str, seen: u64) -> Option<Duration> {
+        let left = self.memory.backoff.left(uid, seen)?;
+        if self.memory.unwritten.count(uid) == 0 {
+            return Some(left);
+        }
+        self.memory.unwritten.left(uid, 0).map(|owed| owed.min(left))
+    }
+
+    /// The archive store has finished what a pass of this computer was waiting for. No cache shows that, so it ends a pause.
+    pub fn store_answered(&self, uid: &str) {
+        self.memory.backoff.wake(uid);
     }
 
     /// Nothing is known of this computer any more, or nothing is left to do for it.

@@ -53,6 +53,9 @@ pub fn collected(pod: &Pod) -> Option<Timestamp> {
     by.last_transition_time.as_ref().or(pod.metadata.deletion_timestamp.as_ref()).map(|at| at.0)
 }
 
+/// Seconds that a live kubelet is given to kill the containers of a pod that is no longer in the API, beyond its grace period.
+pub const ORPHAN_KILL_SECONDS: i64 = 60;
+
 /// Whether a node's kubelet answers: it kills the containers of a pod that is no longer in the API.
 pub fn answers(node: &Node) -> bool {
     node.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True")

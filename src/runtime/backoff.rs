@@ -70,6 +70,14 @@ impl Backoff {
         Some(failing.until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
     }
 
+    /// What the attempt waits for has happened, and no digest shows it (the archive store has answered): the pause is over. The failures
+    /// still count.
+    pub fn wake(&self, uid: &str) {
+        if let Some(failing) = self.state().failures.get_mut(uid) {
+            failing.until = Instant::now();
+        }
+    }
+
     /// Failures in a row.
     pub fn count(&self, uid: &str) -> u32 {
         self.state().failures.get(uid).map_or(0, |f| f.count)
@@ -168,6 +176,11 @@ mod tests {
         assert_eq!((backoff.left("a", 8), backoff.left("b", 7)), (None, None));
         tokio::time::advance(wait).await;
         assert_eq!(backoff.left("a", 7), None, "the pause is over");
+        while backoff.failed("a", 7, None) < Duration::from_secs(2) {}
+        let failures = backoff.count("a");
+        backoff.wake("a");
+        assert_eq!((backoff.left("a", 7), backoff.count("a")), (None, failures), "the failures still count");
+        backoff.wake("of nobody");
         assert_eq!(backoff.failed("b", 0, Some(Duration::from_secs(20))), Duration::from_secs(20), "as long as the server asks for");
         assert_eq!(backoff.failed("b", 0, Some(Duration::from_secs(86_400))), LONGEST);
     }

@@ -61,6 +61,8 @@ pub struct Caches {
     /// Volumes with our label.
     pub volumes: Store<PersistentVolume>,
     index: Index,
+    /// The operator's namespace, where the records are.
+    own: Arc<str>,
 }
 
 impl Caches {
@@ -73,7 +75,7 @@ impl Caches {
     /// The namespace of the computer of this UID, as far as it is known.
     pub fn namespace(&self, uid: &str) -> String {
         let of_computer = || Some(self.index.read().ok()?.get(uid)?.0.clone());
-        let of_record = || self.records.find(|r| r.metadata.name.as_deref() == Some(uid)).map(|r| r.spec.namespace.clone());
+        let of_record = || self.records.get(&ObjectRef::new(uid).within(&self.own)).map(|r| r.spec.namespace.clone());
         of_computer().or_else(of_record).unwrap_or_default()
     }
 
@@ -130,6 +132,7 @@ pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>) -> Caches 
         volumes: spawn.watch(Api::<DeserializeGuard<PersistentVolume>>::all(client.clone()), volumes, strip::managed, labelled),
         computers,
         index: known,
+        own: namespace.into(),
     }
 }
 

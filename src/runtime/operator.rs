@@ -157,6 +157,7 @@ impl Leader {
         });
         let of = caches.clone();
         let work = work.shared_by(move |uid| of.namespace(uid));
+        let woken = Arc::clone(&reconciler);
         let run = work.run(self.concurrency, stop.clone(), move |uid| {
             let reconciler = Arc::clone(&reconciler);
             async move { reconciler.run(&uid).await }
@@ -166,7 +167,10 @@ impl Leader {
             loop {
                 tokio::select! {
                     () = &mut run => return Ok(()),
-                    Some(uid) = finished_checks.recv() => queue.now(uid),
+                    Some(uid) = finished_checks.recv() => {
+                        woken.store_answered(&uid);
+                        queue.now(uid);
+                    }
                 }
             }
         });

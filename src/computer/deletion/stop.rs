@@ -9,13 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Fact, Subject};
-use crate::computer::stopped::{Writers, answers, collected, overstays, remove_finalizer_patch, writers};
+use crate::computer::stopped::{ORPHAN_KILL_SECONDS, Writers, answers, collected, overstays, remove_finalizer_patch, writers};
 use crate::computer::volume::{self, retain_patch};
 use crate::guards::{self, Guard};
-use crate::resources::{POD_FINALIZER, PodRecord, Provider, SkippableStep, VolumeRecord};
-
-/// Seconds that a live kubelet is given to kill the containers of a pod that is no longer in the API, beyond its grace period.
-const ORPHAN_KILL_SECONDS: i64 = 60;
+use crate::resources::{ArchivePolicy, POD_FINALIZER, PodRecord, Provider, SkippableStep, VolumeRecord};
 
 /// Seconds that a volume may take to be detached before that is told.
 const DETACH_SECONDS: i64 = 30;
@@ -103,7 +100,9 @@ fn still_retained(context: &Context<'_>) -> Result<(), State> {
     else {
         return Ok(());
     };
-    if pv.metadata.deletion_timestamp.is_some() && context.view.skipped(SkippableStep::ArchiveSessions).is_none() {
+    // Where no archive is wanted, nothing is lost with the volume, and nothing about it may hold the deletion up (L1).
+    let wanted = context.record.spec.snapshot.archive.policy != ArchivePolicy::None;
+    if pv.metadata.deletion_timestamp.is_some() && wanted && context.view.skipped(SkippableStep::ArchiveSessions).is_none() {
         return Err(State::blocked(
             "VolumeBeingDeleted",
             format!(
@@ -114,7 +113,7 @@ fn still_retained(context: &Context<'_>) -> Result<(), State> {
             60,
         ));
     }
-    retain(context, &recorded.name, pv).map_or(Ok(()), Err)
+    retain(context, &recorded.name, pv).filter(|state| wanted || !matches!(state, State::Blocked(..))).map_or(Ok(()), Err)
 }
 
 /// Sets a volume to `Retain` under our mark. `None`: it is.

@@ -1,13 +1,14 @@
 //! The pod: started, replaced when it failed or was taken away, stopped while the computer is suspended. At most one runs; the
 //! next one is made only when every container of the last one has stopped.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Context, State, crash, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::pod;
-use crate::computer::stopped::{Writers, answers, overstays, remove_finalizer_patch, writers};
+use crate::computer::stopped::{ORPHAN_KILL_SECONDS, Writers, answers, collected, overstays, remove_finalizer_patch, writers};
 use crate::computer::view::ClassState;
 use crate::guards::{self, Guard};
 use crate::record::names::Child;
@@ -58,7 +59,14 @@ fn here(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: Subject
             None => learn_uids(context),
         };
     }
-    match writers(pod) {
+    let writers = match (writers(pod), collected(pod)) {
+        (Writers::Unknown(_), Some(since)) => match node_lets_go(context, pod, since) {
+            Some(state) => return state,
+            None => Writers::Stopped,
+        },
+        (writers, _) => writers,
+    };
+    match writers {
         // Proof first, then the finalizer: a later deletion could not tell any more.
         Writers::Stopped if recorded.stopped_at.is_none() => {
             let (name, now) = (recorded.name.clone(), context.view.now);
@@ -81,6 +89,31 @@ fn here(context: &Context<'_>, recorded: &PodRecord, pod: &Pod, subject: Subject
         Writers::Unknown(why) => {
             State::blocked("PodStateUnknown", format!("{} is being deleted and {why}: its node may be lost", subject.describe()))
         }
+    }
+}
+
+/// A pod that the pod garbage collector has ended: a live kubelet kills its containers within the grace period and a little more, and a
+/// node that is gone runs none. `None`: nothing of it can write any more.
+fn node_lets_go(context: &Context<'_>, pod: &Pod, since: Timestamp) -> Option<State> {
+    let grace = context.record.spec.snapshot.grace_period_seconds.unwrap_or(30).max(0);
+    let left = grace.saturating_add(ORPHAN_KILL_SECONDS).saturating_sub(context.view.now.duration_since(since).as_secs());
+    if left > 0 {
+        return Some(State::wait(u64::try_from(left).unwrap_or(1)));
+    }
+    let subject = Subject::Node { name: pod.spec.as_ref()?.node_name.clone()? };
+    match context.view.facts.get(&subject) {
+        None => Some(State::act(Action::Read(subject))),
+        Some(Fact::Node(node)) if !answers(node) => Some(State::blocked(
+            "NodeUnreachable",
+            format!(
+                "Pod {}/{} was ended without its kubelet, and node {} does not answer, so its containers may still write. Bring the node back, \
+                 or delete the Node object if it is lost",
+                context.view.namespace,
+                pod.metadata.name.as_deref().unwrap_or_default(),
+                node.metadata.name.as_deref().unwrap_or_default()
+            ),
+        )),
+        Some(_) => None,
     }
 }
 

@@ -82,6 +82,23 @@ fn the_claim_of_a_volume_that_is_being_deleted_is_left_alone_and_reported() {
     assert!(actions.iter().any(deletes_claim), "S11: an admin has decided");
 }
 
+/// L1: nothing is lost with that volume where no archive is wanted, so it holds no deletion up.
+#[test]
+fn a_volume_that_is_being_deleted_does_not_block_a_deletion_that_wants_no_archive() {
+    for foreign in [false, true] {
+        let mut world = World::new("Delete", ArchivePolicy::None);
+        let mut stale = world.view(true);
+        let volume = world.volume.as_mut().unwrap();
+        if foreign {
+            volume.metadata.labels.get_or_insert_default().insert(UID_LABEL.into(), "another".into());
+        } else {
+            volume.metadata.deletion_timestamp = stale.computer.as_ref().unwrap().metadata.deletion_timestamp.clone();
+        }
+        let (actions, last) = performed(&mut world, &mut stale);
+        assert!(actions.iter().any(deletes_claim), "{actions:?}, {:?}", last.report.blocker);
+    }
+}
+
 /// The volume controller refuses a claim that it meets before the volume names it, and looks again at its resync only.
 #[test]
 fn the_custody_claim_is_made_when_the_volume_controller_knows_of_it() {

@@ -142,6 +142,43 @@ fn a_claim_deleted_by_hand_is_made_again_around_the_same_volume() {
     assert_eq!(holder, world.claims.values().next().unwrap().metadata.uid);
 }
 
+/// The pod garbage collector ends the pods of a node that is gone: what their containers do is known again once the node cannot run any.
+#[test]
+fn a_pod_that_the_garbage_collector_has_ended_is_replaced_unless_its_node_may_still_run_it() {
+    for lost in [false, true] {
+        let mut world = World::new(json!({}));
+        world.settle(None);
+        let name = world.pods.keys().next().unwrap().clone();
+        let (now, grace) = (world.view().now, 30);
+        world.node_lost = lost;
+        let pod = world.pods.get_mut(&name).unwrap();
+        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+        pod.status = from(
+            json!({"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC", "lastTransitionTime": now}],
+            "containerStatuses": [{"name": "m", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}),
+        );
+        let next = |world: &mut World| {
+            let mut view = world.view();
+            loop {
+                let current = plan(&view);
+                match current.next.clone() {
+                    Next::Do(action @ Action::Read(_)) => view.absorb(world.apply(action)),
+                    _ => return current,
+                }
+            }
+        };
+        assert!(matches!(next(&mut world).next, Next::Wait(_)), "its kubelet may be about to kill them");
+        world.now += grace + 61;
+        let current = next(&mut world);
+        if lost {
+            assert_eq!(current.report.blocker.expect("L2").reason, "NodeUnreachable");
+        } else {
+            let Next::Do(Action::SaveRecord(record)) = current.next else { panic!("{:?}", current.next) };
+            assert!(record.spec.state.children.pods[0].stopped_at.is_some());
+        }
+    }
+}
+
 #[test]
 fn the_end_of_a_time_to_live_is_a_deletion_and_protection_outlasts_it() {
     let mut world = World::new(json!({"timeToLiveSeconds": 60}));

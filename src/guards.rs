@@ -18,8 +18,6 @@ pub enum Guard {
     LiveRecord,
     /// A look at the record is good for the very next request only.
     OneLook,
-    /// What was learned before another one wrote the record is not held against what it says now.
-    OldFacts,
     /// A plan is not made on an older record than this process has seen.
     LatestRecord,
     /// Only the API server's own word is an absence, not any 404.
@@ -86,7 +84,7 @@ pub enum Guard {
 
 impl Guard {
     /// All of them.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 38] = [
         Self::DeletePrecondition,
         Self::FinalizerFence,
         Self::StatusFence,
@@ -94,7 +92,6 @@ impl Guard {
         Self::LiveAbsence,
         Self::LiveRecord,
         Self::OneLook,
-        Self::OldFacts,
         Self::LatestRecord,
         Self::TypedNotFound,
         Self::RecordedUid,

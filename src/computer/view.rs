@@ -127,11 +127,10 @@ impl View {
                 self.record = Some(*record);
                 self.passed.clear();
                 self.times.clear();
-                if guards::on(Guard::OldFacts) {
-                    self.facts.clear();
-                    self.learned.clear();
-                    self.archive = None;
-                }
+                // What was learned before another writer changed the record is not held against what it says now.
+                self.facts.clear();
+                self.learned.clear();
+                self.archive = None;
             }
             Effect::Archive(verification) => self.archive = Some(verification),
             Effect::ReceiptStored(bytes) => self.receipt = Some(bytes),
@@ -288,6 +287,10 @@ mod tests {
         let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
         view.absorb(Effect::Overtaken(record(&json!({"claimName": "home-s", "pods": [{"name": "machine-s"}]}))));
         assert!(view.facts.is_empty(), "somebody else's record");
+        view.absorb(Effect::Learned(Subject::claim("t", "home-s"), Fact::Gone));
+        view.absorb(Effect::Archive(Verification::Missing));
+        view.absorb(Effect::Overtaken(record(&json!({"claimName": "home-s"}))));
+        assert!(view.facts.is_empty() && view.learned.is_empty() && view.archive.is_none(), "S1: read before the other write");
         view.record = None;
         view.absorb(Effect::Record(record(&json!({"claimName": "home-s", "pods": [{"name": "machine-old"}]}))));
         assert_eq!((view.claim("t", "home-s"), view.pod("t", "machine-old")), (Some(None), None));

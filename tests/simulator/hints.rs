@@ -16,7 +16,7 @@ const fn tooth(guard: Guard, about: &'static str, hint: &'static str) -> Tooth {
 
 const MANAGED: &str = r#"{"life":"Managed","leaders":1,"seed":1}"#;
 
-pub static TEETH: [Tooth; 39] = [
+pub static TEETH: [Tooth; 38] = [
     tooth(
         Guard::DeletePrecondition,
         "Every delete names the UID that it is meant for",
@@ -51,11 +51,6 @@ pub static TEETH: [Tooth; 39] = [
         Guard::OneLook,
         "A look at the record is good for the very next request only",
         r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":32,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
-    ),
-    tooth(
-        Guard::OldFacts,
-        "What was learned before somebody else wrote the record is not held against it",
-        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":39,"side":"After","act":{"Do":"DeleteNamespace"}}]}"#,
     ),
     tooth(
         Guard::LatestRecord,

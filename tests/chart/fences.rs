@@ -109,7 +109,8 @@ fn records(server: &Server) {
     elsewhere["namespace"] = json!("other");
     refused("another computer's", patch(elsewhere), "changes nothing else of a record");
     patch(state(json!({}))).expect("a tombstone");
-    refused("back to life", patch(json!({"state": {"credential": "Live"}})), "revokes keys and does nothing else");
+    // The definition itself refuses this, before any policy is asked.
+    refused("back to life", patch(json!({"state": {"credential": "Live"}})), "a revoked credential stays revoked");
 }
 
 fn children(server: &Server) {

@@ -74,7 +74,7 @@ enum Command {
     },
 }
 
-/// Runs `archives`. What fails is told on standard error, without the code's own trail.
+/// Runs `archives`. Failures are printed to standard error, without a backtrace.
 ///
 /// # Errors
 /// None: the exit code says whether it worked.

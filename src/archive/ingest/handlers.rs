@@ -49,7 +49,7 @@ impl Shared {
 
 type Answer = Result<StatusCode, (StatusCode, String)>;
 
-/// The routes. What is stored is told to `waits`.
+/// The routes. Each stored object is reported to `waits`.
 pub fn router(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Router {
     let shared = Shared::new(store, authenticator, waits);
     Router::new()

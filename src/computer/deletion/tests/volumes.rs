@@ -1,4 +1,4 @@
-//! Custody, claims and volumes: what somebody else does to them, and what never comes to an end by itself.
+//! Custody, claims and volumes: changes made by other clients, and waits that never end by themselves.
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

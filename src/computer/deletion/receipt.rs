@@ -26,7 +26,8 @@ pub(super) fn step(context: &Context<'_>) -> State {
     }
 }
 
-/// Puts the receipt on record. What the stored copy says counts: it is the authoritative one, and may be of an earlier try.
+/// Puts the receipt on record. The stored copy is the authoritative one and may be an earlier attempt's or another leader's, so its
+/// outcomes replace those on record.
 fn save(context: &Context<'_>, store_key: Option<String>, stored: &[u8]) -> State {
     let at = MicroTime(context.not_before(context.done.len()));
     let digest = hex::encode(Sha256::digest(stored));
@@ -35,7 +36,7 @@ fn save(context: &Context<'_>, store_key: Option<String>, stored: &[u8]) -> Stat
         r.spec.state.phase = RecordPhase::Released;
         if let Some(deletion) = &mut r.spec.state.deletion {
             for (id, outcome) in told {
-                deletion.steps.entry(id).or_insert(outcome);
+                deletion.steps.insert(id, outcome);
             }
             deletion.receipt = Some(Receipt { store_key, digest, at, unknown: Unknown::new() });
         }

@@ -9,7 +9,7 @@ use crate::computer::action::{Action, Fact, Subject};
 use crate::computer::ending;
 use crate::computer::view::View;
 use crate::guards::{self, Guard};
-use crate::resources::{CredentialState, Deletion, RecordPhase, Unknown};
+use crate::resources::{Computer, CredentialState, Deletion, RecordPhase, Unknown};
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
@@ -38,15 +38,10 @@ fn begun(view: &View) -> Deletion {
     let metadata = view.computer.as_ref().map(|c| &c.metadata);
     let marked = metadata.and_then(|m| m.deletion_timestamp.clone());
     let created = metadata.and_then(|m| m.creation_timestamp.as_ref()).map_or(Timestamp::MIN, |t| t.0);
-    let ending = view.record.as_ref().and_then(|r| r.spec.state.ending.as_ref());
-    let cause = match &view.computer {
-        _ if view.namespace_terminating => "NamespaceTerminating",
-        None => "ComputerVanished",
-        Some(computer) => ending.filter(|ending| ending::ended(ending, computer)).map_or("ComputerDeleted", |ending| ending.cause.as_str()),
-    };
+    let cause = cause(view, namespace.as_ref()).to_owned();
     Deletion {
         deleted_at: marked.into_iter().chain(namespace).min().unwrap_or(Time(view.now)).max(Time(created)),
-        cause: cause.to_owned(),
+        cause,
         steps: std::collections::BTreeMap::new(),
         started: std::collections::BTreeMap::new(),
         custody: None,
@@ -55,6 +50,19 @@ fn begun(view: &View) -> Deletion {
         receipt: None,
         handed_off: false,
         unknown: Unknown::new(),
+    }
+}
+
+/// Whichever deletion came first: that of the Computer, or that of its namespace at `namespace`, which deletes every Computer in it.
+fn cause<'a>(view: &'a View, namespace: Option<&Time>) -> &'a str {
+    let ending = view.record.as_ref().and_then(|r| r.spec.state.ending.as_ref());
+    let before = |computer: &Computer| computer.metadata.deletion_timestamp.as_ref().zip(namespace).is_some_and(|(own, all)| own.0 < all.0);
+    match &view.computer {
+        Some(computer) if !view.namespace_terminating || before(computer) => {
+            ending.filter(|ending| ending::ended(ending, computer)).map_or("ComputerDeleted", |ending| ending.cause.as_str())
+        }
+        _ if view.namespace_terminating => "NamespaceTerminating",
+        _ => "ComputerVanished",
     }
 }
 

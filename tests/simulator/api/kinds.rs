@@ -37,13 +37,14 @@ const fn other(group: &'static str, plural: Kind, kind: &'static str, namespaced
     Meta { group, version: "v1", plural, kind, namespaced, status: false, returns_object: false }
 }
 
-static KINDS: [Meta; 16] = [
+static KINDS: [Meta; 18] = [
     core("namespaces", "Namespace", false, true, true),
     core("nodes", "Node", false, true, false),
     core("pods", "Pod", true, true, true),
     core("persistentvolumeclaims", "PersistentVolumeClaim", true, true, true),
     core("persistentvolumes", "PersistentVolume", false, true, true),
     core("secrets", "Secret", true, false, false),
+    core("serviceaccounts", "ServiceAccount", true, false, false),
     other("events.k8s.io", "events", "Event", true),
     other("storage.k8s.io", "volumeattachments", "VolumeAttachment", false),
     other("coordination.k8s.io", "leases", "Lease", true),
@@ -54,6 +55,7 @@ static KINDS: [Meta; 16] = [
     ours("sessions", "Session", true, true),
     ours("deletionoverrides", "DeletionOverride", false, true),
     ours("apikeys", "ApiKey", true, true),
+    ours("apikeyrecords", "ApiKeyRecord", true, false),
 ];
 
 impl Meta {

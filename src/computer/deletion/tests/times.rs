@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::disturbed::{archive_pod, pass};
 use super::world::{UID, World, from};
 use super::{Crash, run};
-use crate::computer::action::Action;
+use crate::computer::action::{Action, Effect, Fact, Subject};
 use crate::computer::latest::Latest;
 use crate::computer::plan::{Next, Plan, plan};
 use crate::resources::*;
@@ -138,6 +138,19 @@ fn a_crash_leaves_the_receipt_and_the_record_alike() {
     }
 }
 
+/// Found by the simulator (moves, two leaders): the other leader's receipt was stored first and has times of its own.
+#[test]
+fn a_receipt_that_another_leader_stored_replaces_the_times_on_record() {
+    let world = World::new("Delete", ArchivePolicy::None);
+    let (end, _) = run(world.clone(), Crash::Never, true);
+    let mut receipt: Value = serde_json::from_slice(end.receipt.as_ref().unwrap()).unwrap();
+    let later = receipt["steps"][1]["at"].clone();
+    assert_ne!(receipt["steps"][0]["at"], later);
+    receipt["steps"][0]["at"] = later;
+    let (end, _) = run(World { receipt: Some(serde_json::to_vec(&receipt).unwrap()), ..world }, Crash::Never, true);
+    ordered(&end, "the receipt of another leader");
+}
+
 /// Tried on a real cluster: keys were revoked up to a second before `deletedAt`, because the operator's time was behind.
 #[test]
 fn nothing_ends_before_the_deletion_begins() {
@@ -174,6 +187,39 @@ fn the_cause_on_record_counts_and_not_a_later_guess() {
     assert_eq!(cause(json!(3600), json!(null), late), "ComputerDeleted");
     // The time to live was extended after the reason went on record, then a tenant deleted the computer.
     assert_eq!(cause(json!(604_800), ours, late), "ComputerDeleted");
+}
+
+/// Found by the simulator (down, `Expiring`): the namespace was deleted while the operator was down, after the computer had been.
+#[test]
+fn the_deletion_that_came_first_is_the_cause() {
+    let cause = |computer: &str, namespace: &str, ending: bool| {
+        let mut world = World::new("Delete", ArchivePolicy::None);
+        world.terminating = true;
+        world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(from(json!(computer)));
+        world.computer.as_mut().unwrap().metadata.creation_timestamp = Some(from(json!("2025-12-31T23:00:00Z")));
+        if ending {
+            world.computer.as_mut().unwrap().spec.time_to_live_seconds = Some(60);
+            world.record.as_mut().unwrap().spec.state.ending = Some(from(json!({"cause": "TimeToLiveExpired", "at": computer})));
+        }
+        let mut view = world.view(false);
+        let live = json!({"metadata": {"name": "team", "deletionTimestamp": namespace}, "status": {"phase": "Terminating"}});
+        view.absorb(Effect::Learned(Subject::Namespace { name: view.namespace.clone() }, Fact::Namespace(Box::new(from(live)))));
+        while let Next::Do(action) = plan(&view).next {
+            if let Action::SaveRecord(record) = &action
+                && let Some(deletion) = &record.spec.state.deletion
+            {
+                return deletion.cause.clone();
+            }
+            let effect = world.apply(action);
+            view.absorb(effect);
+        }
+        panic!("no deletion on record");
+    };
+    let (early, late) = ("2025-12-31T23:50:00Z", "2025-12-31T23:55:00Z");
+    assert_eq!(cause(early, late, true), "TimeToLiveExpired");
+    assert_eq!(cause(early, late, false), "ComputerDeleted");
+    assert_eq!(cause(late, early, false), "NamespaceTerminating");
+    assert_eq!(cause(early, early, false), "NamespaceTerminating");
 }
 
 /// S3, S4: a namespace was deleted and made again; its cache is old, and the new Computer is being deleted.

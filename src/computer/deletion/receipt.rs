@@ -48,7 +48,12 @@ fn told(stored: &[u8]) -> Vec<(String, SubjectOutcome)> {
     let receipt: Value = serde_json::from_slice(stored).unwrap_or_default();
     let known = |id: &str| super::STEPS.iter().any(|s| s.0 == id);
     let steps = receipt["steps"].as_array().into_iter().flatten();
-    let step = |step: &Value| Some((step["step"].as_str()?.to_owned(), SubjectOutcome::deserialize(step).ok()?));
+    let step = |step: &Value| {
+        let id = step["step"].as_str()?.to_owned();
+        let mut outcome = SubjectOutcome::deserialize(step).ok()?;
+        outcome.unknown.remove("step");
+        Some((id, outcome))
+    };
     steps.filter_map(step).filter(|(id, _)| known(id)).collect()
 }
 

@@ -149,6 +149,8 @@ fn a_receipt_that_another_leader_stored_replaces_the_times_on_record() {
     receipt["steps"][0]["at"] = later;
     let (end, _) = run(World { receipt: Some(serde_json::to_vec(&receipt).unwrap()), ..world }, Crash::Never, true);
     ordered(&end, "the receipt of another leader");
+    let (_, _, record) = told(&end);
+    assert!(record["steps"]["revoke-credentials"].get("step").is_none(), "{record}");
 }
 
 /// Tried on a real cluster: keys were revoked up to a second before `deletedAt`, because the operator's time was behind.

@@ -25,7 +25,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Looks again and again.
 #[derive(Default)]
 pub struct Watchdog {
-    /// Since when a computer can be used and is not shown as such.
+    /// Since when a computer can be used and is not shown as such, although a replica runs and is not refused.
     unshown: BTreeMap<String, Instant>,
     counts: VecDeque<(Instant, u64)>,
 }
@@ -37,7 +37,7 @@ impl Watchdog {
             return Some("L5: a task of a replica died, and the replica goes on without it".to_owned());
         }
         let refused = world.faults().denied.as_ref().is_some_and(|(_, _, until)| Instant::now() < *until);
-        let unshown = if refused { Vec::new() } else { world.with(|s| unshown(s)) };
+        let unshown = if refused || !world.any_alive() { Vec::new() } else { world.with(|s| unshown(s)) };
         self.unshown.retain(|uid, _| unshown.contains(uid));
         for uid in unshown {
             self.unshown.entry(uid).or_insert_with(Instant::now);

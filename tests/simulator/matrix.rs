@@ -129,7 +129,11 @@ fn moves(reference: &Reference, all: &mut Vec<Case>) {
     }
 }
 
+/// With two leaders the other one would go on, as in `moves`.
 fn down(reference: &Reference, all: &mut Vec<Case>) {
+    if reference.leaders > 1 {
+        return;
+    }
     for what in moves_for(reference.life) {
         reference.each(Side::Before, &Act::Crash { down: 90_000, moves: vec![what] }, all);
     }

@@ -67,7 +67,7 @@ pub enum Move {
     Prolong,
     /// DELETE over HTTP: the Computer is deleted, then its record is revoked.
     DeleteOverHttp,
-    /// The store does not answer for 13 minutes.
+    /// The store does not answer for 13 minutes, or for 8 where `BestEffort` gives up after 10.
     StoreOut,
     /// etcd was restored from a backup: the store has the archive of a deletion that nobody remembers.
     OldArchive,
@@ -139,7 +139,9 @@ pub fn perform(world: &World, what: Move) {
         Move::LoseObject => world.with(|s| s.observer.lossy = true),
         Move::StoreOut => {
             // A store that is down for good stays down.
-            let until = Instant::now() + Duration::from_secs(13 * 60);
+            let policy = |s: &mut State| s.all("computerclasses").next().is_some_and(|c| c["spec"]["archive"]["policy"] == "BestEffort");
+            let minutes = if world.with(policy) { 8 } else { 13 };
+            let until = Instant::now() + Duration::from_secs(minutes * 60);
             let mut faults = world.faults();
             faults.store_down = faults.store_down.max(Some(until));
         }

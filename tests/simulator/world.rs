@@ -273,6 +273,11 @@ impl World {
         self.0.routers.lock().unwrap().clear();
     }
 
+    /// Whether any replica runs.
+    pub fn any_alive(&self) -> bool {
+        self.0.routers.lock().unwrap().iter().any(|(_, process, _)| !process.dead.load(Ordering::SeqCst))
+    }
+
     /// One that answers: the Service's choice.
     pub fn endpoint(&self) -> Option<axum::Router> {
         let routers = self.0.routers.lock().unwrap();

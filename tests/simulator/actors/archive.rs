@@ -1,6 +1,7 @@
 //! The archive pod's program: the real packing of a home, sent to the real ingest endpoint of whichever replica answers.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use computer_operator::archive::Unreadable;
 use computer_operator::archive::manifest::{Manifest, ManifestComputer, VERSION};
 use computer_operator::archive::pack;
 use computer_operator::archive::problems::Problems;
+use futures::FutureExt;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
@@ -134,8 +136,9 @@ async fn put(world: &World, pod: &Value, path: &str, token: &str, body: Bytes) -
         };
         let request = Request::builder().method(Method::PUT).uri(path).header("authorization", format!("Bearer {token}"));
         let request = request.body(Body::from(body.clone())).map_err(|e| e.to_string())?;
-        // As the real client: an answer that does not come is another try.
-        let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(120), router.oneshot(request)).await else {
+        // As the real client: an answer that does not come is another try. A handler that panics breaks the connection, not the client.
+        let answer = AssertUnwindSafe(tokio::time::timeout(Duration::from_secs(120), router.oneshot(request))).catch_unwind().await;
+        let Ok(Ok(Ok(answer))) = answer else {
             "no answer".clone_into(&mut last);
             continue;
         };

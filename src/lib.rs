@@ -1,8 +1,8 @@
 //! computer-operator: the end of a machine's life on Kubernetes, done right and proved by a receipt.
 //!
 //! The folder listing is the architecture: `resources` (the kinds), `computer` and `apikey` (the reconcilers), `archive`
-//! (what is kept), `credentials` (keys), `http` (the API), `install` (the chart's hooks), `record` (the write-ahead record),
-//! `runtime` (wiring).
+//! (what is kept), `credentials` (keys), `http` (the API), `install` (the chart's hooks), `class` and `session` (small
+//! controllers), `runtime` (the process), `operator` (builds all of it and connects it).
 pub mod apikey;
 pub mod archive;
 pub mod class;
@@ -11,7 +11,7 @@ pub mod credentials;
 pub mod guards;
 pub mod http;
 pub mod install;
-pub mod record;
+pub mod operator;
 pub mod resources;
 pub mod runtime;
 pub mod session;

@@ -1,7 +1,7 @@
 //! The command line. One binary: the operator, the archive pod's program, and the tools to read archives and check keys.
 
 use clap::{Parser, Subcommand};
-use computer_operator::{archive, credentials, http, install, runtime};
+use computer_operator::{archive, credentials, http, install, operator, runtime};
 
 #[derive(Parser)]
 #[command(name = "computer-operator", version, about)]
@@ -38,13 +38,13 @@ async fn main() -> anyhow::Result<std::process::ExitCode> {
     match cli.command {
         Command::Run(config) => {
             runtime::telemetry::init(config.log_json);
-            runtime::operator::run(*config).await?;
+            operator::run(*config).await?;
         }
         Command::Api(config) => {
             runtime::telemetry::init(config.log_json);
             http::run(*config).await?;
         }
-        Command::Archive => return Ok(archive::pod::main().await),
+        Command::Archive => return Ok(archive::pod_program::main().await),
         Command::Archives(args) => return archive::cli::run(args).await,
         Command::Keys(args) => return credentials::cli::run(args).await,
         Command::Crds(args) => install::crds::run(args).await?,

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use computer_operator::computer::view::Settings;
 use computer_operator::resources::{Computer, ComputerClass, crds};
-use computer_operator::runtime::sources::Sources;
+use computer_operator::runtime::settings::Settings;
+use computer_operator::runtime::time_and_random::Sources;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{JSONSchemaProps, JSONSchemaPropsOrArray};
 use serde_json::{Value, json};
 use xtask::cluster::{Cluster, Options, Profile};

@@ -2,8 +2,8 @@
 //! and an archive reads back.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../src/archive/relay.rs"]
-mod relay;
+#[path = "../src/archive/test_relay.rs"]
+mod test_relay;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
@@ -163,7 +163,7 @@ async fn a_slow_line_is_no_reason_to_end() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
-    let line = relay::relay(server_of(&url), 2_000_000, u64::MAX);
+    let line = test_relay::relay(server_of(&url), 2_000_000, u64::MAX);
     let idle = Idle { silence: Duration::from_secs(2), answer: Duration::from_secs(5) };
     let store = Store::open_with(&through(&url, line), idle).unwrap();
     let (put, read) = there_and_back(&store, 24_000_000).await;
@@ -177,7 +177,7 @@ async fn a_very_slow_line_is_no_reason_to_end_either() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
-    let line = relay::relay(server_of(&url), 500_000, u64::MAX);
+    let line = test_relay::relay(server_of(&url), 500_000, u64::MAX);
     let (put, read) = there_and_back(&Store::open(&through(&url, line)).unwrap(), 120_000_000).await;
     println!("put {put:?}, read {read:?}");
     assert!(read > Duration::from_secs(200), "the line is not slow: {put:?} {read:?}");
@@ -193,7 +193,7 @@ async fn a_line_that_stops_ends_what_runs_over_it() {
     let key = object_key("uid", &digest);
     let body = || futures::stream::iter([Ok(bytes.clone())]);
     Store::open(&url).unwrap().put_addressed(&key, &digest, body()).await.unwrap();
-    let line = relay::relay(server_of(&url), 50_000_000, 1_000_000);
+    let line = test_relay::relay(server_of(&url), 50_000_000, 1_000_000);
     let idle = Idle { silence: Duration::from_secs(1), answer: Duration::from_secs(2) };
     let store = Store::open_with(&through(&url, line), idle).unwrap();
     // Each break goes on where it was: the object comes over in pieces, or the read fails. Never less.

@@ -118,7 +118,7 @@ impl Applier {
 
     /// Fenced by UID and resourceVersion.
     async fn patch_key(&self, view: &View, key: &ApiKey, operation: serde_json::Value) -> Result<Effect, Error> {
-        let patch = crate::computer::volume::patch(&[
+        let patch = crate::runtime::patch::patch(&[
             json!({"op": "test", "path": "/metadata/uid", "value": view.uid}),
             json!({"op": "test", "path": "/metadata/resourceVersion", "value": key.metadata.resource_version}),
             operation,

@@ -33,7 +33,7 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Spawn;
 use crate::runtime::client::{ErrorClass, call};
 use crate::runtime::queue::{self, Queue};
-use crate::runtime::sources::Sources;
+use crate::runtime::time_and_random::Sources;
 
 /// Requests that one pass may make before it lets others run.
 const MAX_REQUESTS: usize = 60;
@@ -154,7 +154,7 @@ impl Reconciler {
             made: None,
             spent: false,
             operator_namespace: self.namespace.clone(),
-            fresh: crate::computer::observe::fresh(&self.sources),
+            fresh: self.sources.fresh(),
             now: self.sources.now(),
         })
     }

@@ -26,7 +26,7 @@ pub fn patch(key: &ApiKey, new: &ApiKeyStatus) -> Option<json_patch::Patch> {
     let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": key.metadata.uid})];
     let Some(old) = &key.status else {
         operations.push(json!({"op": "add", "path": "/status", "value": new}));
-        return Some(crate::computer::volume::patch(&operations));
+        return Some(crate::runtime::patch::patch(&operations));
     };
     let mut set = |path: &str, old: Value, new: Value| {
         if old == new {
@@ -41,7 +41,7 @@ pub fn patch(key: &ApiKey, new: &ApiKeyStatus) -> Option<json_patch::Patch> {
     set("/status/observedGeneration", json!(old.observed_generation), json!(new.observed_generation));
     set("/status/secretName", json!(old.secret_name), json!(new.secret_name));
     set("/status/conditions", json!(old.conditions), json!(new.conditions));
-    (operations.len() > 1).then(|| crate::computer::volume::patch(&operations))
+    (operations.len() > 1).then(|| crate::runtime::patch::patch(&operations))
 }
 
 /// Whether the reason of `Ready` changed: worth an event.

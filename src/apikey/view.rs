@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
 
-use crate::computer::view::Fresh;
 use crate::credentials::{ApiKeyId, ApiToken};
 use crate::resources::{ApiKey, ApiKeyRecord, DELETION_FINALIZER};
+use crate::runtime::time_and_random::Fresh;
 
 /// What is known of a Secret. It is never read: a dry-run DELETE tells its UID (DESIGN.md 4.8).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::resources::{ApiKey, ApiKeyRecord};
 use crate::runtime::backoff::WatchBackoff;
+use crate::runtime::cached_fields;
 use crate::runtime::caches::{ADMINS_PAGE, Index, PAGE, Spawn, note, touched, watched};
 use crate::runtime::queue::Queue;
-use crate::runtime::strip;
 
 /// Read side of the caches.
 #[derive(Clone)]
@@ -58,19 +58,20 @@ pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>) -> Caches 
     let all = watched(PAGE);
     let index = Index::default();
     let seen = index.clone();
-    let keys = spawn.watch(Api::<DeserializeGuard<ApiKey>>::all(client.clone()), all.clone(), strip::foreign, move |event| {
+    let keys = spawn.watch(Api::<DeserializeGuard<ApiKey>>::all(client.clone()), all.clone(), cached_fields::foreign, move |event| {
         note(&seen, event);
         touched(event).and_then(|k| k.metadata.uid.clone()).into_iter().collect()
     });
     let records = Api::<DeserializeGuard<ApiKeyRecord>>::namespaced(client.clone(), namespace);
     let records =
-        spawn.watch(records, watched(ADMINS_PAGE), strip::managed, |e| touched(e).map(ResourceExt::name_any).into_iter().collect());
+        spawn.watch(records, watched(ADMINS_PAGE), cached_fields::managed, |e| touched(e).map(ResourceExt::name_any).into_iter().collect());
     let inside = keys.clone();
-    let namespaces = spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all.clone(), strip::namespace, move |event| {
-        touched(event)
-            .filter(|n| terminating(n))
-            .map_or_else(Vec::new, |n| uids(&inside, |k| k.namespace().as_ref() == Some(&n.name_any())))
-    });
+    let namespaces =
+        spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all.clone(), cached_fields::namespace, move |event| {
+            touched(event)
+                .filter(|n| terminating(n))
+                .map_or_else(Vec::new, |n| uids(&inside, |k| k.namespace().as_ref() == Some(&n.name_any())))
+        });
     let events = watcher(Api::all(client.clone()), all).backoff(WatchBackoff::new(spawn.sources)).boxed();
     spawn.tasks.spawn(accounts(events, keys.clone(), spawn.queue.clone(), spawn.stop.clone()));
     Caches { keys, records, namespaces, index }

@@ -5,30 +5,30 @@
 
 pub mod cli;
 mod delivery;
-mod exact;
 mod failure;
+mod fixed_size_reader;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod hostile;
+mod hostile_input_tests;
 pub mod ingest;
 pub mod manifest;
 pub mod object;
 pub mod pack;
-pub mod pod;
+pub mod pod_program;
 pub mod problems;
-mod reading;
 mod receipts;
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod relay;
 pub mod restore;
+mod resumable_read;
 pub mod sender;
 pub mod store;
 pub mod store_volume;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod test_relay;
 pub mod transport;
 pub mod unreadable;
 pub mod verify;
-pub mod waits;
+pub mod waiting_time;
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub use verify::{Origin, Summary, Verification};
 
 use receipts::Receipts;
 use verify::Verifier;
-use waits::Waits;
+use waiting_time::Waits;
 
 /// Key of a session's object in the store.
 pub fn object_key(uid: &str, digest: &str) -> String {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use sha2::{Digest, Sha256};
 
-use super::exact::Exact;
+use super::fixed_size_reader::Exact;
 use super::manifest::{MAX_SESSION_BYTES, ProblemKind, SessionEntry, WHOLE_HOME};
 use super::problems::Problems;
 use super::unreadable::Unreadable;

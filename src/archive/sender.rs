@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use reqwest::{Body, Client, RequestBuilder, StatusCode};
 use tokio_util::io::ReaderStream;
 
-use super::ingest::patience;
+use super::ingest::progress;
 use super::transport::{counted, still};
 
 /// Tries of one request before the pod gives up; the operator then makes another attempt.
@@ -97,10 +97,10 @@ impl Sender {
     {
         let progress = Arc::new(AtomicU64::new(0));
         let body = Body::wrap_stream(counted(body, Arc::clone(&progress)));
-        let request = request.bearer_auth(self.token()?).header(patience::HEADER, "1").body(body);
+        let request = request.bearer_auth(self.token()?).header(progress::HEADER, "1").body(body);
         let answered = async {
             let answer = request.send().await?;
-            let (status, told) = (answer.status(), answer.headers().contains_key(patience::HEADER));
+            let (status, told) = (answer.status(), answer.headers().contains_key(progress::HEADER));
             let (mut text, mut parts) = (Vec::new(), answer.bytes_stream());
             while let Some(part) = parts.next().await {
                 let part = part?;
@@ -115,7 +115,7 @@ impl Sender {
             if !told {
                 return Ok((status, text));
             }
-            patience::outcome(&text).context("the operator's answer broke off")
+            progress::outcome(&text).context("the operator's answer broke off")
         };
         tokio::select! {
             outcome = answered => outcome,

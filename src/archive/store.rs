@@ -17,7 +17,7 @@ use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
 use sha2::{Digest, Sha256};
 
 use super::failure::Failure;
-use super::reading::Reading;
+use super::resumable_read::Reading;
 use super::transport::{Idle, IdleConnector};
 use crate::guards::{self, Guard};
 

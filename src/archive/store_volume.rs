@@ -7,8 +7,9 @@ use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
-use crate::computer::volume::{claim_ref_uid, patch};
+use crate::resources::persistent_volume::claim_ref_uid;
 use crate::runtime::client::call;
+use crate::runtime::patch::patch;
 
 /// Sets the volume of this claim to `Retain`; `true`: it was not before.
 ///

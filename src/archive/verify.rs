@@ -394,6 +394,6 @@ impl<R: Read> Read for Hashing<R> {
 }
 
 #[cfg(test)]
-mod tests;
+mod memory_tests;
 #[cfg(test)]
-mod turns;
+mod tests;

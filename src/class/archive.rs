@@ -5,24 +5,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::archive::waits::Waited;
+use crate::archive::waiting_time::Waited;
 use crate::computer::deletion::custody;
-use crate::computer::pod;
-use crate::computer::view::{ClassState, Fresh, Settings, View};
+use crate::computer::machine_pod;
+use crate::computer::view::{ClassState, View};
 use crate::resources::{ComputerClass, ComputerRecordSpec, ComputerSpec, Snapshot};
+use crate::runtime::settings::Settings;
+use crate::runtime::time_and_random::Fresh;
 
 /// UID of no computer.
 const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
 
 /// What deletion would know of a computer of this class.
 pub(super) fn snapshot(class: &ComputerClass, machine: &Pod) -> Snapshot {
-    pod::snapshot(class, &ComputerSpec::default(), machine)
+    machine_pod::snapshot(class, &ComputerSpec::default(), machine)
 }
 
 /// The archive pod of such a computer, without a name.
 pub(super) fn archive_pod(settings: &Settings, snapshot: Snapshot) -> Pod {
     let view = nobody(settings);
-    let record = crate::record::new(&view, ComputerRecordSpec { snapshot, ..ComputerRecordSpec::default() });
+    let record = crate::computer::new_record::new(&view, ComputerRecordSpec { snapshot, ..ComputerRecordSpec::default() });
     let mut pod = custody::archive_pod(&view, &record, "");
     pod.metadata.name = None;
     pod

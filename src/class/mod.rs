@@ -20,14 +20,14 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::pack;
-use crate::computer::pod;
-use crate::computer::view::Settings;
+use crate::computer::machine_pod;
 use crate::resources::conditions::{self, types};
 use crate::resources::{ArchivePolicy, ComputerClass, ComputerClassStatus, ComputerSpec};
 use crate::runtime::backoff::WatchBackoff;
 use crate::runtime::caches::{ADMINS_PAGE, understood, watched};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
-use crate::runtime::sources::Sources;
+use crate::runtime::settings::Settings;
+use crate::runtime::time_and_random::Sources;
 
 struct Shared {
     client: Client,
@@ -61,7 +61,7 @@ async fn reconcile(class: Arc<ComputerClass>, shared: Arc<Shared>) -> Result<Act
     let verdict = check(&class, &shared).await?;
     let status = status(&class, &verdict, shared.sources.now());
     if class.status.as_ref() != Some(&status) {
-        let patch = crate::computer::volume::patch(&[
+        let patch = crate::runtime::patch::patch(&[
             json!({"op": "test", "path": "/metadata/uid", "value": class.metadata.uid}),
             json!({"op": "add", "path": "/status", "value": status}),
         ]);
@@ -103,7 +103,7 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
     if let Some(why) = class.spec.session_paths.iter().find_map(|path| pack::check_path(path).err()) {
         return Ok(refused("InvalidSessionPath", format!("spec.sessionPaths: {why}")));
     }
-    let machine = match pod::desired(class, &ComputerSpec::default(), "dry-run") {
+    let machine = match machine_pod::desired(class, &ComputerSpec::default(), "dry-run") {
         Ok(pod) => pod,
         Err(why) => return Ok(refused("InvalidPodTemplate", why)),
     };

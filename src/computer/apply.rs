@@ -177,7 +177,7 @@ impl Applier {
             json!({"op": "test", "path": "/metadata/resourceVersion", "value": computer.metadata.resource_version}),
         ];
         let fence = fence.into_iter().filter(|_| guards::on(Guard::FinalizerFence));
-        let patch = super::volume::patch(&fence.chain([operation]).collect::<Vec<_>>());
+        let patch = crate::runtime::patch::patch(&fence.chain([operation]).collect::<Vec<_>>());
         let api = self.namespaced::<Computer>(&view.namespace);
         let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         match call(api.patch(&view.name, &params, &Patch::<()>::Json(patch))).await {

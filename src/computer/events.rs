@@ -11,7 +11,7 @@ use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder};
 use tokio::time::Instant;
 
-use super::plan::Report;
+use super::report::Report;
 use super::view::View;
 use crate::resources::conditions::truncate;
 use crate::resources::{Computer, Phase, Step, StepStatus};

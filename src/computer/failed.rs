@@ -3,7 +3,7 @@
 
 use super::action::Action;
 use super::apply::Error;
-use super::plan::{Blocker, Report};
+use super::report::{Blocker, Report};
 use super::view::View;
 use super::{deletion, provision};
 use crate::resources::{Phase, StepStatus};
@@ -135,7 +135,7 @@ mod tests {
     fn the_same_change_with_another_version_is_undone_the_third_time_and_another_change_is_not() {
         let patch = |version: &str, value: &str| Action::Patch {
             subject: Subject::volume("pv"),
-            patch: crate::computer::volume::patch(&[
+            patch: crate::runtime::patch::patch(&[
                 json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}),
                 json!({"op": "add", "path": "/metadata/labels", "value": {"mark": value}}),
             ]),

@@ -7,12 +7,13 @@ use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
 use super::action::{Fact, Subject};
-use super::view::{ClassState, Fresh, Settings, View};
-use crate::archive::waits::Waited;
+use super::view::{ClassState, View};
+use crate::archive::waiting_time::Waited;
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, DEFAULT_CLASS_ANNOTATION};
 use crate::runtime::caches::Caches;
-use crate::runtime::sources::Sources;
+use crate::runtime::settings::Settings;
+use crate::runtime::time_and_random::Sources;
 
 /// What the caches know of the computer of this UID. `None`: neither a Computer nor a record of it is known.
 pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Sources) -> Option<View> {
@@ -47,7 +48,7 @@ pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Source
         passed: Vec::new(),
         times: Vec::new(),
         settings: settings.clone(),
-        fresh: fresh(sources),
+        fresh: sources.fresh(),
         now: sources.now(),
     };
     cached_facts(caches, &mut view);
@@ -70,11 +71,6 @@ fn class(caches: &Caches, computer: Option<&Computer>, record: Option<&ComputerR
         [one] => ClassState::Found(Box::new((**one).clone())),
         many => ClassState::Ambiguous(many.iter().map(|c| c.name_any()).collect()),
     }
-}
-
-/// Random material for one pass.
-pub(crate) fn fresh(sources: &Sources) -> Fresh {
-    Fresh { key: sources.bytes(), suffix: hex::encode(sources.bytes::<16>()) }
 }
 
 /// Earlier archive attempts whose pods are looked for: another leader may have made the last one again, on an older word (S10).

@@ -64,7 +64,7 @@ fn patch(found: &DeletionOverride, view: &View) -> Option<json_patch::Patch> {
     if found.status.as_ref() == Some(&status) {
         return None;
     }
-    Some(super::volume::patch(&[
+    Some(crate::runtime::patch::patch(&[
         json!({"op": "test", "path": "/metadata/uid", "value": found.metadata.uid}),
         // Of the version that was seen: a cache that is behind would have the same told in every pass (L6).
         json!({"op": "test", "path": "/metadata/resourceVersion", "value": found.metadata.resource_version}),

@@ -12,22 +12,24 @@ use tokio_util::sync::CancellationToken;
 
 use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
+use super::budget::Turns;
 use super::events::Events;
 use super::failed::{self, Accepted};
-use super::latest::Latest;
+use super::memory::Latest;
+use super::metrics::Metrics;
 use super::observe::observe;
-use super::plan::{Next, Plan, Report, plan};
+use super::plan::plan;
+use super::report::{Next, Plan, Report};
 use super::status::{self, Written};
-use super::turns::Turns;
-use super::view::{Settings, View};
-use super::{overrides, seen};
+use super::view::View;
+use super::{overrides, view_digest};
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, StepStatus};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Caches;
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
-use crate::runtime::metrics::Metrics;
-use crate::runtime::sources::Sources;
+use crate::runtime::settings::Settings;
+use crate::runtime::time_and_random::Sources;
 use crate::session::Marker;
 
 /// Longest pause before a status that could not be written is tried again.
@@ -116,8 +118,8 @@ impl Reconciler {
             self.forget(uid);
             return self.expire(&view).await;
         }
-        let seen = seen::digest(&view);
-        if let Some(left) = self.paused(uid, seen::with_record(seen, &view)) {
+        let seen = view_digest::digest(&view);
+        if let Some(left) = self.paused(uid, view_digest::with_record(seen, &view)) {
             return Some(left);
         }
         let (mut plan, error) = self.drive(&mut view).await;
@@ -137,7 +139,7 @@ impl Reconciler {
         let told = self.publish(&view, &plan.report).await;
         self.events.of_record(&view, &plan.report).await;
         self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
-        let next = self.next_run(uid, &plan, error, seen::with_record(seen, &view));
+        let next = self.next_run(uid, &plan, error, view_digest::with_record(seen, &view));
         [next, self.retell(uid, told)].into_iter().flatten().min()
     }
 

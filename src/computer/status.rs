@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::plan::Report;
+use super::report::Report;
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::conditions::{self, types};
@@ -134,7 +134,7 @@ pub fn patch(computer: &Computer, status: &ComputerStatus) -> Option<json_patch:
     }
     let fence = guards::on(Guard::StatusFence).then(|| json!({"op": "test", "path": "/metadata/uid", "value": computer.metadata.uid}));
     let write = json!({"op": "add", "path": "/status", "value": status});
-    Some(super::volume::patch(&fence.into_iter().chain([write]).collect::<Vec<_>>()))
+    Some(crate::runtime::patch::patch(&fence.into_iter().chain([write]).collect::<Vec<_>>()))
 }
 
 /// What this process has written in the last seconds, by UID. When somebody else has put another status in its place (a second

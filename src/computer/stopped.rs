@@ -73,7 +73,7 @@ pub fn overstays(pod: &Pod, stopped_at: Option<&Time>, now: Timestamp) -> bool {
 pub fn remove_finalizer_patch(pod: &Pod) -> Option<json_patch::Patch> {
     let index = pod.metadata.finalizers.as_ref()?.iter().position(|f| f == POD_FINALIZER)?;
     let path = format!("/metadata/finalizers/{index}");
-    Some(super::volume::patch(&[
+    Some(crate::runtime::patch::patch(&[
         json!({"op": "test", "path": "/metadata/uid", "value": pod.metadata.uid}),
         json!({"op": "test", "path": path, "value": POD_FINALIZER}),
         json!({"op": "remove", "path": path}),

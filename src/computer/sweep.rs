@@ -11,10 +11,10 @@ use kube::api::Api;
 use kube::{Client, Resource, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
+use crate::computer::metrics::Metrics;
 use crate::resources::{ComputerRecord, RecordPhase, UID_LABEL};
 use crate::runtime::caches::Caches;
 use crate::runtime::client::list;
-use crate::runtime::metrics::Metrics;
 use crate::runtime::queue::Queue;
 
 /// Time between two sweeps: what was left behind is found within 10 minutes.

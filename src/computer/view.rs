@@ -7,36 +7,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
 
 use super::action::{Effect, Fact, Subject};
-use super::plan::Report;
+use super::children::Child;
+use super::report::Report;
 use crate::archive::Verification;
-use crate::archive::waits::Waited;
+use crate::archive::waiting_time::Waited;
 use crate::guards::{self, Guard};
-use crate::record::names::Child;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep, SubjectOutcome};
-
-/// Operator settings that plans need.
-#[derive(Clone, Debug, Default)]
-pub struct Settings {
-    /// Namespace of the operator: records, custody claims, archive pods.
-    pub namespace: String,
-    /// Image of the archive pod: the operator's own.
-    pub image: String,
-    /// ServiceAccount of the archive pod.
-    pub archive_service_account: String,
-    /// Address of the ingest endpoint.
-    pub ingest_url: String,
-    /// PEM of its certificate authority.
-    pub ingest_ca: String,
-}
-
-/// Random material for this pass, so that plans stay pure functions of their input.
-#[derive(Clone)]
-pub struct Fresh {
-    /// Suffix for new names: 128 bits, not to be guessed by a tenant.
-    pub suffix: String,
-    /// Secret bytes of a new key.
-    pub key: [u8; 32],
-}
+use crate::runtime::settings::Settings;
+use crate::runtime::time_and_random::Fresh;
 
 /// The class that a computer names, or the default class.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -81,7 +59,7 @@ pub struct View {
     pub receipt: Option<Vec<u8>>,
     /// The finalizer was seen by a live read in this pass.
     pub finalizer_confirmed: bool,
-    /// Steps that an earlier pass of this process has seen finished on this very version of the record (see `latest`).
+    /// Steps that an earlier pass of this process has seen finished on this very version of the record (see `memory`).
     pub passed: Vec<SubjectOutcome>,
     /// When each finished deletion step was first seen finished, on this very version of the record.
     pub times: Vec<Timestamp>,

@@ -3,7 +3,7 @@
 pub mod api_key;
 pub mod cli;
 #[cfg(test)]
-mod hostile;
+mod hostile_input_tests;
 pub mod id;
 pub mod key;
 mod token;

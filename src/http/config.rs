@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::shares;
+use super::tenant_limits;
 use crate::runtime::health;
 use crate::runtime::server::Limits;
 
@@ -86,19 +86,19 @@ impl Config {
             idle: Duration::from_secs(u64::from(self.idle_seconds)),
             single: None,
             drain: super::DRAIN,
-            refusal: Some(super::layers::refusal),
+            refusal: Some(super::middleware::refusal),
         }
     }
 
     /// Most memory that the API takes with these settings, bytes: a sum of bounds, not an estimate of what is usual.
     /// `docs/memory.md` explains each term.
     pub fn memory(&self) -> usize {
-        let request = self.max_body_bytes as usize + HEADERS + 2 * shares::SMALL;
+        let request = self.max_body_bytes as usize + HEADERS + 2 * tenant_limits::SMALL;
         // A vector of JSON can be reserved up to twice as long as it is.
         BASE + self.limits().memory(true)
             + health::LIMITS.memory(false)
             + self.max_in_flight as usize * request
-            + 2 * shares::ANSWERS
+            + 2 * tenant_limits::ANSWERS
             + LISTS
             + PARSING
     }

@@ -14,7 +14,7 @@ use serde::{Deserialize as _, Deserializer};
 use super::Shared;
 use super::auth::{Caller, authenticate};
 use super::error::ApiError;
-use super::layers::Who;
+use super::middleware::Who;
 use crate::credentials::ComputerId;
 
 /// A JSON body: an object, as all that are described.

@@ -68,7 +68,7 @@ fn due(last: Option<&Time>, now: Timestamp) -> bool {
 
 /// Of two replicas that write at once, the second finds the value changed and lets it be.
 async fn write(client: &Client, verified: &Verified, now: Timestamp) -> Result<(), CallError> {
-    let patch = crate::computer::volume::patch(&[
+    let patch = crate::runtime::patch::patch(&[
         json!({"op": "test", "path": "/metadata/uid", "value": verified.id.uid}),
         json!({"op": "test", "path": "/status/lastUsedTime", "value": verified.last_used}),
         json!({"op": "add", "path": "/status/lastUsedTime", "value": Time(now)}),

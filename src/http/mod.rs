@@ -10,14 +10,14 @@ pub mod config;
 pub mod error;
 mod extract;
 #[cfg(test)]
-mod hostile;
+mod hostile_input_tests;
 mod last_used;
-pub mod layers;
+pub mod middleware;
 pub mod openapi;
-mod pages;
-mod sending;
+mod page_limits;
+mod response_body;
 pub mod sessions;
-pub mod shares;
+pub mod tenant_limits;
 mod tls;
 
 use std::sync::Arc;
@@ -37,7 +37,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use self::config::Config;
 use self::error::ApiError;
-use crate::runtime::{client, health, operator, server};
+use crate::runtime::{client, health, server, signal};
 
 /// What is under way at the end has this long to finish.
 pub const DRAIN: Duration = Duration::from_secs(25);
@@ -62,19 +62,19 @@ pub struct Shared {
     /// A slot for each request in flight, until its answer is sent.
     pub slots: Arc<Semaphore>,
     /// How many of them each tenant holds.
-    pub shares: Arc<shares::Shares>,
+    pub shares: Arc<tenant_limits::Shares>,
     /// Those of them that may wait for the end of a deletion: two tenants with their halves must not leave nothing for others.
     pub waiting: Semaphore,
     /// A turn for each page of computers that is in memory: tenants decide how large their objects are.
-    pub computer_pages: pages::Pages,
+    pub computer_pages: page_limits::Pages,
     /// The same for sessions: large ones keep nobody from creating a computer.
-    pub session_pages: pages::Pages,
+    pub session_pages: page_limits::Pages,
     /// The process is to end: nobody is kept waiting.
     pub stop: CancellationToken,
     /// Writes when an `ApiKey` was last used.
     pub last_used: last_used::LastUsed,
     /// Figures.
-    pub figures: layers::Figures,
+    pub figures: middleware::Figures,
 }
 
 impl Shared {
@@ -88,13 +88,13 @@ impl Shared {
             max_body: config.max_body_bytes as usize,
             read_limit: config.read_limit(),
             slots: Arc::new(Semaphore::new(config.max_in_flight as usize)),
-            shares: shares::Shares::new(config.max_in_flight as usize, shares::ANSWERS),
+            shares: tenant_limits::Shares::new(config.max_in_flight as usize, tenant_limits::ANSWERS),
             waiting: Semaphore::new((config.max_in_flight as usize / 4).max(1)),
-            computer_pages: pages::Pages::default(),
-            session_pages: pages::Pages::default(),
+            computer_pages: page_limits::Pages::default(),
+            session_pages: page_limits::Pages::default(),
             stop,
             last_used: last_used::LastUsed::default(),
-            figures: layers::Figures::default(),
+            figures: middleware::Figures::default(),
         }
     }
 }
@@ -118,8 +118,8 @@ fn dressed(router: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
     router
         .method_not_allowed_fallback(wrong)
         .fallback(unknown)
-        .layer(CatchPanicLayer::custom(layers::panicked))
-        .layer(from_fn_with_state(Arc::clone(&shared), layers::observe))
+        .layer(CatchPanicLayer::custom(middleware::panicked))
+        .layer(from_fn_with_state(Arc::clone(&shared), middleware::observe))
         .with_state(shared)
 }
 
@@ -130,7 +130,7 @@ fn dressed(router: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
 /// When the configuration or the API server cannot be used.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let (told, stop) = (CancellationToken::new(), CancellationToken::new());
-    operator::stop_on_signal(told.clone());
+    signal::stop_on_signal(told.clone());
     let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
     let shared = Arc::new(Shared::new(client, &config, stop.clone()));
     let mut tasks = JoinSet::new();

@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod crds;
+pub mod rbac;
 pub mod uninstall;
 
 use kube::api::{Api, DynamicObject, ListParams, ObjectList};

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Unknown;
-use super::record::CredentialState;
+use super::computer_record::CredentialState;
 
 /// The operator's own account of one `ApiKey`. Tenants cannot write it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema, Default)]

@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::record::Children;
+use super::computer_record::Children;
 use super::{QUANTITY_RULE, Step};
 
 /// Who runs the machine.

@@ -5,11 +5,15 @@ mod api_key;
 mod api_key_record;
 mod class;
 mod computer;
+mod computer_record;
 pub mod conditions;
 pub mod crds;
 mod deletion_override;
+pub mod persistent_volume;
 pub mod quantity;
-mod record;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod rollback_tests;
 mod session;
 pub mod steps;
 
@@ -20,11 +24,11 @@ pub use class::{
     StorageSettings, UnreadableFiles,
 };
 pub use computer::{Computer, ComputerSpec, ComputerStatus, Phase, Provider};
-pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOverrideStatus, OverrideTarget, SkippableStep};
-pub use record::{
-    ArchiveResult, Children, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CrashLoop, CredentialState, Custody, Deletion,
-    Ending, PodRecord, Receipt, RecordPhase, Snapshot, SubjectOutcome, VolumeRecord,
+pub use computer_record::{
+    ArchiveResult, Children, ComputerRecord, ComputerRecordSpec, CrashLoop, CredentialState, Custody, Deletion, Ending, PodRecord, Receipt,
+    RecordPhase, RecordState, Snapshot, SubjectOutcome, VolumeRecord,
 };
+pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOverrideStatus, OverrideTarget, SkippableStep};
 pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};
 pub use steps::{Step, StepStatus};
 

@@ -19,9 +19,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::WatchBackoff;
+use super::cached_fields;
 use super::queue::Queue;
-use super::sources::Sources;
-use super::strip;
+use super::time_and_random::Sources;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
 
 /// Seconds after which a watch is renewed: below the idle limit of common load balancers.
@@ -103,10 +103,11 @@ pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>) -> Caches 
     let ours = all.clone().labels(UID_LABEL);
     let volumes = admins.clone().labels(&format!("{MANAGED_BY_LABEL}={MANAGER}"));
     let (seen, known) = (index.clone(), index.clone());
-    let computers = spawn.watch(Api::<DeserializeGuard<Computer>>::all(client.clone()), all.clone(), strip::foreign, move |event| {
-        note(&seen, event);
-        uids_of_computer(event)
-    });
+    let computers =
+        spawn.watch(Api::<DeserializeGuard<Computer>>::all(client.clone()), all.clone(), cached_fields::foreign, move |event| {
+            note(&seen, event);
+            uids_of_computer(event)
+        });
     let of_namespace = {
         let computers = computers.clone();
         move |event: &watcher::Event<Namespace>| in_namespace(&computers, event)
@@ -119,17 +120,17 @@ pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>) -> Caches 
         records: spawn.watch(
             Api::<DeserializeGuard<ComputerRecord>>::namespaced(client.clone(), namespace),
             admins.clone(),
-            strip::managed,
+            cached_fields::managed,
             |e| touched(e).map(ResourceExt::name_any).into_iter().collect(),
         ),
-        classes: spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client.clone()), admins.clone(), strip::managed, of_class),
-        overrides: spawn.watch(Api::<DeserializeGuard<DeletionOverride>>::all(client.clone()), admins, strip::managed, |e| {
+        classes: spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client.clone()), admins.clone(), cached_fields::managed, of_class),
+        overrides: spawn.watch(Api::<DeserializeGuard<DeletionOverride>>::all(client.clone()), admins, cached_fields::managed, |e| {
             touched(e).map(|o| o.spec.computer.uid.clone()).into_iter().collect()
         }),
-        namespaces: spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all, strip::namespace, of_namespace),
-        pods: spawn.watch(Api::<DeserializeGuard<Pod>>::all(client.clone()), ours.clone(), strip::pod, labelled),
-        claims: spawn.watch(Api::<DeserializeGuard<PersistentVolumeClaim>>::all(client.clone()), ours, strip::claim, labelled),
-        volumes: spawn.watch(Api::<DeserializeGuard<PersistentVolume>>::all(client.clone()), volumes, strip::managed, labelled),
+        namespaces: spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all, cached_fields::namespace, of_namespace),
+        pods: spawn.watch(Api::<DeserializeGuard<Pod>>::all(client.clone()), ours.clone(), cached_fields::pod, labelled),
+        claims: spawn.watch(Api::<DeserializeGuard<PersistentVolumeClaim>>::all(client.clone()), ours, cached_fields::claim, labelled),
+        volumes: spawn.watch(Api::<DeserializeGuard<PersistentVolume>>::all(client.clone()), volumes, cached_fields::managed, labelled),
         computers,
         index: known,
         own: namespace.into(),
@@ -315,7 +316,9 @@ mod tests {
         let ((queue, _work), mut tasks, stop) = (queue::queue(), JoinSet::new(), CancellationToken::new());
         let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, stop: &stop, sources: &Sources::default() };
         let classes =
-            spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client), watcher::Config::default(), strip::managed, |_| Vec::new());
+            spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client), watcher::Config::default(), cached_fields::managed, |_| {
+                Vec::new()
+            });
         tokio::time::timeout(std::time::Duration::from_secs(10), classes.wait_until_ready()).await.unwrap().unwrap();
         assert_eq!(classes.state().iter().map(|c| c.name_any()).collect::<Vec<_>>(), ["good"]);
         stop.cancel();
@@ -378,7 +381,7 @@ mod tests {
         let api = Api::<DeserializeGuard<ComputerClass>>::all(Client::new(service, "t"));
         let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, sources: &Sources::default(), stop: &stop };
         let named = |e: &watcher::Event<ComputerClass>| touched(e).map(ResourceExt::name_any).into_iter().collect();
-        let classes = spawn.watch(api, watcher::Config::default(), strip::managed, named);
+        let classes = spawn.watch(api, watcher::Config::default(), cached_fields::managed, named);
         let looks: Arc<RwLock<HashMap<String, Option<i64>>>> = Arc::default();
         let seen = Arc::clone(&looks);
         let run = work.run(4, stop.clone(), move |name| {

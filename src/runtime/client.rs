@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use super::clock::ListenLayer;
-use super::requests::Counted;
+use super::request_metrics::Counted;
 use crate::guards::{self, Guard};
 
 /// Longest time that one request may take; with [`connect`], retries inside kube included.
@@ -96,7 +96,7 @@ impl ErrorClass {
     }
 }
 
-/// A client from KUBECONFIG or the pod's ServiceAccount. Its requests are counted ([`super::requests`]), and its answers tell the
+/// A client from KUBECONFIG or the pod's ServiceAccount. Its requests are counted ([`super::request_metrics`]), and its answers tell the
 /// time ([`super::clock`]). kube retries 429, 503 and 504 inside a call: right for somebody who waits for one answer, an HTTP caller
 /// or a person.
 ///

@@ -2,21 +2,18 @@
 //! anything about a computer.
 
 pub mod backoff;
+pub(crate) mod cached_fields;
 pub mod caches;
 pub mod client;
 pub mod clock;
 pub mod config;
-pub mod crowd;
 pub mod health;
 pub mod lease;
-pub mod metrics;
-pub mod operator;
-pub mod peer;
+pub mod patch;
 pub mod queue;
-pub mod rbac;
-pub mod requests;
+pub mod request_metrics;
 pub mod server;
-pub mod sources;
-pub(crate) mod strip;
+pub mod settings;
+pub mod signal;
 pub mod telemetry;
-pub mod turn;
+pub mod time_and_random;

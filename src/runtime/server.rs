@@ -2,8 +2,12 @@
 //! open connections, bytes of a request head, kernel buffers, and time. [`Limits::memory`] is the sum of these bounds.
 //!
 //! A slow or silent peer never keeps others out: when all connections are taken, the one that has waited longest for a request is
-//! closed in favour of the newcomer ([`super::crowd`]). Requests that are being answered are never cut off by this.
-//! A head that is not valid HTTP never reaches a handler; [`super::peer`] replaces hyper's empty answer to it.
+//! closed in favour of the newcomer ([`self::connections`]). Requests that are being answered are never cut off by this.
+//! A head that is not valid HTTP never reaches a handler; [`self::stream`] replaces hyper's empty answer to it.
+
+pub mod connections;
+pub mod request_state;
+pub mod stream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,9 +25,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use super::crowd::{Crowd, Seat};
-use super::peer::Peer;
-use super::turn::{Answering, Turn};
+use self::connections::{Crowd, Seat};
+use self::request_state::{Answering, Turn};
+use self::stream::Peer;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// TLS records of one connection: 64 KiB is the largest handshake that rustls collects; afterwards its buffers are smaller.

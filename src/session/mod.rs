@@ -95,7 +95,7 @@ async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), d
 
 /// Fenced by the UID. Whether it was written: a Session that is gone meanwhile, or another one, needs no mark.
 async fn write(api: &Api<Listed>, session: &Listed, status: SessionStatus) -> Result<bool, CallError> {
-    let patch = crate::computer::volume::patch(&[
+    let patch = crate::runtime::patch::patch(&[
         json!({"op": "test", "path": "/metadata/uid", "value": session.metadata.uid}),
         json!({"op": "add", "path": "/status", "value": status}),
     ]);

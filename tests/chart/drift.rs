@@ -117,7 +117,7 @@ fn names_and_times_are_the_codes() {
 #[test]
 fn every_alert_asks_for_figures_that_are_exposed() {
     // A family without a sample is not in the text yet, so the registrations themselves are read.
-    let registered = concat!(include_str!("../../src/runtime/metrics.rs"), include_str!("../../src/http/layers.rs"));
+    let registered = concat!(include_str!("../../src/computer/metrics.rs"), include_str!("../../src/http/middleware.rs"));
     let all = render("computer-operator", "ns", &["metrics.prometheusRule.enabled=true"]);
     let rules = one(&all, "PrometheusRule", "computer-operator")["spec"]["groups"][0]["rules"].as_array().unwrap();
     let mut names: Vec<&str> = rules.iter().map(|r| r["alert"].as_str().unwrap()).collect();

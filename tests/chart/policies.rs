@@ -1,6 +1,6 @@
 //! What an editor of a namespace sends, and what the admission policies answer.
 
-use computer_operator::record::names::Child;
+use computer_operator::computer::children::Child;
 use serde_json::{Value, json};
 use xtask::chart::{self, Helm};
 

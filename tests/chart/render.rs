@@ -259,7 +259,8 @@ fn the_default_class_is_one_and_may_be_replaced() {
     };
     let usual = class(&[]);
     let parsed: computer_operator::resources::ComputerClass = serde_json::from_value(usual.clone()).unwrap();
-    let pod = computer_operator::computer::pod::desired(&parsed, &computer_operator::resources::ComputerSpec::default(), "home").unwrap();
+    let pod =
+        computer_operator::computer::machine_pod::desired(&parsed, &computer_operator::resources::ComputerSpec::default(), "home").unwrap();
     assert_eq!(pod.spec.unwrap().containers.len(), 1);
     assert_eq!(usual["metadata"]["annotations"]["computer-operator.dev/is-default-class"], "true");
     // Stated, also where the values of an older chart are used again.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use computer_operator::runtime::rbac;
+use computer_operator::install::rbac;
 use serde_json::{Value, json};
 
 use crate::Scenario;

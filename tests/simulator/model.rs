@@ -4,7 +4,8 @@
 
 use std::hash::{Hash, Hasher};
 
-use computer_operator::computer::plan::{Next, plan};
+use computer_operator::computer::plan::plan;
+use computer_operator::computer::report::Next;
 use computer_operator::computer::view::View;
 use stateright::{Checker, Model, Property};
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use computer_operator::archive::Archives;
 use computer_operator::archive::ingest::{auth, handlers};
 use computer_operator::archive::store::Store;
-use computer_operator::computer::view::Settings;
-use computer_operator::runtime::operator::Leader;
+use computer_operator::operator::Leader;
+use computer_operator::runtime::settings::Settings;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Actor;

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use computer_operator::archive::waits::Waited;
+use computer_operator::archive::waiting_time::Waited;
 use computer_operator::computer::action::{Fact, Subject};
-use computer_operator::computer::view::{ClassState, Fresh, Settings, View};
+use computer_operator::computer::view::{ClassState, View};
 use computer_operator::resources::{
     Computer, ComputerRecord, CredentialState, DELETION_FINALIZER, MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, POD_FINALIZER,
     RecordPhase, UID_LABEL,
 };
+use computer_operator::runtime::settings::Settings;
+use computer_operator::runtime::time_and_random::Fresh;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};

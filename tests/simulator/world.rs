@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use computer_operator::runtime::metrics::Metrics;
-use computer_operator::runtime::sources::Sources;
+use computer_operator::computer::metrics::Metrics;
+use computer_operator::runtime::time_and_random::Sources;
 use jiff::SignedDuration;
 use kube::Client;
 use object_store::memory::InMemory;

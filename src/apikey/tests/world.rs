@@ -8,9 +8,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::apikey::ending::ended;
 use crate::apikey::plan::{Next, Plan, plan};
 use crate::apikey::view::{Account, Action, Effect, Place, SecretFact, View, has_finalizer};
-use crate::computer::view::Fresh;
 use crate::credentials::ApiToken;
 use crate::resources::{ApiKey, ApiKeyRecord, ApiKeySpec, CredentialState, DELETION_FINALIZER};
+use crate::runtime::time_and_random::Fresh;
 
 pub const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 

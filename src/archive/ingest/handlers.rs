@@ -14,10 +14,10 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
 use super::auth::Authenticator;
-use super::patience::{self, Outcome};
+use super::progress::{self, Outcome};
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
-use crate::archive::waits::Waits;
+use crate::archive::waiting_time::Waits;
 use crate::archive::{Manifest, SessionEntry, later_manifest_key, manifest_key, object_key};
 use crate::guards::{self, Guard};
 
@@ -93,7 +93,7 @@ async fn put_object(
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &digest)?;
     authorize(&shared, &headers, &uid).await?;
-    Ok(patience::answer(&headers, store_object(shared, uid, digest, body)).await)
+    Ok(progress::answer(&headers, store_object(shared, uid, digest, body)).await)
 }
 
 async fn store_object(shared: Shared, uid: String, digest: String, body: Body) -> Outcome {
@@ -126,7 +126,7 @@ async fn put_manifest(
     valid(&uid, &"0".repeat(64))?;
     authorize(&shared, &headers, &uid).await?;
     let room = room(&body)?;
-    Ok(patience::answer(&headers, async move { store_manifest(shared, uid, room, body).await.unwrap_or_else(|refused| refused) }).await)
+    Ok(progress::answer(&headers, async move { store_manifest(shared, uid, room, body).await.unwrap_or_else(|refused| refused) }).await)
 }
 
 async fn store_manifest(shared: Shared, uid: String, room: u32, body: Body) -> Result<Outcome, Outcome> {

@@ -6,8 +6,8 @@ pub mod auth;
 pub mod handlers;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod hostile;
-pub mod patience;
+mod hostile_input_tests;
+pub mod progress;
 #[cfg(test)]
 mod tests;
 pub mod tls;
@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Archives;
-use crate::computer::view::Settings;
 use crate::runtime::server;
+use crate::runtime::settings::Settings;
 
 /// Bounds of this endpoint. An archive pod packs a session between two requests, and may find its connection closed by then.
 pub const LIMITS: server::Limits = server::Limits {

@@ -5,7 +5,7 @@ use super::*;
 use crate::archive::manifest::tests::empty;
 use crate::archive::sender::Sender;
 use crate::archive::transport::Idle;
-use crate::archive::{Store, Verification, object_key, relay, verify};
+use crate::archive::{Store, Verification, object_key, test_relay, verify};
 use sha2::{Digest, Sha256};
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
@@ -103,7 +103,7 @@ fn file(size: usize) -> (tempfile::NamedTempFile, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_may_take_as_long_as_it_makes_progress() {
     let endpoint = endpoint().await;
-    let line = relay::relay(endpoint.address, 1_500_000, u64::MAX);
+    let line = test_relay::relay(endpoint.address, 1_500_000, u64::MAX);
     let (_token, sender) = sender(&endpoint, line, Duration::from_secs(2));
     let (file, digest) = file(16_000_000);
     let began = std::time::Instant::now();
@@ -117,7 +117,7 @@ async fn an_upload_that_makes_no_progress_ends() {
     let silence = Duration::from_secs(2);
     let idle = Idle { silence, answer: silence };
     let endpoint = endpoint_of(|folder| Store::open_with(&format!("file://{}", folder.display()), idle).unwrap()).await;
-    let line = relay::relay(endpoint.address, 50_000_000, 1_000_000);
+    let line = test_relay::relay(endpoint.address, 50_000_000, 1_000_000);
     let (_token, sender) = sender(&endpoint, line, Duration::from_secs(2));
     let (file, digest) = file(16_000_000);
     let ended = tokio::time::timeout(Duration::from_secs(60), sender.object(&digest, 16_000_000, file.path())).await;

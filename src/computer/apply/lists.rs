@@ -23,7 +23,7 @@ impl Applier {
     }
 
     pub(super) async fn volumes_of_claim(&self, uid: &str, what: &str) -> Result<Vec<String>, Error> {
-        let ours = |v: &PersistentVolume| crate::computer::volume::claim_ref_uid(v) == Some(uid);
+        let ours = |v: &PersistentVolume| crate::resources::persistent_volume::claim_ref_uid(v) == Some(uid);
         names(&Api::all(self.client.clone()), what, |v| ours(&v).then_some(v.metadata.name?)).await
     }
 

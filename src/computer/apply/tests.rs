@@ -39,7 +39,7 @@ async fn a_patch_that_a_policy_refuses_is_no_lost_race() {
             "PATCH" => denied(),
             _ => (200, json!({"metadata": {"name": "pv", "uid": live}})),
         });
-        let patch = crate::computer::volume::patch(&[
+        let patch = crate::runtime::patch::patch(&[
             json!({"op": "test", "path": "/metadata/uid", "value": "pv-uid"}),
             json!({"op": "add", "path": "/metadata/labels", "value": {}}),
         ]);

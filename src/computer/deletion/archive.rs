@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::{Context, Outcome, State, best_effort, custody};
 use crate::archive::{Summary, Verification};
 use crate::computer::action::{Action, Object, Subject};
-use crate::computer::plan::Blocker;
+use crate::computer::report::Blocker;
 use crate::resources::{ArchivePolicy, ArchiveResult, IMAGE_ANNOTATION, Provider, SkippableStep, Unknown};
 
 /// Exit code of the archive pod when something cannot be read and the class says `unreadableFiles: Block`.

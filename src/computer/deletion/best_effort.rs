@@ -18,7 +18,7 @@ use crate::resources::{ArchivePolicy, SubjectOutcome, Unknown};
 
 /// A process gives nothing up before it has waited for so long itself.
 const CONFIRM: Duration = Duration::from_secs(60);
-/// Longest pause between two looks at a deletion that waits; below [`crate::archive::waits::INTERVAL`], so that all of it counts.
+/// Longest pause between two looks at a deletion that waits; below [`crate::archive::waiting_time::INTERVAL`], so that all of it counts.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// What the record says of the wait of a deletion that may give up.

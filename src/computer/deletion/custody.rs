@@ -24,13 +24,15 @@ use serde_json::{Value, json};
 use super::{Context, State};
 use crate::archive::{Origin, Unreadable};
 use crate::computer::action::{Action, Object, Subject};
-use crate::computer::pod::literal;
+use crate::computer::home_volume::{self, claim_ref_patch, held_by_home};
+use crate::computer::machine_pod::literal;
 use crate::computer::view::View;
-use crate::computer::volume;
 use crate::guards::{self, Guard};
+use crate::resources::persistent_volume;
 use crate::resources::{
     COMPONENT_LABEL, ComputerRecord, IMAGE_ANNOTATION, MANAGED_BY_LABEL, MANAGER, SkippableStep, UID_LABEL, UNREADABLE_ANNOTATION,
 };
+use crate::runtime::patch::patch;
 
 /// Takes the volume into custody. `None`: it is, or at least nothing is left for us to do.
 pub(super) fn take(context: &Context<'_>) -> Option<State> {
@@ -48,7 +50,7 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
     let name = view.custody_claim_name();
     let subject = Subject::claim(&view.settings.namespace, &name);
     let Some(claim) = view.claim(&view.settings.namespace, &name) else { return Some(State::act(Action::Read(subject))) };
-    let holder = volume::claim_ref_uid(pv);
+    let holder = persistent_volume::claim_ref_uid(pv);
     let patch = |patch| Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }));
     let Some(claim) = claim else {
         let available = pv.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Available");
@@ -86,7 +88,7 @@ fn lost(name: &str) -> State {
 }
 
 fn taken_by_another(name: &str, pv: &PersistentVolume) -> State {
-    let holder = volume::claim_ref_uid(pv).unwrap_or("none");
+    let holder = persistent_volume::claim_ref_uid(pv).unwrap_or("none");
     State::blocked(
         "VolumeTaken",
         format!(
@@ -118,7 +120,7 @@ fn unbound(context: &Context<'_>, volume: &str, what: &str) -> State {
 /// Whether the volume stands in our custody, as far as this pass has seen, and the record says so.
 pub(super) fn taken(view: &View, record: &ComputerRecord) -> bool {
     let Some(volume) = &record.spec.state.children.volume else { return true };
-    let holder = view.volume(&volume.name).flatten().and_then(volume::claim_ref_uid);
+    let holder = view.volume(&volume.name).flatten().and_then(persistent_volume::claim_ref_uid);
     holder.is_some() && holder == claim_uid(view).as_deref()
 }
 
@@ -135,14 +137,6 @@ pub fn origin(view: &View) -> Origin {
     Origin { custody_claim: claim_uid(view).or_else(recorded), deleted_at: deletion.map_or(i64::MAX, |d| d.deleted_at.0.as_second()) }
 }
 
-/// Whether the volume's `claimRef` has the UID of the home's claim, or of the one before it: the present one may not hold it yet.
-pub fn held_by_home(record: &ComputerRecord, pv: &PersistentVolume) -> bool {
-    let children = &record.spec.state.children;
-    let former = children.volume.as_ref().and_then(|v| v.former_claim_uid.as_deref());
-    let holder = volume::claim_ref_uid(pv);
-    holder.is_some() && (holder == children.claim_uid.as_deref() || holder == former)
-}
-
 /// Whether the volume's `claimRef` names our custody claim, of whatever UID.
 pub(super) fn refers_to_custody(view: &View, pv: &PersistentVolume) -> bool {
     let reference = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
@@ -150,26 +144,18 @@ pub(super) fn refers_to_custody(view: &View, pv: &PersistentVolume) -> bool {
         .is_some_and(|r| r.namespace.as_deref() == Some(&view.settings.namespace) && r.name.as_deref() == Some(&view.custody_claim_name()))
 }
 
-/// Points a volume at another claim, fenced by the volume's UID and by its present holder.
-pub fn claim_ref_patch(pv: &PersistentVolume, namespace: &str, name: &str, claim_uid: &str) -> json_patch::Patch {
-    let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name, "uid": claim_uid});
-    let mut operations = volume::fence(pv);
-    operations.push(json!({"op": "replace", "path": "/spec/claimRef", "value": reference}));
-    volume::patch(&operations)
-}
-
 /// Reserves a volume for the custody claim that is still to be created: its claimRef has no UID yet. Fenced by our mark and `Retain`, too:
 /// a volume whose policy was put back is on its way out, and a leader with an old view must not hold it.
 fn reserve_patch(pv: &PersistentVolume, view: &View) -> json_patch::Patch {
     let (namespace, name) = (&view.settings.namespace, view.custody_claim_name());
     let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name});
-    let mut operations = volume::fence(pv);
+    let mut operations = home_volume::fence(pv);
     operations.extend([
         json!({"op": "test", "path": format!("/metadata/labels/{}", UID_LABEL.replace('/', "~1")), "value": view.uid}),
         json!({"op": "test", "path": "/spec/persistentVolumeReclaimPolicy", "value": "Retain"}),
         json!({"op": "replace", "path": "/spec/claimRef", "value": reference}),
     ]);
-    volume::patch(&operations)
+    patch(&operations)
 }
 
 fn labels(view: &View, component: &str) -> BTreeMap<String, String> {

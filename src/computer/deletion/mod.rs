@@ -24,7 +24,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 pub use best_effort::counts_wait;
 
 use super::action::{Action, Subject};
-use super::plan::{Blocker, Next, Plan, Report};
+use super::report::{Blocker, Next, Plan, Report};
 use super::view::{View, has_finalizer};
 use crate::guards::{self, Guard};
 use crate::resources::{
@@ -274,7 +274,7 @@ fn waiting(context: &Context<'_>, after: Duration, blocker: Option<Blocker>) -> 
 /// left, so that every deletion has a receipt; with no computer either, there is nothing to do.
 fn without_record(view: &View) -> Plan {
     let next = match &view.computer {
-        Some(computer) if has_finalizer(computer) => Next::Do(Action::CreateRecord(Box::new(crate::record::recover(view)))),
+        Some(computer) if has_finalizer(computer) => Next::Do(Action::CreateRecord(Box::new(crate::computer::new_record::recover(view)))),
         _ => Next::Finished(None),
     };
     Plan { next, report: Report { phase: Some(Phase::Deleting), ..Report::default() } }

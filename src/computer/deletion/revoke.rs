@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Context, State};
 use crate::computer::action::{Action, Fact, Subject};
-use crate::computer::ending;
+use crate::computer::time_to_live;
 use crate::computer::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, CredentialState, Deletion, RecordPhase, Unknown};
@@ -59,7 +59,7 @@ fn cause<'a>(view: &'a View, namespace: Option<&Time>) -> &'a str {
     let before = |computer: &Computer| computer.metadata.deletion_timestamp.as_ref().zip(namespace).is_some_and(|(own, all)| own.0 < all.0);
     match &view.computer {
         Some(computer) if !view.namespace_terminating || before(computer) => {
-            ending.filter(|ending| ending::ended(ending, computer)).map_or("ComputerDeleted", |ending| ending.cause.as_str())
+            ending.filter(|ending| time_to_live::ended(ending, computer)).map_or("ComputerDeleted", |ending| ending.cause.as_str())
         }
         _ if view.namespace_terminating => "NamespaceTerminating",
         _ => "ComputerVanished",

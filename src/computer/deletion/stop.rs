@@ -9,9 +9,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Fact, Subject};
+use crate::computer::home_volume::{self, retain_patch};
 use crate::computer::stopped::{ORPHAN_KILL_SECONDS, Writers, answers, collected, overstays, remove_finalizer_patch, writers};
-use crate::computer::volume::{self, retain_patch};
 use crate::guards::{self, Guard};
+use crate::resources::persistent_volume;
 use crate::resources::{ArchivePolicy, POD_FINALIZER, PodRecord, Provider, SkippableStep, VolumeRecord};
 
 /// Seconds that a volume may take to be detached before that is told.
@@ -95,8 +96,7 @@ fn still_retained(context: &Context<'_>) -> Result<(), State> {
         Some(_) => None,
     };
     let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
-    let Some(pv) =
-        ours.filter(|pv| super::custody::held_by_home(context.record, pv) || super::custody::refers_to_custody(context.view, pv))
+    let Some(pv) = ours.filter(|pv| home_volume::held_by_home(context.record, pv) || super::custody::refers_to_custody(context.view, pv))
     else {
         return Ok(());
     };
@@ -118,20 +118,20 @@ fn still_retained(context: &Context<'_>) -> Result<(), State> {
 
 /// Sets a volume to `Retain` under our mark. `None`: it is.
 pub(super) fn retain(context: &Context<'_>, name: &str, pv: &PersistentVolume) -> Option<State> {
-    if volume::retained_for(pv, &context.view.uid) {
+    if home_volume::retained_for(pv, &context.view.uid) {
         return None;
     }
-    if let Some(of) = volume::foreign_mark(pv, &context.view.uid) {
-        return Some(State::blocked("VolumeMarked", volume::foreign_mark_message(name, of), 60));
+    if let Some(of) = home_volume::foreign_mark(pv, &context.view.uid) {
+        return Some(State::blocked("VolumeMarked", home_volume::foreign_mark_message(name, of), 60));
     }
     Some(State::act(Action::Patch { subject: Subject::volume(name), patch: retain_patch(pv, &context.view.uid) }))
 }
 
-/// A volume that only a status has named (see `record::recover`) is ours if it says so itself; otherwise it is taken off the record.
+/// A volume that only a status has named (see `new_record::recover`) is ours if it says so itself; otherwise it is taken off the record.
 fn prove(context: &Context<'_>, recorded: &VolumeRecord) -> State {
     let Some(found) = context.view.volume(&recorded.name) else { return State::act(Action::Read(Subject::volume(&recorded.name))) };
-    let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid) && volume::marked_for(pv, &context.view.uid));
-    let proved = ours.map(|pv| VolumeRecord { original_reclaim_policy: volume::original_policy(pv), ..recorded.clone() });
+    let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid) && home_volume::marked_for(pv, &context.view.uid));
+    let proved = ours.map(|pv| VolumeRecord { original_reclaim_policy: home_volume::original_policy(pv), ..recorded.clone() });
     context.save(|r| r.spec.state.children.volume = proved)
 }
 
@@ -147,15 +147,15 @@ fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Resu
     };
     let Some(found) = context.view.volume(&name) else { return Err(State::act(Action::Read(Subject::volume(&name)))) };
     // The namespace counts, too: the UID may come from a status that a tenant wrote.
-    let here = |pv: &&PersistentVolume| volume::claim_ref_namespace(pv) == Some(&context.record.spec.namespace);
-    let Some(pv) = found.filter(|pv| volume::claim_ref_uid(pv) == Some(claim_uid)).filter(here) else { return Ok(()) };
+    let here = |pv: &&PersistentVolume| persistent_volume::claim_ref_namespace(pv) == Some(&context.record.spec.namespace);
+    let Some(pv) = found.filter(|pv| persistent_volume::claim_ref_uid(pv) == Some(claim_uid)).filter(here) else { return Ok(()) };
     if let Some(state) = retain(context, &name, pv) {
         return Err(state);
     }
     let recorded = VolumeRecord {
         name,
         uid: pv.metadata.uid.clone().unwrap_or_default(),
-        original_reclaim_policy: volume::original_policy(pv),
+        original_reclaim_policy: home_volume::original_policy(pv),
         former_claim_uid: None,
         storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
         ..VolumeRecord::default()

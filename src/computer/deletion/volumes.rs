@@ -7,9 +7,10 @@ use serde_json::json;
 use super::stop::foreign_finalizers;
 use super::{Context, Outcome, State};
 use crate::computer::action::{Action, Fact, Subject};
-use crate::computer::volume;
+use crate::computer::home_volume;
 use crate::guards::{self, Guard};
 use crate::resources::{ArchivePolicy, SkippableStep, VolumeRecord};
+use crate::runtime::patch::patch;
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let Some(recorded) = &context.record.spec.state.children.volume else {
@@ -74,14 +75,14 @@ fn give_back(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolu
 /// An admin keeps the volume: it keeps its policy and loses our marks, so that the orphan alert does not name it for ever, and another
 /// computer can use it. `None`: nothing is to be done, or the volume is another claim's by now.
 fn let_stay(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) -> Option<State> {
-    let mut changes = volume::unmark(pv);
+    let mut changes = home_volume::unmark(pv);
     let referred = pv.spec.as_ref().is_some_and(|s| s.claim_ref.is_some());
-    if changes.is_empty() || !referred || !held_by_us(context, pv) || volume::foreign_mark(pv, &context.view.uid).is_some() {
+    if changes.is_empty() || !referred || !held_by_us(context, pv) || home_volume::foreign_mark(pv, &context.view.uid).is_some() {
         return None;
     }
-    let mut operations = volume::fence(pv);
+    let mut operations = home_volume::fence(pv);
     operations.append(&mut changes);
-    Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch: volume::patch(&operations) }))
+    Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch: patch(&operations) }))
 }
 
 /// UID of a claim of ours that is gone or about to go. A volume that was reserved for custody, and no more than that, has no UID in its
@@ -96,7 +97,7 @@ fn dead_claim<'a>(context: &'a Context<'_>, recorded: &'a VolumeRecord) -> &'a s
 /// in the operator's namespace, so there the name is proof, whatever a crash left unrecorded.
 fn held_by_us(context: &Context<'_>, pv: &PersistentVolume) -> bool {
     pv.spec.as_ref().is_none_or(|s| s.claim_ref.is_none())
-        || super::custody::held_by_home(context.record, pv)
+        || home_volume::held_by_home(context.record, pv)
         || super::custody::refers_to_custody(context.view, pv)
 }
 
@@ -117,7 +118,7 @@ fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord, dead_claim: &st
         changes.push(json!({"op": "replace", "path": "/spec/persistentVolumeReclaimPolicy", "value": recorded.original_reclaim_policy}));
     }
     if recorded.original_reclaim_policy != "Delete" {
-        changes.append(&mut volume::unmark(pv));
+        changes.append(&mut home_volume::unmark(pv));
     }
     let reserved = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).is_some_and(|r| r.uid.is_none());
     if reserved {
@@ -129,9 +130,9 @@ fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord, dead_claim: &st
     if pv.spec.as_ref().is_none_or(|s| s.claim_ref.is_none()) {
         return Restore::NoClaim;
     }
-    let mut operations = volume::fence(pv);
+    let mut operations = home_volume::fence(pv);
     operations.append(&mut changes);
-    Restore::Patch(volume::patch(&operations))
+    Restore::Patch(patch(&operations))
 }
 
 /// No custody is on record, and no archive was ever wanted. Otherwise a crash may have left a claim or the first pod behind.

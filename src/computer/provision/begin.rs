@@ -6,13 +6,13 @@ use kube::ResourceExt;
 
 use super::State;
 use crate::computer::action::Action;
-use crate::computer::pod;
+use crate::computer::children::Child;
+use crate::computer::machine_pod;
 use crate::computer::view::{ClassState, View, has_finalizer};
 use crate::credentials::{ComputerId, Key};
-use crate::record::names::Child;
 use crate::resources::conditions::types;
 use crate::resources::{
-    Children, Computer, ComputerClass, ComputerRecordSpec, ComputerRecordStatus, PodRecord, Provider, Snapshot, Unknown, quantity,
+    Children, Computer, ComputerClass, ComputerRecordSpec, PodRecord, Provider, RecordState, Snapshot, Unknown, quantity,
 };
 
 pub(super) fn step(view: &View, computer: &Computer) -> State {
@@ -26,7 +26,7 @@ pub(super) fn step(view: &View, computer: &Computer) -> State {
         return State::act(Action::ReadComputer);
     }
     if computer.status.as_ref().is_some_and(|s| s.children.is_some()) {
-        return State::act(Action::CreateRecord(Box::new(crate::record::recover(view))));
+        return State::act(Action::CreateRecord(Box::new(crate::computer::new_record::recover(view))));
     }
     if computer.spec.provider == Provider::BYOM {
         return create(view, computer, None);
@@ -101,11 +101,12 @@ fn bytes(size: &Quantity) -> f64 {
 fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> State {
     let suffix = &view.fresh.suffix;
     let claim = Child::Home.name(suffix);
-    let snapshot = match class.map(|c| pod::desired(c, &computer.spec, &claim).map(|p| pod::snapshot(c, &computer.spec, &p))) {
-        None => Snapshot::default(),
-        Some(Ok(snapshot)) => snapshot,
-        Some(Err(why)) => return State::blocked("ClassNotAccepted", why),
-    };
+    let snapshot =
+        match class.map(|c| machine_pod::desired(c, &computer.spec, &claim).map(|p| machine_pod::snapshot(c, &computer.spec, &p))) {
+            None => Snapshot::default(),
+            Some(Ok(snapshot)) => snapshot,
+            Some(Err(why)) => return State::blocked("ClassNotAccepted", why),
+        };
     let managed = class.is_some();
     let children = Children {
         claim_name: managed.then_some(claim),
@@ -117,7 +118,7 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
         },
         ..Children::default()
     };
-    let state = ComputerRecordStatus { key_hash: Some(fresh_key(view).hash()), children, ..ComputerRecordStatus::default() };
+    let state = RecordState { key_hash: Some(fresh_key(view).hash()), children, ..RecordState::default() };
     let spec = ComputerRecordSpec {
         namespace: view.namespace.clone(),
         computer: view.name.clone(),
@@ -127,7 +128,7 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
         state,
         unknown: Unknown::new(),
     };
-    State::act(Action::CreateRecord(Box::new(crate::record::new(view, spec))))
+    State::act(Action::CreateRecord(Box::new(crate::computer::new_record::new(view, spec))))
 }
 
 /// The key that this pass would issue.

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::State;
-use crate::computer::plan::Blocker;
+use crate::computer::report::Blocker;
 use crate::resources::conditions::truncate;
 use crate::resources::{CrashLoop, PodRecord, Unknown};
 

@@ -5,11 +5,13 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Persis
 
 use super::{Context, State, begin};
 use crate::computer::action::{Action, Fact, Object, Subject};
-use crate::computer::deletion::custody::{claim_ref_patch, held_by_home};
+use crate::computer::children;
+use crate::computer::children::Child;
+use crate::computer::home_volume;
+use crate::computer::home_volume::{claim_ref_patch, held_by_home};
 use crate::computer::view::ClassState;
-use crate::computer::{pod, volume};
 use crate::guards::{self, Guard};
-use crate::record::names::Child;
+use crate::resources::persistent_volume;
 use crate::resources::{CredentialState, VolumeRecord};
 
 /// The claim exists.
@@ -38,8 +40,8 @@ pub(super) fn create(context: &Context<'_>) -> State {
 fn retain_again(context: &Context<'_>) -> Option<State> {
     let recorded = context.record.spec.state.children.volume.as_ref().filter(|_| guards::on(Guard::StillRetained))?;
     let pv = context.view.volume(&recorded.name).flatten().filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid))?;
-    let ours = held_by_home(context.record, pv) && volume::marked_for(pv, &context.view.uid);
-    let patch = (ours && !volume::retained_for(pv, &context.view.uid)).then(|| volume::retain_patch(pv, &context.view.uid))?;
+    let ours = held_by_home(context.record, pv) && home_volume::marked_for(pv, &context.view.uid);
+    let patch = (ours && !home_volume::retained_for(pv, &context.view.uid)).then(|| home_volume::retain_patch(pv, &context.view.uid))?;
     Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }))
 }
 
@@ -53,7 +55,7 @@ fn keep(context: &Context<'_>) -> Option<State> {
     let Fact::Names(names) = fact else { return None };
     let name = names.first()?;
     let Some(found) = context.view.volume(name) else { return Some(State::act(Action::Read(Subject::volume(name)))) };
-    let pv = found.filter(|pv| volume::claim_ref_uid(pv) == Some(uid) && volume::marked_for(pv, &context.view.uid))?;
+    let pv = found.filter(|pv| persistent_volume::claim_ref_uid(pv) == Some(uid) && home_volume::marked_for(pv, &context.view.uid))?;
     let recorded = record(name, pv);
     Some(context.save(|r| r.spec.state.children.volume = Some(recorded)))
 }
@@ -62,7 +64,7 @@ fn record(name: &str, pv: &PersistentVolume) -> VolumeRecord {
     VolumeRecord {
         name: name.to_owned(),
         uid: pv.metadata.uid.clone().unwrap_or_default(),
-        original_reclaim_policy: volume::original_policy(pv),
+        original_reclaim_policy: home_volume::original_policy(pv),
         former_claim_uid: None,
         storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
         ..VolumeRecord::default()
@@ -77,7 +79,7 @@ fn rename(context: &Context<'_>) -> State {
     let names_former = match (&former, recorded) {
         (Some(former), Some(recorded)) => match context.view.volume(&recorded.name) {
             None => return State::act(Action::Read(Subject::volume(&recorded.name))),
-            Some(pv) => pv.and_then(volume::claim_ref_uid) == Some(former),
+            Some(pv) => pv.and_then(persistent_volume::claim_ref_uid) == Some(former),
         },
         _ => false,
     };
@@ -120,8 +122,8 @@ fn claim(context: &Context<'_>, name: &str) -> State {
     let mut claim = PersistentVolumeClaim { spec: Some(spec), ..PersistentVolumeClaim::default() };
     claim.metadata.name = Some(name.to_owned());
     claim.metadata.namespace = Some(context.view.namespace.clone());
-    claim.metadata.labels = Some(pod::labels(context.view, "home"));
-    claim.metadata.owner_references = pod::owner(context.view);
+    claim.metadata.labels = Some(children::labels(context.view, "home"));
+    claim.metadata.owner_references = children::owner(context.view);
     State::act(Action::Create(Object::Claim(Box::new(claim))))
 }
 
@@ -166,13 +168,13 @@ pub(super) fn protect(context: &Context<'_>) -> State {
     let Some(bound) = claim.and_then(|c| c.spec.as_ref()?.volume_name.as_deref()) else { return State::wait(10) };
     let Some(found) = context.view.volume(bound) else { return State::act(Action::Read(Subject::volume(bound))) };
     // A claim can name any volume; it is ours only when the volume names the claim (S5).
-    let here = |pv: &&PersistentVolume| volume::claim_ref_namespace(pv) == Some(&context.view.namespace);
-    let Some(pv) = found.filter(|pv| volume::claim_ref_uid(pv) == Some(uid)).filter(here) else { return State::wait(5) };
-    if let Some(of) = volume::foreign_mark(pv, &context.view.uid) {
-        return State::blocked("VolumeMarked", volume::foreign_mark_message(bound, of));
+    let here = |pv: &&PersistentVolume| persistent_volume::claim_ref_namespace(pv) == Some(&context.view.namespace);
+    let Some(pv) = found.filter(|pv| persistent_volume::claim_ref_uid(pv) == Some(uid)).filter(here) else { return State::wait(5) };
+    if let Some(of) = home_volume::foreign_mark(pv, &context.view.uid) {
+        return State::blocked("VolumeMarked", home_volume::foreign_mark_message(bound, of));
     }
-    if !volume::retained_for(pv, &context.view.uid) {
-        return State::act(Action::Patch { subject: Subject::volume(bound), patch: volume::retain_patch(pv, &context.view.uid) });
+    if !home_volume::retained_for(pv, &context.view.uid) {
+        return State::act(Action::Patch { subject: Subject::volume(bound), patch: home_volume::retain_patch(pv, &context.view.uid) });
     }
     let recorded = record(bound, pv);
     let node = super::machine::node(context);
@@ -206,8 +208,8 @@ fn rebind(context: &Context<'_>, name: &str, claim: &PersistentVolumeClaim) -> S
     };
     let Some(Some(pv)) = context.view.volume(&recorded.name) else { return State::Done };
     let released = pv.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Released");
-    let ours = pv.metadata.uid.as_deref() == Some(&recorded.uid) && volume::marked_for(pv, &context.view.uid);
-    if !released || !ours || volume::claim_ref_uid(pv) == Some(uid) {
+    let ours = pv.metadata.uid.as_deref() == Some(&recorded.uid) && home_volume::marked_for(pv, &context.view.uid);
+    if !released || !ours || persistent_volume::claim_ref_uid(pv) == Some(uid) {
         return State::Done;
     }
     // On record before the volume names it: a deletion that begins in between must know the volume for ours (S5).

@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::Secret;
 use super::begin::fresh_key;
 use super::{Context, State};
 use crate::computer::action::{Action, Fact, Object, Subject};
-use crate::computer::pod;
-use crate::record::names::Child;
+use crate::computer::children;
+use crate::computer::children::Child;
 use crate::resources::CredentialState;
 
 pub(super) fn issue(context: &Context<'_>) -> State {
@@ -67,8 +67,8 @@ fn secret(context: &Context<'_>, name: &str) -> Secret {
     };
     secret.metadata.name = Some(name.to_owned());
     secret.metadata.namespace = Some(context.view.namespace.clone());
-    secret.metadata.labels = Some(pod::labels(context.view, "key"));
-    secret.metadata.owner_references = pod::owner(context.view);
+    secret.metadata.labels = Some(children::labels(context.view, "key"));
+    secret.metadata.owner_references = children::owner(context.view);
     secret
 }
 

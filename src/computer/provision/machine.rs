@@ -7,11 +7,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Context, State, crash, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
-use crate::computer::pod;
+use crate::computer::children::Child;
+use crate::computer::machine_pod;
 use crate::computer::stopped::{ORPHAN_KILL_SECONDS, Writers, answers, collected, overstays, remove_finalizer_patch, writers};
 use crate::computer::view::ClassState;
 use crate::guards::{self, Guard};
-use crate::record::names::Child;
 use crate::resources::{CredentialState, POD_FINALIZER, Phase, PodRecord, Snapshot};
 
 /// Seconds for which a pod that vanished is kept on record, so that a deletion would still wait for its node.
@@ -192,7 +192,8 @@ fn next_pod(context: &Context<'_>) -> State {
     if context.record.spec.state.children.pods.iter().any(|p| p.name == name) {
         return State::wait(1);
     }
-    let hash = if let ClassState::Found(class) = &context.view.class { Some(pod::hash(class, &context.computer.spec)) } else { None };
+    let hash =
+        if let ClassState::Found(class) = &context.view.class { Some(machine_pod::hash(class, &context.computer.spec)) } else { None };
     context.save(|r| {
         // What has stopped for sure is forgotten; what vanished is kept, a deletion must still wait for its node.
         r.spec.state.children.pods.retain(|p| p.vanished_at.is_some());
@@ -211,8 +212,8 @@ fn make(context: &Context<'_>, name: &str) -> State {
             "the ComputerClass was deleted, so no pod can be made: create it again, or delete this Computer",
         );
     };
-    match pod::desired(class, &context.computer.spec, claim) {
-        Ok(desired) => State::act(Action::Create(Object::Pod(Box::new(pod::of_computer(desired, context.view, name))))),
+    match machine_pod::desired(class, &context.computer.spec, claim) {
+        Ok(desired) => State::act(Action::Create(Object::Pod(Box::new(machine_pod::of_computer(desired, context.view, name))))),
         Err(why) => State::blocked("ClassNotAccepted", why),
     }
 }
@@ -236,11 +237,11 @@ fn learn_uids(context: &Context<'_>) -> State {
     for recorded in &mut children.pods {
         let Some(Some(pod)) = context.view.pod(namespace, &recorded.name) else { continue };
         if recorded.uid.is_none() || snapshot.run_as_user.is_none() {
-            if pod::stripped(pod) {
+            if machine_pod::stripped(pod) {
                 return State::act(Action::Read(Subject::pod(namespace, &recorded.name)));
             }
             recorded.uid.clone_from(&pod.metadata.uid);
-            pod::note_effective(&mut snapshot, pod);
+            machine_pod::note_effective(&mut snapshot, pod);
         }
         // The first pod's node is written together with the volume.
         if recorded.node.is_none() && placed {
@@ -267,7 +268,7 @@ fn adopt_hash(context: &Context<'_>, snapshot: &mut Snapshot) {
         && let Some(made) = &snapshot.pod_hash
         && !super::drifted_before(context, class, made)
     {
-        snapshot.template_hash = Some(pod::hash(class, &context.computer.spec));
+        snapshot.template_hash = Some(machine_pod::hash(class, &context.computer.spec));
     }
 }
 

@@ -14,8 +14,8 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::action::Action;
-use super::ending;
-use super::plan::{Blocker, Next, Plan, Report};
+use super::report::{Blocker, Next, Plan, Report};
+use super::time_to_live;
 use super::view::{ClassState, View};
 use crate::resources::conditions::types;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, CredentialState, Phase, Provider, Step, StepStatus};
@@ -78,7 +78,7 @@ impl Context<'_> {
 pub fn plan(view: &View) -> Plan {
     let Some(computer) = &view.computer else { return Plan { next: Next::Settled, report: Report::default() } };
     let mut plan = alive(view, computer);
-    if let Some(action) = ending::expire(view, computer) {
+    if let Some(action) = time_to_live::expire(view, computer) {
         plan.next = Next::Do(action);
     }
     plan
@@ -113,7 +113,7 @@ fn settled(context: &Context<'_>) -> Plan {
         plan.report.phase = Some(Phase::Active);
         plan.report.ready = Some((true, "Ready", "the computer can be used".to_owned()));
     }
-    if let Some(left) = ending::time_left(context.view.now, context.computer).filter(|l| *l > 0) {
+    if let Some(left) = time_to_live::time_left(context.view.now, context.computer).filter(|l| *l > 0) {
         plan.next = Next::Wait(Duration::from_secs(u64::try_from(left).unwrap_or(1)));
     }
     plan
@@ -127,7 +127,7 @@ fn drift(context: &Context<'_>) -> Option<String> {
     };
     let snapshot = &context.record.spec.snapshot;
     let drifted = match (&snapshot.template_hash, &snapshot.pod_hash) {
-        (Some(made), _) => *made != super::pod::hash(class, &context.computer.spec),
+        (Some(made), _) => *made != super::machine_pod::hash(class, &context.computer.spec),
         (None, Some(made)) => drifted_before(context, class, made),
         (None, None) => false,
     };
@@ -144,7 +144,7 @@ fn drift(context: &Context<'_>) -> Option<String> {
 fn drifted_before(context: &Context<'_>, class: &ComputerClass, made: &str) -> bool {
     let conditions = context.computer.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let shown = conditions.iter().any(|c| c.type_ == types::DRIFTED && c.status == "True");
-    shown && super::pod::built_hash(class, &context.computer.spec) != made
+    shown && super::machine_pod::built_hash(class, &context.computer.spec) != made
 }
 
 /// The plan at a step: earlier ones are completed, later ones pending.

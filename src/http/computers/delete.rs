@@ -183,7 +183,7 @@ async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
         Some(record) if record.spec.state.credential != CredentialState::Revoked => {}
         _ => return Ok(()),
     }
-    let patch = Patch::<()>::Json(crate::computer::volume::patch(&[
+    let patch = Patch::<()>::Json(crate::runtime::patch::patch(&[
         json!({"op": "test", "path": "/spec/namespace", "value": id.namespace}),
         json!({"op": "test", "path": "/spec/computer", "value": id.name}),
         json!({"op": "add", "path": "/spec/state/credential", "value": CredentialState::Revoked}),

@@ -119,7 +119,7 @@ pub(super) async fn change(
     if exact {
         operations.insert(1, test("generation", json!(computer.metadata.generation)));
     }
-    let patch = Patch::<()>::Json(crate::computer::volume::patch(&operations));
+    let patch = Patch::<()>::Json(crate::runtime::patch::patch(&operations));
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     let error = match call(shared.computers(&id.namespace).patch(&id.name, &params, &patch)).await {
         Ok(changed) => return Ok(Some(changed)),

@@ -66,7 +66,7 @@ async fn permitted(shared: &Shared, caller: &Caller, verb: &'static str, word: &
 async fn change(shared: &Shared, session: &Session, operation: Value) -> Result<Session, ApiError> {
     let id = wire::id(session);
     let test = json!({"op": "test", "path": "/metadata/uid", "value": id.uid});
-    let patch = Patch::<()>::Json(crate::computer::volume::patch(&[test, operation]));
+    let patch = Patch::<()>::Json(crate::runtime::patch::patch(&[test, operation]));
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     let error = match call(shared.sessions(&id.namespace).patch(&id.name, &params, &patch)).await {
         Ok(changed) => return Ok(changed),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use computer_operator::runtime::rbac;
+use computer_operator::install::rbac;
 
 use crate::tools::{self, Tool};
 

@@ -7,7 +7,8 @@ use serde_json::json;
 use super::disturbed::{archive_pod, pass};
 use super::world::{World, from};
 use crate::archive::Verification;
-use crate::computer::plan::{Next, Plan, plan};
+use crate::computer::plan::plan;
+use crate::computer::report::{Next, Plan};
 use crate::computer::view::View;
 use crate::resources::*;
 

@@ -6,7 +6,8 @@ use super::times::remembering;
 use super::world::{MACHINE, UID, World, from};
 use super::{Crash, run};
 use crate::computer::action::Action;
-use crate::computer::plan::{Next, Plan, plan};
+use crate::computer::plan::plan;
+use crate::computer::report::{Next, Plan};
 use crate::resources::*;
 
 /// One pass, then the others' part.
@@ -107,7 +108,7 @@ fn an_override_lets_the_pod_of_a_lost_node_go() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
     world.node_lost = true;
-    let latest = crate::computer::latest::Latest::default();
+    let latest = crate::computer::memory::Latest::default();
     for _ in 0..70 {
         remembering(&mut world, &latest);
     }

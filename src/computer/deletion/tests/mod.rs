@@ -11,7 +11,8 @@ mod world;
 
 use serde_json::json;
 
-use crate::computer::plan::{Next, plan};
+use crate::computer::plan::plan;
+use crate::computer::report::Next;
 use crate::resources::*;
 use world::{HOME, UID, World, from};
 

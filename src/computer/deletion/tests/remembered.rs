@@ -6,14 +6,15 @@ use serde_json::json;
 use super::disturbed::{archive_pod, pass, skip};
 use super::world::{World, from};
 use crate::computer::action::Action;
-use crate::computer::plan::{Next, Report, plan};
+use crate::computer::plan::plan;
+use crate::computer::report::{Next, Report};
 use crate::resources::*;
 
 /// S1: a step is remembered only on the very version of the record on which it was finished: a pod that another leader has put on
 /// record since is stopped before anything is archived.
 #[test]
 fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
-    let latest = crate::computer::latest::Latest::default();
+    let latest = crate::computer::memory::Latest::default();
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
     let steps =
@@ -34,7 +35,7 @@ fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
 /// S1, S11: the save that was to put the decision on record failed, the override was withdrawn, then the API server was back.
 #[test]
 fn an_override_that_is_withdrawn_before_it_is_on_record_destroys_nothing() {
-    let latest = crate::computer::latest::Latest::default();
+    let latest = crate::computer::memory::Latest::default();
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
     world.no_archive = true;
@@ -85,7 +86,7 @@ fn files_are_said_to_be_given_up_by_whoever_gave_them_up() {
     // It has not started: nothing is given up yet.
     let pod = archive_pod(&mut world);
     pod.status = from(json!({"phase": "Pending"}));
-    crate::runtime::strip::pod(pod);
+    crate::runtime::cached_fields::pod(pod);
     for _ in 0..6 {
         pass(&mut world);
     }
@@ -98,7 +99,7 @@ fn files_are_said_to_be_given_up_by_whoever_gave_them_up() {
         world.overrides = decision;
         let pod = archive_pod(&mut world);
         pod.status = from(json!({"phase": "Pending"}));
-        crate::runtime::strip::pod(pod);
+        crate::runtime::cached_fields::pod(pod);
         for _ in 0..6 {
             pass(&mut world);
         }

@@ -8,8 +8,9 @@ use super::disturbed::{archive_pod, pass};
 use super::world::{UID, World, from};
 use super::{Crash, run};
 use crate::computer::action::{Action, Effect, Fact, Subject};
-use crate::computer::latest::Latest;
-use crate::computer::plan::{Next, Plan, plan};
+use crate::computer::memory::Latest;
+use crate::computer::plan::plan;
+use crate::computer::report::{Next, Plan};
 use crate::resources::*;
 
 fn time(value: &Value) -> Timestamp {

@@ -7,8 +7,9 @@ use serde_json::json;
 use super::disturbed::{archive_pod, pass, skip};
 use super::world::{HOME, MACHINE, OWN, UID, World, from};
 use crate::computer::action::{Action, Fact, Object, Subject};
-use crate::computer::latest::Latest;
-use crate::computer::plan::{Next, Plan, plan};
+use crate::computer::memory::Latest;
+use crate::computer::plan::plan;
+use crate::computer::report::{Next, Plan};
 use crate::computer::view::View;
 use crate::resources::*;
 

@@ -8,11 +8,13 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
-use crate::archive::waits::Waited;
+use crate::archive::waiting_time::Waited;
 use crate::archive::{Summary, Verification};
 use crate::computer::action::{Action, Effect, Fact, Object, Subject};
-use crate::computer::view::{ClassState, Fresh, Settings, View, has_finalizer};
+use crate::computer::view::{ClassState, View, has_finalizer};
 use crate::resources::*;
+use crate::runtime::settings::Settings;
+use crate::runtime::time_and_random::Fresh;
 
 pub(super) const UID: &str = "11111111-1111-1111-1111-111111111111";
 pub(super) const OWN: &str = "computer-operator-system";
@@ -162,7 +164,7 @@ impl World {
                 json!({"metadata": {"name": name}, "status": {"phase": if self.terminating { "Terminating" } else { "Active" }}}),
             ))),
             Subject::VolumesOfClaim { uid } => {
-                let bound = self.volume.iter().filter(|v| crate::computer::volume::claim_ref_uid(v) == Some(uid));
+                let bound = self.volume.iter().filter(|v| crate::resources::persistent_volume::claim_ref_uid(v) == Some(uid));
                 Fact::Names(bound.filter_map(|v| v.metadata.name.clone()).collect())
             }
             Subject::Attachments { .. } if self.attached => Fact::Names(vec!["n".into()]),
@@ -287,7 +289,7 @@ impl World {
         let finished = json!({"phase": "Succeeded", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
             "state": {"terminated": {"exitCode": 0}}}]});
         self.bind();
-        let holder = self.volume.as_ref().and_then(crate::computer::volume::claim_ref_uid).map(str::to_owned);
+        let holder = self.volume.as_ref().and_then(crate::resources::persistent_volume::claim_ref_uid).map(str::to_owned);
         for ((ns, _), pod) in &mut self.pods {
             if ns == OWN && pod.metadata.deletion_timestamp.is_none() {
                 let custody = self.claims.get(&(OWN.to_owned(), format!("home-{UID}"))).and_then(|c| c.metadata.uid.clone());

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use self::world::{World, from};
 use crate::computer::action::Action;
-use crate::computer::plan::{Next, plan};
+use crate::computer::plan::plan;
+use crate::computer::report::Next;
 use crate::computer::view::ClassState;
 use crate::resources::*;
 
@@ -124,7 +125,10 @@ fn a_volume_that_lost_its_claim_before_it_was_on_record_is_the_home() {
     world.settle(None);
     assert_eq!(world.state().children.volume.as_ref().map(|v| v.name.as_str()), Some("pv"), "S6: it is nobody's");
     assert_eq!((world.state().credential, world.claims.len()), (CredentialState::Live, 1));
-    assert_eq!(crate::computer::volume::claim_ref_uid(world.volume.as_ref().unwrap()), world.state().children.claim_uid.as_deref());
+    assert_eq!(
+        crate::resources::persistent_volume::claim_ref_uid(world.volume.as_ref().unwrap()),
+        world.state().children.claim_uid.as_deref()
+    );
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::world::{World, from};
-use crate::computer::plan::{Next, Plan, plan};
+use crate::computer::plan::plan;
+use crate::computer::report::{Next, Plan};
 use crate::resources::*;
 
 fn snapshot(world: &mut World) -> &mut Snapshot {

@@ -6,11 +6,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::json;
 
-use crate::archive::waits::Waited;
+use crate::archive::waiting_time::Waited;
 use crate::computer::action::{Action, Effect, Fact, Object, Subject};
-use crate::computer::plan::{Next, Plan, plan};
-use crate::computer::view::{ClassState, Fresh, Settings, View};
+use crate::computer::plan::plan;
+use crate::computer::report::{Next, Plan};
+use crate::computer::view::{ClassState, View};
 use crate::resources::*;
+use crate::runtime::settings::Settings;
+use crate::runtime::time_and_random::Fresh;
 
 pub(super) const UID: &str = "11111111-1111-1111-1111-111111111111";
 
@@ -84,7 +87,7 @@ impl World {
         };
         for (name, pod) in &self.pods {
             let mut cached = pod.clone();
-            crate::runtime::strip::pod(&mut cached);
+            crate::runtime::cached_fields::pod(&mut cached);
             view.facts.insert(Subject::pod("t", name), Fact::Pod(Box::new(cached)));
         }
         for (name, claim) in &self.claims {
@@ -112,7 +115,7 @@ impl World {
                     Subject::Secret { name, .. } => self.secrets.get(name).cloned().map(Fact::Uid),
                     Subject::Volume { .. } | Subject::LiveVolume { .. } => self.volume.clone().map(|v| Fact::Volume(Box::new(v))),
                     Subject::VolumesOfClaim { uid } => {
-                        let holds = |v: &&PersistentVolume| crate::computer::volume::claim_ref_uid(v) == Some(uid);
+                        let holds = |v: &&PersistentVolume| crate::resources::persistent_volume::claim_ref_uid(v) == Some(uid);
                         Some(Fact::Names(self.volume.as_ref().filter(holds).map(|_| "pv".to_owned()).into_iter().collect()))
                     }
                     Subject::Node { .. } => {
@@ -245,7 +248,7 @@ impl World {
         last.unwrap()
     }
 
-    pub(super) fn state(&self) -> &ComputerRecordStatus {
+    pub(super) fn state(&self) -> &RecordState {
         &self.record.as_ref().unwrap().spec.state
     }
 }

@@ -7,12 +7,12 @@ use k8s_openapi::api::core::v1::{
     Capabilities, Container, EnvVar, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile,
     SecurityContext, Volume, VolumeMount,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::children;
 use super::view::View;
-use crate::resources::{COMPONENT_LABEL, ComputerClass, ComputerSpec, MANAGED_BY_LABEL, MANAGER, POD_FINALIZER, Snapshot, UID_LABEL};
+use crate::resources::{ComputerClass, ComputerSpec, POD_FINALIZER, Snapshot};
 
 /// User and group of the machine when the template does not say.
 const DEFAULT_USER: i64 = 1000;
@@ -48,28 +48,9 @@ pub fn of_computer(mut pod: Pod, view: &View, name: &str) -> Pod {
     pod.metadata.name = Some(name.to_owned());
     pod.metadata.namespace = Some(view.namespace.clone());
     pod.metadata.finalizers = Some(vec![POD_FINALIZER.to_owned()]);
-    pod.metadata.labels.get_or_insert_default().extend(labels(view, "machine"));
-    pod.metadata.owner_references = owner(view);
+    pod.metadata.labels.get_or_insert_default().extend(children::labels(view, "machine"));
+    pod.metadata.owner_references = children::owner(view);
     pod
-}
-
-/// Our labels: they narrow lists, nothing more (S5).
-pub fn labels(view: &View, component: &str) -> BTreeMap<String, String> {
-    [(MANAGED_BY_LABEL, MANAGER), (UID_LABEL, view.uid.as_str()), (COMPONENT_LABEL, component)]
-        .map(|(k, v)| (k.to_owned(), v.to_owned()))
-        .into()
-}
-
-/// The owner reference: the net below, should everything else fail; it blocks nothing.
-pub fn owner(view: &View) -> Option<Vec<OwnerReference>> {
-    Some(vec![OwnerReference {
-        api_version: "computer-operator.dev/v1alpha1".to_owned(),
-        kind: "Computer".to_owned(),
-        name: view.name.clone(),
-        uid: view.uid.clone(),
-        controller: Some(true),
-        block_owner_deletion: Some(false),
-    }])
 }
 
 /// Hash of what the class and the Computer ask of a pod, as an admin and a user wrote it, to show drift. What the operator makes of it is not

@@ -1,16 +1,11 @@
 //! The write-ahead record's life outside the plans: making it again when it was lost, and its expiry.
 //! It never invents ownership: what a lost record named is taken from the operator's own status of the Computer.
 
-pub mod names;
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod rollback;
-
-use self::names::Child;
-use crate::computer::view::View;
+use super::children::Child;
+use super::view::View;
 use crate::resources::{
-    ArchiveSettings, Children, ComputerRecord, ComputerRecordSpec, ComputerRecordStatus, CredentialState, MANAGED_BY_LABEL, MANAGER,
-    Snapshot, UID_LABEL, Unknown,
+    ArchiveSettings, Children, ComputerRecord, ComputerRecordSpec, CredentialState, MANAGED_BY_LABEL, MANAGER, RecordState, Snapshot,
+    UID_LABEL, Unknown,
 };
 
 /// An empty record of this view's computer: named by its UID, in the operator's namespace.
@@ -38,7 +33,7 @@ pub fn recover(view: &View) -> ComputerRecord {
             provider: computer.map(|c| c.spec.provider).unwrap_or_default(),
             class_name: status.and_then(|s| s.class_name.clone()),
             snapshot,
-            state: ComputerRecordStatus { credential: CredentialState::Pending, children, ..ComputerRecordStatus::default() },
+            state: RecordState { credential: CredentialState::Pending, children, ..RecordState::default() },
             unknown: Unknown::new(),
         },
     )
@@ -74,7 +69,7 @@ mod tests {
 
     use super::*;
     use crate::computer::action::Action;
-    use crate::computer::plan::Next;
+    use crate::computer::report::Next;
     use crate::computer::view::ClassState;
 
     const HEX: &str = "0123456789abcdef0123456789abcdef";
@@ -120,7 +115,7 @@ mod tests {
             json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "finalizers": [crate::resources::DELETION_FINALIZER]}, "spec": {}}),
         );
         view.finalizer_confirmed = true;
-        view.fresh = crate::computer::observe::fresh(&crate::runtime::sources::Sources::default());
+        view.fresh = crate::runtime::time_and_random::Sources::default().fresh();
         let class = json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"containers": [{"name": "m", "image": "i"}]}}},
             "status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
         view.class = ClassState::Found(serde_json::from_value(class).unwrap());

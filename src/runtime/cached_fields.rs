@@ -107,7 +107,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::runtime::sources::Sources;
+    use crate::runtime::time_and_random::Sources;
     use crate::runtime::{caches, queue};
 
     const FAT: usize = 255_000;

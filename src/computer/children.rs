@@ -2,6 +2,13 @@
 //! `secrets`, `volumes` in the chart) say the same: under another name they let the operator near nothing. A name alone never proves
 //! ownership: another computer's child has one of these, too (S5).
 
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+use super::view::View;
+use crate::resources::{COMPONENT_LABEL, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
+
 /// What a name is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Child {
@@ -32,6 +39,25 @@ impl Child {
         let digits = name.strip_prefix(self.prefix()).unwrap_or_default();
         digits.len() == 32 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     }
+}
+
+/// Our labels: they narrow lists, nothing more (S5).
+pub fn labels(view: &View, component: &str) -> BTreeMap<String, String> {
+    [(MANAGED_BY_LABEL, MANAGER), (UID_LABEL, view.uid.as_str()), (COMPONENT_LABEL, component)]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into()
+}
+
+/// The owner reference: the net below, should everything else fail; it blocks nothing.
+pub fn owner(view: &View) -> Option<Vec<OwnerReference>> {
+    Some(vec![OwnerReference {
+        api_version: "computer-operator.dev/v1alpha1".to_owned(),
+        kind: "Computer".to_owned(),
+        name: view.name.clone(),
+        uid: view.uid.clone(),
+        controller: Some(true),
+        block_owner_deletion: Some(false),
+    }])
 }
 
 #[cfg(test)]

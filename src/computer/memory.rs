@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 
 use super::action::{Fact, Subject};
-use super::plan::Report;
+use super::report::Report;
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::{ComputerRecord, SubjectOutcome};

@@ -5,23 +5,9 @@ use k8s_openapi::api::core::v1::PersistentVolume;
 use serde_json::{Value, json};
 
 use crate::guards::{self, Guard};
-use crate::resources::{MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, UID_LABEL};
-
-/// A JSON patch from literal operations.
-pub fn patch(operations: &[Value]) -> json_patch::Patch {
-    // The operations are literals of this crate; one that is not an operation would make an empty patch, and its test fail.
-    serde_json::from_value(Value::Array(operations.to_vec())).unwrap_or_default()
-}
-
-/// UID of the claim that a volume belongs to.
-pub fn claim_ref_uid(volume: &PersistentVolume) -> Option<&str> {
-    volume.spec.as_ref()?.claim_ref.as_ref()?.uid.as_deref()
-}
-
-/// Namespace of the claim that a volume belongs to.
-pub fn claim_ref_namespace(volume: &PersistentVolume) -> Option<&str> {
-    volume.spec.as_ref()?.claim_ref.as_ref()?.namespace.as_deref()
-}
+use crate::resources::persistent_volume::claim_ref_uid;
+use crate::resources::{ComputerRecord, MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, UID_LABEL};
+use crate::runtime::patch::patch;
 
 /// Whether a volume is protected for this computer: `Retain`, with our mark.
 pub fn retained_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
@@ -85,6 +71,22 @@ pub fn unmark(volume: &PersistentVolume) -> Vec<Value> {
         changes.push(json!({"op": "remove", "path": format!("/metadata/annotations/{}", escaped(ORIGINAL_POLICY_ANNOTATION))}));
     }
     changes
+}
+
+/// Whether the volume's `claimRef` has the UID of the home's claim, or of the one before it: the present one may not hold it yet.
+pub fn held_by_home(record: &ComputerRecord, pv: &PersistentVolume) -> bool {
+    let children = &record.spec.state.children;
+    let former = children.volume.as_ref().and_then(|v| v.former_claim_uid.as_deref());
+    let holder = claim_ref_uid(pv);
+    holder.is_some() && (holder == children.claim_uid.as_deref() || holder == former)
+}
+
+/// Points a volume at another claim, fenced by the volume's UID and by its present holder.
+pub fn claim_ref_patch(pv: &PersistentVolume, namespace: &str, name: &str, claim_uid: &str) -> json_patch::Patch {
+    let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name, "uid": claim_uid});
+    let mut operations = fence(pv);
+    operations.push(json!({"op": "replace", "path": "/spec/claimRef", "value": reference}));
+    patch(&operations)
 }
 
 /// Sets a volume to `Retain` with our mark, fenced by its UID and by the claim that it is bound to.

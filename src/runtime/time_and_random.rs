@@ -23,6 +23,15 @@ impl Default for Sources {
     }
 }
 
+/// Random material for this pass, so that plans stay pure functions of their input.
+#[derive(Clone)]
+pub struct Fresh {
+    /// Suffix for new names: 128 bits, not to be guessed by a tenant.
+    pub suffix: String,
+    /// Secret bytes of a new key.
+    pub key: [u8; 32],
+}
+
 impl Sources {
     /// `fill` must fill all of what it is given with bytes that nobody can guess.
     pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static, fill: impl Fn(&mut [u8]) + Send + Sync + 'static) -> Self {
@@ -32,6 +41,11 @@ impl Sources {
     /// The time of day.
     pub fn now(&self) -> Timestamp {
         (self.now)()
+    }
+
+    /// Random material for one pass.
+    pub fn fresh(&self) -> Fresh {
+        Fresh { key: self.bytes(), suffix: hex::encode(self.bytes::<16>()) }
     }
 
     /// Random bytes.

@@ -23,9 +23,9 @@ use rand::RngCore;
 use super::Shared;
 use super::auth::Caller;
 use super::error::ApiError;
-use super::sending;
-use super::shares::{Room, SMALL, Share};
-use crate::runtime::requests::REQUESTS;
+use super::response_body;
+use super::tenant_limits::{Room, SMALL, Share};
+use crate::runtime::request_metrics::REQUESTS;
 use crate::runtime::server::Refused;
 
 const REQUEST_ID: &str = "x-request-id";
@@ -136,7 +136,7 @@ fn sent(response: Response, who: &Who, held: impl Send + Sync + 'static) -> Resp
         }
     };
     let held = (held, who.clone(), room);
-    response.map(|body| Body::new(sending::Sending::new(body, held)))
+    response.map(|body| Body::new(response_body::Sending::new(body, held)))
 }
 
 /// The answer to a head that is not valid HTTP, which no route ever sees.
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_tenant_that_does_not_read_gets_no_more_large_answers() {
-        let shares = crate::http::shares::Shares::new(8, 2 * LARGE);
+        let shares = crate::http::tenant_limits::Shares::new(8, 2 * LARGE);
         let who = |namespace: &str| {
             let caller = Caller::Computer(ComputerId { namespace: namespace.into(), name: "c".into(), uid: "u".into() });
             let who = Who::default();

@@ -9,17 +9,17 @@ use kube::runtime::events::{Recorder, Reporter};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::config::Config;
-use super::metrics::Metrics;
-use super::sources::Sources;
-use super::{caches, client, health, lease, queue};
 use crate::archive::{Archives, ingest, store_volume};
 use crate::computer::apply::Applier;
 use crate::computer::events::Events;
+use crate::computer::metrics::Metrics;
 use crate::computer::reconcile::{Memory, Reconciler};
 use crate::computer::sweep;
-use crate::computer::view::Settings;
 use crate::resources::MANAGER;
+use crate::runtime::config::Config;
+use crate::runtime::settings::Settings;
+use crate::runtime::time_and_random::Sources;
+use crate::runtime::{caches, client, health, lease, queue, signal};
 use crate::session::Marker;
 
 /// Runs until SIGTERM or SIGINT, or until the lease is lost.
@@ -28,7 +28,7 @@ use crate::session::Marker;
 /// When the configuration, the store or the API server cannot be used, or the lease was lost.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
-    stop_on_signal(stop.clone());
+    signal::stop_on_signal(stop.clone());
     let client = client::connect_without_retries().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
     let metrics = Arc::new(Metrics::new());
     let (checked, mut finished_checks) = tokio::sync::mpsc::channel(1024);
@@ -179,17 +179,4 @@ impl Leader {
         while tasks.join_next().await.is_some() {}
         result
     }
-}
-
-pub(crate) fn stop_on_signal(stop: CancellationToken) {
-    use tokio::signal::unix::{SignalKind, signal};
-    tokio::spawn(async move {
-        if let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-            tracing::info!("told to stop: what runs is finished first");
-        } else {
-            tracing::error!("signals cannot be handled; stopping");
-        }
-        stop.cancel();
-    });
 }

@@ -51,7 +51,7 @@ pub struct ComputerRecordSpec {
     #[serde(default)]
     #[x_kube(validation = Rule::new("!has(oldSelf.credential) || oldSelf.credential != 'Revoked' || (has(self.credential) && self.credential == 'Revoked')")
         .message("a revoked credential stays revoked: create another Computer"))]
-    pub state: ComputerRecordStatus,
+    pub state: RecordState,
     /// Fields of a newer version.
     #[serde(flatten)]
     #[schemars(skip)]
@@ -206,7 +206,7 @@ pub struct VolumeRecord {
 /// What has happened so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
-pub struct ComputerRecordStatus {
+pub struct RecordState {
     /// Where the computer is in its life.
     #[serde(default)]
     pub phase: RecordPhase,

@@ -11,12 +11,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use super::client::ErrorClass;
-use super::queue::PANICS;
-use super::requests::REQUESTS;
-use crate::computer::deletion::STEPS;
-use crate::computer::plan::{Next, Plan};
+use super::deletion::STEPS;
+use super::report::{Next, Plan};
 use crate::resources::{ComputerRecord, Deletion, Phase};
+use crate::runtime::client::ErrorClass;
+use crate::runtime::queue::PANICS;
+use crate::runtime::request_metrics::REQUESTS;
 
 /// Deletions that are remembered as counted: a cache that is behind may show the end of one twice.
 const REMEMBERED: usize = 1024;
@@ -240,7 +240,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::computer::plan::{Blocker, Report};
+    use crate::computer::report::{Blocker, Report};
 
     fn released() -> ComputerRecord {
         let step = |at| json!({"result": "Verified", "detail": "", "at": at});

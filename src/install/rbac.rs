@@ -101,7 +101,7 @@ pub fn roles() -> Value {
 /// When it cannot be written as YAML, which would be a bug.
 pub fn chart_file() -> Result<String, serde_yaml_ng::Error> {
     let yaml = serde_yaml_ng::to_string(&roles())?;
-    Ok(format!("# Generated from src/runtime/rbac.rs by `cargo xtask generate`. Do not edit.\n{yaml}"))
+    Ok(format!("# Generated from src/install/rbac.rs by `cargo xtask generate`. Do not edit.\n{yaml}"))
 }
 
 fn rules(list: &[Rule]) -> Vec<Value> {

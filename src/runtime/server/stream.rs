@@ -15,8 +15,8 @@ use axum::http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::server::Limits;
-use super::turn::{Stage, Turn};
+use super::Limits;
+use super::request_state::{Stage, Turn};
 
 /// A peer must take something within this time.
 const WRITE: Duration = Duration::from_secs(20);
@@ -203,7 +203,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::runtime::crowd::Crowd;
+    use crate::runtime::server::connections::Crowd;
 
     const LIMITS: Limits = Limits {
         connections: 1,
@@ -253,7 +253,10 @@ mod tests {
         let (ours, mut again) = duplex(64);
         let mut ours = Peer::new(ours, turn.clone(), LIMITS);
         turn.begins();
-        drop(super::super::turn::Answering::wrap(Ok::<_, std::convert::Infallible>(axum::http::Response::default()), turn.clone()));
+        drop(super::super::request_state::Answering::wrap(
+            Ok::<_, std::convert::Infallible>(axum::http::Response::default()),
+            turn.clone(),
+        ));
         ours.flush().await.unwrap();
         assert_eq!(turn.stage().0, Stage::Idle);
         assert_eq!(silent(&mut ours).await, LIMITS.idle);

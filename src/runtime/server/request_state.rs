@@ -11,7 +11,7 @@ use axum::http::Response;
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-use super::crowd::Seat;
+use super::connections::Seat;
 
 /// What a connection does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,13 +1,16 @@
-//! `cargo xtask soak`: simulator runs that are too long for `cargo xtask test`: random faults for as long as wanted, and every
-//! matrix in full.
+//! `cargo xtask soak`: what takes too long for `cargo xtask test`: simulated random faults for as long as wanted, every matrix of the
+//! simulator in full, and the tests on a busy machine.
 
 mod fingerprint;
+mod folder;
+mod load;
 mod matrices;
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use folder::Mode;
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -28,17 +31,21 @@ pub struct Options {
     /// Run one round only: repeats a seed that failed.
     #[arg(long)]
     once: bool,
-    /// Run every matrix in full instead (about 97,000 runs, an hour). Continues where an interrupted run of the same source stopped.
-    #[arg(long, conflicts_with_all = ["minutes", "hours", "seed", "computers", "once"])]
+    /// Run every matrix in full instead (about 210,000 runs). Continues where an interrupted run of the same source stopped.
+    #[arg(long, group = "resumable", conflicts_with_all = ["minutes", "hours", "seed", "computers", "once"])]
     matrices: bool,
+    /// Run the tests on a busy machine instead: the scenarios that depend on time, ten times at a load of 8, then every stage twice at a
+    /// load of 4. Continues where an interrupted run of the same source stopped.
+    #[arg(long, group = "resumable", conflicts_with_all = ["minutes", "hours", "seed", "computers", "once"])]
+    load: bool,
     /// Run in the background; `--status` reports progress.
-    #[arg(long, requires = "matrices")]
+    #[arg(long, requires = "resumable")]
     detach: bool,
     /// Report what is finished and run nothing.
-    #[arg(long, requires = "matrices", conflicts_with_all = ["detach", "again"])]
+    #[arg(long, requires = "resumable", conflicts_with_all = ["detach", "again"])]
     status: bool,
     /// Discard the results for this source and start over.
-    #[arg(long, requires = "matrices")]
+    #[arg(long, requires = "resumable")]
     again: bool,
 }
 
@@ -47,15 +54,16 @@ pub struct Options {
 /// # Errors
 /// When a promise is broken, or the simulator cannot be built.
 pub fn run(workspace: &Path, options: &Options) -> Result<()> {
+    let mode = match (options.status, options.detach) {
+        (true, _) => Mode::Status,
+        (_, true) => Mode::Detach,
+        _ => Mode::Run,
+    };
     if options.matrices {
-        let mode = if options.status {
-            matrices::Mode::Status
-        } else if options.detach {
-            matrices::Mode::Detach
-        } else {
-            matrices::Mode::Run
-        };
         return matrices::run(workspace, mode, options.again);
+    }
+    if options.load {
+        return load::run(workspace, mode, options.again);
     }
     let minutes = if options.once { 0 } else { options.minutes + 60 * options.hours };
     let (minutes, seed, computers) = (minutes.to_string(), options.seed.to_string(), options.computers.to_string());

@@ -6,16 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
-/// All that the simulator is built from.
-const SOURCES: [&str; 4] = ["Cargo.toml", "Cargo.lock", "src", "tests/simulator"];
-
-/// 16 hexadecimal digits that differ when any file of the simulator's source differs, by name or content.
+/// 16 hexadecimal digits that differ when any file under `sources` differs, by name or content.
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn of(workspace: &Path) -> Result<String> {
+pub fn of(workspace: &Path, sources: &[&str]) -> Result<String> {
     let mut files = Vec::new();
-    for source in SOURCES {
+    for source in sources {
         collect(&workspace.join(source), &mut files)?;
     }
     files.sort();
@@ -45,6 +42,8 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 mod tests {
     use super::*;
 
+    const SOURCES: [&str; 4] = ["Cargo.toml", "Cargo.lock", "src", "tests/simulator"];
+
     #[test]
     fn another_content_or_name_is_another_source() {
         let folder = tempfile::tempdir().unwrap();
@@ -56,14 +55,14 @@ mod tests {
         for name in ["Cargo.toml", "Cargo.lock", "src/lib.rs", "tests/simulator/main.rs", "tests/chart/main.rs"] {
             write(name, "one");
         }
-        let first = of(folder.path()).unwrap();
-        assert_eq!(first, of(folder.path()).unwrap());
+        let first = of(folder.path(), &SOURCES).unwrap();
+        assert_eq!(first, of(folder.path(), &SOURCES).unwrap());
         write("tests/chart/main.rs", "two");
-        assert_eq!(first, of(folder.path()).unwrap(), "not part of the simulator");
+        assert_eq!(first, of(folder.path(), &SOURCES).unwrap(), "not part of the simulator");
         write("src/lib.rs", "two");
-        let second = of(folder.path()).unwrap();
+        let second = of(folder.path(), &SOURCES).unwrap();
         assert_ne!(first, second);
         write("src/more.rs", "");
-        assert_ne!(second, of(folder.path()).unwrap());
+        assert_ne!(second, of(folder.path(), &SOURCES).unwrap());
     }
 }

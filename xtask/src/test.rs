@@ -136,8 +136,13 @@ impl Runner<'_> {
             .status()
             .context("run cargo")
             .map_err(|error| format!("{error:#}"))?;
-        let command = || format!("cargo {}", [arguments, more].concat().join(" "));
-        if status.success() { Ok(()) } else { Err(command()) }
+        let command = format!("cargo {}", [arguments, more].concat().join(" "));
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(_) => Err(command),
+            // Ended from outside: not a finding of the check.
+            None => Err(format!("{command} ({status})")),
+        }
     }
 }
 

@@ -1,82 +1,82 @@
-//! The guards: every check that a promise leans on, by name, so that the simulator can switch one off and see that its own checks
-//! notice (`docs/guards.md`). In a release all of them are constants: there is nothing to switch.
+//! The guards: every check that a promise depends on, by name. The simulator switches one off at a time and proves that its own checks
+//! notice (`docs/guards.md`). In a release every guard is a constant; nothing here may be switched off there.
 
 /// A guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Guard {
     /// Every delete names the UID that it is meant for.
     DeletePrecondition,
-    /// A patch of a Computer's finalizers tests UID and resourceVersion.
+    /// A patch of a Computer's finalizers tests its UID and its resourceVersion.
     FinalizerFence,
-    /// A status goes only to the UID that it was computed for.
+    /// A status is written only to the UID that it was computed for.
     StatusFence,
-    /// A record is only replaced in the version that was read.
+    /// A record is replaced only in the version that was read.
     RecordVersion,
-    /// What a cache does not hold is looked for live.
+    /// An object that is missing from a cache is read live.
     LiveAbsence,
-    /// Nothing is made on the word of a record that a cache holds.
+    /// No object is created because of a cached record; the record is read live first.
     LiveRecord,
-    /// A look at the record is good for the very next request only.
+    /// A live read of the record is valid for the next request only.
     OneLook,
-    /// A plan is not made on an older record than this process has seen.
+    /// A plan never uses a record older than one this process has already seen.
     LatestRecord,
-    /// Only the API server's own word is an absence, not any 404.
+    /// Only a 404 with the API server's reason `NotFound` proves absence.
     TypedNotFound,
-    /// Under a recorded name only the recorded UID is ours.
+    /// Under a recorded name, only the object with the recorded UID is owned.
     RecordedUid,
-    /// A pod has stopped when its kubelet says so.
+    /// A pod has stopped when its kubelet has reported that every container terminated.
     WritersStopped,
-    /// A pod that vanished without that word is waited for.
+    /// A pod that disappeared without that report is waited for.
     VanishedPod,
-    /// The claim is gone before the archive reads.
+    /// The claim is gone before the archive pod reads the volume.
     ClaimGone,
     /// A bound volume is set to `Retain` before anything else happens to it.
     RetainFirst,
-    /// A volume that was bound but not recorded is secured before its claim goes.
+    /// A volume that is bound but not recorded is set to `Retain` before its claim is deleted.
     SecureFirst,
-    /// The key goes live only when the home is protected.
+    /// The key authenticates only once the home volume is set to `Retain`.
     LiveLast,
     /// The key is revoked before anything is archived.
     RevokeFirst,
-    /// The key's Secret is gone before the release.
+    /// The key's Secret is gone before the finalizer is removed.
     SecretGone,
-    /// A Computer that is being deleted authenticates nobody.
+    /// The key of a Computer that is being deleted does not authenticate.
     DyingComputer,
-    /// Neither does a namespace that is being deleted.
+    /// A key in a namespace that is being deleted does not authenticate.
     DyingNamespace,
-    /// An archive is read back, whole, before anything is destroyed.
+    /// An archive is read back completely before anything is destroyed.
     ReadBack,
-    /// What is in the store is never overwritten.
+    /// An object in the store is never overwritten.
     CreateOnly,
-    /// Bytes that do not have the digest of their name never become visible.
+    /// Bytes whose digest does not match their name never become visible in the store.
     ObjectDigest,
-    /// An archive pod writes for its own computer only.
+    /// An archive pod can write to the archive of its own computer only.
     IngestUid,
     /// An archive counts for the deletion that made it, not for a later one of the same UID.
     OwnArchive,
-    /// `BestEffort` counts the time in which a running operator saw that nothing worked on the archive.
+    /// `BestEffort` counts only time in which a running operator saw no work on the archive.
     CountedWait,
-    /// An override counts for the computer that it names.
+    /// An override applies only to the computer that it names.
     OverrideTarget,
-    /// The archive pod and the custody claim are gone before the release.
+    /// The archive pod and the custody claim are gone before the finalizer is removed.
     CustodyGone,
-    /// A volume that is to go is gone before the release.
+    /// A volume that is to be deleted is gone before the finalizer is removed.
     VolumeGone,
-    /// The receipt is stored before the release.
+    /// The receipt is stored before the finalizer is removed.
     ReceiptFirst,
-    /// A deletion that has begun goes on, whatever a cache shows.
+    /// A deletion that has begun continues, whatever a cache shows.
     NoWayBack,
-    /// A look at the archive is not told as a step that goes on.
+    /// An archive check is not reported as progress.
     QuietCheck,
     /// A volume is still `Retain` when its claim is deleted.
     StillRetained,
-    /// A computer that lives is deleted only in the version that was seen.
+    /// A computer whose time to live has expired is deleted only in the version that was read.
     SeenVersion,
-    /// The deadline of a step counts from its own beginning.
+    /// The deadline of a step counts from the start of that step.
     StepBeginning,
     /// A revoked credential stays revoked.
     Tombstone,
-    /// A failed pass is not repeated before its pause is over just because its own status was written.
+    /// The status write of a failed reconcile does not shorten its backoff.
     QuietBackoff,
     /// A write that succeeds and changes nothing counts as a failure.
     UndoneWrite,
@@ -126,7 +126,7 @@ impl Guard {
     ];
 }
 
-/// Whether a guard stands: always.
+/// Whether a guard is on: always.
 #[cfg(not(feature = "guards-off"))]
 #[inline]
 pub const fn on(_: Guard) -> bool {
@@ -151,7 +151,7 @@ mod switch {
         1 << guard as u64
     }
 
-    /// Whether a guard stands on this thread.
+    /// Whether a guard is on for this thread.
     pub fn on(guard: Guard) -> bool {
         OFF.get() & bit(guard) == 0
     }

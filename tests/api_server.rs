@@ -193,18 +193,18 @@ fn computers(server: &Server) {
     refused(
         "a machine that is not ours",
         server.change("computer", "mine", &json!({"suspended": true})),
-        "a BYOM machine is yours to stop",
+        "suspended is not supported with provider BYOM",
     );
     stored_before_the_rule(server);
-    let byom = "a BYOM computer has no volume and no class: leave className and storage out";
+    let byom = "className and storage are not supported with provider BYOM";
     for (spec, message) in [
         (json!({"provider": "BYOM", "className": "standard"}), byom),
         (json!({"provider": "BYOM", "storage": {"size": "1Gi"}}), byom),
-        (json!({"provider": "BYOM", "suspended": true}), "a BYOM machine is yours to stop"),
+        (json!({"provider": "BYOM", "suspended": true}), "suspended is not supported with provider BYOM"),
         (json!({"provider": "Other"}), "Unsupported value"),
-        (json!({"storage": {"size": "much"}}), "is a quantity above zero"),
-        (json!({"storage": {"size": "-1Gi"}}), "is a quantity above zero"),
-        (json!({"storage": {"size": 0}}), "is a quantity above zero"),
+        (json!({"storage": {"size": "much"}}), "must be a quantity above zero"),
+        (json!({"storage": {"size": "-1Gi"}}), "must be a quantity above zero"),
+        (json!({"storage": {"size": 0}}), "must be a quantity above zero"),
         (json!({"timeToLiveSeconds": 59}), "should be greater than or equal to 60"),
         (json!({"displayName": ""}), "should be at least 1 chars long"),
         (json!({"displayName": "x".repeat(64)}), "may not be more than 63"),
@@ -275,7 +275,7 @@ fn classes(server: &Server) {
     let kept = server.kubectl(&["get", "computerclass", "standard", "-o", "jsonpath={.spec.podTemplate.spec.containers[0].anything}"], "");
     assert_eq!(kept.unwrap(), r#"{"goes":"here"}"#, "the template is not pruned");
 
-    let outside = "a session path is relative to the home and has no part that is '.' or '..'; '.' alone is the whole home";
+    let outside = "a session path must be relative to the home and must not contain the parts '.' or '..'; '.' alone is the whole home";
     for (spec, message) in [
         (json!({"description": "no template"}), "spec.podTemplate: Required value"),
         (class(json!({"sessionPaths": ["../other"]})), outside),
@@ -285,9 +285,9 @@ fn classes(server: &Server) {
         (class(json!({"sessionPaths": ["/etc"]})), "should match"),
         (class(json!({"archive": {"policy": "Sometimes"}})), "Unsupported value"),
         (class(json!({"deadlines": {"stopPodsSeconds": 0}})), "should be greater than or equal to 1"),
-        (class(json!({"storage": {"size": "much"}})), "is a quantity above zero"),
+        (class(json!({"storage": {"size": "much"}})), "must be a quantity above zero"),
         (class(json!({"storage": {"mountPath": "home"}})), "should match"),
-        (class(json!({"limits": {"maxStorage": "much"}})), "is a quantity above zero"),
+        (class(json!({"limits": {"maxStorage": "much"}})), "must be a quantity above zero"),
     ] {
         refused(&spec.to_string(), server.create("ComputerClass", "refused", &spec), message);
     }

@@ -1,7 +1,7 @@
 //! `ApiKey`: a caller's key for the HTTP API. It acts as a ServiceAccount of its namespace.
 //!
-//! Who may create or rotate an `ApiKey` and read Secrets of its namespace gets the rights of the ServiceAccount, as who may create
-//! `serviceaccounts/token`, or pods. The operator cannot know who created it: rights to this kind are to be given like those.
+//! A user who may create or rotate an `ApiKey` and may read Secrets in its namespace gets the rights of the ServiceAccount, as with the
+//! right to create `serviceaccounts/token` or pods. The operator cannot know who created an object: grant this kind like those.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -34,12 +34,12 @@ pub struct ApiKeySpec {
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("serviceAccountName cannot be changed: create another ApiKey"))]
     pub service_account_name: String,
-    /// When the key stops to authenticate. Left out: never. It can be moved as long as it is not past; a token that has expired stays
-    /// dead: change `rotation` for another one.
+    /// When the key stops authenticating. Default: never. It can be changed until it has passed. An expired token never authenticates
+    /// again: change `rotation` to get a new one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
-    /// Change it, to a text that was not used before (a date, for example; at most 63 characters), to get a new token; the old one
-    /// dies at once.
+    /// Set it to a value that was not used before (for example a date; at most 63 characters) to get a new token. The old token is revoked
+    /// at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub rotation: Option<String>,
@@ -49,13 +49,13 @@ pub struct ApiKeySpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ApiKeyStatus {
-    /// The generation of the spec that this status speaks of.
+    /// The generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The Secret of this namespace whose key `token` holds the token. Set while there is one that authenticates.
+    /// The Secret in this namespace whose key `token` holds the token. Set while the token authenticates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_name: Option<String>,
-    /// When the token was last used, to the hour.
+    /// When the token was last used, rounded to the hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_time: Option<Time>,
     /// Conditions: `Ready`.

@@ -1,6 +1,6 @@
-//! `ApiKeyRecord`: what the operator knows of one `ApiKey`, in its own namespace, named by the key's UID: the hash of the token,
-//! and which Secrets are ours (S5). It is written before the token's Secret, and deleted when its `ApiKey` is gone: nothing
-//! authenticates without a record, a UID never comes again, and there is nothing to prove afterwards.
+//! `ApiKeyRecord`: the operator's record of one `ApiKey`, in the operator's namespace, named after the key's UID. It holds the hash of
+//! the token and the Secrets that the operator owns (S5). It is written before the token's Secret, and deleted when its `ApiKey` is
+//! gone: no token authenticates without a record, and a UID is never reused. It must never hold a token.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Unknown;
 use super::computer_record::CredentialState;
 
-/// The operator's own account of one `ApiKey`. Tenants cannot write it.
+/// The operator's record of one `ApiKey`. Tenants cannot write it.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema, Default)]
 #[kube(
     group = "computer-operator.dev",
@@ -35,7 +35,7 @@ pub struct ApiKeyRecordSpec {
     pub service_account_name: String,
     /// The token that was issued last.
     pub token: TokenRecord,
-    /// Secrets of tokens that are dead, which are not known to be gone yet.
+    /// Secrets of revoked tokens whose deletion is not confirmed yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired: Vec<SecretRecord>,
     /// Fields of a newer version.
@@ -56,19 +56,19 @@ pub struct TokenRecord {
     pub revoked_because: Option<String>,
     /// Its hash; see `credentials::ApiToken::hash`.
     pub hash: String,
-    /// UID of the ServiceAccount when the token was issued: one that is re-created under the same name is another one.
+    /// UID of the ServiceAccount when the token was issued. A ServiceAccount re-created under the same name has another UID.
     #[serde(rename = "serviceAccountUID")]
     pub service_account_uid: String,
-    /// `spec.rotation` of the `ApiKey` that it was issued for: the token is dead as soon as the two differ.
+    /// `spec.rotation` of the `ApiKey` that the token was issued for. When the two differ, the token is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation: Option<String>,
-    /// When it stops to authenticate; follows `spec.expiresAt` until then, and not any more afterwards.
+    /// When the token stops authenticating. It follows `spec.expiresAt` until it has passed, and never changes afterwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Time>,
     /// When it was issued.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issued_at: Option<Time>,
-    /// Its Secret, as long as it is not revoked.
+    /// Its Secret, until the token is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretRecord>,
     /// Fields of a newer version.
@@ -77,7 +77,7 @@ pub struct TokenRecord {
     pub unknown: Unknown,
 }
 
-/// A Secret of ours: its unguessable name is written before the create, its UID after it.
+/// A Secret that the operator owns. Its unguessable name is written before it is created, its UID afterwards.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretRecord {

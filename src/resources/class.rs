@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{QUANTITY_RULE, Unknown};
 
-/// What teams can choose with `spec.className`: the pod, its home volume, and what happens to the sessions on deletion.
-/// The annotation `computer-operator.dev/is-default-class: "true"` makes one the default.
+/// What teams choose with `spec.className`: the pod, its home volume, and what happens to the sessions on deletion.
+/// The annotation `computer-operator.dev/is-default-class: "true"` makes a class the default.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[kube(
     group = "computer-operator.dev",
@@ -26,24 +26,23 @@ use super::{QUANTITY_RULE, Unknown};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ComputerClassSpec {
-    /// What it is for, for people, at most 256 characters.
+    /// A human-readable description of its purpose, at most 256 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub description: Option<String>,
-    /// A pod template (`metadata.labels`, `metadata.annotations`, `spec`). The first container gets the home volume. Checked by a
-    /// server-side dry run, whose error is in the `Accepted` condition. What it leaves out is filled in to satisfy
-    /// Pod Security `restricted`: user and group 1000, no privileges, no service account token.
+    /// A pod template (`metadata.labels`, `metadata.annotations`, `spec`). The first container gets the home volume. A server-side dry run
+    /// checks it; its error is in the `Accepted` condition. Defaults satisfy Pod Security `restricted`: user and group 1000, no privileges,
+    /// no service account token.
     #[schemars(schema_with = "super::any_object")]
     pub pod_template: serde_json::Value,
     /// The home volume.
     #[serde(default)]
     pub storage: StorageSettings,
-    /// Folders under the home whose content is archived, relative to it; at most 16. `.` alone is the whole home. Left out:
-    /// `.factory/sessions`, `.claude/projects` and `.codex/sessions`. What lies elsewhere in the home is not archived: it is destroyed
-    /// with the volume.
+    /// Folders whose content is archived, relative to the home; at most 16. `.` alone is the whole home. Default: `.factory/sessions`,
+    /// `.claude/projects` and `.codex/sessions`. Files elsewhere in the home are not archived: they are destroyed with the volume.
     #[serde(default = "default_session_paths")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256), pattern(r"^[^/].*$")))]
-    #[x_kube(validation = Rule::new("self.all(p, p == '.' || !p.split('/').exists(s, s == '..' || s == '.'))").message("a session path is relative to the home and has no part that is '.' or '..'; '.' alone is the whole home"))]
+    #[x_kube(validation = Rule::new("self.all(p, p == '.' || !p.split('/').exists(s, s == '..' || s == '.'))").message("a session path must be relative to the home and must not contain the parts '.' or '..'; '.' alone is the whole home"))]
     pub session_paths: Vec<String>,
     /// What deletion does with the sessions.
     #[serde(default)]
@@ -64,16 +63,16 @@ fn default_session_paths() -> Vec<String> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageSettings {
-    /// StorageClass of the claim. Left out: the cluster's default.
+    /// StorageClass of the claim. Default: the cluster's default StorageClass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,
-    /// Size of the home volume when the computer does not say: a quantity such as `10Gi`, the default.
+    /// Size of the home volume when the Computer does not set one: a quantity. Default: `10Gi`.
     #[serde(default = "default_size")]
     #[schemars(extend("maxLength" = 32, "nullable" = false))]
-    #[x_kube(validation = Rule::new(QUANTITY_RULE).message("size is a quantity above zero, for example 10Gi"))]
+    #[x_kube(validation = Rule::new(QUANTITY_RULE).message("size must be a quantity above zero, for example 10Gi"))]
     pub size: Quantity,
-    /// Where the home volume is mounted in the first container: an absolute path, by default `/home/user`.
+    /// Where the home volume is mounted in the first container: an absolute path. Default: `/home/user`.
     #[serde(default = "default_mount_path")]
     #[schemars(length(min = 2, max = 256), pattern(r"^/[^:]+$"))]
     pub mount_path: String,
@@ -96,23 +95,23 @@ impl Default for StorageSettings {
 /// Whether sessions must be archived before the volume goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub enum ArchivePolicy {
-    /// Wait for ever, visibly, until the archive is verified.
+    /// The deletion waits until the archive is verified, without a time limit. The condition `Blocked` says why.
     #[default]
     Required,
-    /// Go on without it when the deletion has waited for `deadlines.archiveSessionsSeconds` in all while nothing worked on the archive: no
-    /// archive pod ran and nothing was read back. Time in which the operator was down does not count, what is stored begins the wait
-    /// again, and an archive that is whole is always taken. The receipt says so.
+    /// The deletion continues without an archive after `deadlines.archiveSessionsSeconds` in total during which no archive pod ran and
+    /// nothing was read back. Time in which the operator was down does not count. Each object that is stored restarts the wait. A complete
+    /// archive is always used. The receipt says when sessions were given up.
     BestEffort,
-    /// No archive is wanted.
+    /// Sessions are not archived.
     None,
 }
 
-/// What a file that the machine's own user cannot read (`chmod 000`) does to a `Required` archive. `BestEffort` always records it.
+/// How a `Required` archive treats a file that the machine's own user cannot read (`chmod 000`). `BestEffort` always records it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub enum UnreadableFiles {
-    /// It becomes an entry in the manifest and is destroyed with the volume.
+    /// The manifest names the file; it is destroyed with the volume.
     Record,
-    /// The archive step is blocked until a `DeletionOverride` gives up such files (S1).
+    /// The archive step is `Blocked` until a `DeletionOverride` gives up such files (S1).
     #[default]
     Block,
 }
@@ -120,10 +119,10 @@ pub enum UnreadableFiles {
 /// What the deletion of a namespace waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub enum OnNamespaceDeletion {
-    /// For everything, as any other deletion.
+    /// For the whole deletion, as for any other deletion.
     #[default]
     Wait,
-    /// Only until the key is dead and the volume is in the operator's custody; the rest goes on from the record.
+    /// Only until the key is revoked and the volume is in the operator's custody. The deletion then continues from the record.
     HandOff,
 }
 
@@ -134,8 +133,8 @@ pub struct ArchiveSettings {
     /// Whether sessions must be archived before the volume goes.
     #[serde(default)]
     pub policy: ArchivePolicy,
-    /// What a file that the machine's own user cannot read does to a `Required` archive: `Block` (the default) the deletion until an
-    /// admin decides, or `Record` it in the manifest and go on without it.
+    /// How a `Required` archive treats a file that the machine's own user cannot read: `Block` (the default) blocks the deletion until an
+    /// admin decides, `Record` names it in the manifest and continues without it.
     #[serde(default)]
     pub unreadable_files: UnreadableFiles,
     /// What the deletion of a namespace waits for.
@@ -148,27 +147,27 @@ pub struct ArchiveSettings {
 }
 
 impl ArchiveSettings {
-    /// Whether a file that cannot be read blocks the archive. Under `BestEffort` it never does: what can be read is the best effort.
+    /// Whether a file that cannot be read blocks the archive. Under `BestEffort` it never does.
     pub fn blocks_unreadable(&self) -> bool {
         self.policy == ArchivePolicy::Required && self.unreadable_files == UnreadableFiles::Block
     }
 }
 
-/// Seconds that a deletion step may take. A passed deadline makes the step `Blocked` and visible, and it is tried on. For
-/// `archiveSessions` under `BestEffort` it is the time for which nothing may work on the archive before the deletion goes on without it.
+/// Seconds that a deletion step may take. After the deadline the step is reported as `Blocked` and is still retried. Under `BestEffort`,
+/// `archiveSessionsSeconds` is the time without any work on the archive after which the deletion continues without one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StepDeadlines {
-    /// For the pods to stop, in seconds: 1 to 604800 (a week), by default 600.
+    /// Time for the pods to stop, in seconds: 1 to 604800 (a week). Default: 600.
     #[serde(default = "default_stop")]
     #[schemars(range(min = 1, max = 604_800))]
     pub stop_pods_seconds: i64,
-    /// For the archive to be written and verified, in seconds: 1 to 604800 (a week), by default 3600. Under `BestEffort`: for which nothing
-    /// works on it, at least a minute.
+    /// Time for the archive to be written and verified, in seconds: 1 to 604800 (a week). Default: 3600. Under `BestEffort` it is the time
+    /// without any work on the archive, at least a minute.
     #[serde(default = "default_archive")]
     #[schemars(range(min = 1, max = 604_800))]
     pub archive_sessions_seconds: i64,
-    /// For the volume to be gone, in seconds: 1 to 604800 (a week), by default 600.
+    /// Time for the volume to be deleted, in seconds: 1 to 604800 (a week). Default: 600.
     #[serde(default = "default_volumes")]
     #[schemars(range(min = 1, max = 604_800))]
     pub delete_volumes_seconds: i64,
@@ -203,18 +202,18 @@ impl Default for StepDeadlines {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ClassLimits {
-    /// Largest `spec.storage.size` of a Computer, a quantity such as `100Gi`. Left out: no bound.
+    /// Largest `spec.storage.size` of a Computer, a quantity such as `100Gi`. Default: unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxLength" = 32))]
-    #[x_kube(validation = Rule::new(QUANTITY_RULE).message("maxStorage is a quantity above zero, for example 100Gi"))]
+    #[x_kube(validation = Rule::new(QUANTITY_RULE).message("maxStorage must be a quantity above zero, for example 100Gi"))]
     pub max_storage: Option<Quantity>,
 }
 
-/// What the operator found out about the class.
+/// What the operator observed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ComputerClassStatus {
-    /// The generation of the spec that this status speaks of.
+    /// The generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Conditions: `Accepted`.

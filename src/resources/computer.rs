@@ -15,7 +15,7 @@ pub enum Provider {
     /// This operator: a pod with a home volume.
     #[default]
     Managed,
-    /// You ("bring your own machine"): there is a key, but no pod and no volume.
+    /// The user ("bring your own machine"): the computer has a key, but no pod and no volume.
     BYOM,
 }
 
@@ -42,55 +42,56 @@ pub enum Provider {
 #[x_kube(
     validation = Rule::new("has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)").message("className cannot be changed: delete this Computer (its sessions are archived) and create another one"),
     validation = Rule::new("has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)").message("storage cannot be changed: delete this Computer (its sessions are archived) and create another one"),
-    validation = Rule::new("!has(oldSelf.hostId) || (has(self.hostId) && self.hostId == oldSelf.hostId)").message("hostId cannot be changed once it is set: delete this Computer and register the machine anew"),
-    validation = Rule::new("self.provider != 'BYOM' || (!has(self.storage) && !has(self.className))").message("a BYOM computer has no volume and no class: leave className and storage out"),
-    validation = Rule::new("self.provider != 'BYOM' || !self.suspended").message("a BYOM machine is yours to stop, its pod is not the operator's: leave suspended out, or set it to false")
+    validation = Rule::new("!has(oldSelf.hostId) || (has(self.hostId) && self.hostId == oldSelf.hostId)").message("hostId cannot be changed once it is set: delete this Computer and register the machine again"),
+    validation = Rule::new("self.provider != 'BYOM' || (!has(self.storage) && !has(self.className))").message("className and storage are not supported with provider BYOM: such a computer has no pod and no volume"),
+    validation = Rule::new("self.provider != 'BYOM' || !self.suspended").message("suspended is not supported with provider BYOM: stop the machine yourself")
 )]
 pub struct ComputerSpec {
-    /// Who runs the machine: `Managed` (a pod with a home volume; the default) or `BYOM` (yours; only the key is ours). Immutable.
+    /// Who runs the machine: `Managed` (the operator runs a pod with a home volume; the default) or `BYOM` (you run it; the operator only
+    /// issues its key). Immutable.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("provider cannot be changed: delete this Computer and create another one"))]
     pub provider: Provider,
-    /// The `ComputerClass` to take the pod, the storage and the archive policy from. Left out: the default class at creation. Immutable.
+    /// The `ComputerClass` that defines the pod, the storage and the archive policy. Default: the default class at creation. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub class_name: Option<String>,
-    /// A name for people, 1 to 63 characters.
+    /// A human-readable name, 1 to 63 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub display_name: Option<String>,
-    /// The user that sessions run as on the machine, 1 to 63 characters. The pod gets it as the environment variable `REMOTE_USER`,
-    /// exactly as written here: it is data of whoever creates the computer, so a script must quote it.
+    /// The user that sessions run as on the machine, 1 to 63 characters. The pod gets it literally as the environment variable
+    /// `REMOTE_USER`. It is input from the user who created the Computer, so a script must quote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub remote_user: Option<String>,
-    /// Repositories to work on, at most 20 of at most 2048 characters without spaces. The pod gets them as the environment variable
-    /// `REPOSITORIES`, separated by spaces and exactly as written here: they are data of whoever creates the computer, so a script must
-    /// split them without expanding patterns (`set -f`) and quote each.
+    /// Repositories to work on: at most 20, each at most 2048 characters without spaces. The pod gets them literally as the environment
+    /// variable `REPOSITORIES`, separated by spaces. They are input from the user who created the Computer, so a script must split them
+    /// without expanding patterns (`set -f`) and quote each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20), inner(length(min = 1, max = 2048), pattern(r"^\S+$")))]
     pub repositories: Vec<String>,
-    /// `true` tells the machine, as the environment variable `AUTO_INSTALL_DEPS`, to install what its repositories depend on.
-    /// Default `false`.
+    /// Whether the machine should install the dependencies of its repositories. The pod gets it as the environment variable
+    /// `AUTO_INSTALL_DEPS`. Default: `false`.
     #[serde(default)]
     pub auto_install_deps: bool,
-    /// The machine's own id, a UUID that its agent registers. Immutable once it is set.
+    /// The machine's own id: a UUID that its agent registers. Immutable once set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 36, max = 36), pattern(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
     pub host_id: Option<String>,
-    /// `true` stops the pod and keeps the home volume and the key; `false`, the default, starts it again. Only for `Managed`: a `BYOM`
-    /// machine is yours to stop.
+    /// `true` stops the pod and keeps the home volume and the key; `false`, the default, starts it again. Not supported with provider
+    /// `BYOM`.
     #[serde(default)]
     pub suspended: bool,
-    /// Seconds after creation at which the computer is deleted, as if by `kubectl delete`, 60 to 315360000 (ten years). Left out: never.
+    /// Seconds after creation at which the computer is deleted, as if by `kubectl delete`: 60 to 315360000 (ten years). Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 60, max = 315_360_000))]
     pub time_to_live_seconds: Option<i64>,
-    /// `true` keeps the time to live from deleting the computer, and deletion requests are refused where the cluster
-    /// has the operator's admission policies. A namespace that is being deleted is never held up by it. Default `false`.
+    /// `true` prevents deletion when the time to live expires, and deletion requests are denied where the operator's admission policies are
+    /// installed. It does not prevent the deletion of a namespace. Default: `false`.
     #[serde(default)]
     pub deletion_protection: bool,
-    /// The home volume. Left out: as the class says. Immutable.
+    /// The home volume. Default: as the class defines. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<ComputerStorage>,
 }
@@ -101,22 +102,22 @@ pub struct ComputerSpec {
 pub struct ComputerStorage {
     /// Size of the home volume, for example `10Gi`; at most the class's `limits.maxStorage`.
     #[schemars(extend("maxLength" = 32))]
-    #[x_kube(validation = Rule::new(QUANTITY_RULE).message("size is a quantity above zero, for example 10Gi"))]
+    #[x_kube(validation = Rule::new(QUANTITY_RULE).message("size must be a quantity above zero, for example 10Gi"))]
     pub size: Quantity,
 }
 
-/// What a computer is doing now, in one word.
+/// The state of a computer, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
-    /// The pod, the volume or the key is not there yet.
+    /// The pod, the volume or the key is not ready yet.
     Provisioning,
     /// Ready to be used.
     Active,
     /// Stopped on request; the home volume is kept.
     Suspended,
-    /// Cannot be provisioned as it stands; the `Ready` condition says why.
+    /// Provisioning fails; the `Ready` condition says why.
     Error,
-    /// Being deleted; `deletionSteps` says how far.
+    /// Being deleted; `deletionSteps` shows the progress.
     Deleting,
 }
 
@@ -124,17 +125,17 @@ pub enum Phase {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ComputerStatus {
-    /// The generation of the spec that this status speaks of.
+    /// The generation of the spec that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What the computer is doing now.
+    /// The state of the computer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// The step under way, for the printer column; empty when there is none.
+    /// The current step, for the printer column; empty when there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub step: Option<String>,
-    /// Conditions: `Ready`, `Drifted`, and while it is deleted `Deleting` and `Blocked`.
+    /// Conditions: `Ready`, `Drifted`, and during deletion `Deleting` and `Blocked`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -147,7 +148,7 @@ pub struct ComputerStatus {
     /// The Secret in this namespace whose key `token` holds the computer's API key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential_secret_name: Option<String>,
-    /// The objects that were created for this computer, a second copy of what its record says.
+    /// The objects that were created for this computer, copied from its record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub children: Option<Children>,
     /// Steps of the creation, in order.
@@ -158,7 +159,7 @@ pub struct ComputerStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub deletion_steps: Vec<Step>,
-    /// When the deletion began: from then on the key is dead.
+    /// When the deletion began. The key does not authenticate from then on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<Time>,
 }

@@ -1,7 +1,7 @@
-//! `ComputerRecord`: the write-ahead record of one computer, in the operator's namespace, named by the computer's UID (DESIGN.md 4.1).
+//! `ComputerRecord`: the write-ahead record of one computer, in the operator's namespace, named after the computer's UID (DESIGN.md 4.1).
 //!
-//! It is written before the first child and says which objects are ours (S5) and what deletion will need, so that deletion
-//! depends neither on the class, nor on the spec, nor on a tenant's objects. After the deletion it stays as the receipt.
+//! It is written before the first child. It lists the objects that the operator owns (S5) and everything that deletion needs, so deletion
+//! depends neither on the class, nor on the spec, nor on objects of a tenant. After the deletion it stays as the receipt.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use super::Unknown;
 use super::class::{ArchiveSettings, StepDeadlines};
 use super::computer::Provider;
 
-/// The operator's own account of one computer. Tenants cannot write it; after the deletion it is the receipt.
+/// The operator's record of one computer. Tenants cannot write it. After the deletion it is the receipt.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[kube(
     group = "computer-operator.dev",
@@ -44,7 +44,8 @@ pub struct ComputerRecordSpec {
     /// The class at creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_name: Option<String>,
-    /// What deletion will need, as it was at creation. Missing (a record that was lost and made again): archive everything, `Required`.
+    /// The settings that deletion needs, as they were at creation. Missing in a record that was lost and re-created: the whole home is then
+    /// archived with the policy `Required`.
     #[serde(default)]
     pub snapshot: Snapshot,
     /// What has happened so far.
@@ -58,7 +59,7 @@ pub struct ComputerRecordSpec {
     pub unknown: Unknown,
 }
 
-/// What deletion will need, as it was when the computer was created.
+/// The settings that deletion needs, as they were when the computer was created.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
@@ -83,16 +84,16 @@ pub struct Snapshot {
     /// SELinux level in effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub se_linux_level: Option<String>,
-    /// Tolerations of the machine's pod: its volume may be reachable only from such nodes.
+    /// Tolerations of the machine's pod: its volume may be accessible only from such nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tolerations: Vec<Toleration>,
     /// Grace period of the machine's pod, seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_period_seconds: Option<i64>,
-    /// Hash of the pod that the class asked for, as version 0.1 built it. Written by that version, and kept for it.
+    /// Hash of the pod that the class defined, as version 0.1 computed it. That version writes it; later ones keep it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_hash: Option<String>,
-    /// Hash of what the class and the Computer asked for when the pod was made, as they were written, to show drift.
+    /// Hash of the pod's settings in the class and the Computer when the pod was created, to detect drift.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template_hash: Option<String>,
     /// Fields of a newer version.
@@ -104,7 +105,7 @@ pub struct Snapshot {
 /// Whether the computer's key authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub enum CredentialState {
-    /// Not issued yet, or its computer is not ready: does not authenticate.
+    /// Not issued yet, or the computer is not ready: does not authenticate.
     #[default]
     Pending,
     /// Authenticates, as long as the Computer and its namespace are not being deleted (S2).
@@ -113,7 +114,7 @@ pub enum CredentialState {
     Revoked,
 }
 
-/// Where the computer is in its life.
+/// The phase of the life of the computer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub enum RecordPhase {
     /// The computer exists.
@@ -129,10 +130,10 @@ pub enum RecordPhase {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Children {
-    /// Name of the home claim.
+    /// Name of the claim of the home volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_name: Option<String>,
-    /// UID of the home claim.
+    /// UID of the claim of the home volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_uid: Option<String>,
     /// Name of the key's Secret.
@@ -141,11 +142,11 @@ pub struct Children {
     /// UID of the key's Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_uid: Option<String>,
-    /// Names of Secrets for which another one was issued, because they were not there: a create that was given up may still have come
-    /// true. The deletion makes sure that they are gone.
+    /// Names of Secrets that were not found and were replaced by another Secret: the create request of such a Secret may still have
+    /// succeeded. The deletion makes sure that they are gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former_secret_names: Vec<String>,
-    /// Pods that are not known to be gone yet, the newest last.
+    /// Pods whose deletion is not confirmed yet, the newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<PodRecord>,
     /// The home volume.
@@ -166,13 +167,13 @@ pub struct PodRecord {
     /// Its UID, written after the create.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-    /// The node it ran on, as far as it was seen.
+    /// The node it ran on, if it was observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// When every container had reported that it terminated: proof that nothing writes any more.
+    /// When every container was reported as terminated: proof that nothing writes to the volume any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped_at: Option<Time>,
-    /// When the pod was first found gone without that proof (force deletion with its finalizer stripped).
+    /// When the pod was first found gone without that proof (a forced deletion after its finalizer was removed).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vanished_at: Option<Time>,
     /// Fields of a newer version.
@@ -189,9 +190,9 @@ pub struct VolumeRecord {
     pub name: String,
     /// Its UID.
     pub uid: String,
-    /// The reclaim policy that it had, which decides at the end.
+    /// Its original reclaim policy, which decides whether the volume is deleted at the end.
     pub original_reclaim_policy: String,
-    /// UID of the claim of ours that held it before the present one, which may not hold it yet.
+    /// UID of the operator's claim that was bound to it before the current one, which may not be bound yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former_claim_uid: Option<String>,
     /// StorageClass name, for the custody claim.
@@ -207,7 +208,7 @@ pub struct VolumeRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct RecordState {
-    /// Where the computer is in its life.
+    /// The phase of the life of the computer.
     #[serde(default)]
     pub phase: RecordPhase,
     /// Whether its key authenticates.
@@ -216,10 +217,10 @@ pub struct RecordState {
     /// Hash of the key; see `credentials::Key::hash`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_hash: Option<String>,
-    /// Its objects.
+    /// The objects that were created for it.
     #[serde(default)]
     pub children: Children,
-    /// Why the operator itself is about to delete the Computer. Taken away if it is not deleted after all.
+    /// Why the operator itself is about to delete the Computer. Removed if the Computer is not deleted after all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
     /// Machine pods in a row that ended by themselves soon after they were created.
@@ -234,7 +235,7 @@ pub struct RecordState {
     pub unknown: Unknown,
 }
 
-/// The reason of a deletion that the operator begins, on record before it begins.
+/// The reason for a deletion that the operator starts, recorded before it starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Ending {
@@ -248,7 +249,7 @@ pub struct Ending {
     pub unknown: Unknown,
 }
 
-/// Machine pods in a row that ended by themselves soon after they were created: decides the pause before the next one.
+/// Machine pods in a row that ended by themselves soon after they were created: determines the backoff before the next one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct CrashLoop {
@@ -263,26 +264,26 @@ pub struct CrashLoop {
     pub unknown: Unknown,
 }
 
-/// The account of a deletion.
+/// The record of a deletion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Deletion {
-    /// When the deletion began; the key is dead from then on.
+    /// When the deletion began. The key does not authenticate from then on.
     pub deleted_at: Time,
-    /// Why, as far as the operator knows: `ComputerDeleted`, `NamespaceTerminating`, `TimeToLiveExpired`, `ComputerVanished`. For a
-    /// `kubectl delete`, who did it is in the API server's audit log.
+    /// Why, as far as the operator knows: `ComputerDeleted`, `NamespaceTerminating`, `TimeToLiveExpired`, `ComputerVanished`. The user of
+    /// a `kubectl delete` is in the API server's audit log.
     pub cause: String,
-    /// When each finished step was finished, and how it came out.
+    /// When each finished step was finished, and its result.
     #[serde(default)]
     pub steps: BTreeMap<String, SubjectOutcome>,
-    /// When the step under way began; empty once the receipt is stored.
+    /// When the current step began; empty once the receipt is stored.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub started: BTreeMap<String, MicroTime>,
-    /// The volume's custody, once it was taken.
+    /// The volume's custody, once it has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custody: Option<Custody>,
-    /// Seconds for which running operators have seen that nothing worked on the archive, since something was last stored for it. Counted
-    /// where the class says `BestEffort`; saved from time to time.
+    /// Seconds in which a running operator saw no work on the archive, since an object was last stored for it. Counted when the class says
+    /// `BestEffort`; saved periodically.
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(range(min = 0))]
     pub waited_seconds: i64,
@@ -292,7 +293,7 @@ pub struct Deletion {
     /// The receipt, once it is stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<Receipt>,
-    /// The namespace was let go before the end (`onNamespaceDeletion: HandOff`).
+    /// The namespace was released before the deletion was complete (`onNamespaceDeletion: HandOff`).
     #[serde(default)]
     pub handed_off: bool,
     /// Fields of a newer version.
@@ -301,20 +302,20 @@ pub struct Deletion {
     pub unknown: Unknown,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it with a reference
 fn is_zero(seconds: &i64) -> bool {
     *seconds == 0
 }
 
-/// How a step came out.
+/// The result of a step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SubjectOutcome {
     /// `Verified`, `NotApplicable` or `Skipped`.
     pub result: String,
-    /// What was verified, or why the step was not needed or left out (class policy, or the override and its reason).
+    /// What was verified, or why the step was not needed or was skipped (class policy, or the override and its reason).
     pub detail: String,
-    /// When the operator saw that it was finished; never before the deletion, nor before the step before it.
+    /// When the operator saw that it was finished; never earlier than the start of the deletion or the end of the previous step.
     pub at: MicroTime,
     /// Fields of a newer version.
     #[serde(flatten)]
@@ -322,7 +323,7 @@ pub struct SubjectOutcome {
     pub unknown: Unknown,
 }
 
-/// Objects in the operator's namespace through which the volume is read.
+/// The objects in the operator's namespace that are used to read the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct Custody {
@@ -351,10 +352,10 @@ pub struct ArchiveResult {
     pub sessions: i64,
     /// Bytes in the store.
     pub bytes: i64,
-    /// Files that could not be read or changed while they were read; the manifest names them.
+    /// Files that could not be read, or that changed while they were read; the manifest names them.
     #[serde(default)]
     pub problems: i64,
-    /// By whose decision files that could not be read were left out: the class's, or that of an override and its reason.
+    /// Why files that could not be read were left out: the class, or an override and its reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     pub left_out: Option<String>,
@@ -368,7 +369,7 @@ pub struct ArchiveResult {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
-    /// Key in the archive store; that copy is the authoritative one. Missing when an override left it out.
+    /// Key in the archive store; that copy is the authoritative one. Missing when an override skipped it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store_key: Option<String>,
     /// SHA-256 of the receipt, hexadecimal.

@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions as they are committed in `crds/`.
+//! Generates the CustomResourceDefinitions that are committed in `crds/`. They come from the types only; never edit the files by hand.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -19,7 +19,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
     all.map(explained).into()
 }
 
-/// The text of a spec is that of its kind: it is what `kubectl explain KIND` shows first.
+/// The description of a spec becomes that of its kind: `kubectl explain KIND` shows it first.
 fn explained(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     let schemas = crd.spec.versions.iter_mut().filter_map(|v| v.schema.as_mut()?.open_api_v3_schema.as_mut());
     for schema in schemas {

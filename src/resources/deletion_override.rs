@@ -1,27 +1,28 @@
-//! `DeletionOverride`: an admin's decision about one stuck deletion (promise S11). RBAC `create` on this kind is the right to force.
+//! `DeletionOverride`: an admin's decision about one stuck deletion (promise S11). RBAC `create` on this kind is the right to force a
+//! deletion. The revocation of a key must never become skippable.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A step, or a part of one, that may be left out. Revocation is not among them, and never will be.
+/// A step, or a part of one, that may be skipped. Revocation is not one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SkippableStep {
-    /// Go on although it is not proved that every container has stopped.
+    /// Continue although it is not proved that every container has stopped.
     StopPods,
-    /// Go on without an archive.
+    /// Continue without an archive.
     ArchiveSessions,
-    /// Archive what can be read, and give up the files that cannot be; the manifest names them.
+    /// Archive the readable files and give up the others; the manifest names them.
     UnreadableFiles,
-    /// Leave the volume where it is, with its policy `Retain`; the receipt names it.
+    /// Keep the volume, with the reclaim policy `Retain`; the receipt names it.
     DeleteVolumes,
-    /// Go on without a copy of the receipt in the archive store; the record keeps it.
+    /// Continue without a copy of the receipt in the archive store; the record keeps it.
     WriteReceipt,
 }
 
-/// Lets one stuck deletion go on without the named steps, for a stated reason that the receipt repeats. Never skips the revocation of the key.
+/// Lets one stuck deletion continue without the named steps, for a reason that the receipt repeats. It never skips the revocation of the key.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema, Default)]
 #[kube(
     group = "computer-operator.dev",
@@ -33,7 +34,7 @@ pub enum SkippableStep {
     printcolumn = r#"{"name":"Namespace","type":"string","jsonPath":".spec.computer.namespace"}"#,
     printcolumn = r#"{"name":"Computer","type":"string","jsonPath":".spec.computer.name"}"#,
     printcolumn = r#"{"name":"Skip","type":"string","jsonPath":".spec.skip"}"#,
-    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].reason","description":"InForce, NotDeleting or NameMismatch. Empty: the operator knows no computer of this UID"}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].reason","description":"InForce, NotDeleting or NameMismatch. Empty: the operator knows no computer with this UID"}"#,
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".spec.reason"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
@@ -42,15 +43,15 @@ pub enum SkippableStep {
 pub struct DeletionOverrideSpec {
     /// The computer that is being deleted.
     pub computer: OverrideTarget,
-    /// What to leave out: `stop-pods`, `archive-sessions`, `unreadable-files` (of the archive), `delete-volumes`, `write-receipt`.
+    /// The steps to skip: `stop-pods`, `archive-sessions`, `unreadable-files` (of the archive), `delete-volumes`, `write-receipt`.
     #[schemars(length(min = 1, max = 5), extend("x-kubernetes-list-type" = "set"))]
     pub skip: Vec<SkippableStep>,
-    /// Why, in 10 to 1024 characters. It stands in the receipt.
+    /// Why, in 10 to 1024 characters. The receipt repeats it.
     #[schemars(length(min = 10, max = 1024))]
     pub reason: String,
 }
 
-/// One computer, told apart from others of the same name by its UID.
+/// One computer. Its UID distinguishes it from others of the same name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct OverrideTarget {
@@ -65,7 +66,7 @@ pub struct OverrideTarget {
     pub uid: String,
 }
 
-/// What became of the override.
+/// What the operator observed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct DeletionOverrideStatus {

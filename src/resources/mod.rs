@@ -1,5 +1,5 @@
-//! The custom resource kinds, one file a kind. They are the only source of `crds/`: `computer-operator crds` prints
-//! them and a test fails when the committed files differ. Nothing here may talk to a cluster or decide anything.
+//! The custom resource kinds, one file per kind. They are the only source of `crds/`: `computer-operator crds` prints them, and a test
+//! fails when the committed files differ. Nothing here may talk to a cluster or decide anything.
 
 mod api_key;
 mod api_key_record;
@@ -32,38 +32,38 @@ pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOver
 pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};
 pub use steps::{Step, StepStatus};
 
-/// Fields that a newer version of the operator wrote. A record is replaced as a whole, so an older version must write back what it does
-/// not know: a rollback loses nothing.
+/// Fields that a newer version of the operator wrote. A record is replaced as a whole, so an older version must write back the fields it
+/// does not know: a rollback loses nothing.
 pub type Unknown = std::collections::BTreeMap<String, serde_json::Value>;
 
 /// API group of every kind.
 pub const GROUP: &str = "computer-operator.dev";
-/// Finalizer on a `Computer`: taken off only when the receipt is stored (promise S3). On an `ApiKey`: only when its token is a
-/// tombstone and its Secrets are gone.
+/// Finalizer on a `Computer`: removed only when the receipt is stored (promise S3). On an `ApiKey`: removed only when its token is
+/// revoked and its Secrets are gone.
 pub const DELETION_FINALIZER: &str = "computer-operator.dev/deletion";
-/// Finalizer on our pods: taken off only when every container has reported that it terminated (DESIGN.md 4.4).
+/// Finalizer on the operator's pods: removed only when every container is reported as terminated (DESIGN.md 4.4).
 pub const POD_FINALIZER: &str = "computer-operator.dev/stopped";
 /// Label that narrows lists to one computer; it never proves ownership (promise S5).
 pub const UID_LABEL: &str = "computer-operator.dev/computer-uid";
-/// Label: what an object is for: `home`, `machine`, `key`, `api-key` or `archive`.
+/// Label: the purpose of an object: `home`, `machine`, `key`, `api-key` or `archive`.
 pub const COMPONENT_LABEL: &str = "computer-operator.dev/component";
-/// Recommended label with the value [`MANAGER`] on everything we create.
+/// Recommended label, with the value [`MANAGER`], on every object that the operator creates.
 pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
-/// Value of [`MANAGED_BY_LABEL`]; also our field manager and event reporter.
+/// Value of [`MANAGED_BY_LABEL`]; also the field manager and the reporter of events.
 pub const MANAGER: &str = "computer-operator";
-/// Annotation on a volume in our care: the reclaim policy that it had before.
+/// Annotation on a volume that the operator set to `Retain`: its previous reclaim policy.
 pub const ORIGINAL_POLICY_ANNOTATION: &str = "computer-operator.dev/original-reclaim-policy";
-/// Annotation on an archive pod: its image, so that one of another image than the operator's is replaced when it does not start.
+/// Annotation on an archive pod: its image. A pod that does not start is replaced when its image differs from the operator's.
 pub const IMAGE_ANNOTATION: &str = "computer-operator.dev/image";
-/// Annotation on an archive pod: what it was told to do with what it cannot read, so that one that has not started is replaced when an
-/// override is created or withdrawn.
+/// Annotation on an archive pod: its setting for unreadable files. A pod that has not started is replaced when an override that changes
+/// the setting is created or deleted.
 pub const UNREADABLE_ANNOTATION: &str = "computer-operator.dev/unreadable-files";
-/// Annotation that makes a class the default one (as for a StorageClass).
+/// Annotation that makes a class the default (as for a StorageClass).
 pub const DEFAULT_CLASS_ANNOTATION: &str = "computer-operator.dev/is-default-class";
-/// CEL rule of a size: an integer or a quantity, above zero. The schema of a quantity alone lets any text pass.
+/// CEL rule of a size: an integer or a quantity, above zero. The schema of a quantity alone accepts any text.
 const QUANTITY_RULE: &str = "type(self) == int ? self > 0 : isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))";
 
-/// An object that the API server keeps as it is.
+/// An object whose fields the API server does not prune.
 fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }

@@ -1,8 +1,8 @@
-//! What a Kubernetes quantity (`1.5Gi`, `250m`, `1e3`) comes to in its base unit. Only for comparing and showing: a float.
+//! The value of a Kubernetes quantity (`1.5Gi`, `250m`, `1e3`) in its base unit. It is a float: use it only to compare and to show.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-/// The value in base units; `None`: it is no quantity.
+/// The value in base units, or `None` when the text is not a quantity.
 pub fn value(quantity: &Quantity) -> Option<f64> {
     let text = quantity.0.trim();
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -35,7 +35,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::float_cmp)]
-    fn quantities_are_compared_by_what_they_mean() {
+    fn quantities_are_compared_by_value() {
         let of = |text: &str| value(&Quantity(text.to_owned()));
         assert!(of("1Gi") > of("1G") && of("1.5Gi") < of("2Gi") && of("1024") < of("2Ki"));
         assert_eq!((of("250m"), of("1e3"), of("2E")), (Some(0.25), Some(1000.0), Some(2e18)));

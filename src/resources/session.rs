@@ -1,4 +1,4 @@
-//! `Session`: a view of one session on a computer. The archive's manifest is the truth, not this object.
+//! `Session`: a view of one session on a computer. The archive's manifest is authoritative, not this object.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
@@ -26,12 +26,12 @@ pub struct SessionSpec {
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("computerName cannot be changed: create another Session"))]
     pub computer_name: String,
-    /// UID of that computer: a computer re-created under the same name is another one. Immutable.
+    /// UID of that computer. A computer re-created under the same name has another UID. Immutable.
     #[schemars(length(min = 1, max = 36))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("computerUID cannot be changed: create another Session"))]
     #[serde(rename = "computerUID")]
     pub computer_uid: String,
-    /// A title for people, at most 256 characters.
+    /// A human-readable title, at most 256 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub title: Option<String>,
@@ -43,13 +43,13 @@ pub struct SessionSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub working_directory: Option<String>,
-    /// Settings of the agent, as the HTTP API takes them; nothing here reads them. Over the HTTP API at most 32 KiB of JSON, else at most
-    /// 64 KiB where the cluster has the operator's admission policies.
+    /// Settings of the agent, as the HTTP API accepts them; the operator does not read them. At most 32 KiB of JSON over the HTTP API, or
+    /// 64 KiB over the Kubernetes API where the operator's admission policies are installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::any_object")]
     pub settings: Option<serde_json::Value>,
-    /// Set when the session was deleted over the HTTP API, which then no longer shows it. Take it away to bring the session back;
-    /// its files are not touched either way.
+    /// Set when the session was deleted over the HTTP API, which then no longer shows it. Remove it to restore the session. Its files are
+    /// never changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<Time>,
 }
@@ -57,29 +57,29 @@ pub struct SessionSpec {
 /// What a session is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SessionPhase {
-    /// Nothing runs.
+    /// Nothing is running.
     Idle,
     /// Waiting to run.
     Pending,
     /// Running.
     Running,
-    /// Its computer was deleted; the archive has it.
+    /// Its computer was deleted, and the archive contains the session.
     Archived,
-    /// Its computer was deleted; the archive does not have it: it has no path, or nothing was archived under its path.
+    /// Its computer was deleted, and the archive does not contain the session: it has no path, or nothing was archived under its path.
     Ended,
 }
 
-/// What is known of the session.
+/// What is known about the session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionStatus {
-    /// What it is doing.
+    /// The phase of the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<SessionPhase>,
     /// When something last happened in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_activity_time: Option<Time>,
-    /// When its computer was deleted: nothing runs in it since.
+    /// When its computer was deleted. Nothing runs in the session since then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_time: Option<Time>,
     /// Key of its object in the archive store.

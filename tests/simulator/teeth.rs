@@ -135,8 +135,8 @@ fn table(verdicts: &[Verdict]) -> String {
     let mut text = String::from(
         "<!-- Written by `WRITE_GUARDS=1 cargo test --features guards-off --test simulator -- teeth`. -->\n\
          # Guards, and what breaks without them\n\n\
-         Each guard (`src/guards.rs`) was switched off alone, and the promise named here (`S` and `L` as in `docs/reliability.md`) was then\n\
-         seen broken by a run of the simulator that breaks none with it. The last column repeats that run, and tells its story.\n\n\
+         Each guard (`src/guards.rs`) was switched off alone. A run of the simulator then broke the promise named here (`S` and `L` as in\n\
+         `docs/reliability.md`); the same run with the guard breaks none. The last column repeats that run and prints its journal.\n\n\
          | guard | what it does | broken without it | the run |\n|---|---|---|---|\n",
     );
     for Verdict { tooth, bite, .. } in verdicts {

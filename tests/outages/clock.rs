@@ -1,6 +1,6 @@
-//! The operator's clock is wrong, or is set anew while it works: by an hour or by ten years, forward and back. Nobody is deleted for
-//! it, nothing is given up unarchived, nothing waits for ever. The whole process sees the moved clock (libfaketime); what measures
-//! durations goes on as it did, as it does on a real machine.
+//! The operator's clock is wrong, or is changed while it runs: by an hour or by ten years, forward and back. No computer is deleted
+//! because of it, no archive is given up, and no deletion waits forever. The whole process sees the changed clock (libfaketime); the
+//! monotonic clock is unchanged, as on a real machine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,24 +17,24 @@ use crate::operators::{Operator, Start};
 use crate::{Scenario, moments};
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![clock_moved_in_the_midst, clock_ahead_gives_no_archive_up, clock_behind_holds_no_archive_up]
+    xtask::scenarios![clock_changes_during_deletions, a_clock_ahead_gives_up_no_archive, a_clock_behind_delays_no_archive]
 }
 
 const PORT: u16 = 9643;
 const HOUR: i64 = 3600;
 const TEN_YEARS: i64 = 10 * 365 * 24 * HOUR;
 
-/// libfaketime, installed if need be.
+/// libfaketime, installed if necessary.
 pub fn library() -> Result<PathBuf> {
     let path = PathBuf::from(format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH));
     if !path.exists() {
         packages::install(&["libfaketime"], &|line| eprintln!("{line}"))?;
     }
-    ensure!(path.exists(), "there is no {}", path.display());
+    ensure!(path.exists(), "{} does not exist", path.display());
     Ok(path)
 }
 
-/// A clock that can be moved, of the operators that are started with it.
+/// An adjustable clock for the operators that are started with it.
 struct Clock {
     file: PathBuf,
     library: PathBuf,
@@ -47,7 +47,7 @@ impl Clock {
         Ok(clock)
     }
 
-    /// Moves it to so many seconds beside the real one, at once and for everybody who runs with it.
+    /// Sets the clock to this many seconds from the real time, at once for every operator that uses it.
     fn set(&self, seconds: i64) -> Result<()> {
         let next = self.file.with_extension("next");
         std::fs::write(&next, format!("{seconds:+}"))?;
@@ -74,9 +74,9 @@ impl Clock {
     }
 }
 
-/// Moved while deletions are under way; then the operator is killed and starts with the moved clock; then the clock is right again.
-async fn clock_moved_in_the_midst(bench: Arc<Bench>) -> Result<()> {
-    let mut random = moments("the clock moved");
+/// The clock changes during deletions; then the operator is killed and starts with the changed clock; then the clock is right again.
+async fn clock_changes_during_deletions(bench: Arc<Bench>) -> Result<()> {
+    let mut random = moments("clock changed");
     let clock = Clock::new(bench.folder.path())?;
     let mut operator = clock.operator(&bench).await?;
     let stays = bench.namespace("clock-stays").await?;
@@ -98,13 +98,13 @@ async fn clock_moved_in_the_midst(bench: Arc<Bench>) -> Result<()> {
         };
         tokio::try_join!(deletes, moved)?;
         if shift == -TEN_YEARS {
-            // No certificate is valid yet: a new process reaches nobody, ends, and is started again until the clock is right.
+            // No certificate is valid yet: a new process cannot connect, exits, and is restarted until the clock is right.
             operator.ends().await?;
             clock.set(0)?;
             operator = clock.operator(&bench).await?;
         }
         crowd.ended(&bench).await.with_context(|| format!("the clock {shift} s off"))?;
-        // Whoever is new gets a key, and nobody else lost theirs.
+        // The new computers get a key, and all others keep theirs.
         bench.ready(&stays, &format!("new-{}", shift.unsigned_abs() + u64::from(shift < 0)), json!({"provider": "BYOM"})).await?;
         clock.set(0)?;
     }
@@ -113,16 +113,19 @@ async fn clock_moved_in_the_midst(bench: Arc<Bench>) -> Result<()> {
         ensure!(computer.metadata.deletion_timestamp.is_none(), "a wrong clock deleted {name}");
         ensure!(
             bench.authenticates(&bench.token_of(&computer.metadata.uid.context("a UID")?)?).await?,
-            "a wrong clock killed the key of {name}"
+            "a wrong clock revoked the key of {name}"
         );
     }
-    ensure!(bench.computers(&stays).get_opt("half-an-hour").await?.is_some(), "a wrong clock deleted a computer that lives half an hour");
-    println!("    16 deletions, the clock moved by {shifts:?} s in their midst; ended after {}", seconds(start));
+    ensure!(
+        bench.computers(&stays).get_opt("half-an-hour").await?.is_some(),
+        "a wrong clock deleted a computer with a time to live of half an hour"
+    );
+    println!("    16 deletions, the clock changed by {shifts:?} s meanwhile; finished after {}", seconds(start));
     Ok(())
 }
 
-/// `BestEffort` gives up when its deadline has passed: that a clock is set forward is no passed deadline (S1).
-async fn clock_ahead_gives_no_archive_up(bench: Arc<Bench>) -> Result<()> {
+/// `BestEffort` gives up after its deadline. A clock that is set forward is not a passed deadline (S1).
+async fn a_clock_ahead_gives_up_no_archive(bench: Arc<Bench>) -> Result<()> {
     let clock = Clock::new(bench.folder.path())?;
     let _operator = clock.operator(&bench).await?;
     bench.class("half-an-hour", json!({"archive": {"policy": "BestEffort"}, "deadlines": {"archiveSessionsSeconds": 1800}})).await?;
@@ -133,15 +136,15 @@ async fn clock_ahead_gives_no_archive_up(bench: Arc<Bench>) -> Result<()> {
     bench.delete(&namespace, "box", "background").await?;
     bench.blocked(&namespace, "box", "StoreUnavailable").await?;
     clock.set(HOUR)?;
-    // It is looked at again; and whoever comes after it was looked at later.
+    // The computer is reconciled again, and computers created after it were reconciled later.
     bench.kubectl(&["annotate", "computer", "box", "-n", &namespace, "seen=later"], "").await?;
     bench.ready(&namespace, "after", json!({"provider": "BYOM"})).await?;
     drop(down);
     bench.archived(&uid, 3).await.map(drop)
 }
 
-/// A pause before another attempt is as long as it is, whatever the clock says meanwhile (L1).
-async fn clock_behind_holds_no_archive_up(bench: Arc<Bench>) -> Result<()> {
+/// The backoff before a retry keeps its length, whatever the clock says meanwhile (L1).
+async fn a_clock_behind_delays_no_archive(bench: Arc<Bench>) -> Result<()> {
     let clock = Clock::new(bench.folder.path())?;
     let mut operator = clock.operator(&bench).await?;
     bench.class("block", json!({"archive": {"unreadableFiles": "Block"}})).await?;

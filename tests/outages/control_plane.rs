@@ -1,4 +1,4 @@
-//! The API server is killed, etcd is paused: what was not answered is not known, and nobody acts on it.
+//! The API server is killed, etcd is paused: the operator never acts on an unknown outcome.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ pub fn all() -> Vec<Scenario> {
 const PORTS: [u16; 2] = [9643, 9743];
 const PAUSE: Duration = Duration::from_secs(20);
 
-/// Two operators with the lease, each started again when it ends, as a kubelet does it: one that loses the lease ends.
+/// Two operators with the lease. Each is restarted when it exits, as a kubelet does: an operator that loses the lease exits.
 async fn with_operators<T>(bench: &Bench, work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut operators = [bench.leading_operator(PORTS[0]).await?, bench.leading_operator(PORTS[1]).await?];
     tokio::pin!(work);
@@ -37,7 +37,7 @@ async fn with_operators<T>(bench: &Bench, work: impl Future<Output = Result<T>>)
 }
 
 async fn api_server_killed(bench: Arc<Bench>) -> Result<()> {
-    let mut random = moments("the API server killed");
+    let mut random = moments("API server killed");
     let work = async {
         let crowd = Crowd::born(&bench, "api-server", 18, 2).await?;
         let (start, mut outages) = (Instant::now(), Vec::new());
@@ -55,7 +55,7 @@ async fn api_server_killed(bench: Arc<Bench>) -> Result<()> {
         };
         tokio::try_join!(deletes, kills)?;
         crowd.ended(&bench).await?;
-        println!("    20 deletions, the API server killed 3 times and away for {}; ended after {}", outages.join(", "), seconds(start));
+        println!("    20 deletions, the API server killed 3 times and down for {}; finished after {}", outages.join(", "), seconds(start));
         Ok(())
     };
     Box::pin(with_operators(&bench, work)).await
@@ -76,7 +76,7 @@ async fn etcd_paused(bench: Arc<Bench>) -> Result<()> {
         };
         tokio::try_join!(deletes, pause)?;
         crowd.ended(&bench).await?;
-        println!("    20 deletions, etcd paused for {} s in their midst; ended after {}", PAUSE.as_secs(), seconds(start));
+        println!("    20 deletions, etcd paused for {} s meanwhile; finished after {}", PAUSE.as_secs(), seconds(start));
         Ok(())
     };
     Box::pin(with_operators(&bench, work)).await

@@ -1,4 +1,4 @@
-//! Many computers that are deleted over some time, and the look at what is promised of each of them in the end.
+//! Many computers that are deleted over some time, and the check of every promise for each of them at the end.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ const SESSIONS: usize = 3;
 pub struct Member {
     pub name: String,
     pub uid: String,
-    /// Whether it has a pod, a home, and sessions to be archived.
+    /// Whether it has a pod, a home, and sessions to archive.
     pub managed: bool,
 }
 
@@ -37,7 +37,7 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// Creates them, in a namespace of their own; returns when all are ready and every managed one has worked.
+    /// Creates them in a separate namespace; returns when all are ready and every managed one has sessions.
     pub async fn born(bench: &Arc<Bench>, what: &str, byom: usize, managed: usize) -> Result<Self> {
         let namespace = bench.namespace(what).await?;
         let all = (0..byom + managed).map(|i| born(Arc::clone(bench), namespace.clone(), i, i >= byom));
@@ -45,8 +45,8 @@ impl Crowd {
         Ok(Self { namespace, members })
     }
 
-    /// Deletes all, in any order and each of the three ways, with pauses of up to `pause`. From the moment that a delete is accepted
-    /// the key is dead (S2), whatever is killed at that moment.
+    /// Deletes all of them in random order, with each of the three propagation policies and pauses of up to `pause`. Once a delete is
+    /// accepted the key does not authenticate (S2), whatever is killed at that moment.
     pub async fn delete(&self, bench: &Bench, random: &mut StdRng, pause: Duration) -> Result<()> {
         let mut all = self.members.clone();
         all.shuffle(random);
@@ -62,7 +62,7 @@ impl Crowd {
         let params = DeleteParams { propagation_policy: Some(ways[random.random_range(0..3)].clone()), ..DeleteParams::default() };
         eventually("the delete is accepted", LONG, || async {
             match bench.computers(&self.namespace).delete(&member.name, &params).await {
-                // An answer may have been lost: then it is being deleted, or gone.
+                // The answer may have been lost: then the computer is being deleted, or gone.
                 Err(kube::Error::Api(status)) if status.code == 404 => Ok(Some(())),
                 answer => answer.map(|_| Some(())).map_err(Into::into),
             }
@@ -71,8 +71,7 @@ impl Crowd {
         dead(bench, &member.uid).await
     }
 
-    /// Waits for the end of all of them and looks at what is promised: nothing owned is left, every archive is whole, no key
-    /// authenticates.
+    /// Waits for the end of all deletions and checks the promises: no owned object is left, every archive is complete, no key authenticates.
     pub async fn ended(&self, bench: &Bench) -> Result<()> {
         for member in &self.members {
             if member.managed {
@@ -111,15 +110,15 @@ async fn born(bench: Arc<Bench>, namespace: String, number: usize, managed: bool
     Ok(Member { name, uid, managed })
 }
 
-/// The key of a computer is dead. No answer is none: it is asked again, and must not be a yes.
+/// Checks that the key of a computer does not authenticate. A failed request is repeated until there is an answer.
 pub async fn dead(bench: &Bench, uid: &str) -> Result<()> {
     let token = bench.token_of(uid)?;
     let lives = eventually("an answer about the key", LONG, || async { bench.authenticates(&token).await.map(Some) }).await?;
-    ensure!(!lives, "S2: the key of {uid} lives");
+    ensure!(!lives, "S2: the key of {uid} authenticates");
     Ok(())
 }
 
-/// Nothing with our label in a namespace.
+/// Checks that no object with the operator's label is left in a namespace.
 async fn none<K>(bench: &Bench, namespace: &str) -> Result<()>
 where
     K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
@@ -130,7 +129,7 @@ where
     Ok(())
 }
 
-/// For figures.
+/// A duration for the report.
 pub fn seconds(since: Instant) -> String {
     format!("{:.1} s", since.elapsed().as_secs_f64())
 }

@@ -1,4 +1,4 @@
-//! SIGKILL of the operator at any moment, again and again.
+//! The operator is killed (SIGKILL) repeatedly at random moments.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,10 +16,10 @@ pub fn all() -> Vec<Scenario> {
 
 const PORTS: [u16; 2] = [9643, 9743];
 
-/// Killed and started again at random times while computers are being deleted, at first alone, then with a second operator at the
-/// same time: each deletion ends as if nothing had happened.
+/// The operator is killed and restarted at random times while computers are being deleted, first alone, then with a second operator:
+/// each deletion ends normally.
 async fn killed_at_random(bench: Arc<Bench>) -> Result<()> {
-    let mut random = moments("killed at random");
+    let mut random = moments("operator killed");
     let total = usize::try_from(setting("OUTAGES_DELETIONS", 40))?;
     let mut operators = vec![bench.usual_operator(PORTS[0]).await?];
     let start = Instant::now();
@@ -30,7 +30,7 @@ async fn killed_at_random(bench: Arc<Bench>) -> Result<()> {
         tokio::spawn(async move { crowd.delete(&bench, &mut random, Duration::from_millis(800)).await })
     };
     let (start, mut kills, mut in_vain) = (Instant::now(), 0, 0);
-    // Until every delete is accepted, and a few more after that.
+    // Until every delete is accepted, and a few times more.
     while !deleting.is_finished() || kills < total / 4 {
         tokio::time::sleep(Duration::from_millis(random.random_range(100..3000))).await;
         let done = crowd.released(&bench).await?;
@@ -50,10 +50,10 @@ async fn killed_at_random(bench: Arc<Bench>) -> Result<()> {
     deleting.await??;
     crowd.ended(&bench).await?;
     println!(
-        "    {total} deletions ({} with real pods and archives), {kills} kills, ended after {} (made ready in {born}){}",
+        "    {total} deletions ({} with real pods and archives), {kills} kills, finished after {} (ready after {born}){}",
         total / 10,
         seconds(start),
-        if in_vain > 0 { ", the last ones ended before the next kill" } else { "" }
+        if in_vain > 0 { ", the last ones finished before the next kill" } else { "" }
     );
     ensure!(kills > 0, "nothing was killed");
     Ok(())

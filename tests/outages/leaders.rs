@@ -1,4 +1,4 @@
-//! Two leaders by force: the lease is taken over while its holder is paused, which then goes on in the midst of its work (S10).
+//! Two leaders at once: the lease is taken over while its holder is paused. The old holder then resumes in the middle of its work (S10).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use crate::operators::{Operator, Start};
 use crate::{Scenario, moments};
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![a_leader_comes_back_from_the_dead]
+    xtask::scenarios![a_paused_leader_resumes]
 }
 
 const PORTS: [u16; 2] = [9643, 9743];
 const TAKE_OVERS: usize = 3;
 
-async fn a_leader_comes_back_from_the_dead(bench: Arc<Bench>) -> Result<()> {
+async fn a_paused_leader_resumes(bench: Arc<Bench>) -> Result<()> {
     let mut random = moments("leaders");
     let mut operators = [contender(&bench, 0).await?, contender(&bench, 1).await?];
     let crowd = Crowd::born(&bench, "leaders", 18, 3).await?;
@@ -34,12 +34,12 @@ async fn a_leader_comes_back_from_the_dead(bench: Arc<Bench>) -> Result<()> {
             tokio::time::sleep(Duration::from_millis(random.random_range(0..2500))).await;
             let old = leader(&bench).await?;
             operators[old].pause()?;
-            eventually("the other one leads", LONG, || async { Ok((leader(&bench).await? != old).then_some(())) }).await?;
+            eventually("the other operator leads", LONG, || async { Ok((leader(&bench).await? != old).then_some(())) }).await?;
             tokio::time::sleep(Duration::from_millis(random.random_range(0..1500))).await;
-            // In the midst of a request, for all it knows; what it had planned it still does.
+            // It resumes as if in the middle of a request, and still performs what it had planned.
             operators[old].go_on()?;
-            // It finds out, and ends; its kubelet starts it again.
-            operators[old].ends().await.context("L4: who has lost the lease goes on")?;
+            // It notices the lost lease and exits; its kubelet restarts it.
+            operators[old].ends().await.context("L4: an operator that has lost the lease continues")?;
             operators[old] = contender(&bench, old).await?;
         }
         anyhow::Ok(())
@@ -47,11 +47,11 @@ async fn a_leader_comes_back_from_the_dead(bench: Arc<Bench>) -> Result<()> {
     tokio::try_join!(deletes, take_overs)?;
     crowd.ended(&bench).await?;
     nothing_was_done_twice(&bench, &crowd).await?;
-    println!("    21 deletions, the lease taken over {TAKE_OVERS} times from a leader that came back; ended after {}", seconds(start));
+    println!("    21 deletions, the lease taken over {TAKE_OVERS} times from a leader that resumed; finished after {}", seconds(start));
     Ok(())
 }
 
-/// An operator of a short lease that bears its number in its name.
+/// An operator with a short lease, whose name contains its number.
 async fn contender(bench: &Bench, number: usize) -> Result<Operator> {
     let named = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let environment = vec![named("LEASE_SECONDS", "5"), named("POD_NAME", &format!("contender-{number}"))];
@@ -68,7 +68,7 @@ async fn leader(bench: &Bench) -> Result<usize> {
     .await
 }
 
-/// No object of these computers was created twice under one name, whoever led; the API server's own log tells.
+/// Checks in the audit log that no object of these computers was created twice under one name.
 async fn nothing_was_done_twice(bench: &Bench, crowd: &Crowd) -> Result<()> {
     let mut names = Vec::new();
     for member in &crowd.members {
@@ -86,7 +86,7 @@ async fn nothing_was_done_twice(bench: &Bench, crowd: &Crowd) -> Result<()> {
         }
     }
     let managed = crowd.members.iter().filter(|m| m.managed).count();
-    // A record and a Secret each; a managed one has a claim, a pod, a claim in custody and an archive pod on top.
+    // A record and a Secret each; a managed computer also has a claim, a pod, a custody claim and an archive pod.
     let least = crowd.members.len() * 2 + managed * 4;
     ensure!(created.len() >= least, "the audit log shows {} objects, not {least}: {created:?}", created.len());
     let twice: Vec<_> = created.iter().filter(|(_, count)| **count > 1).collect();

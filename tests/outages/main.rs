@@ -1,9 +1,9 @@
-//! What a deletion lives through on a real cluster: its operator killed at any moment, the API server killed, etcd paused, the store
-//! out, the clock moved, a leader that comes back from the dead. One at a time, on a cluster of its own whose control plane may be
-//! killed. At the end of each the promises of every computer are looked at: S1, S2, S3, S6, L1.
+//! Deletions under outages on a real cluster: the operator killed at random moments, the API server killed, etcd paused, the store down, the
+//! clock changed, a paused leader that resumes. The scenarios run one at a time, on a separate cluster whose control plane may be killed.
+//! Each ends with a check of the promises for every computer: S1, S2, S3, S6, L1.
 //!
 //! Run by `cargo xtask test`; `cargo test --test outages -- NAME…` runs some. The long run: `OUTAGES_DELETIONS=200`
-//! (deletions under SIGKILL), `OUTAGES_STORE_SECONDS=120` (the store is out). `OUTAGES_SEED` repeats the moments of a run.
+//! (deletions under SIGKILL), `OUTAGES_STORE_SECONDS=120` (the store is down). `OUTAGES_SEED` repeats the moments of a run.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod clock;
@@ -40,7 +40,7 @@ pub fn setting(name: &str, usual: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(usual)
 }
 
-/// The moments at which something is done to the cluster: told, so that a run can be repeated.
+/// The random moments of a scenario. The seed is printed, so that a run can be repeated.
 pub fn moments(what: &str) -> StdRng {
     let seed = setting("OUTAGES_SEED", rand::random::<u32>().into());
     println!("    {what}: OUTAGES_SEED={seed}");

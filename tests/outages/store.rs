@@ -1,5 +1,5 @@
-//! The archive store is out: it hangs at first, then refuses connections, then is back. Whatever needs it waits and says so; all else
-//! goes on (L2, L3), and in the end nothing is missing (S1, L1). A real S3 server, so that it can hang.
+//! The archive store is down: first it hangs, then it refuses connections, then it recovers. Deletions that need it wait and report it, all
+//! others continue (L2, L3), and at the end nothing is missing (S1, L1). It is a real S3 server, so that it can hang.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ const BYOM: usize = 70;
 const MANAGED: usize = 3;
 
 async fn store_out(bench: Arc<Bench>) -> Result<()> {
-    let mut random = moments("the store out");
+    let mut random = moments("store down");
     let out = Duration::from_secs(setting("OUTAGES_STORE_SECONDS", 30));
     let mut server = Server::start(&bench)?;
     let credentials = [("AWS_ACCESS_KEY_ID", "tester"), ("AWS_SECRET_ACCESS_KEY", "tester-secret")];
@@ -61,7 +61,7 @@ async fn store_out(bench: Arc<Bench>) -> Result<()> {
     crowd.ended(&bench).await?;
     bench.archived(&handed, 3).await?;
     println!(
-        "    {} deletions, the store out for {was_out}; meanwhile others took {hung} and {refused}; ended {} after it was back",
+        "    {} deletions, the store down for {was_out}; meanwhile others took {hung} and {refused}; finished {} after it recovered",
         BYOM + MANAGED + 1,
         seconds(back)
     );
@@ -69,7 +69,7 @@ async fn store_out(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-/// While deletions wait for the store: they say so, another computer is made, and one whose receipt may be left out is deleted. Tells
+/// While deletions wait for the store and report it: another computer is created, and one whose receipt is skipped is deleted. Returns
 /// how long that took.
 async fn others_go_on(bench: &Bench, waiting: &Crowd, how: &str) -> Result<String> {
     let start = Instant::now();
@@ -84,7 +84,7 @@ async fn others_go_on(bench: &Bench, waiting: &Crowd, how: &str) -> Result<Strin
     bench.delete(&namespace, "other", "background").await?;
     bench.clean(&uid).await?;
     let gone = deleted.elapsed();
-    // Generous for a busy machine of two cores; a worker that waits for the store alone would take 20 s.
+    // Generous for a busy machine with two cores; a worker that waits for the store would take 20 s.
     ensure!(
         active < Duration::from_secs(15) && gone < Duration::from_secs(15),
         "L3: while the store {how}, another computer took {active:.1?} to be active, {gone:.1?} to be gone"
@@ -94,7 +94,7 @@ async fn others_go_on(bench: &Bench, waiting: &Crowd, how: &str) -> Result<Strin
     Ok(format!("{:.1} s to be active, {:.1} s to be gone", active.as_secs_f64(), gone.as_secs_f64()))
 }
 
-/// A real S3 server inside the cluster's namespaces. What it keeps is seen by [`Bench::store`], too: its bucket is that folder.
+/// A real S3 server inside the cluster's namespaces. Its bucket is the folder that [`Bench::store`] reads.
 struct Server(Child);
 
 impl Server {

@@ -1,4 +1,4 @@
-//! What is archived: odd, locked, large, or there already.
+//! What is archived: unusual files, unreadable files, large files, a whole home, and an archive that already exists.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ pub fn all() -> Vec<Scenario> {
         odd_files,
         a_whole_home,
         two_hundred_megabytes,
-        an_archive_that_is_there_already,
-        no_archive_wanted,
+        an_archive_that_already_exists,
+        without_an_archive,
         unreadable_files_block_until_given_up
     ]
 }
@@ -37,7 +37,7 @@ async fn odd_files(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-/// Review H7: what an admin who wants all of the home can say, from the definition to the file that comes back.
+/// `sessionPaths: ["."]`, from the class to the restored file.
 async fn a_whole_home(bench: Arc<Bench>) -> Result<()> {
     bench.class("whole-home", json!({"sessionPaths": ["."]})).await?;
     let namespace = bench.namespace("whole").await?;
@@ -69,12 +69,12 @@ async fn two_hundred_megabytes(bench: Arc<Bench>) -> Result<()> {
     let back = tempfile::tempdir()?;
     computer_operator::archive::restore::unpack(std::fs::File::open(object)?, back.path())?;
     let digest = hex::encode(sha2::Sha256::digest(std::fs::read(back.path().join(".codex/sessions/a.jsonl"))?));
-    ensure!(sum.starts_with(&digest), "it came back as {digest}, not {sum}");
+    ensure!(sum.starts_with(&digest), "the restored file has the digest {digest}, not {sum}");
     Ok(())
 }
 
-/// S7: an archive that is there is never overwritten.
-async fn an_archive_that_is_there_already(bench: Arc<Bench>) -> Result<()> {
+/// S7: an existing archive is never overwritten.
+async fn an_archive_that_already_exists(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("twice").await?;
     let uid = bench.active(&namespace, "box", "standard").await?;
     bench.work(&namespace, &uid).await?;
@@ -86,7 +86,7 @@ async fn an_archive_that_is_there_already(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-async fn no_archive_wanted(bench: Arc<Bench>) -> Result<()> {
+async fn without_an_archive(bench: Arc<Bench>) -> Result<()> {
     bench.class("no-archive", json!({"archive": {"policy": "None"}})).await?;
     let namespace = bench.namespace("none").await?;
     let uid = bench.active(&namespace, "box", "no-archive").await?;
@@ -96,7 +96,7 @@ async fn no_archive_wanted(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-/// S1: what a user locked is not destroyed before an admin has decided it, and then the rest is kept.
+/// S1: an unreadable file is not destroyed before an admin has decided so, and the other files are archived.
 async fn unreadable_files_block_until_given_up(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("locked").await?;
     let uid = bench.active(&namespace, "box", "standard").await?;
@@ -105,8 +105,8 @@ async fn unreadable_files_block_until_given_up(bench: Arc<Bench>) -> Result<()> 
     bench.delete(&namespace, "box", "background").await?;
     let message = bench.blocked(&namespace, "box", "UnreadableFiles").await?;
     ensure!(message.contains("skips unreadable-files"), "it does not say what to do: {message}");
-    ensure!(message.contains(".factory/sessions/one.jsonl"), "it does not say what is to be given up: {message}");
-    // L6: every look at the archive was told as a step that goes on, 2,500 times a minute.
+    ensure!(message.contains(".factory/sessions/one.jsonl"), "it does not name the file to give up: {message}");
+    // L6: every check of the archive was once reported as progress, 2,500 times per minute.
     let version = || async { anyhow::Ok(bench.computers(&namespace).get("box").await?.metadata.resource_version) };
     let before = version().await?;
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;

@@ -1,4 +1,4 @@
-//! Every way in which a deletion begins, and everything that can be in its way.
+//! Every way in which a deletion begins, and everything that can block it.
 
 use std::sync::Arc;
 
@@ -18,15 +18,15 @@ pub fn all() -> Vec<Scenario> {
         orphan,
         namespace_while_running,
         namespace_before_the_pod_is_ready,
-        namespace_in_the_middle_of_the_archive,
+        namespace_during_the_archive,
         while_provisioning,
-        same_name_again_at_once,
+        same_name_is_created_again_at_once,
         children_deleted_by_hand_before,
         children_deleted_by_force_during,
         class_deleted_first,
         archive_and_operator_on_different_nodes,
         bring_your_own_machine,
-        a_volume_that_is_to_stay,
+        a_retained_volume,
         suspended_and_resumed,
         time_to_live,
         steady_state_is_silent,
@@ -40,7 +40,7 @@ async fn delete_with(bench: &Bench, cascade: &str) -> Result<()> {
     let token = bench.token(&namespace, "box").await?;
     ensure!(bench.authenticates(&token).await?, "a live key does not authenticate");
     bench.delete(&namespace, "box", cascade).await?;
-    ensure!(!bench.authenticates(&token).await?, "S2: the key lives after the delete was accepted");
+    ensure!(!bench.authenticates(&token).await?, "S2: the key authenticates after the delete was accepted");
     bench.archived(&uid, 3).await.map(drop)
 }
 
@@ -52,7 +52,7 @@ async fn foreground(bench: Arc<Bench>) -> Result<()> {
     delete_with(&bench, "foreground").await
 }
 
-/// Orphan deletion strips the owner references: the record still knows what is ours.
+/// Orphan deletion removes the owner references: the record still names the owned objects.
 async fn orphan(bench: Arc<Bench>) -> Result<()> {
     delete_with(&bench, "orphan").await
 }
@@ -66,11 +66,11 @@ async fn namespace_while_running(bench: Arc<Bench>) -> Result<()> {
     let uid = bench.active(&namespace, "box", "standard").await?;
     bench.work(&namespace, &uid).await?;
     let token = bench.token(&namespace, "box").await?;
-    // Somebody else's pod in the same namespace: the namespace controller takes it with the others.
+    // A pod of another owner in the same namespace: the namespace controller deletes it with the others.
     let foreign = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "foreign"}, "spec": crate::tenants::foreign_spec()});
     bench.kubectl(&["apply", "-n", &namespace, "-f", "-"], &foreign.to_string()).await?;
     delete_namespace(&bench, &namespace).await?;
-    ensure!(!bench.authenticates(&token).await?, "S2: the key lives in a terminating namespace");
+    ensure!(!bench.authenticates(&token).await?, "S2: the key authenticates in a terminating namespace");
     bench.namespace_gone(&namespace).await?;
     let (record, _) = bench.archived(&uid, 3).await?;
     let cause = record.spec.state.deletion.context("no deletion")?.cause;
@@ -87,7 +87,7 @@ async fn namespace_before_the_pod_is_ready(bench: Arc<Bench>) -> Result<()> {
     bench.clean(&uid).await.map(drop)
 }
 
-async fn namespace_in_the_middle_of_the_archive(bench: Arc<Bench>) -> Result<()> {
+async fn namespace_during_the_archive(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("ns-middle").await?;
     let uid = bench.active(&namespace, "box", "standard").await?;
     bench.work(&namespace, &uid).await?;
@@ -122,7 +122,7 @@ async fn while_provisioning(bench: Arc<Bench>) -> Result<()> {
     for uid in &uids[1..] {
         bench.clean(uid).await?;
     }
-    // The first may be gone before the operator ever saw it: then nothing was made, and nothing may be left.
+    // The first may be gone before the operator ever observed it: then nothing was created, and nothing may be left.
     eventually("the first is gone", LONG, || async { Ok(bench.computers(&namespace).get_opt("box-0").await?.is_none().then_some(())) })
         .await?;
     if bench.record(&uids[0]).await?.is_some() {
@@ -131,7 +131,7 @@ async fn while_provisioning(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-async fn same_name_again_at_once(bench: Arc<Bench>) -> Result<()> {
+async fn same_name_is_created_again_at_once(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("again").await?;
     let first = bench.active(&namespace, "box", "standard").await?;
     bench.work(&namespace, &first).await?;
@@ -144,9 +144,9 @@ async fn same_name_again_at_once(bench: Arc<Bench>) -> Result<()> {
     ensure!(first != second);
     bench.phase(&namespace, "box", Phase::Active).await?;
     bench.archived(&first, 3).await?;
-    ensure!(!bench.authenticates(&old_token).await?, "S4: the old key opens the new computer");
+    ensure!(!bench.authenticates(&old_token).await?, "S4: the old key authenticates for the new computer");
     let token = bench.token(&namespace, "box").await?;
-    ensure!(bench.authenticates(&token).await?, "S4: the old deletion touched the new computer");
+    ensure!(bench.authenticates(&token).await?, "S4: the old deletion changed the new computer");
     ensure!(bench.shell(&namespace, &second, "ls -A $HOME").await?.trim().is_empty(), "the new home is not new");
     bench.delete(&namespace, "box", "background").await?;
     bench.archived(&second, 0).await.map(drop)
@@ -171,8 +171,8 @@ async fn children_deleted_by_hand_before(bench: Arc<Bench>) -> Result<()> {
     bench.work(&namespace, &uid).await?;
     let before = bench.record(&uid).await?.context("a record")?.spec.state.children;
     remove_by_force(&bench, &namespace, &uid).await?;
-    // The home survives its claim and its pod, and comes back with another of each.
-    eventually("the computer is whole again", LONG, || async {
+    // The home survives its claim and its pod, and is used again by a new claim and a new pod.
+    eventually("the computer is ready again", LONG, || async {
         let children = bench.record(&uid).await?.context("a record")?.spec.state.children;
         let ready = bench.computers(&namespace).get("box").await?.status.and_then(|s| s.phase) == Some(Phase::Active);
         Ok((ready && children.claim_uid.is_some() && children.claim_uid != before.claim_uid).then_some(()))
@@ -181,7 +181,7 @@ async fn children_deleted_by_hand_before(bench: Arc<Bench>) -> Result<()> {
     let home =
         eventually("a shell", LONG, || async { bench.shell(&namespace, &uid, "cat $HOME/.factory/sessions/one.jsonl").await.map(Some) })
             .await?;
-    ensure!(home == "one\n", "the home is another one: {home:?}");
+    ensure!(home == "one\n", "the home is a different one: {home:?}");
     bench.delete(&namespace, "box", "background").await?;
     bench.archived(&uid, 3).await.map(drop)
 }
@@ -205,7 +205,7 @@ async fn class_deleted_first(bench: Arc<Bench>) -> Result<()> {
     bench.archived(&uid, 3).await.map(drop)
 }
 
-/// The operators answer at the first node's address: the archive streams to them from the second.
+/// The operators listen on the first node's address: the archive streams to them from the second node.
 async fn archive_and_operator_on_different_nodes(bench: Arc<Bench>) -> Result<()> {
     let node = xtask::node::NAMES[1];
     let template = json!({"spec": {"terminationGracePeriodSeconds": 2, "nodeSelector": {"kubernetes.io/hostname": node},
@@ -237,7 +237,7 @@ async fn bring_your_own_machine(bench: Arc<Bench>) -> Result<()> {
     bench.clean(&uid).await.map(drop)
 }
 
-async fn a_volume_that_is_to_stay(bench: Arc<Bench>) -> Result<()> {
+async fn a_retained_volume(bench: Arc<Bench>) -> Result<()> {
     let storage = json!({"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "keep"}, "provisioner": "rancher.io/local-path", "reclaimPolicy": "Retain", "volumeBindingMode": "WaitForFirstConsumer"});
     bench.kubectl(&["apply", "-f", "-"], &storage.to_string()).await?;
     bench.class("keep", json!({"storage": {"size": "1Gi", "storageClassName": "keep", "mountPath": "/home/user"}})).await?;
@@ -248,8 +248,8 @@ async fn a_volume_that_is_to_stay(bench: Arc<Bench>) -> Result<()> {
     let (record, _) = bench.archived(&uid, 3).await?;
     let volume = record.spec.state.children.volume.context("a volume")?;
     let api: Api<k8s_openapi::api::core::v1::PersistentVolume> = Api::all(bench.client.clone());
-    let kept = api.get(&volume.name).await.context("the volume was to stay")?;
-    ensure!(kept.metadata.labels.unwrap_or_default().keys().all(|k| !k.contains("computer-operator")), "our mark is left on it");
+    let kept = api.get(&volume.name).await.context("the volume must stay")?;
+    ensure!(kept.metadata.labels.unwrap_or_default().keys().all(|k| !k.contains("computer-operator")), "the operator's mark is left on it");
     let receipt = String::from_utf8(bench.store()?.get(&computer_operator::archive::receipt_key(&uid)).await?)?;
     ensure!(receipt.contains(&volume.name) && receipt.contains("stays"), "the receipt does not name it: {receipt}");
     api.delete(&volume.name, &DeleteParams::default()).await?;
@@ -268,7 +268,7 @@ async fn suspended_and_resumed(bench: Arc<Bench>) -> Result<()> {
     ensure!(bench.authenticates(&token).await?, "a suspended computer keeps its key");
     bench.computers(&namespace).patch("box", &PatchParams::default(), &Patch::Merge(suspend(false))).await?;
     bench.phase(&namespace, "box", Phase::Active).await?;
-    ensure!(bench.shell(&namespace, &uid, "cat $HOME/.factory/sessions/one.jsonl").await? == "one\n", "the home is another one");
+    ensure!(bench.shell(&namespace, &uid, "cat $HOME/.factory/sessions/one.jsonl").await? == "one\n", "the home is a different one");
     bench.computers(&namespace).patch("box", &PatchParams::default(), &Patch::Merge(suspend(true))).await?;
     bench.phase(&namespace, "box", Phase::Suspended).await?;
     bench.delete(&namespace, "box", "background").await?;
@@ -277,7 +277,7 @@ async fn suspended_and_resumed(bench: Arc<Bench>) -> Result<()> {
 
 async fn time_to_live(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("ttl").await?;
-    // The longest that the CRD allows holds up nobody.
+    // The longest time that the CRD allows delays nothing.
     let patient = bench.create(&namespace, "patient", json!({"provider": "BYOM", "timeToLiveSeconds": 315_360_000})).await?;
     bench.phase(&namespace, "patient", Phase::Active).await?;
     let uid = bench.create(&namespace, "box", json!({"className": "standard", "timeToLiveSeconds": 60})).await?;
@@ -289,7 +289,7 @@ async fn time_to_live(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-/// L6: a computer that is settled is not written to, by anybody.
+/// L6: nobody writes to a computer in the steady state.
 async fn steady_state_is_silent(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("silent").await?;
     let uid = bench.active(&namespace, "box", "standard").await?;

@@ -1,4 +1,4 @@
-//! The operator itself, its store, its rights and its image fail. One at a time, each with operators of its own.
+//! Failures of the operator itself, its store, its rights and its image. One at a time, each with its own operators.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ pub fn all() -> Vec<Scenario> {
     xtask::scenarios![
         operator_down,
         stripped_while_the_operator_is_down,
-        killed_again_and_again,
+        killed_repeatedly,
         store_down_and_back,
         hand_off_while_the_store_is_down,
         rights_taken_away,
@@ -23,7 +23,7 @@ pub fn all() -> Vec<Scenario> {
     ]
 }
 
-/// A dead operator still means a dead key, and nothing is lost but time (S2, L1).
+/// A key is revoked also while the operator is down, and only time is lost (S2, L1).
 async fn operator_down(bench: Arc<Bench>) -> Result<()> {
     let mut operator = bench.usual_operator(9443).await?;
     let (one, two) = (bench.namespace("down").await?, bench.namespace("down").await?);
@@ -36,11 +36,11 @@ async fn operator_down(bench: Arc<Bench>) -> Result<()> {
     bench.delete(&one, "box", "background").await?;
     bench.kubectl(&["delete", "namespace", &two, "--wait=false"], "").await?;
     for token in &tokens {
-        ensure!(!bench.authenticates(token).await?, "S2: a key lives while the operator is down");
+        ensure!(!bench.authenticates(token).await?, "S2: a key authenticates while the operator is down");
     }
     ensure!(
         bench.record(&first).await?.context("a record")?.spec.state.phase == RecordPhase::Live,
-        "somebody else did the operator's work"
+        "another client did the operator's work"
     );
     let _operator = bench.usual_operator(9443).await?;
     bench.archived(&first, 3).await?;
@@ -48,7 +48,7 @@ async fn operator_down(bench: Arc<Bench>) -> Result<()> {
     bench.namespace_gone(&two).await
 }
 
-/// Nobody is there to see the containers stop: the archive waits until a live kubelet must have killed them, and is made all the same.
+/// No operator runs to observe the containers stop. The archive waits until a running kubelet must have killed them, and is written.
 async fn stripped_while_the_operator_is_down(bench: Arc<Bench>) -> Result<()> {
     let mut operator = bench.usual_operator(9443).await?;
     let namespace = bench.namespace("unseen").await?;
@@ -64,14 +64,14 @@ async fn stripped_while_the_operator_is_down(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-/// SIGKILL at every step, twenty times over several deletions: each ends as if nothing had happened.
-async fn killed_again_and_again(bench: Arc<Bench>) -> Result<()> {
+/// SIGKILL at every step, twenty times during several deletions: each deletion ends normally.
+async fn killed_repeatedly(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("killed").await?;
     let mut operator = bench.usual_operator(9443).await?;
     let mut uids = wave(&bench, &namespace).await?;
     let mut kills = 0;
     while kills < 20 {
-        // Another moment each time: the next change of any of the records, and a little later.
+        // A different moment each time: the next change of any of the records, and a little later.
         let before = versions(&bench, &uids).await?;
         let changed = eventually("a record changes", Duration::from_secs(20), || async {
             Ok((versions(&bench, &uids).await? != before).then_some(()))
@@ -135,7 +135,7 @@ async fn store_down_and_back(bench: Arc<Bench>) -> Result<()> {
     bench.archived(&uid, 3).await.map(drop)
 }
 
-/// L7 with hand-off: the namespace ends while the store is down; the rest goes on from the record when it is back.
+/// L7 with hand-off: the namespace is deleted while the store is down. The deletion continues from the record after the store recovers.
 async fn hand_off_while_the_store_is_down(bench: Arc<Bench>) -> Result<()> {
     let _operator = bench.usual_operator(9443).await?;
     bench.class("hand-off", json!({"archive": {"policy": "Required", "onNamespaceDeletion": "HandOff"}})).await?;
@@ -149,7 +149,7 @@ async fn hand_off_while_the_store_is_down(bench: Arc<Bench>) -> Result<()> {
     ensure!(!bench.authenticates(&token).await?, "S2");
     let record = bench.record(&uid).await?.context("a record")?;
     ensure!(record.spec.state.phase == RecordPhase::Deleting && record.spec.state.deletion.is_some_and(|d| d.handed_off), "not handed off");
-    // There is no Computer any more whose condition could say it.
+    // There is no Computer left whose condition could report it.
     eventually("kubectl describe of the record says why it is stuck", LONG, || async {
         let told = bench.kubectl(&["describe", "computerrecord", &uid, "-n", SYSTEM], "").await?;
         Ok((told.contains("Warning") && told.contains("StoreUnavailable")).then_some(()))
@@ -166,7 +166,7 @@ async fn rights_taken_away(bench: Arc<Bench>) -> Result<()> {
     bench.work(&namespace, &uid).await?;
     let role = bench.kubectl(&["get", "clusterrole", "computer-operator", "-o", "json"], "").await?;
     let mut less: serde_json::Value = serde_json::from_str(&role)?;
-    // Everything but patching volumes: the custody cannot be taken.
+    // All rights except patching volumes: custody cannot begin.
     for rule in less["rules"].as_array_mut().context("rules")? {
         if rule["resources"] == json!(["persistentvolumes"]) {
             rule["verbs"] = json!(["get", "list", "watch"]);
@@ -183,7 +183,7 @@ async fn rights_taken_away(bench: Arc<Bench>) -> Result<()> {
     bench.archived(&uid, 3).await.map(drop)
 }
 
-/// A cluster that does not serve the mutating policy: the operator adds the finalizer itself, before it makes anything (DESIGN.md 4.2).
+/// A cluster that does not serve the mutating policy: the operator adds the finalizer itself, before it creates a child (DESIGN.md 4.2).
 async fn without_the_finalizer_policy(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("bare").await?;
     let probe =
@@ -211,7 +211,7 @@ async fn archive_image_missing(bench: Arc<Bench>) -> Result<()> {
     let message = bench.blocked(&namespace, "box", "ArchivePodWaiting").await?;
     ensure!(message.contains("not-there"), "it does not name the image: {message}");
     operator.kill();
-    // The admin mends the operator: the stuck pod is replaced by one of the image that is there.
+    // The admin fixes the operator's image: the stuck pod is replaced by one with the existing image.
     let _operator = bench.usual_operator(9443).await?;
     bench.archived(&uid, 3).await?;
     let describe =

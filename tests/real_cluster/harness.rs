@@ -1,5 +1,5 @@
-//! One real cluster, the operator's rights as installed, and what every scenario needs: namespaces, computers, files in a home, and
-//! the final look that nothing is left. No sleeps: everything waits for a condition with a deadline.
+//! One real cluster with the operator's rights as installed, and what every scenario needs: namespaces, computers, files in a home, and
+//! the final check that nothing is left. It must never sleep for a fixed time: everything waits for a condition with a deadline.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -33,11 +33,11 @@ pub struct Bench {
     pub kubectl: PathBuf,
     pub audit_log: PathBuf,
     count: AtomicUsize,
-    /// A token of each computer that was ready, by UID: each must be dead in the end.
+    /// A token of each computer that was ready, by UID: none may authenticate at the end.
     tokens: Mutex<HashMap<String, String>>,
 }
 
-/// Asks until there is an answer.
+/// Repeats the request until it returns a value.
 pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, limit: Duration, ask: impl Fn() -> F) -> Result<T> {
     let deadline = Instant::now() + limit;
     let mut last = String::new();
@@ -52,13 +52,13 @@ pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, li
     }
 }
 
-/// Where the API server writes down who did what: in the cluster's own folder, so that each cluster begins a new one.
+/// The API server's audit log: in the cluster's own folder, so that each cluster starts a new one.
 fn audit_log(cluster: &str) -> Result<PathBuf> {
     Ok(tools::cache_folder()?.join("clusters").join(cluster).join("logs/audit.log"))
 }
 
 impl Bench {
-    /// Brings up the cluster, loads the image, installs CRDs and rights. `revive`: what is killed of the control plane comes back.
+    /// Starts the cluster, loads the image, installs CRDs and rights. `revive`: killed programs of the control plane are restarted.
     pub async fn up(name: &str, nodes: u8, revive: bool) -> Result<Self> {
         let name = std::env::var("XTASK_TEST_CLUSTER").unwrap_or_else(|_| name.to_owned());
         let audit_log = audit_log(&name)?;
@@ -100,7 +100,7 @@ impl Bench {
         self.class("standard", json!({})).await
     }
 
-    /// What the chart installs, but for the operator itself: the tests run their own, with its rights and under its policies.
+    /// What the chart installs except the operator itself: the tests run their own, with its rights and under its policies.
     pub async fn chart(&self) -> Result<()> {
         let chart = tokio::task::spawn_blocking(|| chart::without_programs(SYSTEM));
         self.kubectl(&["apply", "-f", "-"], &chart.await??).await.map(drop)
@@ -123,7 +123,7 @@ impl Bench {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// A class; `more` is merged over the usual spec.
+    /// A class; `more` is merged over the default spec.
     pub async fn class(&self, name: &str, more: Value) -> Result<()> {
         let mut spec = json!({
             "podTemplate": {"spec": {"terminationGracePeriodSeconds": 2, "containers": [{"name": "machine", "image": MACHINE}]}},
@@ -137,7 +137,7 @@ impl Bench {
         self.kubectl(&["apply", "-f", "-"], &class.to_string()).await.map(drop)
     }
 
-    /// A namespace of its own for a scenario.
+    /// A separate namespace for a scenario.
     pub async fn namespace(&self, what: &str) -> Result<String> {
         let name = format!("{what}-{}", self.count.fetch_add(1, Ordering::Relaxed));
         let namespace: Namespace =
@@ -163,12 +163,12 @@ impl Bench {
         created.metadata.uid.context("a UID")
     }
 
-    /// A computer of a class that is ready to be used.
+    /// A computer of a class, when it is ready.
     pub async fn active(&self, namespace: &str, name: &str, class: &str) -> Result<String> {
         self.ready(namespace, name, json!({"className": class})).await
     }
 
-    /// The same of any spec.
+    /// The same with any spec.
     pub async fn ready(&self, namespace: &str, name: &str, spec: Value) -> Result<String> {
         let uid = self.create(namespace, name, spec).await?;
         self.phase(namespace, name, Phase::Active).await?;
@@ -188,7 +188,7 @@ impl Bench {
         .await
     }
 
-    /// The machine's pod that runs.
+    /// The machine's running pod.
     pub async fn machine(&self, namespace: &str, uid: &str) -> Result<String> {
         let of_computer = ListParams::default().labels(&format!("{UID_LABEL}={uid}"));
         let pods = self.pods(namespace).list(&of_computer).await?;
@@ -260,8 +260,8 @@ impl Bench {
         .await
     }
 
-    /// The end that every scenario has: released, nothing owned is left, the key is a tombstone, the receipt is in the record and in
-    /// the store.
+    /// The end of every scenario: the computer is released, no owned object is left, the key is revoked, and the receipt is in the record
+    /// and in the store.
     pub async fn clean(&self, uid: &str) -> Result<ComputerRecord> {
         let record = eventually(&format!("{uid} is released"), LONG, || async {
             let record = self.record(uid).await?.context("no record")?;
@@ -280,7 +280,7 @@ impl Bench {
         .await?;
         ensure!(state.credential == CredentialState::Revoked, "the key is {:?}", state.credential);
         if let Ok(token) = self.token_of(uid) {
-            ensure!(!self.authenticates(&token).await?, "S2: the key of {uid} lives");
+            ensure!(!self.authenticates(&token).await?, "S2: the key of {uid} authenticates");
         }
         let children = &state.children;
         for pod in &children.pods {
@@ -292,12 +292,12 @@ impl Bench {
         let receipt = state.deletion.as_ref().and_then(|d| d.receipt.as_ref()).context("no receipt on record")?;
         if receipt.store_key.is_some() {
             let text: Value = serde_json::from_slice(&self.store()?.get(&receipt_key(uid)).await?)?;
-            ensure!(text["computer"]["uid"] == uid, "the receipt is another's: {text}");
+            ensure!(text["computer"]["uid"] == uid, "the receipt is that of another computer: {text}");
         }
         Ok(record)
     }
 
-    /// Nothing of ours under a recorded name; what somebody else made there since is theirs.
+    /// No owned object under a recorded name; another client may have created an object there since.
     async fn none_of_ours<K>(&self, namespace: &str, name: Option<&String>, uid: Option<&String>) -> Result<()>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
@@ -321,7 +321,7 @@ impl Bench {
         Ok(())
     }
 
-    /// As [`Bench::clean`], and the archive verifies and holds this many sessions.
+    /// As [`Bench::clean`], and the archive verifies and contains this many sessions.
     pub async fn archived(&self, uid: &str, sessions: usize) -> Result<(ComputerRecord, Manifest)> {
         let record = self.clean(uid).await?;
         match verify::verify(&self.store()?, uid).await {
@@ -340,7 +340,7 @@ impl Bench {
     }
 }
 
-/// Takes the store's folder away: every request to it fails, until it is put back.
+/// Moves the store's folder away: every request to it fails until it is put back.
 pub struct StoreDown<'a>(&'a Bench);
 
 impl<'a> StoreDown<'a> {

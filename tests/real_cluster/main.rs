@@ -1,5 +1,5 @@
-//! The promises on a real cluster: a real API server, real controllers, a real kubelet. Two operators are active at once, without a
-//! lease, during all shared scenarios (S10). Run by `cargo xtask test`; `cargo test --test real_cluster -- NAME…` runs some.
+//! The promises on a real cluster: a real API server, real controllers and a real kubelet. Two operators without a lease are active during
+//! all shared scenarios (S10). Run by `cargo xtask test`; `cargo test --test real_cluster -- NAME…` runs some.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod archives;
@@ -23,7 +23,7 @@ use xtask::scenarios::{self, Names, Runner};
 /// A scenario of this suite.
 pub type Scenario = scenarios::Scenario<Bench>;
 
-/// Shared scenarios at the same time: more would only wait for two cores.
+/// Parallel shared scenarios: more would only wait for two cores.
 const AT_ONCE: usize = 5;
 /// Longest time for one scenario.
 const LIMIT: Duration = Duration::from_secs(420);
@@ -62,13 +62,13 @@ async fn run(shared: Vec<Scenario>, serial: Vec<Scenario>, whole: bool) -> Resul
     Ok(failed)
 }
 
-/// Only after the whole suite: a part of it leaves rights unused.
+/// Only after the whole suite: a part of it does not use every right.
 fn every_right_was_used(bench: &Bench) -> Result<usize> {
     let unused = rights::unused(&bench.audit_log)?;
     if unused.is_empty() {
         println!("test rights::every_right_was_used ... ok");
     } else {
-        println!("test rights::every_right_was_used ... FAILED\n    allowed, and never done: {}", unused.join(", "));
+        println!("test rights::every_right_was_used ... FAILED\n    allowed, but never used: {}", unused.join(", "));
     }
     Ok(usize::from(!unused.is_empty()))
 }

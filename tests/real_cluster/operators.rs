@@ -1,4 +1,4 @@
-//! Operators as processes inside the cluster's namespaces, each with the rights of its ServiceAccount and nothing more.
+//! Operators as processes inside the cluster's namespaces, each with exactly the rights of its ServiceAccount.
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
@@ -27,12 +27,12 @@ impl Operator {
         let _ = self.0.wait();
     }
 
-    /// SIGSTOP: it does nothing any more and does not know it.
+    /// SIGSTOP: it is paused without noticing.
     pub fn pause(&self) -> Result<()> {
         self.signal(Signal::STOP)
     }
 
-    /// SIGCONT: it goes on where it was.
+    /// SIGCONT: it continues where it was.
     pub fn go_on(&self) -> Result<()> {
         self.signal(Signal::CONT)
     }
@@ -41,16 +41,16 @@ impl Operator {
         Ok(kill_process(Pid::from_child(&self.0), signal)?)
     }
 
-    /// Whether it has ended by itself.
+    /// Whether it has exited by itself.
     pub fn has_ended(&mut self) -> Result<bool> {
         Ok(self.0.try_wait()?.is_some())
     }
 
-    /// Waits until it does.
+    /// Waits until it exits.
     pub async fn ends(&mut self) -> Result<()> {
         let deadline = Instant::now() + LONG;
         while !self.has_ended()? {
-            ensure!(Instant::now() < deadline, "it does not end");
+            ensure!(Instant::now() < deadline, "it does not exit");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
@@ -59,13 +59,13 @@ impl Operator {
 
 /// How an operator is started.
 pub struct Start {
-    /// Of its ingest endpoint; the next one serves health.
+    /// Port of its ingest endpoint; the next port serves health.
     pub port: u16,
-    /// That of its archive pods.
+    /// Image of its archive pods.
     pub image: String,
     /// Whether it works only while it holds the lease.
     pub lease: bool,
-    /// Its store; `None`: the folder that [`Bench::store`] reads.
+    /// Its store. `None`: the folder that [`Bench::store`] reads.
     pub store: Option<String>,
     pub environment: Vec<(String, String)>,
 }
@@ -83,7 +83,7 @@ impl Start {
 }
 
 impl Bench {
-    /// Starts an operator. `port`: of its ingest endpoint; the next one serves health. `image`: that of its archive pods.
+    /// Starts an operator. `port` is that of its ingest endpoint; the next port serves health. `image` is that of its archive pods.
     pub async fn operator(&self, port: u16, image: &str) -> Result<Operator> {
         self.start(&Start { image: image.to_owned(), ..Start::usual(port) }).await
     }
@@ -93,7 +93,7 @@ impl Bench {
         self.start(&Start::leading(port)).await
     }
 
-    /// Starts one as asked for.
+    /// Starts an operator with these options.
     pub async fn start(&self, start: &Start) -> Result<Operator> {
         let Start { port, image, lease, .. } = start;
         let dir = self.cluster.dir().context("a cluster of ours")?;

@@ -1,5 +1,5 @@
-//! How long each part of a deletion takes on a real node, seen from its objects, and that none of it waits for a resync of the volume
-//! controller: its claim in custody is never refused.
+//! Measures each part of a deletion on a real node by its objects, and checks that no part waits for a resync of the volume controller:
+//! the custody claim is never refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub fn all() -> Vec<Scenario> {
 }
 
 const PORT: u16 = 9443;
-/// Deletions, one after the other: what is rare must have a chance to show.
+/// Deletions, one after the other, so that rare waits can show.
 const ROUNDS: usize = 6;
 
 async fn a_deletion_waits_for_no_resync(bench: Arc<Bench>) -> Result<()> {
@@ -37,7 +37,7 @@ async fn a_deletion_waits_for_no_resync(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-/// Deletes, and notes when each object was first seen in each state.
+/// Deletes a computer, and records when each object was first observed in each state.
 async fn follow(bench: &Bench, namespace: &str, uid: &str) -> Result<Vec<(Duration, &'static str)>> {
     let children = bench.record(uid).await?.context("a record")?.spec.state.children;
     let machine = children.pods.last().context("a pod")?.name.clone();
@@ -53,14 +53,14 @@ async fn follow(bench: &Bench, namespace: &str, uid: &str) -> Result<Vec<(Durati
         let archive = pods(SYSTEM).get_opt(&format!("archive-{uid}-1")).await?;
         let phase = archive.as_ref().and_then(|p| p.status.as_ref()?.phase.clone());
         let bound = custody.as_ref().is_some_and(|c| c.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Bound")));
-        let had = seen.contains_key("archive pod made");
+        let had = seen.contains_key("archive pod created");
         let over = bench.computers(namespace).get_opt("box").await?.is_none();
         for (what, is) in [
             ("machine gone", pods(namespace).get_opt(&machine).await?.is_none()),
             ("claim gone", claims(namespace).get_opt(&claim).await?.is_none()),
-            ("custody claim made", custody.is_some()),
+            ("custody claim created", custody.is_some()),
             ("custody bound", bound),
-            ("archive pod made", archive.is_some()),
+            ("archive pod created", archive.is_some()),
             ("archive pod runs", phase.as_deref() == Some("Running")),
             ("archive pod ended", phase.as_deref() == Some("Succeeded")),
             ("archive pod gone", had && archive.is_none()),
@@ -76,7 +76,7 @@ async fn follow(bench: &Bench, namespace: &str, uid: &str) -> Result<Vec<(Durati
             all.sort_unstable();
             return Ok(all);
         }
-        ensure!(began.elapsed() < LONG, "not over within {} s", LONG.as_secs());
+        ensure!(began.elapsed() < LONG, "not finished within {} s", LONG.as_secs());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What one computer costs the API server, counted by the operator's own metric: the budget of writes of DESIGN.md 7.
+//! Requests to the API server for one computer, counted by the operator's own metric: the budget of writes of DESIGN.md 7.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,8 +19,8 @@ pub fn all() -> Vec<Scenario> {
 type Counts = BTreeMap<(String, String), u64>;
 
 const PORT: u16 = 9443;
-/// Effects of a deletion at most: no archive, and with custody and archive. Status and events are counted apart.
-/// One more than the design has without an archive: that the pod has stopped is put on record before its finalizer goes (S1).
+/// Maximum effects of a deletion, without an archive and with custody and archive. Status and events are counted separately.
+/// One more than the design has without an archive: the record says that the pod has stopped before its finalizer is removed (S1).
 const BUDGET: [(&str, usize, u64); 2] = [("no-archive-counted", 0, 9), ("standard", 3, 16)];
 
 async fn a_deletion_stays_within_its_budget_of_writes(bench: Arc<Bench>) -> Result<()> {
@@ -47,7 +47,7 @@ async fn a_deletion_stays_within_its_budget_of_writes(bench: Arc<Bench>) -> Resu
     Ok(())
 }
 
-/// Counts that have not changed for a moment: nothing is going on any more.
+/// The counts once they have not changed for a moment: the operator is idle.
 async fn settled(bench: &Bench) -> Result<Counts> {
     eventually("the operator is quiet", LONG, || async {
         let first = counts(bench)?;
@@ -57,7 +57,7 @@ async fn settled(bench: &Bench) -> Result<Counts> {
     .await
 }
 
-/// Requests that were answered, by verb and resource, from `computer_operator_api_requests_total`. One that is refused is called so: it wrote nothing. A watch that is renewed after some minutes is nobody's request.
+/// Requests that were answered, by verb and resource, from `computer_operator_api_requests_total`. Refused requests are counted separately: they wrote nothing. A watch that is renewed after some minutes is not counted.
 fn counts(bench: &Bench) -> Result<Counts> {
     let dir = bench.cluster.dir().context("a cluster of ours")?;
     let url = format!("http://{}:{}/metrics", isolation::NODE_IPS[0], PORT + 1);
@@ -79,7 +79,7 @@ fn since(before: &Counts, now: &Counts) -> Counts {
     now.iter().map(|(key, n)| (key.clone(), n - before.get(key).unwrap_or(&0))).filter(|(_, n)| *n > 0).collect()
 }
 
-/// Writes that change something for somebody; a review is a question.
+/// Writes that change an object. A review is a read.
 fn effects(counts: &Counts) -> u64 {
     let effect = |(verb, resource): &(String, String)| {
         ["create", "update", "patch", "delete"].contains(&verb.as_str())

@@ -1,5 +1,5 @@
-//! Least rights, proved from the API server's own audit log: after the whole suite every right of the operator was used by it, and what it
-//! must never do it was refused. A right that nothing uses fails, so that it is taken out of the list.
+//! Least privilege, proved by the API server's audit log: after the whole suite the operator has used every right it has, and forbidden
+//! requests were refused. An unused right fails the suite, so that it is removed from the list.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,25 +14,25 @@ use crate::harness::{Bench, LONG, SYSTEM, eventually};
 
 const ACCOUNT: &str = "system:serviceaccount:computer-operator-system:computer-operator";
 
-/// Used where these tests cannot go, each for a reason.
+/// Rights that these tests cannot use, each with a reason.
 const ELSEWHERE: &[(&str, &str)] = &[
-    // Asked by an admission policy, never sent: releasing a finalizer is a patch.
+    // Checked by an admission policy, never requested: removing a finalizer is a patch.
     ("computer-operator.dev/computers", "release"),
-    // Receipts and tombstones expire after days.
+    // Receipts and revoked records expire after days.
     ("computer-operator.dev/computerrecords", "delete"),
     ("computer-operator.dev/apikeyrecords", "delete"),
-    // A second event like the last one within six minutes, as of a key that is rotated twice.
+    // A repeated event within six minutes, for example of a key that is rotated twice.
     ("events.k8s.io/events", "patch"),
-    // Live reads after a lost race, which may not come: tests/api_keys.
+    // Live reads after a lost race, which may not happen here: tests/api_keys.
     ("computer-operator.dev/apikeys", "get"),
     ("computer-operator.dev/apikeyrecords", "get"),
 ];
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![what_the_operator_may_not_do, a_session_says_where_it_is_kept, a_key_lives_and_dies]
+    xtask::scenarios![what_the_operator_may_not_do, a_session_names_its_archived_copy, an_api_key_is_issued_and_revoked]
 }
 
-/// With the operator's own identity, as whoever got hold of its token.
+/// Requests with the operator's identity, as an attacker with its token would send them.
 async fn what_the_operator_may_not_do(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("probe").await?;
     let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "theirs"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
@@ -60,7 +60,7 @@ async fn what_the_operator_may_not_do(bench: Arc<Bench>) -> Result<()> {
     bench.kubectl(&["delete", "namespace", &namespace, "--wait=false"], "").await.map(drop)
 }
 
-async fn a_session_says_where_it_is_kept(bench: Arc<Bench>) -> Result<()> {
+async fn a_session_names_its_archived_copy(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("session").await?;
     let uid = bench.active(&namespace, "box", "standard").await?;
     bench.work(&namespace, &uid).await?;
@@ -76,7 +76,7 @@ async fn a_session_says_where_it_is_kept(bench: Arc<Bench>) -> Result<()> {
     .await
 }
 
-async fn a_key_lives_and_dies(bench: Arc<Bench>) -> Result<()> {
+async fn an_api_key_is_issued_and_revoked(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("key").await?;
     bench.kubectl(&["create", "serviceaccount", "caller", "-n", &namespace], "").await?;
     let key = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ApiKey", "metadata": {"name": "key"}, "spec": {"serviceAccountName": "caller"}});
@@ -94,7 +94,7 @@ async fn a_key_lives_and_dies(bench: Arc<Bench>) -> Result<()> {
     bench.kubectl(&["delete", "apikey", "key", "-n", &namespace, "--timeout=60s"], "").await.map(drop)
 }
 
-/// Rights of the list that the operator never used, as `group/resource verb`.
+/// Rights that the operator never used, as `group/resource verb`.
 pub fn unused(audit_log: &Path) -> Result<Vec<String>> {
     let used = used(&std::fs::read_to_string(audit_log).context("the audit log")?);
     let roles = rbac::roles();
@@ -123,12 +123,12 @@ fn rights(rules: &Value) -> Vec<(String, String)> {
     all
 }
 
-/// What the operator did and was let do: resource, verb, and whether it was in its own namespace. What counts for `own` counts for the cluster.
+/// The operator's allowed requests: resource, verb, and whether it was in its own namespace. A use of `own` also counts for the cluster.
 fn used(log: &str) -> BTreeSet<(String, String, bool)> {
     let mut all = BTreeSet::new();
     for event in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
         let allowed = event["annotations"]["authorization.k8s.io/decision"] == "allow";
-        // Probes of the scenario above are an admin's, who says that it is the operator.
+        // The requests of the scenario above come from an admin who impersonates the operator.
         if event["user"]["username"] != ACCOUNT || !allowed {
             continue;
         }

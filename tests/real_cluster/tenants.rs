@@ -1,4 +1,4 @@
-//! What a tenant with the rights of an editor can try: nothing of it touches another's objects, or destroys a home unarchived.
+//! Attacks of a tenant with the rights of an editor: none changes objects of others or destroys a home that is not archived.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub fn foreign_spec() -> serde_json::Value {
     })
 }
 
-/// Every finalizer in the namespace is stripped and everything is deleted by force: the home is still archived (S1, S6).
+/// Every finalizer in the namespace is removed and everything is force-deleted: the home is still archived (S1, S6).
 async fn all_finalizers_stripped(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("stripped").await?;
     let uid = bench.active(&namespace, "box", "standard").await?;
@@ -53,7 +53,7 @@ pub async fn strip_and_delete(bench: &Bench, namespace: &str, children: &Childre
         bench
             .kubectl(&["delete", kind, name, "-n", namespace, "--force", "--grace-period=0", "--wait=false", "--ignore-not-found"], "")
             .await?;
-        // Again and again, as somebody would who wants it gone.
+        // Repeatedly, as an impatient user would.
         eventually("it is gone", LONG, || async {
             let patched = bench.kubectl(&["patch", kind, name, "-n", namespace, "--type=merge", "-p", none], "").await;
             Ok(patched.is_err().then_some(()))
@@ -76,7 +76,7 @@ async fn a_foreign_pod_holds_the_claim(bench: Arc<Bench>) -> Result<()> {
     bench.delete(&namespace, "box", "background").await?;
     let message = bench.blocked(&namespace, "box", "ForeignPodHoldsClaim").await?;
     ensure!(message.contains("squatter"), "it does not name the pod: {message}");
-    ensure!(bench.pods(&namespace).get_opt("squatter").await?.is_some(), "S5: somebody else's pod was deleted");
+    ensure!(bench.pods(&namespace).get_opt("squatter").await?.is_some(), "S5: a foreign pod was deleted");
     bench.kubectl(&["delete", "pod", "squatter", "-n", &namespace, "--wait=false"], "").await?;
     bench.archived(&uid, 3).await.map(drop)
 }
@@ -87,7 +87,7 @@ async fn planted_objects_are_left_alone(bench: Arc<Bench>) -> Result<()> {
     let uid = bench.active(&namespace, "box", "standard").await?;
     bench.work(&namespace, &uid).await?;
     let other: ConfigMap = Api::namespaced(bench.client.clone(), &namespace).get("kube-root-ca.crt").await?;
-    // With a second owner that lives on, the garbage collector leaves them alone, too: whatever is deleted was deleted by us.
+    // With a second owner that stays, the garbage collector does not delete them either: a deletion can only be the operator's.
     let owners = json!([
         {"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "name": "box", "uid": uid, "controller": true},
         {"apiVersion": "v1", "kind": "ConfigMap", "name": "kube-root-ca.crt", "uid": other.metadata.uid},
@@ -110,7 +110,7 @@ async fn planted_objects_are_left_alone(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-/// A name is ours only with its UID (S4): what a tenant makes under the names of our children, as soon as these are gone, stays.
+/// An object is owned only with its recorded UID (S4): objects that a tenant creates under the names of deleted children stay.
 async fn names_taken_over_during_the_deletion(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("names").await?;
     let uid = bench.active(&namespace, "box", "standard").await?;
@@ -139,7 +139,7 @@ async fn names_taken_over_during_the_deletion(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-/// A claim can name any volume, and its labels can say anything: the volume says whose it is.
+/// A claim can name any volume and have any labels: only the volume determines its owner.
 async fn a_claim_that_names_anothers_volume(bench: Arc<Bench>) -> Result<()> {
     let victims = bench.namespace("victim").await?;
     let victim = bench.active(&victims, "box", "standard").await?;
@@ -153,20 +153,20 @@ async fn a_claim_that_names_anothers_volume(bench: Arc<Bench>) -> Result<()> {
     bench.delete(&thieves, "box", "background").await?;
     bench.archived(&thief, 0).await?;
     let volumes: Api<PersistentVolume> = Api::all(bench.client.clone());
-    let kept = volumes.get(&volume.name).await.context("S5: another's volume is gone")?;
-    ensure!(kept.labels().get(UID_LABEL) == Some(&victim), "S5: another's volume was changed");
+    let kept = volumes.get(&volume.name).await.context("S5: the victim's volume is gone")?;
+    ensure!(kept.labels().get(UID_LABEL) == Some(&victim), "S5: the victim's volume was changed");
     ensure!(bench.shell(&victims, &victim, "cat $HOME/.factory/sessions/one.jsonl").await? == "one\n");
-    // The victim's own deletion is not disturbed either.
+    // The victim's own deletion is not affected either.
     let note = json!({"metadata": {"annotations": {"seen": "yes"}}});
     bench.computers(&victims).patch("box", &PatchParams::default(), &Patch::Merge(note)).await?;
     bench.delete(&victims, "box", "background").await?;
     bench.archived(&victim, 3).await?;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(bench.client.clone(), &thieves);
-    ensure!(claims.list(&ListParams::default()).await?.items.len() == 1, "S5: the thief's own claim is the thief's business");
+    ensure!(claims.list(&ListParams::default()).await?.items.len() == 1, "S5: the thief's own claim was deleted");
     Ok(())
 }
 
-/// A class that does not exist keeps the record from being made; meanwhile the tenant writes a status from which it is made again.
+/// A missing class prevents the record from being created; meanwhile the tenant writes a status from which the record is rebuilt.
 async fn a_status_that_names_anothers_volume(bench: Arc<Bench>) -> Result<()> {
     let victims = bench.namespace("victim").await?;
     let victim = bench.active(&victims, "box", "standard").await?;
@@ -178,7 +178,7 @@ async fn a_status_that_names_anothers_volume(bench: Arc<Bench>) -> Result<()> {
     volume["originalReclaimPolicy"] = json!("Delete");
     let forged = json!({"status": {"children": {"claimName": "mine", "claimUid": children.claim_uid, "volume": volume}}});
     // The operator's own first status may come after it.
-    eventually("the record is made again", LONG, || async {
+    eventually("the record is rebuilt", LONG, || async {
         let patch = ["patch", "computer", "box", "-n", &thieves, "--subresource=status", "--type=merge", "-p", &forged.to_string()];
         bench.kubectl(&patch, "").await?;
         bench.record(&thief).await

@@ -1,4 +1,4 @@
-//! The promises, one by one, against a single change.
+//! Checks of each promise against a single change. They must never trust the operator's own record for what they check.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::moves::{SYSTEM, holds};
 use crate::observer::Observer;
 use crate::times;
 
-/// A pass that was under way when its replica was told of the deletion has this long to end: S8 counts from there.
+/// A reconcile that was running when its replica observed the deletion has this long to end. S8 applies after that.
 const PASS: Duration = Duration::from_secs(20);
 
-/// What an admin did so long ago has been seen by every operator that is up.
+/// Every running operator has observed a change that an admin made this long ago.
 const SEEN: Duration = Duration::from_secs(2);
 
 pub fn record(state: &State, computer: &str) -> Option<ComputerRecord> {
@@ -68,7 +68,7 @@ fn computer(observer: &mut Observer, state: &State, change: &Change) {
     }
 }
 
-/// S3: everything of this computer is gone, its key is dead, its receipt is stored.
+/// S3: every object of this computer is gone, its key is revoked, and its receipt is stored.
 fn released(observer: &mut Observer, state: &State, of: &str, by: Actor, in_order: bool) {
     let mut broken = Vec::new();
     let record = record(state, of);
@@ -86,7 +86,7 @@ fn released(observer: &mut Observer, state: &State, of: &str, by: Actor, in_orde
     }
     let goes = |v: &Value| state.disks.get(uid(v)).is_some_and(|d| d.computer.as_deref() == Some(of) && !d.retained);
     if state.all("persistentvolumes").any(|v| goes(v)) && !handed_off && !overridden(state, of, "delete-volumes") {
-        broken.push("its volume is still there".to_owned());
+        broken.push("its volume still exists".to_owned());
     }
     if !in_order {
         broken.push("it is not being deleted".to_owned());
@@ -103,12 +103,12 @@ fn released(observer: &mut Observer, state: &State, of: &str, by: Actor, in_orde
     }
 }
 
-/// What is wrong with a hand-off: only a class can ask for it, only for a namespace that goes, and the home must be in custody.
+/// What is wrong with a hand-off. It is allowed only by the class, in a namespace that is being deleted, with the home in custody.
 fn let_go_wrongly(observer: &Observer, state: &State, of: &str) -> Option<String> {
     let fate = observer.fates.get(of)?;
     let going = state.get("namespaces", "", &fate.namespace).is_none_or(|n| deleting(n));
     if !fate.promised.hand_off || !going {
-        return Some("nobody asked for a hand-off".to_owned());
+        return Some("its class does not allow a hand-off".to_owned());
     }
     let home = state.all("persistentvolumes").find(|v| state.disks.get(uid(v)).is_some_and(|d| d.computer.as_deref() == Some(of)))?;
     let kept = text(home, "/spec/claimRef/namespace") == Some(SYSTEM) || observer.archive(of).is_some();
@@ -116,27 +116,27 @@ fn let_go_wrongly(observer: &Observer, state: &State, of: &str) -> Option<String
     (on_record && !kept).then(|| "its home was left in the namespace".to_owned())
 }
 
-/// What is wrong with the receipt: it tells of this computer and of every step, and of whoever had one left out (S11).
+/// What is wrong with the receipt. It must name this computer, every step, and the override that skipped a step (S11).
 pub fn receipt(observer: &Observer, state: &State, of: &str) -> Option<String> {
     let Some(receipt) = observer.receipt(of) else {
         return (!overridden(state, of, "write-receipt")).then(|| "no receipt is stored".to_owned());
     };
     if text(&receipt, "/computer/uid") != Some(of) || text(&receipt, "/deletedAt").is_none() {
-        return Some(format!("its receipt is of something else: {receipt}"));
+        return Some(format!("its receipt is that of another computer: {receipt}"));
     }
     let steps = receipt["steps"].as_array().cloned().unwrap_or_default();
     for id in ["revoke-credentials", "stop-pods", "archive-sessions", "delete-volumes"] {
-        let Some(step) = steps.iter().find(|s| s["step"] == id) else { return Some(format!("its receipt does not tell of {id}")) };
+        let Some(step) = steps.iter().find(|s| s["step"] == id) else { return Some(format!("its receipt does not contain {id}")) };
         let by = text(step, "/detail").unwrap_or_default();
         let named = by.contains("by DeletionOverride") || by.contains("BestEffort");
         if step["result"] == "Skipped" && !named {
-            return Some(format!("its receipt does not say who had {id} left out: {by}"));
+            return Some(format!("its receipt does not name the override that skipped {id}: {by}"));
         }
     }
     times::of_receipt(observer, state, of, &receipt)
 }
 
-/// S9: what is known stays known.
+/// S9: a record never loses a fact.
 fn of_record(observer: &mut Observer, change: &Change) {
     let Some(after) = change.after.as_deref() else { return };
     let Some(before) = change.before.as_deref() else { return };
@@ -146,7 +146,7 @@ fn of_record(observer: &mut Observer, change: &Change) {
     let stored = observer.receipt(&of);
     let mut broken = Vec::new();
     if old.credential == CredentialState::Revoked && new.credential != CredentialState::Revoked {
-        broken.push("its credential came back to life".to_owned());
+        broken.push("its revoked credential became valid again".to_owned());
     }
     let rank = |p: RecordPhase| match p {
         RecordPhase::Live => 0,
@@ -156,14 +156,14 @@ fn of_record(observer: &mut Observer, change: &Change) {
     if rank(new.phase) < rank(old.phase) {
         broken.push(format!("its phase went from {:?} to {:?}", old.phase, new.phase));
     }
-    // The claim that held it before may change: a home whose claim was deleted by hand gets another one.
+    // The former claim may change: a home whose claim was deleted by hand gets another one.
     let home = |v: Option<VolumeRecord>| v.map(|v| VolumeRecord { former_claim_uid: None, ..v });
     let (before, after) = (home(old.children.volume), home(new.children.volume));
     if before.is_some() && after != before {
         broken.push("its volume changed".to_owned());
     }
     match (old.deletion, new.deletion) {
-        (Some(_), None) => broken.push("its deletion was forgotten".to_owned()),
+        (Some(_), None) => broken.push("its deletion is no longer recorded".to_owned()),
         (Some(old), Some(new)) => {
             broken.extend(
                 old.steps
@@ -184,7 +184,7 @@ fn of_record(observer: &mut Observer, change: &Change) {
             }
             let attempt = |d: &computer_operator::resources::Deletion| d.custody.as_ref().map_or(0, |c| c.attempt);
             if attempt(&new) < attempt(&old) {
-                broken.push("the archive attempts went back".to_owned());
+                broken.push("the number of archive attempts decreased".to_owned());
             }
         }
         (None, _) => {}
@@ -227,11 +227,11 @@ fn child(observer: &mut Observer, state: &State, change: &Change) {
         && let Some(told) = observer.when_told(&of, change.actor)
         && told.elapsed() > PASS
     {
-        observer.violation(format!("S8: {what} was created {} s after that replica was told of the deletion", told.elapsed().as_secs()));
+        observer.violation(format!("S8: {what} was created {} s after that replica observed the deletion", told.elapsed().as_secs()));
     }
 }
 
-/// S1: a home's claim is deleted only while its volume is kept without it.
+/// S1: a home's claim is deleted only while the reclaim policy keeps its volume.
 fn unprotected(observer: &mut Observer, state: &State, change: &Change) {
     let object = change.object();
     let began = change.before.as_deref().is_some_and(|b| !deleting(b));
@@ -249,13 +249,13 @@ fn unprotected(observer: &mut Observer, state: &State, change: &Change) {
     }
 }
 
-/// S1: an archive pod is told to archive what the class names, of this computer.
+/// S1: an archive pod gets the session paths of the class, and this computer.
 fn told_to_archive(observer: &mut Observer, pod: &Value, of: &str) {
     let env = pod.pointer("/spec/containers/0/env").and_then(Value::as_array).cloned().unwrap_or_default();
     let told = |name: &str| env.iter().find(|e| e["name"] == name).and_then(|e| text(e, "/value")).unwrap_or_default().to_owned();
     let paths: Value = serde_json::from_str(&told("SESSION_PATHS")).unwrap_or_default();
     let wanted = observer.fates.get(of).map(|f| f.promised.session_paths.clone());
-    // A record that was lost and made again knows no paths: then all of the home is archived.
+    // A record that was lost and re-created has no paths: then the whole home is archived.
     if told("COMPUTER_UID") != of || (wanted.as_ref() != Some(&paths) && paths != serde_json::json!([])) {
         observer.violation(format!("S1: {} archives {paths} of {}, not {wanted:?} of {of}", name(pod), told("COMPUTER_UID")));
     }
@@ -275,7 +275,7 @@ fn adopted(observer: &mut Observer, state: &State, object: &str, called: &str) -
     Some(of)
 }
 
-/// S5: a volume is ours if its claim is, and nothing but its custody changes.
+/// S5: a volume is owned if its claim is, and only its custody may change.
 fn volume(observer: &mut Observer, state: &State, change: &Change) {
     let (Some(before), Some(after)) = (change.before.as_deref(), change.after.as_deref()) else {
         return observer.violation(format!("S1: the operator created or destroyed volume {}", name(change.object())));
@@ -283,30 +283,30 @@ fn volume(observer: &mut Observer, state: &State, change: &Change) {
     let holder = text(before, "/spec/claimRef/uid").unwrap_or_default();
     let called = text(before, "/spec/claimRef/name").unwrap_or_default();
     if !observer.owns(holder) && adopted(observer, state, holder, called).is_none() {
-        // A custody claim that was deleted by somebody: its name in our namespace is proof enough.
+        // A custody claim that another client deleted: its name in the operator's namespace proves ownership.
         let ours = text(before, "/spec/claimRef/namespace") == Some(SYSTEM);
         let known =
             ours || text(before, "/metadata/labels/computer-operator.dev~1computer-uid").is_some_and(|c| observer.fates.contains_key(c));
         if !known {
-            observer.violation(format!("S5: volume {} of claim {holder}, which is not ours, was changed", name(after)));
+            observer.violation(format!("S5: volume {} of claim {holder}, which is not owned, was changed", name(after)));
         }
     }
     let next = text(after, "/spec/claimRef/uid").unwrap_or_default();
     let custody = text(before, "/metadata/labels/computer-operator.dev~1computer-uid").map(|of| format!("home-{of}"));
-    // Without a UID the name must be that of the custody claim of this very computer, where nobody else makes claims.
+    // Without a UID, the name must be that of this computer's custody claim, in the namespace where only the operator creates claims.
     let reserved = next.is_empty()
         && text(after, "/spec/claimRef/namespace") == Some(SYSTEM)
         && text(after, "/spec/claimRef/name").map(str::to_owned) == custody;
     if next != holder && !observer.owns(next) && !reserved {
-        observer.violation(format!("S5: volume {} was given to claim {next}, which is not ours", name(after)));
+        observer.violation(format!("S5: volume {} was bound to claim {next}, which is not owned", name(after)));
     }
 }
 
-/// S1: a home was destroyed, by whomever.
+/// S1: a home was destroyed, by any client.
 pub fn destroyed(observer: &mut Observer, state: &State, volume: &Value) {
     let Some(disk) = state.disks.get(uid(volume)) else { return };
     let Some(of) = &disk.computer else { return };
-    // An admin may do that. What counts is that no operator that had the time to see it went on.
+    // An admin may do that. But no operator that has had the time to observe it may continue.
     if observer.reset.get(uid(volume)).is_some_and(|at| at.elapsed() < SEEN || observer.wanted > 0) {
         observer.lost.insert(uid(volume).to_owned());
         return;
@@ -322,7 +322,7 @@ pub fn destroyed(observer: &mut Observer, state: &State, volume: &Value) {
         None => observer.violation(format!("S1: the home of {of} was destroyed, and there is no archive")),
         Some(found) if found != [expected] => {
             observer.violation(format!(
-                "S1: the home of {of} was destroyed, and its archive is not of what was last written ({})",
+                "S1: the home of {of} was destroyed, and its archive does not have the last content ({})",
                 disk.written
             ));
         }
@@ -330,11 +330,11 @@ pub fn destroyed(observer: &mut Observer, state: &State, volume: &Value) {
     }
 }
 
-/// S2: nothing is archived before the key is dead and the deletion has begun.
+/// S2: nothing is archived before the key is revoked and the deletion has begun.
 pub fn archived(observer: &mut Observer, state: &State, of: &str) {
     let revoked = record(state, of).is_some_and(|r| r.spec.state.credential == CredentialState::Revoked);
     let dying = observer.fates.get(of).is_some_and(|f| f.dying.is_some());
     if !revoked || !dying {
-        observer.violation(format!("S2: {of} was archived before its key was dead (revoked: {revoked}, being deleted: {dying})"));
+        observer.violation(format!("S2: {of} was archived before its key was revoked (revoked: {revoked}, being deleted: {dying})"));
     }
 }

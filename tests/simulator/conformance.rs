@@ -1,5 +1,5 @@
-//! The simulated API server is held to the real one: the same requests go to both, and every answer must agree, in code, reason,
-//! message and what our code reads of the object. Needs Go, not root.
+//! Compares the simulated API server with a real one: the same requests go to both, and every answer must agree in code, reason, message
+//! and the fields that the operator reads. Needs Go, not root.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::faults::Faults;
 use crate::run;
 use crate::world::{Caller, World};
 
-/// One request. `$uid:x` and `$rv:x` in the body stand for those of the answer that was kept as `x`.
+/// One request. `$uid:x` and `$rv:x` in the body are replaced by those of the answer that was saved as `x`.
 pub struct Step {
     pub method: Method,
     pub path: String,
@@ -33,7 +33,7 @@ impl Step {
     }
 }
 
-/// Whether all answers agree.
+/// Runs all scripts; returns whether all answers agree.
 pub fn run_all() -> bool {
     let scripts = crate::scripts::all();
     let simulated: Vec<_> = run::in_simulated_time(async {
@@ -75,7 +75,7 @@ async fn real(scripts: &[(&'static str, Vec<Step>)]) -> anyhow::Result<Vec<(&'st
     Ok(answers(&client, scripts).await)
 }
 
-/// Asks again until the answer is so, for half a minute.
+/// Repeats the request until the answer is as expected, for at most half a minute.
 async fn until<F: Future<Output = (u16, Value)>>(ask: impl Fn() -> F, fits: impl Fn(&(u16, Value)) -> bool) -> anyhow::Result<()> {
     for _ in 0..300 {
         if fits(&ask().await) {
@@ -107,7 +107,7 @@ async fn answers(client: &Client, scripts: &[(&'static str, Vec<Step>)]) -> Vec<
         for step in steps {
             let mut body = step.body.clone();
             fill(&mut body, &kept);
-            // Pods can be made only when the namespace has its ServiceAccount.
+            // Pods can be created only once the namespace has its ServiceAccount.
             let mut answer = send(client, step.method.clone(), &step.path, &body).await;
             for _ in 0..100 {
                 if answer.0 != 403 || !answer.1["message"].as_str().is_some_and(|m| m.contains("serviceaccount")) {
@@ -140,7 +140,7 @@ fn fill(body: &mut Value, kept: &BTreeMap<&str, Value>) {
     }
 }
 
-/// A number in brackets is a version: not the same on two servers.
+/// A number in brackets is a resourceVersion, which differs between servers.
 fn without_versions(message: &str) -> String {
     let number = |part: &str| part.split_once(')').is_some_and(|(n, _)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
     let mut parts = message.split('(');
@@ -152,7 +152,7 @@ fn without_versions(message: &str) -> String {
     all
 }
 
-/// What must agree: UIDs, versions and times apart, and what only the real server's defaults of foreign kinds fill in.
+/// The parts that must agree: everything except UIDs, versions, times, and defaults of built-in kinds that only the real server sets.
 fn seen((code, value): &(u16, Value), kept: &BTreeMap<&str, Value>) -> Value {
     let mut text = value.to_string();
     for (name, object) in kept {

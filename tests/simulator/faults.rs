@@ -1,4 +1,4 @@
-//! What goes wrong, and when: a list for the n-th request of the operators, or a mix by chance.
+//! The faults and when they happen: a list for the n-th request of the operators, or a random mix.
 
 use std::time::Duration;
 
@@ -17,45 +17,45 @@ use crate::world::Caller;
 pub enum Side {
     /// The request has not arrived.
     Before,
-    /// It was performed, the answer is on its way.
+    /// It was performed, and the answer has not arrived.
     After,
 }
 
-/// What becomes of a request.
+/// What happens to a request.
 pub enum Verdict {
     Go,
     Reset,
     Answer(Failure),
 }
 
-/// What happens. Times are milliseconds.
+/// A fault. Times are milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Act {
-    /// The process that asks is killed, and started again after a while; meanwhile somebody makes these moves.
+    /// The client's process is killed and restarted after a while; meanwhile these moves are made.
     Crash { down: u64, moves: Vec<Move> },
-    /// The connection breaks: on the way there, or on the way back.
+    /// The connection breaks before or after the request is performed.
     Lose,
     /// No answer, ever.
     Silence,
     /// The server answers with this code instead.
     Answer(u16),
-    /// It takes long.
+    /// The request is slow.
     Slow(u64),
-    /// Somebody does something at this very moment.
+    /// A move is made at this moment.
     Do(Move),
-    /// No watch shows anything before that many more changes were made, or a while has passed.
+    /// No watch shows anything until that many more changes were made, or a while has passed.
     Hold { events: usize },
-    /// All watches break off; what happens meanwhile is never shown, only what it led to.
+    /// All watches break. Changes meanwhile are never shown, only their result.
     Cut { time: u64 },
     /// The code that waits for the answer panics.
     Panic,
     /// The task that watches this kind panics when it opens its next watch.
     PanicWatch { kind: String },
-    /// All requests that contain this text in their verb and path get this code for a while.
+    /// All requests whose verb and path contain this text get this code for a while.
     Deny { part: String, code: u16, time: u64 },
 }
 
-/// One thing that goes wrong.
+/// One fault and its place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fault {
     pub at: u64,
@@ -63,7 +63,7 @@ pub struct Fault {
     pub act: Act,
 }
 
-/// Things that go wrong by chance, each with its probability for every request.
+/// Random faults, each with its probability for every request.
 #[derive(Clone, Debug, Default)]
 pub struct Mix {
     pub crash: f64,
@@ -72,9 +72,9 @@ pub struct Mix {
     pub refuse: f64,
     pub slow: f64,
     pub cut: f64,
-    /// Every request to the archive store takes up to so many milliseconds more; that never ends.
+    /// Every request to the archive store takes up to this many milliseconds longer, permanently.
     pub store: u64,
-    /// All of that ends after so many requests, so that the end can be expected.
+    /// All of these faults end after this many requests, so that the deletions can end.
     pub until: u64,
 }
 
@@ -82,25 +82,25 @@ pub struct Mix {
 pub struct Faults {
     pub list: Vec<Fault>,
     pub mix: Mix,
-    /// Every watch is always that many changes behind.
+    /// Every watch is always this many changes behind.
     pub lag: usize,
-    /// Requests whose path contains this are refused (code) for as long as it stands.
+    /// Requests whose path contains this text are refused with this code until the instant.
     pub denied: Option<(String, u16, Instant)>,
-    /// Requests whose verb and path contain this take that much longer.
+    /// Requests whose verb and path contain this text take this much longer.
     pub slow: Option<(String, Duration)>,
     /// The kind whose next watch panics.
     pub doomed: Option<String>,
-    /// When a watch panicked whose replica has not ended since.
+    /// When a watch panicked whose replica has not exited since.
     pub died: Option<Instant>,
-    /// The archive store does not answer before this.
+    /// The archive store does not answer before this instant.
     pub store_down: Option<Instant>,
     held: Option<(usize, usize, Instant)>,
     cuts: Vec<(Instant, Instant)>,
 }
 
-/// What is held back is shown after this at the latest.
+/// Changes that are held back are shown after this time at the latest.
 const HELD: Duration = Duration::from_secs(60);
-/// A watch that lags by a number of changes lags no longer than this.
+/// A watch that lags by a number of changes lags at most this long.
 const LAG: Duration = Duration::from_secs(10);
 
 impl Faults {
@@ -138,7 +138,7 @@ impl Faults {
         self.cuts.push((Instant::now(), Instant::now() + time));
     }
 
-    /// Whether a watch that was opened then has been broken off since.
+    /// Whether a watch that was opened then has been broken since.
     pub fn cut_since(&self, caller: &Caller, opened: Instant) -> bool {
         caller.actor.is_operator() && self.cuts.iter().any(|(at, _)| *at >= opened)
     }
@@ -153,7 +153,7 @@ impl Faults {
         self.cuts.iter().map(|(_, until)| *until).filter(|until| *until <= Instant::now()).max()
     }
 
-    /// Whether a watch shows the change at this place of the log by now, and when it does or may.
+    /// Whether a watch shows the change at this index of the log now, and when it does or may.
     pub fn visible(&self, caller: &Caller, index: usize, change: &Change, latest: usize) -> (bool, Instant) {
         let usual = change.at + Duration::from_micros(1_000 + change.rv.wrapping_mul(7_919) % 20_000);
         if !caller.actor.is_operator() {
@@ -197,7 +197,7 @@ impl Mix {
 /// A refusal with this code.
 pub fn failure(code: u16) -> Failure {
     match code {
-        // Not the API server's own word: a proxy's, or a kind that is not served.
+        // Not from the API server itself: from a proxy, or for a kind that is not served.
         404 => Failure { reason: "", message: "404 page not found".to_owned(), ..Failure::server(404) },
         403 => Failure::forbidden(kinds::meta("pods"), "x"),
         409 => Failure::modified(kinds::meta("pods"), "x"),

@@ -1,5 +1,5 @@
-//! Where each guard bites: the run that broke a promise without it when it was last looked for. Found by `-- teeth --without GUARD
-//! --stages moves,stale --thin 7`.
+//! For each guard, the run that last broke a promise without it. To find another one: `-- teeth --without GUARD --stages moves,stale
+//! --thin 7`.
 
 use computer_operator::guards::Guard;
 

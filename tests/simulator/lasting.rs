@@ -1,5 +1,5 @@
-//! Faults that do not pass by themselves, each in a scenario of its own: how often the operator tries, what it tells, and that others
-//! are not held up. Run with every matrix.
+//! Scenarios with faults that last: how often the operator retries, what it reports, and that other computers are not delayed. They run
+//! with every matrix.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -24,20 +24,20 @@ type Outcome = Result<(), String>;
 type Scenario = fn() -> Outcome;
 
 const ALL: [(&str, Scenario); 11] = [
-    ("a store whose error text differs each time is asked less and less often", store_texts),
-    ("so is an API server", server_texts),
-    ("a Computer that a foreign finalizer holds for a month costs next to nothing, and is told and counted as long as it is held", held),
-    ("a machine that ends at once is made again less and less often", ends_at_once),
-    ("a finalizer that a webhook takes off again is told, and tried less and less often", finalizer_undone),
-    ("so are the marks on a volume", marks_undone),
-    ("a replica ends when one of its tasks has died", dead_tasks),
-    ("a conflict that lasts is told", lasting_conflict),
-    ("a stop is at once, however slow the API server is", prompt_stop),
-    ("a slow namespace does not hold up another one", slow_namespace),
-    ("a hundred pods that vanished do not hold up a deletion", many_pods),
+    ("a store whose error text differs each time is retried with backoff", store_texts),
+    ("an API server whose error text differs each time is retried with backoff", server_texts),
+    ("a Computer with a finalizer of another controller for a month costs few requests, and stays reported and counted as blocked", held),
+    ("a machine that ends at once is re-created with backoff", ends_at_once),
+    ("a finalizer that a webhook removes is reported, and retried with backoff", finalizer_undone),
+    ("marks on a volume that a webhook removes are reported, and retried with backoff", marks_undone),
+    ("a replica exits when one of its tasks has died", dead_tasks),
+    ("a conflict that lasts is reported", lasting_conflict),
+    ("shutdown is prompt, however slow the API server is", prompt_stop),
+    ("a slow namespace does not delay another one", slow_namespace),
+    ("a hundred pods that disappeared do not delay a deletion", many_pods),
 ];
 
-/// Whether all hold.
+/// Runs all scenarios; returns whether all passed.
 pub fn run_all(jobs: usize) -> bool {
     let failed: Mutex<bool> = Mutex::default();
     parallel(&ALL, jobs, |(what, scenario)| {
@@ -69,7 +69,7 @@ fn with_one(life: Life, script: impl AsyncFnOnce(&World) -> Outcome) -> Outcome 
     })
 }
 
-/// Waits until this is true of the state; whether it was in time.
+/// Waits until the condition is true; returns whether it became true in time.
 async fn until(world: &World, seconds: u64, mut there: impl FnMut(&mut State) -> bool) -> bool {
     world.notify();
     let began = Instant::now();
@@ -83,7 +83,7 @@ async fn until(world: &World, seconds: u64, mut there: impl FnMut(&mut State) ->
     true
 }
 
-/// Requests of the operators in that time.
+/// Counts the operators' requests during that time.
 async fn requests_in(world: &World, seconds: u64) -> u64 {
     let before = world.counted();
     tokio::time::sleep(Duration::from_secs(seconds)).await;
@@ -102,7 +102,7 @@ fn gone(state: &mut State) -> bool {
     state.get("computers", TEAM, BOX).is_none()
 }
 
-/// Whether the Computer says that it is blocked, for this reason or with this text.
+/// Whether the condition `Blocked` of the Computer contains this reason or text.
 fn blocked(state: &State, by: &str) -> bool {
     let conditions = computer(state).map(|c| c["status"]["conditions"].clone()).unwrap_or_default();
     conditions.as_array().into_iter().flatten().any(|c| c["type"] == "Blocked" && c.to_string().contains(by))
@@ -121,13 +121,13 @@ fn store_texts() -> Outcome {
         check(until(world, 600, is_active).await, "the computer is not active")?;
         world.faults().store_down = Some(forever());
         moves::perform(world, Move::Delete);
-        check(until(world, 300, |s| blocked(s, "StoreUnavailable")).await, "nobody is told that the store fails")?;
+        check(until(world, 300, |s| blocked(s, "StoreUnavailable")).await, "the store's failure is not reported")?;
         let made = requests_in(world, 60).await;
         check(made <= 150, &format!("{made} requests in a minute"))?;
         let made = requests_in(world, 1800).await;
         check(made <= 300, &format!("{made} requests in half an hour"))?;
         world.faults().store_down = None;
-        check(until(world, 600, gone).await, "the deletion does not go on when the store is back")?;
+        check(until(world, 600, gone).await, "the deletion does not continue after the store recovered")?;
         Ok(())
     })
 }
@@ -137,13 +137,13 @@ fn server_texts() -> Outcome {
         check(until(world, 600, is_active).await, "the computer is not active")?;
         world.faults().denied = Some(("PATCH /api/v1/persistentvolumes".to_owned(), 500, forever()));
         moves::perform(world, Move::Delete);
-        check(until(world, 300, |s| blocked(s, "ApiServerUnavailable")).await, "nobody is told that the server fails")?;
+        check(until(world, 300, |s| blocked(s, "ApiServerUnavailable")).await, "the API server's failure is not reported")?;
         let made = requests_in(world, 60).await;
         check(made <= 150, &format!("{made} requests in a minute"))?;
         let made = requests_in(world, 1800).await;
         check(made <= 300, &format!("{made} requests in half an hour"))?;
         world.faults().denied = None;
-        check(until(world, 900, gone).await, "the deletion does not go on when the server is well")?;
+        check(until(world, 900, gone).await, "the deletion does not continue after the API server recovered")?;
         Ok(())
     })
 }
@@ -160,9 +160,9 @@ fn held() -> Outcome {
             });
         });
         moves::perform(world, Move::Delete);
-        check(until(world, 600, |s| blocked(s, "ComputerHeld")).await, "nobody is told who holds it")?;
+        check(until(world, 600, |s| blocked(s, "ComputerHeld")).await, "the foreign finalizer is not reported in a condition")?;
         let event = |s: &mut State| s.all("events").any(|e| text(e, "/reason") == Some("ComputerHeld"));
-        check(until(world, 60, event).await, "no event tells who holds it")?;
+        check(until(world, 60, event).await, "the foreign finalizer is not reported in an event")?;
         let counted = |_: &mut State| world.figures(0).contains(&format!("{HELD} 1"));
         check(until(world, 60, counted).await, "it is not counted as blocked")?;
         let made = requests_in(world, 3_600).await;
@@ -180,12 +180,12 @@ fn held() -> Outcome {
         check(made <= 60, &format!("after 31 days: {made} requests in a minute"))?;
         let made = requests_in(world, 3 * 3_600).await;
         check(made <= 100, &format!("after 31 days: {made} requests in three hours"))?;
-        check(world.figures(0).contains(&format!("{HELD} 1")), "after a month it is not counted as blocked any more")?;
+        check(world.figures(0).contains(&format!("{HELD} 1")), "after a month it is no longer counted as blocked")?;
         world.with(|s| s.change("computers", TEAM, BOX, |c| c["metadata"]["finalizers"] = json!([])));
         let removed = |s: &mut State| s.get("computers", TEAM, BOX).is_none();
-        check(until(world, 60, removed).await, "it is not gone")?;
+        check(until(world, 60, removed).await, "the Computer still exists")?;
         tokio::time::sleep(Duration::from_secs(300)).await;
-        check(world.figures(0).contains(&format!("{HELD} 0")), "it is gone, and still counted as blocked")?;
+        check(world.figures(0).contains(&format!("{HELD} 0")), "the Computer is gone, but still counted as blocked")?;
         Ok(())
     })
 }
@@ -200,23 +200,23 @@ fn ends_at_once() -> Outcome {
         tokio::time::sleep(Duration::from_secs(600)).await;
         let made = world.with(pods) - before;
         check(made <= 8, &format!("{made} pods in ten minutes"))?;
-        check(world.with(|s| blocked(s, "CrashLoop")), "nobody is told that the machine ends again and again")?;
+        check(world.with(|s| blocked(s, "CrashLoop")), "the crash loop is not reported")?;
         world.with(|s| s.kubelet.ends_at_once = false);
         check(until(world, 400, is_active).await, "the computer is not active although its machine runs again")?;
         Ok(())
     })
 }
 
-/// The operator's writes succeed and change nothing; this is told, and tried less and less often; then they count again.
+/// The operator's writes succeed and change nothing: this is reported and retried with backoff. Then the writes take effect again.
 async fn undone(world: &World, what: &str) -> Outcome {
     world.with(|s| s.undone_until = Some(forever()));
-    check(until(world, 300, |s| blocked(s, what)).await, "nobody is told what is undone")?;
+    check(until(world, 300, |s| blocked(s, what)).await, "the undone write is not reported")?;
     let made = requests_in(world, 60).await;
     check(made <= 150, &format!("{made} requests in a minute"))?;
     let made = requests_in(world, 1_800).await;
     check(made <= 300, &format!("{made} requests in half an hour"))?;
     world.with(|s| s.undone_until = None);
-    check(until(world, 600, is_active).await, "it does not go on when nobody undoes its writes any more")?;
+    check(until(world, 600, is_active).await, "it does not continue after its writes take effect again")?;
     Ok(())
 }
 
@@ -240,9 +240,9 @@ fn dead_tasks() -> Outcome {
             world.faults().doomed = Some(kind.to_owned());
             world.faults().cut(Duration::from_millis(10));
             let died = until(world, 600, |_| world.faults().doomed.is_none()).await;
-            check(died, &format!("nobody watches {kind}"))?;
+            check(died, &format!("no watch of {kind} was opened"))?;
             let ended = until(world, 60, |_| world.faults().died.is_none()).await;
-            check(ended, &format!("the watch of {kind} died, and its replica goes on without it"))?;
+            check(ended, &format!("the watch of {kind} died, and its replica continues without it"))?;
             Ok(())
         })?;
     }
@@ -252,9 +252,9 @@ fn dead_tasks() -> Outcome {
 fn lasting_conflict() -> Outcome {
     with_one(Life::Managed, async |world| {
         world.faults().denied = Some(("PATCH /api/v1/persistentvolumes".to_owned(), 409, forever()));
-        check(until(world, 300, |s| blocked(s, "Conflict")).await, "nobody is told that every write meets a conflict")?;
+        check(until(world, 300, |s| blocked(s, "Conflict")).await, "the lasting conflict is not reported")?;
         world.faults().denied = None;
-        check(until(world, 600, is_active).await, "it does not go on")?;
+        check(until(world, 600, is_active).await, "it does not continue after the conflict")?;
         Ok(())
     })
 }
@@ -270,15 +270,15 @@ fn prompt_stop() -> Outcome {
         let task = tokio::spawn(async move { replica::lead(&inside, &caller, 0, 8, token).await });
         let made = world.with(|s| create_computer(s, Actor::Tenant, TEAM, BOX, &json!({})));
         world.notify();
-        // In the middle of a pass of some ten requests.
+        // In the middle of a reconcile of about ten requests.
         tokio::time::sleep(Duration::from_secs(7)).await;
         let began = Instant::now();
         stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(300), task).await;
         let took = began.elapsed();
         world.end();
-        check(made.is_ok() && matches!(ended, Ok(Ok(Ok(())))), "it did not end in order")?;
-        check(took < Duration::from_secs(5), &format!("it ended {} ms after it was told to stop", took.as_millis()))?;
+        check(made.is_ok() && matches!(ended, Ok(Ok(Ok(())))), "the shutdown was not clean")?;
+        check(took < Duration::from_secs(5), &format!("it exited {} ms after the request to stop", took.as_millis()))?;
         Ok(())
     })
 }
@@ -303,7 +303,7 @@ fn slow_namespace() -> Outcome {
         let made = world.with(|s| create_computer(s, Actor::Tenant, TEAM, BOX, &json!({"provider": "BYOM"})));
         let active = until(&world, 10, is_active).await;
         world.end();
-        check(made.is_ok() && active, "one slow namespace holds up a computer of another one")
+        check(made.is_ok() && active, "one slow namespace delays a computer of another one")
     })
 }
 

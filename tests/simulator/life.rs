@@ -1,4 +1,4 @@
-//! The lives that are lived here: how a computer is made, used and ended, and what must be true when it is over.
+//! The simulated lives: how a computer is created, used and deleted, and what must be true at the end.
 
 use std::time::Duration;
 
@@ -23,19 +23,19 @@ pub enum Life {
     Retained,
     /// No archive is wanted.
     Unarchived,
-    /// Somebody's own machine.
+    /// A machine that its user runs.
     Byom,
     /// Its namespace is deleted.
     Namespace,
-    /// The same, and the namespace is let go before the end.
+    /// The same with a hand-off: the namespace is released before the end.
     HandOff,
-    /// The store is down for good; an admin overrides.
+    /// The store is down permanently; an admin creates an override.
     Override,
-    /// Its time to live ends it.
+    /// Its time to live expires.
     Expiring,
-    /// The archive is not required, and possible: it must be made all the same.
+    /// The archive is not required, but it is possible: it must be written nevertheless.
     BestEffort,
-    /// The archive is not required, and the store is down for good: it is given up.
+    /// The archive is not required, and the store is down permanently: the archive is given up.
     GivenUp,
 }
 
@@ -83,18 +83,18 @@ impl Life {
     }
 }
 
-/// From any state, a deletion whose dependencies are healthy ends within this (L1).
+/// From any state, a deletion with healthy dependencies ends within this time (L1).
 pub const BOUND: Duration = Duration::from_secs(45 * 60);
-/// A computer whose time to live has not ended it by then is deleted by its tenant.
+/// A computer that its time to live has not deleted by then is deleted by its tenant.
 const LONGEST: Duration = Duration::from_secs(20 * 60);
-/// A computer that is not active by then never will be, for a good reason; it is deleted all the same.
+/// A computer that is not active by then never will be, for a valid reason; it is deleted nevertheless.
 const PATIENCE: Duration = Duration::from_secs(6 * 60);
-/// No life takes so many requests.
+/// No life takes this many requests.
 pub const STORM: u64 = 1500;
-/// After the end nothing is written for so long (L6).
+/// After the end nothing is written for this long (L6).
 const QUIET: Duration = Duration::from_secs(5 * 60);
 
-/// Lives it to the end, and says what is wrong there.
+/// Runs the life to its end, and returns the broken promises.
 pub async fn live(world: &World, life: Life) -> Vec<String> {
     world.with(|s| {
         moves::furnish(s, &life.class());
@@ -114,13 +114,13 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
     let begun = Instant::now();
     let mut changed = world.changes();
     let mut watchdog = Watchdog::default();
-    // What disturbs the quiet after the end is another end to wait for.
+    // A fault after the end causes new work: wait for the end again.
     while !world.with(|s| over(s)) {
         while !world.with(|s| over(s)) {
             let _ = tokio::time::timeout(Duration::from_secs(5), changed.changed()).await;
             push(world, life, begun, &mut ending).await;
             let late = world.with(|s| latest_death(s)).is_some_and(|at| at.elapsed() > BOUND);
-            // What is broken is broken: the rest of the run would tell nothing more.
+            // A promise is broken: the rest of the run adds nothing.
             if !world.with(|s| s.observer.violations().is_empty()) {
                 return Vec::new();
             }
@@ -128,10 +128,10 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
                 return vec![what];
             }
             if world.counted() > STORM {
-                return vec![format!("L6: a storm: {} requests in {} s", world.counted(), begun.elapsed().as_secs())];
+                return vec![format!("L6: request storm: {} requests in {} s", world.counted(), begun.elapsed().as_secs())];
             }
             if late || begun.elapsed() > 3 * BOUND {
-                return vec![format!("L1: not over after {} s: {}", begun.elapsed().as_secs(), world.with(|s| left(s)))];
+                return vec![format!("L1: not finished after {} s: {}", begun.elapsed().as_secs(), world.with(|s| left(s)))];
             }
         }
         world.note("        -- over".to_owned());
@@ -148,7 +148,7 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
     wrong
 }
 
-/// The tenant and the admin do what they came for.
+/// The tenant's and the admin's actions of the life.
 async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Instant>) {
     let computer = world.with(|s| s.get("computers", TEAM, BOX).cloned());
     if let Some(computer) = computer.filter(|c| !deleting(c)) {
@@ -156,7 +156,7 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
         let expires = computer.pointer("/spec/timeToLiveSeconds").is_some() && begun.elapsed() < LONGEST;
         let age = world.with(|s| s.observer.fates.get(uid(&computer)).map(|f| f.dying.is_some()));
         if age == Some(false) && !expires && (active || begun.elapsed() > PATIENCE) {
-            // Used for a while.
+            // The computer is used for a while.
             tokio::time::sleep(Duration::from_secs(25)).await;
             moves::perform(world, life.end());
             *ending = Some(Instant::now());
@@ -177,7 +177,7 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
     world.notify();
 }
 
-/// Where the class says `BestEffort` and the store is dead, the record says that the sessions were given up, and by whom.
+/// If the class says `BestEffort` and the store is down, the record says that the sessions were given up, and why.
 fn kept(state: &State) -> Vec<String> {
     let mut wrong = Vec::new();
     for of in state.observer.fates.keys() {
@@ -191,8 +191,8 @@ fn kept(state: &State) -> Vec<String> {
     wrong
 }
 
-/// Whether a deletion stands still because the store has lost what it took: nothing may be destroyed, so an admin must decide. Its
-/// Computer says so; a namespace that was handed off has none any more, there an alert does.
+/// Whether a deletion is blocked because the store has lost stored objects: nothing may be destroyed, so an admin must decide. The
+/// Computer reports it; after a hand-off there is no Computer, and an alert reports it.
 fn damaged(state: &State) -> bool {
     let said = |c: &std::sync::Arc<Value>| {
         let conditions = c["status"]["conditions"].to_string();
@@ -205,7 +205,7 @@ fn damaged(state: &State) -> bool {
     state.all("computers").any(said) || state.observer.fates.keys().any(handed_off)
 }
 
-/// An admin gives up what the dead store holds up.
+/// An admin gives up the archive that the unavailable store blocks.
 fn override_all(state: &mut State, skip: &[&str]) {
     let dying: Vec<(String, String)> =
         state.observer.fates.iter().filter(|(_, f)| f.dying.is_some()).map(|(u, f)| (u.clone(), f.name.clone())).collect();
@@ -216,7 +216,7 @@ fn override_all(state: &mut State, skip: &[&str]) {
     }
 }
 
-/// An override for another computer: it must not count for ours (S11).
+/// An override for another computer. It must not apply to the computer of the run (S11).
 fn misdirected_override(state: &mut State) {
     let computer = json!({"namespace": TEAM, "name": BOX, "uid": "00000000-0000-0000-0000-000000000000"});
     let spec = json!({"computer": computer, "skip": ["stop-pods", "archive-sessions", "delete-volumes", "write-receipt"], "reason": "another one of that name"});
@@ -230,7 +230,7 @@ fn latest_death(state: &State) -> Option<Instant> {
     state.observer.fates.values().filter_map(|f| f.dying).max()
 }
 
-/// Everything is gone that is to go.
+/// Whether everything that must be deleted is gone.
 fn over(state: &State) -> bool {
     let released = |u: &String| record(state, u).is_none_or(|r| r.spec.state.phase == RecordPhase::Released);
     let namespaces = state.all("namespaces").all(|n| !deleting(n));
@@ -264,7 +264,7 @@ pub fn left(state: &State) -> String {
     all.join("\n  ")
 }
 
-/// What must be true of every computer that ever was.
+/// What must be true of every computer that ever existed.
 pub fn end_state(state: &State) -> Vec<String> {
     let mut wrong = Vec::new();
     for (of, fate) in &state.observer.fates {
@@ -281,17 +281,19 @@ pub fn end_state(state: &State) -> Vec<String> {
             continue;
         };
         if record.spec.state.credential != CredentialState::Revoked {
-            wrong.push(format!("S2: the key of {of} is {:?}", record.spec.state.credential));
+            wrong.push(format!("S2: the key of {of} is still {:?}", record.spec.state.credential));
         }
-        wrong.extend(receipt(&state.observer, state, of).map(|why| format!("S3: {of} is over, and {why}")));
+        wrong.extend(receipt(&state.observer, state, of).map(|why| format!("S3: {of} is released, and {why}")));
         let lost = |volume: &String| state.observer.lost.contains(volume);
         for (volume, disk) in state.disks.iter().filter(|(v, d)| d.computer.as_ref() == Some(of) && !lost(v)) {
             let there = state.by_uid("persistentvolumes", volume);
             let kept = |v: &Value| text(v, "/spec/persistentVolumeReclaimPolicy") == Some("Retain") && label(v, UID_LABEL).is_none();
             match there {
                 Some(_) if !disk.retained => wrong.push(format!("S6: the volume of {of} is left")),
-                Some(volume) if !kept(volume) => wrong.push(format!("S5: the volume of {of} is not as its StorageClass made it")),
-                None if disk.retained => wrong.push(format!("S1: the volume of {of} is gone, and its StorageClass keeps volumes")),
+                Some(volume) if !kept(volume) => {
+                    wrong.push(format!("S5: the volume of {of} differs from what its StorageClass provisioned"));
+                }
+                None if disk.retained => wrong.push(format!("S1: the volume of {of} is gone, but its StorageClass retains volumes")),
                 _ => {}
             }
             let required = state.observer.archive_due(&fate.promised.archive);

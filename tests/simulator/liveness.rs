@@ -1,5 +1,5 @@
-//! What must come true soon although nothing else breaks when it does not: a computer that can be used is shown as `Active`, a replica
-//! with a dead watch ends, and nobody sends requests as fast as it can.
+//! Liveness: a usable computer is shown as `Active`, a replica with a dead watch exits, and no replica sends requests without a pause.
+//! No other check notices when one of these is missing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -13,19 +13,19 @@ use crate::api::value::{deleting, has_finalizer, namespace, text, uid};
 use crate::checks::record;
 use crate::world::World;
 
-/// A status may be so late: a watch that is held back for a minute, and the longest pause before a failed write is retried.
+/// A status may be this late: a watch that is held back for a minute, and the longest backoff before a failed write is retried.
 const LATE: Duration = Duration::from_secs(150);
-/// A replica whose task has died ends within this.
+/// A replica whose task has died exits within this time.
 const ENDS: Duration = Duration::from_secs(60);
 /// The most requests of all replicas together in one minute of one life.
 const PER_MINUTE: u64 = 450;
-/// What refuses requests for a while is no fault of the status: it counts from the end of that.
+/// While requests are refused, the status may be late: the time counts from the end of that fault.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Looks again and again.
+/// Checks repeatedly.
 #[derive(Default)]
 pub struct Watchdog {
-    /// Since when a computer can be used and is not shown as such, although a replica runs and is not refused.
+    /// Since when a computer is usable but not shown as `Active`, although a replica runs and its requests are not refused.
     unshown: BTreeMap<String, Instant>,
     counts: VecDeque<(Instant, u64)>,
 }
@@ -34,7 +34,7 @@ impl Watchdog {
     /// What is wrong, if anything is.
     pub fn look(&mut self, world: &World) -> Option<String> {
         if world.faults().died.is_some_and(|at| at.elapsed() > ENDS) {
-            return Some("L5: a task of a replica died, and the replica goes on without it".to_owned());
+            return Some("L5: a task of a replica died, and the replica continues without it".to_owned());
         }
         let refused = world.faults().denied.as_ref().is_some_and(|(_, _, until)| Instant::now() < *until);
         let unshown = if refused || !world.any_alive() { Vec::new() } else { world.with(|s| unshown(s)) };
@@ -43,7 +43,7 @@ impl Watchdog {
             self.unshown.entry(uid).or_insert_with(Instant::now);
         }
         if let Some((uid, _)) = self.unshown.iter().find(|(_, since)| since.elapsed() > LATE) {
-            return Some(format!("L5: {uid} can be used, and for {} s its status has not said so", LATE.as_secs()));
+            return Some(format!("L5: {uid} is usable, but for {} s its status has not said so", LATE.as_secs()));
         }
         self.storm(world)
     }
@@ -56,17 +56,18 @@ impl Watchdog {
         }
         let (since, before) = *self.counts.front()?;
         let made = count - before;
-        (made > PER_MINUTE && now - since <= 2 * MINUTE).then(|| format!("L6: a storm: {made} requests in {} s", (now - since).as_secs()))
+        (made > PER_MINUTE && now - since <= 2 * MINUTE)
+            .then(|| format!("L6: request storm: {made} requests in {} s", (now - since).as_secs()))
     }
 }
 
-/// Computers that can be used, and whose status does not say so.
+/// Computers that are usable and whose status does not say so.
 fn unshown(state: &State) -> Vec<String> {
     let active = |c: &Value| text(c, "/status/phase") == Some("Active");
     state.all("computers").filter(|c| !active(c) && usable(state, c)).map(|c| uid(c).to_owned()).collect()
 }
 
-/// Whether a computer runs, its home is bound and protected, and its key is live.
+/// Whether the computer's pod runs, its home is bound and set to `Retain`, and its key authenticates.
 fn usable(state: &State, computer: &Value) -> bool {
     let going = state.get("namespaces", "", namespace(computer)).is_none_or(|n| deleting(n));
     let suspended = computer.pointer("/spec/suspended") == Some(&Value::Bool(true));

@@ -1,6 +1,6 @@
-//! The simulator: the unchanged operator on an API server, a store, controllers and a kubelet in memory, on a clock of its own.
-//! `cargo test --features guards-off --test simulator -- --stages crash,lost`; `--full` for all of each matrix, `teeth` for the
-//! guards, `soak` for the mix of everything; `--case JSON` runs one case again and tells its story, `--without GUARD` without a guard.
+//! The simulator: the unchanged operator on an in-memory API server, store, controllers and kubelet, with simulated time.
+//! `cargo test --features guards-off --test simulator -- --stages crash,lost`; `--full` runs each matrix completely, `teeth` checks the
+//! guards, `soak` injects random faults. `--case JSON` repeats one case and prints its journal; `--without GUARD` switches a guard off.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
 
 mod actors;
@@ -35,49 +35,49 @@ use clap::{Parser, Subcommand};
 use computer_operator::guards::Guard;
 use run::Case;
 
-/// Lives of computers on a simulated cluster, disturbed in every way. Without a command: the matrices, a sample of each.
+/// Run lives of computers on a simulated cluster, with a fault at each request. Without a command: a sample of each matrix.
 #[derive(Parser)]
 #[command(name = "cargo test --features guards-off --test simulator --")]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
-    /// One case again, as a failing run prints it: tells its story, request by request.
+    /// Repeat one case, as a failing run prints it, and print its journal, request by request.
     #[arg(long, value_name = "JSON", value_parser = case)]
     case: Option<Case>,
-    /// Guards that are switched off: with `--case`, or with `teeth` to look for a run that misses them.
+    /// Guards to switch off: with `--case`, or with `teeth` to find a run that breaks a promise without them.
     #[arg(long, value_name = "GUARD", value_delimiter = ',', value_parser = teeth::named)]
     without: Vec<Guard>,
-    /// These matrices only.
+    /// Run only these matrices.
     #[arg(long, value_delimiter = ',', value_parser = matrix::STAGES.map(|s| s.name), global = true)]
     stages: Vec<String>,
-    /// All of every matrix, and of the model.
+    /// Run every matrix and the model completely.
     #[arg(long, global = true)]
     full: bool,
-    /// Every n-th run only.
+    /// Run only every n-th case.
     #[arg(long, default_value_t = 1, global = true)]
     thin: usize,
-    /// Runs at the same time; default: one for each processor.
+    /// Number of parallel runs. Default: one per processor.
     #[arg(long, global = true)]
     jobs: Option<usize>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// The same request scripts against the simulated API server and a real one, which it starts: needs Go, not root.
+    /// Run the same request scripts against the simulated API server and a real one, which it starts. Needs Go, not root.
     Conformance,
-    /// Two computers of one name, in every order.
+    /// Check a model of two computers with the same name, in every order of events.
     Model,
-    /// Every guard switched off alone must be missed. With `WRITE_GUARDS=1` it writes docs/guards.md.
+    /// Switch each guard off alone: a run must break a promise. With `WRITE_GUARDS=1` it writes docs/guards.md.
     Teeth,
-    /// Many computers, everything going wrong by chance.
+    /// Run many computers under random faults.
     Soak {
-        /// Seed after seed for so long; 0: one.
+        /// Minutes to run seed after seed. 0: one seed.
         #[arg(long, default_value_t = 0)]
         minutes: u64,
         /// The first seed.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Computers of each round.
+        /// Computers in each round.
         #[arg(long, default_value_t = 200)]
         computers: usize,
     },
@@ -88,7 +88,7 @@ enum Command {
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn case(text: &str) -> Result<Case, String> {
-    serde_json::from_str(text).map_err(|error| format!("no case: {error}"))
+    serde_json::from_str(text).map_err(|error| format!("invalid case: {error}"))
 }
 
 fn main() -> ExitCode {
@@ -109,10 +109,10 @@ fn main() -> ExitCode {
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// One case, with its whole journal.
+/// Runs one case and prints its journal.
 fn tell(off: &[Guard], case: &Case) -> ExitCode {
-    println!("simulated seconds, number of the request (`at` counts these; lists and watches have none), who, what, how it was answered;");
-    println!("!! a fault, ** a move of the tenant or the admin, -- what else happened");
+    println!("simulated seconds, number of the request (`at` counts these; lists and watches have none), client, request, answer;");
+    println!("!! a fault, ** a move of the tenant or the admin, -- another event");
     let outcome = run::run_without(off, case);
     outcome.story.iter().for_each(|line| println!("{line}"));
     println!("{} requests, {} changes, {} s simulated", outcome.requests, outcome.changes, outcome.simulated.as_secs());

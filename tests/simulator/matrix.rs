@@ -1,5 +1,4 @@
-//! The matrices: one life after the other, disturbed at every single request in every way. A part of each is run by default, all of
-//! it with `--full`.
+//! The matrices: every life, with each kind of fault at every request. By default a sample of each runs, with `--full` all of it.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -14,14 +13,14 @@ use crate::run::{Case, Outcome, run};
 /// A matrix.
 pub struct Stage {
     pub name: &'static str,
-    /// What it is about.
+    /// What it injects.
     pub about: &'static str,
-    /// By default every n-th case is run.
+    /// By default every n-th case runs.
     stride: usize,
     cases: fn(&Reference, &mut Vec<Case>),
 }
 
-/// A life that nothing disturbs.
+/// A life without a fault.
 pub struct Reference {
     life: Life,
     leaders: usize,
@@ -31,27 +30,22 @@ pub struct Reference {
 pub const STAGES: [Stage; 11] = [
     Stage { name: "undisturbed", about: "every life, one leader and two", stride: 1, cases: |r, all| all.push(r.case()) },
     Stage { name: "crash", about: "killed before and after every request", stride: 9, cases: crash },
-    Stage {
-        name: "lost",
-        about: "every request and every answer lost, by a broken connection or by silence, or late",
-        stride: 18,
-        cases: lost,
-    },
-    Stage { name: "refused", about: "every request refused once: 403, 404 by a proxy, 409, 429, 500", stride: 27, cases: refused },
-    Stage { name: "stale", about: "caches always behind, and held back at every request", stride: 15, cases: stale },
-    Stage { name: "unobserved", about: "all watches cut at every request; what happens meanwhile is never shown", stride: 12, cases: cut },
-    Stage { name: "recreated", about: "deleted and created again under the same name at every request", stride: 9, cases: recreated },
+    Stage { name: "lost", about: "every request and every answer lost (connection reset, or no answer) or late", stride: 18, cases: lost },
+    Stage { name: "refused", about: "every request refused once: 403, 404 from a proxy, 409, 429, 500", stride: 27, cases: refused },
+    Stage { name: "stale", about: "caches always stale, and watches held back at every request", stride: 15, cases: stale },
+    Stage { name: "unobserved", about: "all watches cut at every request; changes meanwhile are never shown", stride: 12, cases: cut },
+    Stage { name: "recreated", about: "deleted and re-created under the same name at every request", stride: 9, cases: recreated },
     Stage { name: "moves", about: "each of the adversary's moves after every request", stride: 111, cases: moves },
     Stage {
         name: "down",
-        about: "each of the adversary's moves while the operator is down, from every request on",
+        about: "each of the adversary's moves while the operator is down, starting at every request",
         stride: 111,
         cases: down,
     },
-    Stage { name: "absent", about: "no operator for longer than BestEffort waits, from every request on", stride: 5, cases: absent },
+    Stage { name: "absent", about: "no operator for longer than BestEffort waits, starting at every request", stride: 5, cases: absent },
     Stage {
         name: "lasting",
-        about: "a reconcile or a watch that panics; refused for minutes; writes that are undone; machines that end at once",
+        about: "a panic in a reconcile or a watch; requests refused for minutes; writes undone by a webhook; machines that end at once",
         stride: 151,
         cases: lasting,
     },
@@ -83,7 +77,7 @@ fn lost(reference: &Reference, all: &mut Vec<Case>) {
         reference.each(side, &Act::Lose, all);
         reference.each(side, &Act::Silence, all);
     }
-    // It comes when another leader has gone on, or is done.
+    // The fault comes when another leader has continued, or has finished.
     for late in [600, 6_000] {
         reference.each(Side::Before, &Act::Slow(late), all);
     }
@@ -117,8 +111,8 @@ fn recreated(reference: &Reference, all: &mut Vec<Case>) {
     reference.each(Side::After, &Act::Crash { down: 20_000, moves: vec![Move::Recreate] }, all);
 }
 
-/// The moves that a life is disturbed by. A clock that is ahead ends a time to live early, by definition: `runtime::clock` must not let it
-/// come to that, and has tests of its own.
+/// The moves that apply to a life. A clock that is ahead ends a time to live early, by definition: `runtime::clock` prevents that and
+/// has its own tests.
 fn moves_for(life: Life) -> impl Iterator<Item = Move> {
     Move::ALL.into_iter().filter(move |what| life != Life::Expiring || !matches!(what, Move::ClockAhead))
 }
@@ -159,7 +153,7 @@ fn lasting(reference: &Reference, all: &mut Vec<Case>) {
     }
 }
 
-/// The lives that nothing disturbs, with one leader and with two.
+/// The lives without faults, with one leader and with two.
 pub fn references(jobs: usize) -> Vec<Reference> {
     let lives: Vec<(Life, usize)> = Life::ALL.iter().flat_map(|l| [(*l, 1), (*l, 2)]).collect();
     let references: Mutex<Vec<Reference>> = Mutex::default();
@@ -182,7 +176,7 @@ pub fn cases(stage: &Stage, references: &[Reference], stride: usize) -> (Vec<Cas
     (cases.into_iter().step_by(stride).collect(), all)
 }
 
-/// Runs the named matrices, or all. Whether all is well.
+/// Runs the named matrices, or all of them. Returns whether all passed.
 pub fn run_stages(names: &[String], full: bool, thin: usize, jobs: usize) -> bool {
     let chosen = |s: &&Stage| names.is_empty() || names.iter().any(|n| n == s.name);
     let references = references(jobs);
@@ -197,7 +191,7 @@ pub fn run_stages(names: &[String], full: bool, thin: usize, jobs: usize) -> boo
     well
 }
 
-/// What was found once is not found again.
+/// Repeats the cases of former faults.
 fn regressions(references: &[Reference]) -> bool {
     let mut well = true;
     for (what, case) in crate::regressions::ALL {
@@ -205,7 +199,7 @@ fn regressions(references: &[Reference]) -> bool {
         let outcome = run(&case);
         let wrong: Vec<String> = outcome.wrong.iter().cloned().chain(budget(&case, &outcome, references)).collect();
         if !wrong.is_empty() {
-            println!("FAILED  once: {what}\n        now: {}\n        {}", wrong.join("\n        "), case.command());
+            println!("FAILED  regression: {what}\n        now: {}\n        {}", wrong.join("\n        "), case.command());
             well = false;
         }
     }
@@ -250,16 +244,16 @@ fn one(stage: &Stage, cases: &[Case], all: usize, references: &[Reference], jobs
     failures.is_empty()
 }
 
-/// Creates and deletes are those of the undisturbed run, give or take what one disturbance explains; and no storm of requests.
+/// Creates and deletes match the run without a fault, within what one fault explains, and there is no request storm.
 pub fn budget(case: &Case, outcome: &Outcome, references: &[Reference]) -> Vec<String> {
     let mut wrong = Vec::new();
     if outcome.requests > crate::life::STORM && outcome.wrong.is_empty() {
-        wrong.push(format!("L6: a storm: {} requests", outcome.requests));
+        wrong.push(format!("L6: request storm: {} requests", outcome.requests));
     }
     if case.faults.is_empty() && case.lag == 0 && !matches!(case.life, Life::Override | Life::GivenUp) {
         wrong.extend(outcome.idle.iter().cloned());
     }
-    // A cache that is behind is no reason to ask again for what was granted.
+    // A stale cache is no reason to repeat a request that succeeded.
     let behind_only = case.faults.iter().all(|f| matches!(f.act, Act::Hold { .. } | Act::Cut { .. }));
     if behind_only && case.leaders == 1 {
         wrong.extend(outcome.repeated.iter().map(|(what, n)| format!("L6: {what} was being deleted and was deleted {n} times more")));
@@ -278,7 +272,7 @@ pub fn budget(case: &Case, outcome: &Outcome, references: &[Reference]) -> Vec<S
         for (kind, n) in found {
             let most = usual.get(kind).copied().unwrap_or(0) + 2;
             if *n > most {
-                wrong.push(format!("S10: {n} {what} of {kind}, {} without a disturbance", most - 2));
+                wrong.push(format!("S10: {n} {what} of {kind}, {} without a fault", most - 2));
             }
         }
     }

@@ -1,6 +1,5 @@
-//! A model of the deletion for the stateright checker, with the *same* pure `plan` as the operator: two computers of one name, two
-//! leaders whose views are as old as they like, a crash; every order of everything. One step is one request, or one step of what
-//! else acts in a cluster.
+//! A model of the deletion for the stateright checker, with the *same* pure `plan` as the operator: two computers with the same name, two
+//! leaders with arbitrarily stale views, crashes, in every order. One step is one request, or one step of another actor in the cluster.
 
 use std::hash::{Hash, Hasher};
 
@@ -11,7 +10,7 @@ use stateright::{Checker, Model, Property};
 
 use crate::small::{Core, OLD, perform, view};
 
-/// A pass under way.
+/// A running reconcile.
 #[derive(Clone)]
 pub struct Pass {
     view: View,
@@ -53,13 +52,13 @@ pub struct Everything {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
-    /// A leader looks at its caches, which are as they are now; what it does with that may come much later.
+    /// A leader reads its caches as they are now; its requests may follow much later.
     Begin(usize),
     /// It makes its next request.
     Request(usize),
     /// The process ends before its next request.
     Crash(usize),
-    /// What else acts: kubelet, volume controllers, the archive pod, the tenant who wants the name again.
+    /// The other actors: kubelet, volume controllers, the archive pod, the tenant who re-creates the computer.
     Other(crate::small::Other),
 }
 
@@ -97,7 +96,7 @@ impl Model for Deletion {
         match step {
             Step::Begin(leader) => {
                 let view = view(&next.core, leader);
-                // A pass that has nothing to ask for changes nothing.
+                // A reconcile without a request changes nothing.
                 if !matches!(plan(&view).next, Next::Do(_)) {
                     return None;
                 }
@@ -131,10 +130,10 @@ impl Model for Deletion {
     }
 }
 
-/// Most states that are looked at with two leaders: beyond that the check is cut off, and says so.
+/// The most states that are checked with two leaders. Beyond that the check stops, and says so.
 const MOST: usize = 40_000;
 
-/// Whether all holds.
+/// Runs the check; returns whether every property holds.
 pub fn run_all(full: bool) -> bool {
     let mut well = true;
     for (leaders, crashes) in [(1, 2), (2, 1)] {
@@ -154,7 +153,7 @@ pub fn run_all(full: bool) -> bool {
             println!("FAILED  {:?}", path.last_state().core.broken);
             path.into_actions().iter().for_each(|a| println!("        {a:?}"));
         }
-        // Both ends lie deep: they are looked for where all states are looked at.
+        // Both ends are deep: they are only required where all states are checked.
         for end in ["the old one is released", "the new one stands untouched at the end"] {
             if whole == "all" && checker.discovery(end).is_none() {
                 well = false;

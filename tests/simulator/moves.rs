@@ -1,4 +1,4 @@
-//! What tenants and admins do at the worst of times: the adversary's moves. All of them are within somebody's rights.
+//! The adversary's moves: what tenants and admins do at the worst moment. Each is within the rights of a tenant or an admin.
 
 use std::time::Duration;
 
@@ -27,62 +27,62 @@ pub const SYSTEM: &str = "computer-operator-system";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Move {
-    /// `kubectl delete computer`, in each of the three ways.
+    /// `kubectl delete computer`, with each of the three propagation policies.
     Delete,
     DeleteForeground,
     DeleteOrphan,
-    /// An editor takes the finalizer off, deleting or not.
+    /// An editor removes the finalizer, during a deletion or not.
     StripFinalizer,
-    /// Everything at once: all finalizers of the computer and its pods off, all deleted by force.
+    /// Everything at once: all finalizers of the computer and its pods are removed, and all are force-deleted.
     StripAndForce,
     /// `kubectl delete pod --force`.
     ForcePods,
-    /// The claim, the key's Secret: deleted by hand.
+    /// The claim or the key's Secret is deleted by hand.
     DeleteClaims,
     DeleteSecrets,
     /// `kubectl delete namespace`.
     DeleteNamespace,
-    /// Objects that look like ours: our labels, our owner reference, a pod on the home claim.
+    /// Objects that imitate the operator's: its labels, its owner reference, a pod that mounts the home claim.
     Plant,
-    /// Deletes, and then asks for another one of the same name until it is there.
+    /// Deletes the computer and retries to create another one with the same name until it exists.
     Recreate,
-    /// Takes the finalizer off, deletes, and has another one of the same name, all at one instant.
+    /// Removes the finalizer, deletes the computer and creates another one with the same name, all at one instant.
     Replace,
-    /// The class changes, the class goes.
+    /// The class is changed or deleted.
     DeleteClass,
-    /// The node stops answering for a while; what runs on it goes on.
+    /// The node stops responding for a while; its containers continue to run.
     LoseNode,
-    /// Stops the machine, and lets it go on.
+    /// Suspends the machine and resumes it.
     Suspend,
     Resume,
     /// The custody claim and the archive pod are deleted by an admin's mistake.
     WreckCustody,
-    /// The tenant takes our objects away, and puts his own in their place, under the same names.
+    /// The tenant deletes the operator's objects and creates others under the same names.
     Impersonate,
-    /// The store loses an object as soon as its manifest is there.
+    /// The store loses an object as soon as the manifest is stored.
     LoseObject,
-    /// An admin's `GitOps` tool sets the reclaim policy of all volumes back to what its repository says.
+    /// An admin's `GitOps` tool resets the reclaim policy of all volumes.
     ResetPolicy,
-    /// Gives the computer another 15 minutes to live.
+    /// Extends the time to live by 15 minutes.
     Prolong,
     /// DELETE over HTTP: the Computer is deleted, then its record is revoked.
     DeleteOverHttp,
-    /// The store does not answer for 13 minutes, or for 8 where `BestEffort` gives up after 10.
+    /// The store does not answer for 13 minutes, or for 8 if `BestEffort` gives up after 10.
     StoreOut,
-    /// etcd was restored from a backup: the store has the archive of a deletion that nobody remembers.
+    /// etcd was restored from a backup: the store has the archive of a deletion that the cluster no longer knows.
     OldArchive,
     /// The operators' clock is an hour ahead from now on.
     ClockAhead,
     /// The homes are large: archive pods take longer than any deadline.
     SlowArchive,
-    /// For ten minutes a mutating webhook takes our finalizer off Computers and our marks off volumes as we write them.
+    /// For ten minutes a mutating webhook removes the finalizer from Computers and the marks from volumes when the operator writes them.
     UndoWrites,
     /// From now on every machine ends as soon as it runs.
     EndMachines,
 }
 
 impl Move {
-    /// Those that do not pass within a few seconds: the stage `lasting` makes them.
+    /// The moves that last longer than a few seconds: the stage `lasting` makes them.
     pub const LASTING: [Self; 2] = [Self::UndoWrites, Self::EndMachines];
     pub const ALL: [Self; 26] = [
         Self::Delete,
@@ -138,7 +138,7 @@ pub fn perform(world: &World, what: Move) {
         Move::Impersonate => impersonate(world),
         Move::LoseObject => world.with(|s| s.observer.lossy = true),
         Move::StoreOut => {
-            // A store that is down for good stays down.
+            // A store that is down permanently stays down.
             let policy = |s: &mut State| s.all("computerclasses").next().is_some_and(|c| c["spec"]["archive"]["policy"] == "BestEffort");
             let minutes = if world.with(policy) { 8 } else { 13 };
             let until = Instant::now() + Duration::from_secs(minutes * 60);
@@ -224,7 +224,7 @@ fn in_team(state: &State, kind: Kind) -> Vec<Value> {
     state.all(kind).filter(|v| namespace(v) == TEAM).map(|v| (**v).clone()).collect()
 }
 
-/// Takes all finalizers off that a tenant may take off.
+/// Removes all finalizers that a tenant may remove.
 fn strip(state: &mut State, kind: Kind) {
     for mut object in in_team(state, kind).into_iter().filter(|v| !finalizers(v).is_empty()) {
         object["metadata"]["finalizers"] = json!([]);
@@ -247,7 +247,7 @@ fn suspend(state: &mut State, suspended: bool) {
     let _ = state.merge_patch(Actor::Tenant, ("computers", TEAM, BOX), &json!({"spec": {"suspended": suspended}}), Part::Main);
 }
 
-/// The archive of a home that nothing was written to yet, by another deletion of the same UID. A store answers at once.
+/// The archive of an empty home, from another deletion of the same UID. An in-memory store answers at once.
 fn old_archive(world: &World) {
     let Some(of) = world.with(|s| s.get("computers", TEAM, BOX).map(|c| uid(c).to_owned())) else { return };
     let home = packed(0);
@@ -295,7 +295,7 @@ fn plant(state: &mut State) {
     }
 }
 
-/// Pods and Secrets at once, the claim as soon as its name is free.
+/// Creates pods and Secrets at once, and the claim as soon as its name is free.
 fn impersonate(world: &World) {
     let claims = world.with(|s| {
         let claims = in_team(s, "persistentvolumeclaims");
@@ -333,7 +333,7 @@ fn imitation(object: &Value) -> Value {
     copy
 }
 
-/// A foreign pod holds the home for ever; after a while its owner takes what he planted away.
+/// A foreign pod uses the home until its owner, after a while, deletes the planted objects.
 pub fn uproot(state: &mut State) {
     for kind in ["pods", "secrets", "persistentvolumeclaims"] {
         for object in in_team(state, kind).into_iter().filter(|v| v["metadata"]["annotations"]["planted"] == "yes") {
@@ -372,7 +372,7 @@ pub fn furnish(state: &mut State, class: &Value) {
     debug_assert!(kinds::all().count() > 10);
 }
 
-/// Whether somebody else than the operator may have taken the finalizer off.
+/// Whether a client other than the operator may have removed the finalizer.
 pub fn holds(object: &Value) -> bool {
     crate::api::value::has_finalizer(object, DELETION_FINALIZER)
 }

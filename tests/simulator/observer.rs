@@ -1,5 +1,5 @@
-//! The observer: looks at every change at the moment it is made, and says which promise it breaks. It knows the truth (what was
-//! created by whom, what runs, what was written), not what the operator believes.
+//! The observer checks every change when it is made and reports the promise that it breaks. It knows the real state (which client
+//! created which object, what runs, what was written). It must never rely on the operator's record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::checks;
 use crate::moves::{SYSTEM, holds};
 use crate::store::peek;
 
-/// What the class of a computer said when it was created: not what the operator has written down of it.
+/// The class of a computer when it was created, not the operator's copy in the record.
 #[derive(Clone, Debug)]
 pub struct Promised {
     /// `Required`, `BestEffort` or `None`.
@@ -46,32 +46,32 @@ impl Promised {
     }
 }
 
-/// What became of one computer.
+/// The history of one computer.
 #[derive(Clone, Debug)]
 pub struct Fate {
     pub promised: Promised,
     pub namespace: String,
     pub name: String,
-    /// Since when it, or its namespace, is being deleted, or it is gone.
+    /// Since when it or its namespace is being deleted, or it is gone.
     pub dying: Option<Instant>,
     pub gone: Option<Instant>,
     /// Its key has authenticated at some time.
     pub was_live: bool,
-    /// Its finalizer was taken off by somebody else than the operator.
+    /// A client other than the operator removed its finalizer.
     pub stripped: bool,
     /// The operator deleted it, with this reason on record.
     pub ended: Option<String>,
     /// When its archive was complete.
     pub archived: Option<Instant>,
-    /// When each replica was told that it is being deleted.
+    /// When each replica observed that it is being deleted.
     told: BTreeMap<usize, Instant>,
     keys: Vec<Key>,
 }
 
-/// A look from which a release came so much later is no look of the same pass, however slow its requests are.
+/// A read this long before a release is not part of the same reconcile, however slow its requests are.
 const LAST_LOOK: Duration = Duration::from_secs(10);
 
-/// So often is nothing told, by two leaders that are killed and go on.
+/// No event is published this often, even by two leaders that are killed and restarted.
 const TOLD: usize = 10;
 
 /// Kind, namespace and name.
@@ -85,11 +85,11 @@ pub struct Observer {
     owned: BTreeMap<String, String>,
     /// Who created each of them, and when.
     born: BTreeMap<String, (Actor, Instant)>,
-    /// When the last child of each name went away.
+    /// When the last child of each name was removed.
     ended: BTreeMap<Named, Instant>,
-    /// When each replica was last told by the API server that there is none of that name.
+    /// When the API server last answered each replica that no object of that name exists.
     absent: BTreeMap<(usize, Named), Instant>,
-    /// How often each event was published, by the UID of what it is about and its reason.
+    /// How often each event was published, by the UID of its object and its reason.
     told: BTreeMap<(String, String), usize>,
     /// Creates and deletes of the operators, by kind.
     pub creates: BTreeMap<Kind, usize>,
@@ -101,19 +101,19 @@ pub struct Observer {
     claims_deleted: Vec<String>,
     /// Volumes, by UID, whose policy an admin set to `Delete`, and when.
     pub reset: BTreeMap<String, Instant>,
-    /// Volumes that an admin's policy destroyed before any operator could know of it.
+    /// Volumes that an admin's policy destroyed before any operator could observe it.
     pub lost: BTreeSet<String>,
-    /// UIDs that an operator has asked to be deleted, and what it asked for more than once.
+    /// UIDs whose deletion an operator requested, and those that it requested more than once.
     asked: BTreeSet<String>,
     pub repeated: BTreeMap<String, usize>,
     store: Option<Arc<InMemory>>,
-    /// The store loses the objects of every archive that is complete.
+    /// The store loses objects of every complete archive.
     pub lossy: bool,
     /// The store never answers: nothing can be archived.
     pub store_dead: bool,
     /// Archive pods take longer than any deadline before they store the manifest.
     pub slow_pods: bool,
-    /// Computers that a tenant still asks for: it is not over before they have been.
+    /// Computers that a tenant still tries to create: the run does not end before they have existed.
     pub wanted: usize,
 }
 
@@ -141,8 +141,8 @@ impl Observer {
         self.owned.get(object)
     }
 
-    /// An object under a recorded name whose UID was not on record yet (a crash right after the create) is taken for ours; nobody
-    /// can tell it from one that a tenant has put there meanwhile (DESIGN.md 4.8).
+    /// An object under a recorded name whose UID was not in the record yet (a crash right after the create) counts as owned. Nothing
+    /// distinguishes it from an object that a tenant has created meanwhile (DESIGN.md 4.8).
     pub fn adopt(&mut self, object: &str, computer: &str) {
         self.owned.insert(object.to_owned(), computer.to_owned());
     }
@@ -163,12 +163,12 @@ impl Observer {
         serde_json::from_slice(&self.in_store(&receipt_key(computer))?).ok()
     }
 
-    /// Whether an archive must be made under this policy. `BestEffort` gives up only what nobody could archive.
+    /// Whether this policy requires an archive. `BestEffort` gives up only sessions that could not be archived.
     pub fn archive_due(&self, policy: &str) -> bool {
         policy == "Required" || (policy == "BestEffort" && !self.store_dead)
     }
 
-    /// The digests of the sessions of the last whole archive of this computer: all objects are there and are what they are called.
+    /// The digests of the sessions in the last complete archive of this computer: all objects exist and match their names.
     pub fn archive(&self, computer: &str) -> Option<Vec<String>> {
         let folder = Path::from(format!("archives/{computer}"));
         let listed = self.store.as_ref()?.list_with_delimiter(Some(&folder)).now_or_never()?.ok()?;
@@ -182,28 +182,28 @@ impl Observer {
         digests.iter().all(whole).then_some(digests)
     }
 
-    /// Whether a manifest is there whose objects the store has lost.
+    /// Whether the store has a manifest whose objects it has lost.
     pub fn damaged(&self, computer: &str) -> bool {
         self.lossy && self.in_store(&manifest_key(computer)).is_some() && self.archive(computer).is_none()
     }
 
-    /// An operator has asked for a deletion, with success.
+    /// An operator requested a deletion successfully.
     pub fn asked_to_delete(&mut self, object: &str, what: String) {
         if !self.asked.insert(object.to_owned()) {
             *self.repeated.entry(what).or_default() += 1;
         }
     }
 
-    /// A replica was answered that there is no such object.
+    /// The API server answered a replica that the object does not exist.
     pub fn told_absent(&mut self, actor: Actor, kind: Kind, within: &str, called: &str) {
         if let Actor::Operator(replica) = actor {
             self.absent.insert((replica, (kind, within.to_owned(), called.to_owned())), Instant::now());
         }
     }
 
-    /// Whether a child came true too late for this replica to know of it: another one's create that was still on its way when what it had
-    /// made before was taken away, and when this replica had looked. No look can rule that out (docs/reliability.md); it must be gone
-    /// at the end (S6).
+    /// Whether a child was created too late for this replica to know of it: another replica's create was still in flight when the former
+    /// object was removed and when this replica read. No read can rule that out (docs/reliability.md); the child must be gone at the
+    /// end (S6).
     pub fn came_late(&self, actor: Actor, kind: Kind, object: &Value) -> bool {
         let (Actor::Operator(replica), Some((by, born))) = (actor, self.born.get(uid(object))) else { return false };
         let named = (kind, namespace(object).to_owned(), name(object).to_owned());
@@ -236,7 +236,7 @@ impl Observer {
         if let Some(digest) = key.rsplit('/').next().and_then(|f| f.strip_suffix(".tar.zst")).filter(|_| key.contains("/objects/"))
             && hex::encode(Sha256::digest(after)) != digest
         {
-            self.violation(format!("S7: {key} is not what it is called"));
+            self.violation(format!("S7: the content of {key} does not match its name"));
         }
         if let Some(computer) = key.strip_prefix("archives/").and_then(|k| k.split('/').next()) {
             checks::archived(self, state, computer);
@@ -262,7 +262,7 @@ impl Observer {
         }
     }
 
-    /// Keeps the truth.
+    /// Updates the observer's own state.
     fn note(&mut self, state: &State, change: &Change) {
         let object = change.object();
         if change.kind == "computers" {
@@ -315,13 +315,13 @@ impl Observer {
         }
     }
 
-    /// L6: nobody reads the same ten times.
+    /// L6: the same event is not published ten times.
     fn told_again(&mut self, event: &Value) {
         let part = |pointer| text(event, pointer).unwrap_or_default().to_owned();
         let told = self.told.entry((part("/regarding/uid"), part("/reason"))).or_default();
         *told += 1;
         if *told == TOLD {
-            let what = format!("L6: {} was told {} {TOLD} times", part("/regarding/name"), part("/reason"));
+            let what = format!("L6: the event of {} with reason {} was published {TOLD} times", part("/regarding/name"), part("/reason"));
             self.violation(what);
         }
     }
@@ -347,7 +347,7 @@ impl Observer {
         }
     }
 
-    /// S2: the real decision, on what the API server has at this moment.
+    /// S2: the real decision, on the current objects of the API server.
     fn keys(&mut self, state: &State, change: &Change) {
         let typed = |v: &Arc<Value>| (**v).clone();
         let mut broken = Vec::new();
@@ -376,7 +376,7 @@ impl Observer {
                     r.spec.provider == computer_operator::resources::Provider::BYOM || r.spec.state.children.volume.is_some()
                 });
                 if !protected {
-                    broken.push(format!("S1: a key of {computer} authenticates before its home is protected"));
+                    broken.push(format!("S1: a key of {computer} authenticates before its home is set to Retain"));
                 }
             }
         }
@@ -386,7 +386,7 @@ impl Observer {
     }
 }
 
-/// The key in a Secret of ours.
+/// The key in a Secret of the operator.
 fn token(secret: &Value) -> Option<Key> {
     use base64::Engine as _;
     let data = text(secret, "/data/token")?;

@@ -1,5 +1,5 @@
-//! Whether a deletion that nothing disturbs goes on as soon as it can: every step but the machine's own stop follows a change, not a
-//! timer of the operator and not a resync of the volume controller.
+//! Whether a deletion without faults continues as soon as it can: every step except the machine's own stop follows a change, not a timer
+//! of the operator or a resync of the volume controller.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use crate::api::State;
 use crate::api::value::{name, text};
 use crate::life::Life;
 
-/// Nothing that follows a change takes longer.
+/// The longest time from a change to the request that follows it.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// No watch shows that a volume is detached: it is polled.
+/// No watch shows that a volume is detached, so the operator polls it.
 const POLL: Duration = Duration::from_secs(4);
 
-/// The waits of the deletion that were not for a change.
+/// The waits of the deletion that did not end with a change.
 pub fn idle(state: &State, life: Life) -> Vec<String> {
     let Some(begun) = state.observer.fates.values().filter_map(|f| f.dying).min() else { return Vec::new() };
     let limit = if life == Life::Retained { POLL } else { AT_ONCE };
@@ -27,7 +27,7 @@ pub fn idle(state: &State, life: Life) -> Vec<String> {
         if next.actor.is_operator() && gap > limit {
             let what = format!("{} {}", next.kind, name(next.object()));
             found.push(format!(
-                "L1: nothing happened for {} ms, then the operator went on with {what}: it waited for a timer",
+                "L1: nothing happened for {} ms, then the operator continued with {what}: it waited for a timer",
                 gap.as_millis()
             ));
         }

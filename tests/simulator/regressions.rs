@@ -1,21 +1,21 @@
-//! Runs that once broke a promise, by name. Each is run with every matrix.
+//! Runs that once broke a promise, by name. They run with every matrix.
 
-/// What was found, and the case that showed it.
+/// The former fault, and the case that showed it.
 pub const ALL: [(&str, &str); 16] = [
     (
-        "a store that fails at once was asked, reported and asked again without a pause, seven times a second",
+        "a store that fails at once was retried and reported without a pause, seven times per second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
     ),
     (
-        "a record's cache that lagged made the custody claim again and again after the archive was finished",
+        "a stale cache of records re-created the custody claim repeatedly after the archive was finished",
         r#"{"life":"Retained","leaders":1,"seed":1,"faults":[{"at":53,"side":"After","act":{"Cut":{"time":15000}}}]}"#,
     ),
     (
-        "the last of those claims was left behind after the release",
+        "the last of those claims remained after the release",
         r#"{"life":"Retained","leaders":1,"seed":1,"faults":[{"at":73,"side":"After","act":{"Cut":{"time":50}}}]}"#,
     ),
     (
-        "a second leader made the pod again that a tenant had just killed, under a name whose UID was on record: it was never deleted",
+        "a second leader re-created a pod that a tenant had just force-deleted, under a name whose UID was in the record: it was never deleted",
         r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":36,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
     ),
     (
@@ -23,7 +23,7 @@ pub const ALL: [(&str, &str); 16] = [
         r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":36,"side":"Before","act":{"Crash":{"down":90000,"moves":["StripAndForce"]}}}]}"#,
     ),
     (
-        "two leaders: one counted a second archive attempt because its own look was older than the record; the first pod held all up",
+        "two leaders: one counted a second archive attempt because its read was older than the record; the first pod blocked the deletion",
         r#"{"life":"Namespace","leaders":2,"seed":1}"#,
     ),
     (
@@ -31,7 +31,7 @@ pub const ALL: [(&str, &str); 16] = [
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":109,"side":"Before","act":{"Do":"Recreate"}}]}"#,
     ),
     (
-        "an archive pod that could not start was reported, checked and reported again without a pause: 25 requests a second for ever",
+        "an archive pod that could not start was reported, checked and reported again without a pause: 25 requests per second",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":68,"side":"After","act":{"Do":"LoseNode"}}]}"#,
     ),
     (
@@ -39,31 +39,31 @@ pub const ALL: [(&str, &str); 16] = [
         r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":119,"side":"After","act":{"Do":"LoseNode"}}]}"#,
     ),
     (
-        "a home whose claim was made again was pointed at it before the claim was on record: a deletion right then waited for ever",
+        "a home was bound to a re-created claim before the claim was in the record: a deletion at that moment never ended",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":24,"side":"After","act":{"Do":"DeleteClaims"}},{"at":24,"side":"After","act":{"Do":"ForcePods"}},{"at":41,"side":"After","act":{"Crash":{"down":90000,"moves":["Delete"]}}}]}"#,
     ),
     (
-        "a second leader made a pod again on the word of a look that five requests had come after; the record named another UID by then",
+        "a second leader re-created a pod because of a read that was five requests old; the record named another UID by then",
         r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":33,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
     ),
     (
-        "the same with an archive pod: that of an earlier attempt held the custody claim for good",
+        "the same with an archive pod: the pod of an earlier attempt blocked the custody claim permanently",
         r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":111,"side":"After","act":{"Do":"WreckCustody"}}]}"#,
     ),
     (
-        "a custody claim made again by a leader whose create had met the other one's, which was taken away before it could be read",
+        "a custody claim re-created by a leader whose create conflicted with the other leader's claim, which was deleted before it could be read",
         r#"{"life":"Retained","leaders":2,"seed":1,"faults":[{"at":95,"side":"Before","act":{"Slow":600}}]}"#,
     ),
     (
-        "a create that was on its way for 600 ms came true in the moment of the release: excused, as long as it is taken away",
+        "a create that was in flight for 600 ms succeeded at the moment of the release: accepted, if the object is deleted afterwards",
         r#"{"life":"Retained","leaders":2,"seed":1,"faults":[{"at":92,"side":"Before","act":{"Slow":600}}]}"#,
     ),
     (
-        "an override was acknowledged again in every pass as long as a cache was behind",
+        "an override was acknowledged in every reconcile while a cache was stale",
         r#"{"life":"Override","leaders":2,"seed":1,"faults":[{"at":116,"side":"After","act":{"Cut":{"time":40000}}}]}"#,
     ),
     (
-        "a volume set to `Retain`, whose claim a tenant deleted before it was on record, was nobody's for ever",
+        "a volume set to `Retain`, whose claim a tenant deleted before it was in the record, never had an owner again",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":21,"side":"Before","act":{"Crash":{"down":90000,"moves":["Impersonate"]}}}]}"#,
     ),
 ];

@@ -1,5 +1,4 @@
-//! One replica of the operator: the unchanged leader's work, with a client, a store and a process of its own, started again
-//! whenever it was killed.
+//! One replica of the operator: the unchanged leader, with its own client, store and process. It is restarted whenever it was killed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +27,7 @@ fn settings() -> Settings {
     }
 }
 
-/// Lives until the simulation ends.
+/// Runs until the simulation ends.
 pub async fn run(world: World, replica: usize, concurrency: usize) {
     loop {
         let caller = Caller::new(Actor::Operator(replica));
@@ -37,7 +36,7 @@ pub async fn run(world: World, replica: usize, concurrency: usize) {
             result = lead(&world, &caller, replica, concurrency, CancellationToken::new()) => {
                 if let Err(error) = result {
                     world.note(format!("        -- replica {replica} ended by itself: {error:#}"));
-                    // A task of it panicked, so it had to: the Deployment starts it again.
+                    // One of its tasks panicked, so it must exit: the Deployment restarts it.
                     if world.faults().died.take().is_none() {
                         world.with(|s| s.observer.violation(format!("replica {replica} ended by itself: {error:#}")));
                     }

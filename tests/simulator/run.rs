@@ -1,4 +1,4 @@
-//! One run: a life, disturbed in one way, from a seed. The same case gives the same run.
+//! One run: a life with one kind of fault, from a seed. The same case gives the same run.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,14 +13,14 @@ use crate::life::{self, Life};
 use crate::world::World;
 use crate::{actors, replica};
 
-/// All that a run depends on.
+/// Everything that a run depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {
     pub life: Life,
-    /// How many replicas work at once, without a lease.
+    /// How many replicas run at once, without a lease.
     pub leaders: usize,
     pub seed: u64,
-    /// How many changes every cache is behind, always.
+    /// How many changes every cache is always behind.
     #[serde(default)]
     pub lag: usize,
     #[serde(default)]
@@ -32,18 +32,18 @@ impl Case {
         Self { life, leaders, seed: 1, lag: 0, faults: Vec::new() }
     }
 
-    /// The command that runs it again.
+    /// The command that repeats the run.
     pub fn command(&self) -> String {
         format!("cargo test --features guards-off --test simulator -- --case '{}'", self.json())
     }
 
-    /// As the command line takes it.
+    /// The case as JSON, as the command line accepts it.
     pub fn json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 }
 
-/// How it came out.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Outcome {
     pub wrong: Vec<String>,
@@ -53,9 +53,9 @@ pub struct Outcome {
     pub changes: usize,
     pub simulated: Duration,
     pub story: Vec<String>,
-    /// What the deletion waited for although nothing was to come.
+    /// Waits of the deletion that no change could end.
     pub idle: Vec<String>,
-    /// What operators asked to be deleted again.
+    /// Deletions that operators requested again.
     pub repeated: BTreeMap<String, usize>,
 }
 
@@ -63,7 +63,7 @@ thread_local! {
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A panic in a task is a finding of its own; one of ours is told as usual.
+/// A panic in a task is a finding. An injected panic is not printed as one.
 pub fn notice_panics() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -78,13 +78,13 @@ pub fn notice_panics() {
     }));
 }
 
-/// Runs something on a clock of its own, which goes on when nothing else does.
+/// Runs a future with simulated time, which advances when every task is idle.
 pub fn in_simulated_time<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     runtime.block_on(work)
 }
 
-/// Runs a case without some guards, on this thread.
+/// Runs a case with some guards switched off, on this thread.
 pub fn run_without(off: &[Guard], case: &Case) -> Outcome {
     guards::without(off, || run(case))
 }
@@ -108,7 +108,7 @@ pub fn run(case: &Case) -> Outcome {
     outcome
 }
 
-/// What was seen on the way comes before what is wrong at the end.
+/// Violations during the run come before those at the end.
 fn outcome(world: &World, life: Life, at_the_end: Vec<String>) -> Outcome {
     world.with(|s| {
         let wrong = s.observer.violations().iter().cloned().chain(at_the_end).collect();

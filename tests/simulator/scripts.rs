@@ -1,4 +1,4 @@
-//! The request scripts for [`crate::conformance`]: all that our code does to an API server, and all that it relies on being refused.
+//! The request scripts for [`crate::conformance`]: every request that the operator makes, and every refusal that it relies on.
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ pub fn all() -> Vec<(&'static str, Vec<Step>)> {
             vec![post("/api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "scripts"}}))],
         ),
         ("the life of a computer", life()),
-        ("another one of the same name", again()),
+        ("another computer with the same name", again()),
         ("finalizers", finalizers()),
         ("statuses and versions", statuses()),
         ("records", records()),
@@ -27,7 +27,7 @@ pub fn all() -> Vec<(&'static str, Vec<Step>)> {
         ("claims", claims()),
         ("volumes", volumes()),
         ("pods", pods()),
-        ("a namespace that is going", terminating()),
+        ("a namespace that is being deleted", terminating()),
     ]
 }
 

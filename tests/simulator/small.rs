@@ -1,4 +1,4 @@
-//! The smallest cluster that a deletion can be checked in: every object is a handful of values, so that all states can be listed.
+//! The smallest cluster that a deletion can be checked in: every object is a few values, so that all states can be enumerated.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -60,7 +60,7 @@ pub enum Other {
 #[allow(clippy::struct_excessive_bools)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Core {
-    /// UID and version of who stands under the name; whether it is being deleted and held.
+    /// UID and version of the Computer with the name; whether it is being deleted, and whether it has the finalizer.
     computer: Option<(&'static str, u32, bool)>,
     record: (String, u32),
     machine: Machine,
@@ -147,7 +147,7 @@ impl Core {
                     self.breaks("S1: archived while the machine may write");
                 }
                 if self.record().spec.state.credential != CredentialState::Revoked {
-                    self.breaks("S2: archived before the key was dead");
+                    self.breaks("S2: archived before the key was revoked");
                 }
                 self.packer = Packer::Done;
                 self.manifest = true;
@@ -163,7 +163,7 @@ impl Core {
     fn reclaim(&mut self) {
         let Some((holder, policy)) = &mut self.volume else { return };
         if holder.is_empty() || holder == SEEN {
-            // A volume that is reserved is bound when its claim is there, and never reclaimed.
+            // A reserved volume is bound when its claim exists, and is never reclaimed.
             let next = if holder.is_empty() || self.custody == Life::Gone { SEEN } else { "custody-uid" };
             next.clone_into(holder);
             return;
@@ -299,7 +299,7 @@ pub fn view(core: &Core, leader: usize) -> View {
         Subject::volume("pv"),
     ] {
         let fact = core.read(&subject);
-        // A cache never shows that something is gone.
+        // A cache never proves absence.
         if fact != Fact::Gone {
             view.facts.insert(subject, fact);
         }

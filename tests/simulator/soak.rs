@@ -1,5 +1,5 @@
-//! The soak: two hundred computers in eight namespaces, some of them poisoned; nothing else, everything going wrong by chance, or that
-//! and a slow store, as the seed says; seed after seed for as long as there is time.
+//! The soak: two hundred computers in eight namespaces, some of which can never be deleted. Depending on the seed there are no other
+//! faults, random faults, or random faults and a slow store. It runs seed after seed until the time is over.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::life::{self, BOUND, Life};
 use crate::world::World;
 use crate::{actors, moves, replica, run};
 
-/// What one soak is made of.
+/// The settings of a soak.
 #[derive(Clone, Copy, Debug)]
 pub struct Soak {
     pub seed: u64,
@@ -25,7 +25,7 @@ pub struct Soak {
 
 /// Namespaces that share them.
 const TEAMS: usize = 8;
-/// Every tenth computer is poison: somebody's finalizer holds its claim, or its class does not exist.
+/// Every tenth computer is blocked: a foreign finalizer holds its claim, or its class does not exist.
 const POISON: usize = 10;
 const FOREIGN: &str = "theirs.example/keep";
 
@@ -34,14 +34,14 @@ impl Soak {
         format!("cargo xtask soak --seed {} --computers {} --once", self.seed, self.computers)
     }
 
-    /// The seed says which.
+    /// The seed determines the mix.
     fn mix(self) -> (&'static str, Mix) {
         let until = self.computers as u64 * 60;
         let all = Mix { crash: 0.0003, lose: 0.01, silence: 0.002, refuse: 0.02, slow: 0.01, cut: 0.0005, store: 0, until };
         match self.seed % 3 {
             0 => ("poison only", Mix::default()),
             1 => ("everything", all),
-            _ => ("everything, slow store", Mix { store: 8_000, ..all }),
+            _ => ("all faults, slow store", Mix { store: 8_000, ..all }),
         }
     }
 
@@ -50,7 +50,7 @@ impl Soak {
     }
 }
 
-/// Seeds from `first` on, until `time` is over. Whether all went well.
+/// Runs seeds from `first` on, until `time` is over. Returns whether all passed.
 pub fn run_for(first: u64, computers: usize, time: Duration) -> bool {
     let (began, mut seed, mut well) = (std::time::Instant::now(), first, true);
     loop {
@@ -103,7 +103,7 @@ fn once(soak: Soak) -> (Vec<String>, String) {
     })
 }
 
-/// The life of one computer. How long its deletion took, if it was a healthy one.
+/// Runs the life of one computer. Returns how long its deletion took, unless it was blocked.
 async fn one(world: World, i: usize) -> Option<Duration> {
     let (team, called) = (Soak::team(i), format!("box-{i}"));
     tokio::time::sleep(Duration::from_millis(world.random(60_000))).await;
@@ -132,7 +132,7 @@ async fn one(world: World, i: usize) -> Option<Duration> {
     (!poison).then(|| began.elapsed())
 }
 
-/// Somebody's finalizer on the claim: it holds the deletion for ever.
+/// A foreign finalizer on the claim blocks the deletion permanently.
 fn keep(state: &mut State, team: &str, computer: &str) {
     let claims: Vec<String> = state
         .all("persistentvolumeclaims")
@@ -149,13 +149,13 @@ fn keep(state: &mut State, team: &str, computer: &str) {
     }
 }
 
-/// Healthy ones have ended by now; the poisoned ones end when they are let go. Then nothing is left.
+/// Healthy deletions have ended by now. The blocked ones end once their cause is removed. Then nothing is left.
 async fn ended(world: &World) -> Vec<String> {
     let mut wrong = Vec::new();
     let held = world.with(|s| s.all("persistentvolumeclaims").filter(|c| crate::api::value::has_finalizer(c, FOREIGN)).count());
     let going = world.with(|s| s.all("computers").filter(|c| deleting(c)).count());
     if going > held {
-        wrong.push(format!("L3: {going} deletions have not ended, {held} of them are held by somebody"));
+        wrong.push(format!("L3: {going} deletions have not ended, {held} of them are blocked by the soak"));
     }
     world.with(|s| {
         let claims: Vec<_> = s.all("persistentvolumeclaims").cloned().collect();
@@ -176,7 +176,7 @@ async fn ended(world: &World) -> Vec<String> {
     let began = Instant::now();
     while !world.with(released) {
         if began.elapsed() > BOUND {
-            wrong.push(format!("L1: not over: {}", world.with(|s| life::left(s))));
+            wrong.push(format!("L1: not finished: {}", world.with(|s| life::left(s))));
             return wrong;
         }
         tokio::time::sleep(Duration::from_secs(5)).await;

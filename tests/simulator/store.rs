@@ -1,5 +1,5 @@
-//! The archive store of one replica: all replicas share one in-memory store, each request may be disturbed, and nothing may ever
-//! be overwritten (S7).
+//! The archive store of one replica. All replicas share one in-memory store, each request may fail, and no object may ever be
+//! overwritten (S7).
 
 use std::fmt;
 use std::ops::Range;
@@ -39,13 +39,13 @@ impl fmt::Display for Shelf {
     }
 }
 
-/// What is stored under a key. An in-memory store answers at once.
+/// The object stored under a key. An in-memory store answers at once.
 pub fn peek(store: &InMemory, key: &str) -> Option<Bytes> {
     let read = async { store.get(&Path::from(key)).await.ok()?.bytes().await.ok() };
     read.now_or_never().flatten()
 }
 
-/// A failure as a real store tells it: no two have the same text, because of the time that it took and the id of the request.
+/// A failure as a real store reports it: no two texts are equal, because they contain the duration and the id of the request.
 #[derive(Debug)]
 struct Told {
     text: String,
@@ -105,7 +105,7 @@ impl Shelf {
         }
     }
 
-    /// A store that loses what it has accepted.
+    /// A store that loses objects that it has accepted.
     async fn lose(&self, location: &Path) {
         let key = location.to_string();
         if !self.world.with(|s| s.observer.lossy) || !key.ends_with("/manifest.json") {

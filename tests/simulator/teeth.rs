@@ -1,5 +1,5 @@
-//! Guards have teeth: with any one of them switched off, a run must break a promise that holds with it. Which one, and the command
-//! that shows it, is `docs/guards.md`, which this writes.
+//! Checks that each guard is needed: with the guard switched off, a run must break a promise that holds with it. `docs/guards.md`, which
+//! this module writes, names the promise and the command.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::hints::{TEETH, Tooth};
 use crate::matrix::{self, Reference, STAGES, budget, parallel};
 use crate::run::{Case, run_without};
 
-/// How far from the request that a hint names the search goes. The code changes; the place does not move far.
+/// How far from the request in the hint the search goes. When the code changes, the place moves only a little.
 const FAR: i64 = 25;
 
 /// A run that breaks a promise without some guards, and breaks none with them.
@@ -20,14 +20,14 @@ struct Bite {
     what: String,
 }
 
-/// What was seen without a guard.
+/// The result for one guard.
 struct Verdict {
     tooth: &'static Tooth,
     bite: Option<Bite>,
     runs: usize,
 }
 
-/// Whether every guard was missed.
+/// Checks every guard; returns whether the absence of each was detected.
 pub fn run_all(jobs: usize) -> bool {
     let references = matrix::references(jobs);
     let verdicts: Mutex<Vec<Verdict>> = Mutex::default();
@@ -39,7 +39,7 @@ pub fn run_all(jobs: usize) -> bool {
             Some(bite) => {
                 println!("    ok  {:?}, after {} runs: {}", tooth.guard, verdict.runs, bite.what.lines().next().unwrap_or_default());
             }
-            None => println!("FAILED  {:?}: nobody noticed in {} runs", tooth.guard, verdict.runs),
+            None => println!("FAILED  {:?}: no check failed in {} runs", tooth.guard, verdict.runs),
         }
         verdicts.lock().unwrap().push(verdict);
     });
@@ -52,7 +52,7 @@ pub fn run_all(jobs: usize) -> bool {
     written(&verdicts) && complete && verdicts.iter().all(|v| v.bite.is_some())
 }
 
-/// Writes the table, or looks that the committed one tells of every guard. The run that it names may be another one by now.
+/// Writes the table, or checks that the committed one has a row for every guard. The run in a row may be outdated.
 fn written(verdicts: &[Verdict]) -> bool {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guards.md");
     if std::env::var_os("WRITE_GUARDS").is_some() {
@@ -62,17 +62,17 @@ fn written(verdicts: &[Verdict]) -> bool {
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     let told = verdicts.iter().all(|v| text.contains(&row(v.tooth))) && text.matches("\n| `").count() == verdicts.len();
     if !told {
-        println!("FAILED  docs/guards.md does not tell of every guard: run it again with WRITE_GUARDS=1");
+        println!("FAILED  docs/guards.md does not have a row for every guard: run it again with WRITE_GUARDS=1");
     }
     told
 }
 
-/// How the row of a guard begins.
+/// The beginning of a guard's row.
 fn row(tooth: &Tooth) -> String {
     format!("| `{:?}` | {} |", tooth.guard, tooth.about)
 }
 
-/// The first of these cases that breaks a promise without the guards only.
+/// The first of these cases that breaks a promise only without the guards.
 fn first(off: &[Guard], cases: impl Iterator<Item = Case>, references: &[Reference], runs: &mut usize) -> Option<Bite> {
     for case in cases {
         *runs += 1;
@@ -81,7 +81,7 @@ fn first(off: &[Guard], cases: impl Iterator<Item = Case>, references: &[Referen
             let budget = budget(&case, &outcome, references);
             outcome.wrong.into_iter().chain(budget).next()
         };
-        // A case that fails with all guards says nothing about these.
+        // A case that also fails with all guards proves nothing about these.
         if let Some(what) = broken(off).filter(|_| broken(&[]).is_none()) {
             return Some(Bite { case, what });
         }
@@ -109,7 +109,7 @@ fn around(hint: &str) -> impl Iterator<Item = Case> {
     })
 }
 
-/// Looks for a hint: the first run of some matrices that breaks a promise without these guards.
+/// Finds a hint: the first run of some matrices that breaks a promise without these guards.
 pub fn search(off: &[Guard], stages: &[String], thin: usize, jobs: usize) -> bool {
     let references = matrix::references(jobs);
     let (mut runs, mut found) = (0, false);
@@ -119,7 +119,7 @@ pub fn search(off: &[Guard], stages: &[String], thin: usize, jobs: usize) -> boo
             println!("    ok  {off:?}: {}, after {runs} runs: {}\n        {}", stage.name, bite.what, bite.case.json());
             found = true;
         } else {
-            println!("        {off:?}: {}: nobody noticed, {runs} runs so far", stage.name);
+            println!("        {off:?}: {}: no check failed, {runs} runs so far", stage.name);
         }
     }
     found
@@ -128,7 +128,7 @@ pub fn search(off: &[Guard], stages: &[String], thin: usize, jobs: usize) -> boo
 /// A guard by its name.
 pub fn named(name: &str) -> Result<Guard, String> {
     let names = || Guard::ALL.map(|g| format!("{g:?}")).join(", ");
-    Guard::ALL.into_iter().find(|g| format!("{g:?}") == name).ok_or_else(|| format!("no guard of that name. They are: {}", names()))
+    Guard::ALL.into_iter().find(|g| format!("{g:?}") == name).ok_or_else(|| format!("unknown guard; valid names: {}", names()))
 }
 
 fn table(verdicts: &[Verdict]) -> String {

@@ -1,4 +1,4 @@
-//! Times, by the simulation's own clock: who ends when and why, deadlines that are said to be over, and the order that a receipt shows.
+//! Checks of times, by the simulated clock: when and why a computer is deleted, reported deadlines, and the order of times in a receipt.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use crate::api::value::{text, uid};
 use crate::checks::record;
 use crate::observer::Observer;
 
-/// What an operator's time may differ by: timestamps have whole seconds.
+/// How far an operator's time may differ: timestamps have whole seconds.
 const SECOND: i64 = 1;
-/// How long a volume may take to go before the default class's deadline is over.
+/// The default class's deadline for deleting a volume.
 const DELETE_VOLUMES: Duration = Duration::from_secs(600);
 
 fn time(value: &Value, pointer: &str) -> Option<Timestamp> {
     text(value, pointer)?.parse().ok()
 }
 
-/// S4: the operator deletes a computer of its own accord. Its time to live, as the API server has it, must be over, and the reason on record.
+/// S4: the operator itself deletes a computer. Its time to live in the API server must have expired, and the reason must be in the record.
 pub fn ended(observer: &mut Observer, state: &State, before: &Value) {
     let of = uid(before).to_owned();
     let ttl = before.pointer("/spec/timeToLiveSeconds").and_then(Value::as_i64);
@@ -27,16 +27,16 @@ pub fn ended(observer: &mut Observer, state: &State, before: &Value) {
     let over = ttl.zip(age).is_some_and(|(ttl, age)| age + SECOND >= ttl);
     let protected = before.pointer("/spec/deletionProtection").and_then(Value::as_bool) == Some(true);
     if !over || protected {
-        return observer.violation(format!("S4: the operator deleted {of}, which nobody asked it to: {ttl:?} s to live, {age:?} s old"));
+        return observer.violation(format!("S4: the operator deleted {of} without a reason: time to live {ttl:?} s, age {age:?} s"));
     }
     let Some(record) = record(state, &of) else { return };
     match (record.spec.state.ending, observer.fates.get_mut(&of)) {
         (Some(ending), Some(fate)) => fate.ended = Some(ending.cause),
-        _ => observer.violation(format!("S4: the operator deleted {of}, and the reason is not on record")),
+        _ => observer.violation(format!("S4: the operator deleted {of}, and the reason is not in the record")),
     }
 }
 
-/// L2: what is said to take too long has had its time. A volume goes after its archive is complete, never before.
+/// L2: a step is reported as overdue only after its deadline. A volume is deleted after its archive is complete, never before.
 pub fn false_deadline(observer: &mut Observer, computer: &Value) {
     let said = |c: &&Value| c["type"] == "Blocked" && c["status"] == "True" && c["reason"] == "VolumeNotDeleted";
     let conditions = computer.pointer("/status/conditions").and_then(Value::as_array);
@@ -46,21 +46,21 @@ pub fn false_deadline(observer: &mut Observer, computer: &Value) {
     let archived = observer.fates.get(uid(computer)).and_then(|fate| fate.archived);
     if let Some(archived) = archived.filter(|at| at.elapsed() < DELETE_VOLUMES) {
         let what =
-            format!("L2: the volume of {} is said to be overdue {} s after its archive", uid(computer), archived.elapsed().as_secs());
+            format!("L2: the volume of {} is reported as overdue {} s after its archive", uid(computer), archived.elapsed().as_secs());
         observer.violation(what);
     }
 }
 
-/// What is wrong with the times and the cause of a receipt: they follow each other, and the record says the same.
+/// What is wrong with the times and the cause of a receipt. The times must be in order, and the record must have the same.
 pub fn of_receipt(observer: &Observer, state: &State, of: &str, receipt: &Value) -> Option<String> {
     let mut last = time(receipt, "/deletedAt")?;
     let mut verified = false;
     for step in receipt["steps"].as_array().into_iter().flatten() {
         let (id, at) = (text(step, "/step")?, time(step, "/at")?);
-        // An archive that was verified took a while after the pods had stopped, and the volume went a while after that.
+        // A verified archive takes some time after the pods have stopped, and the volume some time after the archive.
         let archive = id == "archive-sessions" && step["result"] == "Verified";
         if at < last || (at == last && (archive || verified)) {
-            return Some(format!("its receipt says that {id} ended at {at}, and what came before it at {last}"));
+            return Some(format!("its receipt says that {id} ended at {at}, and the step before it at {last}"));
         }
         (last, verified) = (at, archive);
     }
@@ -73,16 +73,16 @@ pub fn of_receipt(observer: &Observer, state: &State, of: &str, receipt: &Value)
     let vanished = fate.is_some_and(|fate| fate.stripped) && text(receipt, "/cause") == Some("ComputerVanished");
     let cause = fate.and_then(|fate| fate.ended.clone()).filter(|_| !vanished);
     if cause.is_some_and(|cause| text(receipt, "/cause") != Some(&cause)) || text(receipt, "/cause") != Some(&deletion.cause) {
-        return Some(format!("its receipt says {} for a reason", receipt["cause"]));
+        return Some(format!("its receipt has the cause {}", receipt["cause"]));
     }
-    // Two leaders may each have seen what is handed off end at a time of their own.
+    // Two leaders may each have observed the end of a handed-off deletion at different times.
     if deletion.handed_off || deletion.receipt.is_none() {
         return None;
     }
     if !deletion.started.is_empty() {
-        return Some(format!("its finished record says that {:?} are under way", deletion.started));
+        return Some(format!("its finished record says that {:?} are in progress", deletion.started));
     }
     let told = serde_json::to_value(&deletion.steps).ok()?;
     let other = receipt["steps"].as_array()?.iter().find(|step| told[text(step, "/step").unwrap_or_default()]["at"] != step["at"])?;
-    Some(format!("its receipt says {other}, and its record {told}"))
+    Some(format!("its receipt says {other}, and its record says {told}"))
 }

@@ -1,4 +1,4 @@
-//! One simulated cluster: API server, archive store, clock, randomness, and the journal of what was asked of it.
+//! One simulated cluster: API server, archive store, clock, randomness, and the journal of all requests.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -39,10 +39,10 @@ struct Inner {
     figures: Mutex<std::collections::BTreeMap<usize, Arc<Metrics>>>,
 }
 
-/// How the text of a panic begins that is part of the simulation.
+/// The beginning of the text of every injected panic.
 pub const INJECTED: &str = "the simulation panics";
 
-/// A process that can be killed: nothing it does after that has any effect.
+/// A process that can be killed. After that, none of its requests has an effect.
 #[derive(Debug, Default)]
 pub struct Process {
     dead: AtomicBool,
@@ -50,7 +50,7 @@ pub struct Process {
     pub down: Mutex<Duration>,
 }
 
-/// Who makes a request, and the process that it comes from.
+/// The client of a request, and its process.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub actor: Actor,
@@ -93,7 +93,7 @@ impl World {
         }))
     }
 
-    /// Looks at the state, or changes it. Never held over an await.
+    /// Reads or changes the state. The lock is never held over an await.
     pub fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
         look(&mut self.0.state.lock().unwrap())
     }
@@ -106,7 +106,7 @@ impl World {
         Arc::clone(&self.0.objects)
     }
 
-    /// Resolves when something changed.
+    /// Resolves when the state has changed.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
     }
@@ -121,7 +121,7 @@ impl World {
         Client::new(tower::service_fn(move |request| server::handle(world.clone(), caller.clone(), request)), "default")
     }
 
-    /// The clock and the randomness of a process here.
+    /// The clock and the randomness of a process in this world.
     pub fn sources(&self) -> Sources {
         let (start, clock, world) = (self.0.start, self.clone(), self.clone());
         let ahead = move || SignedDuration::from_secs(clock.0.ahead.load(Ordering::SeqCst));
@@ -140,7 +140,7 @@ impl World {
         self.0.start.elapsed()
     }
 
-    /// The way there, or back.
+    /// The latency of one direction.
     pub async fn latency(&self, caller: &Caller) {
         if caller.actor.is_operator() {
             let micros = 500 + self.random(7_500);
@@ -148,14 +148,14 @@ impl World {
         }
     }
 
-    /// A dead process never hears of anything again.
+    /// A dead process never gets an answer.
     pub async fn dead_wait(&self, caller: &Caller) {
         if !caller.alive() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// The number of a request of an operator; others are not counted.
+    /// The number of an operator's request; requests of other clients are not counted.
     pub fn count(&self, caller: &Caller) -> Option<u64> {
         (caller.actor.is_operator() && caller.alive()).then(|| self.0.requests.fetch_add(1, Ordering::SeqCst) + 1)
     }
@@ -164,7 +164,7 @@ impl World {
         self.0.requests.load(Ordering::SeqCst)
     }
 
-    /// What happens to the n-th request, before it is performed or after. May never return.
+    /// Applies the faults of the n-th request, before it is performed or after. It may never return.
     pub async fn fire(&self, caller: &Caller, n: Option<u64>, side: Side, what: &str) -> Verdict {
         self.dead_wait(caller).await;
         let Some(n) = n else { return Verdict::Go };
@@ -211,7 +211,7 @@ impl World {
         verdict
     }
 
-    /// It is not over before a killed process is up again and has had the time for what it does at its start.
+    /// The run does not end before a killed process has restarted and has had time for its first reconciles.
     fn until_settled(&self, down: Duration) {
         self.with(|s| s.observer.wanted += 1);
         let world = self.clone();
@@ -250,7 +250,7 @@ impl World {
         self.0.figures.lock().unwrap().get(&replica).and_then(|m| m.text().ok()).unwrap_or_default()
     }
 
-    /// Panics if the task that opens this watch or list is to die.
+    /// Panics if the task that opens this watch or list must die.
     pub fn open(&self, caller: &Caller, kind: &str) {
         let mut faults = self.faults();
         if !caller.actor.is_operator() || faults.doomed.as_deref() != Some(kind) {
@@ -268,7 +268,7 @@ impl World {
         routers.push((replica, Arc::clone(process), router));
     }
 
-    /// What a world holds holds the world: without this it would never be freed.
+    /// The parts of a world refer to the world: without this it would never be freed.
     pub fn end(&self) {
         self.0.routers.lock().unwrap().clear();
     }
@@ -278,7 +278,7 @@ impl World {
         self.0.routers.lock().unwrap().iter().any(|(_, process, _)| !process.dead.load(Ordering::SeqCst))
     }
 
-    /// One that answers: the Service's choice.
+    /// A replica that answers, as the Service would choose it.
     pub fn endpoint(&self) -> Option<axum::Router> {
         let routers = self.0.routers.lock().unwrap();
         let alive: Vec<_> = routers.iter().filter(|(_, p, _)| !p.dead.load(Ordering::SeqCst)).collect();

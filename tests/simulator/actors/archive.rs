@@ -1,4 +1,4 @@
-//! The archive pod's program: the real packing of a home, sent to the real ingest endpoint of whichever replica answers.
+//! The archive pod's program: the real code packs a home and sends it to the real ingest endpoint of a replica that answers.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -30,7 +30,7 @@ pub struct Packed {
 
 static PACKED: LazyLock<Mutex<HashMap<u64, Arc<Packed>>>> = LazyLock::new(Mutex::default);
 
-/// The home as it is after so many writes, packed by the real code.
+/// The home after this many writes, packed by the real code.
 pub fn packed(version: u64) -> Arc<Packed> {
     let mut all = PACKED.lock().unwrap();
     Arc::clone(all.entry(version).or_insert_with(|| Arc::new(pack_home(version))))
@@ -49,9 +49,9 @@ fn pack_home(version: u64) -> Packed {
     Packed { entry: packed.entry, object }
 }
 
-/// Longer than the deadline of any class here.
+/// Longer than the deadline of any class in the simulator.
 const SLOW: Duration = Duration::from_secs(1500);
-/// Tries of one request, as in the real program.
+/// Attempts of one request, as in the real program.
 const TRIES: u32 = 6;
 
 pub async fn run(world: World, pod: Arc<Value>) {
@@ -82,7 +82,7 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
     let base = format!("/ingest/v1/{}", computer.uid);
     let token = format!("pod/{}/{}/{}", namespace(pod), name(pod), uid(pod));
     let object = format!("{base}/objects/{}", home.entry.digest);
-    // What a broken or hostile pod would do first: other bytes, another computer's archive. Both must be refused.
+    // First the requests of a broken or hostile pod: wrong bytes, another computer's archive. Both must be refused.
     let _ = put(world, pod, &object, &token, home.object.slice(1..)).await;
     let _ = put(world, pod, "/ingest/v1/somebody-else/manifest", &token, foreign_manifest()).await;
     put(world, pod, &object, &token, home.object.clone()).await?;
@@ -136,7 +136,7 @@ async fn put(world: &World, pod: &Value, path: &str, token: &str, body: Bytes) -
         };
         let request = Request::builder().method(Method::PUT).uri(path).header("authorization", format!("Bearer {token}"));
         let request = request.body(Body::from(body.clone())).map_err(|e| e.to_string())?;
-        // As the real client: an answer that does not come is another try. A handler that panics breaks the connection, not the client.
+        // Like the real client: a missing answer is retried. A handler that panics breaks the connection, not the client.
         let answer = AssertUnwindSafe(tokio::time::timeout(Duration::from_secs(120), router.oneshot(request))).catch_unwind().await;
         let Ok(Ok(Ok(answer))) = answer else {
             "no answer".clone_into(&mut last);

@@ -1,4 +1,4 @@
-//! The garbage collector: dependents of what is gone, and the foreground and orphan ways of deleting.
+//! The garbage collector: dependents of deleted owners, and the foreground and orphan propagation policies.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub fn step(state: &mut State) {
     debug_assert!(kinds::find("", "pods").is_some());
 }
 
-/// None of our references blocks the owner's deletion: its dependents are deleted, and the owner goes on.
+/// None of the operator's references blocks the owner's deletion: the dependents are deleted, and the owner's deletion continues.
 fn foreground(state: &mut State, owner: &Value, dependents: &[(Kind, Arc<Value>)], of_owner: impl Fn(&Value) -> bool) {
     for (kind, object) in dependents.iter().filter(|(_, v)| of_owner(v) && !deleting(v)) {
         let options = DeleteOptions { uid: Some(uid(object).to_owned()), ..DeleteOptions::default() };

@@ -1,5 +1,5 @@
-//! The scheduler and the kubelet of the one node. What runs is a fact of its own: a pod that vanished from the API may run on for a
-//! while, and write.
+//! The scheduler and the kubelet of the one node. Running containers are separate from pods: the containers of a pod that disappeared from
+//! the API may run for a while, and write.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use crate::api::value::{deleting, label, name, namespace, text, uid};
 use crate::api::verbs::DeleteOptions;
 use crate::api::{Actor, State};
 
-/// What runs, by the UID of its pod.
+/// The running containers, by the UID of their pod.
 #[derive(Clone, Debug, Default)]
 pub struct Kubelet {
     pub running: BTreeMap<String, Running>,
-    /// The node does not answer before this; what runs on it runs on.
+    /// The node does not respond before this instant; its containers keep running.
     pub lost_until: Option<Instant>,
-    /// Attachments that nothing needs any more, and since when.
+    /// Attachments that no pod needs any more, and since when.
     detaching: BTreeMap<String, Instant>,
     /// Every machine ends as soon as it runs.
     pub ends_at_once: bool,
@@ -28,7 +28,7 @@ pub struct Kubelet {
 
 #[derive(Clone, Debug)]
 pub struct Running {
-    /// UIDs of the volumes that it has mounted.
+    /// UIDs of the mounted volumes.
     pub volumes: Vec<String>,
     pub archive: bool,
     wrote: Instant,
@@ -39,7 +39,7 @@ pub struct Running {
 /// A volume that nothing on the node uses any more is detached after this long.
 const DETACHING: Duration = Duration::from_secs(1);
 
-/// A container that is asked to stop takes this long, writing all the while.
+/// A container that is asked to stop takes this long, and writes until the end.
 const STOPPING: Duration = Duration::from_secs(3);
 
 impl Kubelet {
@@ -48,7 +48,7 @@ impl Kubelet {
         !self.running.is_empty() || self.lost_until.is_some()
     }
 
-    /// Whether anything that may write has this volume mounted.
+    /// Whether a container that may write has this volume mounted.
     pub fn writer(&self, volume: &str) -> bool {
         self.running.values().any(|r| !r.archive && r.volumes.iter().any(|v| v == volume))
     }
@@ -82,8 +82,8 @@ pub fn step(state: &mut State) -> Vec<Arc<Value>> {
     started
 }
 
-/// The volumes of an attachable driver are attached for as long as something on the node has them mounted, be it an archive pod, and a
-/// little longer. Here these are the volumes of the StorageClass that keeps them.
+/// The volumes of an attachable driver stay attached while a pod on the node has them mounted (also an archive pod), and a little
+/// longer. In the simulator these are the volumes of the StorageClass that retains them.
 fn attachments(state: &mut State) {
     let mounted: Vec<&String> = state.kubelet.running.values().flat_map(|r| &r.volumes).collect();
     let of_driver = |v: &&Arc<Value>| mounted.contains(&&uid(v).to_owned()) && text(v, "/spec/storageClassName") == Some("retain");
@@ -115,7 +115,7 @@ pub fn node_status(state: &mut State, ready: bool) {
 fn write(state: &mut State) {
     let mut dirty = Vec::new();
     for running in state.kubelet.running.values_mut().filter(|r| !r.archive) {
-        // What is being stopped writes to its last moment.
+        // A container that is being stopped writes until its end.
         let pause = Duration::from_secs(if running.ending.is_some() { 1 } else { 20 });
         if running.wrote.elapsed() >= pause {
             running.wrote = Instant::now();
@@ -162,7 +162,7 @@ fn start(state: &mut State, pod: &Arc<Value>) -> Option<Arc<Value>> {
     let volumes = volumes(state, pod)?;
     let archive = label(pod, COMPONENT_LABEL) == Some("archive") && namespace(pod) == crate::moves::SYSTEM;
     if archive && let Some(volume) = volumes.iter().find(|v| state.kubelet.writer(v)) {
-        state.observer.violation(format!("S1: {} reads volume {volume} while something may still write to it", name(pod)));
+        state.observer.violation(format!("S1: {} reads volume {volume} while a container may still write to it", name(pod)));
     }
     if !archive {
         for volume in &volumes {
@@ -180,7 +180,7 @@ fn start(state: &mut State, pod: &Arc<Value>) -> Option<Arc<Value>> {
     archive.then(|| Arc::clone(pod))
 }
 
-/// A deleted pod: its containers end, then its phase says so, then the kubelet lets it go.
+/// A deleted pod: its containers end, then its phase is updated, then the kubelet removes it.
 fn stop(state: &mut State, pod: &Value) {
     if let Some(running) = state.kubelet.running.get_mut(uid(pod)) {
         let since = *running.ending.get_or_insert_with(Instant::now);
@@ -211,7 +211,7 @@ pub fn ended(state: &mut State, within: &str, called: &str, pod_uid: &str, code:
     });
 }
 
-/// What runs without a pod is killed, a little later.
+/// Containers without a pod are killed a little later.
 fn kill_strays(state: &mut State) {
     let known: std::collections::BTreeSet<String> = state.all("pods").map(|p| uid(p).to_owned()).collect();
     state.kubelet.running.retain(|pod, running| {

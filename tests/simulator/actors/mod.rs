@@ -1,5 +1,5 @@
-//! What else acts in a cluster: scheduler, kubelet, the volume controllers, the namespace controller, the garbage collector, and
-//! the archive pods' program.
+//! The other actors of a cluster: scheduler, kubelet, the volume controllers, the namespace controller, the garbage collector, and the
+//! archive pods' program.
 
 pub mod archive;
 mod garbage;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::world::World;
 
-/// Runs them until the simulation ends. They react within half a second, and look around once a second while something runs.
+/// Runs them until the simulation ends. They react within half a second, and check once per second while a container runs.
 pub async fn run(world: World) {
     let mut changed = world.changes();
     loop {

@@ -21,7 +21,7 @@ pub fn step(state: &mut State) {
     }
 }
 
-/// Deletes what there is of these kinds; whether there was nothing.
+/// Deletes the objects of these kinds; returns whether there were none.
 fn empty(state: &mut State, space: &str, of: &[Kind]) -> bool {
     let mut nothing = true;
     for kind in of {

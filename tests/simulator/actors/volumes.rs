@@ -11,14 +11,14 @@ use crate::api::value::{deleting, name, namespace, text, uid};
 use crate::api::verbs::computer_of;
 use crate::api::{Actor, State};
 
-/// What a volume holds.
+/// The content of a volume.
 #[derive(Clone, Debug, Default)]
 pub struct Disk {
-    /// UID of the computer that it was made for.
+    /// UID of the computer that it was provisioned for.
     pub computer: Option<String>,
-    /// How often something was written: the version of its content.
+    /// The number of writes: the version of its content.
     pub written: u64,
-    /// Its StorageClass keeps volumes.
+    /// Its StorageClass retains volumes.
     pub retained: bool,
 }
 
@@ -60,39 +60,39 @@ pub fn claims_of(pod: &Value) -> Vec<String> {
     volumes.into_iter().flatten().filter_map(|v| text(v, "/persistentVolumeClaim/claimName").map(str::to_owned)).collect()
 }
 
-/// What the volume controller has taken in. It reacts to changes, as the real one does (`pv_controller.go`): a claim is looked at when the
-/// claim itself changes, a volume when the volume does, and everything at the resync. A claim that was refused because its volume named
-/// another claim is not looked at again when the volume changes.
+/// What the volume controller has processed. Like the real one (`pv_controller.go`) it reacts to changes: it syncs a claim when the claim
+/// changes, a volume when the volume changes, and everything at the resync. A claim that was refused because its volume named another
+/// claim is not synced again when the volume changes.
 #[derive(Default)]
 pub struct Binder {
-    /// The version of each claim and volume that it has looked at, by UID.
+    /// The last synced version of each claim and volume, by UID.
     seen: BTreeMap<String, String>,
-    /// The volumes as the volumes' worker has taken them in; the claims' worker reads these.
+    /// The volumes as the volume worker has stored them; the claim worker reads these.
     volumes: BTreeMap<String, Arc<Value>>,
-    /// The volume that each claim names, by the claim's UID: the deletion of a claim makes the controller look at its volume.
+    /// The volume that each claim names, by the claim's UID: the deletion of a claim makes the controller sync its volume.
     claims: BTreeMap<String, String>,
     resync: Option<Instant>,
-    /// What only a resync brought about.
+    /// Changes that only a resync caused.
     pub resynced: Vec<(Instant, String)>,
 }
 
-/// As `--pvclaimbinder-sync-period` is by default.
+/// The default of `--pvclaimbinder-sync-period`.
 const RESYNC: Duration = Duration::from_secs(15);
 
 impl Binder {
-    /// Time until everything is looked at again.
+    /// Time until the next resync.
     pub fn due_in(&self) -> Duration {
         self.resync.map_or(RESYNC, |at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether an object has changed since it was looked at; it counts as looked at from now on.
+    /// Whether an object has changed since the last sync; it counts as synced from now on.
     fn changed(&mut self, object: &Value) -> bool {
         let version = text(object, "/metadata/resourceVersion").unwrap_or_default().to_owned();
         self.seen.insert(uid(object).to_owned(), version.clone()) != Some(version)
     }
 }
 
-/// The controller's two workers. Claims come first: their worker may run before the other one has taken a change of the volume in.
+/// The controller's two workers. Claims come first: their worker may run before the other one has stored a change of the volume.
 fn control(state: &mut State) {
     let due = state.binder.due_in().is_zero();
     if due || state.binder.resync.is_none() {
@@ -155,14 +155,14 @@ fn sync_claim(state: &mut State, claim: &Value) {
     } else if bound {
         lose(state, claim);
     }
-    // Otherwise: FailedBinding, "already bound to a different claim". Nothing is tried again before the resync.
+    // Otherwise: FailedBinding, "already bound to a different claim". It is not retried before the resync.
 }
 
 fn lose(state: &mut State, claim: &Value) {
     state.change("persistentvolumeclaims", namespace(claim), name(claim), |c| c["status"]["phase"] = json!("Lost"));
 }
 
-/// Completes both sides. A volume that has changed meanwhile is a conflict: it is tried again.
+/// Binds both sides. A volume that has changed meanwhile is a conflict, which is retried.
 fn bind(state: &mut State, claim: &Value, volume: &Arc<Value>) {
     let current = state.get("persistentvolumes", "", name(volume)).cloned();
     if current.as_ref().map(|v| v["metadata"]["resourceVersion"].clone()) != Some(volume["metadata"]["resourceVersion"].clone()) {
@@ -191,7 +191,7 @@ fn reference(claim: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace(claim), "name": name(claim), "uid": uid(claim)})
 }
 
-/// Makes a volume for a claim that a pod waits for.
+/// Provisions a volume for a claim that a pod waits for.
 pub fn provision(state: &mut State, claim: &Value) {
     let called = format!("pvc-{}", uid(claim));
     let policy = if text(claim, "/spec/storageClassName") == Some("retain") { "Retain" } else { "Delete" };
@@ -208,7 +208,7 @@ pub fn provision(state: &mut State, claim: &Value) {
     });
 }
 
-/// A volume whose claim is gone is released; its policy says what becomes of it. One that names a claim without a UID is reserved for it.
+/// A volume whose claim is gone is released; its reclaim policy decides what follows. One that names a claim without a UID is reserved.
 fn sync_volume(state: &mut State, volume: &Value) {
     let reserved = text(volume, "/spec/claimRef/uid").is_none();
     let (space, called) =
@@ -227,7 +227,7 @@ fn sync_volume(state: &mut State, volume: &Value) {
         && text(volume, "/spec/persistentVolumeReclaimPolicy") == Some("Delete")
         && text(volume, "/status/phase") == Some("Released")
     {
-        // The protection of volumes ends with the claim: nothing holds it any more.
+        // The protection of a volume ends with its claim.
         if let Some(current) = state.get("persistentvolumes", "", name(volume)).cloned() {
             let last = (*current).clone();
             state.remove(Actor::Kubernetes, "persistentvolumes", current, last);

@@ -1,4 +1,4 @@
-//! Refusals of the simulated API server, worded as the real one words them.
+//! Refusals of the simulated API server, with the texts of the real one.
 
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ impl Failure {
         Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {} \"{name}\": {why}", meta.resource()), meta, name)
     }
 
-    /// A precondition of a DELETE does not hold.
+    /// A precondition of a DELETE failed.
     pub fn precondition(meta: &Meta, name: &str, why: &str) -> Self {
         let mut failure = Self::conflict(meta, name, why);
         failure.message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", meta.qualified());

@@ -1,4 +1,4 @@
-//! The kinds that the simulated API server serves, and how their storage behaves as far as our code can tell.
+//! The kinds that the simulated API server serves, and the behaviour of their storage that the operator can observe.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 /// A kind, by the plural of its resource.
 pub type Kind = &'static str;
 
-/// What is to be known of a kind.
+/// The properties of a kind.
 #[derive(Debug)]
 pub struct Meta {
     pub group: &'static str,
@@ -17,7 +17,7 @@ pub struct Meta {
     pub plural: Kind,
     pub kind: &'static str,
     pub namespaced: bool,
-    /// Its status is written through a subresource of its own.
+    /// Its status is written through a subresource.
     pub status: bool,
     /// A DELETE that removes it at once answers with the object instead of a Status.
     pub returns_object: bool,
@@ -83,7 +83,7 @@ pub fn all() -> impl Iterator<Item = &'static Meta> {
     KINDS.iter()
 }
 
-/// A kind that is known to exist.
+/// A kind that must exist.
 pub fn meta(kind: Kind) -> &'static Meta {
     KINDS.iter().find(|m| m.plural == kind).unwrap_or_else(|| panic!("no kind {kind}"))
 }

@@ -1,4 +1,4 @@
-//! An API server in memory: what etcd, kube-apiserver and its admission do to the requests that our code makes.
+//! An in-memory API server: how etcd, kube-apiserver and its admission handle the operator's requests.
 
 pub mod failure;
 pub mod kinds;

@@ -1,4 +1,4 @@
-//! The API server's HTTP side as a `tower` service: what `kube::Client` talks to.
+//! The HTTP side of the API server as a `tower` service, for `kube::Client`.
 
 use axum::http::{Method, Request, Response, StatusCode};
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use crate::world::{Caller, World};
 
 pub type SimBody = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// Where a request goes.
+/// The target of a request.
 pub struct Target {
     pub kind: Kind,
     pub namespace: String,
@@ -63,7 +63,7 @@ impl Target {
     }
 }
 
-/// Percent-encoding, as far as selectors need it.
+/// The percent-decoding that selectors need.
 fn decode(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.bytes();
@@ -75,7 +75,7 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// One request, with what the simulation does to it.
+/// Serves one request, with its faults.
 pub async fn handle(world: World, caller: Caller, request: Request<Body>) -> Result<Response<SimBody>, std::io::Error> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
@@ -195,7 +195,7 @@ fn delete_options(body: &Value, dry_run: bool) -> DeleteOptions {
     }
 }
 
-/// Tokens of pods are `pod/<namespace>/<name>/<uid>`, good as long as the pod is there.
+/// Tokens of pods are `pod/<namespace>/<name>/<uid>`, valid while the pod exists.
 fn review(state: &super::State, body: &Value) -> Value {
     let mut review = body.clone();
     let token = body.pointer("/spec/token").and_then(Value::as_str).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What the simulated API server stores: objects, and the log of their changes that watches read. Every change goes through
-//! [`State::commit`], where the observer looks at it.
+//! The storage of the simulated API server: objects, and the log of changes that watches read. Every change goes through
+//! [`State::commit`], where the observer checks it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use crate::actors::kubelet::Kubelet;
 use crate::actors::volumes::{Binder, Disks};
 use crate::observer::Observer;
 
-/// Who did something.
+/// The client of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Actor {
     /// The n-th replica of the operator.
     Operator(usize),
     /// Kubernetes' own controllers and kubelets.
     Kubernetes,
-    /// A tenant, who may do everything in his namespace.
+    /// A tenant with all rights in its namespace.
     Tenant,
     /// A cluster admin.
     Admin,
@@ -33,7 +33,7 @@ impl Actor {
     }
 }
 
-/// Where an object stands.
+/// The place of an object.
 pub type Key = (Kind, String, String);
 
 /// One change, as watches see it.
@@ -45,7 +45,7 @@ pub struct Change {
     pub kind: Kind,
     pub before: Option<Arc<Value>>,
     pub after: Option<Arc<Value>>,
-    /// What is stored now, or the last state of what is gone, with the version of its removal: watches are told that one.
+    /// The stored object, or the last state of a removed one with the version of its removal, as watches report it.
     last: Arc<Value>,
 }
 
@@ -62,9 +62,9 @@ pub struct State {
     /// Watches from before this get a 410.
     pub compacted: u64,
     pub observer: Observer,
-    /// What runs on the nodes, whatever the API says.
+    /// The containers that run on the nodes, whatever the API says.
     pub kubelet: Kubelet,
-    /// What the volumes hold.
+    /// The contents of the volumes.
     pub disks: Disks,
     /// The volume controller.
     pub binder: Binder,
@@ -76,7 +76,7 @@ pub struct State {
     uids: u64,
 }
 
-/// 2026-01-01, the beginning of every simulation.
+/// 2026-01-01, the start of every simulation.
 const BEGIN: i64 = 1_767_225_600;
 
 /// The time of day in a simulation that began at `start`.
@@ -108,7 +108,7 @@ impl State {
         time_since(self.start)
     }
 
-    /// As the API has times: whole seconds.
+    /// A time as the API stores it: in whole seconds.
     pub fn stamp(&self, after_seconds: i64) -> String {
         Timestamp::from_second(self.now().as_second() + after_seconds).expect("a time").to_string()
     }
@@ -126,7 +126,7 @@ impl State {
         self.objects.get(&(kind, namespace.to_owned(), name.to_owned()))
     }
 
-    /// All of a kind.
+    /// All objects of a kind.
     pub fn all(&self, kind: Kind) -> impl Iterator<Item = &Arc<Value>> {
         let from = (kind, String::new(), String::new());
         self.objects.range(from..).take_while(move |(key, _)| key.0 == kind).map(|(_, value)| value)
@@ -136,7 +136,7 @@ impl State {
         self.all(kind).find(|v| super::value::uid(v) == uid)
     }
 
-    /// A controller of Kubernetes changes an object, status and all. Nothing happens when it is gone, or stays the same.
+    /// A controller of Kubernetes changes an object, including its status. Nothing happens when the object is gone or unchanged.
     pub fn change(&mut self, kind: Kind, within: &str, called: &str, edit: impl FnOnce(&mut Value)) {
         let Some(current) = self.get(kind, within, called).cloned() else { return };
         let mut new = (*current).clone();
@@ -147,12 +147,12 @@ impl State {
     }
 
     #[allow(clippy::needless_pass_by_value)]
-    /// Makes a change visible, and lets the observer look at it. Returns what is stored.
+    /// Makes a change visible, after the observer has checked it. Returns the stored object.
     pub fn commit(&mut self, actor: Actor, kind: Kind, before: Option<Arc<Value>>, after: Value) -> Arc<Value> {
         self.note(actor, kind, before, after, true)
     }
 
-    /// The same for what is gone: `last` is the state that it was removed in.
+    /// The same for a removed object: `last` is its last state.
     pub fn remove(&mut self, actor: Actor, kind: Kind, before: Arc<Value>, last: Value) {
         self.note(actor, kind, Some(before), last, false);
     }

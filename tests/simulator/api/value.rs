@@ -1,4 +1,4 @@
-//! Short ways into objects that are JSON.
+//! Accessors for objects that are JSON.
 
 use serde_json::Value;
 
@@ -42,7 +42,7 @@ pub fn owners(value: &Value) -> Vec<String> {
     list.into_iter().flatten().filter_map(|o| text(o, "/uid").map(str::to_owned)).collect()
 }
 
-/// Whether a selector of the form `key=value,key` takes the object: `key` alone asks that the label is there.
+/// Whether a selector of the form `key=value,key` matches the object. `key` alone requires that the label exists.
 pub fn selected(value: &Value, selector: &str) -> bool {
     let fits = |part: &str| match part.split_once('=') {
         Some((key, wanted)) => label(value, key) == Some(wanted.trim_start_matches('=')),

@@ -1,4 +1,4 @@
-//! Create, update, patch and delete, with the rules that our promises lean on: versions, UIDs, preconditions, finalizers, grace.
+//! Create, update, patch and delete, with the rules that the promises depend on: versions, UIDs, preconditions, finalizers, grace periods.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::kinds::{self, Kind, Meta};
 use super::state::{Actor, State};
 use super::value::{deleting, finalizers, label, name, namespace, selected, text, uid};
 
-/// What a DELETE asks for.
+/// The options of a DELETE.
 #[derive(Clone, Debug, Default)]
 pub struct DeleteOptions {
     pub dry_run: bool,
@@ -20,10 +20,10 @@ pub struct DeleteOptions {
     pub propagation: Option<String>,
 }
 
-/// How the body of an update came to be.
+/// How the body of an update is to be used.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// The object without its status, where that is written through a subresource.
+    /// The object without its status, if the status is written through a subresource.
     Main,
     /// Its status only.
     Status,
@@ -69,7 +69,7 @@ impl State {
         Ok((*self.commit(actor, kind, None, body)).clone())
     }
 
-    /// What the API server and its admission fill in.
+    /// Sets the defaults of the API server and its admission.
     fn prepare(&mut self, meta: &Meta, body: &mut Value) {
         let stamp = self.stamp(0);
         let new_uid = self.new_uid();
@@ -116,7 +116,7 @@ impl State {
         }
     }
 
-    /// A PUT, or the outcome of a PATCH.
+    /// A PUT, or the result of a PATCH.
     pub fn update(&mut self, actor: Actor, kind: Kind, within: &str, wanted: &str, body: Value, part: Part) -> Answer {
         let meta = kinds::meta(kind);
         let Some(current) = self.get(kind, within, wanted).cloned() else { return Err(Failure::not_found(meta, wanted)) };
@@ -148,7 +148,7 @@ impl State {
         Ok(self.settle(actor, kind, current, new))
     }
 
-    /// Stores a new state; removes the object if nothing holds it any more.
+    /// Stores a new state; removes the object if it is being deleted and has no finalizers left.
     pub(super) fn settle(&mut self, actor: Actor, kind: Kind, current: Arc<Value>, new: Value) -> Value {
         let ended =
             deleting(&new) && finalizers(&new).is_empty() && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0;
@@ -205,7 +205,7 @@ impl State {
         Ok(json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}))
     }
 
-    /// The object with its deletion noted.
+    /// The object marked as being deleted.
     fn marked(&self, kind: Kind, current: &Value, options: &DeleteOptions) -> Value {
         let mut new = current.clone();
         let finalizer = match options.propagation.as_deref() {
@@ -242,7 +242,7 @@ impl State {
     }
 }
 
-/// A mutating webhook that takes off what is added: finalizers of Computers, the marks on volumes.
+/// A mutating webhook that removes additions: finalizers of Computers, and marks on volumes.
 fn undo(kind: Kind, current: &Value, new: &mut Value) {
     match kind {
         "computers" => {
@@ -251,7 +251,7 @@ fn undo(kind: Kind, current: &Value, new: &mut Value) {
             if !finalizers(new).is_empty() {
                 new["metadata"]["finalizers"] = json!(kept);
             }
-            // The API server keeps no empty list.
+            // The API server does not store an empty list.
             if kept.is_empty() && current["metadata"]["finalizers"].is_null() {
                 new["metadata"].as_object_mut().map(|m| m.remove("finalizers"));
             }
@@ -283,7 +283,7 @@ fn preconditions(meta: &Meta, wanted: &str, current: &Value, options: &DeleteOpt
     Ok(())
 }
 
-/// The new state of an object: what an update may not change is kept from the present one.
+/// The new state of an object: fields that an update may not change are kept from the current one.
 fn merged(meta: &Meta, current: &Value, mut body: Value, part: Part) -> Value {
     if part == Part::Status {
         let mut new = current.clone();
@@ -335,7 +335,7 @@ fn encode(body: &mut Value) {
     }
 }
 
-/// The UID label of our objects.
+/// The UID label of the operator's objects.
 pub fn computer_of(value: &Value) -> Option<&str> {
     label(value, computer_operator::resources::UID_LABEL)
 }

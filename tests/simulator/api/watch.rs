@@ -1,4 +1,4 @@
-//! Watches: the log of changes from a version on, as a stream of lines. Every watch may lag, be held back, or break off.
+//! Watches: the log of changes from a version on, as a stream of lines. Every watch may lag, be held back, or break.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::state::Change;
 use super::value::{namespace, selected};
 use crate::world::{Caller, World};
 
-/// What a watch asks for.
+/// The parameters of a watch.
 pub struct Request {
     pub kind: Kind,
     pub namespace: String,
@@ -89,7 +89,7 @@ impl Watch {
         }
     }
 
-    /// A change as this watch sees it: an object that leaves the selector is deleted for it.
+    /// A change as this watch reports it: an object that no longer matches the selector is reported as deleted.
     fn event(&self, change: &Change) -> Option<Bytes> {
         let asked = &self.request;
         if change.kind != asked.kind || !(asked.namespace.is_empty() || namespace(change.object()) == asked.namespace) {

@@ -1,4 +1,5 @@
-//! What the requests of a pass do to the smallest cluster, each fenced as `apply` fences it; and which promise that would break.
+//! The effect of each request of a reconcile on the smallest cluster, with the same preconditions as `apply`, and the promise that the
+//! request would break.
 
 use computer_operator::archive::{Summary, Verification};
 use computer_operator::computer::action::{Action, Effect, Fact, Object, Subject};
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use super::{Core, Life, Machine, OLD, OWN, Packer};
 
-/// One request, fenced as `apply` fences it. `None`: refused; the pass ends.
+/// One request with the preconditions of `apply`. `None`: the request is refused, and the reconcile ends.
 pub fn perform(core: &mut Core, action: Action, view: &View) -> Option<Effect> {
     match action {
         Action::Read(subject) => Some(Effect::Learned(subject.clone(), core.read(&subject))),
@@ -67,7 +68,7 @@ fn release(core: &mut Core, view: &View) -> Option<Effect> {
         || core.custody != Life::Gone
         || core.packer != Packer::None;
     if left || state.credential != CredentialState::Revoked || !core.receipt || state.deletion.is_none_or(|d| d.receipt.is_none()) {
-        core.breaks("S3: released before all was gone, dead and on record");
+        core.breaks("S3: released before every object was gone, the key revoked and the receipt stored");
     }
     core.computer = None;
     Some(Effect::Computer(None))
@@ -87,7 +88,7 @@ fn save(core: &mut Core, mut record: ComputerRecord) -> Option<Effect> {
             .is_none_or(|a| b.steps.iter().any(|(k, v)| a.steps.get(k) != Some(v)) || (b.archive.is_some() && a.archive != b.archive))
     });
     if back || forgot {
-        core.breaks("S9: the record went backwards");
+        core.breaks("S9: the record lost a fact");
     }
     record.metadata.resource_version = None;
     core.record = (serde_json::to_string(&record).ok()?, core.record.1 + 1);
@@ -119,13 +120,13 @@ fn volume(core: &mut Core, name: &str, patch: &json_patch::Patch) -> Option<Effe
     Some(Effect::Learned(Subject::volume(name), core.read(&Subject::volume(name))))
 }
 
-/// Our finalizer comes off an ended pod: its kubelet lets it go.
+/// The operator's finalizer is removed from an ended pod, and the kubelet removes the pod.
 fn pod(core: &mut Core, subject: Subject, patch: &json_patch::Patch) -> Option<Effect> {
     let Some(found) = core.typed_pod() else { return Some(Effect::Learned(subject, Fact::Gone)) };
     let mut value = serde_json::to_value(&found).ok()?;
     json_patch::patch(&mut value, patch).ok()?;
     if core.machine != Machine::Ended {
-        core.breaks("S1: the pod was let go before it had stopped");
+        core.breaks("S1: the pod was released before it had stopped");
     }
     core.machine = Machine::Gone;
     Some(Effect::Learned(subject, Fact::Accepted))

@@ -61,7 +61,7 @@ async fn contender(bench: &Bench, number: usize) -> Result<Operator> {
 /// Number of the operator that holds the lease.
 async fn leader(bench: &Bench) -> Result<usize> {
     let leases: Api<Lease> = Api::namespaced(bench.client.clone(), SYSTEM);
-    eventually("somebody leads", LONG, || async {
+    eventually("an operator leads", LONG, || async {
         let holder = leases.get("computer-operator").await?.spec.and_then(|s| s.holder_identity).unwrap_or_default();
         Ok((0..PORTS.len()).find(|number| holder.starts_with(&format!("contender-{number}-"))))
     })

@@ -110,7 +110,7 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        Ok(Self(isolation::spawn_inside(bench.cluster.dir().context("a cluster of ours")?, command)?))
+        Ok(Self(isolation::spawn_inside(bench.cluster.dir().context("a cluster with a folder")?, command)?))
     }
 
     fn url() -> String {

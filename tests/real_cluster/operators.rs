@@ -96,7 +96,7 @@ impl Bench {
     /// Starts an operator with these options.
     pub async fn start(&self, start: &Start) -> Result<Operator> {
         let Start { port, image, lease, .. } = start;
-        let dir = self.cluster.dir().context("a cluster of ours")?;
+        let dir = self.cluster.dir().context("a cluster with a folder")?;
         let node = isolation::NODE_IPS[0];
         let kubeconfig = self.operator_kubeconfig().await?;
         let log =

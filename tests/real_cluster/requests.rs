@@ -59,7 +59,7 @@ async fn settled(bench: &Bench) -> Result<Counts> {
 
 /// Requests that were answered, by verb and resource, from `computer_operator_api_requests_total`. Refused requests are counted separately: they wrote nothing. A watch that is renewed after some minutes is not counted.
 fn counts(bench: &Bench) -> Result<Counts> {
-    let dir = bench.cluster.dir().context("a cluster of ours")?;
+    let dir = bench.cluster.dir().context("a cluster with a folder")?;
     let url = format!("http://{}:{}/metrics", isolation::NODE_IPS[0], PORT + 1);
     let text = isolation::run_inside(dir, Path::new("/usr/bin/curl"), &["--silent", "--show-error", "--fail", &url])?;
     let mut counts = Counts::new();
@@ -71,7 +71,7 @@ fn counts(bench: &Bench) -> Result<Counts> {
             *counts.entry((format!("{refused}{}", label("verb")), label("resource").to_owned())).or_default() += value;
         }
     }
-    ensure!(!counts.is_empty(), "the metric is not there:\n{text}");
+    ensure!(!counts.is_empty(), "the metric is missing:\n{text}");
     Ok(counts)
 }
 

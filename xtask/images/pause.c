@@ -1,4 +1,4 @@
-/* The process that holds a pod's namespaces: sleeps until told to end, and reaps what is left to it. */
+/* The process that keeps a pod's namespaces: sleeps until SIGTERM, and reaps orphaned processes. */
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/wait.h>

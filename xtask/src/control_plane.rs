@@ -1,7 +1,7 @@
 //! etcd, API server, controller manager and scheduler, as children of the supervisor that calls [`start`].
 //!
-//! The same on the machine itself (loopback, free ports, no root) and inside a cluster's namespaces. etcd is reachable on
-//! loopback only and keeps nothing safe from a power cut: these are clusters to test on.
+//! It works the same on the machine itself (loopback, free ports, no root) and inside a cluster's namespaces. etcd listens on loopback only
+//! and does not sync to disk: these clusters must be used for tests only.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +20,7 @@ use crate::pki::Pki;
 use crate::process::{Children, tied};
 use crate::tools::{Bins, Tool};
 
-/// Addresses of Services: a documentation range that is routed nowhere.
+/// Addresses of Services: a documentation range, which is not routed.
 pub const SERVICE_RANGE: &str = "203.0.113.0/24";
 
 /// How long the API server may take to be ready, or an object of its controllers to appear.
@@ -35,21 +35,20 @@ pub struct Ports {
     pub etcd_peer: u16,
     /// The API server.
     pub apiserver: u16,
-    /// For kwok's server, where there is one.
+    /// The port of kwok's server, if there is one.
     pub kwok: u16,
 }
 
 impl Ports {
-    /// The usual ports, for a network namespace of its own.
+    /// The usual ports, for a separate network namespace.
     pub const USUAL: Self = Self { etcd: 2379, etcd_peer: 2380, apiserver: 6443, kwok: 10247 };
 
-    /// Ports of loopback that nobody uses at this moment.
+    /// Ports of loopback that are free at this moment.
     ///
     /// # Errors
     /// When none can be found.
     pub fn free() -> Result<Self> {
-        // Below the range that the kernel takes the ports of outgoing connections from, so that none of them comes
-        // between picking a port and using it.
+        // Below the range of ports for outgoing connections, so that none of them takes a port between choosing it and using it.
         let candidates = std::iter::repeat_with(|| rand::rng().random_range(20_000..32_000));
         let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
         let [etcd, etcd_peer, apiserver, kwok] = pick(candidates.take(10_000), free).context("no free ports on loopback")?;
@@ -83,13 +82,13 @@ impl Addresses {
 /// Everything [`start`] needs beside programs and certificates.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings<'a> {
-    /// The cluster's folder, absolute; `logs` is there already.
+    /// The cluster's folder, absolute; `logs` exists already.
     pub dir: &'a Path,
-    /// Every program holds a shared lock on this file as long as it lives.
+    /// Every program holds a shared lock on this file while it runs.
     pub lock: &'a Path,
     /// Where to listen.
     pub addresses: Addresses,
-    /// Where to write one line for each request (level `Metadata`), if at all.
+    /// The audit log, one line for each request (level `Metadata`), if any.
     pub audit_log: Option<&'a Path>,
 }
 
@@ -105,7 +104,7 @@ impl Settings<'_> {
 }
 
 /// Starts a control plane and returns when the API server is ready and the default service account exists (about 10 s).
-/// `progress` is told what is being waited for. The programs die with the calling thread.
+/// `progress` gets the condition that is waited for. The programs die with the calling thread.
 ///
 /// # Errors
 /// When a program ends or does not answer in time; the message names its log.
@@ -197,7 +196,7 @@ fn apiserver(settings: &Settings<'_>, pki: &Pki) -> Result<Vec<String>> {
             "--kubelet-preferred-address-types=InternalIP".into(),
         ]);
     } else {
-        // No pod will ever use the Service `kubernetes`, and loopback may not be an endpoint of it.
+        // No pod uses the Service `kubernetes`, and loopback may not be one of its endpoints.
         arguments.extend([
             "--bind-address=127.0.0.1".into(),
             "--advertise-address=127.0.0.1".into(),
@@ -223,7 +222,7 @@ fn audit(dir: &Path, log: &Path) -> Result<[String; 3]> {
     Ok([
         format!("--audit-policy-file={}", policy.display()),
         format!("--audit-log-path={}", log.display()),
-        // Tests count the lines: never begin a new file.
+        // Tests count the lines: never rotate the file.
         "--audit-log-maxsize=100000".into(),
     ])
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: a real cluster, a `Computer` that is created, used and deleted, told in plain lines as it happens. Nothing in
-//! it is simulated; every command that it shows is one that you can type.
+//! `cargo xtask demo`: creates, uses and deletes a `Computer` on a real cluster and explains each step. Nothing in it may be simulated:
+//! every command that it prints can be typed by a user.
 
 mod http;
 
@@ -18,10 +18,10 @@ use crate::{image, node, tools};
 const SYSTEM: &str = "computer-operator-system";
 /// Name of the demo's cluster.
 pub const CLUSTER: &str = "demo";
-/// Longest time for one thing to happen.
+/// Longest time for one condition.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// How the operator's own commands are reached.
+/// The arguments that run the operator's own commands in its pod.
 const IN_ITS_POD: &[&str] = &["exec", "-i", "-n", SYSTEM, "deployment/computer-operator", "--", "computer-operator"];
 
 struct Demo {
@@ -34,19 +34,19 @@ struct Demo {
 /// Runs the demo; `keep` leaves the cluster up.
 ///
 /// # Errors
-/// When no real node can run here, or anything does not happen as it is told.
+/// When no real node can run here, or a step fails.
 pub async fn run(workspace: &'static Path, keep: bool) -> Result<()> {
     if let Some(obstacle) = node::obstacle() {
         bail!("the demo needs a real node, and none can run here: {obstacle}");
     }
     ensure!(
         !cluster::is_up(CLUSTER)?,
-        "the demo's cluster of an earlier run is still up, and this would meet its computers: cargo xtask cluster down --name {CLUSTER}"
+        "the cluster of an earlier demo is still running. Remove it first: cargo xtask cluster down --name {CLUSTER}"
     );
     let start = Instant::now();
-    println!("1. A real Kubernetes (the first time, building it takes about a quarter of an hour)");
+    println!("1. Start a real Kubernetes (the first time, building it takes about 15 minutes)");
     let cluster = Cluster::up(CLUSTER, Profile::Node { count: 1 }).await?;
-    println!("\n2. The operator's image, built (the first time this compiles for some minutes) and loaded without a registry");
+    println!("\n2. Build the operator's image (the first time this takes some minutes) and load it without a registry");
     let images = tools::cache_folder()?.join("images");
     let archive = tokio::task::spawn_blocking(move || image::operator(workspace, &images)).await??;
     cluster.load_image(&archive)?;
@@ -59,7 +59,7 @@ pub async fn run(workspace: &'static Path, keep: bool) -> Result<()> {
     let told = demo.tell();
     if keep {
         println!(
-            "\nThe cluster is still up. To use it: eval \"$(cargo xtask cluster env --name {CLUSTER})\"; to end it: cargo xtask cluster down --name {CLUSTER}"
+            "\nThe cluster is still running. To use it: eval \"$(cargo xtask cluster env --name {CLUSTER})\"; to remove it: cargo xtask cluster down --name {CLUSTER}"
         );
     } else {
         cluster.down().await?;
@@ -69,12 +69,12 @@ pub async fn run(workspace: &'static Path, keep: bool) -> Result<()> {
 
 impl Demo {
     fn tell(&self) -> Result<()> {
-        println!("\n3. The operator, installed by Helm: definitions, rights, admission policies, the HTTP API");
+        println!("\n3. Install the operator with Helm: CRDs, RBAC, admission policies, the HTTP API");
         self.install()?;
-        println!("\n4. The class that came with it, and a computer, which a team creates");
+        println!("\n4. Show the default class, and create a computer as a team");
         self.show(&["get", "computerclasses"])?;
         let box_one = self.create("team-a")?;
-        println!("\n5. An agent works on it: sessions in three layouts");
+        println!("\n5. Work on the computer as an agent: sessions in three layouts");
         let sessions = self.work("team-a", &box_one)?;
         println!("\n6. kubectl delete computer");
         let token = self.token("team-a")?;
@@ -82,10 +82,10 @@ impl Demo {
         self.show(&["delete", "computer", "box", "-n", "team-a", "--wait=false"])?;
         self.say_key(&token, false)?;
         self.follow("team-a", &box_one)?;
-        println!("\n7. What is left: the receipt and the archive");
+        println!("\n7. Show what remains: the receipt and the archive");
         self.receipt(&box_one)?;
         self.read_back(&box_one, &sessions)?;
-        println!("\n8. The same through kubectl delete namespace, where nothing can be created any more");
+        println!("\n8. The same with kubectl delete namespace: nothing can be created in a terminating namespace");
         let box_two = self.create("team-b")?;
         let sessions = self.work("team-b", &box_two)?;
         let token = self.token("team-b")?;
@@ -94,9 +94,9 @@ impl Demo {
         self.follow("team-b", &box_two)?;
         self.receipt(&box_two)?;
         self.read_back(&box_two, &sessions)?;
-        println!("\n9. The same over HTTP: the published v0 API, governed by nothing but RBAC");
+        println!("\n9. The same over HTTP: the published v0 API, authorized by RBAC only");
         self.over_http()?;
-        println!("\n10. All archives, in the operator's store");
+        println!("\n10. List all archives in the operator's store");
         self.show_operator(&["archives", "ls"])?;
         println!("\nEverything above happened on a real cluster, in {} s.", self.start.elapsed().as_secs());
         Ok(())
@@ -110,7 +110,7 @@ impl Demo {
         println!("$ helm install {RELEASE} charts/computer-operator --namespace {SYSTEM} --values xtask/demo-values.yaml --wait");
         let said =
             self.helm.run(&["install", RELEASE, &chart, "--namespace", SYSTEM, "--values", &values, "--wait", "--timeout", "180s"])?;
-        // What follows is for an admin who has not read this far.
+        // The rest of the notes is not needed in the demo.
         println!("{}", indented(said.split("NOTES:").next().unwrap_or(&said)));
         println!("$ helm test {RELEASE} --namespace {SYSTEM}");
         let said = self.helm.run(&["test", RELEASE, "--namespace", SYSTEM])?;
@@ -161,17 +161,17 @@ impl Demo {
         self.kubectl(&["get", "secret", &secret, "-n", namespace, "-o", "go-template={{.data.token | base64decode}}"], "")
     }
 
-    /// Asks the operator whether the key authenticates, and insists on the answer.
+    /// Checks with the operator whether the key authenticates.
     fn say_key(&self, token: &str, alive: bool) -> Result<()> {
         let answer = self.operator(&["keys", "verify"], token).unwrap_or_else(|error| format!("{error:#}"));
-        // A dead key ends the command with code 1, so its answer stands within an error.
+        // For a revoked key the command exits with code 1, so its answer is part of an error.
         let word = if alive { "Authenticated" } else { "Denied" };
         let line = answer.lines().find_map(|l| l.find(word).map(|at| &l[at..])).unwrap_or(&answer);
         println!("$ echo $KEY | kubectl {} keys verify", IN_ITS_POD.join(" "));
         println!("   {line}");
         ensure!(
             line.starts_with(if alive { "Authenticated" } else { "Denied" }),
-            "the key should be {}",
+            "unexpected answer: the key should be {}",
             if alive { "alive" } else { "dead" }
         );
         Ok(())
@@ -204,11 +204,11 @@ impl Demo {
         self.show_operator(&["archives", "verify", uid])
     }
 
-    /// Every session comes back byte for byte.
+    /// Checks that every session is restored byte for byte.
     fn read_back(&self, uid: &str, sessions: &[(String, String)]) -> Result<()> {
         for (path, content) in sessions {
             let back = self.operator(&["archives", "cat", uid, path], "")?;
-            ensure!(back == *content, "{path} came back changed");
+            ensure!(back == *content, "{path} was changed by the archive");
             println!("   {path}: read back from the archive, {} bytes, identical", back.len());
         }
         Ok(())

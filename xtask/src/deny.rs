@@ -1,6 +1,6 @@
 //! The dependencies against `deny.toml`: licenses, bans and sources, checked by cargo-deny.
 //!
-//! cargo-deny is built once, without optimisation, and kept in the cache folder by its version (a minute and a half of processor
+//! cargo-deny is built once, without optimization, and kept in the cache folder by its version (a minute and a half of processor
 //! time). The check itself needs no network. Advisories do, so they are not part of it.
 
 use std::fs;
@@ -21,7 +21,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// # Errors
 /// When a dependency is not allowed, or cargo-deny cannot be built.
 pub fn run(workspace: &Path) -> Result<()> {
-    // The check itself never downloads: on a new machine not all packages are there yet.
+    // The check itself never downloads, and on a new machine some packages are not in the cache yet.
     cargo(&["fetch", "--locked", "--target", TARGET], workspace)?;
     let program = program()?;
     let status = Command::new(program)
@@ -43,7 +43,7 @@ fn program() -> Result<PathBuf> {
     fs::create_dir_all(&folder)?;
     let root = folder.to_string_lossy();
     let version = format!("={VERSION}");
-    // Outside of the workspace: its lock file and settings are not for this program.
+    // Outside the workspace, whose lock file and settings do not apply to this program.
     cargo(&["install", "cargo-deny", "--version", &version, "--locked", "--debug", "--quiet", "--root", &root], &folder)
         .context("build cargo-deny")?;
     Ok(program)

@@ -1,5 +1,5 @@
-//! Citations of `DESIGN.md`: what code and documents cite must be there. Pure functions, and a test that applies them to the
-//! repository.
+//! Checks citations of `DESIGN.md` in code and documents: each cited section and promise must exist. Pure functions, and a test that
+//! applies them to the repository.
 
 use std::collections::BTreeSet;
 
@@ -61,7 +61,7 @@ impl Design {
         wrong
     }
 
-    /// `S3` is also an object store: only what may be a promise is looked at.
+    /// `S3` is also an object store: only words that may be a promise are checked.
     fn promises_of(&self, line: &str) -> Vec<String> {
         let words = line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         let unknown = words.filter_map(promise).filter(|id| !self.promises.contains(*id));

@@ -1,8 +1,7 @@
-//! Container images packed by our own code: no Docker daemon, no registry, no network.
+//! Packs container images without a Docker daemon, a registry or a network.
 //!
-//! Each becomes one tar file that is an OCI layout and a `docker load` archive at once, so that `ctr images import`,
-//! `podman load` and `docker load` all take it. The same input gives the same bytes. It must never pack anything of
-//! the machine but the files named here.
+//! Each image is one tar file that is both an OCI layout and a `docker load` archive, so that `ctr images import`, `podman load` and
+//! `docker load` all accept it. The same input gives the same bytes. It must never pack any file of the machine that is not named here.
 
 mod archive;
 mod layer;
@@ -19,9 +18,9 @@ use layer::Layer;
 
 /// The operator: one static binary, the machine's CA certificates, nothing else; runs as [`OPERATOR_UID`].
 pub const OPERATOR: &str = "computer-operator.dev/operator:dev";
-/// A small machine for computers: busybox, a user `computer` (1000) with a home, a main process that ends at once on SIGTERM.
+/// A small machine image: busybox, a user `computer` (1000) with a home, and a main process that exits at once on SIGTERM.
 pub const MACHINE: &str = "computer-operator.dev/machine:dev";
-/// What holds a pod's namespaces.
+/// The image of the process that keeps a pod's namespaces.
 pub const PAUSE: &str = "computer-operator.dev/pause:dev";
 
 /// The user that the operator's image runs as; the same as in the `Containerfile`.
@@ -32,7 +31,7 @@ const PAUSE_SOURCE: &str = include_str!("../images/pause.c");
 const BUSYBOX: &str = "/usr/bin/busybox";
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 const MACHINE_PATH: &str = "PATH=/bin:/sbin:/usr/bin:/usr/sbin";
-/// `wait` returns when the signal comes; a plain `sleep` would hold the shell's trap back until it is over.
+/// `wait` returns when the signal arrives; a plain `sleep` would delay the shell's trap until its end.
 const MACHINE_MAIN: &str = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done";
 
 /// Packs the pause image into `folder`. Needs gcc and a static libc; takes a fraction of a second.
@@ -79,15 +78,14 @@ pub fn machine(folder: &Path) -> Result<PathBuf> {
         entrypoint: ["/bin/sh", "-c", MACHINE_MAIN].map(Into::into).to_vec(),
         user: format!("{MACHINE_UID}:{MACHINE_UID}"),
         environment: vec![MACHINE_PATH.into(), "HOME=/home/computer".into()],
-        // Not a folder that could be taken for the home, which the class mounts elsewhere.
+        // Not a folder that could be mistaken for the home, which the class mounts elsewhere.
         directory: "/".into(),
         ..Image::default()
     };
     image.write(layer, &folder.join("machine.tar"))
 }
 
-/// Builds the operator (profile `image`, static) and packs it into `folder`. The first build compiles everything
-/// (minutes), later ones only what changed.
+/// Builds the operator (profile `image`, static) and packs it into `folder`. The first build takes minutes; later ones are incremental.
 ///
 /// # Errors
 /// When the build fails.
@@ -124,8 +122,8 @@ pub fn pack_operator(binary: &Path, folder: &Path) -> Result<PathBuf> {
 
 /// Compiles the operator as a static binary and returns its path.
 ///
-/// The target is named although it is the machine's own: only then do the flags apply to the operator alone, and not to
-/// build scripts and procedural macros, which cannot be static.
+/// The target is named although it is the host's: only then do the flags not apply to build scripts and procedural macros, which cannot
+/// be static.
 ///
 /// # Errors
 /// When it does not compile.
@@ -147,7 +145,7 @@ pub fn build_operator(workspace: &Path) -> Result<PathBuf> {
     Ok(folder.join(target).join("image/computer-operator"))
 }
 
-/// Reads a program and makes sure that it runs without any library: it must name no interpreter (ELF `PT_INTERP`).
+/// Reads a program and checks that it needs no library: it must not name an interpreter (ELF `PT_INTERP`).
 fn static_binary(path: &Path) -> Result<Vec<u8>> {
     let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     ensure!(!names_interpreter(&bytes)?, "{} is not static: it would not start in an empty image", path.display());
@@ -183,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn something_else_is_refused() {
+    fn a_file_that_is_not_elf_is_refused() {
         assert!(names_interpreter(b"#!/bin/sh\n").is_err());
         assert!(names_interpreter(b"\x7fELF\x02\x01").is_err());
     }

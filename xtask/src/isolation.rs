@@ -1,12 +1,11 @@
-//! Puts a whole cluster in network, mount and PID namespaces of its own, and reaches into them.
+//! Runs a whole cluster in separate network, mount and PID namespaces, and gives access to them.
 //!
-//! The namespaces hang on one process, PID 1 inside ([`init`]). When it dies, by whatever signal, the kernel kills every
-//! process inside and drops every mount, bridge and nftables table with them, so ending a cluster is one `SIGKILL`
-//! ([`Isolated::kill`], [`kill`]). That process dies with the one that called [`start`] (`PR_SET_PDEATHSIG`).
+//! The namespaces belong to one process, PID 1 inside ([`init`]). When it dies, by any signal, the kernel kills every process inside and
+//! removes every mount, bridge and nftables table with them, so one `SIGKILL` stops a cluster ([`Isolated::kill`], [`kill`]). PID 1 dies
+//! with the process that called [`start`] (`PR_SET_PDEATHSIG`).
 //!
-//! It must never change the machine's own network, mounts or processes: all changes are made by processes that are
-//! already inside, and nothing is entered but the namespaces
-//! of the recorded, still living PID 1.
+//! It must never change the machine's own network, mounts or processes: only processes that are already inside make changes, and only the
+//! namespaces of the recorded PID 1, while it is alive, are entered.
 
 mod anchor;
 mod inside;
@@ -31,16 +30,16 @@ use nix::unistd::Pid;
 use anchor::Anchor;
 pub use inside::{forward, run_inside, spawn_inside};
 
-/// First argument of the program when it is to become PID 1 of new namespaces; `main` hands the rest to [`init`].
+/// First argument of this program when it must become PID 1 of new namespaces; `main` passes the rest to [`init`].
 pub const INIT_ARGUMENT: &str = "isolation-init";
 
 /// Addresses of the nodes, in order; they exist only inside a cluster's namespaces.
 pub const NODE_IPS: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 51, 100, 129), Ipv4Addr::new(198, 51, 100, 130)];
 
-/// Folders of the machine that container tools write to at fixed paths: inside, each is an empty file system in memory.
+/// Folders that container tools write to at fixed paths. Inside the namespaces, each is an empty in-memory file system.
 const MASKED: [&str; 3] = ["/run", "/var/lib", "/var/log"];
 
-/// The address of the first node: the API server and anything started by [`spawn_inside`] are reached here from pods.
+/// The address of the first node. Pods connect to it for the API server and for programs started by [`spawn_inside`].
 pub const fn node_ip() -> IpAddr {
     IpAddr::V4(NODE_IPS[0])
 }
@@ -50,7 +49,7 @@ fn new_spaces() -> CloneFlags {
     CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID
 }
 
-/// Tries whether this process may make namespaces, on a thread that ends at once.
+/// Checks whether this process may create namespaces, on a thread that ends at once.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -59,7 +58,7 @@ pub fn is_allowed() -> Result<()> {
     Ok(tried.map_err(|_| anyhow!("the trying thread panicked"))??)
 }
 
-/// Running namespaces, held by the process that made them. Dropping it kills everything inside.
+/// Running namespaces, owned by the process that created them. Dropping it kills everything inside.
 #[derive(Debug)]
 pub struct Isolated {
     anchor: Anchor,
@@ -67,7 +66,7 @@ pub struct Isolated {
 }
 
 impl Isolated {
-    /// PID of the namespaces' PID 1, as seen from outside.
+    /// PID of the namespaces' PID 1 in this PID namespace.
     pub const fn pid(&self) -> i32 {
         self.anchor.pid
     }
@@ -89,7 +88,7 @@ impl Isolated {
         Ok(Some(status?))
     }
 
-    /// Ends everything inside at once and waits until nothing is left of it.
+    /// Kills everything inside and waits until no process is left.
     ///
     /// # Errors
     /// As [`Isolated::wait`].
@@ -119,11 +118,11 @@ pub fn start(dir: &Path, program: &Path, arguments: &[OsString], log: &File) -> 
     let mut command = Command::new(program);
     command.arg(INIT_ARGUMENT).arg(std::process::id().to_string()).arg(dir).args(arguments);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
-    // Ctrl-C in a terminal reaches the caller alone, which decides; when it dies of it, so does everything inside.
+    // Ctrl-C in a terminal only signals the caller; if the caller dies, so does everything inside.
     command.process_group(0);
     let (sender, receiver) = mpsc::channel();
-    // A thread of its own, because what unshare changes stays with the thread, and because PR_SET_PDEATHSIG means the
-    // death of the parent *thread*: this one lives as long as its child.
+    // A separate thread, because the effects of unshare belong to the thread, and because PR_SET_PDEATHSIG refers to the parent *thread*: this
+    // one lives as long as its child.
     let waiter = thread::Builder::new().name("namespaces".into()).spawn(move || {
         let spawned = unshare(new_spaces()).map_err(io::Error::from).and_then(|()| command.spawn());
         let mut child = match spawned {
@@ -144,17 +143,17 @@ pub fn start(dir: &Path, program: &Path, arguments: &[OsString], log: &File) -> 
     Ok(isolated)
 }
 
-/// The life of PID 1 inside: sets the mounts up, runs the program once more with the arguments that remain, and reaps
-/// every orphan until that program ends. `arguments` is what follows [`INIT_ARGUMENT`].
+/// Runs PID 1 inside: sets up the mounts, runs this program again with the remaining arguments, and reaps every orphan until that program
+/// ends. `arguments` are those after [`INIT_ARGUMENT`].
 ///
 /// # Errors
-/// When the one that started it is gone already, or a mount or the program fails.
+/// When its starter has already exited, or a mount or the program fails.
 pub fn init(arguments: &[OsString]) -> Result<u8> {
     let [outer, dir, rest @ ..] = arguments else { bail!("{INIT_ARGUMENT} is for internal use") };
     ensure!(std::process::id() == 1, "{INIT_ARGUMENT} is for internal use: it must be PID 1");
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The machine's /proc is still mounted: did the parent die before the line above took effect?
-    ensure!(Path::new("/proc").join(outer).exists(), "the process that started the cluster is gone");
+    ensure!(Path::new("/proc").join(outer).exists(), "the process that started the cluster has exited");
     let program = std::env::current_exe()?;
     set_up_mounts(Path::new(dir))?;
     let child = Command::new(program).args(rest).stdin(Stdio::null()).spawn().context("start the supervisor")?;
@@ -206,8 +205,8 @@ pub fn kill(dir: &Path) -> Result<()> {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while anchor.is_alive() && !is_zombie(anchor.pid) {
         signal::kill(Pid::from_raw(anchor.pid), Signal::SIGKILL).ok();
-        // PID 1 itself does not go before every process inside has been waited for, and the parent of one that
-        // spawn_inside started may do that late, or after this call: then only zombies are left, which hold nothing.
+        // PID 1 does not end before every process inside has been reaped. The parent of a process of spawn_inside may reap it late, or after this
+        // call: then only zombies are left, which use no resources.
         if has_no_memory(anchor.pid) && space.as_ref().is_some_and(|space| !lives_in(space, anchor.pid)) {
             break;
         }
@@ -222,12 +221,12 @@ fn is_zombie(pid: i32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }
 
-/// Whether a process is past giving its memory back at its end, as its empty command line shows.
+/// Whether an ending process has already released its memory: then its command line is empty.
 fn has_no_memory(pid: i32) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty())
 }
 
-/// Whether any process but `except` lives in the PID namespace that `space` is the link of.
+/// Whether a process other than `except` runs in the PID namespace that `space` links to.
 fn lives_in(space: &Path, except: i32) -> bool {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     processes
@@ -255,17 +254,17 @@ mod tests {
     }
 
     #[test]
-    fn a_later_process_with_the_same_number_is_not_taken_for_the_cluster() {
+    fn a_process_that_reuses_the_pid_is_not_treated_as_the_cluster() {
         let dir = tempfile::tempdir().unwrap();
         let own = Anchor::of(std::process::id().try_into().unwrap()).unwrap();
         Anchor { started_ticks: own.started_ticks + 1, ..own }.write(dir.path()).unwrap();
         assert!(!is_running(dir.path()));
-        // Would end this very test if the start time were not compared.
+        // It would kill this test if the start time were not compared.
         kill(dir.path()).unwrap();
     }
 
     #[test]
-    fn a_cluster_that_has_ended_is_not_entered_and_its_record_goes() {
+    fn a_cluster_that_has_ended_is_not_entered_and_its_record_is_removed() {
         let dir = dead_cluster();
         assert!(spawn_inside(dir.path(), Command::new("true")).is_err());
         kill(dir.path()).unwrap();

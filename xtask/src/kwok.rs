@@ -1,8 +1,8 @@
-//! Nodes that only say that pods run, for scale: no process, no root, thousands of pods on two cores.
+//! Simulated nodes that only report pods as running, for scale: no process, no root, thousands of pods on two cores.
 //!
-//! What they do is in `xtask/kwok`: pods become Ready at once. When a pod that carries a finalizer is being deleted,
-//! its containers are reported terminated before the deletion finishes, as a kubelet does. Claims of the storage class
-//! [`STORAGE_CLASS`] get a volume without anything behind it.
+//! Their behaviour is defined in `xtask/kwok`: pods become Ready at once. When a pod with a finalizer is being deleted, its containers are
+//! reported as terminated before the deletion finishes, as a kubelet does. Claims of the storage class [`STORAGE_CLASS`] get a volume
+//! without storage.
 //!
 //! No real session can be written or archived here.
 
@@ -38,24 +38,24 @@ const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// Everything [`start`] needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings<'a> {
-    /// The cluster's folder, absolute; `logs` is there already.
+    /// The cluster's folder, absolute; `logs` exists already.
     pub dir: &'a Path,
-    /// kwok holds a shared lock on this file as long as it lives.
+    /// kwok holds a shared lock on this file while it runs.
     pub lock: &'a Path,
     /// The programs to run.
     pub bins: &'a Bins,
     /// Credentials for the API server.
     pub kubeconfig: &'a Path,
-    /// Of its own server, on loopback.
+    /// The port of its own server, on loopback.
     pub port: u16,
     /// How many nodes to simulate.
     pub nodes: u32,
 }
 
-/// Starts kwok, makes the nodes and the storage class, and returns when every node is Ready.
+/// Starts kwok, creates the nodes and the storage class, and returns when every node is Ready.
 ///
 /// # Errors
-/// When it ends or the nodes are not Ready in time.
+/// When it exits or the nodes are not Ready in time.
 pub fn start(settings: &Settings<'_>, children: &mut Children, progress: &dyn Fn(&str)) -> Result<()> {
     progress(&format!("kwok and its {} node(s)", settings.nodes));
     let folder = settings.dir.join("kwok");

@@ -1,6 +1,6 @@
 //! Everything that `cargo xtask` does, as a library for its commands and for tests: real clusters in one call.
 //!
-//! It is a developer's tool: nothing of it is part of the operator.
+//! It is a tool for developers: no part of it may be used by the operator.
 
 pub mod bench;
 pub mod chart;

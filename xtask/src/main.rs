@@ -19,25 +19,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Start, find and end real Kubernetes clusters.
+    /// Start, find and stop real Kubernetes clusters.
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Build the operator's container image and load it into a running cluster's nodes.
     Image(ImageArgs),
-    /// The whole life of a computer on a real cluster, told as it happens.
+    /// Show the whole life of a computer on a real cluster, step by step.
     Demo {
         /// Leave the cluster up at the end.
         #[arg(long)]
         keep: bool,
     },
-    /// Measure beside a bare API server in the same run; writes the tables in `docs/`.
+    /// Measure the operator and a bare API server in the same run, and write the tables in `docs/`.
     #[command(subcommand)]
     Bench(BenchCommand),
-    /// Write what is generated from the code: `crds/`, `docs/openapi.json`, and the chart's rules and README.
+    /// Write the generated files: `crds/`, `docs/openapi.json`, and the chart's rules and README.
     Generate,
     /// Run the checks that every change must pass: all stages, or some of them.
     Test(xtask::test::Options),
-    /// Run the simulator for long: random faults, or every matrix in full.
+    /// Run the simulator for a long time: random faults, or every matrix in full.
     Soak(xtask::soak::Options),
 }
 
@@ -53,11 +53,11 @@ enum BenchCommand {
 
 #[derive(Subcommand)]
 enum ClusterCommand {
-    /// Start a cluster, or find the one that is running, and print how to use it.
+    /// Start a cluster, or find the running one, and print how to use it.
     Up(UpArgs),
-    /// End a cluster and remove everything of it.
+    /// Stop a cluster and remove everything that belongs to it.
     Down(Which),
-    /// Say how a cluster is.
+    /// Print the status of a cluster.
     Status(Which),
     /// Print lines for a shell: `eval "$(cargo xtask cluster env)"`.
     Env(Which),
@@ -69,10 +69,10 @@ enum ClusterCommand {
 
 #[derive(Args)]
 struct Which {
-    /// Name of the cluster; clusters of different names run side by side.
+    /// Name of the cluster. Clusters with different names can run at the same time.
     #[arg(long, default_value = "dev")]
     name: String,
-    /// Folder of the cluster, in place of the one that its name has in the cache.
+    /// Folder of the cluster. Default: a folder in the cache with the cluster's name.
     #[arg(long)]
     dir: Option<PathBuf>,
 }
@@ -81,19 +81,19 @@ struct Which {
 struct UpArgs {
     #[command(flatten)]
     which: Which,
-    /// What to start. By default real nodes where this machine can run them, else the control plane alone.
+    /// What to start. Default: real nodes if this machine can run them, otherwise only the control plane.
     #[arg(long, value_enum)]
     profile: Option<ProfileName>,
-    /// How many nodes: one (the default) or two real ones; any number of kwok's (default 5).
+    /// Number of nodes: one (the default) or two real nodes, or any number of kwok nodes (default 5).
     #[arg(long)]
     nodes: Option<u32>,
-    /// Let the API server write a line for each request to this file.
+    /// Write an audit log with one line for each request to this file.
     #[arg(long)]
     audit_log_path: Option<PathBuf>,
     /// Start nothing: use the cluster that this file names.
     #[arg(long, conflicts_with_all = ["profile", "nodes", "audit_log_path"])]
     kubeconfig: Option<PathBuf>,
-    /// Context in the file.
+    /// Context in the kubeconfig.
     #[arg(long, requires = "kubeconfig")]
     context: Option<String>,
 }
@@ -104,7 +104,7 @@ enum ProfileName {
     ControlPlane,
     /// Real nodes: containerd, kubelet, volumes. Needs root.
     Node,
-    /// Nodes that only say that pods run. No root.
+    /// Simulated nodes: pods are only reported as running. No root.
     Kwok,
 }
 
@@ -132,11 +132,11 @@ fn main() -> ExitCode {
 
 fn run() -> Result<u8> {
     match Cli::parse().command {
-        // No runtime, no threads: what these two start dies with the thread that started it.
+        // No runtime and no threads: the processes that these two start die with the thread that started them.
         Command::Cluster(ClusterCommand::Supervise { dir }) => cluster::supervise(&dir)?,
         Command::Cluster(ClusterCommand::Inside { dir }) => cluster::inside(&dir)?,
         command => {
-            // kube finds no TLS provider by itself when two are linked.
+            // kube does not choose a TLS provider when two are linked.
             rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
             return tokio::runtime::Runtime::new()?.block_on(dispatch(command));
         }
@@ -162,7 +162,7 @@ async fn cluster(command: ClusterCommand) -> Result<u8> {
         ClusterCommand::Up(arguments) => up(arguments).await?,
         ClusterCommand::Down(which) => {
             let found = cluster::down(&which.name, which.dir.as_deref())?;
-            println!("{}", if found { "ended and removed" } else { "there is no such cluster" });
+            println!("{}", if found { "stopped and removed" } else { "no such cluster" });
         }
         ClusterCommand::Status(which) => {
             let status = cluster::status(&which.name, which.dir.as_deref())?;
@@ -200,7 +200,7 @@ fn profile(name: Option<ProfileName>, nodes: Option<u32>) -> Result<Profile> {
     let name = name.unwrap_or_else(|| match node::obstacle() {
         None => ProfileName::Node,
         Some(obstacle) => {
-            eprintln!("no real node can run here: {obstacle}\nstarting the control plane alone");
+            eprintln!("no real node can run here: {obstacle}\nstarting only the control plane");
             ProfileName::ControlPlane
         }
     });

@@ -1,8 +1,7 @@
 //! The certificates of one cluster: one authority, a serving certificate each for the API server and the kubelets, and
 //! client credentials packed into kubeconfig files.
 //!
-//! Keys are readable by their owner only and never leave the cluster's folder, except inside a kubeconfig that the
-//! caller asks for.
+//! Keys are readable by their owner only and must never leave the cluster's folder, except inside a kubeconfig that the caller requests.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
@@ -31,7 +30,7 @@ pub struct Pair {
     pub key: PathBuf,
 }
 
-/// The authority of one cluster and the folder that everything it signs is kept in.
+/// The authority of one cluster and the folder of its certificates.
 pub struct Pki {
     dir: PathBuf,
     ca_pem: String,
@@ -39,8 +38,8 @@ pub struct Pki {
 }
 
 impl Pki {
-    /// Makes the authority, the API server's certificates and the service account keys in `dir`, or loads the
-    /// authority that is there. `node_ip` is the API server's address for pods and nodes, where there are any.
+    /// Creates the authority, the API server's certificates and the service account keys in `dir`, or loads the existing authority.
+    /// `node_ip` is the API server's address for pods and nodes, if there are any.
     ///
     /// # Errors
     /// When a file cannot be written or read.
@@ -69,7 +68,7 @@ impl Pki {
         let accounts = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048)?;
         write_private(&dir.join("service-accounts.key"), &accounts.serialize_pem())?;
         fs::write(dir.join("service-accounts.pub"), accounts.public_key_pem())?;
-        // Last: a folder that has it is complete.
+        // Written last: a folder that has it is complete.
         fs::write(&ca, &pki.ca_pem)?;
         Ok(pki)
     }
@@ -84,12 +83,12 @@ impl Pki {
         self.dir.join("ca.key")
     }
 
-    /// What the API server serves with.
+    /// The API server's serving certificate.
     pub fn apiserver(&self) -> Pair {
         self.pair("apiserver")
     }
 
-    /// What the API server shows to a kubelet.
+    /// The API server's client certificate for kubelets.
     pub fn apiserver_to_kubelet(&self) -> Pair {
         self.pair("apiserver-kubelet")
     }
@@ -102,7 +101,7 @@ impl Pki {
     /// A kubelet's serving certificate.
     ///
     /// # Errors
-    /// When the name is no DNS name or a file cannot be written.
+    /// When the name is not a DNS name or a file cannot be written.
     pub fn node_cert(&self, node: &str, ip: IpAddr) -> Result<Pair> {
         let names = vec![SanType::DnsName(node.try_into()?), SanType::IpAddress(ip), SanType::IpAddress(IpAddr::from([127, 0, 0, 1]))];
         self.sign(&format!("{node}-serving"), &format!("system:node:{node}"), &["system:nodes"], names)
@@ -181,7 +180,7 @@ fn named(user: &str, groups: &[&str]) -> CertificateParams {
     params
 }
 
-/// Writes a file that its owner alone may read, replacing one that is there.
+/// Writes a file that only its owner may read. Replaces an existing file.
 pub(crate) fn write_private(path: &Path, content: &str) -> Result<()> {
     let mut file = OpenOptions::new()
         .write(true)

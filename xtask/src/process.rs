@@ -1,5 +1,5 @@
-//! Programs that cannot outlive us: each is started through this very program (`tied`), which ties its life to the
-//! starter's (`PR_SET_PDEATHSIG`), takes a shared lock on the cluster's file, and becomes the program.
+//! Programs that cannot outlive their starter. Each is started through this program (`tied`), which sets `PR_SET_PDEATHSIG`, takes a shared
+//! lock on the cluster's file, and then executes the program.
 //!
 //! It must never signal a process that it did not start.
 
@@ -16,13 +16,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::Signal;
 
-/// First argument of the program when it is to become another one; `main` hands the rest to [`become_program`].
+/// First argument of this program when it must execute another one; `main` passes the rest to [`become_program`].
 pub const TIED_ARGUMENT: &str = "tied";
 
 /// Stands for "no lock" among the arguments.
 const NO_LOCK: &str = "-";
 
-/// How often a condition is asked for again.
+/// How often a condition is checked.
 const POLL: Duration = Duration::from_millis(100);
 
 /// The `xtask` program: this one, or, in a test, the one that cargo built next to it.
@@ -54,19 +54,23 @@ pub fn tied(program: &Path, lock: Option<&Path>) -> Result<Command> {
     Ok(command)
 }
 
-/// The other half of [`tied`]: `arguments` is what follows [`TIED_ARGUMENT`]. Returns only with an error.
+/// The other half of [`tied`]. `arguments` are those after [`TIED_ARGUMENT`]. Returns only with an error.
 ///
 /// # Errors
-/// When the starter is gone already or the program cannot be started.
+/// When the starter has already exited or the program cannot be started.
 pub fn become_program(arguments: &[OsString]) -> Result<u8> {
     let [starter, lock, program, rest @ ..] = arguments else { bail!("{TIED_ARGUMENT} is for internal use") };
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     // Did the starter die before the line above took effect?
-    ensure!(std::os::unix::process::parent_id().to_string().as_str() == starter, "the process that started {} is gone", program.display());
+    ensure!(
+        std::os::unix::process::parent_id().to_string().as_str() == starter,
+        "the process that started {} has exited",
+        program.display()
+    );
     if lock != NO_LOCK {
         let file = File::open(lock).with_context(|| format!("open {}", lock.display()))?;
         file.lock_shared()?;
-        // The lock belongs to the open file, which the program inherits; the kernel gives it back at its end.
+        // The lock belongs to the open file, which the program inherits; the kernel releases it when the program ends.
         fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))?;
         std::mem::forget(file);
     }
@@ -79,7 +83,7 @@ pub fn become_program(arguments: &[OsString]) -> Result<u8> {
 pub struct Children {
     /// The programs, in the order in which they were started.
     pub running: Vec<(String, Child)>,
-    /// How those of [`Children::start`] were started, by name.
+    /// The commands of [`Children::start`], by name.
     commands: HashMap<String, Command>,
 }
 
@@ -96,7 +100,7 @@ impl Children {
         Ok(())
     }
 
-    /// Starts what was killed again, as it was started, into the same log. A program that ended by itself stays ended.
+    /// Restarts killed programs with the same command and log. A program that exited by itself is not restarted.
     ///
     /// # Errors
     /// When a program cannot be asked or started.
@@ -104,13 +108,13 @@ impl Children {
         for (name, child) in &mut self.running {
             let Some(status) = child.try_wait()? else { continue };
             let Some(command) = self.commands.get_mut(name).filter(|_| status.signal().is_some()) else { continue };
-            tracing::info!("{name} was killed ({status}): started again");
-            *child = command.spawn().with_context(|| format!("start {name} again"))?;
+            tracing::info!("{name} was killed ({status}): restarting");
+            *child = command.spawn().with_context(|| format!("restart {name}"))?;
         }
         Ok(())
     }
 
-    /// Name and status of a program that has ended by itself, if any.
+    /// Name and status of a program that has exited by itself, if any.
     ///
     /// # Errors
     /// When a program cannot be asked.
@@ -123,10 +127,10 @@ impl Children {
         Ok(None)
     }
 
-    /// Asks until the answer is yes.
+    /// Waits until the condition is true.
     ///
     /// # Errors
-    /// When a program has ended meanwhile or `limit` is over.
+    /// When a program has ended meanwhile or `limit` has passed.
     pub fn wait_until(&mut self, what: &str, limit: Duration, mut done: impl FnMut() -> bool) -> Result<()> {
         let deadline = Instant::now() + limit;
         while !done() {

@@ -1,5 +1,5 @@
-//! Runs the scenarios of a suite against what all of them share: those that were named, each with a limit, and tells them in the form
-//! that `cargo xtask test` counts. A scenario that fails or panics never ends the others.
+//! Runs the scenarios of a suite on a shared bench, each with a time limit, and prints the results like the test harness of Rust. A scenario
+//! that fails or panics must never end the others.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-/// A scenario under way.
+/// A running scenario.
 pub type Run = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 /// A scenario: its name, and what it does with the suite's bench.
 pub type Scenario<B> = (&'static str, fn(Arc<B>) -> Run);
@@ -22,28 +22,28 @@ macro_rules! scenarios {
     };
 }
 
-/// What the command line asks for.
+/// The names on the command line.
 pub struct Names(Vec<String>);
 
 impl Names {
-    /// Of this process. Options are for the test harness of others and mean nothing here.
+    /// The names on the command line of this process. Options are meant for Rust's test harness and are ignored.
     pub fn asked() -> Self {
         Self(std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect())
     }
 
-    /// Whether no scenario was named: all are run.
+    /// Whether no scenario was named, so that all run.
     pub fn all(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Those whose name contains one of the words.
+    /// The scenarios whose name contains one of the words.
     pub fn chosen<B>(&self, suites: impl IntoIterator<Item = Vec<Scenario<B>>>) -> Vec<Scenario<B>> {
         let wanted = |name: &str| self.all() || self.0.iter().any(|word| name.contains(word));
         suites.into_iter().flatten().filter(|(name, _)| wanted(name)).collect()
     }
 }
 
-/// Tells that none of them can be run on this machine: no failure.
+/// Reports that none of them can run on this machine. This is not a failure.
 pub fn skipped<'a>(names: impl IntoIterator<Item = &'a str>, why: &str) -> ExitCode {
     let names: Vec<&str> = names.into_iter().collect();
     for name in &names {
@@ -53,7 +53,7 @@ pub fn skipped<'a>(names: impl IntoIterator<Item = &'a str>, why: &str) -> ExitC
     ExitCode::SUCCESS
 }
 
-/// The end of a suite: how many failed, or why its `ground` could not be laid.
+/// The result of a suite: how many scenarios failed, or why the bench could not be set up.
 pub fn ended(ground: &str, result: Result<usize>) -> ExitCode {
     match result {
         Ok(0) => ExitCode::SUCCESS,
@@ -68,16 +68,16 @@ pub fn ended(ground: &str, result: Result<usize>) -> ExitCode {
 
 /// Runs scenarios on a bench.
 pub struct Runner<B> {
-    /// What they share.
+    /// The shared bench.
     pub bench: Arc<B>,
-    /// Longest time for one.
+    /// Longest time for one scenario.
     pub limit: Duration,
-    /// How many run at the same time, where they may.
+    /// The maximum number of parallel scenarios.
     pub at_once: usize,
 }
 
 impl<B: Send + Sync + 'static> Runner<B> {
-    /// Some at the same time. How many failed.
+    /// Runs scenarios in parallel. Returns how many failed.
     pub async fn concurrently(&self, scenarios: Vec<Scenario<B>>) -> usize {
         let (mut waiting, mut running, mut failed) = (VecDeque::from(scenarios), tokio::task::JoinSet::new(), 0);
         loop {
@@ -92,7 +92,7 @@ impl<B: Send + Sync + 'static> Runner<B> {
         }
     }
 
-    /// One after the other. How many failed.
+    /// Runs scenarios one after the other. Returns how many failed.
     pub async fn in_turn(&self, scenarios: Vec<Scenario<B>>) -> usize {
         let mut failed = 0;
         for scenario in scenarios {
@@ -146,13 +146,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whatever_one_scenario_does_the_others_are_run_and_it_is_counted() {
+    async fn a_scenario_that_fails_or_panics_is_counted_and_the_others_run() {
         let runner = Runner { bench: Arc::new(7), limit: Duration::from_millis(50), at_once: 2 };
         assert_eq!((runner.concurrently(all()).await, runner.in_turn(all()).await), (3, 3));
     }
 
     #[test]
-    fn a_word_chooses_what_contains_it_and_none_chooses_all() {
+    fn a_word_selects_the_scenarios_that_contain_it_and_no_word_selects_all() {
         let chosen = |words: &[&str]| {
             let names = Names(words.iter().map(|w| (*w).to_owned()).collect());
             names.chosen([all()]).iter().map(|(name, _)| *name).collect::<Vec<_>>()

@@ -49,7 +49,7 @@ pub struct Options {
     again: bool,
 }
 
-/// Runs it, with an optimised build.
+/// Runs the soak, with an optimized build.
 ///
 /// # Errors
 /// When a promise is broken, or the simulator cannot be built.
@@ -76,7 +76,7 @@ pub fn run(workspace: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Builds the simulator with some optimisation, which makes it ten times as fast.
+/// Builds the simulator with some optimization, which makes it ten times as fast.
 const SIMULATOR: [&str; 7] = ["test", "--profile", "simulator", "--features", "guards-off", "--test", "simulator"];
 
 fn cargo() -> Command {

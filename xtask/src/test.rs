@@ -44,7 +44,7 @@ pub struct Options {
 /// The documentation is for developers and built with private items, so links to those are fine.
 const DOC_FLAGS: &str = "-D warnings -A rustdoc::private_intra_doc_links";
 
-/// Runs the chosen stages and prints a summary, whose last line is the one that CI reads. Whether everything passed.
+/// Runs the chosen stages and prints a summary, whose last line CI reads. Returns whether everything passed.
 ///
 /// # Errors
 /// When a stage name does not exist.
@@ -118,7 +118,7 @@ impl Runner<'_> {
         }
     }
 
-    /// Without a node the command runs as it is: it compiles, and names the tests that are skipped.
+    /// Without a node the command runs without these arguments: it compiles, and names the skipped tests.
     fn extra(&self, stage: &Stage) -> Vec<&'static str> {
         match stage.needs {
             Needs::Node(more) if self.obstacle.is_none() => more.to_vec(),
@@ -140,7 +140,7 @@ impl Runner<'_> {
         match status.code() {
             Some(0) => Ok(()),
             Some(_) => Err(command),
-            // Ended from outside: not a finding of the check.
+            // Ended by a signal: not a finding of the check.
             None => Err(format!("{command} ({status})")),
         }
     }
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_ends_the_run_unless_it_is_to_keep_going() {
+    fn a_failure_ends_the_run_unless_keep_going_is_set() {
         let rows = [row("format", Outcome::Passed), row("clippy", Outcome::Failed("cargo clippy".into()))];
         let reason = |keep_going| Limits { keep_going, budget: None }.reason_not_to_run(stage("unit"), &rows, Duration::ZERO);
         assert_eq!(reason(true), None);

@@ -1,7 +1,7 @@
 //! The programs of a cluster, built from Go modules (`kubernetes`, `local-path`, `s3` in this folder) once and kept in
 //! the cache folder by the hash of the module's `go.mod` and `go.sum`.
 //!
-//! It must never run a program that it found on the `PATH` instead: versions are the module's. Only `go` is taken there.
+//! It must never run such a program from the `PATH` instead: the module determines the versions. Only `go` comes from the `PATH`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -43,13 +43,13 @@ pub enum Tool {
     VersityGw,
 }
 
-/// Where one program comes from.
+/// The source of one program.
 struct Source {
     name: &'static str,
     /// Folder of its Go module, below this package.
     module: &'static str,
     package: &'static str,
-    /// What a build took on two cores with an empty cache.
+    /// Seconds that a build took on two cores with an empty cache.
     seconds: u64,
 }
 
@@ -82,13 +82,13 @@ impl Tool {
 pub struct Bins(BTreeMap<Tool, PathBuf>);
 
 impl Bins {
-    /// Path of a program that was asked for in [`ensure()`]. Of another one: its bare name, which starting it will report.
+    /// Path of a program that [`ensure()`] has built. For another program, its bare name: starting it then reports the name.
     pub fn path(&self, tool: Tool) -> &Path {
         self.0.get(&tool).map_or(Path::new(tool.name()), PathBuf::as_path)
     }
 }
 
-/// The folder for everything that can be made again: `$XDG_CACHE_HOME/computer-operator`, else below `~/.cache`.
+/// The cache folder: `$XDG_CACHE_HOME/computer-operator`, or below `~/.cache`.
 ///
 /// # Errors
 /// When neither variable is set.
@@ -100,7 +100,7 @@ pub fn cache_folder() -> Result<PathBuf> {
     Ok(base.join("computer-operator"))
 }
 
-/// Builds what is not in the cache yet, one program after the other, and says on standard error what it is doing.
+/// Builds the programs that are not in the cache, one after the other, and reports progress on standard error.
 ///
 /// # Errors
 /// When Go is missing or a build fails: the message says what to do.
@@ -157,7 +157,7 @@ fn build(tool: Tool, path: &Path, number: usize, all: &[Tool]) -> Result<()> {
     let source = tool.source();
     let folder = path.parent().context("no folder")?;
     fs::create_dir_all(folder)?;
-    // Another command may be building the same: wait for it, then there is nothing left to do.
+    // Another command may be building the same program: wait for it, then use its result.
     let lock = File::open(folder)?;
     lock.lock()?;
     if path.exists() {
@@ -168,7 +168,7 @@ fn build(tool: Tool, path: &Path, number: usize, all: &[Tool]) -> Result<()> {
     let start = Instant::now();
     let partial = folder.join(format!(".{}.partial", source.name));
     let module = module_folder(source.module);
-    // What a killed build left is found here, not somewhere in the machine's folder for temporary files.
+    // The leftovers of a killed build are here, not in the machine's folder for temporary files.
     let temporary = folder.join(".tmp");
     fs::remove_dir_all(&temporary).ok();
     fs::create_dir(&temporary)?;
@@ -180,7 +180,7 @@ fn build(tool: Tool, path: &Path, number: usize, all: &[Tool]) -> Result<()> {
         .arg(link_flags(&read(&module.join("go.mod"))?))
         .arg("-o")
         .args([partial.as_os_str(), source.package.as_ref()])
-        // Settings of the user that could change what is built.
+        // Overrides the user's settings that could change the build.
         .env("GOFLAGS", "")
         .env("GOWORK", "off")
         .env("GOTMPDIR", &temporary)
@@ -200,7 +200,7 @@ fn which_go() -> Result<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join("go")).find(|candidate| candidate.is_file()).context("go is not on the PATH")
 }
 
-/// Without these the programs say that they are version 0.0.0, and clients believe it.
+/// Without these flags the programs report version 0.0.0, and clients use that.
 fn link_flags(go_mod: &str) -> String {
     let version = go_mod.lines().find_map(|line| {
         let mut words = line.split_whitespace();
@@ -217,7 +217,7 @@ fn link_flags(go_mod: &str) -> String {
     flags
 }
 
-/// What a build takes here, from what it took on two cores.
+/// The expected duration of a build here, from its duration on two cores.
 fn about(seconds: u64, cores: usize) -> Duration {
     Duration::from_secs(seconds * 2 / u64::try_from(cores.max(1)).unwrap_or(1).max(1))
 }

@@ -1,4 +1,4 @@
-//! A real control plane comes up, is found again, and ends without a trace, whatever is killed. Needs Go, not root.
+//! A real control plane starts, is found by name, and is removed without a trace, whatever is killed. Needs Go, not root.
 
 #![allow(clippy::unwrap_used)]
 
@@ -27,7 +27,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// Command lines of the living processes that name `dir`, but for this test's own.
+/// Command lines of the running processes that name `dir`, except this test's own.
 fn processes(dir: &Path) -> Vec<String> {
     let own = std::process::id().to_string();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
@@ -49,12 +49,12 @@ async fn a_bound_cluster_ends_with_its_owner() {
     assert!(namespaces.get("default").await.is_ok());
     assert!(std::fs::read_to_string(dir.with_extension("audit")).unwrap().contains("/api/v1/namespaces/default"));
     drop(cluster);
-    // The process that removes the folder names it too, and ends a moment after that.
+    // The process that removes the folder names it too, and exits a moment later.
     until("folder and processes are gone", || !dir.exists() && processes(&dir).is_empty()).await;
 }
 
 #[tokio::test]
-async fn a_killed_cluster_is_started_anew_and_ended_whole() {
+async fn a_killed_cluster_is_started_again_and_removed_completely() {
     let base = tempfile::tempdir().unwrap();
     let dir = base.path().join("cluster");
     let up = || Cluster::up_with("test", Profile::ControlPlane, options(&dir, false));
@@ -62,18 +62,18 @@ async fn a_killed_cluster_is_started_anew_and_ended_whole() {
     let again = up().await.unwrap();
     assert_eq!(first.kubeconfig(), again.kubeconfig());
     let Err(other) = Cluster::up_with("test", Profile::Kwok { nodes: 1 }, options(&dir, false)).await else {
-        panic!("another profile was taken for the running one")
+        panic!("a request for another profile reused the running cluster")
     };
-    assert!(other.to_string().contains("end it first"), "{other}");
+    assert!(other.to_string().contains("stop it first"), "{other}");
 
     let supervisor = std::fs::read_to_string(dir.join("running")).unwrap().parse().unwrap();
     kill(Pid::from_raw(supervisor), Signal::SIGKILL).unwrap();
     until("everything is dead", || processes(&dir).is_empty()).await;
     assert!(matches!(status("test", Some(&dir)).unwrap(), Status::Stopped { .. }));
 
-    let anew = up().await.unwrap();
+    let again = up().await.unwrap();
     assert!(matches!(status("test", Some(&dir)).unwrap(), Status::Ready { .. }));
-    anew.down().await.unwrap();
+    again.down().await.unwrap();
     assert!(!dir.exists());
     assert_eq!(processes(&dir), Vec::<String>::new());
 }

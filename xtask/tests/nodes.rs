@@ -1,6 +1,6 @@
-//! Real nodes: what pods, volumes, services and programs started inside can rely on, and that nothing is left afterwards.
+//! Real nodes: pods, volumes, Services and programs started inside work, and nothing is left afterwards.
 //!
-//! Ignored by default, by name: they need root, namespaces, cgroups and about half a minute
+//! Ignored by default: they need root, namespaces, cgroups and about half a minute
 //! (`cargo test --package xtask --test nodes -- --include-ignored`).
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ use xtask::{image, isolation, node};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Asks until the answer is yes.
+/// Waits until the condition is true.
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !done() {
@@ -66,7 +66,7 @@ fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).unwrap().next().is_none()
 }
 
-/// Cgroups whose name carries `part`, in whatever hierarchy.
+/// Cgroups whose name contains `part`, in any hierarchy.
 fn cgroups_named(part: &str) -> usize {
     let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap().flatten();
     let below = hierarchies.filter_map(|hierarchy| fs::read_dir(hierarchy.path()).ok()).flatten().flatten();
@@ -79,8 +79,8 @@ fn machine() -> (usize, usize) {
     (lines("/proc/self/mounts"), lines("/proc/net/dev"))
 }
 
-/// A port of the first node is open for pods exactly as long as the program behind it, started inside, lives.
-fn programs_inside_are_reached_and_really_killed(cluster: &Cluster, dir: &Path) {
+/// A port of the first node is open for pods exactly while its program, started inside, runs.
+fn programs_inside_are_accessible_and_really_killed(cluster: &Cluster, dir: &Path) {
     let address = isolation::node_ip().to_string();
     let open = || {
         let line = format!("nc -w 2 {address} 7777 </dev/null && echo open || echo closed");
@@ -123,13 +123,13 @@ async fn two_nodes_run_pods_and_leave_nothing() {
     assert_ne!(cgroups_named("two-nodes"), 0);
     let mut inside = isolation::spawn_inside(&dir, sleep()).unwrap();
     cluster.down().await.unwrap();
-    assert!(!inside.wait().unwrap().success(), "what was started inside died with the cluster");
+    assert!(!inside.wait().unwrap().success(), "programs started inside must die with the cluster");
     assert!(!dir.exists());
     assert_eq!(cgroups_named("two-nodes"), 0);
     assert_eq!(machine(), before);
 }
 
-/// Ends the cluster before its folder goes, whatever happens: without its record nobody would find its cgroups.
+/// Stops the cluster before its folder is removed, whatever happens: without its record, its cgroups could not be found.
 struct End<'a>(&'a Path);
 
 impl Drop for End<'_> {

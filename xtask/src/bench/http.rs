@@ -1,5 +1,5 @@
-//! `cargo xtask bench http`: what a GET and a DELETE take through the HTTP API, at 1, 10 and 100 in flight, beside the same requests
-//! to the API server itself, in turns in the same run. Writes `docs/http-latency.md`.
+//! `cargo xtask bench http`: the latency of GET and DELETE through the HTTP API with 1, 10 and 100 requests in flight, compared with the same
+//! requests to the API server, alternating in the same run. Writes `docs/http-latency.md`.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 
 use super::stage::{Build, Stage, TEAM, until};
 
-/// Requests in flight, and how many are measured then: GETs, DELETEs.
+/// Requests in flight, and the number of measured GETs and DELETEs.
 const LOADS: [(usize, usize, usize); 3] = [(1, 300, 60), (10, 1000, 200), (100, 3000, 400)];
 const KINDS: &str = "apis/computer-operator.dev/v1alpha1/namespaces";
 
-/// A request that can be sent many times.
+/// A request that can be sent repeatedly.
 #[derive(Clone, Debug)]
 struct Shot {
     method: Method,
@@ -27,7 +27,7 @@ struct Shot {
     body: Option<Value>,
 }
 
-/// A computer that is there.
+/// An existing computer.
 struct Target {
     name: String,
     uid: String,
@@ -48,7 +48,7 @@ struct Line {
 /// Measures and writes the table.
 ///
 /// # Errors
-/// When something cannot be started, or a request is not answered as it should be.
+/// When a program cannot be started, or a request gets an unexpected answer.
 pub async fn run(workspace: &'static Path, build: Build) -> Result<()> {
     let before = load_average();
     let stage = Stage::up(workspace, build).await?;
@@ -90,7 +90,7 @@ pub async fn run(workspace: &'static Path, build: Build) -> Result<()> {
     Ok(())
 }
 
-/// Creates machines of the caller's own and waits until their keys are live.
+/// Creates `BYOM` computers and waits until their keys authenticate.
 async fn targets(stage: &Stage, http: &reqwest::Client, load: usize, count: usize) -> Result<Vec<Target>> {
     let object = |i: usize| {
         let metadata =
@@ -120,16 +120,15 @@ async fn targets(stage: &Stage, http: &reqwest::Client, load: usize, count: usiz
     Ok(found)
 }
 
-/// Waits until only this many are left: what the operator still does for one side must not weigh on the other.
+/// Waits until only this many are left: the operator's work for one side must not slow down the other.
 async fn gone(stage: &Stage, left: usize) -> Result<()> {
-    until(
-        "the deletions are over",
-        async || Ok(stage.kubectl(&["get", "computers", "-n", TEAM, "-o", "name"], "")?.lines().count() == left),
-    )
+    until("the deletions are complete", async || {
+        Ok(stage.kubectl(&["get", "computers", "-n", TEAM, "-o", "name"], "")?.lines().count() == left)
+    })
     .await
 }
 
-/// Sends all of it, so many at a time.
+/// Sends all requests, with this many in flight.
 async fn measure(what: &'static str, http: &reqwest::Client, load: usize, shots: Vec<Shot>) -> Result<Line> {
     let (count, queue) = (shots.len(), Arc::new(Mutex::new(VecDeque::from(shots))));
     let (began, mut tasks) = (Instant::now(), tokio::task::JoinSet::new());
@@ -174,13 +173,13 @@ fn table(lines: &[Line], before: &str, build: Build) -> String {
     let build = if build == Build::Release { "release" } else { "image (opt-level 1)" };
     let date = jiff::Timestamp::now().to_string();
     let mut text = format!(
-        "# What the HTTP API takes\n\n\
+        "# Latency of the HTTP API\n\n\
         Written by `cargo xtask bench http` on {}. {cores} processors, shared by etcd, the API server, the controllers, the operator, one server\n\
-        of the HTTP API (build profile {build}, plain HTTP) and the client; load average before the run {before}. Computers are `BYOM`, their keys live. \"API server\" is\n\
-        the same request to the API server itself, over its TLS, by the same client in the same run: GET of the `Computer`; DELETE with a UID\n\
-        precondition. Behind an HTTP GET by key are three parallel reads and one more; behind one by a ServiceAccount a TokenReview, a\n\
-        SubjectAccessReview and a read; behind a DELETE these, the deletion, and the reading and tombstoning of the record. During DELETEs the operator\n\
-        tears down what was deleted, on the same processors.\n\n\
+        of the HTTP API (build profile {build}, plain HTTP) and the client; load average before the run {before}. Computers are `BYOM`, and their keys\n\
+        authenticate. \"API server\" is the same request sent to the API server over TLS, by the same client in the same run: GET of the `Computer`, or\n\
+        DELETE with a UID precondition. An HTTP GET with a key makes three parallel reads and one more; with a ServiceAccount a TokenReview, a\n\
+        SubjectAccessReview and a read; a DELETE makes the same, the deletion, and a read and an update of the record. During DELETEs the operator\n\
+        cleans up the deleted computers on the same processors.\n\n\
         | request | in flight | requests | p50 ms | p99 ms | a second |\n|---|---|---|---|---|---|\n",
         date.split('T').next().unwrap_or_default()
     );

@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: figures that are measured beside a bare API server's in the same run, because a figure alone says more about
-//! the machine than about the program.
+//! `cargo xtask bench`: figures that are compared with a bare API server in the same run, because a figure alone says more about the
+//! machine than about the program.
 
 pub mod http;
 mod stage;

@@ -1,5 +1,5 @@
-//! What is measured: a control plane of its own, and the operator and one server of the HTTP API as processes with the rights of
-//! their `ServiceAccounts`.
+//! The measured system: a separate control plane, and the operator and one server of the HTTP API as processes with the rights of their
+//! `ServiceAccounts`.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -16,7 +16,7 @@ use crate::cluster::{Cluster, Options, Profile};
 use crate::{chart, image, process};
 
 const SYSTEM: &str = "computer-operator-system";
-/// Where the computers are.
+/// The namespace of the computers.
 pub const TEAM: &str = "team";
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 pub enum Build {
     /// As it is released.
     Release,
-    /// As it is in the image of the demo and the tests: little optimised, quick to build.
+    /// As in the image of the demo and the tests: little optimized, quick to build.
     Image,
 }
 
@@ -41,7 +41,7 @@ impl Build {
     }
 }
 
-/// Everything up.
+/// The running system.
 pub struct Stage {
     /// Address of the HTTP API.
     pub api: String,
@@ -68,7 +68,7 @@ fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// Asks until it is so.
+/// Waits until the condition is true.
 pub async fn until(what: &str, ask: impl AsyncFn() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     loop {

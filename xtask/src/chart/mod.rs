@@ -1,4 +1,4 @@
-//! The Helm chart: what of it is generated, and the real Helm to render and install it with. Nothing here knows what is in it.
+//! The Helm chart: its generated files, and the real Helm to render and install it. Nothing here may depend on the chart's content.
 
 pub mod readme;
 
@@ -18,7 +18,7 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("charts").join("computer-operator")
 }
 
-/// Values for a cluster of ours: images that are there without a registry.
+/// Values for a local cluster: images that are loaded without a registry.
 pub fn demo_values() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("demo-values.yaml")
 }
@@ -32,8 +32,8 @@ pub fn generated() -> Result<Vec<(&'static str, String)>> {
     Ok(vec![("files/rbac.yaml", rbac::chart_file()?), ("README.md", readme::with_table(&read("README.md")?, &read("values.yaml")?)?)])
 }
 
-/// What the chart installs but for the programs themselves: accounts, rights, admission policies. For tests that run their own
-/// programs, with those rights and under those policies.
+/// What the chart installs except the programs: accounts, rights, admission policies. For tests that run their own programs, with those
+/// rights and under those policies.
 ///
 /// # Errors
 /// When Helm cannot be built or refuses.
@@ -58,7 +58,7 @@ pub fn without_programs(namespace: &str) -> Result<String> {
     Helm::new(None)?.template(RELEASE, namespace, &arguments)
 }
 
-/// The real Helm, without anything of the user's own settings and plugins.
+/// The real Helm, without the user's settings and plugins.
 pub struct Helm {
     program: PathBuf,
     home: tempfile::TempDir,
@@ -66,7 +66,7 @@ pub struct Helm {
 }
 
 impl Helm {
-    /// Builds it first if need be. `kubeconfig`: the cluster to work on; none: it can only render.
+    /// Builds it first if necessary. `kubeconfig`: the cluster to use. None: Helm can only render.
     ///
     /// # Errors
     /// When it cannot be built.
@@ -92,7 +92,7 @@ impl Helm {
     /// Runs it; its output.
     ///
     /// # Errors
-    /// When it fails: all that it said.
+    /// When it fails; the error contains its output.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         let output = self.command(arguments).output().context("run helm")?;
         let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -1,4 +1,4 @@
-//! The table of values in the chart's README, from the comments `# -- ...` of `values.yaml`.
+//! Generates the table of values in the chart's README from the comments `# -- ...` in `values.yaml`.
 
 use std::fmt::Write as _;
 
@@ -19,10 +19,10 @@ pub struct Row {
     pub default: String,
 }
 
-/// The README with the table as it must be.
+/// The README with the generated table.
 ///
 /// # Errors
-/// When the README has no place for it, or the values are no YAML.
+/// When the README has no place for it, or the values are not YAML.
 pub fn with_table(readme: &str, values: &str) -> Result<String> {
     let (before, rest) = readme.split_once(BEGIN).context("README.md has no place for the values")?;
     let (_, after) = rest.split_once(END).context("README.md has no end of values")?;
@@ -36,7 +36,7 @@ pub fn with_table(readme: &str, values: &str) -> Result<String> {
 /// Every documented value, in the order of the file.
 ///
 /// # Errors
-/// When the file is no YAML, or a comment stands before no value.
+/// When the file is not YAML, or a comment does not precede a value.
 pub fn rows(values: &str) -> Result<Vec<Row>> {
     let parsed: Value = serde_yaml_ng::from_str(values)?;
     let (mut rows, mut parents, mut text) = (Vec::new(), Vec::<(usize, String)>::new(), None);
@@ -58,7 +58,7 @@ pub fn rows(values: &str) -> Result<Vec<Row>> {
             rows.push(Row { path: path.join("."), text, default: serde_json::to_string(found)? });
         }
     }
-    ensure!(text.is_none(), "a comment stands before no value: {text:?}");
+    ensure!(text.is_none(), "this comment does not precede a value: {text:?}");
     Ok(rows)
 }
 

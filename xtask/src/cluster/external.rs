@@ -1,4 +1,4 @@
-//! A cluster that somebody else runs, named by a kubeconfig and a context. It is never started, ended or configured.
+//! An existing cluster, named by a kubeconfig and a context. It must never be started, stopped or configured.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub(super) async fn copy(kubeconfig: &Path, context: Option<&str>, path: &Path) 
         ensure!(config.contexts.iter().any(|known| known.name == context), "{} has no context {context:?}", kubeconfig.display());
         config.current_context = Some(context.to_owned());
     }
-    // Paths in it have become absolute by reading it.
+    // Reading it has made its paths absolute.
     write_private(path, &serde_json::to_string_pretty(&config)?)?;
     let options = KubeConfigOptions::default();
     let client = kube::Config::from_custom_kubeconfig(config, &options).await?;

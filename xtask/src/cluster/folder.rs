@@ -1,5 +1,5 @@
-//! The folder of one cluster: what it is (`cluster.json`), who may change it (a lock on the folder itself), whether
-//! anything of it is running (a lock that every program of it holds), and its end.
+//! The folder of one cluster: its description (`cluster.json`), a lock on the folder for a process that changes it, a lock that every program of
+//! the cluster holds while it runs, and the removal of the cluster.
 //!
 //! It must never remove a folder that is not a cluster's.
 
@@ -21,16 +21,16 @@ use crate::isolation;
 use crate::node::cgroups;
 use crate::tools::{self, Bins};
 
-/// How long programs may take to die of SIGKILL.
+/// How long programs may take to die after SIGKILL.
 const DEATH_DEADLINE: Duration = Duration::from_secs(20);
 
-/// What a cluster is made of; written when it is started.
+/// The description of a cluster; written when it is started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Spec {
     pub name: String,
     pub profile: Profile,
     pub audit_log: Option<PathBuf>,
-    /// Programs of the control plane that are killed are started again.
+    /// Killed programs of the control plane are restarted.
     #[serde(default)]
     pub revive: bool,
     pub bins: Bins,
@@ -57,7 +57,7 @@ impl Folder {
         &self.0
     }
 
-    /// For processes of the machine itself.
+    /// The kubeconfig for processes of the machine itself.
     pub fn kubeconfig(&self) -> PathBuf {
         self.0.join("kubeconfig")
     }
@@ -82,36 +82,36 @@ impl Folder {
 
     pub fn read_spec(&self) -> Result<Option<Spec>> {
         match fs::read(self.spec_file()) {
-            Ok(bytes) => {
-                Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{} is of another version", self.spec_file().display()))?))
-            }
+            Ok(bytes) => Ok(Some(
+                serde_json::from_slice(&bytes).with_context(|| format!("{} was written by another version", self.spec_file().display()))?,
+            )),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("read {}", self.0.display())),
         }
     }
 
     pub fn write_spec(&self, spec: &Spec) -> Result<()> {
-        // First, so that whatever is left of an interrupted start is known as a cluster's.
+        // Written first, so that the rest of an interrupted start is recognized as a cluster's.
         fs::write(self.spec_file(), serde_json::to_vec_pretty(spec)?)?;
         fs::create_dir_all(self.logs())?;
         Ok(fs::write(self.running_file(), "")?)
     }
 
-    /// Makes the folder and keeps everybody else from starting or ending the cluster until the file is dropped.
+    /// Creates the folder, and prevents other processes from starting or stopping the cluster until the file is dropped.
     pub fn lock(&self) -> Result<File> {
         loop {
             fs::create_dir_all(&self.0).with_context(|| format!("make {}", self.0.display()))?;
             fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700))?;
             let file = File::open(&self.0)?;
             file.lock()?;
-            // Whoever had the lock may have removed the folder; then this is the lock of nothing.
+            // The previous holder of the lock may have removed the folder; then this lock is void.
             if fs::metadata(&self.0).is_ok_and(|now| Some(now.ino()) == file.metadata().ok().map(|m| m.ino())) {
                 return Ok(file);
             }
         }
     }
 
-    /// Whether the cluster's supervisor is alive; when it has died, so have all others, or they are dying.
+    /// Whether the cluster's supervisor is alive. If it is dead, all other programs are dead or dying.
     pub fn is_running(&self) -> Result<bool> {
         let file = match File::open(self.running_file()) {
             Ok(file) => file,
@@ -125,7 +125,7 @@ impl Folder {
         }
     }
 
-    /// The living supervisor's PID. A number that another process got since is told apart by what that was started with.
+    /// The PID of the running supervisor. A process that reuses the PID is recognized by its arguments.
     fn supervisor(&self) -> Option<Pid> {
         let pid = fs::read_to_string(self.running_file()).ok()?.parse().ok()?;
         is_supervisor_of(pid, &self.0).then_some(Pid::from_raw(pid))
@@ -144,7 +144,7 @@ impl Folder {
         Ok(file)
     }
 
-    /// Ends every program of the cluster and removes its cgroups. The folder's lock must be held.
+    /// Stops every program of the cluster and removes its cgroups. The folder's lock must be held.
     pub fn stop(&self) -> Result<()> {
         let Some(spec) = self.read_spec()? else {
             return Ok(());
@@ -161,7 +161,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Whether a program of the cluster is alive outside its namespaces; kills the supervisor, with which all die.
+    /// Whether a program of the cluster is alive outside its namespaces. Kills the supervisor; all programs die with it.
     fn supervised(&self) -> Result<bool> {
         let Ok(file) = File::open(self.running_file()) else {
             return Ok(false);
@@ -177,19 +177,19 @@ impl Folder {
         Ok(true)
     }
 
-    /// Removes the folder and all that is in it, if it is a cluster's. Nothing of the cluster may be running.
+    /// Removes the folder and its content, if it is a cluster's. No program of the cluster may be running.
     pub fn remove(&self) -> Result<()> {
         self.clear()?;
         Ok(fs::remove_dir(&self.0)?)
     }
 
-    /// Removes all that is in the folder, if it is a cluster's.
+    /// Removes the content of the folder, if it is a cluster's.
     pub fn clear(&self) -> Result<()> {
         let is_empty = fs::read_dir(&self.0)?.next().is_none();
         if !is_empty && !self.spec_file().exists() {
-            bail!("{} is not empty and not a cluster's folder: left as it is", self.0.display());
+            bail!("{} is neither empty nor the folder of a cluster; it is not changed", self.0.display());
         }
-        // The mark goes last: a removal that was interrupted can be repeated.
+        // The description is removed last, so that an interrupted removal can be repeated.
         for entry in fs::read_dir(&self.0)? {
             let path = entry?.path();
             if path == self.spec_file() {
@@ -202,7 +202,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Name of the cluster's cgroups: two folders may hold clusters of one name.
+    /// Name of the cluster's cgroups: clusters in two folders may have the same name.
     pub fn cgroup(&self, name: &str) -> String {
         let digest = Sha256::digest(self.0.as_os_str().as_encoded_bytes());
         format!("{name}-{}", hex::encode(&digest[..4]))
@@ -220,7 +220,7 @@ fn is_supervisor_of(pid: i32, dir: &Path) -> bool {
 fn check_name(name: &str) -> Result<()> {
     let fits =
         (1..=32).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    ensure!(fits, "a cluster's name is 1 to 32 of a-z, 0-9 and -, unlike {name:?}");
+    ensure!(fits, "invalid cluster name {name:?}: use 1 to 32 of the characters a-z, 0-9 and -");
     Ok(())
 }
 
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_elses_folder_is_left_alone() {
+    fn a_foreign_folder_is_not_changed() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("letter"), "dear").unwrap();
         assert!(folder(dir.path()).remove().is_err());
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clusters_folder_is_removed_whole() {
+    fn a_clusters_folder_is_removed_completely() {
         let base = tempfile::tempdir().unwrap();
         let folder = folder(&base.path().join("cluster"));
         let _lock = folder.lock().unwrap();
@@ -268,7 +268,7 @@ mod tests {
         let folder = folder(base.path());
         fs::write(folder.running_file(), "").unwrap();
         let held = folder.become_supervisor().unwrap();
-        // This test was not started with the supervisor's arguments: it must not be taken for one, nor killed.
+        // This test does not have the supervisor's arguments: it must not be treated as one or killed.
         assert!(!folder.is_running().unwrap());
         assert!(folder.supervised().unwrap());
         drop(held);

@@ -1,8 +1,7 @@
-//! Real clusters for the demo, the tests and developers: started in the background, found again by name, and ended
-//! without leaving anything.
+//! Real clusters for the demo, the tests and developers: started in the background, found by name, and removed without a trace.
 //!
-//! One folder a cluster holds all of it. Nothing outside of that folder, the cluster's own namespaces and its cgroups is
-//! changed, and nothing of the machine's network ever.
+//! Each cluster has one folder. Nothing outside that folder, the cluster's own namespaces and its cgroups may be changed, and never the
+//! machine's network.
 
 mod external;
 mod folder;
@@ -31,7 +30,7 @@ pub const SUPERVISE: &str = "supervise";
 /// Subcommand of the supervisor inside a cluster's namespaces.
 pub const INSIDE: &str = "supervise-inside";
 
-/// What a cluster is made of.
+/// The components of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Profile {
     /// etcd, API server, controller manager, scheduler; no node, so no pod ever runs. Needs no root.
@@ -41,7 +40,7 @@ pub enum Profile {
         /// How many.
         count: u8,
     },
-    /// The same as [`Profile::ControlPlane`], with nodes that only say that pods run. Needs no root.
+    /// The same as [`Profile::ControlPlane`], with simulated nodes that only report pods as running. Needs no root.
     Kwok {
         /// How many.
         nodes: u32,
@@ -74,14 +73,14 @@ impl Profile {
 /// How to start a cluster, beside its name and profile.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Its folder; by default one in the cache that carries its name. Must be empty or a cluster's.
+    /// Its folder. Default: a folder in the cache with its name. It must be empty or a cluster's.
     pub dir: Option<PathBuf>,
-    /// The API server writes one line for each request there (audit level `Metadata`).
+    /// The audit log: the API server writes one line for each request (level `Metadata`).
     pub audit_log: Option<PathBuf>,
-    /// End the cluster, folder included, when the returned [`Cluster`] is dropped or this process ends in any way.
-    /// Without it the cluster runs on in the background. A cluster that runs already is never ended by it.
+    /// Remove the cluster and its folder when the returned [`Cluster`] is dropped or this process ends in any way. Otherwise the cluster
+    /// keeps running in the background. It never stops a cluster that was already running.
     pub bound: bool,
-    /// A program of the control plane that is killed is started again, as a node's kubelet does: for tests that kill it.
+    /// Restart killed programs of the control plane, as a node's kubelet does: for tests that kill them.
     pub revive: bool,
 }
 
@@ -92,20 +91,20 @@ pub struct Cluster {
     origin: Origin,
 }
 
-/// Where a cluster comes from.
+/// The origin of a cluster.
 #[derive(Debug)]
 enum Origin {
     Ours {
         folder: Folder,
-        /// While this is open, a bound cluster lives.
+        /// A bound cluster runs while this is open.
         _hold: Option<ChildStdin>,
     },
-    /// Somebody else's; our copy of the credentials goes with the folder.
+    /// An existing cluster; the copy of its credentials is removed with the folder.
     Existing { _own: tempfile::TempDir },
 }
 
 impl Cluster {
-    /// Starts the cluster in the background, or finds the one of that name that is running.
+    /// Starts the cluster in the background, or finds the running one with that name.
     ///
     /// # Errors
     /// When it cannot be started: the message says what is missing; its folder and logs stay until the next start or
@@ -127,8 +126,7 @@ impl Cluster {
         Self { kubeconfig: folder.kubeconfig(), origin: Origin::Ours { folder, _hold: hold } }
     }
 
-    /// Uses a cluster that somebody else runs; it is never ended or configured by us. `context` defaults to the
-    /// kubeconfig's current one.
+    /// Uses an existing cluster, which is never stopped or configured. `context` defaults to the kubeconfig's current one.
     ///
     /// # Errors
     /// When there is no such context or the cluster does not answer.
@@ -140,12 +138,12 @@ impl Cluster {
         Ok(Self { kubeconfig: path, origin: Origin::Existing { _own: own } })
     }
 
-    /// Credentials of an administrator, as a file. They may do everything in a cluster of ours.
+    /// Credentials of an administrator, as a file. In a cluster started here they have all rights.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }
 
-    /// The folder of a cluster of ours, where `logs` is.
+    /// The folder of a cluster started here; it contains `logs`.
     pub fn dir(&self) -> Option<&Path> {
         match &self.origin {
             Origin::Ours { folder, .. } => Some(folder.path()),
@@ -153,7 +151,7 @@ impl Cluster {
         }
     }
 
-    /// A `kubectl` of the version that our clusters have; built first if need be.
+    /// A `kubectl` of the clusters' version; built first if necessary.
     ///
     /// # Errors
     /// When it cannot be built.
@@ -164,13 +162,13 @@ impl Cluster {
     /// Loads an image archive into every real node.
     ///
     /// # Errors
-    /// When the cluster is not ours, has no real node, or the archive is refused.
+    /// When the cluster was not started here, has no real node, or the archive is refused.
     pub fn load_image(&self, archive: &Path) -> Result<()> {
-        let dir = self.dir().context("images can be loaded into a cluster of ours only")?;
+        let dir = self.dir().context("images can only be loaded into a cluster that xtask started")?;
         node::import_image(dir, archive)
     }
 
-    /// Ends the cluster and removes everything of it; one that somebody else runs stays as it is.
+    /// Stops the cluster and removes everything that belongs to it. An existing cluster is not changed.
     ///
     /// # Errors
     /// As [`down`].
@@ -195,7 +193,7 @@ fn up(name: &str, profile: Profile, options: &Options) -> Result<Cluster> {
         return reuse(folder, &spec, profile, options);
     }
     let mut spec = prepare(name, profile, options).inspect_err(|_| {
-        // Only if it is empty, as it is when it was made by the line above that locks it.
+        // Only if it is empty, as it is when the lock above has created it.
         std::fs::remove_dir(folder.path()).ok();
     })?;
     folder.stop()?;
@@ -221,14 +219,14 @@ pub fn is_up(name: &str) -> Result<bool> {
 
 fn reuse(folder: Folder, spec: &Spec, profile: Profile, options: &Options) -> Result<Cluster> {
     let dir = folder.path().display();
-    ensure!(spec.revive == options.revive, "the cluster in {dir} is running with other options: end it first (cluster down)");
-    ensure!(spec.profile == profile, "the cluster in {dir} is running with {}: end it first (cluster down)", spec.profile);
+    ensure!(spec.revive == options.revive, "the cluster in {dir} is running with other options: stop it first (cluster down)");
+    ensure!(spec.profile == profile, "the cluster in {dir} is running with {}: stop it first (cluster down)", spec.profile);
     let audit_log = audit_log(options)?;
     ensure!(
         audit_log.is_none() || audit_log == spec.audit_log,
-        "the cluster in {dir} is running without that audit log: end it first (cluster down)"
+        "the cluster in {dir} is running without that audit log: stop it first (cluster down)"
     );
-    eprintln!("cluster in {dir}: it is running already and is used as it is");
+    eprintln!("the cluster in {dir} is already running and is reused");
     Ok(Cluster::ours(folder, None))
 }
 
@@ -237,11 +235,11 @@ fn audit_log(options: &Options) -> Result<Option<PathBuf>> {
     Ok(options.audit_log.as_ref().map(absolute).transpose()?)
 }
 
-/// Makes sure of everything the machine must bring, before anything is started or removed.
+/// Checks all prerequisites of the machine before anything is started or removed.
 fn prepare(name: &str, profile: Profile, options: &Options) -> Result<Spec> {
     if let Profile::Node { .. } = profile {
         if let Some(obstacle) = node::obstacle() {
-            bail!("no real node can run here: {obstacle}. A control plane alone can: cluster up --profile control-plane");
+            bail!("no real node can run here: {obstacle}. To start only a control plane: cluster up --profile control-plane");
         }
         node::packages::ensure_installed(&|line| eprintln!("{line}"))?;
         enough_disk(&tools::cache_folder()?)?;
@@ -256,8 +254,8 @@ fn prepare(name: &str, profile: Profile, options: &Options) -> Result<Spec> {
     })
 }
 
-/// Least part of the disk, in percent, that must be free: at one percent the kubelet removes images, and there is no registry here
-/// to fetch them from again. It would show as a node or pods that never become ready.
+/// Minimum free disk space, in percent. At one percent the kubelet removes images, which cannot be pulled again because there is no
+/// registry; a node or pods would then never become ready.
 const LEAST_FREE: u64 = 3;
 
 fn enough_disk(folder: &Path) -> Result<()> {
@@ -267,7 +265,7 @@ fn enough_disk(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts the supervisor and waits until everything answers. Returns what keeps a bound cluster alive.
+/// Starts the supervisor and waits until everything answers. Returns the handle that keeps a bound cluster running.
 fn start(folder: &Folder, bound: bool) -> Result<Option<ChildStdin>> {
     let mut child = supervisor::spawn(folder)?;
     let mut hold = child.stdin.take().context("no standard input")?;
@@ -275,7 +273,7 @@ fn start(folder: &Folder, bound: bool) -> Result<Option<ChildStdin>> {
     for line in BufReader::new(output).lines() {
         let line = line?;
         if let Some(reason) = line.strip_prefix(supervisor::FAILED) {
-            // Told apart from a starter that is gone: logs are wanted now.
+            // Unlike after the death of the starter, the logs must be kept.
             hold.write_all(&[supervisor::KEEP]).ok();
             child.wait()?;
             folder.stop()?;
@@ -295,12 +293,12 @@ fn start(folder: &Folder, bound: bool) -> Result<Option<ChildStdin>> {
     bail!("the supervisor ended: see {}", folder.logs().join("supervisor.log").display())
 }
 
-/// Takes note of the supervisor's end whenever it comes, so that it does not stay as a zombie of a long-lived caller.
+/// Reaps the supervisor when it ends, so that it does not stay as a zombie of a long-lived caller.
 fn reap(mut child: Child) {
     std::thread::spawn(move || child.wait());
 }
 
-/// Ends the cluster of that name, or in that folder, and removes everything of it; `false` when there was none.
+/// Stops the cluster with that name, or in that folder, and removes everything that belongs to it. `false`: there was none.
 ///
 /// # Errors
 /// When a process outlives SIGKILL, or the folder is not a cluster's: then nothing is removed.

@@ -1,4 +1,4 @@
-//! What is to be said about a cluster without changing it.
+//! Reports the status of a cluster. It must never change the cluster.
 
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use super::folder::Folder;
 use crate::control_plane::answers;
 use crate::tools::Tool;
 
-/// How a cluster is.
+/// The status of a cluster.
 #[derive(Clone, Debug)]
 pub enum Status {
-    /// There is none of that name.
+    /// There is no cluster with that name.
     Absent,
-    /// Its folder is there, nothing of it runs.
+    /// Its folder exists, but none of its programs runs.
     Stopped {
         /// The cluster's folder.
         dir: PathBuf,
@@ -29,7 +29,7 @@ pub enum Status {
     Ready {
         /// The cluster's folder.
         dir: PathBuf,
-        /// What it is made of.
+        /// Its components.
         profile: Profile,
         /// Credentials of a cluster admin.
         kubeconfig: PathBuf,
@@ -39,8 +39,8 @@ pub enum Status {
 impl fmt::Display for Status {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Absent => write!(formatter, "there is no such cluster"),
-            Self::Stopped { dir } => write!(formatter, "stopped (logs: {}; `cluster up` starts it anew)", dir.join("logs").display()),
+            Self::Absent => write!(formatter, "no such cluster"),
+            Self::Stopped { dir } => write!(formatter, "stopped (logs: {}; start it again with `cluster up`)", dir.join("logs").display()),
             Self::NotReady { dir } => write!(formatter, "running, but the API server is not ready (logs: {})", dir.join("logs").display()),
             Self::Ready { dir, profile, kubeconfig } => {
                 write!(formatter, "ready: {profile}\nkubeconfig {}\nlogs       {}", kubeconfig.display(), dir.join("logs").display())
@@ -49,7 +49,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// Looks at the cluster of that name, or in that folder.
+/// Checks the cluster with that name, or in that folder.
 ///
 /// # Errors
 /// When the folder cannot be read.

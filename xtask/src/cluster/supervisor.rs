@@ -1,8 +1,8 @@
-//! The process that a running cluster hangs on. It starts everything, tells the command that started it how far it is
-//! (lines on standard output), and watches. When it dies, by whatever signal, so does everything it started.
+//! The supervisor of a running cluster. It starts every program, reports its progress as lines on standard output to the command that
+//! started it, and watches the programs. When it dies, by any signal, all its programs die too.
 //!
-//! Its standard input decides how long it lives: if that ends before [`KEEP`] was read, the starter is gone, and the
-//! cluster goes with it, folder included.
+//! Its standard input determines its lifetime: if it ends before [`KEEP`] was read, the starter has exited, and the cluster and its folder
+//! are removed. It must never outlive a starter that did not send [`KEEP`].
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -25,17 +25,17 @@ use crate::pki::Pki;
 use crate::process::{Children, own_program};
 use crate::tools::Tool;
 
-/// What the starter writes once the cluster shall outlive it.
+/// The line that the starter writes when the cluster must outlive it.
 pub(super) const KEEP: u8 = b'k';
 /// First word of the last line.
 pub(super) const READY: &str = "ready";
 /// First word of the last line, followed by the reason.
 pub(super) const FAILED: &str = "failed: ";
 
-/// How often the programs are looked at.
+/// How often the programs are checked.
 const WATCH: Duration = Duration::from_millis(200);
 
-/// The life of the supervisor. Returns only when the cluster has ended.
+/// Runs the supervisor. Returns only when the cluster has ended.
 ///
 /// # Errors
 /// When the cluster cannot be started or one of its programs ends.
@@ -52,13 +52,13 @@ pub fn supervise(dir: &Path) -> Result<()> {
         }
         Err(error) => Err(error),
     };
-    // The starter may be long gone, then this goes nowhere.
+    // The starter may have exited; then the line is lost.
     let Err(error) = ended else { return Ok(()) };
     say(&format!("{FAILED}{}", format!("{error:#}").replace('\n', " ")));
     Err(error)
 }
 
-/// One line to the starter, if there still is one.
+/// Writes one line to the starter, if it is still running.
 fn say(line: &str) {
     let mut output = std::io::stdout();
     writeln!(output, "{line}").and_then(|()| output.flush()).ok();
@@ -72,8 +72,8 @@ fn end_with_starter(folder: &Folder) {
         if std::io::stdin().read(&mut byte).ok() == Some(1) && byte[0] == KEEP {
             return;
         }
-        tracing::info!("the command that started the cluster is gone: so is the cluster");
-        // Another process: this one and all that hangs on it must be dead before the folder can go.
+        tracing::info!("the command that started the cluster has exited: removing the cluster");
+        // In another process: this one and all its programs must be dead before the folder can be removed.
         let log = Stdio::null;
         let down = own_program().and_then(|program| {
             Ok(Command::new(program)
@@ -86,21 +86,21 @@ fn end_with_starter(folder: &Folder) {
                 .spawn()?)
         });
         if let Err(error) = down {
-            tracing::error!("the folder {} is left: {error:#}", dir.display());
+            tracing::error!("the folder {} is not removed: {error:#}", dir.display());
         }
         std::process::exit(1);
     });
 }
 
-/// What the supervisor holds.
+/// The programs of the supervisor.
 enum Held {
-    /// The programs, and whether what is killed is started again.
+    /// The programs, and whether killed ones are restarted.
     Host(Children, bool),
     Namespaces(Isolated),
 }
 
 impl Held {
-    /// Returns when something has ended that should not have.
+    /// Returns when a program has ended unexpectedly.
     fn watch(&mut self) -> Result<()> {
         match self {
             Self::Host(children, revive) => watch(children, *revive),
@@ -112,7 +112,7 @@ impl Held {
     }
 }
 
-/// Returns when something has ended that should not have. `revive`: what was killed is started again.
+/// Returns when a program has ended unexpectedly. `revive`: killed programs are restarted.
 fn watch(children: &mut Children, revive: bool) -> Result<()> {
     loop {
         if revive {
@@ -169,7 +169,7 @@ fn settings<'a>(folder: &'a Folder, spec: &'a Spec, addresses: Addresses, lock: 
     Settings { dir: folder.path(), lock, addresses, audit_log: spec.audit_log.as_deref() }
 }
 
-/// Starts [`inside`] in namespaces of its own, passes its lines on, and makes its API server reachable from the machine.
+/// Starts [`inside`] in separate namespaces, forwards its lines, and makes its API server accessible from the machine.
 fn start_namespaces(folder: &Folder) -> Result<Isolated> {
     let pki = Pki::create_or_load(&folder.path().join("pki"), Some(isolation::node_ip()))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -184,7 +184,7 @@ fn start_namespaces(folder: &Folder) -> Result<Isolated> {
     loop {
         let ended = isolated.has_ended();
         let lines = fs::read_to_string(&progress)?;
-        // A line is whole only with its end.
+        // A line is complete only with its newline.
         let whole = lines.rfind('\n').map_or(0, |end| end + 1);
         for line in lines[told..whole].lines() {
             if let Some(reason) = line.strip_prefix(FAILED) {
@@ -206,7 +206,7 @@ fn start_namespaces(folder: &Folder) -> Result<Isolated> {
     }
 }
 
-/// The life of the supervisor inside the namespaces: control plane and nodes. Returns only when one of them has ended.
+/// Runs the supervisor inside the namespaces: control plane and nodes. Returns only when one of them has ended.
 ///
 /// # Errors
 /// When the cluster cannot be started or one of its programs ends.
@@ -274,7 +274,7 @@ fn nodes(folder: &Folder, spec: &Spec, settings: &Settings<'_>, pki: &Pki, count
     })
 }
 
-/// Starts the supervisor of the cluster in `folder`, in a process group of its own: Ctrl-C reaches the starter alone.
+/// Starts the supervisor of the cluster in `folder`, in a separate process group, so that Ctrl-C only stops the starter.
 pub(super) fn spawn(folder: &Folder) -> Result<std::process::Child> {
     let log = File::create(folder.logs().join("supervisor.log"))?;
     Command::new(own_program()?)

@@ -1,5 +1,5 @@
-//! The demo's HTTP part: a team that has never heard of Kubernetes creates a computer, uses its key, deletes it with curl, and reads
-//! the receipt. curl talks to the Service that the chart installed, through `kubectl port-forward`.
+//! The demo's HTTP part: a team without knowledge of Kubernetes creates a computer, uses its key, deletes it with curl, and reads the
+//! receipt. curl sends its requests to the chart's Service through `kubectl port-forward`. Tokens must never be in arguments.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -12,11 +12,11 @@ use super::{Demo, LIMIT, RELEASE, SYSTEM, indented};
 
 const TEAM: &str = "team-c";
 
-/// A port of this machine that leads to the Service; closed when dropped.
+/// A port of this machine that is forwarded to the Service; closed when dropped.
 struct Forward {
     child: Child,
     base: String,
-    /// Open for as long as kubectl may say something more: it would end otherwise.
+    /// Kept open because kubectl exits when it cannot write to its output.
     output: BufReader<ChildStdout>,
 }
 
@@ -47,17 +47,17 @@ impl Demo {
         let key = self.token(TEAM)?;
         ensure!(curl("GET", &format!("/{id}"), &key, "KEY", None)?.0 == 200, "the computer's own key");
         let (code, preview) = curl("DELETE", &format!("/{id}?dryRun=All"), &caller, "CALLER", None)?;
-        ensure!(code == 200 && preview["revokesKey"] == true, "what would be done: {preview}");
+        ensure!(code == 200 && preview["revokesKey"] == true, "unexpected preview: {preview}");
         ensure!(curl("DELETE", &format!("/{id}"), &caller, "CALLER", None)?.0 == 204, "deleted");
-        ensure!(curl("GET", &format!("/{id}"), &key, "KEY", None)?.0 == 401, "the key is dead");
+        ensure!(curl("GET", &format!("/{id}"), &key, "KEY", None)?.0 == 401, "the key still authenticates");
         follow(&forward, &id, &caller)?;
         ensure!(curl("DELETE", &format!("/{id}"), &caller, "CALLER", None)?.0 == 404, "gone");
         let (code, report) = curl("GET", &format!("/{id}/deletion"), &caller, "CALLER", None)?;
-        ensure!(code == 200 && report["receipt"]["digest"].is_string(), "the receipt: {report}");
+        ensure!(code == 200 && report["receipt"]["digest"].is_string(), "unexpected receipt: {report}");
         Ok(())
     }
 
-    /// A ServiceAccount that may do everything with computers of its namespace: RBAC and nothing else; its token.
+    /// Creates a ServiceAccount with all rights on computers in its namespace; returns its token.
     fn caller(&self) -> Result<String> {
         let name = json!({"name": "caller", "namespace": TEAM});
         let objects = [
@@ -125,7 +125,7 @@ fn follow(forward: &Forward, id: &str, token: &str) -> Result<()> {
     }
 }
 
-/// As a user would type it, with what comes back.
+/// Sends a request and prints it as a curl command, with the answer.
 fn curl(forward: &Forward, method: &str, path: &str, token: &str, name: &str, body: Option<&Value>) -> Result<(u16, Value)> {
     let data = body.map(|b| format!(" --json '{b}'")).unwrap_or_default();
     println!("$ curl -i -X {method} -H \"Authorization: Bearer ${name}\"{data} '{}{path}'", forward.base);
@@ -135,7 +135,7 @@ fn curl(forward: &Forward, method: &str, path: &str, token: &str, name: &str, bo
     Ok((code, answer))
 }
 
-/// The token goes to curl through its standard input, not through its arguments, which everybody on the machine could read.
+/// The token is passed to curl through standard input: every user of the machine could read its arguments.
 fn quiet(forward: &Forward, method: &str, path: &str, token: &str, body: Option<&Value>) -> Result<(u16, Value)> {
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--max-time", "60", "-X", method, "--config", "-", "--write-out", "\n%{http_code}"]);

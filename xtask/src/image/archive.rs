@@ -18,7 +18,7 @@ pub struct Image {
     pub entrypoint: Vec<String>,
     /// Its default arguments.
     pub command: Vec<String>,
-    /// `uid:gid` in numbers, as `runAsNonRoot` demands.
+    /// Numeric `uid:gid`, as `runAsNonRoot` requires.
     pub user: String,
     /// `NAME=value`.
     pub environment: Vec<String>,
@@ -27,7 +27,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// Writes the image with its only layer to `path`, whole or not at all.
+    /// Writes the image with its only layer to `path`, atomically.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -58,7 +58,7 @@ impl Image {
         tar.file(&blob(&sha256(&manifest)), &manifest, 0o644, 0)?;
         tar.file(&blob(&config_digest), &config, 0o644, 0)?;
         tar.file(&blob(&layer_digest), &layer, 0o644, 0)?;
-        // Two commands may pack at once.
+        // Two commands may pack at the same time.
         let temporary = path.with_extension(format!("{}.new", std::process::id()));
         fs::write(&temporary, tar.into_bytes()?).with_context(|| format!("write {}", temporary.display()))?;
         fs::rename(&temporary, path)?;
@@ -113,7 +113,7 @@ fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// The machine's architecture as container tools call it.
+/// The machine's architecture, in the spelling of container tools.
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -1,4 +1,4 @@
-//! Which process the namespaces of a cluster hang on, recorded in the cluster's folder.
+//! Records in the cluster's folder the process that owns its namespaces. It must never match a later process that reuses the PID.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Where the namespaces' PID 1 is recorded, inside the cluster's folder.
 pub(super) const RECORD: &str = "namespaces.json";
 
-/// Identity of a process that a later process cannot have: its PID and the moment it started.
+/// The unique identity of a process: its PID and its start time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Anchor {
     pub pid: i32,
@@ -20,7 +20,7 @@ pub(super) struct Anchor {
 impl Anchor {
     pub fn of(pid: i32) -> Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // The second field is the program's name in brackets and may itself hold spaces and brackets.
+        // The second field is the program's name in brackets, which may contain spaces and brackets.
         let rest = stat.rsplit_once(") ").context("unreadable /proc stat")?.1;
         let started = rest.split(' ').nth(19).context("short /proc stat")?;
         Ok(Self { pid, started_ticks: started.parse()? })

@@ -1,4 +1,4 @@
-//! Reaching into a cluster's namespaces from outside: programs, ports.
+//! Access to a cluster's namespaces from outside: runs programs and forwards ports. It must never enter the namespaces of another process.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,7 +20,7 @@ fn enter<T: Send + 'static>(dir: &Path, all: bool, work: impl FnOnce() -> Result
     let anchor = Anchor::read(dir)?.with_context(|| format!("{} has no namespaces of its own", dir.display()))?;
     let space = |name: &str| File::open(format!("/proc/{}/ns/{name}", anchor.pid));
     let (net, mnt, pid) = (space("net")?, space("mnt")?, space("pid")?);
-    // Checked after opening: what was opened belongs to the recorded process, not to a later one with its number.
+    // Checked after opening, so that the opened files belong to the recorded process and not to a later one with its PID.
     ensure!(anchor.is_alive(), "the cluster in {} is not running", dir.display());
     thread::spawn(move || {
         setns(net, CloneFlags::CLONE_NEWNET)?;
@@ -35,8 +35,8 @@ fn enter<T: Send + 'static>(dir: &Path, all: bool, work: impl FnOnce() -> Result
     .map_err(|_| anyhow!("a thread inside the namespaces panicked"))?
 }
 
-/// Starts `command` inside the namespaces recorded in `dir`, as this process's own child: no process stands between,
-/// so [`Child::kill`] kills the program itself; and it dies with the cluster. Its working directory is `/` unless set.
+/// Starts `command` inside the namespaces recorded in `dir`, as a direct child of this process, so [`Child::kill`] kills the program itself.
+/// It also dies with the cluster. Its working directory is `/` unless set.
 ///
 /// # Errors
 /// When the cluster is not running or the program cannot be started.
@@ -50,7 +50,7 @@ pub fn spawn_inside(dir: &Path, mut command: Command) -> Result<Child> {
 /// Runs a program inside to its end and returns what it printed.
 ///
 /// # Errors
-/// As [`spawn_inside`], and when it ends with a failure: the message holds what it wrote to standard error.
+/// As [`spawn_inside`], and when it fails; the error contains its standard error.
 pub fn run_inside<S: AsRef<OsStr>>(dir: &Path, program: &Path, arguments: &[S]) -> Result<String> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

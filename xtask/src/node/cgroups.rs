@@ -1,8 +1,7 @@
 //! The cgroups of a cluster's pods: one folder per cluster, one below it per node, in every hierarchy.
 //!
-//! Two kubelets must not share one: each would remove the other's pods as orphans. Cgroups are the only thing that
-//! outlives the namespaces, so whoever ends a cluster calls [`remove`]. Nothing but folders that carry the cluster's
-//! name is ever removed, and only empty ones can be.
+//! Two kubelets must not share one: each would remove the other's pods as orphans. Only cgroups outlive the namespaces, so [`remove`] is
+//! called when a cluster is stopped. It must never remove a folder without the cluster's name; only empty ones can be removed.
 
 use std::fs;
 use std::io;
@@ -14,14 +13,14 @@ use anyhow::{Context as _, Result, ensure};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// How long the kernel may take to take the last dead process out of a cgroup.
+/// How long the kernel may take to remove the last dead process from a cgroup.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(10);
 
 fn cluster_folder(cluster: &str) -> String {
     format!("computer-operator-{cluster}")
 }
 
-/// Makes the cgroup of one node everywhere and returns its path as the kubelet wants it.
+/// Creates the cgroup of one node in every hierarchy and returns its path for the kubelet.
 ///
 /// # Errors
 /// When a hierarchy is not writable.
@@ -92,7 +91,7 @@ fn hierarchies() -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A version 1 cpuset starts empty, and an empty one takes no process.
+/// A version 1 cpuset starts empty, and an empty one accepts no process.
 fn fill_cpuset(parent: &Path, path: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let own = path.join(file);
@@ -103,7 +102,7 @@ fn fill_cpuset(parent: &Path, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Version 2: children get only the controllers that the parent passes on. What it refuses, the kubelet reports.
+/// Version 2: children get only the controllers that the parent enables. The kubelet reports those that are missing.
 fn pass_controllers_on(path: &Path) {
     if let Ok(controllers) = fs::read_to_string(path.join("cgroup.controllers")) {
         for controller in controllers.split_whitespace() {

@@ -1,4 +1,4 @@
-//! One containerd a node, with its own root, state and socket; images come from archives, never from a registry.
+//! One containerd per node, with its own root, state and socket. Images come from archives, never from a registry.
 
 use std::ffi::OsString;
 use std::fs;
@@ -47,7 +47,7 @@ pub(super) fn import_arguments(node: &str, archive: &Path) -> Vec<OsString> {
 }
 
 /// `restrict_oom_score_adj`: without `CAP_SYS_RESOURCE` (containers, many virtual machines) runc may not lower the score,
-/// and fails with "can't get final child's PID from pipe: EOF". The `opt` plugin would otherwise make /opt/containerd.
+/// and fails with "can't get final child's PID from pipe: EOF". The `opt` plugin would otherwise create /opt/containerd.
 fn configuration(node: &Node, cni: &Path) -> String {
     let (dir, socket, pause) = (node.dir.display(), node.containerd_socket(), image::PAUSE);
     let (socket, cni, state) = (socket.display(), cni.display(), format!("/run/{}/containerd", node.name()));

@@ -1,4 +1,4 @@
-//! One kubelet a node, with its own folders, ports, certificates and cgroup.
+//! One kubelet per node, with its own folders, ports, certificates and cgroup. It must never share a cgroup with another kubelet.
 
 use std::fs;
 use std::process::{Child, Command};
@@ -42,11 +42,11 @@ fn configuration(node: &Node, nodes: &Nodes, identity: &KubeletIdentity) -> Valu
         "tlsPrivateKeyFile": identity.key,
         "port": 10250 + offset,
         "healthzPort": 10248 + offset,
-        // A developer's disk is often nearly full; evicting pods for it would only hide what a test is about.
+        // A developer's disk is often nearly full, and evicted pods would break tests that are about something else.
         "evictionHard": {
             "memory.available": "1%", "nodefs.available": "1%", "nodefs.inodesFree": "1%", "imagefs.available": "1%",
         },
-        // There is no registry to fetch an image from again.
+        // There is no registry to pull an image from again.
         "imageGCHighThresholdPercent": 100,
         "clusterDomain": "cluster.local",
         "resolvConf": "",

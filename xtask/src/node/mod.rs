@@ -1,8 +1,8 @@
 //! Real nodes: containerd, kubelet, kube-proxy and a volume provisioner, started inside a cluster's namespaces.
 //!
-//! Everything here runs in the supervisor, after [`crate::isolation`] has put it into namespaces of its own, and must
-//! never be called outside of them: it sets interfaces, routes and kernel parameters. What it leaves behind outside is
-//! only the cluster's folder and its cgroups ([`cgroups::remove`]).
+//! Everything here runs in the supervisor, after [`crate::isolation`] has put it into separate namespaces, and must never be called outside
+//! them: it sets interfaces, routes and kernel parameters. Outside, it only leaves the cluster's folder and its cgroups
+//! ([`cgroups::remove`]).
 
 pub mod cgroups;
 mod containerd;
@@ -25,7 +25,7 @@ use crate::isolation::NODE_IPS;
 pub use network::set_up as set_up_network;
 pub use storage::CLASS as STORAGE_CLASS;
 
-/// Addresses of pods, on all nodes together; half of it for each.
+/// Addresses of pods on all nodes; each node gets half.
 pub const POD_RANGE: &str = "198.51.100.0/25";
 /// Prefix length of one node's share of [`POD_RANGE`].
 pub const POD_PREFIX: u8 = 26;
@@ -37,7 +37,7 @@ const READY: &str = r#"{.status.conditions[?(@.type=="Ready")].status}"#;
 /// How long one program may take to answer for the first time.
 const START_DEADLINE: Duration = Duration::from_secs(90);
 
-/// The programs a node is made of that are built from Go modules.
+/// The programs of a node that are built from Go modules.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// Path of `kubelet`.
@@ -50,7 +50,7 @@ pub struct Programs {
     pub local_path_provisioner: PathBuf,
 }
 
-/// What proves one kubelet to the API server and the other way round.
+/// The credentials of one kubelet: its client credentials and its serving certificate.
 #[derive(Clone, Debug)]
 pub struct KubeletIdentity {
     /// Credentials of `system:node:NAME`, group `system:nodes`.
@@ -82,7 +82,7 @@ pub struct Nodes {
     pub images: Vec<PathBuf>,
 }
 
-/// One node's place in the cluster; everything that two nodes on one machine must not share follows from its number.
+/// One node of the cluster. Its index determines everything that two nodes on one machine must not share.
 #[derive(Clone, Debug)]
 struct Node {
     index: u8,
@@ -105,7 +105,7 @@ impl Node {
     }
 
     fn containerd_socket(&self) -> PathBuf {
-        // On the namespaces' own /run: short enough for a socket wherever the cluster's folder is.
+        // On the namespaces' own /run, so that the path is short enough for a socket wherever the cluster's folder is.
         PathBuf::from(format!("/run/{}/containerd.sock", self.name()))
     }
 }
@@ -115,7 +115,7 @@ impl Node {
 pub struct Running(pub Vec<(String, Child)>);
 
 impl Running {
-    /// Name and status of a program that has ended by itself, if any.
+    /// Name and status of a program that has exited by itself, if any.
     ///
     /// # Errors
     /// When a program cannot be asked.
@@ -129,7 +129,7 @@ impl Running {
     }
 }
 
-/// Why no node can run on this machine, in words for its user, or nothing when one can. Changes nothing.
+/// Why no node can run on this machine, as a message for the user, or `None`. Changes nothing.
 pub fn obstacle() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("nodes need root (namespaces, mounts, cgroups)".into());
@@ -144,8 +144,8 @@ pub fn obstacle() -> Option<String> {
     cgroups::check().err().map(|error| format!("cgroups cannot be used: {error:#}"))
 }
 
-/// Starts the nodes and returns when each is Ready, the images are there and the storage class exists (about 15 s).
-/// `progress` is told what is being waited for.
+/// Starts the nodes and returns when each is Ready, the images are loaded and the storage class exists (about 15 s). `progress` gets the
+/// condition that is waited for.
 ///
 /// # Errors
 /// When a program ends or does not answer in time; the message names its log.
@@ -175,7 +175,7 @@ pub fn start(nodes: &Nodes, progress: &dyn Fn(&str)) -> Result<Running> {
         progress(&format!("{}: waiting until it is Ready", node.name()));
         wait_for(node.name(), "True", READY, &["node", node.name()], nodes, &mut running)?;
     }
-    // Made by the controller manager a moment after the namespace; until then pods are refused.
+    // The controller manager creates it a moment after the namespace; until then pods are refused.
     wait_for("the default service account", "default", "{.metadata.name}", &["serviceaccount", "default"], nodes, &mut running)?;
     Ok(running)
 }
@@ -201,7 +201,7 @@ fn daemon(dir: &Path, name: &str, command: &mut Command) -> Result<Child> {
     command.spawn().with_context(|| format!("start {name} ({})", command.get_program().to_string_lossy()))
 }
 
-/// Asks until the answer is yes, or an error when a program has ended meanwhile or the time is over.
+/// Waits until the condition is true. Fails when a program has ended meanwhile or the deadline has passed.
 fn wait_until(what: &str, programs: &mut [(&str, &mut Child)], mut done: impl FnMut() -> bool) -> Result<()> {
     let deadline = Instant::now() + START_DEADLINE;
     while !done() {

@@ -1,7 +1,7 @@
-//! The network inside a cluster's namespaces: loopback, one bridge a node, and the pods' bridges through CNI.
+//! The network inside a cluster's namespaces: loopback, one bridge per node, and the pods' bridges through CNI.
 //!
-//! Called only inside; a new network namespace holds nothing but a loopback interface that is down, and that is checked
-//! first, so that a mistake cannot reach the machine's own network.
+//! It must never change the machine's own network. A new network namespace has only a loopback interface that is down, which is checked
+//! first.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,7 @@ use serde_json::json;
 use super::{NAMES, Node};
 use crate::isolation::NODE_IPS;
 
-/// Sets interfaces, routes and forwarding up for `count` nodes. Comes before the control plane, which needs the
-/// first node's address.
+/// Sets up interfaces, routes and forwarding for `count` nodes, before the control plane, which needs the first node's address.
 ///
 /// # Errors
 /// When this is not a fresh network namespace, or a command fails.
@@ -26,12 +25,12 @@ pub fn set_up(count: usize) -> Result<()> {
         ip(&["address", "add", &format!("{address}/32"), "dev", name])?;
         ip(&["link", "set", name, "up"])?;
     }
-    // Leads nowhere: but without any route a process is refused before kube-proxy's rules can rewrite its packet.
+    // This route leads nowhere. Without any route, packets are rejected before kube-proxy's rules can rewrite them.
     ip(&["route", "add", "default", "dev", NAMES[0]])?;
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("turn forwarding on")
 }
 
-/// Writes a node's CNI configuration: a bridge and addresses of its own.
+/// Writes a node's CNI configuration, with its own bridge and addresses.
 pub(super) fn write_cni(node: &Node) -> Result<PathBuf> {
     let folder = node.dir.join("cni");
     fs::create_dir_all(&folder)?;
@@ -59,7 +58,7 @@ pub(super) fn write_cni(node: &Node) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Names of the interfaces of this process's network namespace (/sys would show those of the one that mounted it).
+/// Names of the interfaces in this process's network namespace (/sys would show those of the namespace that mounted it).
 fn interfaces() -> Result<Vec<String>> {
     let table = fs::read_to_string(Path::new("/proc/net/dev"))?;
     Ok(table.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect())

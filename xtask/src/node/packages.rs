@@ -1,13 +1,13 @@
-//! What a node needs from the machine's distribution, found by file and named by Debian package.
+//! The files that a node needs from the machine's distribution, and the Debian packages that contain them.
 //!
-//! It must never start a service of the machine: packages are installed with the service manager told to stay out.
+//! It must never start a service of the machine: packages are installed with service starts disabled.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-/// A file a node needs and the Debian package that brings it.
+/// A file that a node needs and the Debian package that contains it.
 const NEEDED: [(&str, &str); 10] = [
     ("/usr/bin/containerd", "containerd"),
     ("/usr/bin/ctr", "containerd"),
@@ -25,7 +25,7 @@ const NEEDED: [(&str, &str); 10] = [
 pub fn missing() -> Vec<&'static str> {
     let mut missing: Vec<_> = NEEDED
         .iter()
-        // The library's folder carries the architecture's name: only there is it looked for.
+        // The library's folder contains the architecture's name: only that folder is searched.
         .filter(|(file, _)| std::env::consts::ARCH == "x86_64" || !file.contains("x86_64"))
         .filter(|(file, _)| !Path::new(file).exists())
         .map(|(_, package)| *package)
@@ -39,7 +39,7 @@ pub fn can_install() -> bool {
     nix::unistd::geteuid().is_root() && Path::new("/usr/bin/apt-get").exists()
 }
 
-/// Installs what is missing where that is possible: Debian or a relative of it, and root.
+/// Installs missing packages where that is possible: on Debian or a derivative, as root.
 ///
 /// # Errors
 /// Names the packages when they cannot be installed.
@@ -51,7 +51,7 @@ pub fn ensure_installed(progress: &dyn Fn(&str)) -> Result<()> {
     Ok(())
 }
 
-/// Installs packages where that is possible; none is nothing to do.
+/// Installs packages where that is possible. An empty list does nothing.
 ///
 /// # Errors
 /// Names the packages when they cannot be installed.
@@ -61,7 +61,7 @@ pub fn install(packages: &[&str], progress: &dyn Fn(&str)) -> Result<()> {
     }
     let names = packages.join(" ");
     if !can_install() {
-        bail!("these packages are needed (Debian's names): {names}. Install them, as root: apt-get install {names}");
+        bail!("these packages are missing (Debian names): {names}. Install them as root: apt-get install {names}");
     }
     progress(&format!("installing Debian packages: {names}"));
     apt(&["update", "-q"])?;
@@ -74,7 +74,7 @@ fn apt(arguments: &[&str]) -> Result<()> {
     let output = Command::new("apt-get")
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
-        // Otherwise installing containerd would start the machine's own, which nobody asked for.
+        // Otherwise installing containerd would start the machine's own containerd.
         .env("SYSTEMD_OFFLINE", "1")
         .stdin(Stdio::null())
         .output()

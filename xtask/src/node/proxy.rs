@@ -1,4 +1,4 @@
-//! kube-proxy: service addresses, for pods and for processes inside. One for all nodes, since they share a network.
+//! kube-proxy: Service addresses for pods and for processes inside. All nodes share one network, so one kube-proxy serves them.
 
 use std::fs;
 use std::process::{Child, Command};
@@ -16,9 +16,9 @@ pub(super) fn start(nodes: &Nodes) -> Result<Child> {
         "clientConnection": { "kubeconfig": nodes.proxy_kubeconfig },
         "clusterCIDR": POD_RANGE,
         "hostnameOverride": NAMES[0],
-        // Its limits are the machine's, not the namespace's: leave them alone.
+        // The conntrack limits belong to the machine, not to the namespace: do not change them.
         "conntrack": { "maxPerCore": 0, "min": 0 },
-        // Two pods on one bridge would otherwise answer each other past the rewriting.
+        // Otherwise two pods on one bridge would answer each other without address translation.
         "nftables": { "masqueradeAll": true },
         "oomScoreAdj": 0,
     });

@@ -1,5 +1,5 @@
-//! Dynamic volumes: local-path-provisioner as a process, folders below the cluster's folder, really removed when a
-//! claim with reclaim policy Delete goes (by a helper pod on the volume's node).
+//! Dynamic volumes: local-path-provisioner as a process. Volumes are folders below the cluster's folder; a helper pod on the volume's node
+//! removes the folder when a claim with reclaim policy `Delete` is deleted.
 
 use std::fs;
 use std::process::{Child, Command};
@@ -37,7 +37,7 @@ pub(super) fn start(nodes: &Nodes, all: &[Node]) -> Result<Child> {
     daemon(&nodes.dir, "local-path-provisioner", &mut command)
 }
 
-/// The namespace, the class, and what the provisioner reads.
+/// The namespace, the class, and the provisioner's configuration.
 fn objects(config: &Value) -> Result<Value> {
     Ok(json!({
         "apiVersion": "v1",
@@ -75,7 +75,7 @@ fn objects(config: &Value) -> Result<Value> {
     }))
 }
 
-/// The pod that makes and removes a volume's folder on its node: as root, whatever the image's user is.
+/// The pod that creates and removes a volume's folder on its node, as root, whatever the image's user is.
 fn helper_pod() -> Value {
     json!({
         "apiVersion": "v1",

@@ -1,4 +1,4 @@
-//! Names a state of the source, committed or not: results of a soak belong to exactly one.
+//! Identifies a state of the source, committed or not: results of a soak belong to exactly one.
 
 use std::fs;
 use std::path::{Path, PathBuf};

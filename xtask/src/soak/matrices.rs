@@ -1,6 +1,6 @@
-//! Every matrix of the simulator in full, one after the other. An interrupted soak continues with the matrix that it was in.
+//! Runs every matrix of the simulator in full, one after the other. An interrupted soak continues with the matrix that it was in.
 //!
-//! The simulator is built once and copied to the soak's folder: edits of the source while the soak runs do not mix into it.
+//! The simulator is built once and copied to the soak's folder: edits of the source during the soak must never affect it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::folder::{Folder, Mode, Report};
 use super::{SIMULATOR, cargo};
 use crate::process;
 
-/// All that the simulator is built from.
+/// Everything that the simulator is built from.
 const SOURCES: [&str; 4] = ["Cargo.toml", "Cargo.lock", "src", "tests/simulator"];
 
 /// Runs or reports all matrices for the source as it is now.
@@ -140,9 +140,9 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_told_from_other_lines() {
+    fn a_verdict_is_distinguished_from_other_lines() {
         assert!(verdict("    ok  crash         3236 of  3236 runs, 0 failed, 9 s: killed", "crash"));
         assert!(verdict("FAILED  crash         3236 of  3236 runs, 1 failed, 9 s: killed", "crash"));
-        assert!(!verdict("FAILED  once: crash", "crash"));
+        assert!(!verdict("FAILED  regression: crash", "crash"));
     }
 }

@@ -4,12 +4,12 @@ use anyhow::{Result, bail};
 
 use super::stages::Stage;
 
-/// What the command line asks for.
+/// The choice on the command line.
 #[derive(Debug, Default)]
 pub struct Choice<'a> {
     /// Only these; empty: all.
     pub only: &'a [String],
-    /// Not these.
+    /// All except these.
     pub skip: &'a [String],
     /// The short loop.
     pub fast: bool,
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_brings_the_stages_that_it_needs() {
+    fn the_stages_that_a_stage_needs_run_too() {
         assert_eq!(chosen(&["http"], &[], false), ["xtask-program", "http"]);
         assert_eq!(chosen(&["http"], &["xtask-program"], false), ["http"]);
     }
@@ -103,7 +103,7 @@ mod tests {
         for stage in STAGES {
             assert!(stage.name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'), "{}", stage.name);
             assert!(stage.after.iter().all(|name| before.contains(name)), "{}", stage.name);
-            assert!(before.insert(stage.name), "{} is there twice", stage.name);
+            assert!(before.insert(stage.name), "{} is listed twice", stage.name);
         }
     }
 }

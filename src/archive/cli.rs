@@ -1,4 +1,5 @@
-//! `computer-operator archives`: list, show, verify, export and restore, from wherever the store can be reached. Reads only.
+//! `computer-operator archives`: list, show, verify, export and restore archives, wherever the store is accessible. It must never write to
+//! the store.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ pub struct Args {
 enum Command {
     /// List the archives.
     Ls,
-    /// Show one archive: its sessions, what could not be archived, its receipt.
+    /// Show one archive: its sessions, files that could not be archived, and its receipt.
     Show {
         /// UID of the computer.
         uid: String,
@@ -31,29 +32,29 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Read a whole archive back and compare every digest. Exit code 1: it is not whole.
+    /// Read an archive completely and compare every digest. Exit code 1: it is missing or damaged.
     Verify {
         /// UID of the computer.
         uid: String,
     },
-    /// Print the receipt of a deletion. There is one with or without an archive.
+    /// Print the receipt of a deletion. It exists with or without an archive.
     Receipt {
         /// UID of the computer.
         uid: String,
     },
-    /// Print one archived file. Its bytes and SHA-256 go to standard error.
+    /// Print one archived file. Its size and SHA-256 go to standard error.
     ///
-    /// Through `kubectl exec`, the end of a large file may not arrive although the exit code is 0: compare the two, or use `export`.
+    /// With `kubectl exec`, the end of a large file may be lost although the exit code is 0: compare the size and the SHA-256, or use `export`.
     Cat {
         /// UID of the computer.
         uid: String,
-        /// The file, relative to the home. When it is not there, the files of its session are named.
+        /// The file, relative to the home. If it does not exist, the files of its session are listed.
         path: PathBuf,
     },
-    /// Write the sessions to standard output as one tar: what works in a pod that has no disk to restore to.
+    /// Write the sessions to standard output as one tar. It needs no disk, so it works in the operator's pod.
     ///
-    /// Standard error gets the number of bytes and their SHA-256. An export that fails has another exit code than 0, and what it wrote
-    /// is no complete tar. Through `kubectl exec` zeros follow, which tar ignores: what a slow reader loses is then not part of the tar.
+    /// Standard error gets the number of bytes and their SHA-256. A failed export has an exit code other than 0, and its output is not a
+    /// complete tar. With `kubectl exec` the tar is followed by zeros, which tar ignores, so that a slow reader loses only zeros.
     Export {
         /// UID of the computer.
         uid: String,
@@ -77,10 +78,10 @@ enum Command {
 /// Runs `archives`. Failures are printed to standard error, without a backtrace.
 ///
 /// # Errors
-/// None: the exit code says whether it worked.
+/// No output: the exit code is the result.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(execute(args).await.unwrap_or_else(|error| {
-        // Standard error may be gone as well.
+        // Standard error may be closed as well.
         let _ = writeln!(std::io::stderr(), "Error: {error:#}");
         ExitCode::FAILURE
     }))
@@ -106,7 +107,7 @@ pub(super) async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manife
     let bytes = match store.get(&store.newest_manifest(uid).await?).await {
         Err(StoreError::NotFound(_)) => {
             anyhow::bail!(
-                "there is no archive of {uid}: `archives ls` lists all, `archives receipt {uid}` says why if it was deleted without one"
+                "there is no archive of {uid}. List all archives with `archives ls`. If the computer was deleted without one, `archives receipt {uid}` says why"
             )
         }
         read => read?,
@@ -114,7 +115,7 @@ pub(super) async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manife
     Ok((Manifest::parse(&bytes)?, bytes))
 }
 
-/// The manifest of a UID; `None`: there is none, or it cannot be understood.
+/// The manifest of a UID. `None`: it does not exist, or it cannot be parsed.
 async fn archive(store: &Store, uid: &str) -> Result<Option<Manifest>, StoreError> {
     match store.get(&store.newest_manifest(uid).await?).await {
         Ok(bytes) => Ok(Manifest::parse(&bytes).ok()),
@@ -132,7 +133,7 @@ async fn ls(store: &Store, out: &mut impl Write) -> anyhow::Result<ExitCode> {
                 let (at, bytes, lost) = (when(m.created_at), m.stored_bytes(), m.lost());
                 writeln!(out, "{uid:<36}  {computer:<40}  {at:<20}  {:>8}  {bytes:>12}  {lost:>8}", m.sessions.len())?;
             }
-            None => writeln!(out, "{uid:<36}  (incomplete: no manifest that can be read)")?,
+            None => writeln!(out, "{uid:<36}  (incomplete: no readable manifest)")?,
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -150,11 +151,11 @@ async fn show(store: &Store, uid: &str, json: bool, out: &mut impl Write) -> any
         writeln!(out, "{:<64}  {:>6}  {:>12}  {}", plain(&s.id), s.files, s.bytes, s.digest)?;
     }
     for p in &manifest.problems {
-        writeln!(out, "not archived as it stood: {} ({:?}: {})", plain(&p.path), p.kind, plain(&p.detail))?;
+        writeln!(out, "not archived completely: {} ({:?}: {})", plain(&p.path), p.kind, plain(&p.detail))?;
     }
     let unlisted = manifest.problem_count - manifest.problems.len() as u64;
     if unlisted > 0 {
-        writeln!(out, "not archived as it stood: {unlisted} more, which the manifest only counts")?;
+        writeln!(out, "not archived completely: {unlisted} more, which the manifest only counts")?;
     }
     writeln!(out, "Receipt:")?;
     receipt(store, uid, out).await.map(|_| ExitCode::SUCCESS)
@@ -169,7 +170,7 @@ async fn receipt(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Resu
         Err(StoreError::NotFound(_)) => {
             writeln!(
                 out,
-                "none in the store: {uid} is not deleted (yet), or an override left it out; `kubectl get computerrecord {uid} -o yaml` tells"
+                "the store has no receipt of {uid}: the deletion is not complete, or an override skipped the receipt. See `kubectl get computerrecord {uid} -o yaml`"
             )?;
             Ok(ExitCode::FAILURE)
         }
@@ -180,9 +181,9 @@ async fn receipt(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Resu
 async fn check(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match verify(store, uid).await {
         Verification::Valid(s) => {
-            writeln!(out, "whole: {} sessions, {} bytes, manifest sha256:{}", s.sessions, s.bytes, s.manifest_digest)?;
+            writeln!(out, "verified: {} sessions, {} bytes, manifest sha256:{}", s.sessions, s.bytes, s.manifest_digest)?;
             if s.problems > 0 {
-                writeln!(out, "but {} files were left out when it was made: `archives show {uid}` names them", s.problems)?;
+                writeln!(out, "but {} files were left out of the archive: `archives show {uid}` names them", s.problems)?;
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -194,12 +195,12 @@ async fn check(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Result
             writeln!(out, "damaged: {why}")?;
             Ok(ExitCode::FAILURE)
         }
-        Verification::Unavailable(why) => anyhow::bail!("the store does not answer: {why}"),
-        Verification::Running => anyhow::bail!("a check never says that it is running"),
+        Verification::Unavailable(why) => anyhow::bail!("the archive store is unavailable: {why}"),
+        Verification::Running => anyhow::bail!("unexpected result: the check is still running"),
     }
 }
 
-/// A name that a tenant chose, as it may be shown on somebody's terminal: whatever could move the cursor or turn the text is escaped.
+/// A name that a tenant chose, safe for a terminal: characters that could move the cursor or change the text direction are escaped.
 pub(super) fn plain(text: &str) -> String {
     let odd = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().map(|c| if odd(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
@@ -213,7 +214,7 @@ fn when(seconds: i64) -> String {
 mod tests {
     use super::*;
 
-    /// A tenant wiped the line that named a lost file off the admin's terminal.
+    /// A tenant could erase the line that names a lost file from the admin's terminal.
     #[test]
     fn a_name_cannot_write_over_the_terminal() {
         assert_eq!(plain("a b\u{e9}/\x1b[2K\n\u{202e}"), "a b\u{e9}/\\u{1b}[2K\\n\\u{202e}");

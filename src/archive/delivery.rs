@@ -1,9 +1,9 @@
-//! Bringing what an archive holds to somebody: as one tar, as one file, or into a folder. Each is whole or an error (S12).
+//! Delivers the content of an archive: as one tar, as one file, or to a folder. A delivery is complete, or it is an error (S12).
 //!
-//! A tar that ends early must not look like a complete one, so its end is only written when all of it was. Through `kubectl exec` a
-//! program cannot know what has arrived: when it ends, the connection is closed behind it, and the API server drops what a slow reader
-//! has not taken yet, with exit code 0. So an export is followed by more zeros than are on their way at any time. A tar ends before
-//! such zeros, and what is lost is some of them.
+//! A truncated tar must never look complete, so the end of the tar is written only after all of its content. With `kubectl exec` a program
+//! cannot know what has arrived: when it exits, the connection is closed, and the API server drops data that a slow reader has not received
+//! yet, with exit code 0. So an export is followed by more zeros than can be in flight. A tar ends before such zeros, and only zeros are
+//! lost.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Read, Write};
@@ -21,10 +21,10 @@ use super::object::checked;
 use super::restore::Taken;
 use super::{SessionEntry, Store, object_key, restore};
 
-/// More than the pipes and the sockets between this program and `kubectl` hold together.
+/// More than the pipes and the sockets between this program and `kubectl` can buffer.
 const IN_FLIGHT: usize = 32 << 20;
 
-/// Where a command writes to: a copy of standard output without a buffer that swallows errors.
+/// The output of a command: a copy of standard output without a buffer that hides errors.
 ///
 /// # Errors
 /// When standard output is closed.
@@ -43,7 +43,7 @@ pub struct Output {
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        // Whatever is dropped while a panic unwinds must not complete what is not complete.
+        // A value that is dropped during a panic must not complete an incomplete tar.
         if std::thread::panicking() {
             return Err(std::io::Error::other("the program failed"));
         }
@@ -69,7 +69,7 @@ impl Output {
         (self.bytes, hex::encode(self.hash.clone().finalize()))
     }
 
-    /// Whether this runs in somebody's `kubectl exec`: a pipe to it, and no parent in this PID namespace.
+    /// Whether this runs under `kubectl exec`: standard output is a pipe, and the parent is not in this PID namespace.
     fn through_exec(&self) -> bool {
         std::os::unix::process::parent_id() == 0 && !self.file.is_terminal() && !self.is_file()
     }
@@ -79,12 +79,12 @@ impl Output {
     }
 }
 
-/// Everything written has left this process; on a disk, it is there.
+/// Flushes the output; on a disk, it also syncs it.
 ///
 /// # Errors
-/// When the reader has ended, or the disk is full.
+/// When the reader has closed the pipe, or the disk is full.
 pub fn finish(out: &mut Output) -> anyhow::Result<()> {
-    let lost = "standard output was not delivered: its reader ended, or the disk is full";
+    let lost = "standard output could not be written: the reader closed it, or the disk is full";
     out.flush().context(lost)?;
     if out.is_file() {
         out.file.sync_all().context(lost)?;
@@ -92,15 +92,15 @@ pub fn finish(out: &mut Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The sessions that were asked for.
+/// The requested sessions.
 async fn wanted(store: &Store, uid: &str, session: Option<String>) -> anyhow::Result<Vec<SessionEntry>> {
     let (manifest, _) = manifest(store, uid).await?;
     let wanted: Vec<_> = manifest.sessions.into_iter().filter(|s| session.as_ref().is_none_or(|id| *id == s.id)).collect();
-    ensure!(!wanted.is_empty() || session.is_none(), "no such session; `archives show {uid}` lists them");
+    ensure!(!wanted.is_empty() || session.is_none(), "no such session; list the sessions with `archives show {uid}`");
     Ok(wanted)
 }
 
-/// Reads an object with `read`, whole, and compares its digest.
+/// Reads an object completely with `read`, and compares its digest.
 fn object<T>(
     store: &Store,
     uid: &str,
@@ -112,18 +112,18 @@ fn object<T>(
     Ok(checked(reader, digest, read)?)
 }
 
-/// A session must hold what the manifest says.
+/// A session must contain what the manifest says.
 fn complete(entry: &SessionEntry, taken: Taken) -> anyhow::Result<()> {
     let said = (entry.files, entry.bytes);
     let found = (taken.files, taken.bytes);
-    ensure!(found == said, "damaged: session {} holds (files, bytes) {found:?}, and the manifest says {said:?}", plain(&entry.id));
+    ensure!(found == said, "session {} is damaged: it contains (files, bytes) {found:?}, but the manifest says {said:?}", plain(&entry.id));
     Ok(())
 }
 
-/// Writes the sessions as one tar. What it tells goes to standard error: standard output is the tar.
+/// Writes the sessions as one tar. Messages go to standard error, because standard output is the tar.
 pub(super) async fn export(store: Store, uid: String, session: Option<String>, out: Output) -> anyhow::Result<ExitCode> {
     if out.file.is_terminal() {
-        anyhow::bail!("this writes a tar to standard output: send it to a file (> {uid}.tar) or a pipe (| tar t)");
+        anyhow::bail!("export writes a tar to standard output: redirect it to a file (> {uid}.tar) or a pipe (| tar t)");
     }
     let entries = wanted(&store, &uid, session).await?;
     let sessions = entries.len();
@@ -142,24 +142,24 @@ pub(super) async fn export(store: Store, uid: String, session: Option<String>, o
     let (bytes, digest) = out.digest();
     let exec = out.through_exec();
     if exec {
-        out.write_all(&vec![0; IN_FLIGHT]).context("the tar was not delivered: its reader ended")?;
+        out.write_all(&vec![0; IN_FLIGHT]).context("the tar could not be written: the reader closed it")?;
     }
     finish(&mut out)?;
     eprintln!("exported {sessions} sessions, {} files of {} bytes", taken.files, taken.bytes);
     eprintln!("tar: {bytes} bytes, sha256 {digest}");
     if exec {
-        eprintln!("It is followed by zeros, for `kubectl exec`. Check what arrived: head -c {bytes} FILE | sha256sum");
+        eprintln!("It is followed by zeros, for `kubectl exec`. Verify the file: head -c {bytes} FILE | sha256sum");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A tar that has an end only if all of it was written.
+/// Writes a tar whose end is only written after all of its content.
 fn whole_tar<W: Write, T>(out: W, fill: impl FnOnce(&mut tar::Builder<W>) -> anyhow::Result<T>) -> anyhow::Result<(W, T)> {
     let mut tar = tar::Builder::new(out);
     match fill(&mut tar) {
-        Ok(filled) => Ok((tar.into_inner().context("the tar was not delivered: its reader ended, or the disk is full")?, filled)),
+        Ok(filled) => Ok((tar.into_inner().context("the tar could not be written: the reader closed it, or the disk is full")?, filled)),
         Err(error) => {
-            // Dropped, it would write the end of a tar.
+            // Dropping it would write the end of the tar.
             std::mem::forget(tar);
             Err(error)
         }
@@ -169,7 +169,7 @@ fn whole_tar<W: Write, T>(out: W, fill: impl FnOnce(&mut tar::Builder<W>) -> any
 /// Prints one file.
 pub(super) async fn cat(store: Store, uid: String, path: PathBuf, mut out: Output) -> anyhow::Result<ExitCode> {
     let (manifest, _) = manifest(&store, &uid).await?;
-    let entry = manifest.session_of_path(&path.to_string_lossy()).with_context(|| format!("no session holds {}", path.display()))?;
+    let entry = manifest.session_of_path(&path.to_string_lossy()).with_context(|| format!("no session contains {}", path.display()))?;
     let (digest, shown) = (entry.digest.clone(), plain(&path.display().to_string()));
     let out = tokio::task::spawn_blocking(move || {
         object(&store, &uid, &digest, |object| restore::print(object, &path, &mut out))?;
@@ -199,9 +199,9 @@ fn unpack_all(store: &Store, uid: &str, entries: &[SessionEntry], to: &Path) -> 
         complete(entry, taken)?;
         all = Taken { files: all.files + taken.files, bytes: all.bytes + taken.bytes };
     }
-    // A disk may tell of its failure only now.
+    // A disk may report its failure only now.
     if let Ok(folder) = File::open(to) {
-        rustix::fs::syncfs(&folder).with_context(|| format!("{} cannot be written to its disk", to.display()))?;
+        rustix::fs::syncfs(&folder).with_context(|| format!("{} cannot be synced to disk", to.display()))?;
     }
     Ok(all)
 }
@@ -217,7 +217,7 @@ mod tests {
         tar.append_data(&mut header, "s/one.jsonl", &b"one"[..]).unwrap();
     }
 
-    /// L6 of the review: an export that failed between two sessions was a valid tar of the first.
+    /// An export that failed between two sessions was once a valid tar of the first.
     #[test]
     fn a_tar_that_fails_has_no_end() {
         let (mut whole, mut failed) = (Vec::new(), Vec::new());
@@ -235,13 +235,13 @@ mod tests {
         assert!(whole.starts_with(&failed));
     }
 
-    /// The reader of a pipe that ends is an error, not the end of a program by a signal, nor its success.
+    /// A closed pipe is an error. The program must neither be killed by the signal nor succeed.
     #[test]
     fn a_reader_that_ends_is_an_error() {
         let (reader, writer) = std::io::pipe().unwrap();
         let mut out = Output { buffer: Vec::new(), file: File::from(std::os::fd::OwnedFd::from(writer)), bytes: 0, hash: Sha256::new() };
         out.write_all(b"some").unwrap();
         drop(reader);
-        assert!(finish(&mut out).unwrap_err().to_string().contains("its reader ended"));
+        assert!(finish(&mut out).unwrap_err().to_string().contains("the reader closed it"));
     }
 }

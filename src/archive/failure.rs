@@ -1,5 +1,5 @@
-//! What a failure of the archive store means, in words that are the same each time. A text with a request id or an elapsed time would
-//! differ from try to try, and each difference is a write to a status, which wakes the next try.
+//! Explains failures of the archive store in stable texts. A text must never contain a request id or a duration: it would differ in each
+//! attempt, each difference is a status write, and each status write would trigger the next attempt.
 
 use std::error::Error;
 
@@ -12,7 +12,7 @@ pub struct Failure {
     code: Option<String>,
     /// The number of the operating system's error.
     errno: Option<i32>,
-    /// The innermost cause, in steady words.
+    /// The innermost cause, as a stable text.
     cause: String,
 }
 
@@ -36,13 +36,13 @@ impl Failure {
         failure
     }
 
-    /// The innermost cause, in words that are the same each time.
+    /// The innermost cause, as a text that is the same for each attempt.
     pub fn cause(&self) -> &str {
         &self.cause
     }
 
-    /// Whether the store itself says that there is no such object. A 404 alone is no such word: a proxy answers it, and so does S3 for
-    /// a bucket that does not exist.
+    /// Whether the store itself says that the object does not exist. A 404 alone is no proof: a proxy also answers it, and so does S3 for a
+    /// bucket that does not exist.
     pub fn says_no_such_key(&self) -> bool {
         self.status == Some(404) && self.code.as_deref() == Some("NoSuchKey")
     }
@@ -66,17 +66,17 @@ impl Failure {
         const EROFS: i32 = 30;
         const EDQUOT: i32 = 122;
         let (what, advice) = match self.errno {
-            Some(ENOSPC | EDQUOT) => ("the archive store is full", "make room on its volume, or enlarge it"),
+            Some(ENOSPC | EDQUOT) => ("the archive store is full", "free space on its volume, or enlarge it"),
             Some(EROFS) => ("the archive store is read-only", "its volume may be damaged, or mounted read-only"),
             Some(EACCES) => ("the archive store denies access", "check the owner and the mode of its folder"),
             Some(ENOENT) => ("a folder of the archive store is missing", "check its volume"),
             _ if self.cause.contains("no progress in time") => {
-                ("the archive store does not answer", "check that it runs and that the operator can reach it")
+                ("the archive store does not answer", "check that it is running and that the operator can connect to it")
             }
             _ if self.cause.contains("certificate") => {
                 ("the certificate of the archive store is not accepted", "check the endpoint's name and its certificate authority")
             }
-            _ => ("the archive store cannot be used", "check that it runs and that the operator can reach it"),
+            _ => ("the archive store cannot be used", "check that it is running and that the operator can connect to it"),
         };
         format!("{what} ({}): {advice}", self.cause)
     }
@@ -86,32 +86,32 @@ impl Failure {
 fn of_answer(status: u16, code: &str) -> (&'static str, &'static str) {
     match (status, code) {
         (_, "NoSuchBucket") => ("has no such bucket", "check its name, region and endpoint, or create it"),
-        (_, "RequestTimeTooSkewed") => ("refuses the time of the request", "check the clocks of the node and of the store"),
+        (_, "RequestTimeTooSkewed") => ("rejects the time of the request", "check the clocks of the node and of the store"),
         (
             _,
             "InvalidAccessKeyId" | "XAdminUserNotFound" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "InvalidSecurity",
         )
         | (401, _) => ("does not accept the credentials", "check the access key and the secret key that the operator was started with"),
         (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull" | "StorageFull" | "InsufficientCapacity") => {
-            ("is full", "make room in it, or raise its quota")
+            ("is full", "free space in it, or raise its quota")
         }
         (403, _) => (
             "denies access",
-            "the credentials need s3:GetObject, s3:PutObject, s3:AbortMultipartUpload and, to tell what is missing from what is denied, s3:ListBucket",
+            "the credentials need s3:GetObject, s3:PutObject, s3:AbortMultipartUpload and, to distinguish missing objects from denied ones, s3:ListBucket",
         ),
         (404, _) => ("does not say that the object is missing", "check bucket and endpoint: a proxy or another server may have answered"),
         (_, "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException") | (300..=399, _) => {
             ("is in another region or has another endpoint", "check region and endpoint")
         }
         (429, _) | (_, "SlowDown" | "RequestLimitExceeded" | "ServiceUnavailable" | "Throttling" | "TooManyRequests") => {
-            ("asks for fewer requests, or is overloaded", "it takes requests again when its load is lower")
+            ("limits requests, or is overloaded", "wait until its load is lower")
         }
-        (500..=599, _) => ("failed", "its own log says why"),
-        _ => ("refused the request", "its own log says why"),
+        (500..=599, _) => ("failed", "see its log"),
+        _ => ("rejected the request", "see its log"),
     }
 }
 
-/// The status in the words of `object_store`.
+/// The status in a text of `object_store`.
 fn status(text: &str) -> Option<u16> {
     let after = text.split_once("status code: ").map(|(_, after)| after);
     if text.contains("redirect without LOCATION") {
@@ -127,7 +127,7 @@ fn code(text: &str) -> Option<String> {
     plain.then(|| code.to_owned())
 }
 
-/// A text without what may differ from try to try: numbers, such as ports, times and ids. Numbers of system errors stay.
+/// A text without the parts that differ between attempts: numbers, such as ports, times and ids. Numbers of system errors stay.
 fn steady(text: &str) -> String {
     let mut steady = String::new();
     let mut rest = text;
@@ -170,9 +170,9 @@ mod tests {
         Told(outer, Some(Box::new(Told(body, None))))
     }
 
-    /// C1: each text that differs is a status write, and each status write wakes the next try.
+    /// Each different text is a status write, and each status write triggers the next attempt.
     #[test]
-    fn the_same_failure_is_told_in_the_same_words_each_time() {
+    fn the_same_failure_has_the_same_text_each_time() {
         for (status, code) in [("403 Forbidden", "AccessDenied"), ("503 Service Unavailable", "SlowDown"), ("500 Oops", "InternalError")] {
             let told = |n| Failure::of(&refused(status, code, n)).explain();
             assert_eq!(told(1), told(2));

@@ -1,11 +1,12 @@
-//! One file of a home on its way into a tar, next to a tenant who may change it: the tar stays whole whatever happens to the file.
+//! Reads one file of a home into a tar while a tenant may change the file. It must never yield more or fewer bytes than the tar header
+//! says, so the tar stays valid.
 
 use std::fs::File;
 use std::io::Read;
 
 use super::unreadable::Unreadable;
 
-/// Gives exactly the bytes that the header promised, whatever happens to the file meanwhile, so that no tar is ever corrupt.
+/// Yields exactly the number of bytes in the header, whatever happens to the file meanwhile.
 pub struct Exact {
     inner: File,
     left: u64,
@@ -34,7 +35,7 @@ impl Read for Exact {
                 buffer[..most].fill(0);
                 most
             }
-            // Not the tenant's doing: this archive must not be made.
+            // Not caused by the tenant: this archive must not be written.
             Err(error) => return Err(error),
         };
         self.left -= given as u64;
@@ -43,17 +44,17 @@ impl Read for Exact {
 }
 
 impl Exact {
-    /// A file whose header promised so many bytes.
+    /// A file with this many bytes in its header.
     pub fn new(inner: File, left: u64, unreadable: Unreadable) -> Self {
         Self { inner, left, changed: false, unreadable, broken: None }
     }
 
-    /// What made it be cut, although it was given up: a damaged disk.
+    /// The error of a damaged disk for which the file was cut, because an admin gave it up.
     pub fn broken(&mut self) -> Option<std::io::Error> {
         self.broken.take()
     }
 
-    /// Whether it was longer or shorter than promised.
+    /// Whether it was longer or shorter than the header says.
     pub fn changed(mut self) -> bool {
         self.changed || self.inner.read(&mut [0; 1]).is_ok_and(|n| n > 0)
     }
@@ -77,14 +78,14 @@ mod tests {
         }
     }
 
-    /// S1: a disk or a server that fails for a moment must not turn a home into an archive without its files.
+    /// S1: a temporary failure of a disk or a server must not produce an archive without the files of the home.
     #[test]
     fn a_bad_sector_ends_the_attempt_unless_an_admin_gave_the_file_up() {
-        // Reading where no memory is mapped is an input/output error.
+        // Reading an unmapped address is an input/output error.
         let sector = |unreadable| Exact::new(File::open("/proc/self/mem").unwrap(), 10, unreadable);
         assert_eq!(sector(Unreadable::Record).read(&mut [0; 8]).unwrap_err().raw_os_error(), Some(5));
         let (mut exact, mut bytes) = (sector(Unreadable::GiveUp), Vec::new());
         exact.read_to_end(&mut bytes).unwrap();
-        assert!(bytes == [0; 10] && exact.broken().is_some(), "the tar would be corrupt, or nobody told");
+        assert!(bytes == [0; 10] && exact.broken().is_some(), "the tar is corrupt, or the failure is not reported");
     }
 }

@@ -1,5 +1,5 @@
-//! What comes out of a store, or from an archive pod, may be anything. Nothing of it panics, takes memory without bounds, or is written
-//! outside of the folder that was asked for.
+//! Tests with hostile data from a store or an archive pod: no data may cause a panic, use unbounded memory, or write outside the target
+//! folder.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::{Manifest, SessionEntry, Store, Verification, manifest_key, object_ke
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 
-/// A tar of ours: short names, long ones, an empty file.
+/// A valid tar: short names, long names, an empty file.
 fn tar_of_ours() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in [("s/a.jsonl", vec![b'a'; 700]), (&*format!("s/{}/b", "long/".repeat(40)), vec![b'b'; 9]), ("s/c", Vec::new())] {
@@ -57,7 +57,7 @@ fn changed(mut bytes: Vec<u8>, changes: &[(Index, u8)], cut: Option<Index>) -> V
     bytes
 }
 
-/// Restores it to a folder, and looks at what is beside that folder.
+/// Restores it to a folder, and checks that nothing is written beside that folder.
 fn restored_inside_only(object: &[u8]) -> Result<(), TestCaseError> {
     let outer = tempfile::tempdir().unwrap();
     let folder = outer.path().join("one/two/folder");
@@ -73,7 +73,7 @@ fn restored_inside_only(object: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// How an archive of this one object stands, whose manifest says these numbers.
+/// The verification of an archive of this one object, with these numbers in its manifest.
 fn verified(object: &[u8], files: u64, bytes: u64) -> Verification {
     let folder = tempfile::tempdir().unwrap();
     let digest = hex::encode(Sha256::digest(object));
@@ -142,20 +142,20 @@ proptest! {
 
     #[test]
     fn a_store_is_opened_or_refused_whatever_its_url(url in "(s3|S3|file|http)?(://)?\\PC{0,40}") {
-        // Never a folder of the machine.
+        // Never open a folder of this machine.
         prop_assume!(!url.starts_with("file://"));
         let _ = Store::open(&url);
     }
 }
 
-/// The most memory that this process has had, bytes.
+/// The peak memory of this process, bytes.
 fn most_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// So many zeros, compressed with a window of 2 to the power of `window` bytes.
+/// This many zeros, compressed with a window of 2 to the power of `window` bytes.
 fn zeros(before: &[u8], count: u64, window: u32) -> Vec<u8> {
     let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
     encoder.window_log(window).unwrap();
@@ -164,7 +164,7 @@ fn zeros(before: &[u8], count: u64, window: u32) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// L3: the operator has 256 MiB, and reads several archives back at once. A few kilobytes in the store took half a gigabyte of it.
+/// L3: a few kilobytes in the store once took half a gigabyte of memory to read back.
 #[test]
 fn a_name_without_an_end_is_not_kept_in_memory() {
     let before = most_memory();
@@ -181,7 +181,7 @@ fn a_name_without_an_end_is_not_kept_in_memory() {
     assert!(taken < 400 << 20, "{} MiB", taken >> 20);
 }
 
-/// L3: a frame says how much memory its reader needs.
+/// L3: a frame header determines how much memory its reader needs.
 #[test]
 fn a_frame_with_a_huge_window_is_refused() {
     let content = 200 << 20;

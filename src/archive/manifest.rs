@@ -1,5 +1,5 @@
-//! The manifest of an archive: what was kept, object by object, and what could not be. It arrives from a pod that has run next
-//! to tenants' files, so it is parsed as untrusted input, with bounds.
+//! The manifest of an archive: its sessions, object by object, and the files that could not be archived. It comes from a pod that reads
+//! files of tenants, so it must never be trusted: it is parsed with bounds.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u32 = 1;
 /// Largest manifest that is accepted, bytes.
 pub const MAX_BYTES: usize = 32 * 1024 * 1024;
-/// Largest manifest that is read: what an earlier version has taken stays readable.
+/// Largest manifest that is read: manifests that an earlier version accepted stay readable.
 const MAX_READ: usize = 64 * 1024 * 1024;
-/// Most problems that are listed one by one; more are only counted.
+/// Maximum number of problems that are listed; more are only counted.
 pub const MAX_PROBLEMS: usize = 10_000;
-/// Bytes that the listed problems may take as JSON: a tenant decides how many there are, and how long.
+/// Bytes that the listed problems may take as JSON: a tenant determines their number and length.
 pub const MAX_PROBLEM_BYTES: usize = 4 * 1024 * 1024;
-/// Bytes that the sessions may take as JSON, about. Together they stay below [`MAX_BYTES`].
+/// Approximate bytes that the sessions may take as JSON. Together they stay below [`MAX_BYTES`].
 pub const MAX_SESSION_BYTES: usize = 24 * 1024 * 1024;
 
-/// Id of the session that holds a whole home, where it has too many to be told apart.
+/// Id of the session that contains a whole home, if the home has too many sessions to list.
 pub const WHOLE_HOME: &str = ".";
 
 /// An archive's table of contents.
@@ -29,22 +29,23 @@ pub struct Manifest {
     pub computer: ManifestComputer,
     /// When it was packed, Unix seconds.
     pub created_at: i64,
-    /// The folders that were looked through, relative to the home.
+    /// The folders that were searched, relative to the home.
     pub session_paths: Vec<String>,
     /// The sessions, sorted by id.
     pub sessions: Vec<SessionEntry>,
-    /// What was not archived as it stood, the first [`MAX_PROBLEMS`].
+    /// The first [`MAX_PROBLEMS`] files that were not archived completely.
     pub problems: Vec<Problem>,
-    /// How many there were.
+    /// Their total number.
     pub problem_count: u64,
     /// How many of them lost content, listed or not.
     #[serde(default)]
     pub lost_count: u64,
-    /// By whose decision files that cannot be read were left out: told to the archive pod when it was made. Empty: by nobody's.
+    /// Why unreadable files were left out (the class, or an override), as given to the archive pod when it was created. Empty: none may be
+    /// left out.
     #[serde(default)]
     pub left_out_by: String,
-    /// UID of the claim in the operator's namespace through which the volume was read. A deletion creates that claim for itself, so it
-    /// tells the archive of one deletion from that of another. Empty: written by an earlier version.
+    /// UID of the claim in the operator's namespace that was used to read the volume. Each deletion creates its own claim, so the UID
+    /// distinguishes the archives of two deletions. Empty: written by an earlier version.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub custody_claim: String,
 }
@@ -79,7 +80,7 @@ pub struct SessionEntry {
     pub last_modified: i64,
 }
 
-/// Something that was not archived as it stood.
+/// A file that was not archived completely.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Problem {
@@ -90,7 +91,7 @@ pub struct Problem {
     pub path_bytes: Option<String>,
     /// What.
     pub kind: ProblemKind,
-    /// More of it: the error, or a symlink's target (never followed).
+    /// Details: the error, or a symlink's target (never followed).
     pub detail: String,
 }
 
@@ -104,7 +105,7 @@ pub enum ProblemKind {
     Symlink,
     /// A FIFO, socket or device: never opened.
     Special,
-    /// Changed its size while it was read; cut or padded with zeros to the size that it had.
+    /// Its size changed while it was read; it is cut or padded with zeros to its original size.
     Changed,
 }
 
@@ -152,8 +153,8 @@ impl Manifest {
     }
 }
 
-/// The ids of the sessions that may hold a file, the first that exists does: the path itself, its beginnings up to a dot or a slash from
-/// the longest on, and at last what holds whatever no other one does.
+/// The ids of the sessions that may contain a file; the first one that exists contains it. They are the path itself, its prefixes up to a
+/// dot or a slash from the longest to the shortest, and the session for everything else.
 pub fn ids_of_path(path: &str) -> impl Iterator<Item = &str> {
     let beginnings = path.rmatch_indices(['.', '/']).map(|(end, _)| &path[..end]);
     std::iter::once(path).chain(beginnings).chain([WHOLE_HOME])

@@ -1,7 +1,7 @@
-//! What is kept of a computer: its sessions, each one compressed, content-addressed object, and a manifest that comes last.
+//! The archive of a computer: each session is one compressed, content-addressed object, and the manifest is written last.
 //!
-//! An archive is create-only (S7) and is never unpacked in the controller. Keys come from the operator's configuration and the
-//! UID, never from a custom resource.
+//! An archive is create-only (S7) and must never be unpacked in the controller. Keys in the store come from the operator's configuration
+//! and the UID, never from a custom resource.
 
 pub mod cli;
 mod delivery;
@@ -53,8 +53,8 @@ pub fn manifest_key(uid: &str) -> String {
     format!("archives/{uid}/manifest.json")
 }
 
-/// Key of the manifest where an earlier deletion of the same UID has left its own (etcd was restored from a backup, for example): that
-/// one stays as it is (S7).
+/// Key of the manifest if an earlier deletion of the same UID has already stored one (for example, etcd was restored from a backup). The
+/// earlier one is never changed (S7).
 pub fn later_manifest_key(uid: &str, custody_claim: &str) -> String {
     format!("archives/{uid}/manifest-{custody_claim}.json")
 }
@@ -73,11 +73,11 @@ pub struct Archives {
 }
 
 impl Archives {
-    /// Opens the store at `url`. The UID of every check that ends, and of every receipt that nobody waits for any more, is sent to
-    /// `checked`.
+    /// Opens the store at `url`. The UID of every finished check, and of every receipt that was stored after its caller stopped waiting, is
+    /// sent to `checked`.
     ///
     /// # Errors
-    /// When the URL says nothing that can be used.
+    /// When the URL is invalid.
     pub fn open(url: &str, checked: mpsc::Sender<String>) -> Result<Self, StoreError> {
         Ok(Self::new(Arc::new(Store::open(url)?), checked))
     }
@@ -98,20 +98,20 @@ impl Archives {
         &self.waits
     }
 
-    /// How the archive of this deletion stands. Never waits: starts a check if none runs.
+    /// The state of this deletion's archive. Never waits: starts a check if none is running.
     pub fn check(&self, uid: &str, origin: &Origin) -> Verification {
         self.verifier.check(uid, origin)
     }
 
-    /// What `take` takes out of the newest manifest of a computer, when it is its turn: no two are in memory as a whole.
+    /// The result of `take` on the newest manifest of a computer. Manifests are read one at a time: no two are completely in memory.
     ///
     /// # Errors
-    /// When there is none, it is damaged, or the store does not answer.
+    /// When it does not exist, it is damaged, or the store does not answer.
     pub async fn manifest<T>(&self, uid: &str, take: impl FnOnce(Manifest) -> T) -> Result<T, StoreError> {
         self.verifier.manifest(uid, take).await
     }
 
-    /// Stores a receipt, create-only; the bytes that are stored, which may be those of an earlier try. Never waits for long.
+    /// Stores a receipt, create-only. Returns the stored bytes, which may be those of an earlier attempt. Never waits for long.
     ///
     /// # Errors
     /// When the outcome is not known, or not known yet.

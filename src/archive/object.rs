@@ -1,5 +1,5 @@
-//! Reading the object of a session, file by file, in bounded memory. It was made by a pod that has run next to tenants' files, and is
-//! read as untrusted: a zstd frame may ask for a window of gigabytes, and a tar entry may carry a name without an end.
+//! Reads the object of a session, file by file, in bounded memory. The object comes from a pod that reads files of tenants and must never
+//! be trusted: a zstd frame may declare a window of gigabytes, and a tar entry may have an endless name.
 
 use std::cell::Cell;
 use std::io::{BufReader, Error, Read, Result};
@@ -7,18 +7,18 @@ use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 
-/// Largest window of a frame: 2 to the power of this many bytes. Ours have 21 at most (level 3).
+/// Largest window of a frame: 2 to the power of this many bytes. The archive pod uses at most 21 (level 3).
 const WINDOW_LOG: u32 = 23;
-/// Most bytes before a file's content: the headers and the name of one entry.
+/// Maximum number of bytes before a file's content: the headers and the name of one entry.
 const HEADERS: u64 = 1 << 20;
 
 /// One file of an object.
 pub type Entry<'a, R> = tar::Entry<'a, Bounded<zstd::Decoder<'static, BufReader<R>>>>;
 
-/// Shows every file of an object to `see`, until that says that it has seen enough. What `see` leaves of a file is skipped.
+/// Passes every file of an object to `see`, until `see` stops. The part of a file that `see` does not read is skipped.
 ///
 /// # Errors
-/// When it is no object of ours, what is read is damaged, or as `see`.
+/// When it is not a valid object, when it is damaged, or when `see` fails.
 pub fn each_entry<R: Read, E: From<Error>>(
     object: R,
     mut see: impl FnMut(&mut Entry<'_, R>) -> std::result::Result<bool, E>,
@@ -39,11 +39,11 @@ pub fn each_entry<R: Read, E: From<Error>>(
     Ok(())
 }
 
-/// Reads an object with `read`, then to its end, and insists that its bytes have the digest that is its name: zstd alone would not
-/// notice a flipped bit.
+/// Reads an object with `read`, then to its end, and checks that its bytes have the digest in its name: zstd alone does not always
+/// detect a flipped bit.
 ///
 /// # Errors
-/// As `read`, or that the object is damaged: then what `read` has handed on is not to be believed.
+/// When `read` fails, or the object is damaged. In that case the output of `read` must not be trusted.
 pub fn checked<R: Read, T, E: From<Error>>(
     object: R,
     digest: &str,
@@ -54,7 +54,7 @@ pub fn checked<R: Read, T, E: From<Error>>(
     std::io::copy(&mut digesting, &mut std::io::sink())?;
     let found = hex::encode(digesting.hash.finalize());
     if found != digest {
-        return Err(Error::other(format!("its bytes have sha256 {found}, not {digest}: do not believe what was read from it")).into());
+        return Err(Error::other(format!("its bytes have sha256 {found}, not {digest}: do not trust what was read from it")).into());
     }
     Ok(answer)
 }
@@ -73,7 +73,7 @@ impl<R: Read> Read for Digesting<R> {
     }
 }
 
-/// Gives so many bytes and no more.
+/// Yields at most this many bytes.
 pub struct Bounded<R> {
     inner: R,
     left: Rc<Cell<u64>>,

@@ -1,7 +1,7 @@
 //! Packs the sessions of a home: every session one deterministic `tar.zst`, spooled to a file and named by its digest.
 //!
-//! Runs in the archive pod, next to files that a tenant wrote: symbolic links are never followed, nothing but regular files is
-//! opened, nothing above the home is reached, and memory stays bounded.
+//! Runs in the archive pod on files that a tenant wrote. It must never follow a symbolic link, open anything but regular files, or leave
+//! the home; memory is bounded.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,12 +21,12 @@ use super::unreadable::Unreadable;
 /// Files of one session, relative to the home, sorted.
 type Files = Vec<PathBuf>;
 
-/// What a look through the home found.
+/// The result of a search of the home.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Files of each session, by the session's path up to the first dot.
     pub sessions: BTreeMap<PathBuf, Files>,
-    /// What cannot be archived as it stands.
+    /// Files that cannot be archived completely.
     pub problems: Problems,
 }
 
@@ -53,27 +53,27 @@ pub fn check_path(path: &str) -> Result<(), String> {
     ))
 }
 
-/// The folders to look through, none below another: what is found twice would be counted twice.
+/// The folders to search, none below another, so that no file is counted twice.
 fn roots(session_paths: &[String]) -> Vec<PathBuf> {
     if session_paths.is_empty() || session_paths.iter().any(|path| path == WHOLE_HOME) {
         return vec![PathBuf::new()];
     }
-    // Without a slash at its end.
+    // Without a trailing slash.
     let roots: Vec<PathBuf> = session_paths.iter().map(|path| Path::new(path).components().collect()).collect();
     let inner = |(n, root): (usize, &PathBuf)| roots.iter().enumerate().any(|(m, r)| root.starts_with(r) && (root != r || m < n));
     roots.iter().enumerate().filter(|found| !inner(*found)).map(|(_, root)| root.clone()).collect()
 }
 
-/// Looks through the session paths; an empty list and `.` mean the whole home. A path that does not exist holds no sessions.
+/// Searches the session paths; an empty list and `.` mean the whole home. A path that does not exist contains no sessions.
 ///
 /// # Errors
 /// When the home's device fails.
 pub fn find(home: &Path, session_paths: &[String], unreadable: Unreadable) -> std::io::Result<Found> {
     let mut found = Found::default();
     for root in roots(session_paths) {
-        // A link in the path itself would lead elsewhere.
+        // A symbolic link in the path itself would lead elsewhere.
         if root.ancestors().any(|a| home.join(a).symlink_metadata().is_ok_and(|m| m.is_symlink()) && a != Path::new("")) {
-            // Unlike a link inside, it hides all that the path was to keep.
+            // Unlike a link inside a folder, it hides the whole session path.
             found.problems.add(&root, ProblemKind::Unreadable, "a session path must not lead through a symbolic link");
             continue;
         }
@@ -90,7 +90,7 @@ pub fn find(home: &Path, session_paths: &[String], unreadable: Unreadable) -> st
     Ok(found)
 }
 
-/// More sessions than a manifest can name are one for each session path: none is lost, and the archive is taken.
+/// If there are more sessions than a manifest can list, each session path becomes one session: none is lost, and the archive is accepted.
 fn fold(sessions: &mut BTreeMap<PathBuf, Files>, session_paths: &[String]) {
     // Digest, numbers and names of the fields, as pretty JSON has them.
     let entry = |id: &PathBuf| serde_json::to_string(&id.to_string_lossy()).map_or(0, |text| text.len()) + 320;
@@ -98,7 +98,7 @@ fn fold(sessions: &mut BTreeMap<PathBuf, Files>, session_paths: &[String]) {
         return;
     }
     for (id, files) in std::mem::take(sessions) {
-        // Without a slash at its end, by which no file would be found in it.
+        // Without a trailing slash, which would prevent a match with its files.
         let root = session_paths.iter().find(|root| id.starts_with(root)).map(|root| Path::new(root).components().collect());
         sessions.entry(root.unwrap_or_else(|| PathBuf::from(WHOLE_HOME))).or_default().extend(files);
     }
@@ -109,7 +109,7 @@ fn walk(home: &Path, root: &Path, unreadable: Unreadable, found: &mut Found) -> 
         match entry {
             Err(error) if error.io_error().is_some_and(|e| !unreadable.names(e)) => return Err(error.into()),
             Err(error) if error.path().is_some_and(|path| of_the_file_system(home, path)) => {
-                found.problems.add(Path::new(LOST_AND_FOUND), ProblemKind::Special, "the file system's own folder");
+                found.problems.add(Path::new(LOST_AND_FOUND), ProblemKind::Special, "a folder of the file system itself");
             }
             Err(error) => {
                 let path = error.path().and_then(|p| p.strip_prefix(home).ok()).unwrap_or(root).to_owned();
@@ -133,15 +133,15 @@ fn walk(home: &Path, root: &Path, unreadable: Unreadable, found: &mut Found) -> 
     Ok(())
 }
 
-/// What a file system keeps at the top of a volume, where only root may look: no content of a machine.
+/// A folder that the file system itself keeps at the top of a volume, readable by root only: not content of a machine.
 const LOST_AND_FOUND: &str = "lost+found";
 
 fn of_the_file_system(home: &Path, path: &Path) -> bool {
     path == home.join(LOST_AND_FOUND) && path.symlink_metadata().is_ok_and(|m| m.is_dir() && m.uid() == 0)
 }
 
-/// Session of a file: its path up to the first dot of its name. A name that begins with a dot is kept whole. A whole home holds far more
-/// than sessions: each entry at its top is one.
+/// Session of a file: its path up to the first dot of its name. A name that begins with a dot is kept whole. In a whole home, each
+/// top-level entry is one session.
 fn session_of(root: &Path, path: &Path) -> PathBuf {
     if root.as_os_str().is_empty()
         && let Some(top) = path.components().next().filter(|_| path.components().nth(1).is_some())
@@ -168,7 +168,7 @@ fn join_folders(found: &mut Found) {
 /// Packs one session. `None`: none of its files could be read.
 ///
 /// # Errors
-/// When the spool cannot be written, or the home's device fails; what a tenant put there never causes one.
+/// When the spool cannot be written, or the home's device fails. Files of a tenant never cause an error.
 pub fn pack(
     home: &Path,
     spool: &Path,
@@ -232,13 +232,13 @@ fn append(
     Ok(())
 }
 
-/// Opens a regular file below the home: no link anywhere on the way, nothing that could block.
+/// Opens a regular file below the home, without following a link in any part of its path, and without blocking.
 fn open(root: &rustix::fd::OwnedFd, path: &Path) -> std::io::Result<(File, std::fs::Metadata)> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?);
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(std::io::Error::other("not a regular file any more"));
+        return Err(std::io::Error::other("no longer a regular file"));
     }
     Ok((file, metadata))
 }

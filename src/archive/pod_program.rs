@@ -1,7 +1,7 @@
-//! The archive pod's program: packs the home that is mounted read-only and streams it to the operator's ingest endpoint. It has
-//! no store credentials, and its word proves nothing: the operator reads the archive back.
+//! The archive pod's program: packs the home, which is mounted read-only, and streams it to the operator's ingest endpoint. It must never
+//! have store credentials, and its exit code proves nothing: the operator reads the archive back.
 //!
-//! Exit codes: 0 stored, 1 to be tried again, 3 unreadable files where the class says `Block` and no override gives them up.
+//! Exit codes: 0 stored, 1 retry, 3 unreadable files while the class says `Block` and no override gives them up.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ use crate::resources::conditions;
 const TOKEN: &str = "/var/run/secrets/ingest/token";
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// What the operator tells the pod.
+/// The pod's settings, from the operator.
 struct Job {
     url: String,
     ca: String,
@@ -67,7 +67,7 @@ pub async fn main() -> ExitCode {
     match result {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(unreadable)) => {
-            eprintln!("something in the home cannot be read; the termination message names it");
+            eprintln!("files in the home cannot be read; the termination message names them");
             end(&unreadable, 3)
         }
         Err(error) => {
@@ -77,7 +77,7 @@ pub async fn main() -> ExitCode {
     }
 }
 
-/// The last words, where `kubectl describe` and the operator find them.
+/// Writes the termination message, where `kubectl describe` and the operator find it.
 fn end(message: &str, code: u8) -> ExitCode {
     let text = conditions::truncate(message, 1000);
     if let Err(error) = std::fs::write(TERMINATION_LOG, text) {
@@ -86,10 +86,10 @@ fn end(message: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Packs and sends everything, the manifest last. `Some`: why unreadable files block it.
+/// Packs and sends everything, the manifest last. Returns why unreadable files block the archive, if they do.
 async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     let sender = Sender::new(&job.url, &job.ca, &job.computer.uid, &job.token)?;
-    let found = pack::find(&job.home, &job.session_paths, job.unreadable).map_err(of_home("the home cannot be looked through"))?;
+    let found = pack::find(&job.home, &job.session_paths, job.unreadable).map_err(of_home("the home cannot be searched"))?;
     println!("{} sessions found", found.sessions.len());
     let (mut problems, mut entries) = (found.problems, Vec::new());
     let total = found.sessions.len();
@@ -97,7 +97,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
         let packed = pack_one(job, id, files, &mut problems).await?;
         let Some(packed) = packed else { continue };
         sender.object(&packed.entry.digest, packed.entry.size, packed.object.path()).await?;
-        // Names of sessions are content: they go to the manifest, not to a log.
+        // Names of sessions are content: they are in the manifest and must not be in a log.
         println!("[{}/{total}] {} files, {} bytes -> {} bytes", i + 1, packed.entry.files, packed.entry.bytes, packed.entry.size);
         entries.push(packed.entry);
     }
@@ -122,7 +122,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     Ok(None)
 }
 
-/// Who decides must know what about: the first names go where the computer's owner and the admin read, not to the log.
+/// Names the first unreadable files for the computer's owner and the admin, who must decide. The names are not logged.
 fn cannot_be_read(problems: &Problems) -> String {
     let (first, count) = (problems.first_unreadable(3), problems.unreadable);
     let named: Vec<_> = first.iter().map(|name| conditions::truncate(&plain(name), 120)).collect();
@@ -130,7 +130,7 @@ fn cannot_be_read(problems: &Problems) -> String {
     format!("{count} {} cannot be read: {}{more}", if count == 1 { "file or folder" } else { "files or folders" }, named.join(", "))
 }
 
-/// What went wrong with the home, and what helps when its medium is damaged.
+/// The failure of the home, and the remedy if its disk is damaged.
 fn of_home(what: &'static str) -> impl FnOnce(std::io::Error) -> anyhow::Error {
     move |error| {
         let help = if unreadable::damaged(&error) {
@@ -147,5 +147,5 @@ async fn pack_one(job: &Job, id: PathBuf, files: Vec<PathBuf>, problems: &mut Pr
     let mut own = std::mem::take(problems);
     let (packed, own) = tokio::task::spawn_blocking(move || (pack::pack(&home, &spool, &id, &files, unreadable, &mut own), own)).await?;
     *problems = own;
-    packed.map_err(of_home("a session cannot be read, or the spool not written"))
+    packed.map_err(of_home("a session cannot be read, or the spool cannot be written"))
 }

@@ -1,5 +1,5 @@
-//! What could not be archived as it stood. A tenant decides how many of them there are and how long they are: all are counted, as many
-//! are listed as a manifest has room for, and those that lost content before others (S1: nothing is lost without being told).
+//! Files that could not be archived completely. A tenant determines their number and the length of their names: all are counted, and as
+//! many are listed as fit in a manifest, those that lost content first. A loss must never be unreported (S1).
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -15,7 +15,7 @@ const LONGEST: usize = 512;
 /// Problems, bounded: the first are listed, all are counted.
 #[derive(Debug, Default)]
 pub struct Problems {
-    /// As many as there is room for.
+    /// As many as fit.
     pub listed: Vec<Problem>,
     /// All of them.
     pub count: u64,
@@ -49,7 +49,7 @@ impl Problems {
         }
     }
 
-    /// The first that could not be read, for those who have to decide.
+    /// The first files that could not be read, for the user who must decide.
     pub fn first_unreadable(&self, most: usize) -> Vec<&str> {
         self.listed.iter().filter(|p| p.kind == ProblemKind::Unreadable).take(most).map(|p| p.path.as_str()).collect()
     }
@@ -66,9 +66,9 @@ fn problem(path: &Path, kind: ProblemKind, detail: &str) -> Problem {
 mod tests {
     use super::*;
 
-    /// Ten thousand links hid the one file that was lost: receipt, step and column said 0.
+    /// Ten thousand links once hid the one file that was lost: receipt, step and column said 0.
     #[test]
-    fn what_is_lost_is_listed_before_what_is_harmless_and_always_counted() {
+    fn lost_files_are_listed_before_harmless_ones_and_always_counted() {
         let mut problems = Problems::default();
         for n in 0..MAX_PROBLEMS + 5 {
             problems.add(Path::new(&format!("link-{n}")), ProblemKind::Symlink, "x");
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!((problems.lost, problems.listed.len(), problems.first_unreadable(3)), (1, MAX_PROBLEMS, vec!["locked"]));
     }
 
-    /// Three thousand links of four thousand control characters made a manifest of 72 MB, which was refused for ever.
+    /// Three thousand links of four thousand control characters once made a manifest of 72 MB, which was always refused.
     #[test]
     fn long_names_do_not_make_a_manifest_that_is_refused() {
         let mut problems = Problems::default();

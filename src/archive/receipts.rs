@@ -1,5 +1,5 @@
-//! Receipts on their way to the store. One that hangs holds up nobody else (L3): whoever brings a receipt waits for a moment, then
-//! makes room, and is called when the receipt is stored.
+//! Writes receipts to the store. A store that hangs must never delay other computers (L3): a caller waits for a moment, then returns, and
+//! is requeued when its receipt is stored.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,34 +12,34 @@ use tokio::time::{Instant, timeout};
 use super::receipt_key;
 use super::store::{ReceiptPut, Store, StoreError};
 
-/// How long one waits for a store that has been quick so far.
+/// How long a caller waits for a store that has been fast so far.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Receipts that are sent at once.
+/// Receipts that are sent in parallel.
 const AT_ONCE: usize = 32;
-/// What is stored and was not asked for again is forgotten: the store has it.
+/// A stored receipt that is not requested again is dropped after this time: the store has it.
 const FORGOTTEN: Duration = Duration::from_secs(900);
 
-/// A receipt on its way; with its bytes once it is stored.
+/// A receipt that is being sent; with its bytes once it is stored.
 struct Sent {
     since: Instant,
     stored: Option<Vec<u8>>,
 }
 
-/// What is known of the receipts, by UID.
+/// The known receipts, by UID.
 #[derive(Default)]
 struct Known {
     sent: HashMap<String, Sent>,
-    /// Those that failed since the store last took one: called when it takes one again.
+    /// The UIDs whose receipt failed since the store last accepted one: they are requeued when it accepts one again.
     failed: HashSet<String>,
 }
 
-/// Brings receipts to a store.
+/// Writes receipts to a store.
 pub(super) struct Receipts {
     store: Arc<Store>,
     called: mpsc::Sender<String>,
     known: Arc<Mutex<Known>>,
     slots: Arc<Semaphore>,
-    /// The last one took too long: nobody waits until one is stored.
+    /// The last one took too long: callers do not wait until one is stored.
     slow: Arc<AtomicBool>,
 }
 
@@ -49,13 +49,13 @@ fn locked(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
 }
 
 impl Receipts {
-    /// The UID of a receipt that is stored after nobody waited for it any more is sent to `called`, and those that failed before.
+    /// The UID of a receipt that is stored after its caller stopped waiting is sent to `called`, and the UIDs of those that failed before.
     pub fn new(store: Arc<Store>, called: mpsc::Sender<String>) -> Self {
         let slots = Arc::new(Semaphore::new(AT_ONCE));
         Self { store, called, known: Arc::default(), slots, slow: Arc::default() }
     }
 
-    /// Stores a receipt, create-only; the bytes that are stored, which may be those of an earlier try.
+    /// Stores a receipt, create-only. Returns the stored bytes, which may be those of an earlier attempt.
     ///
     /// # Errors
     /// When the outcome is not known, or not known yet.
@@ -85,12 +85,12 @@ impl Receipts {
         let (slow, called) = (Arc::clone(&self.slow), self.called.clone());
         tokio::spawn(async move {
             let key = receipt_key(&uid);
-            // A panic must not leave the receipt on its way for ever.
+            // A panic must not leave the receipt in the state "being sent" forever.
             let put = tokio::spawn(async move {
                 let _slot = slots.acquire_owned().await;
                 store.put_once(&key, bytes.clone()).await.map(|put| match put {
                     ReceiptPut::Created | ReceiptPut::SameAlready => bytes,
-                    // Written by a pass that crashed before it could save the record: the stored one stands (S7).
+                    // Written by a reconcile that crashed before it could save the record: the stored receipt is kept (S7).
                     ReceiptPut::Other(existing) => existing,
                 })
             });
@@ -100,14 +100,14 @@ impl Receipts {
                 slow.store(false, Ordering::Relaxed);
             }
             match sender.send(result) {
-                // A failure is tried again when its time has come.
+                // A failure is retried by the caller's backoff.
                 Ok(()) | Err(Err(_)) => {}
                 Err(Ok(stored)) => {
                     locked(&known).sent.insert(uid.clone(), Sent { since: Instant::now(), stored: Some(stored) });
                     let _ = called.send(uid).await;
                 }
             }
-            // The receiver goes only at shutdown.
+            // The receiver is dropped only at shutdown.
             for uid in waiting {
                 let _ = called.send(uid).await;
             }
@@ -116,7 +116,7 @@ impl Receipts {
     }
 }
 
-/// A receipt is no longer on its way. Who is to be called: the store takes receipts again.
+/// A receipt is no longer being sent. Returns the UIDs to requeue, because the store accepts receipts again.
 fn settle(known: &mut Known, uid: &str, stored: bool) -> HashSet<String> {
     known.sent.remove(uid);
     known.failed.remove(uid);
@@ -146,16 +146,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_is_quick_is_waited_for() {
+    async fn a_fast_store_is_waited_for() {
         let (receipts, mut called) = receipts(Duration::from_millis(300));
         assert_eq!(receipts.put("u", b"one".to_vec()).await.unwrap(), b"one");
-        assert_eq!(receipts.put("u", b"two".to_vec()).await.unwrap(), b"one", "S7: the first one stands");
+        assert_eq!(receipts.put("u", b"two".to_vec()).await.unwrap(), b"one", "S7: the first one is kept");
         assert!(called.try_recv().is_err());
     }
 
-    /// Found by a real S3 server that was paused: seventy deletions held all workers of an operator for 20 s at a time.
+    /// Found with a real S3 server that was paused: seventy deletions blocked all workers of an operator for 20 s at a time.
     #[tokio::test(start_paused = true)]
-    async fn a_store_that_hangs_holds_nobody_up_and_who_waited_is_called() {
+    async fn a_store_that_hangs_delays_no_other_computer_and_waiting_ones_are_requeued() {
         let (receipts, mut called) = receipts(Duration::from_secs(10));
         let began = Instant::now();
         for uid in ["u", "v", "w"] {
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_is_told_and_tried_again() {
+    async fn a_failure_is_reported_and_retried() {
         let (receipts, mut called) = receipts(Duration::from_secs(60));
         assert!(receipts.put("u", b"one".to_vec()).await.is_err());
         tokio::time::sleep(Duration::from_secs(30)).await;
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_receipt_failed_is_called_as_soon_as_the_store_takes_another() {
+    fn computers_whose_receipt_failed_are_requeued_when_the_store_accepts_another() {
         let mut known = Known::default();
         for uid in ["u", "v"] {
             assert!(settle(&mut known, uid, false).is_empty());

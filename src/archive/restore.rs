@@ -1,5 +1,5 @@
-//! Writes a session's object back to a folder. Nothing is written outside it, nothing that exists is overwritten, and no link is
-//! followed or made: an archive holds regular files only.
+//! Writes a session's object to a folder. It must never write outside the folder, overwrite an existing file, or follow or create a link:
+//! an archive contains regular files only.
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
@@ -14,15 +14,15 @@ const LISTED: usize = 20;
 /// Why an archive was not restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The object is not one of ours.
+    /// The object is not a valid archive.
     #[error("damaged archive: {0}")]
     Damaged(String),
-    /// The session is whole, but has no such file.
-    #[error("there is no file {wanted} in it. It holds:\n{held}")]
+    /// The session is valid, but does not contain the file.
+    #[error("the session has no file {wanted}. It contains:\n{held}")]
     NoSuchFile {
-        /// What was asked for.
+        /// The requested file.
         wanted: PathBuf,
-        /// The first files that it does hold, one a line.
+        /// The first files that it contains, one per line.
         held: String,
     },
     /// The folder cannot be written.
@@ -35,14 +35,14 @@ pub enum RestoreError {
     },
 }
 
-/// What is read of an object: what is written somewhere says so itself.
+/// An error while an object is read. Errors of the target name the target themselves.
 impl From<std::io::Error> for RestoreError {
     fn from(error: std::io::Error) -> Self {
         Self::Damaged(error.to_string())
     }
 }
 
-/// What was taken out of an object.
+/// What was extracted from an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
     /// Files.
@@ -84,7 +84,7 @@ pub fn append<W: Write>(object: impl Read, to: &mut tar::Builder<W>) -> Result<T
 /// Writes one file of an object to `out`.
 ///
 /// # Errors
-/// When the object does not hold it: the first files that it does hold are named.
+/// When the object does not contain it: the error names the first files that it contains.
 pub fn print(object: impl Read, wanted: &Path, out: &mut impl Write) -> Result<(), RestoreError> {
     let (mut held, mut printed) = (Vec::new(), false);
     each_file(object, |path, entry| {
@@ -101,7 +101,7 @@ pub fn print(object: impl Read, wanted: &Path, out: &mut impl Write) -> Result<(
     if printed { Ok(()) } else { Err(RestoreError::NoSuchFile { wanted: wanted.to_owned(), held: held.join("\n") }) }
 }
 
-/// Shows every file of an object to `see`, until that says that it has seen enough.
+/// Passes every file of an object to `see`, until `see` stops.
 fn each_file<R: Read>(object: R, mut see: impl FnMut(&Path, &mut Entry<'_, R>) -> Result<bool, RestoreError>) -> Result<(), RestoreError> {
     each_entry(object, |entry| {
         let path = entry.path()?.into_owned();
@@ -150,17 +150,17 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_answered_with_those_that_are() {
+    fn the_error_for_a_missing_file_lists_the_existing_ones() {
         let error = print(object(b"s/one.jsonl", tar::EntryType::Regular).as_slice(), Path::new("s/one"), &mut Vec::new()).unwrap_err();
-        assert_eq!(error.to_string(), "there is no file s/one in it. It holds:\n  s/one.jsonl");
+        assert_eq!(error.to_string(), "the session has no file s/one. It contains:\n  s/one.jsonl");
         let mut printed = Vec::new();
         print(object(b"s/one.jsonl", tar::EntryType::Regular).as_slice(), Path::new("s/one.jsonl"), &mut printed).unwrap();
         assert_eq!(printed, b"x");
     }
 
-    /// A bit that flips in what zstd keeps as it is goes unnoticed by it.
+    /// zstd does not detect a flipped bit in data that it stores uncompressed.
     #[test]
-    fn an_object_that_is_not_what_its_name_says_is_not_handed_out_as_good() {
+    fn an_object_whose_digest_differs_from_its_name_is_an_error() {
         use sha2::Digest as _;
         let good = object(b"s/one.jsonl", tar::EntryType::Regular);
         let name = hex::encode(sha2::Sha256::digest(&good));
@@ -168,11 +168,11 @@ mod tests {
             |bytes: &[u8]| crate::archive::object::checked(bytes, &name, |o| super::print(o, Path::new("s/one.jsonl"), &mut Vec::new()));
         print(&good).unwrap();
         let longer = [good.as_slice(), b"x"].concat();
-        assert!(print(&longer).unwrap_err().to_string().contains("do not believe"));
+        assert!(print(&longer).unwrap_err().to_string().contains("do not trust"));
     }
 
     #[test]
-    fn what_is_exported_is_a_tar_of_all_files_and_of_nothing_else() {
+    fn an_export_is_a_tar_of_exactly_the_archived_files() {
         let mut tar = tar::Builder::new(Vec::new());
         append(object(b"s/one.jsonl", tar::EntryType::Regular).as_slice(), &mut tar).unwrap();
         append(object(b"s/two.jsonl", tar::EntryType::Regular).as_slice(), &mut tar).unwrap();

@@ -1,4 +1,4 @@
-//! Reading an object of any size on a line of any speed. What breaks goes on where it was; only what makes no progress ends.
+//! Reads an object of any size at any bandwidth. A read that breaks is resumed at its offset. It must never end while it makes progress.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +11,14 @@ use object_store::{GetOptions, GetRange, GetResult, ObjectStore};
 
 use super::store::{StoreError, failed};
 
-/// How often in a row a read may break without a byte between.
+/// How often in a row a read may break without receiving a byte.
 const BREAKS: u32 = 4;
 
 /// A read of one version of an object.
 pub struct Reading {
     store: Arc<dyn ObjectStore>,
     path: Path,
-    /// The version, where the store names it: a read never goes on in another one.
+    /// The version, if the store names it: a read is never resumed in another version.
     version: Option<String>,
     size: u64,
     offset: u64,
@@ -29,7 +29,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Reads what a request for the whole object has found.
+    /// Reads the response to a request for the whole object.
     pub fn new(store: Arc<dyn ObjectStore>, path: Path, found: GetResult, silence: Duration) -> Self {
         let (version, size) = (found.meta.e_tag.clone(), found.meta.size);
         Self { store, path, version, size, offset: 0, body: Some(found.into_stream()), breaks: 0, silence }
@@ -49,20 +49,20 @@ impl Reading {
                     return Ok(Some((bytes, self)));
                 }
                 Ok(None) if self.offset == self.size => return Ok(None),
-                Ok(None) => StoreError::Unavailable(format!("the archive store ended {} before its end", self.path)),
+                Ok(None) => StoreError::Unavailable(format!("the archive store closed the response for {} before its end", self.path)),
                 Err(error) => error,
             };
             self.breaks += 1;
             if self.breaks > BREAKS || self.version.is_none() || self.offset >= self.size {
                 return Err(broken);
             }
-            tracing::debug!(path = %self.path, offset = self.offset, %broken, "a read broke off; it goes on there");
+            tracing::debug!(path = %self.path, offset = self.offset, %broken, "a read from the archive store broke; resuming at the offset");
             self.body = None;
             tokio::time::sleep(Duration::from_millis(200) * 2_u32.pow(self.breaks)).await;
         }
     }
 
-    /// The next bytes; `None` at the end. The time that the reader takes between two parts does not count.
+    /// The next bytes; `None` at the end. Time between two calls does not count.
     async fn part(&mut self) -> Result<Option<Bytes>, StoreError> {
         let silent = |_| StoreError::Unavailable("the archive store makes no progress: it sends nothing".to_owned());
         let failed = |error| failed(self.path.as_ref(), &error);

@@ -1,5 +1,5 @@
-//! The archive pod's side of the ingest endpoint. A request may take as long as it makes progress: bytes that leave, or a line of the
-//! operator, which sends one each few seconds for as long as it works on it.
+//! The archive pod's client of the ingest endpoint. It must never end a request that makes progress: bytes are sent, or the operator sends
+//! a line, as it does every few seconds while it works on the request.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use tokio_util::io::ReaderStream;
 use super::ingest::progress;
 use super::transport::{counted, still};
 
-/// Tries of one request before the pod gives up; the operator then makes another attempt.
+/// Attempts of one request before the pod gives up. The operator then creates another archive pod.
 const TRIES: u32 = 6;
 /// Longest time without progress.
 const SILENCE: Duration = Duration::from_secs(120);
-/// Longest time for the answer to a question.
+/// Longest time for the answer to a small request.
 const QUESTION: Duration = Duration::from_secs(60);
 /// Longest answer that is read, bytes.
 const LONGEST: usize = 64 * 1024;
@@ -59,10 +59,10 @@ impl Sender {
         Ok(std::fs::read_to_string(&self.token).context("the ingest token")?.trim().to_owned())
     }
 
-    /// Stores an object. One that is there already (an earlier attempt) is not sent again.
+    /// Stores an object. An object that exists already (from an earlier attempt) is not sent again.
     ///
     /// # Errors
-    /// When it is refused, or was not stored after some tries.
+    /// When it is refused, or was not stored after some attempts.
     pub async fn object(&self, digest: &str, size: u64, file: &Path) -> anyhow::Result<()> {
         let url = format!("{}/objects/{digest}", self.base);
         self.retry("object", || async {
@@ -90,7 +90,7 @@ impl Sender {
         .await
     }
 
-    /// Sends one request, and waits for its outcome for as long as it makes progress.
+    /// Sends one request and waits for its outcome as long as it makes progress.
     async fn send<S>(&self, request: RequestBuilder, body: S) -> anyhow::Result<(StatusCode, String)>
     where
         S: futures::Stream<Item = std::io::Result<bytes::Bytes>> + Send + 'static,
@@ -105,7 +105,7 @@ impl Sender {
             while let Some(part) = parts.next().await {
                 let part = part?;
                 progress.fetch_add(part.len() as u64, Ordering::Relaxed);
-                // Lines of progress say nothing once they have arrived.
+                // Lines of progress carry no information once they have arrived.
                 if text.iter().all(u8::is_ascii_whitespace) {
                     text.clear();
                 }
@@ -115,15 +115,15 @@ impl Sender {
             if !told {
                 return Ok((status, text));
             }
-            progress::outcome(&text).context("the operator's answer broke off")
+            progress::outcome(&text).context("the operator's answer is incomplete: the connection was closed")
         };
         tokio::select! {
             outcome = answered => outcome,
-            () = still(&progress, self.silence) => bail!("no progress for {} s: the operator neither takes the bytes nor answers", self.silence.as_secs()),
+            () = still(&progress, self.silence) => bail!("no progress for {} s: the operator neither reads the request nor answers", self.silence.as_secs()),
         }
     }
 
-    /// Tries again what may pass; a refusal is final for this attempt.
+    /// Retries temporary failures; a refusal is final for this attempt.
     async fn retry<F, R>(&self, what: &str, send: F) -> anyhow::Result<()>
     where
         F: Fn() -> R,
@@ -142,7 +142,7 @@ impl Sender {
                 Ok((status, text)) => last = anyhow::anyhow!("{status} {text}"),
                 Err(error) => last = error,
             }
-            println!("the {what} was not stored yet: {last:#}");
+            println!("the {what} is not stored yet, retrying: {last:#}");
         }
         Err(last.context(format!("the {what} was not stored")))
     }

@@ -1,5 +1,5 @@
-//! The volume under the embedded store: set to `Retain` at the start, so that not even a deleted namespace takes the archives with it.
-//! Best effort: a volume that cannot be patched is said, and the operator works on.
+//! Sets the volume of the local store to `Retain` at startup, so that the archives survive even the deletion of the namespace. It must
+//! never stop the operator: a failed patch is only logged.
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
@@ -11,7 +11,7 @@ use crate::resources::persistent_volume::claim_ref_uid;
 use crate::runtime::client::call;
 use crate::runtime::patch::patch;
 
-/// Sets the volume of this claim to `Retain`; `true`: it was not before.
+/// Sets the volume of this claim to `Retain`. Returns whether that changed it.
 ///
 /// # Errors
 /// When the claim is not bound, or the API server refuses.
@@ -29,7 +29,7 @@ pub async fn retain(client: &Client, namespace: &str, claim: &str) -> anyhow::Re
     Ok(true)
 }
 
-/// Fenced by the volume's UID and by the claim that it is bound to. `None`: nothing to do, or not that claim's.
+/// The patch, with the volume's UID and its bound claim as preconditions. `None`: nothing to do, or the volume is bound to another claim.
 fn retain_patch(volume: &PersistentVolume, claim_uid: Option<&str>) -> Option<json_patch::Patch> {
     let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
     if policy == Some("Retain") || claim_uid.is_none() || claim_ref_uid(volume) != claim_uid {

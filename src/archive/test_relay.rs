@@ -1,4 +1,4 @@
-//! A slow line, for tests: forwards connections at a rate, and can stop in the middle. Also included by `tests/s3.rs`.
+//! A slow connection, for tests: forwards data at a limited rate, and can stop in the middle. `tests/s3.rs` includes this file too.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Forwards from a new port of this machine to `to`: so many bytes a second and connection, each way, and no more than `most` bytes of a
-/// connection. Socket buffers are small, so that the line and not the kernel decides.
+/// Forwards from a new port of this machine to `to`: this many bytes per second and connection in each direction, and at most `most` bytes
+/// per connection. Socket buffers are small, so that the rate applies and not the kernel's buffers.
 pub fn relay(to: SocketAddr, rate: u64, most: u64) -> SocketAddr {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(64 * 1024).unwrap();

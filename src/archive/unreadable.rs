@@ -1,5 +1,5 @@
-//! What becomes of a file in a home that cannot be read. Decided by the class and by a `DeletionOverride`, told to the archive
-//! pod in `UNREADABLE`. Must never make an archive without a file because of a failure that may pass or be mended (S1).
+//! How to handle a file in a home that cannot be read. The class and a `DeletionOverride` decide; the archive pod gets the decision in
+//! `UNREADABLE`. It must never omit a file because of a failure that is temporary or can be repaired (S1).
 
 use std::fmt;
 use std::io;
@@ -7,12 +7,12 @@ use std::str::FromStr;
 
 use rustix::io::Errno;
 
-/// Refused because of what the home holds: a right that is missing, a link, a path that went or is too long.
+/// Errors caused by the content of the home: a missing permission, a link, a path that disappeared or is too long.
 const OF_THE_HOME: [Errno; 6] = [Errno::ACCESS, Errno::LOOP, Errno::NOENT, Errno::NOTDIR, Errno::XDEV, Errno::NAMETOOLONG];
-/// A medium or a file system that is damaged. It may be repaired: only an admin may give it up.
+/// Errors of a damaged disk or file system. It may be repaired, so only an admin may give up such a file.
 const OF_THE_DISK: [Errno; 5] = [Errno::IO, Errno::NODATA, Errno::UCLEAN, Errno::BADMSG, Errno::PERM];
 
-/// Whether a failure tells of a damaged medium or file system.
+/// Whether an error indicates a damaged disk or file system.
 pub fn damaged(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|number| OF_THE_DISK.contains(&Errno::from_raw_os_error(number)))
 }
@@ -20,18 +20,18 @@ pub fn damaged(error: &io::Error) -> bool {
 /// What to do with a file that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unreadable {
-    /// Make no archive.
+    /// Do not write an archive.
     Block,
-    /// Name what the machine's user has no right to read in the manifest, and go on. A damaged disk makes no archive.
+    /// List files that the machine's user may not read in the manifest, and continue. With a damaged disk, no archive is written.
     Record,
-    /// An admin has decided to keep what can be read: a damaged disk is named as well.
+    /// An admin has decided to archive the readable files: files on a damaged disk are listed as well.
     GiveUp,
 }
 
 impl Unreadable {
-    /// Whether a file that failed in this way becomes a problem in the manifest; every other failure ends the attempt.
+    /// Whether a file with this error is listed as a problem in the manifest. Every other error ends the attempt.
     pub fn names(self, error: &io::Error) -> bool {
-        // Without a number it is ours: a path that is no regular file any more, a loop that walkdir found.
+        // An error without a number comes from this program: a path that is no longer a regular file, a loop that walkdir found.
         let Some(number) = error.raw_os_error() else { return true };
         OF_THE_HOME.contains(&Errno::from_raw_os_error(number)) || (self == Self::GiveUp && damaged(error))
     }
@@ -53,7 +53,7 @@ impl FromStr for Unreadable {
         [Self::Block, Self::Record, Self::GiveUp]
             .into_iter()
             .find(|u| u.to_string() == text)
-            .ok_or_else(|| format!("{text:?} is none of Block, Record and GiveUp"))
+            .ok_or_else(|| format!("{text:?} must be Block, Record or GiveUp"))
     }
 }
 
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_admin_gives_up_what_a_damaged_disk_holds_and_nobody_what_may_pass() {
+    fn only_an_admin_gives_up_files_on_a_damaged_disk_and_temporary_failures_are_never_given_up() {
         let error = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());
         for by in [Unreadable::Block, Unreadable::Record, Unreadable::GiveUp] {
             assert!(by.names(&error(Errno::ACCESS)));

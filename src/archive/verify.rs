@@ -1,8 +1,8 @@
-//! Reads a whole archive back before anything is destroyed (S1): every object is there, has its digest, and holds as many files
-//! and bytes as the manifest says. In the background, so that a slow store holds up nobody else (L3).
+//! Reads a complete archive back before anything is destroyed (S1): every object exists, has its digest, and contains as many files and
+//! bytes as the manifest says. It runs in the background, so that a slow store does not delay other computers (L3).
 //!
-//! A tenant decides how large a manifest is: only one is in memory as a whole, whoever reads it and however many wait, and what a
-//! check needs of it is a few bytes a session.
+//! A tenant determines the size of a manifest. Two manifests must never be completely in memory at once; a check keeps only a few bytes
+//! per session.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -20,17 +20,17 @@ use super::{Manifest, later_manifest_key, manifest_key, object_key};
 use crate::guards::{self, Guard};
 use crate::resources::conditions::truncate;
 
-/// Archives that are read back at the same time.
+/// Small archives that are read back in parallel.
 const AT_ONCE: usize = 3;
-/// Archives of more than [`LARGE`] bytes that are, apart from the others.
+/// Archives of more than [`LARGE`] bytes that are read back in parallel, separately from the small ones.
 const LARGE_AT_ONCE: usize = 1;
-/// Unpacked bytes from which an archive takes so long that small ones must not wait behind it.
+/// Unpacked bytes above which an archive takes so long that small ones must not wait for it.
 const LARGE: u64 = 4 << 30;
 
-/// Manifests that are in memory as a whole.
+/// Manifests that may be completely in memory.
 const MANIFESTS: usize = 1;
 
-/// What a verified archive holds.
+/// The content of a verified archive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// SHA-256 of the manifest, hexadecimal.
@@ -41,17 +41,17 @@ pub struct Summary {
     pub bytes: u64,
     /// Files that lost content.
     pub problems: u64,
-    /// By whose decision some of them were left out.
+    /// Why some of them were left out: the class, or an override.
     pub left_out_by: String,
 }
 
-/// The deletion that an archive must be of. The same UID can be deleted twice: when etcd is restored from a backup, the store still has the
-/// archive of the deletion that the backup knows nothing of, and the home has changed since (S1).
+/// The deletion that an archive must belong to. The same UID can be deleted twice: when etcd is restored from a backup, the store still has
+/// the archive of a deletion that the backup does not contain, and the home has changed since (S1).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// UID of the custody claim of this deletion; `None`: there is none yet.
+    /// UID of the custody claim of this deletion. `None`: it does not exist yet.
     pub custody_claim: Option<String>,
-    /// When this deletion began, Unix seconds. Decides about manifests of earlier versions, which do not name a claim.
+    /// When this deletion began, Unix seconds. It identifies manifests of earlier versions, which do not name a claim.
     pub deleted_at: i64,
 }
 
@@ -71,14 +71,14 @@ impl Origin {
     }
 }
 
-/// How an archive stands.
+/// The state of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verification {
-    /// A check is under way.
+    /// A check is running.
     Running,
-    /// All of it was read back.
+    /// It was read back completely.
     Valid(Summary),
-    /// There is no manifest: a live answer.
+    /// It has no manifest, according to a live answer of the store.
     Missing,
     /// It is damaged.
     Invalid(String),
@@ -87,7 +87,7 @@ pub enum Verification {
 }
 
 impl Verification {
-    /// How long a result stands that somebody must mend first; `None`: it is given once.
+    /// How long a bad result is reused before the next check. `None`: the result is returned once.
     fn stands(&self) -> Option<Duration> {
         match self {
             Self::Unavailable(_) => Some(Duration::from_secs(10)),
@@ -111,7 +111,7 @@ impl Checked {
     }
 }
 
-/// A result that nobody asks for any more is forgotten.
+/// A result that is not requested again is dropped after this time.
 const FORGOTTEN: Duration = Duration::from_secs(900);
 
 /// Checks archives in the background.
@@ -131,18 +131,18 @@ struct Reader {
 }
 
 impl Verifier {
-    /// The UID of every check that ends is sent to `checked`.
+    /// The UID of every finished check is sent to `checked`.
     pub fn new(store: Arc<Store>, checked: mpsc::Sender<String>) -> Self {
         let slots = |n| Arc::new(Semaphore::new(n));
         let reader = Reader { store, slots: slots(AT_ONCE), large: slots(LARGE_AT_ONCE), manifests: slots(MANIFESTS) };
         Self { checked, reader, state: Arc::default() }
     }
 
-    /// How the archive of one deletion of `uid` stands. A good result is given once. A bad one stands for a while and until another check has
-    /// ended: were it asked for again at once, the status of a computer would go to and fro for as long as a store is down (L6).
+    /// The state of the archive of one deletion of `uid`. A good result is returned once. A bad result is kept for a while and until another
+    /// check has finished: otherwise the status of a computer would change back and forth while a store is down (L6).
     pub fn check(&self, uid: &str, origin: &Origin) -> Verification {
         let Ok(mut state) = self.state.lock() else { return Verification::Unavailable("the verifier failed".to_owned()) };
-        // What was found out for another deletion says nothing about this one.
+        // The result for another deletion does not apply to this one.
         state.retain(|of, k| k.running || (k.since.elapsed() < FORGOTTEN && (of != uid || k.origin == *origin)));
         let known = state.entry(uid.to_owned()).or_insert_with(|| Checked::new(origin.clone(), Verification::Running));
         if known.running {
@@ -162,10 +162,10 @@ impl Verifier {
         last
     }
 
-    /// What `take` takes out of the newest manifest, while it is the only one in memory.
+    /// The result of `take` on the newest manifest, while it is the only one in memory.
     ///
     /// # Errors
-    /// When there is none, it is damaged, or the store does not answer.
+    /// When it does not exist, it is damaged, or the store does not answer.
     pub async fn manifest<T>(&self, uid: &str, take: impl FnOnce(Manifest) -> T) -> Result<T, StoreError> {
         let _turn = self.reader.manifests.acquire().await;
         let bytes = self.reader.store.get(&self.reader.store.newest_manifest(uid).await?).await?;
@@ -178,22 +178,22 @@ impl Verifier {
         let (reader, state, checked) = (self.reader.clone(), Arc::clone(&self.state), self.checked.clone());
         tokio::spawn(async move {
             let of = (uid.clone(), origin.clone());
-            // A check that panics is one that failed: it would be under way for good otherwise (L1).
+            // A check that panics has failed; otherwise it would count as running forever (L1).
             let result = tokio::spawn(async move { reader.read(&of.0, &of.1).await }).await;
             let result = result.unwrap_or_else(|e| Verification::Unavailable(format!("the check failed: {e}")));
             if let Ok(mut state) = state.lock() {
                 state.insert(uid.clone(), Checked::new(origin, result));
             }
-            // The receiver goes only at shutdown.
+            // The receiver is dropped only at shutdown.
             let _ = checked.send(uid).await;
         });
     }
 }
 
 impl Reader {
-    /// Reads an archive back when it is its turn. Nothing of it is in memory while it waits.
+    /// Waits for a free slot and reads an archive back. No part of it is in memory while it waits.
     async fn read(&self, uid: &str, origin: &Origin) -> Verification {
-        // Whether there is an archive at all is answered at once: a deletion waits for it before it makes one.
+        // Whether an archive exists is answered without waiting: a deletion needs the answer before it creates one.
         match self.any(&origin.keys(uid)).await {
             Ok(true) => {}
             Ok(false) => return Verification::Missing,
@@ -234,7 +234,7 @@ impl Reader {
     }
 }
 
-/// Reads the newest archive of a computer back, whole.
+/// Reads the newest archive of a computer back completely.
 pub async fn verify(store: &Store, uid: &str) -> Verification {
     let newest = match store.newest_manifest(uid).await {
         Ok(key) => contents(store, uid, &key, None).await,
@@ -246,16 +246,16 @@ pub async fn verify(store: &Store, uid: &str) -> Verification {
     }
 }
 
-/// What a check needs of a manifest.
+/// The parts of a manifest that a check needs.
 struct Contents {
-    /// The result, if all of it is there.
+    /// The result, if every object exists.
     summary: Summary,
     /// Bytes of all sessions, unpacked.
     unpacked: u64,
     sessions: Vec<Expected>,
 }
 
-/// What an object should hold.
+/// The expected content of an object.
 #[derive(Clone, Copy)]
 struct Expected {
     digest: [u8; 32],
@@ -263,8 +263,8 @@ struct Expected {
     bytes: u64,
 }
 
-/// What the manifest of this deletion says, or how its archive stands without one. The archive of another deletion of this UID is as
-/// good as none.
+/// The content of this deletion's manifest, or the state of the archive without one. An archive of another deletion of this UID counts
+/// as none.
 async fn of_deletion(store: &Store, uid: &str, origin: &Origin) -> Result<Contents, Verification> {
     let mut without = Verification::Missing;
     for key in origin.keys(uid) {
@@ -278,7 +278,7 @@ async fn of_deletion(store: &Store, uid: &str, origin: &Origin) -> Result<Conten
     Err(without)
 }
 
-/// What a manifest says. With an origin, one that another deletion wrote is missing.
+/// The content of a manifest. With an origin, a manifest of another deletion counts as missing.
 async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) -> Result<Contents, Verification> {
     let bytes = match store.get(key).await {
         Ok(bytes) => bytes,
@@ -292,7 +292,7 @@ async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) 
         return Err(Verification::Invalid(format!("the manifest is that of {}", manifest.computer.uid)));
     }
     if guards::on(Guard::OwnArchive) && origin.is_some_and(|origin| !origin.wrote(&manifest)) {
-        tracing::info!(uid, key, created_at = manifest.created_at, "an archive of an earlier deletion of this UID is left as it is");
+        tracing::info!(uid, key, created_at = manifest.created_at, "ignoring the archive of an earlier deletion of this UID");
         return Err(Verification::Missing);
     }
     let mut sessions = Vec::with_capacity(manifest.sessions.len());
@@ -341,7 +341,7 @@ fn read_back(object: impl Read, expected: Expected) -> Result<(), StoreError> {
     let corrupt = |e: &dyn std::fmt::Display| StoreError::Corrupt(e.to_string());
     let mut hashing = Hashing { inner: object, hash: Sha256::new(), failed: None };
     let counted = count(&mut hashing, expected.bytes);
-    // To the end, so that the digest is that of the whole object.
+    // Read to the end, so that the digest is that of the whole object.
     let rest = std::io::copy(&mut hashing, &mut std::io::sink());
     if let Some(error) = hashing.failed.take() {
         return Err(StoreError::Unavailable(error));
@@ -353,7 +353,7 @@ fn read_back(object: impl Read, expected: Expected) -> Result<(), StoreError> {
         return Err(corrupt(&format!("its bytes have sha256 {}", hex::encode(digest))));
     }
     if (files, bytes) != (expected.files, expected.bytes) {
-        return Err(corrupt(&format!("it holds {files} files of {bytes} bytes, not {} of {}", expected.files, expected.bytes)));
+        return Err(corrupt(&format!("it contains {files} files of {bytes} bytes, not {} of {}", expected.files, expected.bytes)));
     }
     Ok(())
 }
@@ -364,14 +364,14 @@ fn count(object: &mut impl Read, most: u64) -> std::io::Result<(u64, u64)> {
         files += 1;
         bytes += std::io::copy(entry, &mut std::io::sink())?;
         if bytes > most {
-            return Err(std::io::Error::other("it holds more than the manifest says"));
+            return Err(std::io::Error::other("it contains more than the manifest says"));
         }
         Ok(true)
     })?;
     Ok((files, bytes))
 }
 
-/// Hashes what is read, and remembers a failure of the store apart from damage in the bytes.
+/// Hashes the bytes that are read, and records a failure of the store separately from damaged bytes.
 struct Hashing<R> {
     inner: R,
     hash: Sha256,

@@ -1,8 +1,8 @@
-//! How long deletions have waited while nothing worked on their archive: what `BestEffort` counts before it gives the sessions up.
+//! Counts how long deletions have waited while nothing worked on their archive. `BestEffort` uses the sum before it gives up the sessions.
 //!
-//! Only the monotonic clock of a running operator counts, from one pass to the next, and never more than a pass should take to come:
-//! an operator that was down or frozen, or a clock that was set forward, has waited for nothing. The record keeps the sum for the next
-//! process (`Deletion::waited_seconds`).
+//! It uses only the monotonic clock of a running operator, from one reconcile to the next, and never counts more than [`INTERVAL`]: time in
+//! which an operator was down or frozen, or by which a clock was set forward, must never count. The record keeps the sum for the next process
+//! (`Deletion::waited_seconds`).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,26 +10,26 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Most that counts between two passes. A waiting deletion is looked at more often than that.
+/// The maximum that counts between two reconciles. A waiting deletion is reconciled more often.
 pub const INTERVAL: Duration = Duration::from_secs(60);
-/// A deletion that nobody asks about any more is forgotten.
+/// A deletion that is not reconciled any more is dropped after this time.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
 
 /// How long a deletion has waited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waited {
-    /// In all, since something was last stored for it.
+    /// In total, since an object was last stored for it.
     pub total: Duration,
-    /// The part of it that this process has seen itself.
+    /// The part that this process has observed itself.
     pub here: Duration,
 }
 
 /// One deletion.
 struct Known {
     waited: Waited,
-    /// What its record said last.
+    /// The last value in its record.
     recorded: Duration,
-    /// Since when it waits; `None`: something works on its archive.
+    /// Since when it waits. `None`: its archive is being worked on.
     since: Option<Instant>,
     asked: Instant,
 }
@@ -51,11 +51,11 @@ pub struct Waits(Mutex<HashMap<String, Known>>);
 
 impl Waits {
     fn locked(&self) -> MutexGuard<'_, HashMap<String, Known>> {
-        // Each entry is whole at any time.
+        // No critical section leaves an entry inconsistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long a deletion has waited. `recorded`: what its record says.
+    /// How long a deletion has waited. `recorded` is the value in its record.
     pub fn waited(&self, uid: &str, recorded: Duration) -> Waited {
         let now = Instant::now();
         let mut all = self.locked();
@@ -65,14 +65,14 @@ impl Waits {
         known.asked = now;
         known.count();
         if recorded < known.recorded {
-            // Another process has seen progress.
+            // Another process has observed progress.
             known.waited = Waited { total: recorded, here: Duration::ZERO };
         }
         known.recorded = recorded;
         known.waited
     }
 
-    /// How a pass has left a deletion that was asked about: whether it waits and nothing works on its archive.
+    /// The result of a reconcile: whether the deletion waits and nothing works on its archive.
     pub fn note(&self, uid: &str, waits: bool) {
         if let Some(known) = self.locked().get_mut(uid) {
             known.count();
@@ -80,7 +80,7 @@ impl Waits {
         }
     }
 
-    /// Something was stored for a deletion: it begins to wait from the beginning.
+    /// An object was stored for a deletion: the wait restarts.
     pub fn stored(&self, uid: &str) {
         if let Some(known) = self.locked().get_mut(uid) {
             known.waited = Waited::default();
@@ -97,7 +97,7 @@ mod tests {
         Duration::from_secs(n)
     }
 
-    /// Passes that come every `every` seconds and find it waiting.
+    /// Reconciles every `every` seconds that find it waiting.
     async fn waits(waits: &Waits, passes: u32, every: u64) {
         for _ in 0..passes {
             waits.note("u", true);
@@ -106,11 +106,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_time_between_passes_that_found_it_waiting_counts() {
+    async fn only_time_between_reconciles_that_found_it_waiting_counts() {
         let all = Waits::default();
-        assert_eq!(all.waited("u", seconds(100)), Waited { total: seconds(100), here: Duration::ZERO }, "what the record says");
+        assert_eq!(all.waited("u", seconds(100)), Waited { total: seconds(100), here: Duration::ZERO }, "the value in the record");
         tokio::time::sleep(seconds(500)).await;
-        assert_eq!(all.waited("u", seconds(100)).total, seconds(100), "no pass has found it waiting");
+        assert_eq!(all.waited("u", seconds(100)).total, seconds(100), "no reconcile has found it waiting");
         waits(&all, 4, 30).await;
         all.note("u", false);
         tokio::time::sleep(seconds(900)).await;
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_stored_begins_it_again_here_and_in_another_process() {
+    async fn a_stored_object_restarts_the_wait_in_every_process() {
         let all = Waits::default();
         all.waited("u", seconds(300));
         waits(&all, 2, 30).await;
@@ -136,6 +136,6 @@ mod tests {
         all.waited("v", seconds(300));
         assert_eq!(all.waited("v", seconds(5)).total, seconds(5), "the record of another process");
         all.stored("nobody");
-        assert_eq!(all.locked().len(), 2, "only what is asked about is kept");
+        assert_eq!(all.locked().len(), 2, "only deletions that are reconciled are kept");
     }
 }

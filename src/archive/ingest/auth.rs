@@ -1,5 +1,5 @@
-//! Who may send: a pod of the operator's namespace, by a token that is bound to it, for the computer that its label names.
-//! Tenants cannot create pods there. Any doubt is a refusal.
+//! Authenticates archive pods: a pod in the operator's namespace, with a token bound to it, may write for the computer in its label.
+//! Tenants cannot create pods there. An unknown answer must never authenticate.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,13 +17,13 @@ use crate::runtime::client::{CallError, ErrorClass, call, classify};
 
 /// Audience of the pods' tokens.
 pub const AUDIENCE: &str = "computer-operator.dev/ingest";
-/// For how long one answer serves: a pod sends thousands of objects. What it may write is create-only and its own.
+/// How long a result is cached: a pod sends thousands of objects. It may only create objects in its own archive.
 const REMEMBER: Duration = Duration::from_secs(60);
 
 /// Answers which computer a token may write for.
 #[derive(Clone)]
 pub enum Authenticator {
-    /// Pod tokens, asked of the API server.
+    /// Pod tokens, reviewed by the API server.
     Pods(Arc<PodTokens>),
     /// One token, for tests.
     #[cfg(test)]
@@ -112,7 +112,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn only_a_token_of_ours_for_us_and_bound_to_a_pod_counts() {
+    fn only_a_token_of_the_account_for_the_audience_and_bound_to_a_pod_is_accepted() {
         let user = "system:serviceaccount:op:archive";
         let good = json!({"authenticated": true, "audiences": [AUDIENCE], "user": {"username": user,
             "extra": {"authentication.kubernetes.io/pod-name": ["p"], "authentication.kubernetes.io/pod-uid": ["u"]}}});

@@ -1,4 +1,5 @@
-//! The three requests: is an object there, store an object, store the manifest. Errors are short texts for the archive pod's log.
+//! The three requests: check an object, store an object, store the manifest. Errors are short texts for the archive pod's log. A handler
+//! must never write for another UID than the caller's, or overwrite an object.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,14 +22,14 @@ use crate::archive::waiting_time::Waits;
 use crate::archive::{Manifest, SessionEntry, later_manifest_key, manifest_key, object_key};
 use crate::guards::{self, Guard};
 
-/// Objects that are received at once: each holds up to three parts of 8 MiB when the store is slow.
+/// Objects that are received in parallel: each takes up to three parts of 8 MiB when the store is slow.
 const UPLOADS: usize = 6;
-/// Manifests that are received at once, together: as much as the largest one.
+/// Total bytes of manifests that are received in parallel: as much as the largest one.
 const MANIFESTS: usize = MAX_BYTES;
-/// Longest time without a byte of a manifest. What waits for its turn or for the store is not limited here: whoever holds a turn
-/// is ended when it makes no progress, so each turn comes.
+/// Longest time without a byte of a manifest. Waiting for a slot or for the store is not limited here: a request that holds a slot ends
+/// when it makes no progress, so each request gets a slot.
 const SILENCE: Duration = Duration::from_secs(60);
-/// Objects of one manifest that are looked for at once.
+/// Objects of one manifest that are checked in parallel.
 const LOOKS: usize = 64;
 
 #[derive(Clone)]
@@ -99,7 +100,7 @@ async fn put_object(
 async fn store_object(shared: Shared, uid: String, digest: String, body: Body) -> Outcome {
     let key = object_key(&uid, &digest);
     match shared.store.size(&key).await {
-        // Content-addressed: what is there was verified when it came (S7).
+        // Content-addressed: an existing object was verified when it was stored (S7).
         Ok(_) => return (StatusCode::OK, String::new()),
         Err(StoreError::NotFound(_)) => {}
         Err(error) => return failed(&error),
@@ -151,26 +152,26 @@ async fn store_manifest(shared: Shared, uid: String, room: u32, body: Body) -> R
             Ok((StatusCode::CREATED, String::new()))
         }
         Ok(ReceiptPut::SameAlready) => Ok((StatusCode::OK, String::new())),
-        Ok(ReceiptPut::Other(_)) => Err((StatusCode::CONFLICT, "this deletion has an archive already; it stays as it is".to_owned())),
+        Ok(ReceiptPut::Other(_)) => Err((StatusCode::CONFLICT, "this deletion already has an archive, which is never replaced".to_owned())),
         Err(error) => Err(failed(&error)),
     }
 }
 
-/// Stores a manifest, create-only. Where another deletion of this UID has left its manifest, this one gets a key of its own (S7).
+/// Stores a manifest, create-only. If another deletion of this UID has stored a manifest, this one gets a separate key (S7).
 async fn put_once_per_deletion(store: &Store, uid: &str, claim: &str, body: Bytes) -> Result<ReceiptPut, StoreError> {
     let first = store.put_once(&manifest_key(uid), body.clone()).await?;
     let other = |existing: &[u8]| !Manifest::parse(existing).is_ok_and(|m| m.custody_claim == claim);
     match first {
         ReceiptPut::Other(existing) if !claim.is_empty() && other(&existing) => {
             drop(existing);
-            tracing::info!(uid, "the archive of an earlier deletion of this UID stays; this one is stored beside it");
+            tracing::info!(uid, "keeping the archive of an earlier deletion of this UID; this one is stored beside it");
             store.put_once(&later_manifest_key(uid, claim), body).await
         }
         first => Ok(first),
     }
 }
 
-/// Nothing of a body is taken before it is known who sends it and how much room it needs.
+/// No part of a body is read before the sender is authenticated and the body has room.
 fn room(body: &Body) -> Result<u32, (StatusCode, String)> {
     let Some(length) = body.size_hint().exact() else { return Err((StatusCode::LENGTH_REQUIRED, "no Content-Length".to_owned())) };
     let too_long = || (StatusCode::PAYLOAD_TOO_LARGE, format!("a manifest has {MAX_BYTES} bytes at most"));
@@ -185,19 +186,19 @@ async fn receive(body: Body, length: u32) -> Result<Vec<u8>, Outcome> {
     while let Some(chunk) = tokio::time::timeout(SILENCE, stream.next()).await.map_err(silent)? {
         match chunk {
             Ok(chunk) if bytes.len() + chunk.len() <= length as usize => bytes.extend_from_slice(&chunk),
-            _ => return Err((StatusCode::BAD_REQUEST, "the manifest broke off".to_owned())),
+            _ => return Err((StatusCode::BAD_REQUEST, "the manifest is incomplete: the connection was closed".to_owned())),
         }
     }
     Ok(bytes)
 }
 
-/// A manifest is there for good once it is there: it must not name what is not. Many at a time, because a pod waits for the answer.
+/// A stored manifest is permanent, so it must not name objects that do not exist. Many are checked in parallel, because the pod waits.
 async fn all_there(store: &Store, uid: &str, manifest: &Manifest) -> Result<(), (StatusCode, String)> {
     let there = |session: SessionEntry| async move {
         match store.size(&object_key(uid, &session.digest)).await {
             Ok(size) if size == session.size => Ok(()),
             Ok(_) | Err(StoreError::NotFound(_)) => {
-                Err((StatusCode::BAD_REQUEST, format!("object {} is not in the store as stated", session.digest)))
+                Err((StatusCode::BAD_REQUEST, format!("object {} is not in the store with the stated size", session.digest)))
             }
             Err(error) => Err(failed(&error)),
         }

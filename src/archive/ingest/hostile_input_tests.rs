@@ -1,4 +1,4 @@
-//! Requests of any kind from whoever reaches the port: no path and no header leads past the token or out of one's own archive.
+//! Tests with arbitrary requests to the port: no path and no header bypasses the token or leaves the caller's own archive.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::archive::{Manifest, Store, object_key};
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 const OTHER: &str = "00000000-e89b-12d3-a456-426614174000";
 
-/// Sends it to an endpoint with a store of its own; the status, and the files that are in the store afterwards.
+/// Sends a request to an endpoint with a new store; returns the status and the files in the store afterwards.
 fn sent(request: Request<Body>) -> (StatusCode, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("one/two/store");
@@ -25,7 +25,7 @@ fn sent(request: Request<Body>) -> (StatusCode, Vec<String>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let status = runtime.block_on(async { router.oneshot(request).await.unwrap().status() });
     let files = walkdir::WalkDir::new(folder.path()).into_iter().map(Result::unwrap).filter(|e| e.file_type().is_file());
-    // What is outside of the store keeps its whole path, which is no key.
+    // A file outside the store keeps its whole path, which is not a key.
     let keys = files.map(|e| e.path().strip_prefix(&root).unwrap_or(e.path()).display().to_string());
     (status, keys.collect())
 }
@@ -70,7 +70,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn what_is_stored_is_ones_own_and_what_its_name_says(
+    fn stored_objects_belong_to_the_caller_and_match_their_names(
         method in proptest::sample::select(&[Method::PUT, Method::HEAD, Method::GET, Method::POST, Method::DELETE][..]),
         uid in segment(), what in segment(), name in segment(), deep: bool,
         token in token(),

@@ -1,6 +1,6 @@
-//! The ingest endpoint: archive pods stream sessions here; only the operator holds the store's credentials.
+//! The ingest endpoint: archive pods stream sessions here; only the operator has the store's credentials.
 //!
-//! Create-only, for the caller's own UID, in bounded memory. It never answers with what an archive holds.
+//! Writes are create-only, for the caller's own UID, in bounded memory. It must never return content of an archive.
 
 pub mod auth;
 pub mod handlers;

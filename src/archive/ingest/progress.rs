@@ -1,7 +1,7 @@
-//! Answers that may take long. An archive pod cannot tell a request that waits for its turn or for a slow store from one that hangs;
-//! so it is sent a line each few seconds for as long as the operator works on it, and the outcome in the last line.
+//! Answers that may take long. An archive pod cannot distinguish a request that waits for a slot or a slow store from one that hangs. So the
+//! operator sends a line every few seconds while it works on the request, and the outcome in the last line.
 //!
-//! The operator ends what makes no progress by limits of its own, so a line may be sent without looking at the work.
+//! The operator's own limits end work without progress, so a line is sent without checking the work.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use bytes::Bytes;
 
 /// Header of a request whose sender understands such an answer, and of the answer.
 pub const HEADER: HeaderName = HeaderName::from_static("computer-operator-progress");
-/// Time between two lines; well below the time that a pod waits for one.
+/// Time between two lines; much less than a pod waits for one.
 const BEAT: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5000 });
 
 /// How a request ended: a status, and a text for the pod's log.
 pub type Outcome = (StatusCode, String);
 
-/// Does the work, and answers. The work goes on to its own end when the sender is gone: it then cleans up behind itself.
+/// Does the work and answers. The work continues when the client has disconnected, so that it cleans up.
 pub async fn answer(headers: &HeaderMap, work: impl Future<Output = Outcome> + Send + 'static) -> Response {
     let work = tokio::spawn(work);
     let ended = |result: Result<Outcome, tokio::task::JoinError>| {
@@ -45,7 +45,7 @@ fn last_line((status, text): &Outcome) -> Bytes {
     Bytes::from(format!("{} {one_line}\n", status.as_u16()))
 }
 
-/// The outcome in the text of such an answer; `None`: it broke off.
+/// The outcome in such an answer. `None`: the answer is incomplete.
 pub fn outcome(text: &str) -> Option<Outcome> {
     let line = text.strip_suffix('\n')?.lines().next_back()?;
     let (code, text) = line.split_once(' ')?;
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_that_breaks_off_is_no_outcome() {
+    fn an_incomplete_answer_is_no_outcome() {
         let whole = String::from_utf8_lossy(&last_line(&(StatusCode::SERVICE_UNAVAILABLE, "a\nb".to_owned()))).into_owned();
         assert_eq!(outcome(&format!("\n\n{whole}")), Some((StatusCode::SERVICE_UNAVAILABLE, "a b".to_owned())));
         for cut in 0..whole.len() {

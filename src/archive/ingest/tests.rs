@@ -84,7 +84,7 @@ async fn wrong_bytes_wrong_names_and_a_second_archive_are_refused() {
     assert!(matches!(verify::verify(&endpoint.store, UID).await, Verification::Valid(_)));
 }
 
-/// The archive pod's side of it, over a line of its own.
+/// The archive pod's client, over a separate connection.
 fn sender(endpoint: &Endpoint, line: SocketAddr, silence: Duration) -> (tempfile::NamedTempFile, Sender) {
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), "good").unwrap();
@@ -99,7 +99,7 @@ fn file(size: usize) -> (tempfile::NamedTempFile, String) {
     (file, hex::encode(Sha256::digest(&bytes)))
 }
 
-/// H1 of the review: a limit that counted from the start of the request ended every upload that took two minutes, for ever.
+/// A limit that counted from the start of the request once ended every upload that took two minutes.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_may_take_as_long_as_it_makes_progress() {
     let endpoint = endpoint().await;
@@ -108,7 +108,7 @@ async fn an_upload_may_take_as_long_as_it_makes_progress() {
     let (file, digest) = file(16_000_000);
     let began = std::time::Instant::now();
     sender.object(&digest, 16_000_000, file.path()).await.unwrap();
-    assert!(began.elapsed() > Duration::from_secs(6), "the line is not slow: {:?}", began.elapsed());
+    assert!(began.elapsed() > Duration::from_secs(6), "the connection is not slow: {:?}", began.elapsed());
     assert_eq!(endpoint.store.size(&object_key(UID, &digest)).await.unwrap(), 16_000_000);
 }
 
@@ -125,7 +125,7 @@ async fn an_upload_that_makes_no_progress_ends() {
     assert!(error.contains("no progress"), "{error}");
 }
 
-/// A turn that has not come, or a store that is slow to finish, is not a connection that hangs.
+/// A request that waits for a slot or for a slow store is not a connection that hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_takes_long_is_waited_for_while_the_operator_works() {
     use object_store::throttle::{ThrottleConfig, ThrottledStore};

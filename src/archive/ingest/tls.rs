@@ -1,5 +1,5 @@
-//! The ingest endpoint's certificate: made once, kept in a Secret of the operator's own namespace, so that all replicas and the
-//! archive pods of a restarted operator agree on it.
+//! The ingest endpoint's certificate: created once and stored in a Secret in the operator's namespace, so that all replicas and the archive
+//! pods of a restarted operator use the same one. The key must never leave that Secret and the operator.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,19 +22,19 @@ const HOST: &str = "computer-operator.dev/host";
 /// The name in the certificate, whatever address the endpoint has.
 pub const SERVER_NAME: &str = "computer-operator-ingest";
 
-/// A certificate that is its own authority.
+/// A self-signed certificate.
 #[derive(Clone)]
 pub struct Certificate {
-    /// PEM of the certificate: what archive pods trust.
+    /// PEM of the certificate that archive pods trust.
     pub ca_pem: String,
     key_pem: String,
 }
 
 impl Certificate {
-    /// A new one for the host of `url`.
+    /// A new certificate for the host of `url`.
     ///
     /// # Errors
-    /// When the host is no name.
+    /// When the host is not a valid name.
     pub fn new(url: &str) -> anyhow::Result<Self> {
         let host = host(url).context("the ingest URL has no host")?;
         let mut params = rcgen::CertificateParams::new(vec![SERVER_NAME.to_owned(), host.to_owned()])?;
@@ -68,7 +68,7 @@ fn host(url: &str) -> Option<&str> {
     }
 }
 
-/// The kept certificate of this host, or a new one; of two replicas that make one, the first wins.
+/// The stored certificate of this host, or a new one. If two replicas create one, the first wins.
 ///
 /// # Errors
 /// When the Secret can neither be read nor created.
@@ -77,12 +77,12 @@ pub async fn load_or_create(client: &Client, namespace: &str, url: &str) -> anyh
     for _ in 0..3 {
         match call(api.get(SECRET)).await {
             Ok(secret) if secret.annotations().get(HOST).map(String::as_str) == host(url) => return read(&secret),
-            // The endpoint has another address now: no archive pod could trust the old certificate there.
+            // The endpoint's address has changed: archive pods cannot verify the old certificate there.
             Ok(secret) => {
                 let preconditions = Preconditions { uid: secret.metadata.uid, resource_version: None };
                 let deleted = call(api.delete(SECRET, &DeleteParams::default().preconditions(preconditions))).await;
                 if let Err(error) = deleted.map(drop) {
-                    tracing::debug!(%error, "another replica was faster");
+                    tracing::debug!(%error, "another replica created the certificate first");
                 }
             }
             Err(error) if classify(&error) == ErrorClass::NotFound => {}
@@ -95,7 +95,7 @@ pub async fn load_or_create(client: &Client, namespace: &str, url: &str) -> anyh
             Err(error) => return Err(error).with_context(|| format!("creating Secret {namespace}/{SECRET}")),
         }
     }
-    anyhow::bail!("Secret {namespace}/{SECRET} comes and goes")
+    anyhow::bail!("Secret {namespace}/{SECRET} is repeatedly deleted and created by another client")
 }
 
 fn secret(certificate: &Certificate, host: &str) -> Secret {
@@ -116,7 +116,7 @@ fn read(secret: &Secret) -> anyhow::Result<Certificate> {
             .data
             .as_ref()
             .and_then(|d| d.get(key))
-            .with_context(|| format!("Secret {SECRET} has no {key}: delete it, it is made again"))?;
+            .with_context(|| format!("Secret {SECRET} has no key {key}: delete the Secret, and the operator creates it again"))?;
         Ok::<_, anyhow::Error>(String::from_utf8(bytes.0.clone())?)
     };
     Ok(Certificate { ca_pem: field("tls.crt")?, key_pem: field("tls.key")? })

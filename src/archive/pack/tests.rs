@@ -23,16 +23,16 @@ fn files_of_one_stem_and_their_folder_are_one_session() {
     assert_eq!(found.sessions[Path::new("s/a")].len(), 3);
 }
 
-/// A whole home of small files made a manifest that was refused for ever.
+/// A whole home of small files once made a manifest that was always refused.
 #[test]
-fn more_sessions_than_a_manifest_can_name_are_kept_as_one_for_each_path() {
+fn more_sessions_than_a_manifest_can_list_become_one_per_path() {
     for (paths, id) in [(vec![], WHOLE_HOME), (vec!["s/".to_owned()], "s")] {
         let mut sessions: BTreeMap<PathBuf, Files> =
             (0..90_000).map(|n| (PathBuf::from(format!("s/{n}")), vec![PathBuf::from(format!("s/{n}.jsonl"))])).collect();
         fold(&mut sessions, &paths);
         assert_eq!(sessions.keys().collect::<Vec<_>>(), [Path::new(id)]);
         assert_eq!(sessions[Path::new(id)].len(), 90_000, "S1");
-        assert!(crate::archive::manifest::ids_of_path("s/7.jsonl").any(|found| found == id), "nobody finds them again");
+        assert!(crate::archive::manifest::ids_of_path("s/7.jsonl").any(|found| found == id), "its files cannot be found");
     }
 }
 
@@ -78,12 +78,12 @@ fn a_whole_home_is_archived_with_a_session_for_each_entry_at_its_top() {
     for path in ["notes.txt", ".claude/projects/p/a.jsonl", "work/x/y.c", "work/z", "work.md"] {
         assert_eq!(std::fs::read(back.path().join("home").join(path)).unwrap(), b"x", "{path}");
         let mut ids = crate::archive::manifest::ids_of_path(path);
-        assert!(ids.any(|id| [".claude", "notes", "work"].contains(&id)), "{path}: nobody finds it");
+        assert!(ids.any(|id| [".claude", "notes", "work"].contains(&id)), "{path} cannot be found");
     }
 }
 
 #[test]
-fn what_is_found_below_two_session_paths_is_found_once() {
+fn a_file_below_two_session_paths_is_archived_once() {
     let home = tempfile::tempdir().unwrap();
     write(home.path(), "s/a/one.jsonl", b"x");
     std::os::unix::fs::symlink("one.jsonl", home.path().join("s/a/link")).unwrap();
@@ -101,7 +101,7 @@ fn a_session_path_is_plain_or_the_whole_home() {
     }
 }
 
-/// A home that is kept elsewhere by a link (dotfiles, say) has lost its sessions; `Block` must see that.
+/// If a session path is a link to another place (for example for dotfiles), its sessions are lost; `Block` must detect that.
 #[test]
 fn a_session_path_behind_a_link_is_lost_content() {
     let home = tempfile::tempdir().unwrap();
@@ -127,7 +127,7 @@ fn the_same_files_make_the_same_object() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn every_tree_comes_back_byte_for_byte(files in proptest::collection::btree_map(proptest::collection::vec(1_u8..=255, 1..40), proptest::collection::vec(any::<u8>(), 0..2000), 1..12)) {
+    fn every_tree_is_restored_byte_for_byte(files in proptest::collection::btree_map(proptest::collection::vec(1_u8..=255, 1..40), proptest::collection::vec(any::<u8>(), 0..2000), 1..12)) {
         let (home, back) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut kept = BTreeMap::new();
         for (name, content) in files {

@@ -37,9 +37,9 @@ fn a_url_that_cannot_be_used_says_what_can() {
     assert!(error.contains("file:///path or s3://"), "{error}");
 }
 
-/// S1: a volume that is not mounted any more is an empty folder, and an empty folder is no word on what was archived.
+/// S1: a volume that is no longer mounted is an empty folder, and an empty folder proves nothing about the archives.
 #[tokio::test]
-async fn a_folder_that_is_gone_or_another_one_is_not_an_absence() {
+async fn a_missing_or_replaced_folder_does_not_prove_absence() {
     let outer = tempfile::tempdir().expect("a folder");
     let root = outer.path().join("store");
     let store = Store::open(&format!("file://{}", root.display())).expect("a store");

@@ -1,4 +1,4 @@
-//! How much of a store's archives is in memory at the same time.
+//! Tests of how many manifests are in memory at the same time.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
@@ -16,7 +16,7 @@ use object_store::{
 
 use super::*;
 
-/// A store that takes a moment for each object, and counts those that it hands out at the same time.
+/// A store that takes a moment for each object, and counts parallel reads.
 #[derive(Debug, Default)]
 struct Counting {
     inner: InMemory,
@@ -72,9 +72,9 @@ impl ObjectStore for Counting {
     }
 }
 
-/// Found by a hostile reader: six checks at once took 413 MiB, because each held its manifest, twice, while it waited for its turn.
+/// Six parallel checks once took 413 MiB, because each kept its manifest, twice, while it waited for a slot.
 #[tokio::test(start_paused = true)]
-async fn one_manifest_is_in_memory_however_many_are_to_be_read() {
+async fn one_manifest_is_in_memory_however_many_checks_wait() {
     let counting = Arc::new(Counting::default());
     let store = Arc::new(Store::new(Arc::<Counting>::clone(&counting)));
     let uids: Vec<String> = (0..6).map(|n| format!("u{n}")).collect();
@@ -88,7 +88,7 @@ async fn one_manifest_is_in_memory_however_many_are_to_be_read() {
         assert_eq!(verifier.check(uid, &Origin::default()), Verification::Running);
     }
     verifier.check("nobody", &Origin::default());
-    // Whether there is an archive is not a matter of turns.
+    // Whether an archive exists does not need a slot.
     assert_eq!(checked.recv().await.as_deref(), Some("nobody"));
     assert_eq!(verifier.check("nobody", &Origin::default()), Verification::Missing);
     let asked = verifier.manifest("u0", |manifest| manifest.computer.uid);

@@ -21,9 +21,9 @@ async fn archived(folder: &std::path::Path) -> (Store, String) {
     (store, key)
 }
 
-/// Found by the simulator: a store that answers with failures made every deletion ask, report and ask again without a pause.
+/// Found by the simulator: with a failing store, every deletion checked and reported without a pause.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_down_is_asked_again_only_after_a_while_and_its_word_stands_until_then() {
+async fn a_store_that_is_down_is_checked_again_after_a_pause_and_the_result_is_kept_until_then() {
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(&format!("file://{}", folder.path().display())).unwrap());
     let (sender, mut checked) = mpsc::channel(8);
@@ -35,15 +35,15 @@ async fn a_store_that_is_down_is_asked_again_only_after_a_while_and_its_word_sta
     let first = verifier.check("u", &Origin::default());
     assert!(matches!(first, Verification::Unavailable(_)), "{first:?}");
     assert_eq!(verifier.check("u", &Origin::default()), first);
-    assert!(checked.try_recv().is_err(), "it was asked again at once");
+    assert!(checked.try_recv().is_err(), "it was checked again at once");
     tokio::time::sleep(Duration::from_secs(11)).await;
-    assert_eq!(verifier.check("u", &Origin::default()), first, "its word stands while it is asked again");
+    assert_eq!(verifier.check("u", &Origin::default()), first, "the result is kept while it is checked again");
     std::fs::remove_file(in_the_way).unwrap();
     checked.recv().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_an_archive_that_can_be_read_back_whole_is_valid() {
+async fn only_an_archive_that_is_read_back_completely_is_valid() {
     let folder = tempfile::tempdir().unwrap();
     let (store, key) = archived(folder.path()).await;
     assert!(matches!(verify(&store, "u").await, Verification::Valid(Summary { sessions: 1, .. })));
@@ -56,9 +56,9 @@ async fn only_an_archive_that_can_be_read_back_whole_is_valid() {
     assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "an object is missing");
 }
 
-/// L3: the homes of some tenants are huge, or their objects do not come.
+/// L3: some archives are huge, or their objects are not delivered.
 #[tokio::test(flavor = "multi_thread")]
-async fn large_archives_hold_no_small_one_up() {
+async fn large_archives_do_not_delay_small_ones() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = archived(folder.path()).await;
     let mut pipes = Vec::new();
@@ -75,7 +75,7 @@ async fn large_archives_hold_no_small_one_up() {
             last_modified: 0,
         });
         store.put_once(&manifest_key(&uid), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
-        // Whoever opens a pipe to read waits for a writer.
+        // Opening a pipe for reading blocks until there is a writer.
         let pipe = folder.path().join(object_key(&uid, &digest));
         std::fs::create_dir_all(pipe.parent().unwrap()).unwrap();
         let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
@@ -91,7 +91,7 @@ async fn large_archives_hold_no_small_one_up() {
     verifier.check("u", &Origin::default());
     let first = tokio::time::timeout(std::time::Duration::from_secs(10), ended.recv()).await;
     for (_, pipe) in &pipes {
-        // Lets go who waits for a writer, for good: an open for both never waits, and whoever comes later finds nothing.
+        // Unblocks all readers permanently: opening for reading and writing never blocks, and later readers find nothing.
         let both = std::fs::OpenOptions::new().read(true).write(true).open(pipe).unwrap();
         std::fs::remove_file(pipe).unwrap();
         drop(both);
@@ -99,8 +99,8 @@ async fn large_archives_hold_no_small_one_up() {
     assert_eq!(first.unwrap().as_deref(), Some("u"));
 }
 
-/// S1: etcd was restored from a backup, the home has changed since, and the store still has the archive of the deletion that nobody
-/// remembers.
+/// S1: etcd was restored from a backup, the home has changed since, and the store still has the archive of a deletion that the cluster no
+/// longer knows.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_of_an_earlier_deletion_of_the_same_uid_does_not_count() {
     let folder = tempfile::tempdir().unwrap();

@@ -10,9 +10,9 @@ use crate::archive::manifest::tests::empty;
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 
-/// L1: the archive pod gives a request 120 s, and every attempt would come to the same end.
+/// L1: the archive pod gives a request 120 s, and every attempt would fail in the same way.
 #[tokio::test(start_paused = true)]
-async fn a_manifest_of_many_sessions_is_stored_in_time_on_a_store_that_is_far_away() {
+async fn a_manifest_of_many_sessions_is_stored_in_time_in_a_store_with_high_latency() {
     let memory = InMemory::new();
     let mut manifest = empty(UID);
     for n in 0..20_000 {
@@ -29,9 +29,9 @@ async fn a_manifest_of_many_sessions_is_stored_in_time_on_a_store_that_is_far_aw
     assert!(all_there(&store, UID, &manifest).await.is_err());
 }
 
-/// Whoever reaches the port can send: a stranger's body is not even read, and one without an end is not taken from anybody.
+/// Every client that can connect can send: the body of an unknown client is not read, and an endless body is never accepted.
 #[tokio::test]
-async fn a_manifest_is_taken_from_whom_is_known_and_where_there_is_room() {
+async fn a_manifest_is_accepted_from_an_authenticated_client_when_there_is_room() {
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
     let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
     let send = |token: &'static str, body: Body| {
@@ -48,7 +48,7 @@ async fn a_manifest_is_taken_from_whom_is_known_and_where_there_is_room() {
     assert_eq!(send("good", Body::from(vec![b' '; MAX_BYTES + 1])).await, StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(send("good", Body::from("{}")).await, StatusCode::BAD_REQUEST);
     assert_eq!(send("good", Body::from(serde_json::to_vec(&empty(UID)).unwrap())).await, StatusCode::CREATED);
-    assert_eq!(shared.manifests.available_permits(), MANIFESTS, "room comes back");
+    assert_eq!(shared.manifests.available_permits(), MANIFESTS, "the room is released");
 }
 
 /// S7, S1: the archive of an earlier deletion of the same UID stays, and this deletion gets its own.
@@ -72,9 +72,9 @@ async fn a_second_deletion_of_a_uid_stores_its_manifest_beside_the_first() {
     assert_eq!(store.newest_manifest(UID).await.unwrap(), later_manifest_key(UID, "two"));
 }
 
-/// L3: what is received is held in parts of 8 MiB, and the operator has 256 MiB.
+/// L3: received bytes are kept in parts of 8 MiB, and the operator's memory is limited.
 #[tokio::test]
-async fn only_so_many_objects_are_received_at_once() {
+async fn a_limited_number_of_objects_is_received_in_parallel() {
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
     let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
     let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();

@@ -1,7 +1,7 @@
-//! HTTP to the archive store without a total time limit. A request ends when it makes no progress, never because it is large or the
-//! line is slow: `object_store` and `reqwest` have limits for whole requests only, and count them from the start of the request.
+//! HTTP to the archive store without a total time limit. A request must never end because it is large or the connection is slow, only when
+//! it makes no progress. `object_store` and `reqwest` only have time limits for whole requests, counted from the start of the request.
 //!
-//! Progress is a part of the request body that the connection has taken, or a frame of the response that arrived.
+//! Progress is a part of the request body that the connection has accepted, or a frame of the response that has arrived.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use object_store::{ClientConfigKey as Key, ClientOptions};
 use reqwest::{NoProxy, Proxy};
 use tokio::time::{Instant, Sleep};
 
-/// Size of the parts in which a body is written: the grain of its progress.
+/// Size of the parts in which a body is written: progress is measured in these.
 const GRAIN: usize = 64 * 1024;
-/// The slowest line that is waited for while the kernel still sends what was handed to it, bytes a second. It takes a few megabytes at
-/// once, and does not tell how much of them has left.
+/// The slowest connection that is waited for while the kernel sends its buffer, bytes per second. The kernel buffers a few megabytes and
+/// does not report how much of them has been sent.
 const SLOWEST: u64 = 64 * 1024;
 
 /// How long a request may make no progress.
@@ -31,7 +31,7 @@ const SLOWEST: u64 = 64 * 1024;
 pub struct Idle {
     /// Between two parts of a body, and for an answer.
     pub silence: Duration,
-    /// For the answer to a POST, the completion of an upload: some stores copy all of it then.
+    /// For the answer to a POST, which completes an upload: some stores then copy the whole object.
     pub answer: Duration,
 }
 
@@ -41,7 +41,7 @@ impl Default for Idle {
     }
 }
 
-/// Makes clients that have idle limits only.
+/// Creates clients with idle limits only.
 #[derive(Debug)]
 pub struct IdleConnector(pub Idle);
 
@@ -52,8 +52,8 @@ impl HttpConnector for IdleConnector {
     }
 }
 
-/// A client by the options of `object_store`, except for its limits of time and its choice of addresses. Its own client cannot be used:
-/// it does not show how much of a body was taken.
+/// A client with the options of `object_store`, except its time limits and its choice of addresses. The client of `object_store` cannot be
+/// used: it does not show how much of a body was accepted.
 fn client(options: &ClientOptions) -> reqwest::Result<reqwest::Client> {
     let text = |key| options.get_config_value(&key).filter(|value| !value.is_empty());
     let on = |key| text(key).is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "true" | "1" | "on" | "yes" | "y"));
@@ -103,7 +103,7 @@ impl HttpService for IdleService {
     }
 }
 
-/// The kind decides what `object_store` tries again.
+/// The kind determines what `object_store` retries.
 fn failed(error: reqwest::Error) -> HttpError {
     use std::io::ErrorKind;
     let mut kind = match () {
@@ -133,7 +133,8 @@ fn failed(error: reqwest::Error) -> HttpError {
     HttpError::new(kind, error.without_url())
 }
 
-/// Ends when the body of a request makes no progress for `silence`, or when no answer came for `answer` after all of it was written.
+/// Ends when the body of a request makes no progress for `silence`, or when no answer arrives within `answer` after the whole body was
+/// written.
 async fn stalled(taken: &AtomicU64, size: u64, silence: Duration, answer: Duration) {
     let (mut seen, mut since) = (0, Instant::now());
     loop {
@@ -150,7 +151,7 @@ async fn stalled(taken: &AtomicU64, size: u64, silence: Duration, answer: Durati
     }
 }
 
-/// The same request, whose body counts what the connection takes of it. It takes no more than it has room for.
+/// The same request with a body that counts the bytes that the connection accepts. The connection accepts only what it has room for.
 async fn observed(request: HttpRequest, taken: &Arc<AtomicU64>) -> Result<reqwest::Request, HttpError> {
     let (parts, mut body) = request.into_parts();
     let url = parts.uri.to_string().parse().map_err(|e| HttpError::new(HttpErrorKind::Unknown, std::io::Error::other(format!("{e}"))))?;
@@ -167,13 +168,13 @@ async fn observed(request: HttpRequest, taken: &Arc<AtomicU64>) -> Result<reqwes
             grains.push(Ok(bytes.split_to(GRAIN.min(bytes.len()))));
         }
     }
-    // A stream has no length of its own.
+    // A stream has no length.
     request.headers_mut().entry(CONTENT_LENGTH).or_insert(size.into());
     *request.body_mut() = Some(reqwest::Body::wrap_stream(counted(futures::stream::iter(grains), Arc::clone(taken))));
     Ok(request)
 }
 
-/// A response whose reader waits for each frame only so long. The time that the reader itself takes does not count.
+/// A response whose reader waits a limited time for each frame. Time between two reads does not count.
 struct IdleBody {
     body: HttpResponseBody,
     silence: Duration,
@@ -208,7 +209,7 @@ fn timed_out() -> HttpError {
     HttpError::new(HttpErrorKind::Timeout, std::io::Error::new(std::io::ErrorKind::TimedOut, "no progress in time"))
 }
 
-/// A body that counts what is taken of it, in small parts.
+/// A body that counts the bytes that are read from it, in small parts.
 pub fn counted<S>(body: S, taken: Arc<AtomicU64>) -> impl futures::Stream<Item = std::io::Result<Bytes>> + Send
 where
     S: futures::Stream<Item = std::io::Result<Bytes>> + Send,

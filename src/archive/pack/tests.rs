@@ -1,3 +1,5 @@
+//! Tests of packing: sessions, links, special files, whole homes, and restoring byte for byte.
+
 use super::*;
 use proptest::prelude::*;
 use std::os::unix::ffi::OsStringExt;

@@ -1,3 +1,5 @@
+//! Tests of the store in a folder: create-only, digests, and what does not prove absence.
+
 use super::*;
 
 fn store() -> (tempfile::TempDir, Store) {

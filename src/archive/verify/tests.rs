@@ -1,3 +1,4 @@
+//! Tests of verification: damaged and missing objects, results that are kept, and archives of earlier deletions.
 #![allow(clippy::unwrap_used)]
 
 use super::*;

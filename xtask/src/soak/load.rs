@@ -13,14 +13,14 @@ use anyhow::{Context as _, Result, ensure};
 use super::cargo;
 use super::folder::{Folder, Mode, Report};
 
-/// All that the tests are built from.
+/// Everything that the tests are built from.
 const SOURCES: [&str; 7] = ["Cargo.toml", "Cargo.lock", "src", "charts", "crds", "tests", "xtask"];
 
 /// Scenarios of `real_cluster` with a deadline, a rate or a race in them.
 const TIMED: [&str; 8] = [
     "time_to_live",
     "suspended_and_resumed",
-    "same_name_again_at_once",
+    "same_name_is_created_again_at_once",
     "steady_state_is_silent",
     "children_deleted_by_force_during",
     "names_taken_over_during_the_deletion",
@@ -28,7 +28,7 @@ const TIMED: [&str; 8] = [
     "a_deletion_stays_within_its_budget_of_writes",
 ];
 
-/// How often the timed scenarios run, and beside how many busy threads.
+/// How often the timed scenarios run, and with how many busy threads.
 const TIMED_ROUNDS: (usize, usize) = (10, 8);
 /// The same for the whole suite.
 const WHOLE_ROUNDS: (usize, usize) = (2, 4);

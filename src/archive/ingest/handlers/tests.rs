@@ -1,3 +1,5 @@
+//! Tests of the handlers: bounds on parallel uploads, authentication before reading, and two deletions of one UID.
+
 use std::time::Duration;
 
 use bytes::Bytes;

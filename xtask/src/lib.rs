@@ -12,6 +12,7 @@ pub mod design;
 pub mod image;
 pub mod isolation;
 pub mod kwok;
+pub mod language;
 pub mod node;
 pub mod pki;
 pub mod process;

@@ -84,7 +84,7 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
     let object = format!("{base}/objects/{}", home.entry.digest);
     // First the requests of a broken or hostile pod: wrong bytes, another computer's archive. Both must be refused.
     let _ = put(world, pod, &object, &token, home.object.slice(1..)).await;
-    let _ = put(world, pod, "/ingest/v1/somebody-else/manifest", &token, foreign_manifest()).await;
+    let _ = put(world, pod, "/ingest/v1/another-computer/manifest", &token, foreign_manifest()).await;
     put(world, pod, &object, &token, home.object.clone()).await?;
     if world.with(|s| s.observer.slow_pods) {
         tokio::time::sleep(SLOW).await;
@@ -106,7 +106,7 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
 }
 
 fn foreign_manifest() -> Bytes {
-    let computer = ManifestComputer { namespace: "other".to_owned(), name: "other".to_owned(), uid: "somebody-else".to_owned() };
+    let computer = ManifestComputer { namespace: "other".to_owned(), name: "other".to_owned(), uid: "another-computer".to_owned() };
     let (created_at, problem_count) = (0, 0);
     let manifest = Manifest {
         version: VERSION,

@@ -1,5 +1,5 @@
-//! The object store: a folder or S3. Manifests and receipts are create-only, data is content-addressed (S7). What makes no progress
-//! ends, however large it is; what is unknown is an error, and an absence is only what the store itself calls one.
+//! The object store: a folder or S3. Manifests and receipts are create-only, data is content-addressed (S7). Only a request without progress
+//! ends, whatever its size. An unknown outcome must never count as success, and only the store's own answer proves absence.
 
 use std::future::Future;
 use std::os::unix::fs::MetadataExt as _;
@@ -21,14 +21,14 @@ use super::resumable_read::Reading;
 use super::transport::{Idle, IdleConnector};
 use crate::guards::{self, Guard};
 
-/// Longest time for a question whose answer is small, and for the beginning of a longer answer.
+/// Longest time for a small answer, and for the first part of a large one.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Size of an upload's parts, and so of its buffer.
 const PART: usize = 8 * 1024 * 1024;
 /// The slowest disk that is waited for, bytes a second: a write to a folder gives no sign of progress.
 const SLOWEST: u64 = 64 * 1024;
 
-/// Why the store did not do it.
+/// Why a request to the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The URL cannot be used.
@@ -37,31 +37,31 @@ pub enum StoreError {
     /// There is no such object: the store itself says so.
     #[error("{0} is not in the store")]
     NotFound(String),
-    /// Bytes that are not what their name or the manifest says.
+    /// Bytes that do not match their name or the manifest.
     #[error("damaged: {0}")]
     Corrupt(String),
-    /// No answer, or a failure that may pass. The same failure has the same text each time.
+    /// No answer, or a temporary failure. The same failure has the same text each time.
     #[error("{0}")]
     Unavailable(String),
 }
 
-/// What a create-only put met.
+/// The result of a create-only put.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ReceiptPut {
-    /// It was not there.
+    /// The object did not exist and was created.
     Created,
-    /// The same bytes were there.
+    /// The object existed with the same bytes.
     SameAlready,
-    /// Other bytes are there; they stay.
+    /// The object exists with other bytes, which are not changed.
     Other(Vec<u8>),
 }
 
-/// What a store is, which decides when it may be believed that something is not in it.
+/// The type of a store, which determines which answers prove absence.
 #[derive(Clone, Debug)]
 enum Place {
-    /// A folder, and the device and number that it had when it was opened.
+    /// A folder, with its device and inode number when it was opened.
     Folder { path: PathBuf, device: u64, number: u64 },
-    /// A bucket, over a transport that ends what makes no progress.
+    /// A bucket, over a transport that ends requests without progress.
     Bucket,
     /// In memory: for tests.
     Memory,
@@ -88,7 +88,7 @@ impl Store {
         Self::open_with(url, Idle::default())
     }
 
-    /// Opens a store that exists: a folder that does not is an error, and is not made.
+    /// Opens an existing store: a missing folder is an error and is not created.
     ///
     /// # Errors
     /// When the URL cannot be used.
@@ -96,7 +96,7 @@ impl Store {
         Self::open_with(url, Idle::default())
     }
 
-    /// Opens a store that exists, with limits of one's own.
+    /// Opens an existing store with other limits.
     ///
     /// # Errors
     /// When the URL cannot be used.
@@ -113,7 +113,7 @@ impl Store {
         };
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-        // A few retries at once; those who ask try again later, for as long as it takes.
+        // A few immediate retries; the callers retry later with backoff.
         let retry = RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(600), ..RetryConfig::default() };
         let mut builder = object_store::aws::AmazonS3Builder::from_env()
             .with_bucket_name(bucket)
@@ -127,7 +127,7 @@ impl Store {
         Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)), place: Place::Bucket, idle })
     }
 
-    /// Around any object store.
+    /// Wraps any object store.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
         Self { inner, place: Place::Memory, idle: Idle::default() }
     }
@@ -145,7 +145,7 @@ impl Store {
         Ok(bytes)
     }
 
-    /// An object as a stream. One that breaks goes on where it was, as long as it makes progress.
+    /// An object as a stream. A read that breaks is resumed at its offset, as long as it makes progress.
     ///
     /// # Errors
     /// As [`Store::get`].
@@ -170,7 +170,7 @@ impl Store {
         let path = path(key)?;
         match self.limited(Some(TIMEOUT), key, self.inner.head(&path)).await? {
             Ok(meta) => Ok(meta.size),
-            // The answer to a HEAD has no body, and so does not say what is missing: the object or its bucket.
+            // The answer to a HEAD has no body, so it does not say whether the object or its bucket is missing.
             Err(object_store::Error::NotFound { .. }) if matches!(self.place, Place::Bucket) => {
                 let options = GetOptions::default();
                 match self.limited(Some(TIMEOUT), key, self.inner.get_opts(&path, options)).await? {
@@ -182,7 +182,7 @@ impl Store {
         }
     }
 
-    /// Creates an object; what is there already stays as it is.
+    /// Creates an object. An existing object is not changed.
     ///
     /// # Errors
     /// When the outcome is not known. Never [`StoreError::NotFound`].
@@ -197,7 +197,7 @@ impl Store {
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => match self.get(key).await {
                 Ok(existing) => Ok(if existing == bytes { ReceiptPut::SameAlready } else { ReceiptPut::Other(existing) }),
                 Err(StoreError::NotFound(_)) => Err(StoreError::Unavailable(format!(
-                    "{key} was refused because it exists, and it does not: another write is under way"
+                    "{key} was refused because it exists, but it cannot be found: another write may be in progress"
                 ))),
                 Err(error) => Err(error),
             },
@@ -271,7 +271,7 @@ impl Store {
         Ok(newest.map_or_else(|| super::manifest_key(uid), |o| o.location.to_string()))
     }
 
-    /// UIDs that have an archive or the beginning of one.
+    /// UIDs with an archive or an incomplete archive.
     ///
     /// # Errors
     /// When the store does not answer. Never [`StoreError::NotFound`]: a store without archives lists none.
@@ -285,7 +285,7 @@ impl Store {
         Ok(listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
     }
 
-    /// A bucket's transport ends what makes no progress. A folder gives no sign of progress, so it has a limit by size.
+    /// A bucket's transport ends requests without progress. A folder does not report progress, so its time limit depends on the size.
     fn write_limit(&self, bytes: u64) -> Option<Duration> {
         (!matches!(self.place, Place::Bucket)).then(|| TIMEOUT + Duration::from_secs(bytes / SLOWEST))
     }
@@ -296,7 +296,7 @@ impl Store {
         tokio::time::timeout(limit, request).await.map_err(late)
     }
 
-    /// What a failed look at an object means: absent is only what the store itself calls so.
+    /// The meaning of a failed read: only the store's own answer proves absence.
     fn absent(&self, key: &str, error: &object_store::Error) -> StoreError {
         if !matches!(error, object_store::Error::NotFound { .. }) {
             return failed(key, error);
@@ -307,7 +307,7 @@ impl Store {
         }
     }
 
-    /// Whether a folder is the one that was opened: under an unmounted volume lies an empty folder.
+    /// Whether a folder is the one that was opened: an unmounted volume leaves an empty folder.
     fn still_there(&self) -> Result<(), StoreError> {
         let Place::Folder { path, device, number } = &self.place else { return Ok(()) };
         let shown = path.display();
@@ -322,7 +322,7 @@ impl Store {
 }
 
 fn unusable(url: &str, error: &dyn std::fmt::Display) -> StoreError {
-    // Keys may stand in the query.
+    // The query may contain keys.
     let shown = url.split_once('?').map_or(url, |(place, _)| place);
     StoreError::Config(format!("archive store {shown}: {error}"))
 }
@@ -331,7 +331,7 @@ fn path(key: &str) -> Result<Path, StoreError> {
     Path::parse(key).map_err(|e| StoreError::Config(e.to_string()))
 }
 
-/// A failure in the same words each time; the log has the others.
+/// A failure as a stable text; the log has the original.
 pub(super) fn failed(key: &str, error: &object_store::Error) -> StoreError {
     tracing::debug!(key, %error, "the archive store failed");
     StoreError::Unavailable(Failure::of(error).explain())

@@ -189,7 +189,7 @@ mod tests {
             ("403 Forbidden", "AccessDenied", "s3:PutObject"),
             ("404 Not Found", "NoSuchBucket", "no such bucket"),
             ("404 Not Found", "Whatever", "a proxy"),
-            ("503 Slow Down", "SlowDown", "fewer requests"),
+            ("503 Slow Down", "SlowDown", "limits requests"),
             ("507 Insufficient Storage", "XMinioStorageFull", "is full"),
             ("301 Moved Permanently", "PermanentRedirect", "region"),
         ] {
@@ -197,7 +197,7 @@ mod tests {
             assert!(told.contains(words), "{told}");
         }
         let full = Failure::of(&std::io::Error::from_raw_os_error(28)).explain();
-        assert!(full.contains("is full") && full.contains("make room"), "{full}");
+        assert!(full.contains("is full") && full.contains("free space"), "{full}");
     }
 
     #[test]

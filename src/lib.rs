@@ -1,4 +1,4 @@
-//! computer-operator: the end of a machine's life on Kubernetes, done right and proved by a receipt.
+//! computer-operator: machines on Kubernetes whose deletion is safe, and proved by a receipt.
 //!
 //! The folder listing is the architecture: `resources` (the kinds), `computer` and `apikey` (the reconcilers), `archive`
 //! (what is kept), `credentials` (keys), `http` (the API), `install` (the chart's hooks), `class` and `session` (small

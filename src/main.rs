@@ -1,4 +1,5 @@
-//! The command line. One binary: the operator, the archive pod's program, and the tools to read archives and check keys.
+//! The command line of the single binary: the operator, the HTTP API, the archive pod's program, the chart's hooks, and the tools to read archives
+//! and verify keys.
 
 use clap::{Parser, Subcommand};
 use computer_operator::{archive, credentials, http, install, operator, runtime};
@@ -16,23 +17,23 @@ enum Command {
     Run(Box<runtime::config::Config>),
     /// Serve the HTTP API.
     Api(Box<http::config::Config>),
-    /// Pack the sessions of a home and send them to the operator. Runs in the archive pod.
+    /// Pack the sessions of a home and upload them to the operator. Runs in the archive pod.
     Archive,
-    /// List, show, verify, export and restore archives; print receipts.
+    /// List, show, verify, export and restore archives, and print receipts.
     Archives(archive::cli::Args),
-    /// Check keys of computers and tokens of `ApiKeys`.
+    /// Verify keys of computers and tokens of ApiKeys.
     Keys(credentials::cli::Args),
     /// Print the CustomResourceDefinitions, or apply them.
     Crds(install::crds::Args),
-    /// Refuse while computers or unfinished deletions are left. Runs before an uninstallation.
+    /// Fail if any Computer, ApiKey or unfinished deletion remains. Runs before `helm uninstall`.
     UninstallCheck(install::uninstall::Args),
-    /// Check that what was installed is served and ready. Runs in `helm test`.
+    /// Check that every kind is served and every replica is ready. Runs in `helm test`.
     InstallCheck(install::check::Args),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<std::process::ExitCode> {
-    // kube and reqwest share one TLS provider; without this the first handshake would panic.
+    // kube and reqwest share one TLS provider. Without a default the first handshake would panic.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = Cli::parse();
     match cli.command {

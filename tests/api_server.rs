@@ -1,5 +1,5 @@
-//! The kinds on a real API server: every definition is accepted and served, the rules refuse with messages that say what to do,
-//! `kubectl explain` has a text for every field, and the printer columns are as documented. Needs Go, not root.
+//! The kinds on a real API server: every definition is accepted and served, validation rules reject requests with helpful messages, `kubectl explain`
+//! has a text for every field, and the printer columns are as documented. Needs Go, not root.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::Write as _;
@@ -24,7 +24,7 @@ struct Server {
 }
 
 impl Server {
-    /// A control plane of this test's own, that ends with it, with our kinds installed.
+    /// Starts a control plane for this test with the operator's kinds installed.
     async fn up() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let options = Options { dir: Some(folder.path().join("cluster")), bound: true, ..Options::default() };
@@ -36,7 +36,7 @@ impl Server {
         server.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"], "").expect("established");
         for crd in crds::all() {
             let deadline = Instant::now() + Duration::from_secs(30);
-            // Established is not yet served.
+            // Established does not mean that the kind is served.
             while let Err(error) = server.kubectl(&["get", &crd.spec.names.plural, "-A"], "") {
                 assert!(Instant::now() < deadline, "{} is not served: {error}", crd.spec.names.plural);
                 std::thread::sleep(Duration::from_millis(100));
@@ -65,9 +65,9 @@ impl Server {
     }
 }
 
-/// Insists on a refusal that says this.
-fn refused(what: &str, result: Result<String, String>, message: &str) {
-    let error = result.expect_err(&format!("{what}: it was accepted"));
+/// Requires a rejection with this message.
+fn rejected(what: &str, result: Result<String, String>, message: &str) {
+    let error = result.expect_err(&format!("{what}: accepted"));
     assert!(error.contains(message), "{what}: {error}");
 }
 
@@ -75,19 +75,19 @@ fn refused(what: &str, result: Result<String, String>, message: &str) {
 async fn the_kinds_on_a_real_api_server() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let server = Server::up().await;
-    computers(&server);
-    classes(&server);
-    overrides(&server);
-    views_and_keys(&server);
-    records(&server);
-    columns(&server);
-    explanations(&server);
-    nothing_accepted_is_unreadable(&server).await;
-    a_class_is_tried_where_its_archive_pods_run(&server).await;
+    computers_are_validated(&server);
+    classes_are_validated(&server);
+    overrides_are_validated(&server);
+    sessions_and_keys_are_validated(&server);
+    a_revoked_credential_stays_revoked(&server);
+    printer_columns_are_as_documented(&server);
+    kubectl_explains_every_field(&server);
+    every_accepted_object_can_be_deserialized(&server).await;
+    a_class_is_checked_where_its_archive_pods_run(&server).await;
 }
 
-/// What the API server lets in, the operator can read: one object that it cannot would hide all others of its kind (L3).
-async fn nothing_accepted_is_unreadable(server: &Server) {
+/// The operator can deserialize everything that the API server accepts: a single unreadable object would hide all others of its kind (L3).
+async fn every_accepted_object_can_be_deserialized(server: &Server) {
     let template = json!({"spec": {}});
     for (kind, spec) in [
         ("Computer", json!({"className": null, "displayName": null, "remoteUser": null, "timeToLiveSeconds": null, "storage": null})),
@@ -103,39 +103,39 @@ async fn nothing_accepted_is_unreadable(server: &Server) {
         ("ComputerClass", json!({"podTemplate": null})),
     ] {
         let name = format!("odd-{}", hex::encode(&<sha2::Sha256 as sha2::Digest>::digest(spec.to_string())[..8]));
-        // Refused is as good: then nobody has to read it.
+        // A rejection is fine, too: then the object does not exist.
         let _ = server.create(kind, &name, &spec);
     }
     let (file, options) = (kube::config::Kubeconfig::read_from(&server.kubeconfig).unwrap(), kube::config::KubeConfigOptions::default());
     let client = kube::Client::try_from(kube::Config::from_custom_kubeconfig(file, &options).await.unwrap()).unwrap();
     let all = kube::api::ListParams::default();
-    let computers = kube::Api::<Computer>::all(client.clone()).list(&all).await.expect("computers can be read");
+    let computers = kube::Api::<Computer>::all(client.clone()).list(&all).await.expect("computers can be listed");
     assert!(computers.items.iter().any(|c| c.spec.storage.as_ref().is_some_and(|s| s.size.0 == "7")), "a size may be a number");
-    kube::Api::<ComputerClass>::all(client).list(&all).await.expect("classes can be read");
+    kube::Api::<ComputerClass>::all(client).list(&all).await.expect("classes can be listed");
 }
 
-/// S8: a revoked credential stays revoked, whoever writes the record, and however.
-fn records(server: &Server) {
+/// S8: a revoked credential stays revoked, whoever writes the record and however.
+fn a_revoked_credential_stays_revoked(server: &Server) {
     let record = |credential: &str| json!({"namespace": "default", "computer": "box", "state": {"credential": credential}});
     server.create("ComputerRecord", UID, &record("Pending")).expect("a record");
     for next in ["Live", "Revoked"] {
         server.change("computerrecord", UID, &record(next)).expect(next);
     }
     let more = json!({"state": {"ending": {"cause": "TimeToLiveExpired", "at": "2026-01-01T00:00:00.000000Z"}, "keyHash": "0"}});
-    server.change("computerrecord", UID, &more).expect("the rest of it may change");
+    server.change("computerrecord", UID, &more).expect("other fields may change");
     for again in [record("Live"), record("Pending"), json!({"state": null}), json!({"state": {"credential": null}})] {
-        refused(&again.to_string(), server.change("computerrecord", UID, &again), "a revoked credential stays revoked");
+        rejected(&again.to_string(), server.change("computerrecord", UID, &again), "a revoked credential stays revoked");
     }
 }
 
-/// L1: in a namespace that Pod Security restricts, as the README recommends for the operator's, a machine that runs as root could never be
-/// archived, and so never be deleted.
-async fn a_class_is_tried_where_its_archive_pods_run(server: &Server) {
+/// L1: if Pod Security `restricted` is enforced in the operator's namespace, as the README recommends, a machine that runs as root could not be archived
+/// and thus never be deleted.
+async fn a_class_is_checked_where_its_archive_pods_run(server: &Server) {
     let label = json!({"pod-security.kubernetes.io/enforce": "restricted"});
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ops", "labels": label}});
     server.kubectl(&["create", "-f", "-"], &namespace.to_string()).unwrap();
     server.kubectl(&["create", "serviceaccount", "archive", "-n", "ops"], "").unwrap();
-    // The controller manager makes it, unless it is late.
+    // The controller manager creates it, but may be late.
     let _ = server.kubectl(&["create", "serviceaccount", "default", "-n", "ops"], "");
     let container = json!([{"name": "a", "image": "i"}]);
     let root = json!({"spec": {"securityContext": {"runAsUser": 0}, "containers": container}});
@@ -169,12 +169,12 @@ async fn a_class_is_tried_where_its_archive_pods_run(server: &Server) {
     controller.await.unwrap();
 }
 
-fn computers(server: &Server) {
-    server.create("Computer", "box", &json!({"className": "standard", "storage": {"size": "10Gi"}})).expect("a usual computer");
+fn computers_are_validated(server: &Server) {
+    server.create("Computer", "box", &json!({"className": "standard", "storage": {"size": "10Gi"}})).expect("a typical computer");
     let provider = server.kubectl(&["get", "computer", "box", "-o", "jsonpath={.spec.provider} {.spec.suspended}"], "").unwrap();
-    assert_eq!(provider, "Managed false", "the API server fills in what is left out");
-    server.change("computer", "box", &json!({"suspended": true, "displayName": "A box"})).expect("what may be changed");
-    server.create("Computer", "mine", &json!({"provider": "BYOM"})).expect("a machine of somebody's own");
+    assert_eq!(provider, "Managed false", "the API server applies the defaults");
+    server.change("computer", "box", &json!({"suspended": true, "displayName": "A box"})).expect("mutable fields");
+    server.create("Computer", "mine", &json!({"provider": "BYOM"})).expect("a BYOM machine");
     server.create("Computer", "plain", &json!({})).expect("everything has a default");
 
     let (class, storage) = ("className cannot be changed: delete this Computer", "storage cannot be changed: delete this Computer");
@@ -185,17 +185,13 @@ fn computers(server: &Server) {
         (json!({"storage": null}), storage),
         (json!({"provider": "BYOM"}), "provider cannot be changed"),
     ] {
-        refused(&change.to_string(), server.change("computer", "box", &change), message);
+        rejected(&change.to_string(), server.change("computer", "box", &change), message);
     }
-    refused("a class later", server.change("computer", "plain", &json!({"className": "late"})), class);
-    refused("storage later", server.change("computer", "plain", &json!({"storage": {"size": "1Gi"}})), storage);
+    rejected("a class later", server.change("computer", "plain", &json!({"className": "late"})), class);
+    rejected("storage later", server.change("computer", "plain", &json!({"storage": {"size": "1Gi"}})), storage);
 
-    refused(
-        "a machine that is not ours",
-        server.change("computer", "mine", &json!({"suspended": true})),
-        "suspended is not supported with provider BYOM",
-    );
-    stored_before_the_rule(server);
+    rejected("a suspended BYOM machine", server.change("computer", "mine", &json!({"suspended": true})), "suspended is not supported with provider BYOM");
+    an_object_stored_before_a_rule_can_be_updated(server);
     let byom = "className and storage are not supported with provider BYOM";
     for (spec, message) in [
         (json!({"provider": "BYOM", "className": "standard"}), byom),
@@ -212,12 +208,13 @@ fn computers(server: &Server) {
         (json!({"repositories": vec!["r"; 21]}), "must have at most 20 items"),
         (json!({"unknown": 1}), "unknown field"),
     ] {
-        refused(&spec.to_string(), server.create("Computer", "refused", &spec), message);
+        rejected(&spec.to_string(), server.create("Computer", "refused", &spec), message);
     }
 }
 
-/// A computer that an older version let in is neither locked nor kept from being deleted: its finalizer comes off, and it can be mended.
-fn stored_before_the_rule(server: &Server) {
+/// A computer that an older version accepted although it violates a new rule can be updated and deleted: its finalizer can be removed, and its spec can
+/// be fixed.
+fn an_object_stored_before_a_rule_can_be_updated(server: &Server) {
     let rules = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/x-kubernetes-validations";
     let crd = || server.kubectl(&["get", "crd", "computers.computer-operator.dev", "-o", "json"], "").unwrap();
     let now: Value = serde_json::from_str(&crd()).unwrap();
@@ -229,33 +226,33 @@ fn stored_before_the_rule(server: &Server) {
     };
     let old = |name: &str| server.create("Computer", name, &json!({"provider": "BYOM", "suspended": true}));
     set(&json!(older));
-    until("the older rules count", || old("old").is_ok());
+    until("the older rules are in effect", || old("old").is_ok());
     set(&json!(all));
-    until("the rule counts again", || {
-        let let_in = old("probe").is_ok();
+    until("the rule is in effect again", || {
+        let accepted = old("probe").is_ok();
         server.kubectl(&["delete", "computer", "probe", "--ignore-not-found"], "").unwrap();
-        !let_in
+        !accepted
     });
     let finalizers = |list: &str| {
         server.kubectl(&["patch", "computer", "old", "--type=merge", "-p", &format!(r#"{{"metadata":{{"finalizers":{list}}}}}"#)], "")
     };
-    finalizers(r#"["computer-operator.dev/deletion"]"#).expect("a finalizer goes on");
-    finalizers("[]").expect("and off");
+    finalizers(r#"["computer-operator.dev/deletion"]"#).expect("a finalizer can be added");
+    finalizers("[]").expect("a finalizer can be removed");
     let status = r#"{"status":{"phase":"Active"}}"#;
     server.kubectl(&["patch", "computer", "old", "--subresource=status", "--type=merge", "-p", status], "").expect("a status");
-    server.change("computer", "old", &json!({"suspended": false})).expect("it can be mended");
+    server.change("computer", "old", &json!({"suspended": false})).expect("the spec can be fixed");
 }
 
 /// Waits for a condition.
 fn until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !holds() {
-        assert!(Instant::now() < deadline, "{what}: not within a minute");
+        assert!(Instant::now() < deadline, "timed out after a minute: {what}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
-fn classes(server: &Server) {
+fn classes_are_validated(server: &Server) {
     let class = |more: Value| {
         let mut spec = json!({"podTemplate": {"spec": {"containers": [{"name": "c", "image": "i", "anything": {"goes": "here"}}]}}});
         for (key, value) in more.as_object().unwrap() {
@@ -263,7 +260,7 @@ fn classes(server: &Server) {
         }
         spec
     };
-    server.create("ComputerClass", "standard", &class(json!({}))).expect("a usual class");
+    server.create("ComputerClass", "standard", &class(json!({}))).expect("a typical class");
     server.create("ComputerClass", "whole-home", &class(json!({"sessionPaths": ["."]}))).expect("a class that archives the whole home");
     let found = server
         .kubectl(
@@ -289,17 +286,17 @@ fn classes(server: &Server) {
         (class(json!({"storage": {"mountPath": "home"}})), "should match"),
         (class(json!({"limits": {"maxStorage": "much"}})), "must be a quantity above zero"),
     ] {
-        refused(&spec.to_string(), server.create("ComputerClass", "refused", &spec), message);
+        rejected(&spec.to_string(), server.create("ComputerClass", "refused", &spec), message);
     }
 }
 
-fn overrides(server: &Server) {
+fn overrides_are_validated(server: &Server) {
     let spec =
         |skip: Value, reason: &str| json!({"computer": {"namespace": "n", "name": "box", "uid": UID}, "skip": skip, "reason": reason});
     let reason = "the disk is lost for good";
-    server.create("DeletionOverride", "one", &spec(json!(["archive-sessions"]), reason)).expect("a usual override");
-    refused(
-        "a changed mind",
+    server.create("DeletionOverride", "one", &spec(json!(["archive-sessions"]), reason)).expect("a typical override");
+    rejected(
+        "a changed override",
         server.change("deletionoverride", "one", &json!({"skip": ["stop-pods"]})),
         "a DeletionOverride cannot be changed: create another one",
     );
@@ -313,25 +310,25 @@ fn overrides(server: &Server) {
             "spec.computer.uid: Required value",
         ),
     ] {
-        refused(&spec.to_string(), server.create("DeletionOverride", "refused", &spec), message);
+        rejected(&spec.to_string(), server.create("DeletionOverride", "refused", &spec), message);
     }
 }
 
-fn views_and_keys(server: &Server) {
+fn sessions_and_keys_are_validated(server: &Server) {
     server
         .create("Session", "s", &json!({"computerName": "box", "computerUID": UID, "path": ".codex/sessions/a.jsonl"}))
         .expect("a session");
-    refused("another computer", server.change("sessions", "s", &json!({"computerName": "other"})), "computerName cannot be changed");
-    refused("another UID", server.change("sessions", "s", &json!({"computerUID": "other"})), "computerUID cannot be changed");
+    rejected("another computer", server.change("sessions", "s", &json!({"computerName": "other"})), "computerName cannot be changed");
+    rejected("another UID", server.change("sessions", "s", &json!({"computerUID": "other"})), "computerUID cannot be changed");
     server.create("ApiKey", "k", &json!({"serviceAccountName": "caller"})).expect("a key");
-    refused(
+    rejected(
         "another account",
         server.change("apikeys", "k", &json!({"serviceAccountName": "root"})),
         "serviceAccountName cannot be changed",
     );
 }
 
-fn columns(server: &Server) {
+fn printer_columns_are_as_documented(server: &Server) {
     let header = |arguments: &[&str]| {
         let text = server.kubectl(arguments, "").unwrap();
         text.lines().next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
@@ -344,21 +341,21 @@ fn columns(server: &Server) {
     assert_eq!(header(&["get", "apikeys"]), "NAME SERVICEACCOUNT READY EXPIRES AGE");
 }
 
-/// One `kubectl explain` for each object shows the texts of all fields in it.
-fn explanations(server: &Server) {
+/// `kubectl explain` of an object shows the descriptions of all its fields.
+fn kubectl_explains_every_field(server: &Server) {
     for crd in crds::all() {
         let schema = crd.spec.versions[0].schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref()).expect("a schema");
         let mut paths = vec![crd.spec.names.plural.clone()];
         objects(&crd.spec.names.plural, schema, &mut paths);
         for path in paths {
             let text = server.kubectl(&["explain", &path], "").unwrap_or_else(|error| panic!("{path}: {error}"));
-            assert!(!text.contains("Auto-generated"), "{path} says nothing of the kind:\n{text}");
-            assert!(!text.contains("<no description>") && !text.contains("<empty>"), "{path} does not explain itself:\n{text}");
+            assert!(!text.contains("Auto-generated"), "{path} has no description of the kind:\n{text}");
+            assert!(!text.contains("<no description>") && !text.contains("<empty>"), "{path} has a field without a description:\n{text}");
         }
     }
 }
 
-/// Paths of every object below.
+/// The paths of all objects below a schema.
 fn objects(path: &str, schema: &JSONSchemaProps, found: &mut Vec<String>) {
     for (name, field) in schema.properties.iter().flatten() {
         let inner = match &field.items {

@@ -1,4 +1,4 @@
-//! The committed description of the HTTP API is what the handlers say, and its DELETE is the published one.
+//! The committed OpenAPI document matches the handlers, and its DELETE is the published operation.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
@@ -7,13 +7,13 @@ use computer_operator::http::openapi;
 use serde_json::{Value, json};
 
 #[test]
-fn the_committed_description_is_generated() {
+fn the_committed_document_is_up_to_date() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json");
     let committed = std::fs::read_to_string(path).unwrap_or_default();
     assert!(committed == openapi::document().unwrap(), "docs/openapi.json is out of date: run `cargo xtask generate`");
 }
 
-/// Every reference replaced by what it stands for.
+/// Replaces every reference by its target.
 fn resolved(value: &Value, whole: &Value) -> Value {
     match value {
         Value::Object(map) => match map.get("$ref").and_then(Value::as_str) {
@@ -40,7 +40,7 @@ fn published_error() -> Value {
     })
 }
 
-/// `{}` and `true` are the same schema; what the type is called is not part of it.
+/// Normalizes a schema: `{}` and `true` are equivalent, and the description of the type is not compared.
 fn plain(mut schema: Value) -> Value {
     if let Some(map) = schema.as_object_mut() {
         map.remove("description");
@@ -65,7 +65,7 @@ fn delete_is_the_published_operation() {
     let parameters = delete["parameters"].as_array().unwrap();
     let id = parameters.iter().find(|p| p["name"] == "computerId").unwrap();
     assert_eq!((&id["in"], &id["required"], &id["schema"]["type"]), (&json!("path"), &json!(true), &json!("string")));
-    // A client that knows only the published operation need not send more.
+    // A client that knows only the published operation does not have to send additional parameters.
     assert!(parameters.iter().filter(|p| p["name"] != "computerId").all(|p| p["required"] != json!(true)), "{parameters:#?}");
     let body = |code: &str| plain(delete["responses"][code]["content"]["application/json"]["schema"].clone());
     for code in ["401", "404", "500"] {
@@ -94,7 +94,7 @@ fn every_error_is_the_published_object() {
                 }
             }
             for code in ["401", "500"] {
-                assert!(operation["responses"].get(code).is_some(), "{method} {path} does not say {code}");
+                assert!(operation["responses"].get(code).is_some(), "{method} {path} does not document {code}");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The archive in S3, against a real server (versitygw on loopback): create-only holds there too, wrong bytes never become visible,
-//! and an archive reads back.
+//! The archive in S3, against a real server (versitygw on loopback): objects are create-only, corrupt data never becomes visible, and an archive can be
+//! read back.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../src/archive/test_relay.rs"]
@@ -50,8 +50,8 @@ fn serve(folder: &std::path::Path) -> (Server, String) {
     (server, format!("s3://archives/of-a-cluster?endpoint=http://127.0.0.1:{port}&region=us-east-1&allow_http=true&{credentials}"))
 }
 
-/// Everything that one can ask of a store, and what it said.
-async fn asked(store: &Store) -> Vec<(&'static str, StoreError)> {
+/// Performs every operation of a store and returns the errors.
+async fn errors_of_all_operations(store: &Store) -> Vec<(&'static str, StoreError)> {
     let body = || futures::stream::iter([Ok(Bytes::from_static(b"data"))]);
     let digest = hex::encode(Sha256::digest(b"data"));
     vec![
@@ -64,16 +64,16 @@ async fn asked(store: &Store) -> Vec<(&'static str, StoreError)> {
     ]
 }
 
-/// S1: a bucket that does not exist, or whose keys are wrong, was an honest "there is no archive". It answers each time in other words
-/// (a request id, the time that it took); the operator must not, or each of them would be a status to write.
+/// S1: a missing bucket or wrong credentials must not count as "the archive does not exist". S3 varies the text of its errors (request id, duration); the
+/// operator must not, or every attempt would cause a status update.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_bucket_and_a_missing_right_are_no_absence_and_are_told_in_the_same_words() {
+async fn a_missing_bucket_or_permission_is_reported_as_unavailable_with_a_constant_message() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
     let good = Store::open(&url).unwrap();
-    assert!(matches!(good.size(&manifest_key("uid")).await, Err(StoreError::NotFound(_))), "an honest absence");
-    assert!(matches!(good.get(&manifest_key("uid")).await, Err(StoreError::NotFound(_))), "an honest absence");
+    assert!(matches!(good.size(&manifest_key("uid")).await, Err(StoreError::NotFound(_))), "the object does not exist");
+    assert!(matches!(good.get(&manifest_key("uid")).await, Err(StoreError::NotFound(_))), "the object does not exist");
     assert_eq!(good.uids().await.unwrap(), Vec::<String>::new());
     for (broken, words) in [
         (url.replace("s3://archives/", "s3://archvies/"), "no such bucket"),
@@ -81,7 +81,7 @@ async fn a_missing_bucket_and_a_missing_right_are_no_absence_and_are_told_in_the
         (url.replace("access_key_id=tester&", "access_key_id=nobody&"), "credentials"),
     ] {
         let store = Store::open(&broken).unwrap();
-        let (first, second) = (asked(&store).await, asked(&store).await);
+        let (first, second) = (errors_of_all_operations(&store).await, errors_of_all_operations(&store).await);
         for ((what, error), (_, again)) in first.iter().zip(&second) {
             assert!(matches!(error, StoreError::Unavailable(why) if why.contains(words)), "{what}: {error:?}");
             assert_eq!(error.to_string(), again.to_string(), "{what}");
@@ -90,9 +90,9 @@ async fn a_missing_bucket_and_a_missing_right_are_no_absence_and_are_told_in_the
     }
 }
 
-/// Without a server, and with one that answers 404 for everything, as a proxy does.
+/// Without a server, and with a proxy that responds to everything with 404.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_s3_at_all_is_no_absence() {
+async fn an_endpoint_that_is_not_s3_is_reported_as_unavailable() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = proxy.local_addr().unwrap().port();
@@ -106,7 +106,7 @@ async fn what_is_no_s3_at_all_is_no_absence() {
             });
         }
     });
-    for (what, error) in asked(&Store::open(&url).unwrap()).await {
+    for (what, error) in errors_of_all_operations(&Store::open(&url).unwrap()).await {
         assert!(matches!(&error, StoreError::Unavailable(why) if why.contains("a proxy")), "{what}: {error:?}");
     }
     let closed = url.replace(&port.to_string(), "9");
@@ -124,7 +124,7 @@ fn server_of(url: &str) -> SocketAddr {
     url.split_once("endpoint=http://").unwrap().1.split_once('&').unwrap().0.parse().unwrap()
 }
 
-/// Bytes that do not compress, as one body, and their digest.
+/// Incompressible bytes and their digest.
 fn noise(size: usize) -> (Bytes, String) {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let mut bytes = Vec::with_capacity(size + 8);
@@ -139,8 +139,8 @@ fn noise(size: usize) -> (Bytes, String) {
     (Bytes::from(bytes), digest)
 }
 
-/// Stores an object over a line and reads it back over it; how long each took.
-async fn there_and_back(store: &Store, size: usize) -> (Duration, Duration) {
+/// Uploads an object over a connection and reads it back. Returns the duration of each.
+async fn upload_and_read(store: &Store, size: usize) -> (Duration, Duration) {
     use futures::StreamExt as _;
     let (bytes, digest) = noise(size);
     let key = object_key("uid", &digest);
@@ -157,35 +157,35 @@ async fn there_and_back(store: &Store, size: usize) -> (Duration, Duration) {
     (put, began.elapsed())
 }
 
-/// H2 of the review: a request ended after 30 s and a read after 180 s, however well it went on.
+/// H2 of the review: a request was cancelled after 30 s and a read after 180 s, even if it made progress.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_line_is_no_reason_to_end() {
+async fn a_slow_connection_that_makes_progress_is_not_cancelled() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
     let line = test_relay::relay(server_of(&url), 2_000_000, u64::MAX);
     let idle = Idle { silence: Duration::from_secs(2), answer: Duration::from_secs(5) };
     let store = Store::open_with(&through(&url, line), idle).unwrap();
-    let (put, read) = there_and_back(&store, 24_000_000).await;
-    assert!(put > Duration::from_secs(4) && read > Duration::from_secs(6), "the line is not slow: {put:?} {read:?}");
+    let (put, read) = upload_and_read(&store, 24_000_000).await;
+    assert!(put > Duration::from_secs(4) && read > Duration::from_secs(6), "the connection is not slow: {put:?} {read:?}");
 }
 
-/// The same with the limits as they are: run it with `--ignored` to see the old limits of 120 and 180 s passed.
+/// The same with the default limits. Run it with `--ignored`; it exceeds the former limits of 120 and 180 s.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes ten minutes"]
-async fn a_very_slow_line_is_no_reason_to_end_either() {
+async fn a_very_slow_connection_that_makes_progress_is_not_cancelled() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
     let line = test_relay::relay(server_of(&url), 500_000, u64::MAX);
-    let (put, read) = there_and_back(&Store::open(&through(&url, line)).unwrap(), 120_000_000).await;
+    let (put, read) = upload_and_read(&Store::open(&through(&url, line)).unwrap(), 120_000_000).await;
     println!("put {put:?}, read {read:?}");
-    assert!(read > Duration::from_secs(200), "the line is not slow: {put:?} {read:?}");
+    assert!(read > Duration::from_secs(200), "the connection is not slow: {put:?} {read:?}");
 }
 
-/// What makes no progress ends, on the way there and on the way back.
+/// Uploads and reads without progress fail.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_stops_ends_what_runs_over_it() {
+async fn a_stalled_connection_ends_with_an_error() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
@@ -196,7 +196,7 @@ async fn a_line_that_stops_ends_what_runs_over_it() {
     let line = test_relay::relay(server_of(&url), 50_000_000, 1_000_000);
     let idle = Idle { silence: Duration::from_secs(1), answer: Duration::from_secs(2) };
     let store = Store::open_with(&through(&url, line), idle).unwrap();
-    // Each break goes on where it was: the object comes over in pieces, or the read fails. Never less.
+    // After each interruption the read resumes: it returns the whole object or an error, never less.
     let whole = async {
         use futures::StreamExt as _;
         let mut stream = store.stream(&key).await.unwrap();
@@ -210,7 +210,7 @@ async fn a_line_that_stops_ends_what_runs_over_it() {
         Some(size)
     };
     let read = tokio::time::timeout(Duration::from_secs(240), whole).await.expect("a read hangs");
-    assert!(read.is_none_or(|size| size == 24_000_000), "short: {read:?}");
+    assert!(read.is_none_or(|size| size == 24_000_000), "truncated read: {read:?}");
     let other = noise(24_000_001);
     let key = object_key("uid", &other.1);
     let put = store.put_addressed(&key, &other.1, futures::stream::iter([Ok(other.0)]));
@@ -224,7 +224,7 @@ async fn an_archive_in_s3_is_create_only_and_reads_back() {
     let (folder, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (_server, url) = serve(folder.path());
     let store = Store::open(&url).expect("a store");
-    // Larger than one part of an upload.
+    // Larger than one part of a multipart upload.
     let content: Vec<u8> = (0..20_000_000_u32).map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
     std::fs::write(home.path().join("a.jsonl"), &content).unwrap();
     let found = pack::find(home.path(), &[], Unreadable::Block).unwrap();
@@ -236,7 +236,7 @@ async fn an_archive_in_s3_is_create_only_and_reads_back() {
 
     let wrong = store.put_addressed(&key, &packed.entry.digest, body(object.slice(1..))).await;
     assert!(matches!(wrong, Err(StoreError::Corrupt(_))), "{wrong:?}");
-    assert!(matches!(store.size(&key).await, Err(StoreError::NotFound(_))), "wrong bytes became visible");
+    assert!(matches!(store.size(&key).await, Err(StoreError::NotFound(_))), "corrupt data became visible");
     assert_eq!(store.put_addressed(&key, &packed.entry.digest, body(object)).await.expect("put"), packed.entry.size);
 
     let manifest = json!({"version": 1, "computer": {"namespace": "t", "name": "c", "uid": "uid"}, "createdAt": 1, "sessionPaths": [],

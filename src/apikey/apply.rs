@@ -1,5 +1,5 @@
-//! Performs one action for an `ApiKey`: one request, fenced, with a timeout. The only place that writes for it, statuses apart.
-//! An unknown outcome is an error, never a success. Gone is only ever said after a 404, or when another UID stands there.
+//! Performs one action for an `ApiKey`: one fenced request with a timeout. Apart from statuses, this is the only module that writes for an `ApiKey`. An
+//! unknown outcome must never be reported as success, and only a 404 or another UID proves that an object is gone.
 
 use either::Either;
 use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
@@ -14,16 +14,16 @@ use crate::runtime::client::{CallError, ErrorClass, call, classify};
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server refused, or its answer is unknown.
+    /// The API server rejected the request, or its outcome is unknown.
     #[error("{what}: {source}")]
     Call {
-        /// The request in words.
+        /// What the request was meant to do.
         what: String,
         /// The failure.
         source: CallError,
     },
-    /// What was to be changed changed meanwhile: plan again.
-    #[error("{0} changed meanwhile")]
+    /// Another client changed the object: plan again.
+    #[error("{0} was changed by another client")]
     Conflict(String),
 }
 
@@ -36,7 +36,7 @@ impl Error {
         }
     }
 
-    /// How long the API server asks to wait before the next try.
+    /// How long the API server asks the client to wait before a retry.
     pub fn retry_after(&self) -> Option<std::time::Duration> {
         if let Self::Call { source, .. } = self { source.retry_after() } else { None }
     }
@@ -52,7 +52,7 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// For an `ApiKey` of this namespace.
+    /// Creates the APIs for `ApiKeys` in this namespace.
     pub fn new(client: &Client, namespace: &str, operator_namespace: &str) -> Self {
         Self {
             keys: Api::namespaced(client.clone(), namespace),
@@ -128,7 +128,7 @@ impl Applier {
             Ok(key) => Ok(Effect::Patched(Box::new(key))),
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Key(None)),
-                // The cache was behind, or somebody wrote at the same time: look at the live object.
+                // The cache was stale, or another client wrote at the same time: read the live object.
                 ErrorClass::Conflict | ErrorClass::Invalid => match self.read_key(view).await? {
                     Effect::Key(Some(now)) if now.metadata.resource_version == key.metadata.resource_version => {
                         Err(Error::Call { what: "changing the finalizer of the ApiKey".to_owned(), source })
@@ -159,10 +159,10 @@ impl Applier {
         }
     }
 
-    /// The record as it is now.
+    /// Reads the record live.
     ///
     /// # Errors
-    /// When the answer is unknown.
+    /// When the outcome is unknown.
     pub async fn read_record(&self, view: &View) -> Result<Effect, Error> {
         Ok(Effect::FoundRecord(optional(call(self.records.get(&view.uid)).await, "reading the ApiKeyRecord")?.map(Box::new)))
     }
@@ -170,7 +170,7 @@ impl Applier {
     async fn delete_record(&self, view: &View) -> Result<Effect, Error> {
         let uid = view.record.as_ref().and_then(|r| r.metadata.uid.clone()).unwrap_or_default();
         match call(self.records.delete(&view.uid, &precondition(&uid))).await {
-            // Nobody's finalizer belongs there; if one holds it, its event brings another pass.
+            // No finalizer is expected on the record. If one blocks it, the next event causes another pass.
             Ok(_) => Ok(Effect::Record(None)),
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Record(None)),
@@ -180,7 +180,7 @@ impl Applier {
         }
     }
 
-    /// UID of a Secret that we may not read: what a DELETE would meet (DESIGN.md 4.8).
+    /// Finds the UID of a Secret with a dry-run DELETE, because the operator may not read Secrets (DESIGN.md 4.8).
     async fn read_secret(&self, name: String) -> Result<Effect, Error> {
         let params = DeleteParams { dry_run: true, ..DeleteParams::default() };
         let answer = optional(call(self.secrets.delete(&name, &params)).await, "looking for the token's Secret")?;
@@ -200,14 +200,14 @@ impl Applier {
         }
     }
 
-    /// An accepted delete is not a deleted object: what is left is learned by another read.
+    /// Deletes a Secret. An accepted delete does not prove that it is gone; another read does.
     async fn delete_secret(&self, name: String, uid: &str) -> Result<Effect, Error> {
         match call(self.secrets.delete(&name, &precondition(uid))).await {
             Ok(Either::Left(_)) => Ok(Effect::Secret(name, SecretFact::Held)),
             Ok(Either::Right(_)) => Ok(Effect::Secret(name, SecretFact::Accepted)),
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Secret(name, SecretFact::Gone)),
-                // Another UID stands there, or it changed at this moment: only the first means that ours is gone.
+                // The Secret has another UID or has just been changed: only the former proves that ours is gone.
                 ErrorClass::Conflict => match self.read_secret(name.clone()).await? {
                     Effect::Secret(_, SecretFact::Uid(now)) if now == uid => Err(Error::Conflict(format!("Secret {name}"))),
                     _ => Ok(Effect::Secret(name, SecretFact::Gone)),

@@ -1,36 +1,36 @@
-//! The end of a token, and of its `ApiKey`: tombstone, then the Secrets, then the finalizer, and the record when the `ApiKey` is gone.
-//! Since authentication reads the `ApiKey` and its namespace live, the token was dead before the first of these.
+//! Ends a token and its `ApiKey`: tombstone first, then the Secrets, then the finalizer, and the record once the `ApiKey` is gone. Authentication reads
+//! the `ApiKey` and its namespace live, so the token is invalid even before the tombstone.
 
 use super::plan::{Next, Plan, RETRY_SECONDS, live_first};
 use super::view::{Action, Place, SecretFact, View, has_finalizer};
 use crate::resources::{ApiKey, ApiKeyRecord, CredentialState, SecretRecord};
 
-/// Causes after which no token is ever issued again.
+/// Causes after which no further token is ever issued.
 const DELETED: &str = "ApiKeyDeleted";
 const VANISHED: &str = "ApiKeyVanished";
 const TERMINATING: &str = "NamespaceTerminating";
 
-/// Whether the record is the last tombstone of its key. A token that was revoked for another cause gets it, too: with that write a
-/// leader that has read the `ApiKey` before its deletion cannot issue another token any more (S8).
+/// Whether the record is the final tombstone of its key. A token that was revoked for another cause is marked as well: after that write, a leader that
+/// read the `ApiKey` before its deletion cannot issue another token (S8).
 pub(super) fn ended(record: &ApiKeyRecord) -> bool {
     let token = &record.spec.token;
     token.state == CredentialState::Revoked
         && token.revoked_because.as_deref().is_some_and(|c| [DELETED, VANISHED, TERMINATING].contains(&c))
 }
 
-/// What is left of the Secrets of dead tokens.
+/// The state of the Secrets of revoked tokens.
 pub(super) enum Cleanup {
-    /// One more request.
+    /// Another request is needed.
     Do(Box<Action>),
-    /// All are gone, by live answers of this pass.
+    /// All are gone, according to live reads of this pass.
     Gone,
-    /// These are held by finalizers that are not ours.
+    /// These are blocked by finalizers of other controllers.
     Held(Vec<SecretRecord>),
-    /// There was none.
+    /// There were none.
     Nothing,
 }
 
-/// Looks at the Secrets of dead tokens, one request at a time. Each is deleted by its recorded UID; absence is a live answer.
+/// Deletes the Secrets of revoked tokens by their recorded UIDs, one request at a time. Only a live read proves that one is gone.
 pub(super) fn cleanup(view: &View, record: &ApiKeyRecord) -> Cleanup {
     let mut held = Vec::new();
     for secret in &record.spec.retired {
@@ -42,7 +42,7 @@ pub(super) fn cleanup(view: &View, record: &ApiKeyRecord) -> Cleanup {
                 held.push(secret.clone());
                 continue;
             }
-            // With no UID on record (a crash after the create), the one found under the unguessable name recorded before it.
+            // If no UID is recorded (a crash after the create), delete the Secret found under the unguessable name, which is recorded first.
             (Some(SecretFact::Uid(uid)), _) | (None, Some(uid)) => Action::DeleteSecret { name, uid: uid.clone() },
             (None | Some(SecretFact::Accepted), _) => Action::ReadSecret(name),
         };
@@ -55,14 +55,14 @@ pub(super) fn cleanup(view: &View, record: &ApiKeyRecord) -> Cleanup {
     }
 }
 
-/// The record with only these Secrets left to look after.
+/// Saves the record with only these Secrets left to delete.
 pub(super) fn forget(record: &ApiKeyRecord, left: Vec<SecretRecord>) -> Action {
     let mut record = record.clone();
     record.spec.retired = left;
     Action::SaveRecord(Box::new(record))
 }
 
-/// The record with the token as a tombstone; its Secret is to go.
+/// The record with the token revoked and its Secret queued for deletion.
 pub(super) fn revoked(record: &ApiKeyRecord, cause: &str) -> ApiKeyRecord {
     let mut record = record.clone();
     record.spec.token.state = CredentialState::Revoked;
@@ -74,20 +74,20 @@ pub(super) fn revoked(record: &ApiKeyRecord, cause: &str) -> ApiKeyRecord {
 pub(super) fn held_message(view: &View, held: &[SecretRecord]) -> String {
     let names: Vec<String> = held.iter().map(|s| format!("{}/{}", view.namespace, s.name)).collect();
     format!(
-        "Secret {} of a dead token is being deleted, but a finalizer that is not ours holds it: ask its owner to finish, or remove that finalizer",
+        "Secret {} of a revoked token is being deleted, but a finalizer of another controller blocks it. Wait for that controller or remove the finalizer",
         names.join(", ")
     )
 }
 
-/// Plans for an `ApiKey` that is being deleted, or gone, or whose namespace is going.
+/// Plans for an `ApiKey` that is being deleted or gone, or whose namespace is being deleted.
 pub(super) fn plan(view: &View) -> Plan {
     let Some(record) = &view.record else {
-        // Nothing was issued, or the record was lost, and with it the hash: nothing authenticates.
+        // No token was issued, or the record was lost with its hash: no token authenticates.
         return view.key.as_ref().map_or(Plan { next: Next::Finished, ready: None, secret_name: None }, |key| release(view, key));
     };
     if !ended(record) {
         let cause = match &view.key {
-            _ if view.place != Place::Stands => TERMINATING,
+            _ if view.place != Place::Active => TERMINATING,
             None => VANISHED,
             Some(_) => DELETED,
         };
@@ -99,16 +99,16 @@ pub(super) fn plan(view: &View) -> Plan {
         Cleanup::Gone | Cleanup::Nothing => {}
     }
     match &view.key {
-        // A live answer said so: the record has done its work.
+        // A live read proved that the ApiKey is gone, so the record is no longer needed.
         None => Plan::act(Action::DeleteRecord),
         Some(key) => release(view, key),
     }
 }
 
-/// The finalizer goes, on what a live read shows; then the `ApiKey` is seen to be gone.
+/// Removes the finalizer, based on a live read, and then waits until the `ApiKey` is gone.
 fn release(view: &View, key: &ApiKey) -> Plan {
     if key.metadata.deletion_timestamp.is_none() {
-        let message = "the namespace is being deleted; the token is dead";
+        let message = "the namespace is being deleted, so the token is revoked";
         return Plan::not_ready("NamespaceTerminating", message, RETRY_SECONDS);
     }
     if has_finalizer(key) {
@@ -117,6 +117,6 @@ fn release(view: &View, key: &ApiKey) -> Plan {
     if !view.key_is_live {
         return Plan::act(Action::ReadKey);
     }
-    // Somebody else's finalizer holds it: its own event tells when it is gone.
+    // A finalizer of another controller blocks it; the watch delivers its removal.
     Plan { next: Next::Wait(std::time::Duration::from_secs(RETRY_SECONDS)), ready: None, secret_name: None }
 }

@@ -1,6 +1,5 @@
-//! Issuing a token: the record first, with its hash and the unguessable name of its Secret; then the Secret; then its UID on record,
-//! and only with that the token is live. The token is in memory between the first two: a crash there loses it, and the next pass
-//! issues another.
+//! Issues a token: first the record with its hash and the unguessable name of its Secret, then the Secret, then the UID of the Secret in the record,
+//! which makes the token live. Between the first two writes the token exists only in memory: a crash loses it, and the next pass issues another one.
 
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
@@ -14,42 +13,43 @@ use crate::resources::{
     ApiKey, ApiKeyRecord, ApiKeyRecordSpec, COMPONENT_LABEL, CredentialState, MANAGED_BY_LABEL, MANAGER, SecretRecord, TokenRecord, Unknown,
 };
 
-/// Seconds that another leader has to write the Secret of a token that it has just recorded.
+/// Seconds given to another leader to create the Secret of a token that it has just recorded.
 const REISSUE_SECONDS: i64 = 20;
-/// Secrets of dead tokens that may be held by foreign finalizers before no further token is issued: a record has a bound.
+/// Maximum number of Secrets of revoked tokens that foreign finalizers may block. Beyond it no further token is issued, because a record is bounded.
 pub(super) const MOST_RETIRED: usize = 8;
 
-/// Why no token can be issued now: reason and message.
+/// Why no token can be issued now: the reason and the message of the condition.
 pub(super) type Obstacle = (&'static str, String);
 
 /// The UID of the ServiceAccount to issue a token for.
 pub(super) fn issuable<'a>(view: &View, key: &ApiKey, account: &'a Account) -> Result<&'a str, Obstacle> {
     if past(key.spec.expires_at.as_ref(), view.now) {
-        let message = "spec.expiresAt is past, so no token is issued: set it to a later time, or leave it out";
+        let message = "spec.expiresAt is in the past, so no token is issued. Set it to a later time or remove it";
         return Err(("Expired", message.to_owned()));
     }
     match account {
         Account::Uid(uid) => Ok(uid),
         Account::Gone => {
-            let message = format!("ServiceAccount {} does not exist: create it, and a token is issued", key.spec.service_account_name);
+            let message =
+                format!("ServiceAccount {} does not exist. Create it, and the operator issues a token", key.spec.service_account_name);
             Err(("ServiceAccountNotFound", message))
         }
     }
 }
 
-/// What one pass draws makes one token.
-fn drawn(view: &View, action: impl FnOnce() -> Action) -> Plan {
+/// The random material of a pass is used for at most one token.
+fn with_fresh_token(view: &View, action: impl FnOnce() -> Action) -> Plan {
     if view.spent { Plan::not_ready("Issuing", "another token is being issued", 1) } else { live_first(view, action) }
 }
 
 /// The first token of a key that has no record.
 pub(super) fn first(view: &View, key: &ApiKey, account_uid: &str) -> Plan {
-    drawn(view, || Action::CreateRecord(Box::new(record(view, key, account_uid))))
+    with_fresh_token(view, || Action::CreateRecord(Box::new(record(view, key, account_uid))))
 }
 
-/// Another token in the place of the old one, which is dead with this write.
+/// Replaces the token. This write revokes the old one.
 pub(super) fn another(view: &View, key: &ApiKey, old: &ApiKeyRecord, account_uid: &str, retire: bool) -> Plan {
-    drawn(view, || {
+    with_fresh_token(view, || {
         let mut record = old.clone();
         let old = std::mem::replace(&mut record.spec.token, token(view, key, account_uid));
         record.spec.retired.extend(old.secret.filter(|_| retire));
@@ -86,7 +86,7 @@ fn token(view: &View, key: &ApiKey, account_uid: &str) -> TokenRecord {
     }
 }
 
-/// A token that is on record but not live yet.
+/// Completes a token that is recorded but not live yet.
 pub(super) fn finish(view: &View, key: &ApiKey, record: &ApiKeyRecord, account_uid: Option<&str>) -> Plan {
     let token = &record.spec.token;
     let Some(name) = token.secret.as_ref().map(|s| &s.name) else {
@@ -105,7 +105,7 @@ pub(super) fn finish(view: &View, key: &ApiKey, record: &ApiKeyRecord, account_u
         }
         _ if held_here => Plan::act(Action::CreateSecret(Box::new(secret(view, key, name)))),
         (None, _) => Plan::act(Action::ReadSecret(name.clone())),
-        // The token of that hash is lost, or another leader holds it and is about to write it: it is given the time.
+        // The token of this hash is lost, or another leader has it in memory and is about to create the Secret, which it is given time for.
         (Some(_), Some(uid)) if !young => another(view, key, record, uid, false),
         _ => Plan::not_ready("Issuing", "the token is being issued", REISSUE_SECONDS.unsigned_abs().min(RETRY_SECONDS)),
     }
@@ -123,7 +123,7 @@ fn secret(view: &View, key: &ApiKey, name: &str) -> Secret {
     secret.metadata.namespace = Some(view.namespace.clone());
     secret.metadata.labels =
         Some([(MANAGED_BY_LABEL, MANAGER), (COMPONENT_LABEL, "api-key")].map(|(k, v)| (k.to_owned(), v.to_owned())).into());
-    // The net below, should everything else fail; it blocks nothing.
+    // The garbage collector is the last resort; the reference blocks nothing.
     secret.metadata.owner_references = Some(vec![OwnerReference {
         api_version: "computer-operator.dev/v1alpha1".to_owned(),
         kind: "ApiKey".to_owned(),

@@ -1,5 +1,5 @@
-//! The reconciler of `ApiKeys`, a much smaller sibling of the computer's: observe → plan (pure) → apply (one request), again until
-//! the plan waits, then the status. It writes tokens, and never reads one: no Secret of a tenant is read (DESIGN.md 4.8).
+//! The reconciler of `ApiKeys`, a smaller version of the computer's: observe → plan (pure) → apply (one request), repeated until the plan waits, then
+//! the status. It writes tokens and must never read one, nor any other Secret of a tenant (DESIGN.md 4.8).
 
 pub mod apply;
 mod ending;
@@ -23,6 +23,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource, ResourceExt};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use self::apply::{Applier, Error};
 use self::plan::{Next, Plan, Ready, plan};
@@ -35,16 +36,16 @@ use crate::runtime::client::{ErrorClass, call};
 use crate::runtime::queue::{self, Queue};
 use crate::runtime::time_and_random::Sources;
 
-/// Requests that one pass may make before it lets others run.
+/// Maximum number of requests of one pass; then other `ApiKeys` get their turn.
 const MAX_REQUESTS: usize = 60;
-/// `ApiKeys` worked on at the same time.
+/// Number of `ApiKeys` that are reconciled concurrently.
 const CONCURRENCY: usize = 8;
-/// Time between two looks for records whose `ApiKey` is gone without an event having said so.
+/// Interval at which records are queued whose `ApiKey` was deleted without an event.
 const SWEEP: Duration = Duration::from_secs(240);
-/// Longest time for one event.
+/// Timeout of the request that creates an event.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Runs until `stop`; then what runs is finished.
+/// Runs until `stop` is cancelled, and then waits for running passes.
 pub async fn run(client: Client, namespace: String, sources: Sources, stop: CancellationToken) {
     let (queue, work) = queue::queue();
     let mut tasks = JoinSet::new();
@@ -53,7 +54,7 @@ pub async fn run(client: Client, namespace: String, sources: Sources, stop: Canc
     tokio::select! {
         () = stop.cancelled() => return,
         ready = caches.ready() => if ready.is_err() { return },
-        Some(ended) = tasks.join_next() => return tracing::error!(?ended, "a watch of the ApiKey controller died"),
+        Some(ended) = tasks.join_next() => return tracing::error!(?ended, "a watch of the ApiKey controller ended unexpectedly"),
     }
     tasks.spawn(sweep(caches.clone(), queue, stop.clone()));
     let of = caches.clone();
@@ -68,13 +69,13 @@ pub async fn run(client: Client, namespace: String, sources: Sources, stop: Canc
     };
     tokio::select! {
         () = work.run(CONCURRENCY, stop.clone(), pass) => {}
-        // The leader sees that this controller ended, and ends as well.
-        Some(ended) = tasks.join_next(), if !stop.is_cancelled() => return tracing::error!(?ended, "a task of the ApiKey controller died"),
+        // The leader notices that this controller has ended, and exits as well.
+        Some(ended) = tasks.join_next(), if !stop.is_cancelled() => return tracing::error!(?ended, "a task of the ApiKey controller ended unexpectedly"),
     }
     while tasks.join_next().await.is_some() {}
 }
 
-/// Queues the records that no `ApiKey` answers for: a new list of a watch does not say what is not on it any more.
+/// Queues the records that have no `ApiKey`, because a relist emits no event for objects that have disappeared.
 async fn sweep(caches: Caches, queue: Queue, stop: CancellationToken) {
     let mut timer = tokio::time::interval(SWEEP);
     loop {
@@ -95,12 +96,17 @@ struct Reconciler {
 }
 
 impl Reconciler {
-    /// One pass. The result is when to look again without an event.
+    /// One pass. Returns when to reconcile again without an event.
     async fn run(&self, uid: &str) -> Option<Duration> {
-        let Some(mut view) = self.observe(uid) else {
+        let Some(view) = self.observe(uid) else {
             self.backoff.reset(uid);
             return None;
         };
+        let span = tracing::info_span!("reconcile", kind = "ApiKey", namespace = view.namespace, name = view.name, uid);
+        self.pass(uid, view).instrument(span).await
+    }
+
+    async fn pass(&self, uid: &str, mut view: View) -> Option<Duration> {
         let seen = seen(&view);
         if let Some(left) = self.backoff.left(uid, seen) {
             return Some(left);
@@ -119,11 +125,11 @@ impl Reconciler {
             }
             Err(error) => {
                 let after = self.backoff.failed(uid, seen, error.retry_after());
-                // A lost race is not a failure: somebody else was faster, and the watch will tell what they did.
+                // A conflict is not a failure: another client changed the object first, and the watch will deliver its change.
                 if error.class() == ErrorClass::Conflict {
-                    tracing::debug!(uid, %error, ?after, "planned again");
+                    tracing::debug!(%error, ?after, "conflict, requeued");
                 } else {
-                    tracing::warn!(uid, %error, class = ?error.class(), ?after, "a request for an ApiKey failed; it is tried again");
+                    tracing::warn!(%error, class = ?error.class(), ?after, "request failed, requeued");
                     self.publish(&view, &failed(&error)).await;
                 }
                 Some(after)
@@ -131,7 +137,7 @@ impl Reconciler {
         }
     }
 
-    /// What the caches know. `None`: neither an `ApiKey` nor a record.
+    /// The view from the caches. `None` if there is neither an `ApiKey` nor a record.
     fn observe(&self, uid: &str) -> Option<View> {
         let key = self.caches.key(uid);
         let record = self.caches.records.get(&ObjectRef::new(uid).within(&self.namespace)).map(|r| (*r).clone());
@@ -140,10 +146,10 @@ impl Reconciler {
             (None, Some(r)) => (r.spec.namespace.clone(), r.spec.api_key.clone()),
             (None, None) => return None,
         };
-        let going = self.caches.namespaces.get(&ObjectRef::new(&namespace)).is_some_and(|n| watch::terminating(&n));
+        let terminating = self.caches.namespaces.get(&ObjectRef::new(&namespace)).is_some_and(|n| watch::terminating(&n));
         Some(View {
             uid: uid.to_owned(),
-            place: if going { Place::SaidToGo } else { Place::Stands },
+            place: if terminating { Place::CachedTerminating } else { Place::Active },
             namespace,
             name,
             key,
@@ -160,17 +166,17 @@ impl Reconciler {
     }
 
     async fn publish(&self, view: &View, plan: &Plan) {
-        // A released ApiKey is gone, or about to be: there is nobody to tell.
-        let told = |k: &&ApiKey| k.metadata.deletion_timestamp.is_none() || has_finalizer(k);
-        let Some(key) = view.key.as_ref().filter(told) else { return };
+        // A released ApiKey is gone, or is about to be.
+        let exists = |k: &&ApiKey| k.metadata.deletion_timestamp.is_none() || has_finalizer(k);
+        let Some(key) = view.key.as_ref().filter(exists) else { return };
         let Some(new) = status::compute(key, plan, view.now) else { return };
         let Some(patch) = status::patch(key, &new) else { return };
         let api: Api<ApiKey> = Api::namespaced(self.client.clone(), &view.namespace);
         match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
-            Ok(_) if status::turned(key, &new) && view.place == Place::Stands => self.event(view, key, plan).await,
+            Ok(_) if status::reason_changed(key, &new) && view.place == Place::Active => self.event(view, key, plan).await,
             Ok(_) => {}
-            // Gone, or another UID, or the API server is away: the next pass writes it.
-            Err(error) => tracing::debug!(uid = %view.uid, %error, "the status was not written"),
+            // The ApiKey was deleted or replaced, or the API server is unavailable: the next pass writes the status.
+            Err(error) => tracing::debug!(%error, "cannot write the status"),
         }
     }
 
@@ -187,13 +193,13 @@ impl Reconciler {
         let reference = ObjectReference { uid: Some(view.uid.clone()), ..key.object_ref(&()) };
         match tokio::time::timeout(EVENT_TIMEOUT, self.recorder.publish(&event, &reference)).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(uid = %view.uid, %error, "the event was not published"),
-            Err(_) => tracing::debug!(uid = %view.uid, "the event was not published in time"),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot publish the event"),
+            Err(_) => tracing::debug!("timed out while publishing the event"),
         }
     }
 }
 
-/// A digest of what the caches hold for a plan, statuses apart: whether an event ends the pause after a failure (see `Backoff::left`).
+/// A digest of the cached objects that a plan depends on, without statuses. A change ends the pause after a failure (see `Backoff::left`).
 fn seen(view: &View) -> u64 {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
@@ -202,13 +208,13 @@ fn seen(view: &View) -> u64 {
         (&meta.uid, meta.generation, meta.deletion_timestamp.is_some(), &meta.finalizers).hash(&mut hasher);
     }
     view.record.as_ref().and_then(|r| r.metadata.resource_version.as_ref()).hash(&mut hasher);
-    matches!(view.place, Place::SaidToGo).hash(&mut hasher);
+    matches!(view.place, Place::CachedTerminating).hash(&mut hasher);
     hasher.finish()
 }
 
-/// Plans and applies in turn, until the plan waits.
+/// Plans and applies repeatedly until the plan waits.
 async fn drive(applier: &Applier, sources: &Sources, view: &mut View, stop: &CancellationToken) -> Result<Plan, Error> {
-    // What a cache does not hold is not gone.
+    // An object that is missing from a cache may still exist.
     if view.key.is_none() {
         let effect = applier.apply(Action::ReadKey, view).await?;
         view.absorb(effect);
@@ -224,13 +230,14 @@ async fn drive(applier: &Applier, sources: &Sources, view: &mut View, stop: &Can
         view.now = sources.now();
         let current = plan(view);
         let Next::Do(action) = current.next else { return Ok(current) };
-        let effect = applier.apply(*action, view).await?;
+        let step = tracing::info_span!("step", name = action.name());
+        let effect = applier.apply(*action, view).instrument(step).await?;
         view.absorb(effect);
     }
     Ok(Plan { next: Next::Wait(Duration::from_secs(1)), ready: None, secret_name: None })
 }
 
-/// A failed request as users see it.
+/// The condition that shows a failed request to users.
 fn failed(error: &Error) -> Plan {
     let reason = match error.class() {
         ErrorClass::Forbidden | ErrorClass::Unauthorized => "Forbidden",
@@ -238,5 +245,5 @@ fn failed(error: &Error) -> Plan {
         ErrorClass::Invalid => "Refused",
         _ => "ApiServerUnavailable",
     };
-    Plan::not_ready(reason, format!("{error}. It is tried again"), 1)
+    Plan::not_ready(reason, format!("{error}. The operator retries the request"), 1)
 }

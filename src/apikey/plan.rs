@@ -1,6 +1,6 @@
-//! What an `ApiKey` needs next. Pure and total. The order of the writes is the promise: a token's hash and the name of its Secret are
-//! on record before the Secret exists, it is live only when the Secret's UID is on record, and it is a tombstone before its Secret
-//! goes and before another one comes. A crash anywhere is harmless: everything is derived from live state and the record.
+//! Decides the next request for an `ApiKey`, as a pure and total function. It must keep the order of the writes: a token's hash and the name of its
+//! Secret are recorded before the Secret is created, the token is live only once the UID of the Secret is recorded, and the record is a tombstone before
+//! the Secret is deleted or another token is issued. A crash at any point is harmless, because everything is derived from live state and the record.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use crate::resources::{ApiKey, ApiKeyRecord, CredentialState, SecretRecord};
 pub enum Next {
     /// Perform one request, then plan again.
     Do(Box<Action>),
-    /// Nothing to do before something changes. A watch will tell; this timer is for when it does not (L5).
+    /// Nothing to do until something changes. A watch delivers the change; the timer is a fallback (L5).
     Wait(Duration),
-    /// The `ApiKey` is gone and nothing of it is left.
+    /// The `ApiKey` and everything that belongs to it are gone.
     Finished,
 }
 
 /// The `Ready` condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ready {
-    /// The token can be used.
+    /// Whether the token can be used.
     pub status: bool,
     /// Bounded CamelCase reason.
     pub reason: &'static str,
@@ -32,12 +32,12 @@ pub struct Ready {
     pub message: String,
 }
 
-/// The decision and what to show.
+/// The decision and the status to show.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// What to do next.
     pub next: Next,
-    /// What to show, when the plan waits.
+    /// The condition to show when the plan waits.
     pub ready: Option<Ready>,
     /// The Secret with a token that authenticates.
     pub secret_name: Option<String>,
@@ -54,10 +54,10 @@ impl Plan {
     }
 }
 
-/// Seconds after which a settled key is looked at again: nobody tells us of a Secret that somebody deleted. Some more are added to
-/// it, so that keys that began together do not stay together.
+/// Seconds after which a settled key is checked again, because Secrets are not watched and a deleted one causes no event. A random number of seconds is
+/// added to spread the checks.
 const CHECK_SECONDS: u64 = 900;
-/// Seconds after which something that is held is looked at again.
+/// Seconds after which an object that is blocked by a foreign finalizer is checked again.
 pub(super) const RETRY_SECONDS: u64 = 30;
 
 /// Plans the next request.
@@ -67,23 +67,23 @@ pub fn plan(view: &View) -> Plan {
     }
     let ended = view.record.as_ref().is_some_and(ending::ended);
     match &view.key {
-        // Another leader has seen the end that this one has not heard of yet.
+        // Another leader has seen the deletion before this one.
         _ if ended => ending::plan(view),
         Some(key) if key.metadata.deletion_timestamp.is_none() => match view.place {
-            Place::Stands => living(view, key),
-            Place::SaidToGo => Plan::act(Action::ReadNamespace),
-            Place::Going => ending::plan(view),
+            Place::Active => living(view, key),
+            Place::CachedTerminating => Plan::act(Action::ReadNamespace),
+            Place::Terminating => ending::plan(view),
         },
         _ => ending::plan(view),
     }
 }
 
-/// A Secret that this pass made although another leader had issued another token meanwhile.
+/// A Secret that this pass created although another leader has issued another token in the meantime.
 fn stray(view: &View) -> Option<Action> {
     let (name, uid) = view.made.as_ref()?;
     let named = |r: &ApiKeyRecord| r.spec.token.secret.iter().chain(&r.spec.retired).any(|s| s.name == *name);
-    let there = matches!(view.secrets.get(name), Some(SecretFact::Uid(_)));
-    (there && !view.record.as_ref().is_some_and(named)).then(|| Action::DeleteSecret { name: name.clone(), uid: uid.clone() })
+    let exists = matches!(view.secrets.get(name), Some(SecretFact::Uid(_)));
+    (exists && !view.record.as_ref().is_some_and(named)).then(|| Action::DeleteSecret { name: name.clone(), uid: uid.clone() })
 }
 
 fn living(view: &View, key: &ApiKey) -> Plan {
@@ -113,12 +113,12 @@ fn living(view: &View, key: &ApiKey) -> Plan {
     }
 }
 
-/// What ends a token for good is decided on the `ApiKey` as it is now, never on a cache that is behind.
+/// Reads the `ApiKey` live first, because an action that ends a token for good must not be decided from a stale cache.
 pub(super) fn live_first(view: &View, action: impl FnOnce() -> Action) -> Plan {
     Plan::act(if view.key_is_live { action() } else { Action::ReadKey })
 }
 
-/// Why the token of a living key is over.
+/// Why the token of an `ApiKey` that is not being deleted has ended.
 fn end(view: &View, key: &ApiKey, record: &ApiKeyRecord, account: &Account, rotated: bool) -> Option<&'static str> {
     let token = &record.spec.token;
     if token.state == CredentialState::Revoked {
@@ -134,7 +134,7 @@ fn end(view: &View, key: &ApiKey, record: &ApiKeyRecord, account: &Account, rota
     }
 }
 
-/// The token is a tombstone: its Secret goes, and the condition says what to do for another one.
+/// The token is revoked: its Secret is deleted, and the condition says how to get another token.
 fn dead(view: &View, key: &ApiKey, record: &ApiKeyRecord, obstacle: Option<issue::Obstacle>) -> Plan {
     let held = match ending::cleanup(view, record) {
         ending::Cleanup::Do(action) => return Plan::act(*action),
@@ -144,23 +144,25 @@ fn dead(view: &View, key: &ApiKey, record: &ApiKeyRecord, obstacle: Option<issue
         ending::Cleanup::Nothing => None,
     };
     let account = &key.spec.service_account_name;
-    let again = "it stays dead. Change spec.rotation for another one";
+    let again = "the token stays revoked. To issue a new token, change spec.rotation";
     match (record.spec.token.revoked_because.as_deref(), obstacle, held) {
         (Some("Rotated"), Some((reason, message)), _) => Plan::not_ready(reason, message, CHECK_SECONDS),
         (Some("Rotated"), None, Some(held)) => Plan::not_ready("SecretHeld", ending::held_message(view, &held), RETRY_SECONDS),
         (Some("Expired"), ..) => {
-            let message = "the token has expired and stays dead. Set spec.expiresAt to a later time, or leave it out, and change spec.rotation for another one";
+            let message =
+                "the token has expired. To issue a new token, set spec.expiresAt to a later time or remove it, and change spec.rotation";
             Plan::not_ready("Expired", message, CHECK_SECONDS)
         }
         (Some("ServiceAccountReplaced"), ..) => {
-            let message = format!("ServiceAccount {account} is not the one that the token was issued for, and {again}");
+            let message = format!("ServiceAccount {account} was recreated after the token was issued, so {again}");
             Plan::not_ready("ServiceAccountReplaced", message, CHECK_SECONDS)
         }
         (Some("ServiceAccountDeleted"), ..) => {
-            let message = format!("ServiceAccount {account} was deleted after the token was issued, and {again} when there is one again");
+            let message =
+                format!("ServiceAccount {account} was deleted after the token was issued, so {again} once the ServiceAccount exists again");
             Plan::not_ready("ServiceAccountDeleted", message, CHECK_SECONDS)
         }
-        _ => Plan::not_ready("Revoked", format!("the token was revoked and {again}"), CHECK_SECONDS),
+        _ => Plan::not_ready("Revoked", "the token was revoked. To issue a new token, change spec.rotation", CHECK_SECONDS),
     }
 }
 
@@ -180,27 +182,31 @@ fn live(view: &View, key: &ApiKey, record: &ApiKeyRecord) -> Plan {
         ending::Cleanup::Nothing => String::new(),
     };
     let Some(SecretRecord { name, uid, .. }) = &token.secret else {
-        return Plan::not_ready("Revoked", "the record is not complete: change spec.rotation for another token", CHECK_SECONDS);
+        return Plan::not_ready(
+            "Revoked",
+            "the record of the token is incomplete. To issue a new token, change spec.rotation",
+            CHECK_SECONDS,
+        );
     };
     let Some(fact) = view.secrets.get(name) else { return Plan::act(Action::ReadSecret(name.clone())) };
-    let next = Next::Wait(next_look(view, key));
+    let next = Next::Wait(next_check(view, key));
     if !matches!(fact, SecretFact::Uid(found) if Some(found) == uid.as_ref()) {
         let message = format!(
-            "Secret {name} was deleted, but the token still authenticates for whoever has it: change spec.rotation for another one, or delete this ApiKey to revoke it"
+            "Secret {name} was deleted, but the token in it is still valid. To issue a new token, change spec.rotation; to revoke the token, delete this ApiKey"
         );
         return Plan { next, ..Plan::not_ready("SecretMissing", message, CHECK_SECONDS) };
     }
-    let ready = Ready { status: true, reason: "Issued", message: format!("the token is in Secret {name} under the key token{held}") };
+    let ready = Ready { status: true, reason: "Issued", message: format!("the token is stored in Secret {name}, key token{held}") };
     Plan { next, ready: Some(ready), secret_name: Some(name.clone()) }
 }
 
-/// When to look again: at the expiry, or for the Secret.
-fn next_look(view: &View, key: &ApiKey) -> Duration {
+/// When to check again: at the expiry, or for a deleted Secret.
+fn next_check(view: &View, key: &ApiKey) -> Duration {
     let jitter = u64::from(view.fresh.key[0]);
     let check = Duration::from_secs(CHECK_SECONDS + jitter);
     let until =
         |t: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time| Duration::try_from(t.0.duration_since(view.now)).unwrap_or_default();
     let expiry = key.spec.expires_at.as_ref().map_or(check, until);
-    // A timer that is a little early would only make another pass.
+    // A timer that fires slightly too early would cause a second pass.
     check.min(expiry + Duration::from_millis(100))
 }

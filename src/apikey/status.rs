@@ -1,5 +1,5 @@
-//! The status of an `ApiKey`: a report of the plan, written only when it differs (L6), fenced by UID (S4), field by field, because
-//! `lastUsedTime` in it is the HTTP API's.
+//! The status of an `ApiKey`, computed from the plan. It is written only when it changes (L6), with the UID as a precondition (S4), and field by field,
+//! because `lastUsedTime` belongs to the HTTP API and must not be overwritten.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -9,7 +9,7 @@ use super::plan::Plan;
 use crate::resources::conditions::{self, types};
 use crate::resources::{ApiKey, ApiKeyStatus};
 
-/// The status that the plan asks for.
+/// Computes the status from the plan.
 pub fn compute(key: &ApiKey, plan: &Plan, now: Timestamp) -> Option<ApiKeyStatus> {
     let ready = plan.ready.as_ref()?;
     let mut status = key.status.clone().unwrap_or_default();
@@ -21,7 +21,7 @@ pub fn compute(key: &ApiKey, plan: &Plan, now: Timestamp) -> Option<ApiKeyStatus
     Some(status)
 }
 
-/// Patch from the status that stands to this one. `None`: nothing to write.
+/// The patch from the current status to the new one; `None` if they are equal.
 pub fn patch(key: &ApiKey, new: &ApiKeyStatus) -> Option<json_patch::Patch> {
     let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": key.metadata.uid})];
     let Some(old) = &key.status else {
@@ -44,8 +44,8 @@ pub fn patch(key: &ApiKey, new: &ApiKeyStatus) -> Option<json_patch::Patch> {
     (operations.len() > 1).then(|| crate::runtime::patch::patch(&operations))
 }
 
-/// Whether the reason of `Ready` changed: worth an event.
-pub fn turned(key: &ApiKey, new: &ApiKeyStatus) -> bool {
+/// Whether the reason of `Ready` has changed, which emits an event.
+pub fn reason_changed(key: &ApiKey, new: &ApiKeyStatus) -> bool {
     let reason = |s: Option<&ApiKeyStatus>| s.and_then(|s| s.conditions.iter().find(|c| c.type_ == types::READY)).map(|c| c.reason.clone());
     reason(key.status.as_ref()) != reason(Some(new))
 }
@@ -61,15 +61,15 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_written_once_and_never_over_the_last_use() {
+    fn a_status_is_written_once_and_never_overwrites_the_last_use() {
         let at = |s| Timestamp::from_second(s).unwrap();
         let mut key = ApiKey::default();
         key.metadata.generation = Some(1);
         let first = compute(&key, &plan("Issued", Some("s")), at(100)).unwrap();
-        assert!(turned(&key, &first) && patch(&key, &first).is_some());
+        assert!(reason_changed(&key, &first) && patch(&key, &first).is_some());
         key.status = Some(first);
         let again = compute(&key, &plan("Issued", Some("s")), at(200)).unwrap();
-        assert!(patch(&key, &again).is_none() && !turned(&key, &again));
+        assert!(patch(&key, &again).is_none() && !reason_changed(&key, &again));
         if let Some(status) = &mut key.status {
             status.last_used_time = Some(Time(at(150)));
         }

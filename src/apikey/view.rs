@@ -1,5 +1,5 @@
-//! What one pass knows of one `ApiKey`, and the requests that a plan can ask for. Data only.
-//! Caches fill a view at the start; that something is gone, and everything that ends a token for good, is learned live.
+//! What one pass knows about one `ApiKey`, and the requests that a plan can return. Data only. A view starts with the contents of the caches. The absence
+//! of an object, and every fact that ends a token for good, must come from a live read.
 
 use std::collections::BTreeMap;
 
@@ -10,40 +10,40 @@ use crate::credentials::{ApiKeyId, ApiToken};
 use crate::resources::{ApiKey, ApiKeyRecord, DELETION_FINALIZER};
 use crate::runtime::time_and_random::Fresh;
 
-/// What is known of a Secret. It is never read: a dry-run DELETE tells its UID (DESIGN.md 4.8).
+/// What is known about a Secret. It is never read: a dry-run DELETE returns its UID (DESIGN.md 4.8).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretFact {
-    /// A live answer said so, or another UID stands under that name.
+    /// A live read found no Secret, or one with another UID.
     Gone,
-    /// One of that UID exists.
+    /// A Secret with this UID exists.
     Uid(String),
-    /// A delete was accepted: whether it is gone is to be read.
+    /// A delete was accepted; a read must show whether it is gone.
     Accepted,
-    /// It is being deleted, but somebody else's finalizer holds it.
+    /// It is being deleted, but a finalizer of another controller blocks it.
     Held,
 }
 
-/// What is known of the ServiceAccount, from a live read.
+/// What a live read found out about the ServiceAccount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Account {
-    /// There is none, or it is being deleted.
+    /// It does not exist or is being deleted.
     Gone,
-    /// One of that UID exists.
+    /// A ServiceAccount with this UID exists.
     Uid(String),
 }
 
-/// What is known of the namespace.
+/// The state of the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// It is not being deleted.
-    Stands,
-    /// A cache says that it is Terminating: it may be one of that name that was there before.
-    SaidToGo,
-    /// A live read said that it is Terminating, or gone.
-    Going,
+    Active,
+    /// The cache shows it as Terminating, which may be an earlier namespace of the same name.
+    CachedTerminating,
+    /// A live read found it Terminating or gone.
+    Terminating,
 }
 
-/// One request. Every write is fenced by a UID or a resourceVersion (S4).
+/// One request. Every write has a UID or a resourceVersion as a precondition (S4).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Live read of the `ApiKey`.
@@ -54,7 +54,7 @@ pub enum Action {
     ReadAccount,
     /// Adds the finalizer; never on a deleting object (S8).
     AddFinalizer,
-    /// Takes the finalizer off: the last request for an `ApiKey` (S3).
+    /// Removes the finalizer: the last request for an `ApiKey` (S3).
     ReleaseFinalizer,
     /// Creates the record.
     CreateRecord(Box<ApiKeyRecord>),
@@ -62,7 +62,7 @@ pub enum Action {
     SaveRecord(Box<ApiKeyRecord>),
     /// Deletes the record of an `ApiKey` that is gone.
     DeleteRecord,
-    /// Which Secret stands under this name.
+    /// Finds the UID of the Secret with this name.
     ReadSecret(String),
     /// Creates the token's Secret.
     CreateSecret(Box<Secret>),
@@ -75,28 +75,47 @@ pub enum Action {
     },
 }
 
-/// The answer to an action.
+impl Action {
+    /// A short name for logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::ReadKey => "read-key",
+            Self::ReadNamespace => "read-namespace",
+            Self::ReadAccount => "read-service-account",
+            Self::AddFinalizer => "add-finalizer",
+            Self::ReleaseFinalizer => "release-finalizer",
+            Self::CreateRecord(_) => "create-record",
+            Self::SaveRecord(_) => "save-record",
+            Self::DeleteRecord => "delete-record",
+            Self::ReadSecret(_) => "read-secret",
+            Self::CreateSecret(_) => "create-secret",
+            Self::DeleteSecret { .. } => "delete-secret",
+        }
+    }
+}
+
+/// The result of an action.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// The `ApiKey` as it was read live; `None`: gone, or another UID.
+    /// The `ApiKey` from a live read; `None` if it is gone or has another UID.
     Key(Option<Box<ApiKey>>),
-    /// The `ApiKey` after it was patched: to be read again before anything is built on it.
+    /// The `ApiKey` after a patch; it must be read again before a decision is based on it.
     Patched(Box<ApiKey>),
-    /// Whether the namespace is going.
+    /// Whether the namespace is Terminating or gone.
     Namespace(bool),
     /// The ServiceAccount.
     Account(Account),
-    /// The record as this pass wrote it; `None`: deleted.
+    /// The record that this pass has written; `None` if it was deleted.
     Record(Option<Box<ApiKeyRecord>>),
-    /// The record as it was read; `None`: there is none.
+    /// The record from a live read; `None` if it does not exist.
     FoundRecord(Option<Box<ApiKeyRecord>>),
-    /// A Secret of that name.
+    /// A fact about the Secret with this name.
     Secret(String, SecretFact),
     /// The Secret that this pass created: name and UID.
     Made(String, String),
 }
 
-/// What one pass knows.
+/// What one pass knows about an `ApiKey`.
 #[derive(Clone)]
 pub struct View {
     /// UID of the `ApiKey`.
@@ -105,22 +124,22 @@ pub struct View {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// The `ApiKey`; `None`: a live read found it gone or under another UID.
+    /// The `ApiKey`; `None` if a live read found it gone or with another UID.
     pub key: Option<ApiKey>,
-    /// It was read live, later than the record and than it was last written to. A tombstone that is written after that changes the
-    /// record's resourceVersion, so no write of this pass can replace it (S8).
+    /// Whether the `ApiKey` was read live after the record was read and after its own last write. A tombstone written later changes the resourceVersion of
+    /// the record, so no write of this pass can replace it (S8).
     pub key_is_live: bool,
-    /// The record; `None`: a live read found none.
+    /// The record; `None` if a live read found none.
     pub record: Option<ApiKeyRecord>,
-    /// Its namespace.
+    /// The state of its namespace.
     pub place: Place,
-    /// Its ServiceAccount; `None`: not read yet.
+    /// Its ServiceAccount; `None` if not read yet.
     pub account: Option<Account>,
-    /// Secrets that were asked for in this pass.
+    /// Facts about Secrets from this pass.
     pub secrets: BTreeMap<String, SecretFact>,
     /// The Secret that this pass created: name and UID.
     pub made: Option<(String, String)>,
-    /// The random material of this pass was used: it must never make a second token, which would be the first one again.
+    /// Whether the random material of this pass has been used. It must not be used twice, because that would issue the same token again.
     pub spent: bool,
     /// Namespace of the operator.
     pub operator_namespace: String,
@@ -131,7 +150,7 @@ pub struct View {
 }
 
 impl View {
-    /// Takes in the answer to an action.
+    /// Updates the view with the result of an action.
     pub fn absorb(&mut self, effect: Effect) {
         match effect {
             Effect::Key(key) => {
@@ -142,10 +161,10 @@ impl View {
                 self.key = Some(*key);
                 self.key_is_live = false;
             }
-            Effect::Namespace(terminating) => self.place = if terminating { Place::Going } else { Place::Stands },
+            Effect::Namespace(terminating) => self.place = if terminating { Place::Terminating } else { Place::Active },
             Effect::Account(account) => self.account = Some(account),
             Effect::Record(record) => self.record = record.map(|r| *r),
-            // Somebody else's: what was read before it may have changed since, the `ApiKey` by its deletion, and the Secrets.
+            // Another client wrote the record: facts that were read before may be stale, both the `ApiKey` and the Secrets.
             Effect::FoundRecord(record) => {
                 self.record = record.map(|r| *r);
                 self.key_is_live &= self.key.is_none();
@@ -164,7 +183,7 @@ impl View {
         self.spent |= named;
     }
 
-    /// The token that this pass would issue.
+    /// The token that this pass can issue.
     pub fn fresh_token(&self, service_account: &str) -> ApiToken {
         let own = str::to_owned;
         let id =
@@ -172,13 +191,13 @@ impl View {
         ApiToken::new(id, self.fresh.key)
     }
 
-    /// The name that this pass would give a new Secret: unguessable.
+    /// The unguessable name of the Secret that this pass can create.
     pub fn fresh_secret(&self) -> String {
         format!("api-key-{}", self.fresh.suffix)
     }
 }
 
-/// Whether an `ApiKey` carries our finalizer.
+/// Whether an `ApiKey` has the operator's finalizer.
 pub fn has_finalizer(key: &ApiKey) -> bool {
     key.metadata.finalizers.iter().flatten().any(|f| f == DELETION_FINALIZER)
 }

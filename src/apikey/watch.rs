@@ -1,4 +1,4 @@
-//! What is watched for `ApiKeys`: them, their records, namespaces, and, without keeping them, `ServiceAccounts`. Secrets are not.
+//! The watches for `ApiKeys`: the keys themselves, their records, namespaces, and `ServiceAccounts`, which are not cached. Secrets must never be watched.
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -19,7 +19,7 @@ use crate::runtime::queue::Queue;
 /// Read side of the caches.
 #[derive(Clone)]
 pub struct Caches {
-    /// `ApiKeys` of all namespaces.
+    /// `ApiKeys` in all namespaces.
     pub keys: Store<ApiKey>,
     /// Their records.
     pub records: Store<ApiKeyRecord>,
@@ -36,10 +36,10 @@ impl Caches {
         (found.metadata.uid.as_deref() == Some(uid)).then(|| (*found).clone())
     }
 
-    /// Waits until every cache has its first list.
+    /// Waits until every cache has been filled by its first list.
     ///
     /// # Errors
-    /// When a watch task ended.
+    /// When a watch task has ended.
     pub async fn ready(&self) -> Result<(), kube::runtime::reflector::store::WriterDropped> {
         self.keys.wait_until_ready().await?;
         self.records.wait_until_ready().await?;
@@ -47,13 +47,13 @@ impl Caches {
     }
 }
 
-/// Whether a namespace is going.
+/// Whether a namespace is being deleted.
 pub fn terminating(namespace: &Namespace) -> bool {
     let phase = namespace.status.as_ref().and_then(|s| s.phase.as_deref());
     namespace.metadata.deletion_timestamp.is_some() || phase == Some("Terminating")
 }
 
-/// Starts the watches; they run until `stop`, in `tasks`.
+/// Starts the watches in `tasks`; they run until `stop` is cancelled.
 pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>) -> Caches {
     let all = watched(PAGE);
     let index = Index::default();
@@ -83,17 +83,17 @@ fn uids(keys: &Store<ApiKey>, concerned: impl Fn(&ApiKey) -> bool) -> Vec<String
 
 type Accounts = BoxStream<'static, watcher::Result<watcher::Event<PartialObjectMeta<ServiceAccount>>>>;
 
-/// A ServiceAccount that comes, goes or changes concerns the keys that act as it. None is kept: each pass reads its own live.
+/// Queues the keys that act as a ServiceAccount that was created, changed or deleted. ServiceAccounts are not cached: each pass reads its own live.
 async fn accounts(mut events: Accounts, keys: Store<ApiKey>, queue: Queue, stop: CancellationToken) {
     loop {
         let event = tokio::select! { () = stop.cancelled() => return, event = events.next() => event };
         let touched = match event {
             Some(Ok(watcher::Event::Apply(account) | watcher::Event::Delete(account))) => using(&keys, &account),
-            // After a new list nobody says what is not on it any more.
+            // A relist emits no event for objects that have disappeared, so all keys are queued.
             Some(Ok(watcher::Event::InitDone)) => uids(&keys, |_| true),
             Some(Ok(watcher::Event::Init | watcher::Event::InitApply(_))) => continue,
             Some(Err(error)) => {
-                tracing::warn!(kind = "ServiceAccount", %error, "watch failed; it is tried again");
+                tracing::warn!(kind = "ServiceAccount", %error, "watch failed, retrying");
                 continue;
             }
             None => return,

@@ -1,5 +1,5 @@
-//! Whether computers of a class could be archived. Their archive pods run in the operator's namespace as the user of the machine. A class
-//! whose archive pods are refused there gives computers that work, and that can never be deleted (L1): the class is refused instead.
+//! Builds the archive pod of a computer of a class, for a dry run. Archive pods run in the operator's namespace as the user of the machine. If they
+//! were rejected there, computers of the class would work but could never be deleted (L1); the class is rejected instead.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,26 +13,26 @@ use crate::resources::{ComputerClass, ComputerRecordSpec, ComputerSpec, Snapshot
 use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Fresh;
 
-/// UID of no computer.
-const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
+/// The UID of a computer that does not exist.
+const NO_UID: &str = "00000000-0000-0000-0000-000000000000";
 
-/// What deletion would know of a computer of this class.
+/// The snapshot that a computer of this class would have.
 pub(super) fn snapshot(class: &ComputerClass, machine: &Pod) -> Snapshot {
     machine_pod::snapshot(class, &ComputerSpec::default(), machine)
 }
 
-/// The archive pod of such a computer, without a name.
+/// The archive pod of a computer with this snapshot, without a name.
 pub(super) fn archive_pod(settings: &Settings, snapshot: Snapshot) -> Pod {
-    let view = nobody(settings);
+    let view = empty_view(settings);
     let record = crate::computer::new_record::new(&view, ComputerRecordSpec { snapshot, ..ComputerRecordSpec::default() });
     let mut pod = custody::archive_pod(&view, &record, "");
     pod.metadata.name = None;
     pod
 }
 
-fn nobody(settings: &Settings) -> View {
+fn empty_view(settings: &Settings) -> View {
     View {
-        uid: NOBODY.to_owned(),
+        uid: NO_UID.to_owned(),
         namespace: String::new(),
         name: String::new(),
         computer: None,

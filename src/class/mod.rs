@@ -1,6 +1,6 @@
-//! The `ComputerClass` controller: is the pod that a class asks for one that the API server would take? A server-side dry run in
-//! the operator's namespace says so, and its own message stands in the `Accepted` condition. The archive pod that its computers will need is
-//! tried in the same way. Writes only what changed.
+//! The `ComputerClass` controller: checks with a server-side dry run in the operator's namespace whether the API server would accept the pod of a
+//! class, and the archive pod that its computers will need. The result, with the API server's message, becomes the condition `Accepted`. It must
+//! never create an object, and writes a status only when it changes.
 
 mod archive;
 
@@ -29,34 +29,38 @@ use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Sources;
 
+/// Time until a failed check is retried.
+const RETRY: Duration = Duration::from_secs(30);
+
 struct Shared {
     client: Client,
     settings: Settings,
     sources: Sources,
 }
 
-/// Runs until `stop`.
+/// Runs the controller until `stop` is cancelled.
 pub async fn run(client: Client, settings: Settings, sources: Sources, stop: CancellationToken) {
     let (reader, writer) = reflector::store();
     let all = Api::<DeserializeGuard<ComputerClass>>::all(client.clone());
     let understood = watcher(all, watched(ADMINS_PAGE)).backoff(WatchBackoff::new(&sources)).map_ok(understood);
     let classes = understood.reflect(writer).applied_objects();
-    // Not for a status that was written here: a verdict may quote a text that differs each time, and would be written and checked for ever.
+    // Ignore status updates: a verdict may quote a message that differs on each attempt, which would make the controller check and write in a loop.
     let classes = classes.predicate_filter(predicates::generation, PredicateConfig::default());
     let shared = Arc::new(Shared { client, settings, sources });
     Controller::for_stream(classes, reader)
         .with_config(kube::runtime::controller::Config::default().concurrency(4))
         .graceful_shutdown_on(stop.cancelled_owned())
-        .run(reconcile, |_, _, _| Action::requeue(Duration::from_secs(30)), shared)
+        .run(reconcile, |_, _, _| Action::requeue(RETRY), shared)
         .for_each(|result| {
             if let Err(error) = result {
-                tracing::warn!(%error, "a class was not checked; it is tried again");
+                tracing::warn!(%error, "cannot check a ComputerClass; retrying in {} s", RETRY.as_secs());
             }
             futures::future::ready(())
         })
         .await;
 }
 
+#[tracing::instrument(skip_all, fields(kind = "ComputerClass", name = class.name_any(), uid = class.metadata.uid))]
 async fn reconcile(class: Arc<ComputerClass>, shared: Arc<Shared>) -> Result<Action, CallError> {
     let verdict = check(&class, &shared).await?;
     let status = status(&class, &verdict, shared.sources.now());
@@ -68,7 +72,7 @@ async fn reconcile(class: Arc<ComputerClass>, shared: Arc<Shared>) -> Result<Act
         let api: Api<ComputerClass> = Api::all(shared.client.clone());
         call(api.patch_status(&class.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await?;
     }
-    // Pod Security labels, quotas and policies of the namespace change without an event of the class.
+    // Pod Security labels, quotas and policies of the namespace can change without an event of the class.
     Ok(Action::requeue(if verdict.reason == CHECK_REFUSED { Duration::from_secs(60) } else { Duration::from_secs(600) }))
 }
 
@@ -85,35 +89,36 @@ fn refused(reason: &'static str, message: impl Into<String>) -> Verdict {
 }
 
 fn accepted() -> Verdict {
-    Verdict { accepted: true, reason: "Accepted", message: "the class can be used".to_owned() }
+    Verdict { accepted: true, reason: "Accepted", message: "computers can use this class".to_owned() }
 }
 
-/// The reason of a class that was refused for something that is not the class's fault, maybe.
+/// The reason of a class that could not be checked. The cause may be the cluster rather than the class.
 const CHECK_REFUSED: &str = "CheckRefused";
 
-/// An unknown outcome is an error and is tried again; only an answer is a verdict.
+/// Checks a class. Only a response is a verdict; an unknown outcome is an error and is retried.
 async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallError> {
     let archived = class.spec.archive.policy != ArchivePolicy::None;
     if class.spec.session_paths.is_empty() && archived {
         return Ok(refused(
             "NoSessionPaths",
-            "spec.sessionPaths is empty: name at least one folder, '.' for the whole home, or set archive.policy: None",
+            "spec.sessionPaths is empty. List at least one directory ('.' for the whole home), or set spec.archive.policy to None",
         ));
     }
     if let Some(why) = class.spec.session_paths.iter().find_map(|path| pack::check_path(path).err()) {
-        return Ok(refused("InvalidSessionPath", format!("spec.sessionPaths: {why}")));
+        return Ok(refused("InvalidSessionPath", format!("spec.sessionPaths is invalid: {why}")));
     }
     let machine = match machine_pod::desired(class, &ComputerSpec::default(), "dry-run") {
         Ok(pod) => pod,
         Err(why) => return Ok(refused("InvalidPodTemplate", why)),
     };
     let namespace = &shared.settings.namespace;
-    let verdict = match try_out(shared, machine.clone()).await? {
-        Answer::Taken => accepted(),
+    let verdict = match dry_run(shared, machine.clone()).await? {
+        Answer::Accepted => accepted(),
         Answer::Invalid(message) => return Ok(refused("InvalidPodTemplate", message)),
-        // Allowed where the tenant's namespace allows it; the operator's own is restricted.
+        // The tenant's namespace may allow it, although the operator's namespace is restricted.
         Answer::PodSecurity(message) => {
-            Verdict { reason: "NotRestricted", message: format!("usable only in namespaces that allow it: {message}"), ..accepted() }
+            let message = format!("the class is usable only in namespaces whose Pod Security level permits its pods: {message}");
+            Verdict { reason: "NotRestricted", message, ..accepted() }
         }
         Answer::Forbidden(error) => return unless_accepted(class, namespace, error),
     };
@@ -122,43 +127,43 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
     }
     let snapshot = archive::snapshot(class, &machine);
     let user = snapshot.run_as_user.unwrap_or_default();
-    match try_out(shared, archive::archive_pod(&shared.settings, snapshot)).await? {
-        Answer::Taken => Ok(verdict),
+    match dry_run(shared, archive::archive_pod(&shared.settings, snapshot)).await? {
+        Answer::Accepted => Ok(verdict),
         Answer::Invalid(message) | Answer::PodSecurity(message) => Ok(refused(
             "ArchiveNotPossible",
             format!(
-                "computers of this class could never be deleted: their archive pods run as the user of the machine (runAsUser {user}), and namespace {namespace} refuses such pods. Set securityContext.runAsUser in spec.podTemplate to a user that it allows (not 0 where Pod Security is restricted), or let an admin of {namespace} allow such pods there, or set archive.policy: None. It says: {message}"
+                "computers of this class could not be deleted: their archive pods run as the user of the machine (runAsUser {user}), and namespace {namespace} does not allow such pods. Set securityContext.runAsUser in spec.podTemplate to an allowed user (not 0 if Pod Security is restricted), allow such pods in namespace {namespace}, or set spec.archive.policy to None. The API server responded: {message}"
             ),
         )),
         Answer::Forbidden(error) => unless_accepted(class, namespace, error),
     }
 }
 
-/// What a dry run came to.
+/// The result of a dry run.
 enum Answer {
-    /// The API server would take the pod, or refuses it for something that other namespaces do not have.
-    Taken,
+    /// The API server would accept the pod, or rejects it for a reason that is specific to this namespace.
+    Accepted,
     Invalid(String),
     PodSecurity(String),
     Forbidden(CallError),
 }
 
-async fn try_out(shared: &Shared, mut probe: Pod) -> Result<Answer, CallError> {
+async fn dry_run(shared: &Shared, mut probe: Pod) -> Result<Answer, CallError> {
     probe.metadata.generate_name = Some("class-dry-run-".to_owned());
     let api: Api<Pod> = Api::namespaced(shared.client.clone(), &shared.settings.namespace);
     let params = PostParams { dry_run: true, ..PostParams::default() };
-    let Err(error) = call(api.create(&params, &probe)).await else { return Ok(Answer::Taken) };
+    let Err(error) = call(api.create(&params, &probe)).await else { return Ok(Answer::Accepted) };
     match (classify(&error), error.to_string()) {
         (ErrorClass::Invalid, message) => Ok(Answer::Invalid(message)),
         (ErrorClass::Forbidden, message) if message.contains("violates PodSecurity") => Ok(Answer::PodSecurity(message)),
-        // The account that a template names lives in the tenants' namespaces. A quota is asked last: everything else was in order.
-        (ErrorClass::Forbidden, message) if message.contains("serviceaccount") || message.contains("quota") => Ok(Answer::Taken),
+        // The ServiceAccount of a template exists in the tenants' namespaces. Quotas are checked last, so everything else was valid.
+        (ErrorClass::Forbidden, message) if message.contains("serviceaccount") || message.contains("quota") => Ok(Answer::Accepted),
         (ErrorClass::Forbidden, _) => Ok(Answer::Forbidden(error)),
         _ => Err(error),
     }
 }
 
-/// The API server does not let the operator find out. A class that was accepted before stays so; another one says why it cannot be used.
+/// The API server does not allow the dry run. A class that has been accepted stays accepted; otherwise the verdict says why it cannot be used.
 fn unless_accepted(class: &ComputerClass, namespace: &str, error: CallError) -> Result<Verdict, CallError> {
     let conditions = class.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let of_this = |c: &&Condition| c.type_ == types::ACCEPTED && c.observed_generation == class.metadata.generation;
@@ -168,7 +173,7 @@ fn unless_accepted(class: &ComputerClass, namespace: &str, error: CallError) -> 
     Ok(refused(
         CHECK_REFUSED,
         format!(
-            "the class cannot be checked: the API server refuses the trial of its pods in namespace {namespace}. Let the operator create them there; it is tried again every minute. It says: {error}"
+            "cannot check the class: the API server rejects a dry run of its pods in namespace {namespace}. Allow the operator to create pods there; the check is retried every minute. The API server responded: {error}"
         ),
     ))
 }

@@ -4,12 +4,12 @@ use serde_json::Value;
 
 use super::*;
 
-/// An API server that answers every dry run of a pod in this way: `None` takes it.
+/// An API server that responds to every dry run of a pod with `answer`; `None` accepts it.
 fn server(answer: fn(&Value) -> Option<(u16, &'static str)>) -> Shared {
     let service = tower::service_fn(move |request: Request<Body>| async move {
         let body = request.into_body().collect_bytes().await?.to_vec();
         let pod: Value = serde_json::from_slice(&body).unwrap();
-        assert_eq!(pod["metadata"]["generateName"], "class-dry-run-", "the admission policy lets only this one through");
+        assert_eq!(pod["metadata"]["generateName"], "class-dry-run-", "the admission policy allows only this name");
         assert!(pod["metadata"]["name"].is_null() && pod["spec"]["containers"][0]["image"].is_string(), "{pod}");
         let Some((code, message)) = answer(&pod) else { return Ok(Response::new(Body::from(body))) };
         let reason = if code == 403 { "Forbidden" } else { "Invalid" };
@@ -31,7 +31,7 @@ fn plain() -> Value {
 }
 
 #[tokio::test]
-async fn a_class_names_what_is_archived_or_wants_no_archive() {
+async fn a_class_needs_valid_session_paths_unless_it_disables_the_archive() {
     let shared = server(|_| None);
     for (policy, paths, reason) in [
         ("Required", json!([]), "NoSessionPaths"),
@@ -45,9 +45,9 @@ async fn a_class_names_what_is_archived_or_wants_no_archive() {
     }
 }
 
-/// L1: the machine works where its namespace allows root. Its archive pod runs in the operator's namespace, as root too.
+/// L1: a machine can run as root where its namespace allows it, but its archive pod also runs as root, in the operator's namespace.
 #[tokio::test]
-async fn a_class_whose_archive_pods_are_refused_is_not_accepted() {
+async fn a_class_whose_archive_pods_are_rejected_is_not_accepted() {
     let restricted = |pod: &Value| {
         let root = pod["spec"]["securityContext"]["runAsUser"] == 0 || pod["spec"]["containers"][0]["securityContext"]["runAsUser"] == 0;
         root.then_some((403, "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": runAsNonRoot != true"))
@@ -59,7 +59,7 @@ async fn a_class_whose_archive_pods_are_refused_is_not_accepted() {
         for policy in ["Required", "BestEffort"] {
             let verdict = check(&class(&template, &json!({"archive": {"policy": policy}})), &shared).await.unwrap();
             assert_eq!((verdict.accepted, verdict.reason), (false, "ArchiveNotPossible"));
-            for part in ["runAsUser 0", "namespace op", "archive.policy: None", "violates PodSecurity"] {
+            for part in ["runAsUser 0", "namespace op", "spec.archive.policy to None", "violates PodSecurity"] {
                 assert!(verdict.message.contains(part), "{}", verdict.message);
             }
         }
@@ -69,7 +69,7 @@ async fn a_class_whose_archive_pods_are_refused_is_not_accepted() {
     assert_eq!(check(&class(&plain(), &json!({})), &shared).await.unwrap().reason, "Accepted");
 }
 
-/// A privileged machine whose user may read the home is archived by a pod that is not privileged.
+/// The archive pod of a privileged machine is not privileged.
 #[tokio::test]
 async fn a_privileged_machine_can_be_archived() {
     let shared = server(|pod| {
@@ -81,9 +81,9 @@ async fn a_privileged_machine_can_be_archived() {
     assert_eq!((verdict.accepted, verdict.reason), (true, "NotRestricted"));
 }
 
-/// L2: whatever the API server says, the class has a verdict.
+/// L2: a class has a verdict whatever the API server responds.
 #[tokio::test]
-async fn a_class_has_a_verdict_where_a_quota_or_a_policy_refuses_the_trial() {
+async fn a_class_has_a_verdict_even_if_a_quota_or_a_policy_rejects_the_dry_run() {
     let exceeded = server(|_| Some((403, "pods \"x\" is forbidden: exceeded quota: q")));
     let incomplete = server(|_| Some((403, "pods \"x\" is forbidden: failed quota: q: must specify limits.cpu")));
     for shared in [exceeded, incomplete] {
@@ -96,9 +96,9 @@ async fn a_class_has_a_verdict_where_a_quota_or_a_policy_refuses_the_trial() {
     assert!(verdict.message.contains("no owner"), "{}", verdict.message);
     let known = |generation| Verdict { message: String::new(), ..accepted() }.into_status(&class(&plain(), &json!({})), generation);
     unknown.status = Some(known(1));
-    assert!(check(&unknown, &shared).await.is_err(), "what was accepted stays so, and is tried again");
+    assert!(check(&unknown, &shared).await.is_err(), "an accepted class stays accepted and is checked again");
     unknown.status = Some(known(0));
-    assert_eq!(check(&unknown, &shared).await.unwrap().reason, CHECK_REFUSED, "of a spec that was changed since");
+    assert_eq!(check(&unknown, &shared).await.unwrap().reason, CHECK_REFUSED, "the spec has changed since it was accepted");
 }
 
 impl Verdict {
@@ -109,9 +109,9 @@ impl Verdict {
     }
 }
 
-/// B6: without its own time limit a load balancer closes a quiet watch, and nobody notices before the next change.
+/// B6: without its own timeout, an idle watch may be closed by a load balancer, which goes unnoticed until the next change.
 #[tokio::test]
-async fn classes_are_watched_with_the_time_limit_of_all_watches() {
+async fn classes_are_watched_with_the_usual_watch_timeout() {
     let (asked, mut queries) = tokio::sync::mpsc::unbounded_channel();
     let service = tower::service_fn(move |request: Request<Body>| {
         let query = request.uri().query().unwrap_or_default().to_owned();

@@ -1,5 +1,5 @@
-//! The token of an `ApiKey`: `coa_<id>.<secret><checksum>`, see [`super::token`]. The id names the ServiceAccount, too, so that
-//! everything that verification reads can be read at once; that it is the right one, the record says.
+//! The token of an `ApiKey`: `coa_<id>.<secret><checksum>`, see [`super::token`]. The id contains the name of the ServiceAccount, so that verification
+//! can read all objects in parallel. The record confirms that the name is correct.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -7,9 +7,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::id::{is_label, is_name, is_uid};
 use super::token::{SECRET_BYTES, Secret};
 
-/// What every token begins with.
+/// The prefix of every token.
 pub const PREFIX: &str = "coa_";
-/// A namespace of 63, two names of 253 and a UID of 36 characters, in base64, and some air.
+/// Maximum length of an encoded id: a namespace of 63, two names of 253 and a UID of 36 characters in base64, rounded up.
 const LONGEST: usize = 900;
 
 /// An `ApiKey` and the ServiceAccount that it acts as.
@@ -26,12 +26,12 @@ pub struct ApiKeyId {
 }
 
 impl ApiKeyId {
-    /// As one word of `A-Z a-z 0-9 - _`.
+    /// Encodes the id with the characters `A-Z a-z 0-9 - _`.
     fn encode(&self) -> String {
         URL_SAFE_NO_PAD.encode(format!("{}/{}/{}/{}", self.namespace, self.name, self.uid, self.service_account))
     }
 
-    /// `None`: it is not one; nothing that Kubernetes would not accept as a name gets through.
+    /// Decodes an id. `None` if it is invalid or contains a name that Kubernetes would not accept.
     fn decode(word: &str) -> Option<Self> {
         if word.len() > LONGEST {
             return None;
@@ -43,43 +43,43 @@ impl ApiKeyId {
         ok.then(|| Self { namespace: own(namespace), name: own(name), uid: own(uid), service_account: own(account) })
     }
 
-    /// The name that RBAC knows the caller by.
+    /// The caller's user name in RBAC.
     pub fn user(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.service_account)
     }
 }
 
-/// A token in memory. Its secret never appears in `Debug`, and there is no `Display`; two are compared in constant time.
+/// A token in memory. `Debug` never shows its secret, there is no `Display`, and comparisons take constant time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiToken {
-    /// Whose it is.
+    /// The `ApiKey` that it belongs to.
     pub id: ApiKeyId,
     secret: Secret,
 }
 
 impl ApiToken {
-    /// A token of this key from 256 random bits.
+    /// Creates a token of this `ApiKey` from 256 random bits.
     pub fn new(id: ApiKeyId, secret: [u8; SECRET_BYTES]) -> Self {
         Self { id, secret: Secret::new(secret) }
     }
 
-    /// The text that is handed out, once.
+    /// The text of the token, which is issued once.
     pub fn token(&self) -> String {
         self.secret.token(PREFIX, &self.id.encode())
     }
 
-    /// Parses a text. `None`: it is not a token of ours, or it was mistyped.
+    /// Parses a token. `None` if the text is not a token of an `ApiKey` or contains a typo.
     pub fn parse(token: &str) -> Option<Self> {
         let (id, secret) = Secret::parse(PREFIX, token)?;
         Some(Self { id: ApiKeyId::decode(id)?, secret })
     }
 
-    /// What is stored of it.
+    /// The hash that is stored.
     pub fn hash(&self) -> String {
         self.secret.hash(&self.id.uid)
     }
 
-    /// Whether a stored hash is this token's, in constant time.
+    /// Whether a stored hash belongs to this token, in constant time.
     pub fn matches(&self, stored: &str) -> bool {
         self.secret.matches(&self.id.uid, stored)
     }
@@ -100,7 +100,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_token_survives_its_text_and_only_its_hash_matches(
+        fn a_token_round_trips_and_only_its_own_hash_matches(
             secret: [u8; 32],
             other: [u8; 32],
             namespace in "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
@@ -124,27 +124,27 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_of_the_finger_is_no_token_and_a_secret_is_never_printed() {
+    fn a_typo_is_detected_and_the_secret_is_never_printed() {
         let good = token([9; 32]).token();
         assert!(good.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) && good.matches('.').count() == 1);
         for (i, _) in good.char_indices() {
-            let mut slip = good.clone().into_bytes();
-            slip[i] = if slip[i] == b'x' { b'y' } else { b'x' };
-            assert!(ApiToken::parse(&String::from_utf8(slip).unwrap()).is_none(), "at {i}");
+            let mut typo = good.clone().into_bytes();
+            typo[i] = if typo[i] == b'x' { b'y' } else { b'x' };
+            assert!(ApiToken::parse(&String::from_utf8(typo).unwrap()).is_none(), "at {i}");
         }
         let shown = format!("{:?}", token([1; 32]));
         assert!(shown.contains("redacted") && !shown.contains("1, 1"), "{shown}");
     }
 
     #[test]
-    fn a_computers_key_and_an_api_token_are_never_taken_for_each_other() {
+    fn a_computers_key_is_never_parsed_as_an_api_token_or_vice_versa() {
         use super::super::{ComputerId, Key};
         let key = Key::new(ComputerId { namespace: "team".into(), name: "ci".into(), uid: UID.into() }, [1; 32]).token();
         assert!(ApiToken::parse(&key).is_none() && Key::parse(&token([1; 32]).token()).is_none());
     }
 
     #[test]
-    fn nothing_that_could_become_another_path_gets_through() {
+    fn an_id_that_could_change_a_request_path_is_rejected() {
         let of = |text: &str| ApiKeyId::decode(&URL_SAFE_NO_PAD.encode(text));
         assert!(of(&format!("t/k/{UID}/a")).is_some());
         let long = "a".repeat(254);

@@ -1,4 +1,4 @@
-//! `computer-operator keys verify`: tells an admin whether a key authenticates, by the same reads as every request.
+//! `computer-operator keys verify`: shows an admin whether a key authenticates, with the same reads as every request.
 
 use std::process::ExitCode;
 
@@ -17,17 +17,17 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Read a token from standard input and say whether it authenticates. Exit code 0: it does; 1: it does not; 2: not known.
+    /// Read a token from standard input and check whether it authenticates. Exit code 0: yes; 1: no; 2: unknown
     Verify {
-        /// Namespace of the operator.
+        /// Namespace of the operator
         #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "computer-operator-system")]
         namespace: String,
     },
 }
 
-/// Longest token that is read; a real one has fewer than 1,000 characters.
+/// Maximum number of bytes that are read; a real token has fewer than 1,000 characters.
 const LONGEST: u64 = 4096;
-/// Exit code of "not known": a script must not take an API server that is down for a dead key.
+/// Exit code of an unknown result: a script must not take an unavailable API server for a revoked key.
 const UNKNOWN: u8 = 2;
 
 /// Runs `keys`.
@@ -52,13 +52,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::FAILURE)
         }
         Err(error) => {
-            eprintln!("Not known, and so not authenticated: {error}");
+            eprintln!("Unknown: cannot verify the token: {error}. Retry when the API server is available");
             Ok(ExitCode::from(UNKNOWN))
         }
     }
 }
 
-/// Who a token of either kind authenticates as.
+/// The user that a key of a computer or a token of an `ApiKey` authenticates as.
 async fn verify(client: &Client, namespace: &str, token: &str) -> Result<Result<String, Denied>, CallError> {
     if token.starts_with(super::api_key::PREFIX) {
         let answer = super::verify_api_key(client, namespace, token).await?;

@@ -1,5 +1,5 @@
-//! A token is whatever a caller sends. Nothing panics; what is taken for a token has one spelling, and its id holds nothing but names
-//! that Kubernetes knows. The checksum is no secret: whoever sends garbage can send the right one with it.
+//! Arbitrary input as a token. Parsing never panics, an accepted token has exactly one spelling, and its id contains only valid Kubernetes names. The
+//! checksum is not a secret: an attacker can compute the right one for any text.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -10,8 +10,8 @@ use super::{ApiKeyId, ApiToken, ComputerId, Key, api_key, key};
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 
-/// With the checksum that belongs to it.
-fn checked(body: &str) -> String {
+/// Appends the correct checksum.
+fn with_checksum(body: &str) -> String {
     format!("{body}{}", &hex::encode(Sha256::digest(body))[..6])
 }
 
@@ -21,7 +21,7 @@ fn good() -> [String; 2] {
     [Key::new(computer, [7; 32]).token(), ApiToken::new(id, [7; 32]).token()]
 }
 
-/// Whatever it is, it is told apart, and what is taken is what would have been handed out.
+/// Parses a text as both kinds. At most one accepts it, and an accepted token is spelled as it was issued.
 fn parsed(token: &str) -> Result<bool, TestCaseError> {
     let (key, api) = (Key::parse(token), ApiToken::parse(token));
     prop_assert!(key.is_none() || api.is_none());
@@ -41,7 +41,7 @@ fn parsed(token: &str) -> Result<bool, TestCaseError> {
 
 proptest! {
     #[test]
-    fn text_of_any_kind_with_a_right_checksum(text in any::<String>(), id in "[A-Za-z0-9_.-]{0,80}", secret in "[A-Za-z0-9_-]{43}") {
+    fn arbitrary_text_with_a_correct_checksum_never_panics(text in any::<String>(), id in "[A-Za-z0-9_.-]{0,80}", secret in "[A-Za-z0-9_-]{43}") {
         for prefix in [key::PREFIX, api_key::PREFIX, ""] {
             parsed(&format!("{prefix}{text}"))?;
             parsed(&checked(&format!("{prefix}{text}")))?;
@@ -50,7 +50,7 @@ proptest! {
     }
 
     #[test]
-    fn an_id_of_any_bytes_with_a_right_checksum(bytes: Vec<u8>, parts in proptest::collection::vec("[a-z0-9./-]{0,12}", 0..6), secret in "[A-Za-z0-9_-]{43}") {
+    fn an_arbitrary_id_with_a_correct_checksum_never_panics(bytes: Vec<u8>, parts in proptest::collection::vec("[a-z0-9./-]{0,12}", 0..6), secret in "[A-Za-z0-9_-]{43}") {
         for prefix in [key::PREFIX, api_key::PREFIX] {
             for id in [bytes.clone(), parts.join("/").into_bytes(), format!("{}/{UID}/{}", parts.join("/"), parts.concat()).into_bytes()] {
                 parsed(&checked(&format!("{prefix}{}.{secret}", URL_SAFE_NO_PAD.encode(id))))?;
@@ -59,7 +59,7 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_token_is_none(at: proptest::sample::Index, byte in 0_u8..128, which in 0_usize..2) {
+    fn a_changed_token_is_rejected(at: proptest::sample::Index, byte in 0_u8..128, which in 0_usize..2) {
         let token = good()[which].clone();
         let mut bytes = token.clone().into_bytes();
         bytes[at.index(token.len())] = byte;

@@ -1,4 +1,4 @@
-//! The opaque id of a computer: namespace, name and UID in one word (Kubernetes has no GET by UID). Never parsed by clients.
+//! The opaque id of a computer. It encodes namespace, name and UID, because Kubernetes has no GET by UID. Clients must not parse it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,13 +15,12 @@ pub struct ComputerId {
 }
 
 impl ComputerId {
-    /// The id as one word of `A-Z a-z 0-9 - _`.
+    /// Encodes the id with the characters `A-Z a-z 0-9 - _`.
     pub fn encode(&self) -> String {
         URL_SAFE_NO_PAD.encode(format!("{}/{}/{}", self.namespace, self.name, self.uid))
     }
 
-    /// The parts of an id. `None`: it is not one; nothing that Kubernetes would not accept as a name gets through, and one computer
-    /// has exactly one id.
+    /// Decodes an id. `None` if it is invalid or contains a name that Kubernetes would not accept. A computer has exactly one id.
     pub fn decode(word: &str) -> Option<Self> {
         if word.len() > LONGEST {
             return None;
@@ -33,10 +32,10 @@ impl ComputerId {
     }
 }
 
-/// A namespace of 63, a name of 253 and a UID of 36 characters, in base64, and some air.
+/// Maximum length of an id: a namespace of 63, a name of 253 and a UID of 36 characters in base64, rounded up.
 const LONGEST: usize = 600;
 
-/// A DNS label, as namespaces are.
+/// Whether a text is a DNS label, like the name of a namespace.
 pub(super) fn is_label(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let bytes = text.as_bytes();
@@ -46,13 +45,13 @@ pub(super) fn is_label(text: &str) -> bool {
         && edge(bytes.last())
 }
 
-/// A DNS subdomain, as names are.
+/// Whether a text is a DNS subdomain, like the name of an object.
 pub(super) fn is_name(text: &str) -> bool {
     let part = |p: &str| p.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     text.len() <= 253 && text.split('.').all(|p| !p.is_empty() && !p.starts_with('-') && !p.ends_with('-') && part(p))
 }
 
-/// A UUID as the API server writes it: lower case, hyphens in their places.
+/// Whether a text is a UUID in the API server's format: lower case, with hyphens.
 pub(super) fn is_uid(text: &str) -> bool {
     text.len() == 36
         && text.bytes().enumerate().all(|(i, b)| match i {
@@ -71,7 +70,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_computer_survives_its_id(
+        fn an_id_round_trips(
             namespace in "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
             name in "[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?){0,3}",
             uid in "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
@@ -93,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_could_become_another_path_gets_through() {
+    fn an_id_that_could_change_a_request_path_is_rejected() {
         let of = |text: &str| ComputerId::decode(&URL_SAFE_NO_PAD.encode(text));
         assert!(of(&format!("t/c/{UID}")).is_some());
         let upper = UID.to_uppercase();

@@ -1,12 +1,12 @@
-//! A computer's key: `cok_<id>.<secret><checksum>`, see [`super::token`]. Only a hash of it is ever stored.
+//! A computer's key: `cok_<id>.<secret><checksum>`, see [`super::token`]. Only its hash is stored.
 
 use super::id::ComputerId;
 use super::token::{SECRET_BYTES, Secret};
 
-/// What every key begins with.
+/// The prefix of every key.
 pub const PREFIX: &str = "cok_";
 
-/// A key. Its secret never appears in `Debug`, and there is no `Display`; two are compared in constant time.
+/// A key in memory. `Debug` never shows its secret, there is no `Display`, and comparisons take constant time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// The computer that it belongs to.
@@ -15,28 +15,28 @@ pub struct Key {
 }
 
 impl Key {
-    /// A key of this computer from 256 random bits.
+    /// Creates a key of this computer from 256 random bits.
     pub fn new(computer: ComputerId, secret: [u8; SECRET_BYTES]) -> Self {
         Self { computer, secret: Secret::new(secret) }
     }
 
-    /// The token as it is handed out, once.
+    /// The text of the key, which is issued once.
     pub fn token(&self) -> String {
         self.secret.token(PREFIX, &self.computer.encode())
     }
 
-    /// Parses a token. `None`: it is not a key of ours, or it was mistyped.
+    /// Parses a key. `None` if the text is not a key of a computer or contains a typo.
     pub fn parse(token: &str) -> Option<Self> {
         let (id, secret) = Secret::parse(PREFIX, token)?;
         Some(Self { computer: ComputerId::decode(id)?, secret })
     }
 
-    /// What is stored of it.
+    /// The hash that is stored.
     pub fn hash(&self) -> String {
         self.secret.hash(&self.computer.uid)
     }
 
-    /// Whether a stored hash is this key's, in constant time.
+    /// Whether a stored hash belongs to this key, in constant time.
     pub fn matches(&self, stored: &str) -> bool {
         self.secret.matches(&self.computer.uid, stored)
     }
@@ -57,7 +57,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_key_survives_its_token_and_only_its_hash_matches(secret: [u8; 32], other: [u8; 32]) {
+        fn a_key_round_trips_and_only_its_own_hash_matches(secret: [u8; 32], other: [u8; 32]) {
             let (key, other) = (key(secret), key(other));
             prop_assert_eq!(Key::parse(&key.token()), Some(key.clone()));
             prop_assert!(key.matches(&key.hash()));
@@ -83,13 +83,13 @@ mod tests {
     }
 
     #[test]
-    fn a_token_has_one_spelling_and_a_slip_of_the_finger_is_no_key() {
+    fn a_key_has_one_spelling_and_a_typo_is_detected() {
         let token = key([9; 32]).token();
         assert!(token.starts_with("cok_") && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)));
         for (i, _) in token.char_indices() {
-            let mut slip = token.clone().into_bytes();
-            slip[i] = if slip[i] == b'x' { b'y' } else { b'x' };
-            assert!(Key::parse(&String::from_utf8(slip).unwrap()).is_none(), "at {i}");
+            let mut typo = token.clone().into_bytes();
+            typo[i] = if typo[i] == b'x' { b'y' } else { b'x' };
+            assert!(Key::parse(&String::from_utf8(typo).unwrap()).is_none(), "at {i}");
         }
         for other in
             [format!(" {token}"), format!("{token} "), format!("{token}="), token.to_uppercase(), token.replacen("cok_", "cok-", 1)]
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stored_hash_of_another_length_or_case_is_no_match() {
+    fn a_stored_hash_of_another_length_or_case_does_not_match() {
         let key = key([2; 32]);
         let hash = key.hash();
         for other in ["", &hash[..63], &hash.to_uppercase(), &format!("{hash}0")] {

@@ -1,4 +1,4 @@
-//! Keys: their format, and the one way to verify them. No token is ever logged or stored; only its hash is.
+//! Keys of computers and tokens of `ApiKeys`: their format and their verification. A token must never be logged or stored; only its hash is stored.
 
 pub mod api_key;
 pub mod cli;

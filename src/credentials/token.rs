@@ -1,5 +1,5 @@
-//! What all our tokens have in common: `<prefix><id>.<secret><checksum>`. The id says where the record is; the checksum tells a
-//! mistyped token from a dead one without a request, and lets secret scanners find tokens (GitHub's idea). Only a hash is stored.
+//! The common format of keys and tokens: `<prefix><id>.<secret><checksum>`. The id locates the record. The checksum detects typos without a request
+//! and lets secret scanners find tokens, as in GitHub's format. Only a hash is stored.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,7 +12,7 @@ const CHECKSUM_CHARS: usize = 6;
 /// 32 bytes in base64 without padding.
 const SECRET_CHARS: usize = 43;
 
-/// 256 random bits. They never appear in `Debug`, there is no `Display`, and two are compared in constant time.
+/// 256 random bits. `Debug` never shows them, there is no `Display`, and comparisons take constant time.
 #[derive(Clone)]
 pub(super) struct Secret([u8; SECRET_BYTES]);
 
@@ -35,14 +35,14 @@ impl Secret {
         Self(bytes)
     }
 
-    /// The token as it is handed out, once.
+    /// The text of the token, which is issued once.
     pub fn token(&self, prefix: &str, id: &str) -> String {
         let body = format!("{prefix}{id}.{}", URL_SAFE_NO_PAD.encode(self.0));
         let checksum = checksum(&body);
         body + &checksum
     }
 
-    /// The id and the secret of a token with this prefix. `None`: it is not one, or it was mistyped.
+    /// Splits a token with this prefix into id and secret. `None` if the text is not such a token or contains a typo.
     pub fn parse<'a>(prefix: &str, token: &'a str) -> Option<(&'a str, Self)> {
         if !token.is_ascii() {
             return None;
@@ -59,7 +59,7 @@ impl Secret {
         Some((id, Self(URL_SAFE_NO_PAD.decode(secret).ok()?.try_into().ok()?)))
     }
 
-    /// What is stored of it: SHA-256 over the UID and the secret, hexadecimal. A secret of 256 random bits needs no slow hash.
+    /// The hash that is stored: SHA-256 of the UID and the secret, hexadecimal. A secret of 256 random bits needs no slow hash.
     pub fn hash(&self, uid: &str) -> String {
         let mut hash = Sha256::new();
         hash.update(uid.as_bytes());
@@ -68,7 +68,7 @@ impl Secret {
         hex::encode(hash.finalize())
     }
 
-    /// Whether a stored hash is that of this secret and UID, in constant time.
+    /// Whether a stored hash belongs to this secret and UID, in constant time.
     pub fn matches(&self, uid: &str, stored: &str) -> bool {
         self.hash(uid).as_bytes().ct_eq(stored.as_bytes()).into()
     }

@@ -1,5 +1,5 @@
-//! Whether a key authenticates: three live reads in parallel (DESIGN.md 4.3). No cache and no window: a key is dead from the instant
-//! its Computer or its namespace is being deleted, with or without a running operator (S2).
+//! Verifies the key of a computer with three live reads in parallel (DESIGN.md 4.3). It must never use a cache: a key is invalid from the moment that
+//! its Computer or its namespace is being deleted, whether or not an operator runs (S2).
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
@@ -11,54 +11,54 @@ use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, CredentialState};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 
-/// Why a key does not authenticate. For logs; a caller is only told 401.
+/// Why a key does not authenticate. For logs only; the response to the caller is a plain 401.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    /// Not a key, or mistyped.
-    #[error("not a key")]
+    /// The text is not a key, or contains a typo.
+    #[error("not a valid key or token; check it for typos")]
     Malformed,
-    /// No record of that UID.
-    #[error("there is no record of this key")]
+    /// There is no record of that UID.
+    #[error("no record of this key exists")]
     NoRecord,
-    /// Another secret.
-    #[error("the secret is not this key's")]
+    /// The secret differs from the recorded one.
+    #[error("the secret of the key is wrong")]
     WrongSecret,
-    /// Not live yet.
-    #[error("the key is not live yet")]
+    /// The key is still being issued.
+    #[error("the key has not been issued completely")]
     NotLive,
-    /// Tombstoned.
-    #[error("the key is revoked")]
+    /// The record is a tombstone.
+    #[error("the key has been revoked")]
     Revoked,
-    /// The Computer is gone or another one.
-    #[error("the computer is gone")]
+    /// The Computer does not exist, or has another UID.
+    #[error("the Computer no longer exists")]
     ComputerGone,
     /// The Computer is being deleted.
-    #[error("the computer is being deleted")]
+    #[error("the Computer is being deleted")]
     ComputerDeleting,
-    /// The namespace is gone or going.
+    /// The namespace does not exist or is being deleted.
     #[error("the namespace is being deleted")]
     NamespaceTerminating,
-    /// The `ApiKey` is gone or another one.
-    #[error("the ApiKey is gone")]
+    /// The `ApiKey` does not exist, or has another UID.
+    #[error("the ApiKey no longer exists")]
     ApiKeyGone,
     /// The `ApiKey` is being deleted.
     #[error("the ApiKey is being deleted")]
     ApiKeyDeleting,
-    /// Past its time.
+    /// The token has expired.
     #[error("the token has expired")]
     Expired,
-    /// Another token was asked for.
-    #[error("the token was rotated")]
+    /// The token has been replaced.
+    #[error("the token has been rotated")]
     Rotated,
-    /// The ServiceAccount is gone, or another one of that name.
-    #[error("the ServiceAccount that the token was issued for is gone")]
+    /// The ServiceAccount does not exist, or has another UID.
+    #[error("the ServiceAccount that the token was issued for no longer exists")]
     ServiceAccountGone,
 }
 
 /// Verifies a token.
 ///
 /// # Errors
-/// When an answer is unknown: then nobody is authenticated.
+/// When the outcome of a read is unknown. The key does not authenticate then.
 pub async fn verify(client: &Client, operator_namespace: &str, token: &str) -> Result<Result<ComputerId, Denied>, CallError> {
     let Some(key) = Key::parse(token) else { return Ok(Err(Denied::Malformed)) };
     let id = &key.computer;
@@ -79,7 +79,7 @@ pub(super) fn found<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallEr
     }
 }
 
-/// The decision, from what was read live.
+/// Decides from the objects that were read live.
 ///
 /// # Errors
 /// Why the key does not authenticate.
@@ -102,12 +102,12 @@ pub fn decide(
     if computer.metadata.deletion_timestamp.is_some() && guards::on(Guard::DyingComputer) {
         return Err(Denied::ComputerDeleting);
     }
-    stands(namespace)?;
+    require_active(namespace)?;
     Ok(key.computer.clone())
 }
 
-/// A Terminating namespace is the end of every key in it, whatever its other objects still look like.
-pub(super) fn stands(namespace: Option<&Namespace>) -> Result<(), Denied> {
+/// Denies every key in a Terminating namespace, whatever the state of its other objects.
+pub(super) fn require_active(namespace: Option<&Namespace>) -> Result<(), Denied> {
     let namespace = namespace.ok_or(Denied::NamespaceTerminating)?;
     let phase = namespace.status.as_ref().and_then(|s| s.phase.as_deref());
     let terminating = namespace.metadata.deletion_timestamp.is_some() || phase == Some("Terminating");

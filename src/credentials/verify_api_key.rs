@@ -1,6 +1,6 @@
-//! Whether the token of an `ApiKey` authenticates: four live reads in parallel, as for a computer's key (DESIGN.md 4.3). It is dead from
-//! the instant that its `ApiKey`, its namespace or its ServiceAccount is being deleted, that `spec.rotation` changes, or that it
-//! expires, with or without a running operator.
+//! Verifies the token of an `ApiKey` with four live reads in parallel, like a computer's key (DESIGN.md 4.3). It must never use a cache: a token is
+//! invalid from the moment that its `ApiKey`, its namespace or its ServiceAccount is being deleted, that `spec.rotation` changes, or that it expires,
+//! whether or not an operator runs.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
@@ -9,7 +9,7 @@ use kube::Client;
 use kube::api::Api;
 
 use super::api_key::{ApiKeyId, ApiToken};
-use super::verify::{Denied, found, stands};
+use super::verify::{Denied, found, require_active};
 use crate::resources::{ApiKey, ApiKeyRecord, CredentialState};
 use crate::runtime::client::{CallError, call};
 use crate::runtime::clock;
@@ -17,15 +17,15 @@ use crate::runtime::clock;
 /// A token that authenticates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verified {
-    /// Whose it is.
+    /// The `ApiKey` that it belongs to.
     pub id: ApiKeyId,
     /// UID of the ServiceAccount.
     pub service_account_uid: String,
-    /// When it was last used, as far as that was written.
+    /// When it was last used, according to the status of the `ApiKey`.
     pub last_used: Option<Time>,
 }
 
-/// What was read live; `None`: the API server said that it is not there.
+/// The objects that were read live; `None` if the API server responded that it does not exist.
 struct Found {
     record: Option<ApiKeyRecord>,
     key: Option<ApiKey>,
@@ -36,7 +36,7 @@ struct Found {
 /// Verifies a token.
 ///
 /// # Errors
-/// When an answer is unknown: then nobody is authenticated.
+/// When the outcome of a read is unknown. The token does not authenticate then.
 pub async fn verify_api_key(client: &Client, operator_namespace: &str, token: &str) -> Result<Result<Verified, Denied>, CallError> {
     let Some(token) = ApiToken::parse(token) else { return Ok(Err(Denied::Malformed)) };
     let id = &token.id;
@@ -54,18 +54,18 @@ pub async fn verify_api_key(client: &Client, operator_namespace: &str, token: &s
     Ok(decide(&token, &all, clock::now()))
 }
 
-/// Whether a time to stop has come.
+/// Whether an expiry time has passed.
 pub fn past(expires_at: Option<&Time>, now: Timestamp) -> bool {
     expires_at.is_some_and(|at| now >= at.0)
 }
 
-/// The decision, from what was read live.
+/// Decides from the objects that were read live.
 fn decide(token: &ApiToken, found: &Found, now: Timestamp) -> Result<Verified, Denied> {
     let id = &token.id;
     let record = &found.record.as_ref().ok_or(Denied::NoRecord)?.spec;
-    // The hash binds secret and UID. The rest of the id is the holder's word, and must be that of the record.
-    let place = record.namespace == id.namespace && record.api_key == id.name && record.service_account_name == id.service_account;
-    if !token.matches(&record.token.hash) || !place {
+    // The hash binds secret and UID. The other parts of the id are chosen by the caller and must match the record.
+    let id_matches = record.namespace == id.namespace && record.api_key == id.name && record.service_account_name == id.service_account;
+    if !token.matches(&record.token.hash) || !id_matches {
         return Err(Denied::WrongSecret);
     }
     match record.token.state {
@@ -80,11 +80,11 @@ fn decide(token: &ApiToken, found: &Found, now: Timestamp) -> Result<Verified, D
     if key.spec.service_account_name != id.service_account || key.spec.rotation != record.token.rotation {
         return Err(Denied::Rotated);
     }
-    // Both: what a tenant writes can end a token at once, and never bring back one that has expired.
+    // Both: a tenant's change can end a token at once, but can never revive an expired one.
     if past(key.spec.expires_at.as_ref(), now) || past(record.token.expires_at.as_ref(), now) {
         return Err(Denied::Expired);
     }
-    stands(found.namespace.as_ref())?;
+    require_active(found.namespace.as_ref())?;
     let account = found.account.as_ref().filter(|a| a.metadata.deletion_timestamp.is_none());
     if account.and_then(|a| a.metadata.uid.as_deref()) != Some(&record.token.service_account_uid) {
         return Err(Denied::ServiceAccountGone);

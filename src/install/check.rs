@@ -1,4 +1,4 @@
-//! `computer-operator install-check`, run by `helm test`: every kind is served, there is a class, and every replica says that it is ready.
+//! `computer-operator install-check`, run by `helm test`: checks that every kind is served and that every replica is ready.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -14,31 +14,31 @@ use crate::runtime::client::{self, call};
 /// Arguments of `install-check`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Namespace of the operator.
+    /// Namespace of the operator
     #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "computer-operator-system")]
     namespace: String,
-    /// The Service of all replicas' metrics ports.
+    /// Name of the Service with the metrics ports of all replicas
     #[arg(long)]
     metrics_service: String,
-    /// How many replicas must be ready.
+    /// Number of replicas that must be ready
     #[arg(long)]
     replicas: usize,
 }
 
-/// Time for all of it.
+/// Time limit of the whole check.
 const LIMIT: Duration = Duration::from_secs(90);
 const REQUEST: Duration = Duration::from_secs(5);
 
 /// Runs `install-check`.
 ///
 /// # Errors
-/// When something is missing, with what it is.
+/// Names the first kind that is not served or the first replica that is not ready.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
+    let client = client::connect().await.context("cannot connect to the Kubernetes API: set KUBECONFIG or run inside a cluster")?;
     for (kind, plural) in super::kinds() {
         super::list(&client, &kind, &plural, 1)
             .await
-            .with_context(|| format!("{plural} are not served: `computer-operator crds apply`"))?;
+            .with_context(|| format!("cannot list {plural}: if the kind is not installed, run `computer-operator crds apply`"))?;
         println!("{plural} are served");
     }
     let deadline = Instant::now() + LIMIT;
@@ -56,20 +56,26 @@ async fn replicas(client: &Client, args: &Args) -> anyhow::Result<()> {
     let of_service = ListParams::default().labels(&format!("kubernetes.io/service-name={}", args.metrics_service));
     let slices = call(slices.list(&of_service)).await.context("listing EndpointSlices")?;
     let addresses = addresses(&slices.items);
-    ensure!(addresses.len() >= args.replicas, "{} of {} replicas have an address", addresses.len(), args.replicas);
+    ensure!(
+        addresses.len() >= args.replicas,
+        "only {} of {} replicas have an address: check the pods with kubectl get pods -n {}",
+        addresses.len(),
+        args.replicas,
+        args.namespace
+    );
     let http = reqwest::Client::builder().timeout(REQUEST).no_proxy().build()?;
     for address in addresses {
         let url = url(&address, 8080);
-        let answer = http.get(&url).send().await.with_context(|| format!("{url} does not answer"))?;
+        let answer = http.get(&url).send().await.with_context(|| format!("{url} does not respond"))?;
         if !answer.status().is_success() {
-            bail!("{url} says {}: look at that pod's log", answer.status());
+            bail!("{url} is not ready ({}): check the log of that pod (kubectl get pods -o wide -n {})", answer.status(), args.namespace);
         }
         println!("{url}: ready");
     }
     Ok(())
 }
 
-/// Addresses of pods that are not on their way out.
+/// Addresses of the pods that are not terminating.
 fn addresses(slices: &[EndpointSlice]) -> Vec<String> {
     let alive = slices.iter().flat_map(|s| &s.endpoints).filter(|e| e.conditions.as_ref().and_then(|c| c.terminating) != Some(true));
     let mut all: Vec<String> = alive.filter_map(|e| e.addresses.first().cloned()).collect();
@@ -92,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_pod_is_asked_once_and_none_that_is_going() {
+    fn every_pod_is_checked_once_unless_it_is_terminating() {
         let slice = |address: &str, terminating: bool| -> EndpointSlice {
             serde_json::from_value(
                 json!({"addressType": "IPv4", "endpoints": [{"addresses": [address], "conditions": {"terminating": terminating}}]}),

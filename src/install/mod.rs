@@ -1,5 +1,5 @@
-//! What the chart's hooks run: the definitions are applied, an uninstallation is checked, an installation is tested. Each runs once,
-//! with rights of its own, and says on standard error what to do. Nothing here reconciles anything.
+//! The commands that the chart's hooks run: apply the definitions, check before an uninstall, test an installation. Each runs once, with its own
+//! permissions, and reports on standard error what to do. This module must never reconcile anything.
 
 pub mod check;
 pub mod crds;
@@ -14,19 +14,19 @@ use kube::{Client, ResourceExt};
 use crate::resources::{GROUP, crds as definitions};
 use crate::runtime::client::{CallError, call};
 
-/// Objects of a kind, at most this many of them.
+/// Lists at most `limit` objects of a kind.
 async fn list(client: &Client, kind: &str, plural: &str, limit: u32) -> Result<ObjectList<DynamicObject>, CallError> {
     let kind = GroupVersionKind::gvk(GROUP, "v1alpha1", kind);
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk_with_plural(&kind, plural));
     call(api.list(&ListParams::default().limit(limit))).await
 }
 
-/// Kind and plural of every definition of ours.
+/// Kind and plural of each of the operator's definitions.
 fn kinds() -> Vec<(String, String)> {
     definitions::all().into_iter().map(|crd| (crd.spec.names.kind, crd.spec.names.plural)).collect()
 }
 
-/// The first few names, for a message.
+/// The first ten names, for a message.
 fn some<K: kube::Resource>(objects: &[K]) -> String {
     const FEW: usize = 10;
     let mut names: Vec<String> =

@@ -1,8 +1,8 @@
-//! The `Session` view: after the archive of its computer is verified, each Session says where its copy is. A view only: it
-//! decides nothing, and a Session that is gone with its namespace is no loss, because the manifest is the truth.
+//! Updates the status of Sessions: once the archive of a computer has been verified, each of its Sessions shows where its copy is. The status is only
+//! a view. Nothing may be decided from it, and a Session that is deleted with its namespace is no loss, because the manifest is authoritative.
 //!
-//! A tenant decides how many Sessions there are and how large: they are marked beside the reconciler's workers, which never wait for it
-//! (L3), a few computers at a time, in small pages, and for a limited time.
+//! Tenants decide how many Sessions there are and how large they are. The updates therefore run outside the reconciler's workers, which never wait for
+//! them (L3), for a few computers at a time, in small pages, and for a limited time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,12 +24,12 @@ use crate::runtime::client::{CallError, ErrorClass, call, classify};
 
 /// Sessions in one page of a list; one may have 1.5 MiB.
 const PAGE: u32 = 10;
-/// Computers whose Sessions are marked at the same time.
+/// Number of computers whose Sessions are marked concurrently.
 const AT_ONCE: usize = 2;
-/// Longest time for the Sessions of one computer; below the life of a list's continue token.
+/// Time limit for the Sessions of one computer; shorter than the lifetime of a list's continue token.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// Marks Sessions. What is under way ends with it.
+/// Marks Sessions as archived or ended. Dropping it cancels running updates.
 pub struct Marker {
     client: Client,
     archives: Arc<Archives>,
@@ -38,33 +38,39 @@ pub struct Marker {
 }
 
 impl Marker {
-    /// With the store where the manifests are.
+    /// Reads the manifests from this store.
     pub fn new(client: Client, archives: Arc<Archives>) -> Self {
         Self { client, archives, slots: Arc::new(Semaphore::new(AT_ONCE)), tasks: Mutex::default() }
     }
 
-    /// The Sessions of a computer whose archive was just recorded are to say where they are. Never waits, and best effort: the manifest
-    /// is the truth.
+    /// Marks the Sessions of a computer whose archive has just been recorded. Best effort, and never waits.
     pub fn mark(&self, namespace: String, uid: String, deleted_at: Time) {
         let (client, archives, slots) = (self.client.clone(), Arc::clone(&self.archives), Arc::clone(&self.slots));
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
-            // Never closed.
+            // The semaphore is never closed.
             let _slot = slots.acquire().await;
             match tokio::time::timeout(LIMIT, mark_archived(&client, &archives, (&namespace, &uid), &deleted_at)).await {
-                Ok(Ok(written)) => tracing::debug!(uid, written, "sessions marked as archived"),
-                Ok(Err(error)) => tracing::warn!(uid, %error, "sessions were not marked as archived"),
-                Err(_) => tracing::warn!(uid, "not all sessions were marked as archived: there are too many, or the API server is slow"),
+                Ok(Ok(written)) => tracing::debug!(uid, namespace, written, "updated the status of the computer's sessions"),
+                Ok(Err(error)) => {
+                    tracing::warn!(uid, namespace, %error, "cannot update the status of the computer's sessions; their archive is not affected");
+                }
+                Err(_) => tracing::warn!(
+                    uid,
+                    namespace,
+                    "timed out after {} s while updating the status of the computer's sessions: too many sessions or a slow API server; their archive is not affected",
+                    LIMIT.as_secs()
+                ),
             }
         });
     }
 }
 
-/// A Session as it is read here: what is not needed is never taken in; parsed, settings are many times larger than on the wire.
+/// A Session without the fields that are not needed: deserialized settings are many times larger than on the wire.
 type Listed = Object<ListedSpec, SessionStatus>;
 
-/// Of the spec.
+/// The needed part of the spec.
 #[derive(Clone, Debug, Deserialize)]
 struct ListedSpec {
     #[serde(rename = "computerUID")]
@@ -72,7 +78,7 @@ struct ListedSpec {
     path: Option<String>,
 }
 
-/// Writes the archive's place to every Session of a computer that is not marked yet. Returns how many were written.
+/// Writes the status of every Session of a computer that is not marked yet. Returns how many were written.
 async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), deleted_at: &Time) -> Result<usize, MarkError> {
     let (namespace, uid) = of;
     let api: Api<Listed> = Api::namespaced_with(client.clone(), namespace, &ApiResource::erase::<Session>(&()));
@@ -93,7 +99,7 @@ async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), d
     }
 }
 
-/// Fenced by the UID. Whether it was written: a Session that is gone meanwhile, or another one, needs no mark.
+/// Writes a status with the UID as a precondition. Returns `false` if the Session has been deleted or replaced.
 async fn write(api: &Api<Listed>, session: &Listed, status: SessionStatus) -> Result<bool, CallError> {
     let patch = crate::runtime::patch::patch(&[
         json!({"op": "test", "path": "/metadata/uid", "value": session.metadata.uid}),
@@ -111,15 +117,15 @@ async fn write(api: &Api<Listed>, session: &Listed, status: SessionStatus) -> Re
 /// Why Sessions were not marked.
 #[derive(Debug, thiserror::Error)]
 enum MarkError {
-    /// The API server.
+    /// A request to the API server failed.
     #[error(transparent)]
     Call(#[from] CallError),
-    /// The store.
+    /// The manifest could not be read from the store.
     #[error("archive store: {0}")]
     Store(String),
 }
 
-/// Where each archived session is: its digest by its id.
+/// The digest of each archived session, by its id.
 struct Places(HashMap<String, String>);
 
 impl Places {
@@ -127,13 +133,13 @@ impl Places {
         Self(manifest.sessions.into_iter().map(|s| (s.id, s.digest)).collect())
     }
 
-    /// Digest of the session that holds a path.
+    /// Digest of the session that contains a path.
     fn holding(&self, path: &str) -> Option<&String> {
         ids_of_path(path).find_map(|id| self.0.get(id))
     }
 }
 
-/// The status of a session whose computer was deleted: `Archived` if the archive holds its path, else `Ended`.
+/// The status of a session whose computer was deleted: `Archived` if the archive contains its path, otherwise `Ended`.
 fn ended(session: &Listed, places: &Places, uid: &str, deleted_at: &Time) -> SessionStatus {
     let old = session.status.clone().unwrap_or_default();
     let digest = session.spec.path.as_deref().and_then(|path| places.holding(path));

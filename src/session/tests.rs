@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::archive::{SessionEntry, Store, manifest_key};
 
-/// An API server of Sessions that takes a second for each answer.
+/// An API server of Sessions that delays each response by a second.
 #[derive(Default)]
 struct Server {
     now: AtomicUsize,
@@ -51,9 +51,9 @@ impl Server {
     }
 }
 
-/// L3: found by a hostile reader: a namespace full of Sessions kept a worker for as long as it took to write them all, one by one.
+/// L3. Found in a security review: a namespace full of Sessions occupied a worker until all of them were written, one by one.
 #[tokio::test(start_paused = true)]
-async fn sessions_are_marked_beside_the_workers_a_few_computers_at_a_time() {
+async fn marking_sessions_never_blocks_a_worker_and_is_bounded() {
     let store = Arc::new(Store::new(Arc::new(object_store::memory::InMemory::new())));
     let mut manifest = crate::archive::manifest::tests::empty("u0");
     manifest.sessions.push(entry("a/one", '1'));
@@ -71,17 +71,21 @@ async fn sessions_are_marked_beside_the_workers_a_few_computers_at_a_time() {
     for n in 0..20 {
         marker.mark("team".to_owned(), format!("u{n}"), Time(deleted));
     }
-    assert!(began.elapsed().is_zero(), "a worker waits for it");
+    assert!(began.elapsed().is_zero(), "mark() waited");
     let mut tasks = std::mem::take(&mut *marker.tasks.lock().unwrap());
     while tasks.join_next().await.is_some() {}
     assert_eq!(server.most.load(Ordering::SeqCst), 2);
     assert!(server.limits.lock().unwrap().iter().all(|query| query.contains("limit=10")));
     let written = server.written.lock().unwrap().clone();
     let status = |n: usize| written[n].1[1]["value"].clone();
-    assert_eq!(written.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["one", "two"], "only those of the computer");
+    assert_eq!(
+        written.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["one", "two"],
+        "only Sessions of the computer are written"
+    );
     assert_eq!(written[0].1[0], json!({"op": "test", "path": "/metadata/uid", "value": "one"}), "S4");
     assert_eq!((&status(0)["phase"], &status(0)["archiveDigest"]), (&json!("Archived"), &json!("1".repeat(64))));
-    assert_eq!((&status(1)["phase"], status(1).get("archiveDigest")), (&json!("Ended"), None), "nothing of it was archived");
+    assert_eq!((&status(1)["phase"], status(1).get("archiveDigest")), (&json!("Ended"), None), "none of its files were archived");
     assert_eq!(status(0)["completedTime"], "2026-11-28T17:00:00Z");
 }
 
@@ -90,7 +94,7 @@ fn entry(id: &str, digest: char) -> SessionEntry {
 }
 
 #[test]
-fn a_path_is_in_the_session_with_the_longest_id_that_it_begins_with() {
+fn a_path_belongs_to_the_session_with_the_longest_matching_id() {
     let mut manifest = crate::archive::manifest::tests::empty("u");
     manifest.sessions = vec![entry("a/x", '1'), entry("a/x.y/z", '2'), entry("b", '3')];
     let mut places = Places::of(manifest);

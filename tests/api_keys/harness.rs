@@ -1,5 +1,5 @@
-//! A control plane of this test's own; operators and the HTTP API as processes with the rights of their ServiceAccounts and nothing
-//! more. No sleeps: everything waits for a condition with a deadline.
+//! A control plane for this test; operators and the HTTP API run as processes with exactly the permissions of their ServiceAccounts. There are no
+//! sleeps: everything waits for a condition with a deadline.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -17,11 +17,11 @@ use xtask::cluster::{Cluster, Options, Profile};
 pub const SYSTEM: &str = "computer-operator-system";
 pub const LONG: Duration = Duration::from_secs(120);
 
-/// A process; killed with SIGKILL when dropped.
+/// A process that is killed with SIGKILL when dropped.
 pub struct Process {
     child: Child,
-    /// Where it serves its figures.
-    pub figures: String,
+    /// Address of its metrics.
+    pub metrics: String,
 }
 
 impl Drop for Process {
@@ -32,16 +32,16 @@ impl Drop for Process {
 }
 
 pub struct Bench {
-    /// Everything is allowed to it.
+    /// A client with the permissions of a cluster admin.
     pub admin: Client,
-    /// The rights of the HTTP API.
+    /// A client with the permissions of the HTTP API.
     pub api: Client,
     cluster: Cluster,
     kubectl: PathBuf,
     pub folder: tempfile::TempDir,
 }
 
-/// Asks until there is an answer.
+/// Retries until `ask` succeeds.
 pub async fn eventually<T, F: Future<Output = Result<T, String>>>(what: &str, ask: impl Fn() -> F) -> T {
     let deadline = Instant::now() + LONG;
     loop {
@@ -88,7 +88,7 @@ impl Bench {
         self.folder.path().join(account)
     }
 
-    /// A kubeconfig with a token of a ServiceAccount of the installation.
+    /// Writes a kubeconfig with a token of one of the operator's ServiceAccounts.
     fn kubeconfig(&self, account: &str) {
         let token = self.kubectl(&["create", "token", account, "-n", SYSTEM, "--duration=6h"], "").expect("a token");
         let admin = Kubeconfig::read_from(self.cluster.kubeconfig()).unwrap();
@@ -113,33 +113,33 @@ impl Bench {
     }
 
     pub fn apply(&self, yaml: &str) {
-        self.kubectl(&["apply", "-f", "-"], yaml).expect("it is accepted");
+        self.kubectl(&["apply", "-f", "-"], yaml).expect("kubectl apply");
     }
 
     fn process(&self, account: &str, arguments: &[&str]) -> Process {
-        let figures = format!("127.0.0.1:{}", free());
+        let metrics = format!("127.0.0.1:{}", free());
         let log = File::options().create(true).append(true).open(self.path(&format!("{account}.log"))).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_computer-operator"));
-        command.args(arguments).args(["--namespace", SYSTEM, "--metrics-bind", &figures]);
+        command.args(arguments).args(["--namespace", SYSTEM, "--metrics-bind", &metrics]);
         command.env("KUBECONFIG", self.path(account)).env("RUST_LOG", "info,computer_operator=debug");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        Process { child, figures }
+        Process { child, metrics }
     }
 
-    /// An operator that works without a lease, so that two of them work at once.
+    /// An operator without leader election, so that two of them run concurrently.
     pub fn operator(&self) -> Process {
         let store = format!("file://{}", self.folder.path().join("store").display());
         let ingest = ["--ingest-url", "https://127.0.0.1:1", "--ingest-bind", "127.0.0.1:0", "--store", &store];
         self.process("computer-operator", &[&["run", "--image", "img:1", "--leader-election=false"][..], &ingest].concat())
     }
 
-    /// The HTTP API and where it listens.
+    /// The HTTP API and its URL.
     pub fn http(&self) -> (Process, String) {
         let address = format!("127.0.0.1:{}", free());
         (self.process("computer-operator-api", &["api", "--bind", &address]), format!("http://{address}"))
     }
 
-    /// What the processes logged.
+    /// The logs of the processes.
     pub fn logs(&self) -> String {
         let read = |account: &str| std::fs::read_to_string(self.path(&format!("{account}.log"))).unwrap_or_default();
         read("computer-operator") + &read("computer-operator-api")
@@ -150,7 +150,7 @@ impl Bench {
         self.account(name);
     }
 
-    /// The ServiceAccount that keys act as.
+    /// Creates the ServiceAccount that keys act as.
     pub fn account(&self, namespace: &str) {
         self.kubectl(&["create", "serviceaccount", "caller", "-n", namespace], "").expect("a ServiceAccount");
     }
@@ -185,9 +185,9 @@ impl Bench {
         Api::namespaced(self.admin.clone(), namespace).list(&ours).await.unwrap().items
     }
 
-    /// Waits until `Ready` says this of the spec as it is.
-    pub async fn says(&self, namespace: &str, name: &str, reason: &str) -> ApiKey {
-        eventually(&format!("{namespace}/{name} says {reason}"), || async {
+    /// Waits until `Ready` has this reason for the current generation.
+    pub async fn ready_reason(&self, namespace: &str, name: &str, reason: &str) -> ApiKey {
+        eventually(&format!("{namespace}/{name} has reason {reason}"), || async {
             let key = self.keys(namespace).get(name).await.map_err(|e| e.to_string())?;
             let status = key.status.clone().unwrap_or_default();
             let ready = status.conditions.iter().find(|c| c.type_ == "Ready");
@@ -197,16 +197,16 @@ impl Bench {
         .await
     }
 
-    /// Waits for the token of a key as its owner finds it.
+    /// Waits until a token is issued, and reads it like its owner would.
     pub async fn token(&self, namespace: &str, name: &str) -> String {
-        let key = self.says(namespace, name, "Issued").await;
+        let key = self.ready_reason(namespace, name, "Issued").await;
         let secret: Api<Secret> = Api::namespaced(self.admin.clone(), namespace);
         let secret = secret.get(&key.status.unwrap().secret_name.unwrap()).await.unwrap();
         String::from_utf8(secret.data.unwrap().remove("token").unwrap().0).unwrap()
     }
 
-    /// Whether a token authenticates, with the rights of the HTTP API.
-    pub async fn alive(&self, token: &str) -> bool {
+    /// Whether a token authenticates, verified with the permissions of the HTTP API.
+    pub async fn authenticates(&self, token: &str) -> bool {
         computer_operator::credentials::verify_api_key(&self.api, SYSTEM, token).await.expect("an answer").is_ok()
     }
 
@@ -226,9 +226,9 @@ impl Bench {
         .await;
     }
 
-    /// A figure of a process, summed over the lines that have all these labels.
-    pub async fn figure(&self, process: &Process, labels: &[&str]) -> Result<u64, String> {
-        let answer = reqwest::get(format!("http://{}/metrics", process.figures)).await.map_err(|e| e.to_string())?;
+    /// The number of API requests of a process, summed over the samples that have all these labels.
+    pub async fn metric(&self, process: &Process, labels: &[&str]) -> Result<u64, String> {
+        let answer = reqwest::get(format!("http://{}/metrics", process.metrics)).await.map_err(|e| e.to_string())?;
         let text = answer.text().await.map_err(|e| e.to_string())?;
         let lines = text.lines().filter(|l| l.starts_with("computer_operator") && l.contains("api_requests_total"));
         let fitting = lines.filter(|l| labels.iter().all(|label| l.contains(label)));

@@ -1,4 +1,4 @@
-//! What the chart repeats of the code is what the code says.
+//! The chart agrees with the code wherever it repeats names, times or bounds of the code.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +30,7 @@ fn chart_and_program_have_one_version() {
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
 }
 
-/// Paths of all values; what may hold anything is one value.
+/// Paths of all values; an empty object is one value.
 fn paths(value: &Value, path: &str, all: &mut BTreeSet<String>) {
     match value.as_object().filter(|map| !map.is_empty()) {
         Some(map) => map.iter().for_each(|(key, inner)| paths(inner, &format!("{path}.{key}"), all)),
@@ -38,7 +38,7 @@ fn paths(value: &Value, path: &str, all: &mut BTreeSet<String>) {
     }
 }
 
-/// Paths that the schema names; an object without properties of its own is one value.
+/// Paths that the schema names; an object without `properties` is one value.
 fn schema_paths(whole: &Value, schema: &Value, path: &str, all: &mut BTreeSet<String>) {
     let schema = schema["$ref"].as_str().map_or(schema, |reference| whole.pointer(&reference[1..]).expect(reference));
     match schema["properties"].as_object() {
@@ -62,28 +62,27 @@ fn every_value_is_in_the_schema_and_in_the_readme() {
     }
     for path in &known {
         let documented = below(&rows, path);
-        assert!(documented, "values.schema.json knows {path}, values.yaml does not");
+        assert!(documented, "{path} is in values.schema.json but not in values.yaml");
     }
 }
 
-/// No object of the schema takes a key that it does not know.
 #[test]
-fn the_schema_refuses_unknown_keys_everywhere() {
+fn the_schema_rejects_unknown_keys_at_every_level() {
     let schema: Value = serde_json::from_str(&file("values.schema.json")).unwrap();
-    closed(&schema, "");
+    assert_closed(&schema, "");
 }
 
-fn closed(schema: &Value, path: &str) {
+fn assert_closed(schema: &Value, path: &str) {
     if let Some(map) = schema["properties"].as_object() {
         let strict = schema["additionalProperties"] == json!(false);
-        // Helm itself puts what it likes below `global`.
-        assert!(strict || path == ".global", "{path} takes unknown keys");
-        map.iter().for_each(|(key, inner)| closed(inner, &format!("{path}.{key}")));
+        // A parent chart may set any key below `global`.
+        assert!(strict || path == ".global", "{path} accepts unknown keys");
+        map.iter().for_each(|(key, inner)| assert_closed(inner, &format!("{path}.{key}")));
     }
 }
 
 #[test]
-fn names_and_times_are_the_codes() {
+fn names_and_times_match_the_code() {
     let all = render("computer-operator", "ns", &[]);
     let text = |name: &str| one(&all, "ValidatingAdmissionPolicy", name).to_string();
     assert!(one(&all, "MutatingAdmissionPolicy", "computer-operator-finalizer").to_string().contains(DELETION_FINALIZER));
@@ -99,13 +98,13 @@ fn names_and_times_are_the_codes() {
     for (name, pod) in pods(&all).iter().filter(|(name, _)| name.starts_with("Deployment")) {
         assert_eq!(pod["terminationGracePeriodSeconds"], lease::DRAIN.as_secs() + 20, "{name}");
     }
-    // What a replica of the HTTP API takes to end at most, and some seconds more.
+    // The longest shutdown of a replica of the HTTP API, and 15 seconds more.
     for delay in [0, 5, 60] {
         let all = render("co", "ops", &["fullnameOverride=co", &format!("api.shutdownDelaySeconds={delay}")]);
         let pod = &one(&all, "Deployment", "co-api")["spec"]["template"]["spec"];
         assert_eq!(pod["terminationGracePeriodSeconds"], delay + http::DRAIN.as_secs() + 15);
-        let told = pod["containers"][0]["env"].as_array().unwrap().iter().find(|e| e["name"] == "SHUTDOWN_DELAY_SECONDS").unwrap();
-        assert_eq!(told["value"], delay.to_string());
+        let variable = pod["containers"][0]["env"].as_array().unwrap().iter().find(|e| e["name"] == "SHUTDOWN_DELAY_SECONDS").unwrap();
+        assert_eq!(variable["value"], delay.to_string());
     }
     let rules = one(&all, "ClusterRole", "computer-operator-crds")["rules"].to_string();
     for crd in crds::all() {
@@ -113,10 +112,10 @@ fn names_and_times_are_the_codes() {
     }
 }
 
-/// An alert on a figure that is not exposed would never ring.
+/// An alert on a metric that is not exposed would never fire.
 #[test]
-fn every_alert_asks_for_figures_that_are_exposed() {
-    // A family without a sample is not in the text yet, so the registrations themselves are read.
+fn every_alert_uses_exposed_metrics_and_says_what_to_do() {
+    // A metric family without a sample is not exposed yet, so the test reads the registrations in the source.
     let registered = concat!(include_str!("../../src/computer/metrics.rs"), include_str!("../../src/http/middleware.rs"));
     let all = render("computer-operator", "ns", &["metrics.prometheusRule.enabled=true"]);
     let rules = one(&all, "PrometheusRule", "computer-operator")["spec"]["groups"][0]["rules"].as_array().unwrap();
@@ -127,15 +126,15 @@ fn every_alert_asks_for_figures_that_are_exposed() {
     assert_eq!(names, expected);
     for rule in rules {
         let expression = rule["expr"].as_str().unwrap();
-        for figure in expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| w.starts_with("computer_operator_")) {
-            let family = figure.trim_start_matches("computer_operator_").trim_end_matches("_count");
-            assert!(registered.contains(&format!("\"{family}\",")), "{}: {figure} is not exposed", rule["alert"]);
+        for metric in expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| w.starts_with("computer_operator_")) {
+            let family = metric.trim_start_matches("computer_operator_").trim_end_matches("_count");
+            assert!(registered.contains(&format!("\"{family}\",")), "{}: {metric} is not exposed", rule["alert"]);
         }
-        assert!(rule["annotations"]["description"].as_str().is_some_and(|d| d.len() > 40), "{}: what is to be done?", rule["alert"]);
+        assert!(rule["annotations"]["description"].as_str().is_some_and(|d| d.len() > 40), "{}: no remedy is described", rule["alert"]);
     }
 }
 
-/// Expressions of the alerts, with these values.
+/// The expressions of the alerts, rendered with these values.
 fn expressions(set: &[&str]) -> std::collections::BTreeMap<String, String> {
     let all = render("co", "ops", &[&["metrics.prometheusRule.enabled=true"], set].concat());
     let rules = one(&all, "PrometheusRule", "co-computer-operator")["spec"]["groups"][0]["rules"].as_array().unwrap().clone();
@@ -143,7 +142,7 @@ fn expressions(set: &[&str]) -> std::collections::BTreeMap<String, String> {
     rules.iter().map(|rule| (text(rule, "alert"), text(rule, "expr"))).collect()
 }
 
-/// What no agent can do is answered with 501, which is right, and nothing that an admin could repair.
+/// 501 is the correct response to a request for something that no agent supports; there is nothing to repair.
 #[test]
 fn the_alert_on_errors_does_not_count_501() {
     for set in [&[][..], &["metrics.serviceMonitor.enabled=true"]] {
@@ -153,19 +152,19 @@ fn the_alert_on_errors_does_not_count_501() {
     }
 }
 
-/// Without the chart's `ServiceMonitor` nothing is known of the labels that a collector gives, nor whether there is one.
+/// Without the chart's `ServiceMonitor` the labels of the targets are unknown, and so is whether the metrics are scraped at all.
 #[test]
-fn alerts_do_not_ring_for_ever_where_figures_come_another_way_or_not_at_all() {
+fn without_the_service_monitor_no_alert_fires_for_missing_metrics() {
     let (bare, monitored) = (expressions(&[]), expressions(&["metrics.serviceMonitor.enabled=true"]));
     for (alert, expression) in &bare {
         assert!(!expression.contains("service=") && !expression.contains("namespace="), "{alert}: {expression}");
-        assert!(!expression.contains("vector(0)"), "{alert} rings where nothing was ever collected: {expression}");
+        assert!(!expression.contains("vector(0)"), "{alert} fires where nothing was ever scraped: {expression}");
         assert!(!expression.contains("{,") && !expression.contains(",}"), "{alert}: {expression}");
     }
     for (alert, expression) in &monitored {
         assert!(expression.contains(r#"{namespace="ops",service="co-computer-operator-metrics""#), "{alert}: {expression}");
     }
-    assert!(monitored["ComputerOperatorNoLeader"].contains("vector(0)"), "all replicas gone is no leader, too");
+    assert!(monitored["ComputerOperatorNoLeader"].contains("vector(0)"), "does not fire when all replicas are gone");
     assert!(bare["ComputerOperatorNoLeader"].contains("max_over_time(computer_operator_is_leader{}[6h])"));
 }
 
@@ -174,7 +173,7 @@ fn bytes(quantity: &Value) -> usize {
     quantity.as_str().unwrap().strip_suffix("Mi").unwrap().parse::<usize>().unwrap() * 1024 * 1024
 }
 
-/// L9: the bounds of the HTTP API add up to less than its limit, as docs/memory.md has it.
+/// L9: the bounds of the HTTP API add up to less than its memory limit, as docs/memory.md states.
 #[test]
 fn the_bounds_of_the_api_stay_below_its_memory_limit() {
     use clap::{Args as _, FromArgMatches as _};
@@ -195,9 +194,9 @@ fn the_bounds_of_the_api_stay_below_its_memory_limit() {
     for figure in [sum, config.limits().memory(true), computer_operator::runtime::health::LIMITS.memory(false)] {
         assert!(stated.contains(&mib(figure)), "docs/memory.md does not say {}", mib(figure));
     }
-    // The operator: what strangers can take of it, beside 190 MiB that it had at most with 10,000 computers and 144 MiB of uploads.
+    // The operator: memory that unauthenticated clients can use, besides at most 190 MiB with 10,000 computers and 144 MiB of uploads.
     let container = &one(&all, "Deployment", "co")["spec"]["template"]["spec"]["containers"][0];
-    let strangers = computer_operator::archive::ingest::LIMITS.memory(true) + computer_operator::runtime::health::LIMITS.memory(false);
-    assert!(strangers + (190 + 144 + 64) * 1024 * 1024 < bytes(&container["resources"]["limits"]["memory"]), "{strangers}");
-    assert!(stated.contains(&mib(strangers)), "docs/memory.md does not say {}", mib(strangers));
+    let clients = computer_operator::archive::ingest::LIMITS.memory(true) + computer_operator::runtime::health::LIMITS.memory(false);
+    assert!(clients + (190 + 144 + 64) * 1024 * 1024 < bytes(&container["resources"]["limits"]["memory"]), "{clients}");
+    assert!(stated.contains(&mib(clients)), "docs/memory.md does not say {}", mib(clients));
 }

@@ -1,5 +1,5 @@
-//! The chart without a node: what is generated is in step with the code, every switch renders what it says, values that contradict each
-//! other are refused, and a real API server takes every object. Needs Go, not root.
+//! The chart without a node: generated files match the code, every value renders what it promises, contradictory values are rejected, and a
+//! real API server accepts every object. Needs Go, not root.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod binding;
@@ -14,10 +14,10 @@ mod upgrades;
 use serde_json::Value;
 use xtask::chart::Helm;
 
-/// How a cluster of 1.36 and newer is told to `helm template`.
+/// Arguments that make `helm template` render for a cluster of 1.36 or newer.
 const SERVED: [&str; 2] = ["--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy"];
 
-/// What the chart renders with these values, hooks included.
+/// The objects that the chart renders with these values, including hooks.
 fn render(release: &str, namespace: &str, set: &[&str]) -> Vec<Value> {
     objects(&helm().template(release, namespace, &[&SERVED, &flags(set)[..]].concat()).unwrap())
 }
@@ -47,7 +47,7 @@ fn one<'a>(all: &'a [Value], kind: &str, name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {kind}/{name} in {:?}", all.iter().map(id).collect::<Vec<_>>()))
 }
 
-/// Every pod in it: of Deployments, Jobs, and bare ones.
+/// Every pod spec among these objects: of Deployments, Jobs and pods.
 fn pods(all: &[Value]) -> Vec<(String, &Value)> {
     let spec = |o: &'_ Value| match o["kind"].as_str() {
         Some("Deployment" | "Job") => Some("/spec/template/spec"),

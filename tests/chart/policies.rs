@@ -1,4 +1,4 @@
-//! What an editor of a namespace sends, and what the admission policies answer.
+//! The admission policies restrict users with the role `edit` and reject their requests with a helpful message.
 
 use computer_operator::computer::children::Child;
 use serde_json::{Value, json};
@@ -6,15 +6,14 @@ use xtask::chart::{self, Helm};
 
 use crate::server::{Server, eventually};
 
-/// A command of a user, with its standard input.
+/// Runs kubectl as a user, with this standard input.
 type Send<'a> = &'a dyn Fn(&[&str], &str) -> Result<String, String>;
 
 fn computer(name: &str, spec: &Value) -> String {
     json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "metadata": {"name": name}, "spec": spec}).to_string()
 }
 
-/// What an editor of a namespace sends, and what it is answered.
-pub fn hold(server: &Server, helm: &Helm) {
+pub fn users_are_restricted(server: &Server, helm: &Helm) {
     server.kubectl(&["create", "namespace", "team"], "").unwrap();
     server.kubectl(&["create", "rolebinding", "edit", "--clusterrole=edit", "--user=anna", "-n", "team"], "").unwrap();
     let anna = |arguments: &[&str], input: &str| {
@@ -23,7 +22,7 @@ pub fn hold(server: &Server, helm: &Helm) {
     let byom = json!({"provider": "BYOM"});
     let finalizers =
         |name: &str| server.kubectl(&["get", "computer", name, "-n", "team", "-o", "jsonpath={.metadata.finalizers}"], "").unwrap();
-    // A new policy takes a moment to be in force.
+    // A new policy takes effect after a moment.
     eventually("the finalizer policy is in force", || {
         anna(&["delete", "computer", "--all", "--wait=false"], "").ok();
         anna(&["create", "-f", "-"], &json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "metadata": {"generateName": "first-"}, "spec": byom}).to_string())?;
@@ -36,52 +35,52 @@ pub fn hold(server: &Server, helm: &Helm) {
         "{}",
         finalizers("box")
     );
-    // `kubectl replace` with what was in a file neither loses it nor is refused.
+    // `kubectl replace` with a manifest without the finalizer is accepted and keeps the finalizer.
     anna(&["replace", "-f", "-"], &computer("box", &json!({"provider": "BYOM", "displayName": "again"}))).unwrap();
     assert_eq!(finalizers("box"), r#"["computer-operator.dev/deletion"]"#);
     anna(&["patch", "computer", "box", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#], "").unwrap();
     assert_eq!(finalizers("box"), r#"["computer-operator.dev/deletion"]"#);
-    deletion(server, &anna);
-    reserved(server, &anna);
-    drawn_names(server, &anna);
-    keys(server);
-    sessions(server, &anna);
-    // A cluster that does not serve the mutating policy: there stripping is refused.
+    deletion_is_protected(server, &anna);
+    labels_are_reserved(server, &anna);
+    generated_names_are_reserved(server, &anna);
+    api_keys_require_the_right_to_create_tokens(server);
+    session_settings_are_bounded(server, &anna);
+    // Without the mutating policy, removing the finalizer is rejected.
     let chart = chart::folder().display().to_string();
     helm.run(&["upgrade", "co", &chart, "-n", "ops", "--no-hooks", "--set", "admission.finalizer=Off"]).unwrap();
-    eventually("stripping is refused without the mutating policy", || {
+    eventually("removal of the finalizer is rejected without the mutating policy", || {
         anna(&["apply", "-f", "-"], &json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "metadata": {"name": "bare", "finalizers": ["computer-operator.dev/deletion"]}, "spec": byom}).to_string()).ok();
         let stripped = anna(&["patch", "computer", "bare", "--type=merge", "-p", r#"{"metadata":{"finalizers":null}}"#], "");
         match stripped {
-            Err(error) if error.contains("the operator takes it off") => Ok(()),
+            Err(error) if error.contains("the operator removes the finalizer") => Ok(()),
             other => Err(format!("{other:?}")),
         }
     });
 }
 
 pub fn refused(what: &str, result: Result<String, String>, message: &str) {
-    let error = result.expect_err(&format!("{what}: it was accepted"));
+    let error = result.expect_err(&format!("{what}: accepted"));
     assert!(error.contains(message), "{what}: {error}");
 }
 
-fn deletion(server: &Server, anna: Send<'_>) {
+fn deletion_is_protected(server: &Server, anna: Send<'_>) {
     anna(&["create", "-f", "-"], &computer("kept", &json!({"provider": "BYOM", "deletionProtection": true}))).unwrap();
     refused(
         "protected",
         anna(&["delete", "computer", "kept", "--wait=false"], ""),
-        "deletion protection is on. Take it off first: kubectl patch computer kept",
+        "spec.deletionProtection is true. To delete the Computer, first run: kubectl patch computer kept",
     );
-    refused("protected, all", anna(&["delete", "computers", "kept", "--wait=false", "--force"], ""), "deletion protection is on");
+    refused("protected, all", anna(&["delete", "computers", "kept", "--wait=false", "--force"], ""), "spec.deletionProtection is true");
     anna(&["patch", "computer", "kept", "--type=merge", "-p", r#"{"spec":{"deletionProtection":false}}"#], "").unwrap();
     anna(&["delete", "computer", "kept", "--wait=false"], "").unwrap();
     let none = r#"{"metadata":{"finalizers":null}}"#;
     refused(
-        "stripped while it is deleted",
+        "the finalizer removed during the deletion",
         anna(&["patch", "computer", "kept", "--type=merge", "-p", none], ""),
-        "the operator takes it off",
+        "the operator removes the finalizer",
     );
-    server.kubectl(&["patch", "computer", "kept", "-n", "team", "--type=merge", "-p", none], "").expect("an admin of the cluster may");
-    // A namespace that goes takes a protected computer with it, as far as we are concerned.
+    server.kubectl(&["patch", "computer", "kept", "-n", "team", "--type=merge", "-p", none], "").expect("a cluster admin may remove it");
+    // Deletion protection does not stop the deletion of the namespace.
     server.kubectl(&["create", "namespace", "going"], "").unwrap();
     server
         .kubectl(&["create", "-n", "going", "-f", "-"], &computer("box", &json!({"provider": "BYOM", "deletionProtection": true})))
@@ -93,7 +92,7 @@ fn deletion(server: &Server, anna: Send<'_>) {
     });
 }
 
-fn reserved(server: &Server, anna: Send<'_>) {
+fn labels_are_reserved(server: &Server, anna: Send<'_>) {
     let labels = json!({"computer-operator.dev/computer-uid": "u"});
     for (kind, rest) in [
         ("Secret", json!({})),
@@ -101,19 +100,24 @@ fn reserved(server: &Server, anna: Send<'_>) {
     ] {
         let mut object = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": "planted", "labels": labels}});
         rest.as_object().unwrap().iter().for_each(|(k, v)| object[k] = v.clone());
-        refused(kind, anna(&["create", "-f", "-"], &object.to_string()), "are the operator's: leave them out");
+        refused(
+            kind,
+            anna(&["create", "-f", "-"], &object.to_string()),
+            "are reserved for the operator: do not set them on your own objects",
+        );
         object["metadata"]["labels"] = json!({"mine": "yes"});
         anna(&["create", "-f", "-"], &object.to_string()).unwrap();
-        refused(kind, anna(&["label", kind, "planted", "computer-operator.dev/computer-uid=u"], ""), "are the operator's");
-        // What is the operator's may be labelled, but not unlabelled.
+        refused(kind, anna(&["label", kind, "planted", "computer-operator.dev/computer-uid=u"], ""), "are reserved for the operator");
+        // Tenants may add labels to the operator's objects, but not remove the reserved ones.
         server.kubectl(&["label", kind, "planted", "-n", "team", "computer-operator.dev/computer-uid=u"], "").unwrap();
         anna(&["label", kind, "planted", "more=yes"], "").unwrap();
-        refused(kind, anna(&["label", kind, "planted", "computer-operator.dev/computer-uid-"], ""), "are the operator's");
+        refused(kind, anna(&["label", kind, "planted", "computer-operator.dev/computer-uid-"], ""), "are reserved for the operator");
     }
 }
 
-/// Nobody else takes a name that the operator may have drawn, whole or by what the API server puts after it; others are free.
-fn drawn_names(server: &Server, anna: Send<'_>) {
+/// A tenant cannot create an object with a name that the operator may have generated, neither as a `name` nor through `generateName`. Similar names
+/// are allowed.
+fn generated_names_are_reserved(server: &Server, anna: Send<'_>) {
     let object = |kind: &str, metadata: Value| {
         let spec = match kind {
             "Pod" => json!({"containers": [{"name": "c", "image": "none"}]}),
@@ -129,63 +133,65 @@ fn drawn_names(server: &Server, anna: Send<'_>) {
     let hex = "0123456789abcdef".repeat(2);
     let children = [("Pod", Child::Machine), ("PersistentVolumeClaim", Child::Home), ("Secret", Child::Key)];
     let names = children.map(|(kind, child)| (kind, child.name(&hex)));
-    for (kind, drawn) in names.into_iter().chain([("Secret", format!("api-key-{hex}"))]) {
+    for (kind, generated) in names.into_iter().chain([("Secret", format!("api-key-{hex}"))]) {
         let dry = |metadata| anna(&["create", "--dry-run=server", "-f", "-"], &object(kind, metadata));
-        let prefix = &drawn[..drawn.len() - 5];
-        refused(kind, dry(json!({"name": drawn})), "names that the operator draws");
-        refused(kind, dry(json!({"generateName": prefix})), "names that the operator draws");
-        for (field, free) in [("name", prefix), ("name", &format!("{drawn}0")), ("name", &format!("x{drawn}")), ("generateName", &drawn)] {
+        let prefix = &generated[..generated.len() - 5];
+        refused(kind, dry(json!({"name": generated})), "are reserved for the operator, which generates");
+        refused(kind, dry(json!({"generateName": prefix})), "are reserved for the operator, which generates");
+        for (field, free) in
+            [("name", prefix), ("name", &format!("{generated}0")), ("name", &format!("x{generated}")), ("generateName", &generated)]
+        {
             dry(json!({field: free})).unwrap();
         }
         server
-            .kubectl(&["create", "-n", "team", "--dry-run=server", "-f", "-"], &object(kind, json!({"name": drawn})))
-            .expect("who may release");
+            .kubectl(&["create", "-n", "team", "--dry-run=server", "-f", "-"], &object(kind, json!({"name": generated})))
+            .expect("a user with the verb release");
     }
 }
 
-/// What a list of sessions costs is bounded; what is stored already is not locked.
-fn sessions(server: &Server, anna: Send<'_>) {
+/// Settings are bounded so that lists of sessions are; stored sessions with larger settings can still be changed and deleted.
+fn session_settings_are_bounded(server: &Server, anna: Send<'_>) {
     let session = |name: &str, settings: &Value| {
         json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Session", "metadata": {"name": name, "namespace": "team"},
             "spec": {"computerName": "box", "computerUID": "u", "settings": settings}})
         .to_string()
     };
-    // As much as the HTTP API takes, in the form that grows most when it is written out.
+    // The largest settings that the HTTP API accepts, in the form that grows most when formatted.
     let most: Vec<u8> = vec![0; (32 * 1024 - 8) / 2];
     let (zeros, many) = (vec![0; 40_000], vec![json!({"k": [null, true, 1.5, "x"]}); 5_000]);
-    anna(&["create", "-f", "-"], &session("usual", &json!({"a": most}))).expect("what the HTTP API takes");
-    anna(&["create", "-f", "-"], &session("odd", &json!({"n": null, "t": true, "f": 1.5, "d": [[[{}]]]}))).expect("of every type");
-    // Within the 32 KiB of the HTTP API, and too much for the policy, which says why.
+    anna(&["create", "-f", "-"], &session("usual", &json!({"a": most}))).expect("the largest settings of the HTTP API");
+    anna(&["create", "-f", "-"], &session("odd", &json!({"n": null, "t": true, "f": 1.5, "d": [[[{}]]]}))).expect("settings of every type");
+    // Within the 32 KiB of the HTTP API, but too large for the policy, which says why.
     let exponents = json!({"a": vec![1e300; 4_600]});
-    refused("large exponents", anna(&["create", "-f", "-"], &session("large", &exponents)), "numbers in full (1e300 has 301 digits)");
+    refused("large exponents", anna(&["create", "-f", "-"], &session("large", &exponents)), "with numbers in full (1e300 has 301 digits)");
     for settings in [json!({"a": "x".repeat(70_000)}), json!({"a": zeros}), json!({"a": many})] {
-        refused("large settings", anna(&["create", "-f", "-"], &session("large", &settings)), "spec.settings: 64 KiB at most");
+        refused("large settings", anna(&["create", "-f", "-"], &session("large", &settings)), "spec.settings must not exceed 64 KiB");
         let patch = json!({"spec": {"settings": settings}}).to_string();
         refused(
             "grown",
             anna(&["patch", "session", "odd", "--type=merge", "--patch-file=/dev/stdin"], &patch),
-            "spec.settings: 64 KiB at most",
+            "spec.settings must not exceed 64 KiB",
         );
     }
     server.kubectl(&["delete", "validatingadmissionpolicybinding", "co-computer-operator-sessions"], "").unwrap();
-    eventually("nothing stands in the way", || {
+    eventually("the policy is no longer in force", || {
         server.kubectl(&["create", "-f", "-"], &session("stored", &json!({"a": "x".repeat(70_000)}))).map(drop)
     });
     let binding = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding", "metadata": {"name": "co-computer-operator-sessions"},
         "spec": {"policyName": "co-computer-operator-sessions", "validationActions": ["Deny"]}});
     server.kubectl(&["create", "-f", "-"], &binding.to_string()).unwrap();
-    eventually("it stands again", || {
+    eventually("the policy is in force again", || {
         match anna(&["create", "--dry-run=server", "-f", "-"], &session("again", &json!({"a": "x".repeat(70_000)}))) {
-            Err(error) if error.contains("64 KiB at most") => Ok(()),
+            Err(error) if error.contains("must not exceed 64 KiB") => Ok(()),
             other => Err(format!("{other:?}")),
         }
     });
-    anna(&["patch", "session", "stored", "--type=merge", "-p", r#"{"spec":{"title":"t"}}"#], "").expect("what is stored can be changed");
-    anna(&["delete", "session", "stored"], "").expect("and deleted");
+    anna(&["patch", "session", "stored", "--type=merge", "-p", r#"{"spec":{"title":"t"}}"#], "").expect("a stored session can be changed");
+    anna(&["delete", "session", "stored"], "").expect("a stored session can be deleted");
 }
 
-/// An `ApiKey` is for who may make that account's tokens.
-fn keys(server: &Server) {
+/// Only users who can create tokens of a `ServiceAccount` can create or rotate its `ApiKey`.
+fn api_keys_require_the_right_to_create_tokens(server: &Server) {
     for (user, account) in [("bert", "own"), ("carl", "")] {
         server
             .kubectl(
@@ -220,14 +226,18 @@ fn keys(server: &Server) {
         server.kubectl(&["create", "-n", "team", &format!("--as={user}"), "-f", "-"], &key(name, account))
     };
     create("bert", "mine", "own").unwrap();
-    refused("another's account", create("bert", "theirs", "root"), "the right to create serviceaccounts/token for root in team");
-    refused("no right to any", create("carl", "none", "own"), "the right to create serviceaccounts/token for own in team");
+    refused(
+        "another's account",
+        create("bert", "theirs", "root"),
+        "the permission to create serviceaccounts/token for root in namespace team",
+    );
+    refused("no right to any", create("carl", "none", "own"), "the permission to create serviceaccounts/token for own in namespace team");
     let rotate = |user: &str| {
         server.kubectl(
             &["patch", "apikey", "mine", "-n", "team", &format!("--as={user}"), "--type=merge", "-p", r#"{"spec":{"rotation":"2"}}"#],
             "",
         )
     };
-    refused("rotated by somebody", rotate("carl"), "the right to create serviceaccounts/token");
+    refused("rotated by another user", rotate("carl"), "the permission to create serviceaccounts/token");
     rotate("bert").unwrap();
 }

@@ -1,4 +1,5 @@
-//! Every switch on and off: what is there, what is not, and that every pod is `restricted` and every setting one that the program takes.
+//! Renders the chart with every value switched on and off: the right objects are present, every pod is `restricted`, and the program accepts every
+//! setting.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{flags, helm, id, one, pods, render};
 
-/// Release, namespace and values of every rendering that the checks for all go through.
+/// Release, namespace and values of every rendering that the general checks use.
 const MATRIX: &[(&str, &str, &[&str])] = &[
     ("computer-operator", "computer-operator-system", &[]),
     ("x", "default", &[]),
@@ -53,20 +54,20 @@ const PLACED: &[&str] = &[
     "api.podLabels.team=a",
 ];
 
-fn of(kind: &str, all: &[Value]) -> Vec<String> {
+fn names_of(kind: &str, all: &[Value]) -> Vec<String> {
     all.iter().filter(|o| o["kind"] == kind).map(|o| o["metadata"]["name"].as_str().unwrap().to_owned()).collect()
 }
 
 #[test]
-fn every_rendering_is_sound() {
+fn every_rendering_has_unique_names_labels_and_restricted_pods() {
     for (release, namespace, set) in MATRIX {
         let all = render(release, namespace, set);
         let mut names: Vec<String> = all.iter().map(id).collect();
         let count = names.len();
         names.sort();
         names.dedup();
-        // A Role and the ClusterRole beside it are of different kinds.
-        assert_eq!(names.len(), count, "{release}: an object is there twice");
+        // A Role and a ClusterRole of the same name are different kinds.
+        assert_eq!(names.len(), count, "{release}: duplicate object");
         for object in &all {
             let name = object["metadata"]["name"].as_str().unwrap();
             assert!(name.len() <= 63, "{name}");
@@ -77,13 +78,13 @@ fn every_rendering_is_sound() {
             assert_eq!(object["metadata"]["labels"]["app.kubernetes.io/name"], "computer-operator", "{}", id(object));
         }
         for (name, pod) in pods(&all) {
-            restricted(&format!("{release} {name}"), pod);
+            assert_restricted(&format!("{release} {name}"), pod);
         }
-        settings(&all);
+        assert_settings_accepted(&all);
     }
 }
 
-fn restricted(name: &str, pod: &Value) {
+fn assert_restricted(name: &str, pod: &Value) {
     let context = &pod["securityContext"];
     assert_eq!((&context["runAsNonRoot"], &context["seccompProfile"]["type"]), (&json!(true), &json!("RuntimeDefault")), "{name}");
     assert!(pod["serviceAccountName"].as_str().is_some_and(|account| account != "default"), "{name}");
@@ -98,8 +99,8 @@ fn restricted(name: &str, pod: &Value) {
     }
 }
 
-/// Every variable is a setting of the program, with a value that it takes; every argument a command that it knows.
-fn settings(all: &[Value]) {
+/// Every variable is a setting that the program accepts with its value, and every argument is a known command.
+fn assert_settings_accepted(all: &[Value]) {
     for (name, pod) in pods(all) {
         let container = &pod["containers"][0];
         let given: Vec<&str> = container["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
@@ -109,7 +110,7 @@ fn settings(all: &[Value]) {
             "crds" => computer_operator::install::crds::Args::augment_args(Command::new("crds")),
             "uninstall-check" => computer_operator::install::uninstall::Args::augment_args(Command::new("uninstall-check")),
             "install-check" => computer_operator::install::check::Args::augment_args(Command::new("install-check")),
-            other => panic!("{name}: {other} is no command"),
+            other => panic!("{name}: unknown command {other}"),
         };
         let flags: BTreeMap<String, String> =
             command.get_arguments().filter_map(|a| Some((a.get_env()?.to_str()?.to_owned(), format!("--{}", a.get_long()?)))).collect();
@@ -119,37 +120,37 @@ fn settings(all: &[Value]) {
             if ["RUST_LOG", "POD_NAME"].contains(&key) || key.starts_with("AWS_") {
                 continue;
             }
-            let flag = flags.get(key).unwrap_or_else(|| panic!("{name}: {key} is no setting of the program"));
+            let flag = flags.get(key).unwrap_or_else(|| panic!("{name}: {key} is not a setting of the program"));
             line.push(format!("{flag}={}", service_address(all, variable["value"].as_str().unwrap())));
         }
         command.try_get_matches_from(line).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }
 
-/// Puts an address where the variable of a Service is named, which must be one of the same chart.
+/// Replaces the variable of a Service by an address. The Service must be part of the chart.
 fn service_address(all: &[Value], value: &str) -> String {
     let Some((before, rest)) = value.split_once("$(") else { return value.to_owned() };
     let (variable, after) = rest.split_once(')').unwrap();
     let of_service = |name: &String| format!("{}_SERVICE_HOST", name.to_uppercase().replace('-', "_")) == variable;
-    assert!(of("Service", all).iter().any(of_service), "{variable} is of no Service: {:?}", of("Service", all));
+    assert!(names_of("Service", all).iter().any(of_service), "{variable} belongs to none of {:?}", names_of("Service", all));
     format!("{before}192.0.2.7{after}")
 }
 
 #[test]
-fn the_embedded_store_means_one_replica_and_its_claim_stays() {
+fn the_embedded_store_has_one_replica_and_a_kept_claim() {
     let all = render("co", "ops", &["fullnameOverride=co"]);
     let deployment = &one(&all, "Deployment", "co")["spec"];
-    // The type is the same for both stores: an upgrade from one to the other would be refused.
+    // The strategy type is the same for both stores; otherwise an upgrade from one to the other would be rejected.
     let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}});
     assert_eq!((&deployment["replicas"], &deployment["strategy"]), (&json!(1), &strategy));
     assert_eq!(one(&all, "PersistentVolumeClaim", "co-store")["metadata"]["annotations"]["helm.sh/resource-policy"], "keep");
-    assert_eq!(of("PodDisruptionBudget", &all), ["co-api"], "a budget for one replica would stop every drain");
+    assert_eq!(names_of("PodDisruptionBudget", &all), ["co-api"], "a budget for one replica would block every drain");
     let own = render("co", "ops", &["archive.local.existingClaim=mine"]);
-    assert!(of("PersistentVolumeClaim", &own).is_empty() && format!("{own:?}").contains("\"mine\""));
+    assert!(names_of("PersistentVolumeClaim", &own).is_empty() && format!("{own:?}").contains("\"mine\""));
 }
 
 #[test]
-fn a_bucket_lets_several_replicas_stand_by() {
+fn a_bucket_allows_several_replicas() {
     let all = render("co", "ops", &[S3, &["fullnameOverride=co"]].concat());
     let deployment = &one(&all, "Deployment", "co")["spec"];
     let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}});
@@ -158,14 +159,14 @@ fn a_bucket_lets_several_replicas_stand_by() {
     assert_eq!(pod["containers"][0]["envFrom"], json!([{"secretRef": {"name": "keys"}}]));
     let store = pod["containers"][0]["env"].as_array().unwrap().iter().find(|e| e["name"] == "ARCHIVE_STORE").unwrap();
     assert_eq!(store["value"], "s3://archives/computers?region=eu-1&endpoint=http://minio:9000&allow_http=true");
-    assert!(pod["volumes"].is_null() && of("PersistentVolumeClaim", &all).is_empty());
-    assert_eq!(of("PodDisruptionBudget", &all), ["co", "co-api"]);
+    assert!(pod["volumes"].is_null() && names_of("PersistentVolumeClaim", &all).is_empty());
+    assert_eq!(names_of("PodDisruptionBudget", &all), ["co", "co-api"]);
     assert_eq!(pod["topologySpreadConstraints"][0]["topologyKey"], "kubernetes.io/hostname");
 }
 
-/// A store that cannot be reached holds up every deletion.
+/// An unreachable store blocks every deletion.
 #[test]
-fn the_controller_reaches_its_store() {
+fn the_network_policy_lets_the_controller_reach_its_store() {
     let egress = |set: &[&str]| {
         let all = render("co", "ops", &[&["fullnameOverride=co", "archive.type=S3", "archive.s3.bucket=archives"], set].concat());
         one(&all, "NetworkPolicy", "co-store")["spec"]["egress"].clone()
@@ -184,15 +185,15 @@ fn the_controller_reaches_its_store() {
         assert_eq!(rules, json!([{"ports": [{"port": port, "protocol": "TCP"}]}]), "{endpoint}");
     }
     assert_eq!(egress(&[])[1]["ports"], json!([{"port": 80, "protocol": "TCP"}]), "without keys: the pod's cloud identity");
-    assert!(!of("NetworkPolicy", &render("co", "ops", &["fullnameOverride=co"])).contains(&"co-store".to_owned()));
+    assert!(!names_of("NetworkPolicy", &render("co", "ops", &["fullnameOverride=co"])).contains(&"co-store".to_owned()));
 }
 
 #[test]
-fn every_switch_does_what_it_says() {
+fn every_switch_adds_or_removes_its_object() {
     let all = |set: &[&str]| render("co", "ops", &[set, &["fullnameOverride=co"]].concat());
     let usual = all(&[]);
     for kind in ["Ingress", "Certificate", "ServiceMonitor", "PrometheusRule"] {
-        assert!(of(kind, &usual).is_empty(), "{kind} is there unasked");
+        assert!(names_of(kind, &usual).is_empty(), "{kind} is rendered by default");
     }
     for (set, kind, name, there) in [
         (&["api.ingress.enabled=true", "api.ingress.hosts={h}"][..], "Ingress", "co-api", true),
@@ -212,7 +213,7 @@ fn every_switch_does_what_it_says() {
         (&["admission.finalizer=Off"], "MutatingAdmissionPolicy", "co-finalizer", false),
         (&["api.podDisruptionBudget.enabled=false"], "PodDisruptionBudget", "co-api", false),
     ] {
-        let found = |objects: &[Value]| of(kind, objects).iter().any(|n| n == name);
+        let found = |objects: &[Value]| names_of(kind, objects).iter().any(|n| n == name);
         assert_eq!((found(&usual), found(&all(set))), (!there, there), "{set:?}: {kind}/{name}");
     }
     let aggregated = |objects: &[Value]| one(objects, "ClusterRole", "computer-operator-edit")["metadata"]["labels"].to_string();
@@ -225,20 +226,20 @@ fn every_switch_does_what_it_says() {
 #[test]
 fn the_finalizer_policy_follows_the_cluster() {
     let rendered = |more: &[&str]| helm().template("co", "ops", more).unwrap().contains("kind: MutatingAdmissionPolicy\n");
-    assert!(!rendered(&[]), "a cluster that does not serve it would refuse the whole release");
+    assert!(!rendered(&[]), "a cluster that does not serve the policy would reject the whole release");
     assert!(rendered(&crate::SERVED));
     assert!(rendered(&["--set", "admission.finalizer=On"]));
 }
 
 #[test]
-fn images_by_digest_and_from_another_registry() {
+fn images_can_be_pinned_by_digest_and_come_from_another_registry() {
     let digest = format!("sha256:{}", "a".repeat(64));
     let set = format!("image.digest={digest}");
     let all = render("co", "ops", &[&set, "global.imageRegistry=mirror.example:5000", "imagePullSecrets[0].name=pull"]);
     for (name, pod) in pods(&all) {
         assert_eq!(pod["containers"][0]["image"], format!("mirror.example:5000/operator@{digest}"), "{name}");
     }
-    // Archive pods are made by the operator: it must know the same image, and their account the same Secret.
+    // The operator creates archive pods: it needs the same image, and their account the same pull Secret.
     assert!(
         one(&all, "Deployment", "co-computer-operator")
             .to_string()
@@ -252,7 +253,7 @@ fn images_by_digest_and_from_another_registry() {
 }
 
 #[test]
-fn the_default_class_is_one_and_may_be_replaced() {
+fn the_default_class_is_valid_and_can_be_changed() {
     let class = |set: &[&str]| -> Value {
         let all = render("co", "ops", set);
         serde_yaml_ng::from_str(one(&all, "ConfigMap", "co-computer-operator-crds")["data"]["class.yaml"].as_str().unwrap()).unwrap()
@@ -263,7 +264,7 @@ fn the_default_class_is_one_and_may_be_replaced() {
         computer_operator::computer::machine_pod::desired(&parsed, &computer_operator::resources::ComputerSpec::default(), "home").unwrap();
     assert_eq!(pod.spec.unwrap().containers.len(), 1);
     assert_eq!(usual["metadata"]["annotations"]["computer-operator.dev/is-default-class"], "true");
-    // Stated, also where the values of an older chart are used again.
+    // Set explicitly, also with the values of an older chart.
     for set in [&[][..], &["defaultClass.spec.archive=null"], &["defaultClass.spec.archive.policy=BestEffort"]] {
         assert_eq!(class(set)["spec"]["archive"]["unreadableFiles"], "Block", "{set:?}");
     }
@@ -280,9 +281,9 @@ fn the_default_class_is_one_and_may_be_replaced() {
     assert_eq!(own["metadata"]["annotations"]["computer-operator.dev/is-default-class"], "false");
 }
 
-/// Nothing but the operator, the API and running hooks has a right; archive pods have none at all.
+/// Only the operator, the API and running hooks have permissions; archive pods have none.
 #[test]
-fn each_account_has_its_own_rights() {
+fn each_account_has_its_own_permissions() {
     let all = render("co", "ops", &["fullnameOverride=co"]);
     for binding in all.iter().filter(|o| o["kind"].as_str().unwrap().ends_with("Binding") && o["subjects"].is_array()) {
         let subjects = binding["subjects"].as_array().unwrap();
@@ -296,7 +297,7 @@ fn each_account_has_its_own_rights() {
 }
 
 #[test]
-fn a_release_name_that_no_service_can_have_is_refused_with_what_to_do() {
+fn a_release_name_that_is_invalid_for_a_service_is_rejected_with_a_remedy() {
     let error = helm().template("1st", "ops", &flags(&[])).unwrap_err().to_string();
     assert!(error.contains("set fullnameOverride"), "{error}");
     helm().template("1st", "ops", &["--set", "fullnameOverride=first"]).unwrap();

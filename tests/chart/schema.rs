@@ -1,9 +1,9 @@
-//! Values that are mistyped or contradict each other are refused before anything is installed, and what is refused is named.
+//! Misspelled, invalid and contradictory values are rejected before anything is installed, and the error names the value.
 
 use crate::{flags, helm};
 
 #[test]
-fn what_contradicts_itself_or_is_unknown_is_refused() {
+fn unknown_and_contradictory_values_are_rejected_by_name() {
     let helm = helm();
     for (set, named) in [
         (&["controler.replicas=1"][..], "controler"),
@@ -19,7 +19,7 @@ fn what_contradicts_itself_or_is_unknown_is_refused() {
         (&["archive.type=S3", "archive.s3.bucket=archives", "archive.s3.endpoint=https://user:key@store"], "/archive/s3/endpoint"),
         (&["archive.type=S3", "archive.s3.bucket=a/b"], "/archive/s3/bucket"),
         (&["archive.type=S3", "archive.s3.bucket=archives", "archive.s3.region=eu&endpoint=http://else"], "/archive/s3/region"),
-        // A label twice is no YAML, and another value of ours is a Deployment that selects nothing.
+        // A duplicate label is invalid YAML, and another value of a selector label makes a Deployment that selects no pods.
         (&[r"controller.podLabels.app\.kubernetes\.io/name=mine"], "/controller/podLabels"),
         (&[r"api.podLabels.app\.kubernetes\.io/component=mine"], "/api/podLabels"),
         (&[r"api.podLabels.computer-operator\.dev/metrics=no"], "/api/podLabels"),
@@ -46,21 +46,20 @@ fn what_contradicts_itself_or_is_unknown_is_refused() {
 }
 
 #[test]
-fn helm_has_nothing_to_say_about_the_chart() {
-    let said = helm().run(&["lint", "--strict", &xtask::chart::folder().display().to_string()]).unwrap();
-    assert!(said.contains("0 chart(s) failed"), "{said}");
+fn the_chart_passes_helm_lint() {
+    let output = helm().run(&["lint", "--strict", &xtask::chart::folder().display().to_string()]).unwrap();
+    assert!(output.contains("0 chart(s) failed"), "{output}");
 }
 
-/// Labels of people's own are theirs to set.
 #[test]
-fn pods_take_more_labels() {
+fn users_can_add_pod_labels() {
     let set = [r"controller.podLabels.team=a", r"api.podLabels.example\.com/team=b"];
     let text = helm().template("co", "ops", &flags(&set)).unwrap();
     assert!(text.contains("        team: a\n") && text.contains("        example.com/team: b\n"));
 }
 
-/// Helm puts `global` into the values of a chart that another one depends on.
+/// Helm adds the parent chart's `global` to the values of a subchart.
 #[test]
-fn the_chart_can_be_part_of_another() {
-    helm().template("co", "ops", &["--set", "global.somebodyElses=1"]).unwrap();
+fn the_chart_can_be_a_subchart() {
+    helm().template("co", "ops", &["--set", "global.parentSetting=1"]).unwrap();
 }

@@ -1,5 +1,5 @@
-//! A real API server takes every object of every rendering (server-side dry run), a second installation is refused, and the policies hold
-//! for users of each role. No node: what needs a pod is in `tests/chart_cluster`.
+//! A real API server accepts every object of every rendering (server-side dry run), a second installation is rejected, and the admission
+//! policies hold for users of each role. There is no node: tests that need a pod are in `tests/chart_cluster`.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub struct Server {
     _folder: tempfile::TempDir,
 }
 
-/// Asks until there is an answer.
+/// Retries until `ask` succeeds, for at most a minute.
 pub fn eventually<T>(what: &str, ask: impl Fn() -> Result<T, String>) -> T {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -51,8 +51,8 @@ impl Server {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// Our kinds, and those of others that the chart can make objects of: names only, which is what a dry run needs.
-    fn kinds(&self) {
+    /// Installs the operator's kinds and the foreign kinds that the chart can create. The latter have an open schema, which is enough for a dry run.
+    fn install_kinds(&self) {
         let own = crds::files().unwrap().into_iter().map(|(_, yaml)| yaml).collect::<Vec<_>>().join("\n---\n");
         self.kubectl(&["apply", "--server-side", "-f", "-"], &own).unwrap();
         for (group, kind, plural) in [
@@ -70,30 +70,30 @@ impl Server {
             eventually(plural, || self.kubectl(&["get", &format!("{plural}.{group}"), "-A"], ""));
         }
         for crd in crds::all() {
-            eventually("our kinds", || self.kubectl(&["get", &crd.spec.names.plural, "-A"], ""));
+            eventually("the operator's kinds are served", || self.kubectl(&["get", &crd.spec.names.plural, "-A"], ""));
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_real_api_server_takes_it() {
+async fn a_real_api_server_accepts_the_chart_and_enforces_its_policies() {
     let server = Server::up().await;
-    server.kinds();
-    upgrades::all_spares_computers(&server);
+    server.install_kinds();
+    upgrades::kubectl_delete_all_spares_computers(&server);
     let helm = Helm::new(Some(&server.kubeconfig)).unwrap();
     every_object_is_accepted(&server, &helm);
-    a_second_installation_is_refused(&server, &helm);
-    a_new_default_reaches_the_class_of_before(&server, &helm);
-    upgrades::between_stores(&server, &helm);
-    policies::hold(&server, &helm);
-    fences::hold(&server);
-    binding::order(&server);
+    a_second_installation_is_rejected(&server, &helm);
+    an_upgrade_applies_a_new_default_to_the_charts_class(&server, &helm);
+    upgrades::an_upgrade_can_change_the_store(&server, &helm);
+    policies::users_are_restricted(&server, &helm);
+    fences::the_operator_is_restricted(&server);
+    binding::a_volume_reserved_by_name_binds_without_a_failure(&server);
 }
 
 fn every_object_is_accepted(server: &Server, helm: &Helm) {
     server.kubectl(&["create", "namespace", "ops"], "").unwrap();
     server.kubectl(&["label", "namespace", "ops", "pod-security.kubernetes.io/enforce=restricted"], "").unwrap();
-    // A bare pod is refused without its account, which a dry run does not make.
+    // A pod is rejected if its ServiceAccount does not exist, and a dry run does not create one.
     server.kubectl(&["create", "serviceaccount", "co-test", "-n", "ops"], "").unwrap();
     for set in [
         &[][..],
@@ -127,7 +127,7 @@ fn every_object_is_accepted(server: &Server, helm: &Helm) {
         ],
     ] {
         let yaml = helm.template("co", "ops", &[&SERVED[..], &["--set", "fullnameOverride=co"], &flags(set)].concat()).unwrap();
-        // Strict: a field that the API server does not know is an error. Warnings are what an admin would be shown.
+        // Strict: unknown fields are errors, and so are warnings, which an admin would see.
         let arguments = ["create", "--dry-run=server", "--validate=strict", "--warnings-as-errors", "-f", "-"];
         let all = objects(&yaml);
         let new: Vec<String> = all.iter().filter(|o| id(o) != "ServiceAccount/co-test").map(Value::to_string).collect();
@@ -138,7 +138,7 @@ fn every_object_is_accepted(server: &Server, helm: &Helm) {
     server.kubectl(&["delete", "serviceaccount", "co-test", "-n", "ops"], "").unwrap();
 }
 
-fn a_second_installation_is_refused(server: &Server, helm: &Helm) {
+fn a_second_installation_is_rejected(server: &Server, helm: &Helm) {
     let chart = chart::folder().display().to_string();
     let install = |release: &str, namespace: &str| helm.run(&["install", release, &chart, "-n", namespace, "--no-hooks"]);
     let notes = install("co", "ops").unwrap();
@@ -153,17 +153,17 @@ fn a_second_installation_is_refused(server: &Server, helm: &Helm) {
     for (release, namespace) in [("co", "other"), ("second", "ops")] {
         let error = install(release, namespace).unwrap_err().to_string();
         assert!(
-            error.contains("installed in this cluster already, as release \"co\" in namespace \"ops\"")
+            error.contains("already installed in this cluster as release \"co\" in namespace \"ops\"")
                 && error.contains("helm upgrade co -n ops"),
             "{error}"
         );
     }
-    // The same release is no second one.
+    // The same release can be upgraded.
     helm.run(&["upgrade", "co", &chart, "-n", "ops", "--no-hooks", "--set", "api.replicas=1"]).unwrap();
     for policy in
         objects(&server.kubectl(&["get", "validatingadmissionpolicies", "-o", "yaml"], "").unwrap())[0]["items"].as_array().unwrap()
     {
-        eventually("the policy is type-checked", || {
+        eventually("the policy has been type-checked", || {
             let name = policy["metadata"]["name"].as_str().unwrap();
             let now: Value = serde_json::from_str(&server.kubectl(&["get", "validatingadmissionpolicy", name, "-o", "json"], "")?).unwrap();
             let warnings = &now["status"]["typeChecking"]["expressionWarnings"];
@@ -173,11 +173,12 @@ fn a_second_installation_is_refused(server: &Server, helm: &Helm) {
     }
 }
 
-/// S1: a class was stored while the definition's default was `Record`; the upgrade makes the chart's own class say `Block`, and the notes
-/// and the README say which others there are and how to change them.
-fn a_new_default_reaches_the_class_of_before(server: &Server, helm: &Helm) {
+/// S1: a class was stored while the definition's default was `Record`. The upgrade sets `Block` in the chart's own class, and the notes and the
+/// README show how to find and change other classes.
+fn an_upgrade_applies_a_new_default_to_the_charts_class(server: &Server, helm: &Helm) {
     let apply = ["apply", "--server-side", "--force-conflicts", "--field-manager=computer-operator-chart", "-f", "-"];
-    let says = |name: &str| server.kubectl(&["get", "computerclass", name, "-o", "jsonpath={.spec.archive.unreadableFiles}"], "").unwrap();
+    let setting =
+        |name: &str| server.kubectl(&["get", "computerclass", name, "-o", "jsonpath={.spec.archive.unreadableFiles}"], "").unwrap();
     let class = |name: &str| {
         json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass", "metadata": {"name": name},
             "spec": {"podTemplate": {"spec": {"containers": [{"name": "machine", "image": "i"}]}}}})
@@ -186,18 +187,18 @@ fn a_new_default_reaches_the_class_of_before(server: &Server, helm: &Helm) {
     let before = now.replace("unreadableFiles: Block", "unreadableFiles: Record").replace("default: Block", "default: Record");
     assert_ne!(before, now);
     server.kubectl(&apply, &before).unwrap();
-    eventually("the old default", || {
+    eventually("the old default is in force", || {
         for name in ["standard", "theirs"] {
             server.kubectl(&["delete", "computerclass", name, "--ignore-not-found"], "")?;
             server.kubectl(&apply, &class(name).to_string())?;
         }
-        if says("theirs") == "Record" { Ok(()) } else { Err("not yet".into()) }
+        if setting("theirs") == "Record" { Ok(()) } else { Err("not yet".into()) }
     });
     server.kubectl(&apply, &now).unwrap();
     let all = objects(&helm.template("co", "ops", &SERVED).unwrap());
     let chart = all.iter().find_map(|o| o["data"]["class.yaml"].as_str()).unwrap();
     server.kubectl(&apply, chart).unwrap();
-    assert_eq!((says("standard"), says("theirs")), ("Block".to_owned(), "Record".to_owned()));
+    assert_eq!((setting("standard"), setting("theirs")), ("Block".to_owned(), "Record".to_owned()));
 
     let notes = helm.run(&["upgrade", "co", &chart::folder().display().to_string(), "-n", "ops", "--no-hooks"]).unwrap();
     let readme = std::fs::read_to_string(chart::folder().join("README.md")).unwrap();

@@ -1,4 +1,4 @@
-//! Install, upgrade, uninstall, install again: nothing is lost, and what is under way goes on.
+//! Install, upgrade, uninstall, install again: nothing is lost, and running deletions continue.
 
 use anyhow::{Context as _, Result, ensure};
 use computer_operator::resources::crds;
@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 
 use crate::world::{FULL, RELEASE, SYSTEM, World, eventually, refused};
 
-/// Computers whose deletion is under way during the upgrade.
+/// Number of computers that are being deleted during the upgrade.
 const COMPUTERS: usize = 10;
 
-/// The hook upgrades what an earlier version left: here a definition without a field that this one has.
-pub fn install(world: &World) -> Result<()> {
+/// The hook upgrades the definitions of an earlier version, here one that lacks a field.
+pub fn install_upgrades_an_older_definition(world: &World) -> Result<()> {
     world.namespace(SYSTEM)?;
     let (_, yaml) = crds::files()?.into_iter().find(|(name, _)| name == "computers.yaml").context("computers.yaml")?;
     let mut old: Value = serde_yaml_ng::from_str(&yaml)?;
@@ -24,16 +24,16 @@ pub fn install(world: &World) -> Result<()> {
     ensure!(upgraded == "boolean", "the definition was not upgraded: {upgraded:?}");
     let said = world.helm.run(&["test", RELEASE, "-n", SYSTEM, "--logs"])?;
     ensure!(said.contains("computers are served") && said.matches(": ready").count() == 3, "{said}");
-    // Everything of the hooks is gone but the test's pod, which has no rights any more.
+    // All objects of the hooks are gone except the pod of the test, which has no permissions any more.
     let left = world.kubectl(&["get", "clusterroles,clusterrolebindings", "-o", "name"])?;
-    ensure!(!left.contains(&format!("{FULL}-crds")), "the hook's rights to definitions are left: {left}");
+    ensure!(!left.contains(&format!("{FULL}-crds")), "the hook's permissions on definitions still exist: {left}");
     the_store_is_kept(world)?;
-    // Without the mutating policy the operator puts the finalizer on itself; with it, it is there from the first moment.
+    // Without the mutating policy the operator adds the finalizer; with the policy it is present from the creation.
     world.namespace("team")?;
     world.create("team", "before", &json!({"provider": "BYOM"}))?;
     world.active("team", "before")?;
     world.chart("upgrade", &[])?;
-    eventually("the finalizer is there from the first moment", || {
+    eventually("the finalizer is present from the creation", || {
         let probe = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "metadata": {"name": "probe", "namespace": "team"}, "spec": {"provider": "BYOM"}});
         let made = world.input(&["create", "--dry-run=server", "-o", "jsonpath={.metadata.finalizers}", "-f", "-"], &probe.to_string())?;
         ensure!(made.contains("computer-operator.dev/deletion"), "{made}");
@@ -52,15 +52,15 @@ fn the_store_is_kept(world: &World) -> Result<()> {
     })
 }
 
-pub fn second(world: &World) -> Result<()> {
+pub fn a_second_installation_is_rejected(world: &World) -> Result<()> {
     world.namespace("elsewhere")?;
     let chart = xtask::chart::folder().display().to_string();
     let second = world.helm.run(&["install", "another", &chart, "-n", "elsewhere"]);
     refused("a second installation", second, "a cluster can have only one")
 }
 
-/// The operator is replaced in the middle; the guard says what is left meanwhile.
-pub fn upgrade(world: &World) -> Result<()> {
+/// The operator is replaced during the deletions, and the uninstall guard lists them.
+pub fn deletions_survive_an_upgrade(world: &World) -> Result<()> {
     let names: Vec<String> = (0..COMPUTERS).map(|i| format!("box-{i}")).collect();
     world.namespace("many")?;
     names.iter().try_for_each(|name| world.create("many", name, &json!({})))?;
@@ -96,26 +96,29 @@ pub fn upgrade(world: &World) -> Result<()> {
     };
     let before = pods(world)?;
     world.kubectl(&["delete", "computers", "--all", "-n", "many", "--wait=false"])?;
-    refused("helm uninstall with deletions under way", world.helm.run(&["uninstall", RELEASE, "-n", SYSTEM]), "computers are left")?;
-    // Helm has marked the release before it asked; the message says how it comes back.
+    refused("helm uninstall with deletions under way", world.helm.run(&["uninstall", RELEASE, "-n", SYSTEM]), "Computers remain")?;
+    // Helm marks the release before it runs the hook; the message says how to restore it.
     world.helm.run(&["rollback", RELEASE, "2", "-n", SYSTEM])?;
     world.chart("upgrade", &["--set", "controller.podAnnotations.revision=two"])?;
     ensure!(pods(world)? != before, "the operator was not replaced");
-    ensure!(tokens.iter().map(|t| world.key_lives(t)).collect::<Result<Vec<_>>>()?.iter().all(|lives| !lives), "S2: a key lives");
+    ensure!(
+        tokens.iter().map(|t| world.key_is_valid(t)).collect::<Result<Vec<_>>>()?.iter().all(|valid| !valid),
+        "S2: a key is still valid"
+    );
     uids.iter().try_for_each(|uid| world.finished(uid))?;
     world.helm.run(&["test", RELEASE, "-n", SYSTEM]).map(drop)
 }
 
-/// A removed operator strands nothing but time.
-pub fn uninstall(world: &World) -> Result<()> {
+/// Uninstalling delays deletions but loses nothing.
+pub fn uninstalling_loses_nothing(world: &World) -> Result<()> {
     let uid = world.computer("team", "late")?;
     let token = world.token("team", "late")?;
     let uninstall = |more: &[&str]| world.helm.run(&[&["uninstall", RELEASE, "-n", SYSTEM, "--wait"], more].concat());
     refused("helm uninstall with a computer left", uninstall(&[]), "team/late")?;
-    ensure!(world.key_lives(&token)?, "the refused uninstallation changed something");
+    ensure!(world.key_is_valid(&token)?, "the rejected uninstall changed something");
     uninstall(&["--no-hooks"])?;
     world.kubectl(&["delete", "computer", "late", "-n", "team", "--wait=false"])?;
-    ensure!(!world.key_lives(&token)?, "S2: a key lives because no operator runs");
+    ensure!(!world.key_is_valid(&token)?, "S2: a key is still valid because no operator runs");
     let left = world.kubectl(&["get", &format!("pvc/{FULL}-store"), "-n", SYSTEM, "-o", "name"])?;
     let served = world.kubectl(&["get", "crds", "-o", "name"])?;
     ensure!(!left.is_empty() && served.matches("computer-operator.dev").count() == crds::all().len(), "{left} {served}");
@@ -126,6 +129,6 @@ pub fn uninstall(world: &World) -> Result<()> {
     ensure!(said.contains("uninstalled"), "{said}");
     let roles =
         world.kubectl(&["get", "clusterroles,clusterrolebindings,validatingadmissionpolicies,mutatingadmissionpolicies", "-o", "name"])?;
-    ensure!(!roles.contains("computer-operator"), "something of it is left: {roles}");
+    ensure!(!roles.contains("computer-operator"), "the uninstall left objects: {roles}");
     world.kubectl(&["get", "computerrecord", &uid, "-n", SYSTEM]).map(drop)
 }

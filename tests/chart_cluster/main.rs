@@ -1,5 +1,5 @@
-//! The chart on a real node, with real Helm, under names that are not the usual ones: install → test → a tenant's attacks → upgrade while
-//! ten deletions are under way → uninstall guard → uninstall → install again, which finishes what was left. One story in this order; run by
+//! The chart on a real node, with real Helm and unusual names: install → test → attacks of a tenant → upgrade during ten deletions → uninstall
+//! guard → uninstall → install again, which finishes the pending deletion. The chapters depend on each other and run in this order, by
 //! `cargo xtask test`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -16,13 +16,13 @@ use world::World;
 type Chapter = (&'static str, fn(&World) -> Result<()>);
 
 const CHAPTERS: &[Chapter] = &[
-    ("an older definition is upgraded, and everything is ready", life::install),
-    ("a second installation is refused", life::second),
-    ("a tenant with the edit role", attacks::tenant),
-    ("a tenant at the ingest endpoint", attacks::ingest),
-    ("deletion protection", attacks::protection),
-    ("an upgrade while ten deletions are under way", life::upgrade),
-    ("uninstalled with a computer left, and installed again", life::uninstall),
+    ("install_upgrades_an_older_definition", life::install_upgrades_an_older_definition),
+    ("a_second_installation_is_rejected", life::a_second_installation_is_rejected),
+    ("a_tenant_with_the_edit_role_is_restricted", attacks::a_tenant_with_the_edit_role_is_restricted),
+    ("the_ingest_endpoint_rejects_a_tenants_pod", attacks::the_ingest_endpoint_rejects_a_tenants_pod),
+    ("a_protected_computer_cannot_be_deleted", attacks::a_protected_computer_cannot_be_deleted),
+    ("deletions_survive_an_upgrade", life::deletions_survive_an_upgrade),
+    ("uninstalling_loses_nothing", life::uninstalling_loses_nothing),
 ];
 
 #[tokio::main]
@@ -30,7 +30,7 @@ async fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     if let Some(obstacle) = xtask::node::obstacle() {
         for (name, _) in CHAPTERS {
-            println!("test {name} ... skipped: no real node can run here: {obstacle}");
+            println!("test {name} ... skipped: this machine cannot run a real node: {obstacle}");
         }
         println!("0 passed, 0 failed, {} skipped", CHAPTERS.len());
         return ExitCode::SUCCESS;
@@ -49,7 +49,7 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<()> {
     let world = World::up().await?;
-    // Helm and kubectl are programs that are waited for.
+    // Helm and kubectl run as blocking child processes.
     let world = tokio::task::spawn_blocking(move || {
         for (name, chapter) in CHAPTERS {
             let start = Instant::now();

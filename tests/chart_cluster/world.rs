@@ -1,4 +1,4 @@
-//! One cluster with the image in it, kubectl and Helm, and what every chapter asks. No sleeps: everything waits for a condition.
+//! One cluster with the operator's image, kubectl and Helm, and the helpers of every chapter. There are no sleeps: everything waits for a condition.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use xtask::{image, tools};
 /// Neither the release nor its namespace has the usual name.
 pub const RELEASE: &str = "fleet";
 pub const SYSTEM: &str = "machines-ops";
-/// What the chart makes of them.
+/// The full name that the chart derives from them.
 pub const FULL: &str = "fleet-computer-operator";
 pub const LONG: Duration = Duration::from_secs(240);
 
@@ -24,7 +24,7 @@ pub struct World {
     kubectl: PathBuf,
 }
 
-/// Asks until there is an answer.
+/// Retries until `ask` succeeds.
 pub fn eventually<T>(what: &str, ask: impl Fn() -> Result<T>) -> Result<T> {
     let deadline = Instant::now() + LONG;
     loop {
@@ -36,19 +36,19 @@ pub fn eventually<T>(what: &str, ask: impl Fn() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Insists on a refusal that says this, and shows it.
+/// Requires a rejection with this message, and prints it.
 pub fn refused(what: &str, result: Result<String>, message: &str) -> Result<()> {
     let error = match result {
-        Ok(said) => anyhow::bail!("{what}: it was accepted: {said}"),
+        Ok(output) => anyhow::bail!("{what}: accepted: {output}"),
         Err(error) => format!("{error:#}"),
     };
-    ensure!(error.contains(message), "{what}: it does not say {message:?}: {error}");
-    let said = error.lines().find(|line| line.contains(message)).unwrap_or_default();
-    let said = ["denied request: ", "Error from server", "msg=", "): "]
+    ensure!(error.contains(message), "{what}: the error does not contain {message:?}: {error}");
+    let line = error.lines().find(|line| line.contains(message)).unwrap_or_default();
+    let text = ["denied request: ", "Error from server", "msg=", "): "]
         .iter()
-        .find_map(|start| said.find(start).map(|at| &said[at..]))
-        .unwrap_or(said);
-    println!("    {what}: {}", said.trim_start_matches("denied request: "));
+        .find_map(|start| line.find(start).map(|at| &line[at..]))
+        .unwrap_or(line);
+    println!("    {what}: {}", text.trim_start_matches("denied request: "));
     Ok(())
 }
 
@@ -74,20 +74,20 @@ impl World {
         self.input(arguments, "")
     }
 
-    /// The operator's own program, on this machine, with an admin's rights.
+    /// Runs the operator's program on this machine as a cluster admin.
     pub fn program(&self, arguments: &[&str], input: &str) -> Result<String> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_computer-operator"));
         run(command.args(arguments), self.cluster.kubeconfig(), input)
     }
 
-    /// The operator's program in its pod, where the store is.
+    /// Runs the operator's program in its pod, which mounts the store.
     pub fn operator(&self, arguments: &[&str]) -> Result<String> {
         let deployment = format!("deployment/{FULL}");
         let all = [&["exec", "-n", SYSTEM, &deployment, "--", "/computer-operator"], arguments].concat();
         self.kubectl(&all)
     }
 
-    /// `helm install` or `upgrade` of the chart, waiting until everything is ready.
+    /// Runs `helm install` or `helm upgrade` and waits until everything is ready.
     pub fn chart(&self, verb: &str, more: &[&str]) -> Result<String> {
         let (chart, values) = (chart::folder().display().to_string(), chart::demo_values().display().to_string());
         let usual = [verb, RELEASE, &chart, "-n", SYSTEM, "-f", &values, "--wait", "--timeout", "240s"];
@@ -103,7 +103,7 @@ impl World {
         Ok(serde_json::from_str(&self.kubectl(&[&["get"], arguments, &["-o", "json"]].concat())?)?)
     }
 
-    /// A computer that is ready, with a session in its home; its UID.
+    /// Creates a computer, waits until it is ready, writes a session into its home, and returns its UID.
     pub fn computer(&self, namespace: &str, name: &str) -> Result<String> {
         self.create(namespace, name, &json!({}))?;
         self.active(namespace, name)?;
@@ -137,8 +137,8 @@ impl World {
         self.kubectl(&["get", "secret", &secret, "-n", namespace, "-o", "go-template={{.data.token | base64decode}}"])
     }
 
-    /// Whether a key authenticates, with or without an operator.
-    pub fn key_lives(&self, token: &str) -> Result<bool> {
+    /// Whether a key authenticates, even if no operator runs.
+    pub fn key_is_valid(&self, token: &str) -> Result<bool> {
         match self.program(&["keys", "verify", "--namespace", SYSTEM], token) {
             Ok(_) => Ok(true),
             Err(error) if format!("{error:#}").contains("Denied") => Ok(false),
@@ -146,7 +146,7 @@ impl World {
         }
     }
 
-    /// Released, its archive verified with one session, and the Computer gone.
+    /// Waits until the record is released, with one session in a verified archive.
     pub fn finished(&self, uid: &str) -> Result<()> {
         let record = eventually(&format!("{uid} is released"), || {
             let record = self.get(&["computerrecord", uid, "-n", SYSTEM])?;
@@ -164,7 +164,7 @@ fn run(command: &mut Command, kubeconfig: &Path, input: &str) -> Result<String> 
     let what = format!("{command:?}");
     command.env("KUBECONFIG", kubeconfig).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context(what.clone())?;
-    // A program that ends without reading has said why.
+    // A program that exits without reading its input reports why.
     child.stdin.take().context("stdin")?.write_all(input.as_bytes()).ok();
     let output = child.wait_with_output()?;
     let (out, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

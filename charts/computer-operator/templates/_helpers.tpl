@@ -1,10 +1,10 @@
-{{/* Names. At most 40 characters, so that every suffix fits; a letter first, because Services and their variables are named by it. */}}
+{{/* The full name. At most 40 characters, so that every suffix fits. It begins with a letter because the names of Services require it. */}}
 {{- define "co.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- $full := .Values.fullnameOverride | default (ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name)) -}}
 {{- $full = $full | replace "." "-" | trunc 40 | trimSuffix "-" -}}
 {{- if not (regexMatch "^[a-z]" $full) -}}
-{{- fail (printf "the release name %q begins with a digit, and a Service cannot: choose another one, or set fullnameOverride" .Release.Name) -}}
+{{- fail (printf "release name %q begins with a digit, but the names of Services must begin with a letter. Choose another release name or set fullnameOverride" .Release.Name) -}}
 {{- end -}}
 {{- $full -}}
 {{- end }}
@@ -22,13 +22,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
-{{/* What an archive pod carries; the operator makes it, so release and chart are not in it. */}}
+{{/* The labels of archive pods. The operator creates these pods, so they carry no labels of the release or the chart. */}}
 {{- define "co.archiveSelector" -}}
 app.kubernetes.io/managed-by: computer-operator
 computer-operator.dev/component: archive
 {{- end }}
 
-{{/* An image of values: registry (or the global one), repository, digest or tag. */}}
+{{/* An image reference from values: registry (or the global one), repository, digest or tag. */}}
 {{- define "co.imageOf" -}}
 {{- $registry := .global.imageRegistry | default .image.registry -}}
 {{- $path := ternary (printf "%s/%s" $registry .image.repository) .image.repository (ne $registry "") -}}
@@ -51,13 +51,13 @@ computer-operator.dev/component: archive
 {{- .Values.archive.local.existingClaim | default (printf "%s-store" (include "co.fullname" .)) -}}
 {{- end }}
 
-{{/* The rules of one role, as generated from the code. */}}
+{{/* The rules of one role, generated from the code. */}}
 {{- define "co.rules" -}}
 {{- $all := .context.Files.Get "files/rbac.yaml" | fromYaml -}}
 {{- index $all .group .role | toYaml -}}
 {{- end }}
 
-{{/* Pod Security `restricted`, for every pod of the chart. */}}
+{{/* Complies with Pod Security `restricted`; used for every pod of the chart. */}}
 {{- define "co.podSecurity" -}}
 securityContext:
   runAsNonRoot: true
@@ -77,7 +77,7 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{/* Where pods run: of `component`, with its `values`. */}}
+{{/* Scheduling of the pods of `component`, from its `values`. */}}
 {{- define "co.placement" -}}
 {{- with .values.priorityClassName }}
 priorityClassName: {{ . }}
@@ -109,7 +109,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* A hook's annotations: when, in which order. What it made goes when it succeeded; a failed Job stays to be looked at. */}}
+{{/* Annotations of a hook: event and order. Its objects are deleted on success; a failed Job is kept for inspection. */}}
 {{- define "co.hook" -}}
 helm.sh/hook: {{ .on }}
 helm.sh/hook-weight: {{ .weight | quote }}
@@ -159,7 +159,7 @@ volumes:
     {{- end }}
 {{- end }}
 
-{{/* The archive store as the operator takes it. Credentials are never part of it. */}}
+{{/* The URL of the archive store, as the operator expects it. It never contains credentials. */}}
 {{- define "co.storeUrl" -}}
 {{- if eq .Values.archive.type "Local" -}}
 file:///var/lib/computer-operator/store
@@ -173,13 +173,13 @@ s3://{{ $s3.bucket }}{{ with $s3.prefix }}/{{ trimAll "/" . }}{{ end }}{{ if $qu
 {{- end -}}
 {{- end }}
 
-{{/* The port of the S3 store: its endpoint's, or that of its scheme. */}}
+{{/* The port of the S3 store: that of its endpoint, or the default port of the scheme. */}}
 {{- define "co.storePort" -}}
 {{- $url := urlParse (.Values.archive.s3.endpoint | default "https://") -}}
 {{- regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) | default (ternary "80" "443" (eq $url.scheme "http")) -}}
 {{- end }}
 
-{{/* The ComputerClass that the hook applies. */}}
+{{/* The ComputerClass that the CRD hook applies. */}}
 {{- define "co.defaultClass" -}}
 {{- $class := .Values.defaultClass -}}
 {{- $container := dict "name" "machine" "image" (include "co.imageOf" (dict "image" $class.image "global" .Values.global "tag" "latest")) "resources" $class.resources -}}
@@ -187,7 +187,7 @@ s3://{{ $s3.bucket }}{{ with $s3.prefix }}/{{ trimAll "/" . }}{{ end }}{{ if $qu
 {{- $storage := dict "size" $class.storage.size -}}
 {{- with $class.storage.storageClassName }}{{ $_ := set $storage "storageClassName" . }}{{ end -}}
 {{- $template := dict "spec" (dict "containers" (list $container)) -}}
-{{- /* Stated here as well: `--reuse-values` brings the values of the older chart, which do not say it. */ -}}
+{{- /* Set here as well: with `--reuse-values` the values are those of an older chart, which do not contain it. */ -}}
 {{- $archive := merge (deepCopy ($class.spec.archive | default dict)) (dict "unreadableFiles" "Block") -}}
 {{- $spec := merge (dict "archive" $archive) (deepCopy $class.spec) (dict "description" $class.description "storage" $storage) -}}
 {{- if not $spec.podTemplate }}{{ $_ := set $spec "podTemplate" $template }}{{ end -}}
@@ -203,7 +203,7 @@ spec:
   {{- toYaml $spec | nindent 2 }}
 {{- end }}
 
-{{/* The account of a hook, with a ClusterRole of generated rules: `name`, `on` and `role`. It lives as long as the hook runs. */}}
+{{/* The ServiceAccount of a hook with a ClusterRole of generated rules: `name`, `on` and `role`. It exists only while the hook runs. */}}
 {{- define "co.hookAccount" -}}
 {{- $context := .context -}}
 apiVersion: v1

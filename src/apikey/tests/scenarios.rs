@@ -1,4 +1,4 @@
-//! Single scenes, and random ones.
+//! Fixed scenarios and random ones.
 
 use jiff::SignedDuration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -19,11 +19,11 @@ fn reason(plan: &Plan) -> &'static str {
 }
 
 #[test]
-fn a_token_is_issued_with_five_writes_and_then_there_is_silence() {
+fn a_token_is_issued_with_five_writes_and_then_nothing_is_written() {
     let mut world = World::new();
     let plan = world.pass();
     assert!(plan.ready.unwrap().status && plan.secret_name.is_some());
-    // Finalizer, record, Secret, record; the status is the fifth.
+    // Finalizer, record, Secret, record; the fifth write is the status.
     assert_eq!((world.writes, world.ours().len()), (4, 1));
     assert_eq!(world.authenticates(), world.ours()[0].hash);
     for _ in 0..3 {
@@ -34,7 +34,7 @@ fn a_token_is_issued_with_five_writes_and_then_there_is_silence() {
 }
 
 #[test]
-fn a_rotation_kills_the_old_token_before_the_operator_has_seen_it_and_ends_with_one_secret() {
+fn a_rotation_revokes_the_old_token_at_once_and_leaves_one_secret() {
     let mut world = World::new();
     world.pass();
     let old = world.authenticates();
@@ -45,11 +45,11 @@ fn a_rotation_kills_the_old_token_before_the_operator_has_seen_it_and_ends_with_
 }
 
 #[test]
-fn an_expired_token_stays_dead_until_another_is_asked_for() {
+fn an_expired_token_stays_invalid_until_a_rotation() {
     let mut world = World::new();
     let at = world.now + SignedDuration::from_secs(60);
     world.change(|key| key.spec.expires_at = Some(Time(at)));
-    let Next::Wait(after) = world.pass().next else { panic!("it waits for the expiry") };
+    let Next::Wait(after) = world.pass().next else { panic!("the plan must wait for the expiry") };
     assert!((60..62).contains(&after.as_secs()));
     world.later(60);
     assert_eq!(world.authenticates(), None);
@@ -61,7 +61,7 @@ fn an_expired_token_stays_dead_until_another_is_asked_for() {
 }
 
 #[test]
-fn an_expiry_can_be_moved_in_time_and_not_with_the_operator_asleep_past_it() {
+fn an_expiry_can_be_extended_only_before_it_has_passed() {
     let mut world = World::new();
     let at = |world: &World, s| Some(Time(world.now + SignedDuration::from_secs(s)));
     let (first, second) = (at(&world, 60), at(&world, 200));
@@ -79,10 +79,10 @@ fn an_expiry_can_be_moved_in_time_and_not_with_the_operator_asleep_past_it() {
 }
 
 #[test]
-fn a_service_account_that_comes_again_is_another_one() {
+fn a_recreated_service_account_does_not_revive_a_token() {
     let mut world = World::new();
     world.account = None;
-    assert_eq!((reason(&world.pass()), world.writes), ("ServiceAccountNotFound", 1), "the finalizer only");
+    assert_eq!((reason(&world.pass()), world.writes), ("ServiceAccountNotFound", 1), "only the finalizer is written");
     world.account = Some("one".into());
     assert_eq!(reason(&world.pass()), "Issued");
     world.account = Some("two".into());
@@ -98,7 +98,7 @@ fn a_service_account_that_comes_again_is_another_one() {
 }
 
 #[test]
-fn a_deleted_secret_is_shown_with_what_to_do() {
+fn a_deleted_secret_is_reported_with_a_remedy() {
     let mut world = World::new();
     world.pass();
     world.delete_secrets_by_hand();
@@ -110,11 +110,11 @@ fn a_deleted_secret_is_shown_with_what_to_do() {
     assert_eq!((reason(&world.pass()), world.writes), ("SecretMissing", writes));
     world.delete();
     world.settle();
-    assert!(world.key.is_none() && world.record.is_none() && world.secrets.len() == 1, "the planted one is the tenant's");
+    assert!(world.key.is_none() && world.record.is_none() && world.secrets.len() == 1, "the tenant's own Secret is kept");
 }
 
 #[test]
-fn a_deletion_leaves_nothing_and_a_held_secret_is_named() {
+fn a_deletion_leaves_nothing_and_names_a_blocked_secret() {
     let mut world = World::new();
     world.pass();
     world.hold(true);
@@ -129,7 +129,7 @@ fn a_deletion_leaves_nothing_and_a_held_secret_is_named() {
 }
 
 #[test]
-fn held_secrets_of_many_rotations_do_not_pile_up_for_ever() {
+fn blocked_secrets_of_many_rotations_are_bounded() {
     let mut world = World::new();
     for i in 0..20 {
         world.change(rotate(&i.to_string()));
@@ -144,14 +144,14 @@ fn held_secrets_of_many_rotations_do_not_pile_up_for_ever() {
 }
 
 #[test]
-fn a_terminating_namespace_is_believed_only_when_it_is_read_live() {
+fn a_terminating_namespace_counts_only_if_it_is_read_live() {
     let mut world = World::new();
     world.pass();
     let mut old = world.clone();
     old.terminating = true;
     let mut view = world.begin(&old);
     while world.step(&mut view).is_ok() {}
-    assert!(world.authenticates().is_some(), "a namespace of that name that was there before");
+    assert!(world.authenticates().is_some(), "the cached namespace is an earlier one of the same name");
     world.terminating = true;
     assert_eq!(world.authenticates(), None);
     assert_eq!((reason(&world.pass()), world.ours().len()), ("NamespaceTerminating", 0));
@@ -161,7 +161,7 @@ fn a_terminating_namespace_is_believed_only_when_it_is_read_live() {
 }
 
 #[test]
-fn a_stripped_finalizer_and_a_lost_record_leave_no_live_token() {
+fn neither_a_removed_finalizer_nor_a_lost_record_leaves_a_valid_token() {
     let mut world = World::new();
     world.pass();
     world.change(|key| key.metadata.finalizers = None);
@@ -173,15 +173,15 @@ fn a_stripped_finalizer_and_a_lost_record_leave_no_live_token() {
     world.record = None;
     world.delete();
     assert_eq!(world.settle().next, Next::Finished);
-    assert!(world.key.is_none(), "without a record nothing authenticates, and nobody waits");
+    assert!(world.key.is_none(), "without a record no token authenticates, and the deletion finishes");
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Step(usize),
-    /// The pass ends where it is, and the next one begins with the caches as they were last looked at.
+    /// The pass ends where it is, and the next one starts with the last contents of the caches.
     Crash(usize),
-    Look,
+    UpdateCache,
     Later(i64),
     Rotate,
     Extend,
@@ -198,7 +198,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         40 => (0_usize..2).prop_map(Op::Step),
         4 => (0_usize..2).prop_map(Op::Crash),
-        6 => Just(Op::Look),
+        6 => Just(Op::UpdateCache),
         3 => (1_i64..40).prop_map(Op::Later),
         2 => Just(Op::Rotate),
         1 => Just(Op::Extend),
@@ -208,11 +208,11 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Plant),
         2 => any::<bool>().prop_map(Op::Hold),
         2 => any::<bool>().prop_map(Op::Account),
-        1 => prop_oneof![9 => Just(Op::Look), 1 => Just(Op::Terminate)],
+        1 => prop_oneof![9 => Just(Op::UpdateCache), 1 => Just(Op::Terminate)],
     ]
 }
 
-/// Two leaders at once, with caches that are behind.
+/// Two concurrent leaders with stale caches.
 struct Scene {
     world: World,
     cache: World,
@@ -231,7 +231,7 @@ impl Scene {
                 }
             }
             Op::Crash(leader) => self.passes[leader] = None,
-            Op::Look => self.cache = world.clone(),
+            Op::UpdateCache => self.cache = world.clone(),
             Op::Later(seconds) => world.later(seconds),
             Op::Rotate => {
                 self.rotations += 1;
@@ -239,7 +239,7 @@ impl Scene {
             }
             Op::Extend => {
                 let at = Time(world.now + SignedDuration::from_secs(60));
-                // One that is past is only extended by who knows that the token stays dead.
+                // An expired one is not extended: the token would stay invalid.
                 let now = world.now;
                 world.change(|key| {
                     if key.spec.expires_at.as_ref().is_none_or(|t| t.0 > now) {
@@ -273,14 +273,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_happens_no_dead_token_lives_again_and_it_settles(ops in proptest::collection::vec(op(), 0..120)) {
+    fn a_revoked_token_never_authenticates_again_and_every_key_settles(ops in proptest::collection::vec(op(), 0..120)) {
         let world = World::new();
         let mut scene = Scene { cache: world.clone(), world, passes: [None, None], rotations: 0 };
         for op in ops {
             scene.play(op);
         }
         let mut world = scene.world;
-        // The user wants to see it work again.
+        // The user repairs the key.
         world.hold(false);
         if world.key.as_ref().is_some_and(|k| k.metadata.deletion_timestamp.is_none()) && !world.terminating {
             world.account.get_or_insert_with(|| "last".into());

@@ -1,4 +1,4 @@
-//! An API server in miniature, with what the real one guarantees: resourceVersions, UID preconditions, finalizers.
+//! A small model of an API server with the guarantees of the real one: resourceVersions, UID preconditions, finalizers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ pub const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stored {
     pub uid: String,
-    /// Hash of the token in it; `None`: a tenant's own.
+    /// Hash of the token in it; `None` if a tenant created it.
     pub hash: Option<String>,
     pub held: bool,
     pub deleting: bool,
@@ -32,10 +32,10 @@ pub struct World {
     pub terminating: bool,
     pub now: Timestamp,
     pub writes: usize,
-    /// Tokens that have authenticated, and those that have died since.
+    /// Tokens that have authenticated, and those that have become invalid since.
     lived: BTreeSet<String>,
     died: BTreeSet<String>,
-    /// Every token that was ever on record.
+    /// Every token that was ever recorded.
     hashes: BTreeSet<String>,
     count: u64,
 }
@@ -70,12 +70,12 @@ impl World {
         self.now += SignedDuration::from_secs(seconds);
     }
 
-    /// What a pass begins with: these caches, and random bytes that nobody else has.
+    /// The view at the start of a pass: these caches and unique random bytes.
     pub fn begin(&mut self, cache: &World) -> View {
         let mut secret = [0; 32];
         let number = self.next();
         secret[..number.len()].copy_from_slice(number.as_bytes());
-        // What a cache does not hold is looked for live.
+        // An object that is missing from the cache is read live.
         let (key, record) = (cache.key.clone().or_else(|| self.key.clone()), cache.record.clone().or_else(|| self.record.clone()));
         View {
             uid: UID.into(),
@@ -84,7 +84,7 @@ impl World {
             key,
             key_is_live: false,
             record,
-            place: if cache.terminating { Place::SaidToGo } else { Place::Stands },
+            place: if cache.terminating { Place::CachedTerminating } else { Place::Active },
             account: None,
             secrets: BTreeMap::new(),
             made: None,
@@ -95,7 +95,7 @@ impl World {
         }
     }
 
-    /// One request of a pass. `false`: the pass has ended.
+    /// Performs one request of a pass. `Err` with the final plan if the pass has ended.
     pub fn step(&mut self, view: &mut View) -> Result<(), Plan> {
         view.now = self.now;
         let planned = plan(view);
@@ -114,10 +114,10 @@ impl World {
                 return plan;
             }
         }
-        panic!("a pass without an end: {:?}", plan(&view));
+        panic!("the pass does not end: {:?}", plan(&view));
     }
 
-    /// Passes and time until there is nothing to wait for but a far timer.
+    /// Runs passes and advances the time until only a long timer is left.
     pub fn settle(&mut self) -> Plan {
         for _ in 0..6 {
             self.pass();
@@ -171,8 +171,8 @@ impl World {
             assert!(key.metadata.deletion_timestamp.is_none(), "S8: a finalizer on a deleting object");
             key.metadata.finalizers = Some(vec![DELETION_FINALIZER.into()]);
         } else {
-            // With no record when it was looked for, another leader may be making one at this moment: nothing of it can ever
-            // authenticate, and the record tells the next pass what to clean up.
+            // If no record was found, another leader may be creating one at this moment. Its token can never authenticate, and the record lists what the
+            // next pass must clean up.
             if view.record.is_some() {
                 self.release_is_last();
             }
@@ -183,12 +183,12 @@ impl World {
         Effect::Patched(Box::new(key))
     }
 
-    /// S3: nothing of ours is left, and the token is a tombstone.
+    /// S3: none of the operator's objects remain, and the record is a tombstone.
     fn release_is_last(&self) {
         let Some(record) = &self.record else { return };
         assert!(ended(record), "released without a tombstone");
-        // One without a UID may be made by another leader at this very moment, although it was just read as gone: that leader then
-        // finds the tombstone and deletes it; should it crash, the owner reference is the net.
+        // A Secret without a recorded UID may be created by another leader at this moment although it was just read as gone. That leader then finds the
+        // tombstone and deletes the Secret; if it crashes, the owner reference does.
         for known in record.spec.retired.iter().filter(|s| s.uid.is_some()) {
             let ours = self.secrets.get(&known.name).filter(|s| s.hash.is_some());
             assert!(ours.is_none(), "released with {known:?}");
@@ -237,7 +237,7 @@ impl World {
         Effect::Secret(name, SecretFact::Accepted)
     }
 
-    /// The token that authenticates now, by what verification reads.
+    /// The token that authenticates now, according to the objects that verification reads.
     pub fn authenticates(&self) -> Option<String> {
         let (key, token) = (self.key.as_ref()?, &self.record.as_ref()?.spec.token);
         let past = |t: &Option<Time>| t.as_ref().is_some_and(|t| self.now >= t.0);
@@ -251,7 +251,7 @@ impl World {
         alive.then(|| token.hash.clone())
     }
 
-    /// What must hold after every request and every event.
+    /// Asserts the promises; called after every request and every event.
     pub fn promises(&mut self) {
         let alive = self.authenticates();
         if let Some(hash) = &alive {
@@ -263,12 +263,12 @@ impl World {
         self.died = self.lived.iter().filter(|h| Some(*h) != alive.as_ref()).cloned().collect();
     }
 
-    /// Secrets that the operator made.
+    /// Secrets that the operator created.
     pub fn ours(&self) -> Vec<&Stored> {
         self.secrets.values().filter(|s| s.hash.is_some()).collect()
     }
 
-    // What users and tenants do.
+    // Actions of users and tenants.
 
     pub fn change(&mut self, change: impl FnOnce(&mut ApiKey)) {
         let version = self.next();
@@ -288,7 +288,7 @@ impl World {
         self.promises();
     }
 
-    /// Every Secret, whoever made it, as the garbage collector and a tenant would remove it.
+    /// Deletes every Secret, as the garbage collector or a tenant would.
     pub fn delete_secrets_by_hand(&mut self) {
         self.secrets.retain(|_, s| s.held);
         self.secrets.values_mut().for_each(|s| s.deleting = true);
@@ -299,7 +299,7 @@ impl World {
         self.secrets.retain(|_, s| s.held || !s.deleting);
     }
 
-    /// A Secret of a tenant's own in the place of one that was deleted.
+    /// Creates a tenant's Secret under the name of a deleted one.
     pub fn plant(&mut self) {
         let uid = self.next();
         let recorded = self.record.as_ref().and_then(|r| r.spec.token.secret.clone()).filter(|s| s.uid.is_some());

@@ -1,4 +1,4 @@
-//! Verification against an API server that says no, says nothing, or says what nobody understands.
+//! Verification against an API server that rejects requests, does not respond, or sends invalid responses.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -14,13 +14,13 @@ use super::*;
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 
-/// The three objects as they are read, in this order: record, Computer, namespace.
+/// Responses to the three reads, in this order: record, Computer, namespace.
 type Answers = [Answer; 3];
 
 #[derive(Clone)]
 enum Answer {
-    Says(u16, String),
-    Silent,
+    Status(u16, String),
+    Hang,
 }
 
 fn key() -> Key {
@@ -28,11 +28,11 @@ fn key() -> Key {
 }
 
 fn says(value: &Value) -> Answer {
-    Answer::Says(200, value.to_string())
+    Answer::Status(200, value.to_string())
 }
 
 fn refused(code: u16, reason: &str) -> Answer {
-    Answer::Says(code, json!({"kind": "Status", "status": "Failure", "reason": reason, "message": reason, "code": code}).to_string())
+    Answer::Status(code, json!({"kind": "Status", "status": "Failure", "reason": reason, "message": reason, "code": code}).to_string())
 }
 
 fn record(state: &Value) -> Answer {
@@ -57,7 +57,7 @@ fn with(place: usize, answer: Answer) -> Answers {
     answers
 }
 
-/// A client whose server answers only when all three questions have been asked, and counts them.
+/// A client whose server counts requests and responds only after all three have arrived.
 fn client(answers: Answers) -> (Client, Arc<AtomicUsize>) {
     let paths = [
         format!("/apis/computer-operator.dev/v1alpha1/namespaces/op/computerrecords/{UID}"),
@@ -71,13 +71,16 @@ fn client(answers: Answers) -> (Client, Arc<AtomicUsize>) {
         let (answers, together, asked) = (Arc::clone(&answers), Arc::clone(&together), Arc::clone(&asked));
         async move {
             asked.fetch_add(1, Ordering::SeqCst);
-            assert!(!request.uri().query().is_some_and(|q| q.contains("resourceVersion")), "a read that a cache may answer");
+            assert!(
+                !request.uri().query().is_some_and(|q| q.contains("resourceVersion")),
+                "a read that may be served from the API server's cache"
+            );
             together.wait().await;
             match answers[request.uri().path()].clone() {
-                Answer::Says(code, body) => {
+                Answer::Status(code, body) => {
                     Ok::<_, Infallible>(Response::builder().status(code).body(Body::from(body.into_bytes())).unwrap())
                 }
-                Answer::Silent => std::future::pending().await,
+                Answer::Hang => std::future::pending().await,
             }
         }
     });
@@ -89,14 +92,14 @@ async fn ask(answers: Answers, key: &Key) -> Result<Result<ComputerId, Denied>, 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_live_key_authenticates_by_three_reads_at_once() {
+async fn a_live_key_authenticates_with_three_parallel_reads() {
     let (client, asked) = client(live());
     assert_eq!(verify(&client, "op", &key().token()).await.unwrap(), Ok(key().computer));
     assert_eq!(asked.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_single_sign_of_an_end_denies() {
+async fn any_sign_of_revocation_or_deletion_denies() {
     let hash = key().hash();
     let deleted = Some("2026-01-01T00:00:00Z");
     for (answers, denied) in [
@@ -120,16 +123,16 @@ async fn every_single_sign_of_an_end_denies() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unknown_answer_to_any_of_the_three_is_never_a_yes() {
+async fn an_unknown_outcome_of_any_read_never_authenticates() {
     for place in 0..3 {
         for unknown in [
             refused(401, "Unauthorized"),
             refused(403, "Forbidden"),
             refused(500, "InternalError"),
-            Answer::Says(404, "404 page not found".to_owned()),
-            Answer::Says(200, "{".to_owned()),
-            Answer::Says(200, "<html>a proxy</html>".to_owned()),
-            Answer::Silent,
+            Answer::Status(404, "404 page not found".to_owned()),
+            Answer::Status(200, "{".to_owned()),
+            Answer::Status(200, "<html>a proxy</html>".to_owned()),
+            Answer::Hang,
         ] {
             assert!(ask(with(place, unknown), &key()).await.is_err(), "read {place}");
         }
@@ -137,7 +140,7 @@ async fn an_unknown_answer_to_any_of_the_three_is_never_a_yes() {
 }
 
 #[tokio::test]
-async fn what_is_no_key_is_denied_without_a_request() {
+async fn invalid_text_is_denied_without_a_request() {
     let (client, asked) = client(live());
     for token in ["", "cok_", "cok_x.y", "Bearer abc", "../../secrets"] {
         assert_eq!(verify(&client, "op", token).await.unwrap(), Err(Denied::Malformed));
@@ -146,8 +149,8 @@ async fn what_is_no_key_is_denied_without_a_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_claims_another_computers_place_is_not_that_computer() {
-    // The hash binds secret and UID; the place is proved by the live Computer's UID.
+async fn a_key_with_another_computers_name_does_not_authenticate() {
+    // The hash binds secret and UID; the UID of the live Computer proves namespace and name.
     let moved = Key::new(ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() }, [3; 32]);
     let theirs = computer("99999999-e89b-12d3-a456-426614174000", None);
     assert_eq!(ask(with(1, theirs), &moved).await.unwrap(), Err(Denied::ComputerGone));

@@ -1,4 +1,4 @@
-//! The decision, and verification against an API server that says no, says nothing, or says what nobody understands.
+//! The decision, and verification against an API server that rejects requests, does not respond, or sends invalid responses.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -36,7 +36,7 @@ fn key(meta: &Value, spec: &Value) -> Value {
     key
 }
 
-/// What is read, in this order: record, `ApiKey`, namespace, ServiceAccount; `None`: not found.
+/// The objects in the order of the reads: record, `ApiKey`, namespace, ServiceAccount; `None` if not found.
 type World = [Option<Value>; 4];
 
 fn world() -> World {
@@ -64,7 +64,7 @@ fn with(place: usize, value: Option<Value>) -> World {
 }
 
 #[test]
-fn every_single_sign_of_an_end_denies() {
+fn any_sign_of_revocation_or_deletion_denies() {
     let (past, deleted) = (json!({"expiresAt": "2026-06-01T00:00:00Z"}), json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}));
     for (world, denied) in [
         (with(0, None), Denied::NoRecord),
@@ -94,11 +94,11 @@ fn every_single_sign_of_an_end_denies() {
     let later = json!({"expiresAt": "2026-06-01T00:00:01Z"});
     let mut both = with(0, Some(record(&live_token(&later))));
     both[1] = Some(key(&json!({}), &later));
-    assert!(ask(both).is_ok(), "until the very second");
+    assert!(ask(both).is_ok(), "a token is valid until its expiry");
 }
 
 #[test]
-fn the_holder_of_a_token_cannot_choose_another_place_or_account_with_it() {
+fn a_token_cannot_be_changed_to_another_namespace_name_or_account() {
     for changed in [
         json!({"namespace": "other", "apiKey": "k", "serviceAccountName": "ci"}),
         json!({"namespace": "t", "apiKey": "other", "serviceAccountName": "ci"}),
@@ -112,11 +112,11 @@ fn the_holder_of_a_token_cannot_choose_another_place_or_account_with_it() {
 
 #[derive(Clone)]
 enum Answer {
-    Says(u16, String),
-    Silent,
+    Status(u16, String),
+    Hang,
 }
 
-/// A client whose server answers only when all four questions have been asked.
+/// A client whose server responds only after all four requests have arrived.
 fn client(answers: [Answer; 4]) -> Client {
     let paths = [
         format!("/apis/computer-operator.dev/v1alpha1/namespaces/op/apikeyrecords/{UID}"),
@@ -130,13 +130,16 @@ fn client(answers: [Answer; 4]) -> Client {
         tower::service_fn(move |request: Request<Body>| {
             let (answers, together) = (Arc::clone(&answers), Arc::clone(&together));
             async move {
-                assert!(!request.uri().query().is_some_and(|q| q.contains("resourceVersion")), "a read that a cache may answer");
+                assert!(
+                    !request.uri().query().is_some_and(|q| q.contains("resourceVersion")),
+                    "a read that may be served from the API server's cache"
+                );
                 together.wait().await;
                 match answers[request.uri().path()].clone() {
-                    Answer::Says(code, body) => {
+                    Answer::Status(code, body) => {
                         Ok::<_, Infallible>(Response::builder().status(code).body(Body::from(body.into_bytes())).unwrap())
                     }
-                    Answer::Silent => std::future::pending().await,
+                    Answer::Hang => std::future::pending().await,
                 }
             }
         }),
@@ -145,27 +148,27 @@ fn client(answers: [Answer; 4]) -> Client {
 }
 
 fn answers() -> [Answer; 4] {
-    world().map(|v| Answer::Says(200, v.unwrap().to_string()))
+    world().map(|v| Answer::Status(200, v.unwrap().to_string()))
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_live_token_authenticates_by_four_reads_at_once() {
+async fn a_live_token_authenticates_with_four_parallel_reads() {
     let verified = verify_api_key(&client(answers()), "op", &token().token()).await.unwrap().unwrap();
     assert_eq!((verified.id, verified.service_account_uid.as_str()), (token().id, "account"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unknown_answer_to_any_of_the_four_is_never_a_yes() {
-    let refused = |code: u16| Answer::Says(code, json!({"kind": "Status", "reason": "x", "message": "x", "code": code}).to_string());
+async fn an_unknown_outcome_of_any_read_never_authenticates() {
+    let refused = |code: u16| Answer::Status(code, json!({"kind": "Status", "reason": "x", "message": "x", "code": code}).to_string());
     for place in 0..4 {
         for unknown in [
             refused(401),
             refused(403),
             refused(500),
-            Answer::Says(404, "404 page not found".to_owned()),
-            Answer::Says(200, "{".to_owned()),
-            Answer::Says(200, "<html>a proxy</html>".to_owned()),
-            Answer::Silent,
+            Answer::Status(404, "404 page not found".to_owned()),
+            Answer::Status(200, "{".to_owned()),
+            Answer::Status(200, "<html>a proxy</html>".to_owned()),
+            Answer::Hang,
         ] {
             let mut answers = answers();
             answers[place] = unknown;
@@ -175,7 +178,7 @@ async fn an_unknown_answer_to_any_of_the_four_is_never_a_yes() {
 }
 
 #[tokio::test]
-async fn what_is_no_token_is_denied_without_a_request() {
+async fn invalid_text_is_denied_without_a_request() {
     for text in ["", "coa_", "coa_x.y", "Bearer abc", "../../secrets"] {
         assert_eq!(verify_api_key(&client(answers()), "op", text).await.unwrap(), Err(Denied::Malformed));
     }

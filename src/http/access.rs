@@ -1,5 +1,5 @@
-//! May the caller do this? RBAC is the only policy: one `SubjectAccessReview` for the verb on that object. What a caller may not
-//! see does not exist for it: 404, same body.
+//! Authorization. RBAC is the only policy: one `SubjectAccessReview` for the verb on the object. An object that the caller may not see must be
+//! indistinguishable from a missing one: 404 with the same body.
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::{Api, PostParams};
@@ -11,14 +11,14 @@ use crate::credentials::ComputerId;
 use crate::resources::GROUP;
 use crate::runtime::client::call;
 
-/// What is asked for: a resource of ours in a namespace, one by name or all.
+/// The object of a request: one of the operator's resources in a namespace, by name or all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
     /// `computers` or `sessions`.
     pub resource: &'static str,
     /// Its namespace.
     pub namespace: &'a str,
-    /// Its name; `None`: all of them, or a new one.
+    /// Its name; `None` for all objects or a new one.
     pub name: Option<&'a str>,
 }
 
@@ -29,10 +29,10 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Insists that the caller may do `verb`.
+/// Requires that the caller may do `verb`.
 ///
 /// # Errors
-/// 404 when it may not even see the object, 403 when it may see it but not do this, 500 when that could not be found out.
+/// 404 if the caller may not see the object, 403 if it may see it but not do this, 500 if the review failed.
 pub async fn require(shared: &Shared, caller: &Caller, verb: &'static str, target: Target<'_>) -> Result<(), ApiError> {
     if may(shared, caller, verb, target).await? {
         return Ok(());
@@ -41,10 +41,10 @@ pub async fn require(shared: &Shared, caller: &Caller, verb: &'static str, targe
     Err(if seen { ApiError::forbidden(verb, target.resource) } else { ApiError::not_found(singular(target.resource)) })
 }
 
-/// Whether the caller may do `verb`. A computer's own key is no user of the cluster: what it may is said here.
+/// Whether the caller may do `verb`. A computer's key is not a user of the cluster; its permissions are defined here.
 ///
 /// # Errors
-/// 500 when it could not be found out.
+/// 500 if the review failed.
 pub async fn may(shared: &Shared, caller: &Caller, verb: &'static str, target: Target<'_>) -> Result<bool, ApiError> {
     let user = match caller {
         Caller::Computer(id) => return Ok(own(id, verb, target)),
@@ -55,13 +55,15 @@ pub async fn may(shared: &Shared, caller: &Caller, verb: &'static str, target: T
     match call(api.create(&PostParams::default(), &review)).await {
         Ok(review) => Ok(review.status.is_some_and(|s| s.allowed && s.denied != Some(true))),
         Err(error) => {
-            tracing::error!(%error, "an access review failed");
-            Err(ApiError::internal("your rights could not be found out, the cluster did not answer as it should: try again"))
+            tracing::error!(%error, verb, resource = target.resource, namespace = target.namespace, "SubjectAccessReview failed");
+            Err(ApiError::internal(
+                "your permissions could not be checked because the Kubernetes API did not respond as expected. Retry the request",
+            ))
         }
     }
 }
 
-/// A computer acts on itself, and on sessions of its namespace as far as they are its own, which the handlers see to.
+/// The permissions of a computer's key: the computer itself and sessions of its namespace. The handlers restrict the latter to its own sessions.
 fn own(id: &ComputerId, verb: &str, target: Target<'_>) -> bool {
     let here = target.namespace == id.namespace;
     match target.resource {
@@ -99,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_computers_key_reaches_itself_and_nothing_else() {
+    fn a_computers_key_can_access_only_itself() {
         let id = ComputerId { namespace: "team".into(), name: "box".into(), uid: "u".into() };
         let target = |resource, namespace, name| Target { resource, namespace, name };
         for verb in ["get", "patch", "delete"] {

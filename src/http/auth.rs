@@ -1,5 +1,5 @@
-//! Who is calling (DESIGN.md 5): a computer's key, an `ApiKey` token, or a JWT that the cluster trusts. Nothing is cached: a
-//! revocation counts from the next request on. No token is logged, and an answer that is not known authenticates nobody.
+//! Authentication (DESIGN.md 5): a computer's key, a token of an `ApiKey`, or a JWT that the cluster trusts. Nothing may be cached, so that a revocation
+//! takes effect with the next request. A token must never be logged, and an unknown outcome never authenticates.
 
 use std::collections::BTreeMap;
 
@@ -16,13 +16,13 @@ use crate::runtime::client::{CallError, call};
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Caller {
-    /// A computer, by its own key: it acts on itself and on nothing else.
+    /// A computer with its own key, which can act only on itself.
     Computer(ComputerId),
-    /// Somebody the cluster knows, whose rights are plain RBAC.
+    /// A user of the cluster, whose permissions are defined by RBAC.
     User(User),
 }
 
-/// A user as RBAC knows it.
+/// A user as known to RBAC.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct User {
     /// Name, for example `system:serviceaccount:team:ci`.
@@ -31,14 +31,14 @@ pub struct User {
     pub uid: Option<String>,
     /// Groups.
     pub groups: Vec<String>,
-    /// More that authorizers may read.
+    /// Further attributes for authorizers.
     pub extra: BTreeMap<String, Vec<String>>,
-    /// The namespace that the identity belongs to: a ServiceAccount's.
+    /// The namespace of the identity, if it is a ServiceAccount.
     pub namespace: Option<String>,
 }
 
 impl Caller {
-    /// For the access log.
+    /// A description for the access log.
     pub fn describe(&self) -> String {
         match self {
             Self::Computer(id) => format!("computer {}/{}", id.namespace, id.name),
@@ -46,29 +46,31 @@ impl Caller {
         }
     }
 
-    /// The namespace to act in: `asked`, or the one that the caller belongs to.
+    /// The namespace to act in: the requested one, or the caller's own.
     ///
     /// # Errors
-    /// 400 when there is none, 404 when a computer asks for another than its own.
+    /// 400 if there is none, 404 if a computer requests another namespace than its own.
     pub fn namespace(&self, asked: Option<&str>) -> Result<String, ApiError> {
         match (self, asked) {
             (Self::Computer(id), None) => Ok(id.namespace.clone()),
             (Self::Computer(id), Some(asked)) if asked == id.namespace => Ok(id.namespace.clone()),
             (Self::Computer(_), Some(_)) => Err(ApiError::not_found("namespace")),
             (Self::User(_), Some(asked)) => {
-                crate::runtime::config::namespace(asked).map_err(|hint| ApiError::invalid(format!("namespace: {hint}")))
+                crate::runtime::config::namespace(asked).map_err(|hint| ApiError::invalid(format!("namespace is invalid: {hint}")))
             }
             (Self::User(user), None) => user.namespace.clone().ok_or_else(|| {
-                ApiError::invalid("you belong to no namespace: name one with `?namespace=`, or use a ServiceAccount's token or an ApiKey")
+                ApiError::invalid(
+                    "your identity does not belong to a namespace: set the query parameter `namespace`, or use the token of a ServiceAccount or an ApiKey",
+                )
             }),
         }
     }
 }
 
-/// The caller of a request.
+/// Authenticates the caller of a request.
 ///
 /// # Errors
-/// 401, or 500 when it could not be found out.
+/// 401, or 500 if the credential could not be verified.
 pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
     let answer = if token.starts_with(credentials::key::PREFIX) {
@@ -84,13 +86,15 @@ pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Caller
         Ok(Some(caller)) => Ok(caller),
         Ok(None) => Err(ApiError::unauthorized()),
         Err(error) => {
-            tracing::error!(%error, "a credential could not be verified");
-            Err(ApiError::internal("your credential could not be verified, the cluster did not answer as it should: try again"))
+            tracing::error!(%error, "cannot verify a credential");
+            Err(ApiError::internal(
+                "your credential could not be verified because the Kubernetes API did not respond as expected. Retry the request",
+            ))
         }
     }
 }
 
-/// The token of the one `Authorization` header; two are nobody's.
+/// The bearer token. A request with more than one `Authorization` header has none.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut all = headers.get_all(header::AUTHORIZATION).iter();
     let (value, None) = (all.next()?, all.next()) else { return None };
@@ -99,10 +103,10 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && fits).then_some(token)
 }
 
-/// Longest token; hyper's header limit is above it.
+/// Maximum length of a token; hyper's limit for headers is larger.
 const LONGEST: usize = 16 * 1024;
 
-/// The token of an `ApiKey` is its ServiceAccount, as the cluster itself would say it.
+/// A token of an `ApiKey` authenticates as its ServiceAccount, with the same attributes as in the cluster.
 async fn api_key(shared: &Shared, token: &str) -> Result<Option<User>, CallError> {
     let Ok(verified) = credentials::verify_api_key(&shared.client, &shared.namespace, token).await? else { return Ok(None) };
     shared.last_used.note(&shared.client, &verified);
@@ -121,7 +125,7 @@ fn service_account(verified: &Verified) -> User {
     }
 }
 
-/// A JWT is for the API server to judge: it knows its issuers, their keys, and whether the ServiceAccount still exists.
+/// Reviews a JWT. The API server knows the issuers, their keys, and whether the ServiceAccount still exists.
 async fn review(shared: &Shared, token: &str) -> Result<Option<User>, CallError> {
     let audiences = vec![shared.audience.clone(), shared.cluster_audience.clone()];
     let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(audiences) };
@@ -131,8 +135,8 @@ async fn review(shared: &Shared, token: &str) -> Result<Option<User>, CallError>
     Ok(status.and_then(|status| user(status, &shared.audience, &shared.cluster_audience)))
 }
 
-/// A ServiceAccount's token must be meant for us: the one that every pod has for the API server opens nothing here. An OIDC
-/// token has passed the API server's own check of its audience, of which it only tells us its own name.
+/// The user of a TokenReview. A ServiceAccount's token must have this API's audience, so that the token that every pod has for the API server is rejected.
+/// For an OIDC token the API server has checked the audience itself and reports only its own.
 fn user(status: TokenReviewStatus, ours: &str, cluster: &str) -> Option<User> {
     if status.authenticated != Some(true) || status.error.as_deref().is_some_and(|e| !e.is_empty()) {
         return None;
@@ -155,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_bearer_header_and_nothing_else() {
+    fn exactly_one_bearer_header_is_accepted() {
         let of = |values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {
@@ -172,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn an_api_key_is_its_service_account_as_the_cluster_says_it() {
+    fn an_api_key_authenticates_as_its_service_account() {
         let id = credentials::ApiKeyId { namespace: "team".into(), name: "k".into(), uid: "u".into(), service_account: "ci".into() };
         let user = service_account(&Verified { id, service_account_uid: "account".into(), last_used: None });
         assert_eq!((user.name.as_str(), user.uid.as_deref()), ("system:serviceaccount:team:ci", Some("account")));
@@ -181,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_account_is_asked_for_our_audience_and_others_for_the_clusters() {
+    fn a_service_account_needs_this_apis_audience_and_other_users_the_clusters() {
         let of = |name: &str, audiences: &[&str]| {
             let status = json!({"authenticated": true, "audiences": audiences, "user": {"username": name, "groups": ["g"]}});
             user(serde_json::from_value(status).unwrap(), "ours", "cluster").map(|u| u.namespace)
@@ -196,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_review_that_did_not_authenticate_is_nobody() {
+    fn a_negative_or_incomplete_review_does_not_authenticate() {
         for status in [
             json!({}),
             json!({"authenticated": false, "audiences": ["ours"], "user": {"username": "anna"}}),

@@ -1,5 +1,5 @@
-//! The published error object, for every code on every path: `{detail, status, title, metadata?}` as `application/json`.
-//! `detail` says what to do. It never holds a token, and nothing about what the caller may not see.
+//! The published error object, used for every error on every path: `{detail, status, title, metadata?}` as `application/json`. `detail` says what is
+//! wrong and what to do. It must never contain a token or reveal an object that the caller may not see.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -10,7 +10,7 @@ use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use crate::runtime::client::{CallError, ErrorClass, classify};
 
-/// An error as clients see it.
+/// An error response.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = Error)]
@@ -28,7 +28,7 @@ pub struct ErrorBody {
     pub metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-/// As published: a number, not an integer.
+/// A number instead of an integer, as published.
 fn number() -> Object {
     ObjectBuilder::new().schema_type(Type::Number).description(Some("HTTP status code")).build()
 }
@@ -42,10 +42,10 @@ fn free_form() -> Object {
         .build()
 }
 
-/// What stands in the API server's words when it is an admin's rule that refuses, and not a right of this server that is missing.
-const REFUSALS: [&str; 4] = ["ValidatingAdmissionPolicy", "admission webhook", "exceeded quota", "unknown for quota"];
+/// Parts of messages that show that a rule of an admin rejected the request, rather than that this server lacks a permission.
+const ADMISSION_REJECTIONS: [&str; 4] = ["ValidatingAdmissionPolicy", "admission webhook", "exceeded quota", "unknown for quota"];
 
-/// Why a request is refused or failed.
+/// Why a request was rejected or failed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiError {
     status: StatusCode,
@@ -54,32 +54,35 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// Any code with what to do.
+    /// An error with any status code. `detail` says what to do.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into(), metadata: None }
     }
 
-    /// 400: the request cannot be as it is.
+    /// 400: the request is invalid.
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }
 
-    /// 401. One text for every reason: a caller learns nothing about a token that is not good.
+    /// 401, with the same text for every reason, so that a caller learns nothing about an invalid token.
     pub fn unauthorized() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
-            "no valid credential: send `Authorization: Bearer` with a computer's key, an ApiKey token, or a token that the cluster trusts",
+            "missing or invalid credential: send the header `Authorization: Bearer` with a computer's key, a token of an ApiKey, or a token that the cluster trusts",
         )
     }
 
-    /// 403: seen, but not permitted.
+    /// 403: the caller may see the object, but not do this.
     pub fn forbidden(verb: &str, resource: &str) -> Self {
-        Self::new(StatusCode::FORBIDDEN, format!("you may not {verb} {resource} here: ask an admin for a role with that verb"))
+        Self::new(
+            StatusCode::FORBIDDEN,
+            format!("you do not have permission to {verb} {resource} in this namespace: ask an admin for a role with that verb"),
+        )
     }
 
-    /// 404, the same for what is not there and for what the caller may not see.
+    /// 404, the same for a missing object and for one that the caller may not see.
     pub fn not_found(kind: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("no such {kind}, or you may not see it"))
+        Self::new(StatusCode::NOT_FOUND, format!("the {kind} does not exist, or you do not have permission to see it"))
     }
 
     /// 409.
@@ -87,49 +90,53 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, detail)
     }
 
-    /// 500: it failed, or whether it took effect is not known.
+    /// 500: the request failed, or its outcome is unknown.
     pub fn internal(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, detail)
     }
 
-    /// 501: nothing behind this API can do it, and it does not pretend.
+    /// 501: no agent is connected that could serve the request.
     pub fn no_agent(what: &str) -> Self {
         Self::new(
             StatusCode::NOT_IMPLEMENTED,
-            format!("{what}: no agent answers behind this API; talk to the one that runs on the computer"),
+            format!("{what} is not supported: no agent is connected to this API. Use the agent that runs on the computer"),
         )
     }
 
-    /// With something for programs.
+    /// Adds metadata for programs.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl Into<serde_json::Value>) -> Self {
         self.metadata = Some((key, value.into()));
         self
     }
 
-    /// The code.
+    /// The status code.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// What the API server refused while `doing` something for a caller who may do it.
+    /// Converts a failed request to the API server. `doing` describes the operation, which the caller is permitted to do.
     pub fn from_call(error: &CallError, kind: &str, doing: &str) -> Self {
         let class = classify(error);
-        let said = match error {
+        let message = match error {
             CallError::Kube(kube::Error::Api(status)) => status.message.clone(),
             _ => String::new(),
         };
         match class {
             ErrorClass::NotFound => Self::not_found(kind),
-            ErrorClass::Conflict => Self::conflict(format!("{doing}: somebody changed it at the same time; read it and try again")),
-            ErrorClass::Invalid => Self::invalid(said),
-            ErrorClass::NamespaceTerminating => Self::conflict("the namespace is being deleted: nothing can be created or changed in it"),
-            // An admission policy's word is for the caller; a right that this server lacks is not.
-            ErrorClass::Forbidden if REFUSALS.iter().any(|by| said.contains(by)) => Self::conflict(said),
+            ErrorClass::Conflict => {
+                Self::conflict(format!("{doing} failed: another client changed the {kind} at the same time. Read it and retry"))
+            }
+            ErrorClass::Invalid => Self::invalid(message),
+            ErrorClass::NamespaceTerminating => {
+                Self::conflict("the namespace is being deleted, so nothing can be created or changed in it. Use another namespace")
+            }
+            // The caller sees the message of an admission policy, but not that this server lacks a permission.
+            ErrorClass::Forbidden if ADMISSION_REJECTIONS.iter().any(|by| message.contains(by)) => Self::conflict(message),
             ErrorClass::Forbidden | ErrorClass::Unauthorized | ErrorClass::Transient | ErrorClass::Timeout => {
                 tracing::error!(class = class.label(), error = %error, "{doing} failed");
                 Self::internal(format!(
-                    "{doing}: the cluster did not answer as it should, and it is not known whether it took effect; try again"
+                    "{doing} failed: the Kubernetes API did not respond as expected, so the outcome is unknown. Retry the request"
                 ))
             }
         }
@@ -137,7 +144,7 @@ impl ApiError {
 }
 
 impl ApiError {
-    /// The published object.
+    /// The published error object.
     pub fn body(self) -> ErrorBody {
         let title = self.status.canonical_reason().unwrap_or("Error").to_owned();
         let metadata = self.metadata.map(|(key, value)| [(key.to_owned(), value)].into_iter().collect());
@@ -165,23 +172,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_caller_may_not_see_and_what_is_not_there_are_the_same() {
+    fn a_missing_object_and_an_invisible_one_have_the_same_error() {
         let gone = kube::core::Status { code: 404, reason: "NotFound".into(), ..Default::default() };
         let error = ApiError::from_call(&CallError::Kube(kube::Error::Api(Box::new(gone))), "computer", "reading it");
         assert_eq!(error, ApiError::not_found("computer"));
     }
 
-    /// The body is a real API server's (1.37), with the chart's policy.
+    /// The message of a real API server (1.37) with the chart's policy.
     #[test]
-    fn deletion_protection_is_409_with_the_policys_words() {
-        let message = "computers.computer-operator.dev \"kept\" is forbidden: ValidatingAdmissionPolicy 'co-deletion-protection' with binding 'co-deletion-protection' denied request: deletion protection is on. Take it off first";
+    fn deletion_protection_is_409_with_the_message_of_the_policy() {
+        let message = "computers.computer-operator.dev \"kept\" is forbidden: ValidatingAdmissionPolicy 'co-deletion-protection' with binding 'co-deletion-protection' denied request: spec.deletionProtection is true. To delete the Computer, first run";
         let refused = kube::core::Status { code: 403, reason: "Forbidden".into(), message: message.into(), ..Default::default() };
         let error = ApiError::from_call(&CallError::Kube(kube::Error::Api(Box::new(refused))), "computer", "deleting it");
         assert_eq!((error.status(), error.detail.as_str()), (StatusCode::CONFLICT, message));
     }
 
     #[test]
-    fn an_unknown_outcome_is_500() {
+    fn an_unknown_outcome_is_reported_as_500() {
         assert_eq!(ApiError::from_call(&CallError::Timeout, "computer", "deleting it").status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

@@ -1,5 +1,4 @@
-//! What handlers take from a request. Every refusal is the published error object, and a body that comes slowly, is too long or
-//! is no JSON costs nobody else anything.
+//! Extractors of the handlers. Every rejection is the published error object. A body that is slow, too large or not JSON must never affect other clients.
 
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use super::error::ApiError;
 use super::middleware::Who;
 use crate::credentials::ComputerId;
 
-/// A JSON body: an object, as all that are described.
+/// A JSON object as the request body.
 pub struct Body<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
@@ -25,30 +24,37 @@ impl<T: DeserializeOwned> FromRequest<Arc<Shared>> for Body<T> {
 
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
-            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the body as JSON, with `Content-Type: application/json`"));
+            return Err(ApiError::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "the request body must be JSON: send it with the header `Content-Type: application/json`",
+            ));
         }
         let bytes = match tokio::time::timeout(shared.read_limit, collect(request.into_body(), shared.max_body)).await {
             Ok(Ok(body)) => body,
             Ok(Err(None)) => {
-                let detail = format!("the body is longer than {} bytes", shared.max_body);
+                let detail = format!("the request body is larger than the limit of {} bytes", shared.max_body);
                 return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
             }
-            Ok(Err(Some(_))) => return Err(ApiError::invalid("the body broke off")),
+            Ok(Err(Some(_))) => {
+                return Err(ApiError::invalid(
+                    "the request body is incomplete: the connection was closed before the whole body was received",
+                ));
+            }
             Err(_) => {
-                let detail = format!("the body did not arrive within {} s", shared.read_limit.as_secs());
+                let detail = format!("the request body was not received within {} s", shared.read_limit.as_secs());
                 return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, detail));
             }
         };
-        // Serde reads a struct from a list of its fields' values too.
+        // Serde also deserializes a struct from an array of its field values.
         if !bytes.trim_ascii_start().starts_with(b"{") {
-            return Err(ApiError::invalid("the body is not what is expected: it has to be a JSON object, `{...}`"));
+            return Err(ApiError::invalid("the request body is invalid: it must be a JSON object, `{...}`"));
         }
-        parse(&bytes).map(Self).map_err(|error| ApiError::invalid(format!("the body is not what is expected: {error}")))
+        parse(&bytes).map(Self).map_err(|error| ApiError::invalid(format!("the request body is invalid: {error}")))
     }
 }
 
-/// A body as one piece, no larger than it is: a frame of one byte holds the whole buffer of at least 8 KiB that it was read into, so
-/// frames that are kept could take thousands of times as much. An error without a reason: it is longer than `most`.
+/// Collects a body into one exactly sized buffer. A frame of one byte keeps its whole read buffer of at least 8 KiB alive, so keeping the frames could
+/// take thousands of times as much memory. `Err(None)` if the body is larger than `most`.
 async fn collect(mut body: axum::body::Body, most: usize) -> Result<Vec<u8>, Option<axum::Error>> {
     let too_long = |length: u64| length > most as u64;
     if too_long(body.size_hint().lower()) {
@@ -61,7 +67,7 @@ async fn collect(mut body: axum::body::Body, most: usize) -> Result<Vec<u8>, Opt
             return Err(None);
         }
         if all.capacity() - all.len() < data.len() {
-            // In steps, so that no more than `most` is ever reserved.
+            // Grow in steps, so that never more than `most` is reserved.
             all.reserve_exact(data.len().max(STEP).min(most - all.len()));
         }
         all.extend_from_slice(&data);
@@ -69,10 +75,10 @@ async fn collect(mut body: axum::body::Body, most: usize) -> Result<Vec<u8>, Opt
     Ok(all)
 }
 
-/// By how much the memory of a body grows at least.
+/// Minimum growth of the buffer.
 const STEP: usize = 16 * 1024;
 
-/// An error names the field.
+/// Deserializes a body. The error names the field.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     let mut from = serde_json::Deserializer::from_slice(bytes);
     let body = serde_path_to_error::deserialize(&mut from).map_err(|error| match error.path().to_string() {
@@ -82,10 +88,10 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     from.end().map(|()| body).map_err(|error| error.to_string())
 }
 
-/// One of an enum's words, or `null`. Serde itself reads `{"word": null}` for it too.
+/// Deserializes a unit variant of an enum from a string, or `null`. Serde itself would also accept `{"variant": null}`.
 ///
 /// # Errors
-/// What is another word, or none.
+/// If the value is not a string or not a variant.
 pub fn word<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
     let word = Option::<String>::deserialize(from)?;
     word.map(|word| T::deserialize(word.into_deserializer())).transpose()
@@ -97,7 +103,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind.eq_ignore_ascii_case("application/json") || kind.to_ascii_lowercase().ends_with("+json")
 }
 
-/// Query parameters; those that are not known are ignored.
+/// Query parameters. Unknown ones are ignored.
 pub struct Params<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequestParts<Arc<Shared>> for Params<T> {
@@ -109,7 +115,7 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<Shared>> for Params<T> {
     }
 }
 
-/// The id of a computer in the path. What is no id names nothing.
+/// The id of a computer in the path. An invalid id is answered with 404.
 pub struct Id(pub ComputerId);
 
 impl FromRequestParts<Arc<Shared>> for Id {
@@ -128,7 +134,7 @@ impl FromRequestParts<Arc<Shared>> for Caller {
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, ApiError> {
         let caller = authenticate(shared, &parts.headers).await?;
         let share = shared.shares.take(&caller).ok_or_else(|| {
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many requests of your namespace are in flight: try again in a second")
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many requests of your namespace are in flight: retry in a second")
         })?;
         if let Some(who) = parts.extensions.get::<Who>() {
             who.note(&caller, share);
@@ -144,9 +150,9 @@ mod tests {
 
     use super::{collect, parse};
 
-    /// A peer that sends a byte at a time is served from a new buffer each time.
+    /// A client that sends single bytes causes a new read buffer for each of them.
     #[tokio::test]
-    async fn a_body_holds_its_bytes_and_not_the_buffers_that_they_came_in() {
+    async fn a_body_keeps_only_its_bytes_and_not_the_read_buffers() {
         const MOST: usize = 64 * 1024;
         let read = |length: usize| {
             let frames = (0..length).map(|_| {

@@ -1,5 +1,5 @@
-//! Requests of any kind, through everything that is served, with a cluster behind it that permits all: none makes a handler panic, and
-//! every refusal is the published error object.
+//! Property tests: arbitrary requests through the complete router, with a cluster that permits everything. No request may make a handler panic, and every
+//! error is the published error object.
 
 use std::sync::LazyLock;
 
@@ -18,7 +18,7 @@ use crate::credentials::ComputerId;
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 
-/// Every caller is `robot` of `team`, who may do everything; there is one computer and one session.
+/// A cluster in which every caller is `robot` in `team` with all permissions; it has one computer and one session.
 fn cluster(request: &Request<kube::client::Body>) -> (u16, Value) {
     let meta = json!({"name": "box", "namespace": "team", "uid": UID, "resourceVersion": "1", "creationTimestamp": "2026-01-01T00:00:00Z"});
     let computer =
@@ -46,22 +46,22 @@ fn served() -> Router {
     ROUTER.clone()
 }
 
-/// Sends it; whatever comes back is what is published.
+/// Sends a request and asserts that the response conforms to the published API.
 fn conforms(request: Request<Body>) -> Result<u16, TestCaseError> {
-    // One for all: the client has a task in the runtime that it was made in.
+    // One runtime for all cases: the client spawns a task in the runtime in which it was created.
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
-    let told = format!("{} {} {:?}", request.method(), request.uri(), request.headers());
+    let shown = format!("{} {} {:?}", request.method(), request.uri(), request.headers());
     let (status, kind, body) = RUNTIME.block_on(async {
         let response = served().oneshot(request).await.unwrap();
         let kind = response.headers().get(header::CONTENT_TYPE).cloned();
         (response.status().as_u16(), kind, response.into_body().collect().await.unwrap().to_bytes())
     });
     let text = String::from_utf8_lossy(&body);
-    prop_assert!(status != 500 && status != 503, "{told}: {status} {text}");
+    prop_assert!(status != 500 && status != 503, "{shown}: {status} {text}");
     if status >= 400 {
-        prop_assert_eq!(kind, Some(HeaderValue::from_static("application/json")), "{}", told);
+        prop_assert_eq!(kind, Some(HeaderValue::from_static("application/json")), "{}", shown);
         let error: Result<ErrorBody, _> = serde_json::from_slice(&body);
-        prop_assert!(error.as_ref().is_ok_and(|e| e.status == status && !e.detail.is_empty() && !e.title.is_empty()), "{told}: {text}");
+        prop_assert!(error.as_ref().is_ok_and(|e| e.status == status && !e.detail.is_empty() && !e.title.is_empty()), "{shown}: {text}");
     }
     Ok(status)
 }
@@ -70,7 +70,7 @@ fn id() -> String {
     ComputerId { namespace: "team".into(), name: "box".into(), uid: UID.into() }.encode()
 }
 
-/// The operations that take a body, and whether they are served.
+/// Operations with a request body.
 fn with_body() -> impl Strategy<Value = (Method, String)> {
     prop_oneof![
         Just((Method::POST, "/api/v0/computers".to_owned())),
@@ -83,7 +83,7 @@ fn with_body() -> impl Strategy<Value = (Method, String)> {
     ]
 }
 
-/// Fields that some operation knows, and others.
+/// Names of known and unknown fields.
 fn field() -> impl Strategy<Value = String> {
     const KNOWN: [&str; 10] =
         ["name", "remoteUser", "provider", "repos", "hostId", "autoInstallDeps", "computerId", "sessionSettings", "cwd", "text"];
@@ -109,7 +109,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// JSON, nearly JSON, very deep JSON, and anything.
+/// Valid JSON, truncated JSON, deeply nested JSON, and arbitrary bytes.
 fn any_body() -> impl Strategy<Value = Vec<u8>> {
     let object = btree_map(field(), any_json(), 0..6).prop_map(|map| Value::from_iter(map).to_string().into_bytes());
     prop_oneof![
@@ -130,7 +130,7 @@ fn header_value() -> impl Strategy<Value = HeaderValue> {
     vec(prop_oneof![32_u8..127, 128_u8..=255], 0..60).prop_map(|bytes| HeaderValue::from_bytes(&bytes).unwrap())
 }
 
-/// A part of a path or a query: anything, in percent-encoding.
+/// A percent-encoded part of a path or a query.
 fn encoded() -> impl Strategy<Value = String> {
     let anything = vec(any::<u8>(), 1..60).prop_map(|bytes| bytes.iter().map(|b| format!("%{b:02x}")).collect::<Vec<_>>().concat());
     prop_oneof![anything, Just(id()), "[A-Za-z0-9_-]{1,80}", "[a-z0-9./=%-]{1,40}"]
@@ -140,14 +140,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn no_body_makes_a_handler_panic_and_every_refusal_is_the_published_error((method, path) in with_body(), body in any_body(), kind: bool) {
+    fn any_body_is_handled_and_errors_are_the_published_object((method, path) in with_body(), body in any_body(), kind: bool) {
         let kind = if kind { "application/json" } else { "application/merge-patch+json; charset=utf-8" };
         let request = Request::builder().method(method).uri(path).header("authorization", "Bearer a.b.c").header("content-type", kind);
         conforms(request.body(Body::from(body)).unwrap())?;
     }
 
     #[test]
-    fn no_header_does(
+    fn any_headers_are_handled_and_errors_are_the_published_object(
         (method, path) in with_body(),
         names in vec(proptest::sample::select(&["authorization", "content-type", "if-match", "content-length", "accept", "x-request-id"][..]), 1..4),
         values in vec(header_value(), 4),
@@ -161,7 +161,7 @@ proptest! {
     }
 
     #[test]
-    fn no_path_and_no_query_does(
+    fn any_path_and_query_are_handled_and_errors_are_the_published_object(
         method in proptest::sample::select(&[Method::GET, Method::PATCH, Method::POST, Method::DELETE, Method::PUT][..]),
         place in proptest::sample::select(&["computers", "computers/name", "sessions", ""][..]),
         parts in vec(encoded(), 0..3),
@@ -177,10 +177,10 @@ proptest! {
     }
 }
 
-/// A list is no object, though serde reads a struct from one: the HTTP fuzzer found a session made of `[null, null, null]`. Nor is
-/// `{"e2b": null}` a word.
+/// Serde deserializes a struct from an array, and a unit variant from `{"e2b": null}`; the API must reject both. The HTTP fuzzer found that
+/// `[null, null, null]` created a session.
 #[test]
-fn what_only_serde_takes_for_the_described_body_is_refused() {
+fn arrays_and_maps_that_only_serde_accepts_are_rejected() {
     let send = |method: &str, path: &str, body: Value| {
         let request = Request::builder().method(method).uri(path).header("authorization", "Bearer a.b.c");
         conforms(request.header("content-type", "application/json").body(Body::from(format!(" \n{body}"))).unwrap()).unwrap()
@@ -200,9 +200,9 @@ fn what_only_serde_takes_for_the_described_body_is_refused() {
     assert_eq!(send("POST", "/api/v0/computers", json!({"name": "box", "remoteUser": "dev", "provider": null})), 201);
 }
 
-/// The cluster of these tests lets a good request through: the refusals above are not all there is.
+/// The cluster of these tests serves valid requests, so the properties above are not trivially true.
 #[test]
-fn good_requests_are_served() {
+fn valid_requests_succeed() {
     let send = |method: &str, path: &str, body: Value| {
         let request = Request::builder().method(method).uri(path).header("authorization", "Bearer a.b.c");
         conforms(request.header("content-type", "application/json").body(Body::from(body.to_string())).unwrap()).unwrap()

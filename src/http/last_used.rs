@@ -1,5 +1,5 @@
-//! When an `ApiKey` was last used, in its status, to the hour: at most one write an hour and key, whatever its traffic. Verification
-//! has just read the status live, so no replica needs to know what another wrote. Best effort: no request waits for it.
+//! Records in the status of an `ApiKey` when it was last used, with a granularity of one hour: at most one write per hour and key, whatever its traffic.
+//! Verification has just read the status live, so replicas need no coordination. Best effort: a request must never wait for it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -16,19 +16,19 @@ use crate::resources::ApiKey;
 use crate::runtime::client::{CallError, call};
 use crate::runtime::clock;
 
-/// Seconds within which a use is not written again.
+/// Seconds within which the last use is not written again.
 const GRANULARITY: i64 = 3600;
-/// A write that was tried is not tried again for so long, whatever came of it.
+/// Minimum time between two attempts to write, whatever their outcome.
 const PAUSE: Duration = Duration::from_secs(600);
-/// Keys whose last try is remembered; when all of them are recent, a further one is not written.
+/// Maximum number of keys whose last attempt is remembered. If all are recent, no further key is written.
 const REMEMBERED: usize = 4096;
 
-/// What was tried lately, by UID.
+/// Recent attempts by UID.
 #[derive(Default)]
 pub struct LastUsed(Mutex<HashMap<String, Instant>>);
 
 impl LastUsed {
-    /// Notes a use; writes it when the last one on record is old.
+    /// Notes a use, and writes it if the recorded one is old.
     pub fn note(&self, client: &Client, verified: &Verified) {
         let now = clock::now();
         if !due(verified.last_used.as_ref(), now) || !self.may_try(&verified.id.uid, Instant::now()) {
@@ -37,14 +37,14 @@ impl LastUsed {
         let (client, verified) = (client.clone(), verified.clone());
         tokio::spawn(async move {
             if let Err(error) = write(&client, &verified, now).await {
-                tracing::debug!(namespace = verified.id.namespace, name = verified.id.name, %error, "the last use was not written");
+                tracing::debug!(namespace = verified.id.namespace, name = verified.id.name, %error, "cannot record the last use of an ApiKey");
             }
         });
     }
 
-    /// Whether a write may be tried now; if so, that is remembered.
+    /// Whether an attempt may be made now. If so, it is remembered.
     fn may_try(&self, uid: &str, now: Instant) -> bool {
-        // A map of times is whole at any time.
+        // Poisoning is harmless: no critical section leaves the map inconsistent.
         let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let recent = |at: &Instant| now.saturating_duration_since(*at) < PAUSE;
         if tried.get(uid).is_some_and(recent) {
@@ -61,12 +61,12 @@ impl LastUsed {
     }
 }
 
-/// Whether the last use on record is older than what is told.
+/// Whether the recorded use is older than the granularity.
 fn due(last: Option<&Time>, now: Timestamp) -> bool {
     last.is_none_or(|last| now.duration_since(last.0).as_secs() >= GRANULARITY)
 }
 
-/// Of two replicas that write at once, the second finds the value changed and lets it be.
+/// Writes the last use. If two replicas write at the same time, the test of the second one fails, which is harmless.
 async fn write(client: &Client, verified: &Verified, now: Timestamp) -> Result<(), CallError> {
     let patch = crate::runtime::patch::patch(&[
         json!({"op": "test", "path": "/metadata/uid", "value": verified.id.uid}),
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_use_is_written_once_an_hour() {
+    fn a_use_is_written_once_per_hour() {
         let at = |s| Timestamp::from_second(s).unwrap();
         assert!(due(None, at(0)));
         assert!(!due(Some(&Time(at(0))), at(GRANULARITY - 1)));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_fails_is_not_tried_with_every_request_and_memory_has_a_bound() {
+    fn a_failed_write_is_not_retried_with_every_request_and_memory_is_bounded() {
         let (used, now) = (LastUsed::default(), Instant::now());
         assert!(used.may_try("a", now) && !used.may_try("a", now) && used.may_try("b", now));
         assert!(used.may_try("a", now + PAUSE));
@@ -98,6 +98,6 @@ mod tests {
             used.may_try(&i.to_string(), now + PAUSE);
         }
         assert!(used.0.lock().unwrap().len() <= REMEMBERED && !used.may_try("late", now + PAUSE));
-        assert!(used.may_try("late", now + 2 * PAUSE), "room comes back");
+        assert!(used.may_try("late", now + 2 * PAUSE), "old attempts are forgotten");
     }
 }

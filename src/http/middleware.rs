@@ -1,8 +1,8 @@
-//! Around every request: an id, a bound on how many are in flight, one line of log, the figures, and an answer even when a
-//! handler panics. Logs and figures name the route, never the path: a path holds ids.
+//! The layers around every request: a request id, the limit of requests in flight, the access log, metrics, and a response even if a handler panics. Logs
+//! and metrics must name the route and never the path, because paths contain ids.
 //!
-//! A request is in flight until its answer is sent, not until its handler has returned: a reader that is slow on purpose holds its own
-//! tenant's share, and the memory of its answer is counted.
+//! A request is in flight until its response has been sent, not until its handler returns. A client that reads slowly therefore uses up its own tenant's
+//! share, and the memory of its response is accounted for.
 
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
@@ -19,6 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use rand::RngCore;
+use tracing::Instrument as _;
 
 use super::Shared;
 use super::auth::Caller;
@@ -30,18 +31,18 @@ use crate::runtime::server::Refused;
 
 const REQUEST_ID: &str = "x-request-id";
 
-/// Who the caller turned out to be, for the log line, and its share of the requests in flight for as long as this one takes.
+/// The authenticated caller, for the access log, and its share of the requests in flight, held as long as the request.
 #[derive(Clone, Debug, Default)]
 pub struct Who(Arc<OnceLock<(String, Share)>>);
 
 impl Who {
-    /// The caller is known.
+    /// Stores the authenticated caller.
     pub fn note(&self, caller: &Caller, share: Share) {
         let _ = self.0.set((caller.describe(), share));
     }
 }
 
-/// Labels of a request: bounded, the route's template and not its path.
+/// Labels of a request. They are bounded: the template of the route instead of the path.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Labels {
     method: String,
@@ -49,14 +50,14 @@ struct Labels {
     code: u16,
 }
 
-/// Figures of the HTTP API.
+/// Metrics of the HTTP API.
 pub struct Figures {
     registry: Registry,
     requests: Family<Labels, Histogram, fn() -> Histogram>,
     in_flight: Gauge<i64, AtomicI64>,
 }
 
-/// From a millisecond to half a minute.
+/// Buckets from one millisecond to about half a minute.
 fn buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
@@ -70,14 +71,14 @@ impl Default for Figures {
         };
         let Self { mut registry, requests, in_flight } = figures;
         registry.register("http_request_duration_seconds", "HTTP requests by method, route and code", requests.clone());
-        registry.register("http_requests_in_flight", "HTTP requests that are being answered", in_flight.clone());
+        registry.register("http_requests_in_flight", "HTTP requests in flight", in_flight.clone());
         registry.register("api_requests", "Requests to the Kubernetes API by verb, resource and code (none: given up)", REQUESTS.clone());
         Self { registry, requests, in_flight }
     }
 }
 
 impl Figures {
-    /// Text exposition.
+    /// The metrics in the text format.
     ///
     /// # Errors
     /// Never in practice: writing to a string does not fail.
@@ -88,7 +89,7 @@ impl Figures {
     }
 }
 
-/// Takes one down when it is dropped, whether the request was answered or given up by its client.
+/// Decrements the gauge when dropped, whether the request was answered or cancelled by its client.
 struct InFlight(Gauge<i64, AtomicI64>);
 
 impl Drop for InFlight {
@@ -97,7 +98,7 @@ impl Drop for InFlight {
     }
 }
 
-/// The layer around every route.
+/// The outermost layer of every route. Log lines of the handlers carry the request id in their span.
 pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request_id(&request);
@@ -108,8 +109,11 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
     shared.figures.in_flight.inc();
     let counted = InFlight(shared.figures.in_flight.clone());
     let mut response = match Arc::clone(&shared.slots).try_acquire_owned() {
-        Ok(slot) => sent(next.run(request).await, &who, (slot, counted)),
-        Err(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are in flight: try again in a second").into_response(),
+        Ok(slot) => {
+            let span = tracing::info_span!("request", %id, method, route);
+            sent(next.run(request).instrument(span).await, &who, (slot, counted))
+        }
+        Err(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are in flight: retry in a second").into_response(),
     };
     let (code, took) = (response.status().as_u16(), began.elapsed());
     shared.figures.requests.get_or_create(&Labels { method: method.to_owned(), route: route.clone(), code }).observe(took.as_secs_f64());
@@ -122,16 +126,16 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
     response
 }
 
-/// An answer that holds what its request holds until it is sent; or a refusal, when there is no memory left to keep it in meanwhile.
+/// Makes a response keep the resources of its request until it has been sent. Returns 429 if the memory for large responses is used up.
 fn sent(response: Response, who: &Who, held: impl Send + Sync + 'static) -> Response {
     let bytes = response.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
-    // What is served to anybody is part of the program and takes no memory.
+    // Responses without an authenticated caller are static data and use no memory of their own.
     let room = who.0.get().filter(|_| bytes > SMALL).map(|(_, share)| share.room(bytes));
     let (response, room): (_, Option<Room>) = match room {
         None => (response, None),
         Some(Some(room)) => (response, Some(room)),
         Some(None) => {
-            let detail = "too many large answers are being sent, of your namespace or of all: read them, or try again in a second";
+            let detail = "too many large responses are being sent, for your namespace or in total: read them faster, or retry in a second";
             (ApiError::new(StatusCode::TOO_MANY_REQUESTS, detail).into_response(), None)
         }
     };
@@ -139,13 +143,16 @@ fn sent(response: Response, who: &Who, held: impl Send + Sync + 'static) -> Resp
     response.map(|body| Body::new(response_body::Sending::new(body, held)))
 }
 
-/// The answer to a head that is not valid HTTP, which no route ever sees.
+/// The response to an invalid request head, which never reaches a route.
 pub fn refusal(status: StatusCode) -> Refused {
     let detail = match status {
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::URI_TOO_LONG => {
-            format!("the request's path and headers are longer than {} KiB, or are more than 100: send less", super::HEAD / 1024)
+            format!(
+                "the path and headers of the request exceed {} KiB, or there are more than 100 headers: reduce them",
+                super::HEAD / 1024
+            )
         }
-        _ => "this is not a valid HTTP/1.1 request: see the request line, header names, Content-Length and Transfer-Encoding".to_owned(),
+        _ => "the request is not valid HTTP/1.1: check the request line, header names, Content-Length and Transfer-Encoding".to_owned(),
     };
     let id = new_id();
     tracing::info!(target: "computer_operator::access", %id, method = "-", route = "none", code = status.as_u16(), millis = 0, caller = "-");
@@ -153,7 +160,7 @@ pub fn refusal(status: StatusCode) -> Refused {
     (vec![("content-type", "application/json".to_owned()), (REQUEST_ID, id)], serde_json::to_string(&body).unwrap_or_default())
 }
 
-/// The caller's own id if it is harmless, or a new one.
+/// The request id of the client if it is safe to log, or a new one.
 fn request_id(request: &Request) -> String {
     let given = request.headers().get(REQUEST_ID).and_then(|v| v.to_str().ok());
     let harmless = |id: &&str| (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
@@ -166,7 +173,7 @@ fn new_id() -> String {
     hex::encode(bytes)
 }
 
-/// A client can invent methods without end.
+/// A bounded label for the method, because clients can invent methods.
 fn method_label(method: &axum::http::Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
@@ -180,10 +187,11 @@ fn method_label(method: &axum::http::Method) -> &'static str {
     }
 }
 
-/// What a handler's panic comes to. The panic's text may hold anything: it is in the log of the process, not in the answer.
+/// The response after a panic of a handler. The text of the panic may contain anything, so it is only in the log of the process.
 #[allow(clippy::needless_pass_by_value)] // the layer's signature
 pub fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
-    ApiError::internal("this request met a fault of the server: try again, and tell its admin the x-request-id").into_response()
+    ApiError::internal("the request failed because of an internal error: retry it, and report the x-request-id to the admin of the cluster")
+        .into_response()
 }
 
 #[cfg(test)]
@@ -202,14 +210,13 @@ mod tests {
 
     const LARGE: usize = 4 * 1024 * 1024;
 
-    /// L9: slot and share were given back as soon as the handler had returned, and the answer stayed in memory for as long as its reader
-    /// liked.
+    /// L9: slot and share used to be released when the handler returned, while a slow client could keep the response in memory.
     #[tokio::test]
-    async fn a_request_is_in_flight_until_its_answer_is_read() {
+    async fn a_request_is_in_flight_until_its_response_has_been_read() {
         let shared = crate::http::tests::shared();
         let free = || shared.slots.available_permits();
         let all = free();
-        let router = crate::http::dressed(Router::new().route("/large", get(|| async { vec![b'x'; LARGE] })), Arc::clone(&shared));
+        let router = crate::http::with_layers(Router::new().route("/large", get(|| async { vec![b'x'; LARGE] })), Arc::clone(&shared));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let limits = crate::http::tests::config().limits();
@@ -218,23 +225,23 @@ mod tests {
         slow.write_all(b"GET /large HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.unwrap();
         let mut head = [0; 512];
         slow.read_exact(&mut head).await.unwrap();
-        assert_eq!((free(), shared.figures.in_flight.get()), (all - 1, 1), "the handler has returned, the answer is not read");
+        assert_eq!((free(), shared.figures.in_flight.get()), (all - 1, 1), "the handler has returned, but the response has not been read");
         let mut rest = Vec::new();
         slow.read_to_end(&mut rest).await.unwrap();
         assert!(head.len() + rest.len() > LARGE);
         let deadline = Instant::now() + Duration::from_secs(20);
         while free() < all || shared.figures.in_flight.get() > 0 {
-            assert!(Instant::now() < deadline, "a slot is lost");
+            assert!(Instant::now() < deadline, "a slot was not released");
             tokio::task::yield_now().await;
         }
-        // Whoever goes away gives it back as well.
+        // A client that disconnects releases the slot as well.
         let mut gone = TcpStream::connect(address).await.unwrap();
         gone.write_all(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
         gone.read_exact(&mut head).await.unwrap();
         assert_eq!(free(), all - 1);
         drop(gone);
         while free() < all {
-            assert!(Instant::now() < deadline, "a slot is lost");
+            assert!(Instant::now() < deadline, "a slot was not released");
             tokio::task::yield_now().await;
         }
         stop.cancel();
@@ -242,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_that_does_not_read_gets_no_more_large_answers() {
+    fn a_tenant_that_does_not_read_gets_no_further_large_responses() {
         let shares = crate::http::tenant_limits::Shares::new(8, 2 * LARGE);
         let who = |namespace: &str| {
             let caller = Caller::Computer(ComputerId { namespace: namespace.into(), name: "c".into(), uid: "u".into() });
@@ -256,9 +263,9 @@ mod tests {
         assert_eq!(unread.status(), StatusCode::OK);
         let refused = answer(&greedy, SMALL + 1);
         assert_eq!((refused.status(), &refused.headers()["retry-after"]), (StatusCode::TOO_MANY_REQUESTS, &HeaderValue::from_static("1")));
-        assert_eq!(answer(&greedy, SMALL).status(), StatusCode::OK, "small answers are not counted");
-        assert_eq!(answer(&other, LARGE).status(), StatusCode::OK, "others have their half");
-        assert_eq!(answer(&Who::default(), LARGE).status(), StatusCode::OK, "parts of the program take no memory");
+        assert_eq!(answer(&greedy, SMALL).status(), StatusCode::OK, "small responses are not counted");
+        assert_eq!(answer(&other, LARGE).status(), StatusCode::OK, "other tenants have their own share");
+        assert_eq!(answer(&Who::default(), LARGE).status(), StatusCode::OK, "static responses use no memory");
         drop(unread);
         assert_eq!(answer(&greedy, LARGE).status(), StatusCode::OK);
     }

@@ -1,7 +1,7 @@
-//! `computer-operator api`: the published v0 Computers API in front of the custom resources.
+//! `computer-operator api`: serves the published v0 Computers API on top of the custom resources.
 //!
-//! Handlers only read, create, patch and delete custom resources, with UID preconditions, as what RBAC lets the caller do. Any
-//! replica serves any request: nothing is kept between two of them, and nothing is cached that could outlive a revocation.
+//! Handlers only read, create, patch and delete custom resources, with UID preconditions, and only as RBAC permits the caller. Any replica can serve any
+//! request: no state is kept between requests, and nothing may be cached that could outlive a revocation.
 
 pub mod access;
 pub mod auth;
@@ -39,46 +39,46 @@ use self::config::Config;
 use self::error::ApiError;
 use crate::runtime::{client, health, server, signal};
 
-/// What is under way at the end has this long to finish.
+/// Time that requests in flight have to finish at shutdown.
 pub const DRAIN: Duration = Duration::from_secs(25);
 
-/// Longest request head, bytes: a token of 16 KiB, and what proxies add.
+/// Maximum size of a request head in bytes: a token of 16 KiB and the headers that proxies add.
 pub const HEAD: usize = 32 * 1024;
 
-/// What all handlers share.
+/// State shared by all handlers.
 pub struct Shared {
-    /// The API client, with this server's own rights.
+    /// Kubernetes client with this server's own permissions.
     pub client: Client,
-    /// Namespace of the operator: the records.
+    /// Namespace of the operator, which contains the records.
     pub namespace: String,
-    /// Audience of the tokens of `ServiceAccounts`.
+    /// Audience that tokens of `ServiceAccounts` must have.
     pub audience: String,
-    /// The API server's own audience.
+    /// Audience of the Kubernetes API server itself.
     pub cluster_audience: String,
-    /// Longest body, bytes.
+    /// Maximum size of a request body in bytes.
     pub max_body: usize,
-    /// Longest time for a body.
+    /// Time limit for receiving a request body.
     pub read_limit: Duration,
-    /// A slot for each request in flight, until its answer is sent.
+    /// One slot per request in flight, held until its response has been sent.
     pub slots: Arc<Semaphore>,
-    /// How many of them each tenant holds.
+    /// Limits how many slots each tenant may hold.
     pub shares: Arc<tenant_limits::Shares>,
-    /// Those of them that may wait for the end of a deletion: two tenants with their halves must not leave nothing for others.
+    /// Slots for requests that wait for the end of a deletion, so that two tenants with their halves cannot occupy all slots.
     pub waiting: Semaphore,
-    /// A turn for each page of computers that is in memory: tenants decide how large their objects are.
+    /// Bounds the pages of computers in memory, because tenants decide how large their objects are.
     pub computer_pages: page_limits::Pages,
-    /// The same for sessions: large ones keep nobody from creating a computer.
+    /// The same for sessions; separate, so that large sessions never delay the creation of a computer.
     pub session_pages: page_limits::Pages,
-    /// The process is to end: nobody is kept waiting.
+    /// Cancelled at shutdown: waiting requests return.
     pub stop: CancellationToken,
-    /// Writes when an `ApiKey` was last used.
+    /// Records when an `ApiKey` was last used.
     pub last_used: last_used::LastUsed,
-    /// Figures.
+    /// Metrics of the HTTP API.
     pub figures: middleware::Figures,
 }
 
 impl Shared {
-    /// What the configuration says.
+    /// Creates the state from the configuration.
     pub fn new(client: Client, config: &Config, stop: CancellationToken) -> Self {
         Self {
             client,
@@ -99,22 +99,29 @@ impl Shared {
     }
 }
 
-/// The routes with their description.
+/// The routes with their OpenAPI description.
 pub(crate) fn routes() -> OpenApiRouter<Arc<Shared>> {
     OpenApiRouter::with_openapi(openapi::base()).merge(computers::routes()).merge(sessions::routes())
 }
 
-/// Everything that is served, errors included.
+/// The complete router, including error responses.
 pub fn router(shared: Arc<Shared>) -> Router {
     let (router, mut description) = routes().split_for_parts();
     openapi::complete(&mut description);
-    dressed(router.merge(openapi::routes(&description)), shared)
+    with_layers(router.merge(openapi::routes(&description)), shared)
 }
 
-/// Routes with what is around every one of them.
-fn dressed(router: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
-    let unknown = || async { ApiError::new(StatusCode::NOT_FOUND, "no such path: /openapi.json lists what there is, /docs explains it") };
-    let wrong = || async { ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method: see /openapi.json") };
+/// Adds the fallbacks and layers that apply to all routes.
+fn with_layers(router: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
+    let unknown = || async {
+        ApiError::new(StatusCode::NOT_FOUND, "this path does not exist: see /docs or /openapi.json for the available operations")
+    };
+    let wrong = || async {
+        ApiError::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "this path does not support the method: see /docs or /openapi.json for the available operations",
+        )
+    };
     router
         .method_not_allowed_fallback(wrong)
         .fallback(unknown)
@@ -123,59 +130,61 @@ fn dressed(router: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// Serves until SIGTERM or SIGINT, and a little longer: whoever still sends new requests, because the withdrawal of the endpoint has not
-/// reached it, is served. Then what is in flight is finished.
+/// Serves until SIGTERM or SIGINT. New requests are still accepted for the shutdown delay, until clients have noticed that the endpoint was removed; then
+/// requests in flight are finished.
 ///
 /// # Errors
-/// When the configuration or the API server cannot be used.
+/// When the configuration is invalid or the Kubernetes API is unavailable.
 pub async fn run(config: Config) -> anyhow::Result<()> {
-    let (told, stop) = (CancellationToken::new(), CancellationToken::new());
-    signal::stop_on_signal(told.clone());
-    let client = client::connect().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
+    let (signalled, stop) = (CancellationToken::new(), CancellationToken::new());
+    signal::stop_on_signal(signalled.clone());
+    let client = client::connect().await.context("cannot connect to the Kubernetes API: set KUBECONFIG or run inside a cluster")?;
     let shared = Arc::new(Shared::new(client, &config, stop.clone()));
     let mut tasks = JoinSet::new();
     let figures = Arc::clone(&shared);
     let ready = health::serve(config.metrics_bind, Arc::new(move || figures.figures.text()), stop.clone(), &mut tasks).await?;
     let acceptor = match (&config.tls_cert, &config.tls_key) {
         (Some(cert), Some(key)) => {
-            let current = tls::Current::load(cert, key).context("the certificate")?;
+            let current = tls::Current::load(cert, key).context("cannot load the TLS certificate of the HTTP API")?;
             tasks.spawn(Arc::clone(&current).keep_fresh(stop.clone()));
             Some(current.acceptor())
         }
         _ => None,
     };
-    let listener = TcpListener::bind(config.bind).await.with_context(|| format!("listening on {}", config.bind))?;
+    let listener = TcpListener::bind(config.bind).await.with_context(|| format!("cannot listen on {}", config.bind))?;
     tracing::info!(address = %config.bind, tls = acceptor.is_some(), "serving the HTTP API");
     tokio::select! {
-        () = told.cancelled() => return Ok(()),
-        () = answering(&shared) => ready.set(true),
+        () = signalled.cancelled() => return Ok(()),
+        () = wait_until_able_to_authorize(&shared) => ready.set(true),
     }
-    tasks.spawn(close(told, ready, config.shutdown_delay(), stop.clone()));
+    tasks.spawn(close(signalled, ready, config.shutdown_delay(), stop.clone()));
     server::run(listener, acceptor, router(shared), config.limits(), stop).await;
     while tasks.join_next().await.is_some() {}
     Ok(())
 }
 
-/// Not ready from the moment that the process is told to end; closed when those who send the requests have had the time to notice.
-async fn close(told: CancellationToken, ready: health::Ready, delay: Duration, stop: CancellationToken) {
-    told.cancelled().await;
+/// Reports "not ready" as soon as the signal arrives, and stops accepting requests after the shutdown delay.
+async fn close(signalled: CancellationToken, ready: health::Ready, delay: Duration, stop: CancellationToken) {
+    signalled.cancelled().await;
     ready.set(false);
     tokio::time::sleep(delay).await;
     stop.cancel();
 }
 
-/// Waits until requests can be answered: the API server is there, and lets us ask who somebody is and what they may.
-async fn answering(shared: &Shared) {
-    let mut said = false;
+/// Waits until requests can be served: the Kubernetes API is available and permits SubjectAccessReviews.
+async fn wait_until_able_to_authorize(shared: &Shared) {
+    let mut logged = false;
     loop {
         let user = auth::Caller::User(auth::User { name: "system:anonymous".into(), ..auth::User::default() });
         let target = access::Target { resource: "computers", namespace: &shared.namespace, name: None };
         match access::may(shared, &user, "list", target).await {
             Ok(_) => return,
-            Err(_) if said => {}
+            Err(_) if logged => {}
             Err(_) => {
-                tracing::warn!("not ready: the API server does not answer, or this ServiceAccount may not create SubjectAccessReviews");
-                said = true;
+                tracing::warn!(
+                    "not ready: the Kubernetes API is unavailable, or this ServiceAccount may not create SubjectAccessReviews; retrying every second"
+                );
+                logged = true;
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -199,20 +208,20 @@ pub(crate) mod tests {
         config: Config,
     }
 
-    /// What is set by default.
+    /// The default configuration.
     pub(crate) fn config() -> Config {
         Cli::parse_from(["api"]).config
     }
 
-    /// A server whose API server answers nothing at all.
+    /// State whose Kubernetes API is unavailable.
     pub(crate) fn shared() -> Arc<Shared> {
-        let nobody = tower::service_fn(|_: Request<kube::client::Body>| async {
+        let unavailable = tower::service_fn(|_: Request<kube::client::Body>| async {
             Err::<Response<kube::client::Body>, _>(std::io::Error::other("down"))
         });
-        Arc::new(Shared::new(Client::new(nobody, "default"), &config(), CancellationToken::new()))
+        Arc::new(Shared::new(Client::new(unavailable, "default"), &config(), CancellationToken::new()))
     }
 
-    /// A server whose API server answers with this code and body.
+    /// State whose Kubernetes API responds with this code and body.
     pub(crate) fn shared_with(
         answer: impl Fn(&Request<kube::client::Body>) -> (u16, serde_json::Value) + Clone + Send + Sync + 'static,
     ) -> Arc<Shared> {
@@ -237,9 +246,9 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn a_handlers_panic_is_an_error_like_any_other_and_says_nothing_of_it() {
+    async fn a_panic_of_a_handler_is_answered_with_500_and_reveals_nothing() {
         let router = Router::new().route("/broken", get(broken));
-        let (status, body) = answer(dressed(router, shared()), "/broken", "x").await;
+        let (status, body) = answer(with_layers(router, shared()), "/broken", "x").await;
         assert_eq!(
             (status, &body["status"], &body["title"]),
             (StatusCode::INTERNAL_SERVER_ERROR, &500.into(), &"Internal Server Error".into())
@@ -247,7 +256,7 @@ pub(crate) mod tests {
         assert!(body["detail"].as_str().unwrap().contains("x-request-id") && !body.to_string().contains("secret"), "{body}");
     }
 
-    /// Not knowing is neither 401, which would tell a client to throw its key away, nor a way in.
+    /// An unknown outcome must not be 401, which would make a client discard its key, and must not authenticate.
     #[tokio::test]
     async fn a_credential_that_cannot_be_verified_is_500() {
         let uid = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11".to_owned();

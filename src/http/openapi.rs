@@ -1,5 +1,5 @@
-//! The description of the API: `OpenAPI` 3.1, generated from the handlers, committed as `docs/openapi.json`, served at
-//! `/openapi.json`, and for people at `/docs`, without anything from the internet.
+//! The `OpenAPI` 3.1 document of the API: generated from the handlers, committed as `docs/openapi.json`, served at `/openapi.json`, and rendered at
+//! `/docs` without resources from the internet.
 
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 
 use super::Shared;
 
-/// What is said of the whole.
+/// The general part of the document.
 #[derive(OpenApi)]
 #[openapi(
     info(
         title = "Computers API",
         description = "Wire-compatible with the published v0 Computers API. Requires authentication via the `Authorization: Bearer` header. \
-            What is marked \"Extension\" is this server's own; a client of the published API never needs it.",
+            Parts marked \"Extension\" are specific to this server; clients of the published API do not need them.",
     ),
     security(("BearerAuth" = [])),
     tags((name = "Computers"), (name = "Sessions")),
@@ -34,23 +34,23 @@ pub(super) fn base() -> utoipa::openapi::OpenApi {
     let mut base = Base::openapi();
     let scheme = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("A computer's key, an ApiKey token, or a JWT that the cluster trusts"))
+        .description(Some("A computer's key, a token of an ApiKey, or a JWT that the cluster trusts"))
         .build();
     base.components.get_or_insert_default().add_security_scheme("BearerAuth", SecurityScheme::Http(scheme));
     base
 }
 
-/// The description as it is committed and served.
+/// The document as it is committed and served.
 ///
 /// # Errors
-/// Never in practice: it is made of literals.
+/// Never in practice: it consists of literals.
 pub fn document() -> Result<String, serde_json::Error> {
     let mut description = super::routes().into_openapi();
     complete(&mut description);
     Ok(description.to_pretty_json()? + "\n")
 }
 
-/// What any operation may answer when there is too much to do.
+/// Adds the responses of an overloaded server to every operation.
 pub(super) fn complete(description: &mut utoipa::openapi::OpenApi) {
     let busy = [("429", "Too many requests of the caller's namespace are in flight"), ("503", "Too many requests are in flight")];
     for item in description.paths.paths.values_mut() {
@@ -67,7 +67,7 @@ pub(super) fn complete(description: &mut utoipa::openapi::OpenApi) {
 
 /// `/openapi.json` and `/docs`.
 pub(super) fn routes(description: &utoipa::openapi::OpenApi) -> Router<Arc<Shared>> {
-    // Shared by all answers: anybody may ask for it, as often as connections allow.
+    // All responses share the bytes, because unauthenticated clients can request the document as often as connections allow.
     let json = Bytes::from(description.to_json().unwrap_or_default());
     let page = ApiDefinition { uri_prefix: "/docs", api_definition: OpenApiSource::Uri("/openapi.json"), title: Some("Computers API") };
     let serve = move || async move { ([(CONTENT_TYPE, "application/json")], json.clone()) };

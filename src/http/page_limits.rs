@@ -1,5 +1,5 @@
-//! Turns of lists. A page may be large, so only a few are in memory; and a namespace decides how many and how large its pages are, so
-//! its lists wait for each other before they wait with those of others: whoever comes from another one is next (L3).
+//! Bounds the memory of lists. A page may be large, so only a few are in memory at a time. A namespace decides how many pages it has and how large they
+//! are, so lists of one namespace queue among themselves first; a list of another namespace must never wait for all of them (L3).
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -11,12 +11,12 @@ use tokio::sync::Semaphore;
 
 use crate::runtime::client::{CallError, list_in_turn};
 
-/// Pages of lists of one kind in memory at the same time, whoever asks for them; and lists of one namespace that ask for some.
+/// Maximum number of pages of one kind in memory, and maximum number of concurrent lists of one namespace.
 const PAGES: usize = 2;
 
-/// Turns of the lists of one kind.
+/// Limits the lists of one kind.
 pub struct Pages {
-    /// One for each page that is in memory.
+    /// One permit for each page in memory.
     pub(super) common: Semaphore,
     of_namespaces: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
@@ -28,23 +28,23 @@ impl Default for Pages {
 }
 
 impl Pages {
-    /// What `pick` takes out of the objects of a namespace.
+    /// Lists the objects of a namespace and returns what `pick` selects.
     ///
     /// # Errors
-    /// As [`list_in_turn`].
+    /// See [`list_in_turn`].
     pub async fn list<K, T>(&self, api: &Api<K>, namespace: &str, page: u32, pick: impl Fn(K) -> Option<T>) -> Result<Vec<T>, CallError>
     where
         K: Clone + DeserializeOwned + Debug,
     {
         let own = self.of_namespace(namespace);
-        // Never closed.
+        // The semaphore is never closed.
         let _turn = own.acquire().await;
         list_in_turn(api, page, &self.common, pick).await
     }
 
     fn of_namespace(&self, namespace: &str) -> Arc<Semaphore> {
         let mut all = self.of_namespaces.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever lists holds it: no namespace is remembered for ever.
+        // A running list holds a reference; namespaces without one are removed.
         all.retain(|_, turns| Arc::strong_count(turns) > 1);
         Arc::clone(all.entry(namespace.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(PAGES))))
     }
@@ -67,10 +67,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Found by a hostile reader: a tenant with its share of the requests in flight put 64 pages before everybody else's.
+    /// Found in a security review: a tenant with its share of the requests in flight delayed all other lists by 64 pages.
     #[tokio::test(start_paused = true)]
-    async fn the_lists_of_one_namespace_do_not_go_before_those_of_all_others() {
-        // Each page takes a second, and there is always another one.
+    async fn many_lists_of_one_namespace_do_not_delay_other_namespaces() {
+        // Each page takes a second, and the lists of the greedy namespace never end.
         let service = tower::service_fn(|request: Request<Body>| async move {
             tokio::time::sleep(SECOND).await;
             let more = if request.uri().path().contains("/greedy/") { "more" } else { "" };

@@ -1,8 +1,7 @@
-//! The body of an answer that holds something until its last byte has left the process: the slot of its request, its tenant's share, its
-//! memory.
+//! A response body that keeps the resources of its request (its slot, its tenant's share, its memory) until the last byte has left the process.
 //!
-//! hyper takes a body frame by frame and drops it when it has the last one, however slowly that is read. So frames are cut into pieces,
-//! which hyper takes only as fast as the peer reads, and each piece keeps what the body holds alive.
+//! hyper takes a body frame by frame and drops it once it has the last frame, even if the client reads that frame slowly. Frames are therefore split into
+//! pieces, which hyper takes only as fast as the client reads, and every piece keeps the resources alive.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,18 +11,18 @@ use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-/// Bytes of one piece.
+/// Size of a piece in bytes.
 const PIECE: usize = 16 * 1024;
 
-/// A body that holds something.
+/// A body that keeps `H` alive until it has been sent.
 pub struct Sending<H> {
     body: Body,
-    /// What is left of the frame under way.
+    /// The rest of the current frame.
     rest: Bytes,
     held: Arc<H>,
 }
 
-/// Bytes of a frame; cheap to cut into pieces, the last of which drops it.
+/// The bytes of a frame. Splitting them is cheap, and dropping the last piece drops them.
 struct Holding<H> {
     bytes: Bytes,
     _held: Arc<H>,
@@ -36,7 +35,7 @@ impl<H> AsRef<[u8]> for Holding<H> {
 }
 
 impl<H> Sending<H> {
-    /// Holds `held` until the body is sent or given up.
+    /// Keeps `held` until the body has been sent or cancelled.
     pub fn new(body: Body, held: H) -> Self {
         Self { body, rest: Bytes::new(), held: Arc::new(held) }
     }
@@ -83,7 +82,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_held_goes_with_the_last_piece() {
+    async fn the_resources_are_released_with_the_last_piece() {
         let held = Arc::new(());
         let count = || Arc::strong_count(&held);
         let bytes: Vec<u8> = (0..=3 * PIECE).map(|n| u8::try_from(n % 251).unwrap()).collect();
@@ -95,7 +94,7 @@ mod tests {
             assert!(pieces.last().unwrap().len() <= PIECE);
         }
         drop(body);
-        assert_eq!((pieces.concat() == bytes, count()), (true, 2), "hyper has all of it, the peer has not");
+        assert_eq!((pieces.concat() == bytes, count()), (true, 2), "hyper has the whole body, but the client does not");
         pieces.drain(1..);
         assert_eq!(count(), 2);
         pieces.clear();

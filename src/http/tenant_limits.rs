@@ -1,22 +1,22 @@
-//! What one tenant may hold of what all of them share: half of the requests in flight, and half of the memory for large answers. A tenant
-//! that is slow or greedy, with bodies that trickle, deletions that are waited for or answers that nobody reads, leaves room for others.
+//! Limits the share of one tenant: it may hold at most half of the slots for requests in flight, and half of the memory for large responses. A slow or
+//! greedy tenant (slow uploads, waiting for deletions, unread responses) must never block the others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::auth::Caller;
 
-/// Bytes of large answers that are being sent, of all tenants.
+/// Total size in bytes of the large responses that are being sent.
 pub const ANSWERS: usize = 16 * 1024 * 1024;
-/// A smaller answer is not counted: there are not more of them than requests in flight.
+/// Smaller responses are not counted; their number is bounded by the requests in flight.
 pub const SMALL: usize = 4 * 1024;
 
 /// What each tenant holds.
 #[derive(Debug)]
 pub struct Shares {
-    /// Requests in flight of one tenant.
+    /// Maximum number of requests in flight of one tenant.
     most: usize,
-    /// Bytes of large answers, of all and of one tenant.
+    /// Maximum size of large responses in bytes, in total and per tenant.
     answers: (usize, usize),
     taken: Mutex<Taken>,
 }
@@ -33,14 +33,14 @@ struct Held {
     answers: usize,
 }
 
-/// One request's share; given back when it is dropped.
+/// The share of one request; released when dropped.
 #[derive(Debug)]
 pub struct Share {
     shares: Arc<Shares>,
     tenant: String,
 }
 
-/// Memory for one large answer; given back when it is dropped.
+/// Memory for one large response; released when dropped.
 #[derive(Debug)]
 pub struct Room {
     shares: Arc<Shares>,
@@ -49,12 +49,12 @@ pub struct Room {
 }
 
 impl Shares {
-    /// Of this many requests in flight, and this many bytes of large answers.
+    /// Shares of this many requests in flight and this many bytes of large responses.
     pub fn new(in_flight: usize, answers: usize) -> Arc<Self> {
         Arc::new(Self { most: (in_flight / 2).max(1), answers: (answers, answers / 2), taken: Mutex::default() })
     }
 
-    /// A share for this caller; `None`: its tenant has all that it gets.
+    /// Takes a share for this caller; `None` if its tenant has reached its limit.
     pub fn take(self: &Arc<Self>, caller: &Caller) -> Option<Share> {
         let tenant = tenant(caller);
         let mut all = self.lock();
@@ -72,8 +72,8 @@ impl Shares {
 }
 
 impl Share {
-    /// Memory for an answer to this request; `None`: too much is being sent already. An answer that is larger than its bound is sent when
-    /// no other one is: it must not be refused for ever.
+    /// Reserves memory for the response; `None` if the limit is reached. A response that is larger than the limit is sent when no other one is, so that it
+    /// is not rejected forever.
     pub fn room(&self, bytes: usize) -> Option<Room> {
         let (of_all, of_one) = self.shares.answers;
         let mut all = self.shares.lock();
@@ -89,7 +89,7 @@ impl Share {
 }
 
 impl Taken {
-    /// Gives back, and forgets a tenant that holds nothing.
+    /// Releases resources, and removes a tenant that holds none.
     fn give_back(&mut self, tenant: &str, requests: usize, answers: usize) {
         self.answers -= answers;
         if let Some(held) = self.tenants.get_mut(tenant) {
@@ -114,7 +114,7 @@ impl Drop for Room {
     }
 }
 
-/// A namespace, whoever in it calls; a user of the cluster is a tenant for itself.
+/// The tenant of a caller: its namespace, or the user itself if it does not belong to a namespace.
 fn tenant(caller: &Caller) -> String {
     match caller {
         Caller::Computer(id) => format!("namespace {}", id.namespace),
@@ -134,26 +134,26 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_has_half_and_gets_it_back() {
+    fn a_tenant_gets_half_of_the_requests_and_releases_them() {
         let shares = Shares::new(4, 100);
         let taken: Vec<_> = (0..2).map(|_| shares.take(&of("greedy")).unwrap()).collect();
         assert!(shares.take(&of("greedy")).is_none());
         assert!(shares.take(&of("other")).is_some());
         drop(taken);
-        assert!(shares.lock().tenants.is_empty(), "no tenant is remembered for ever");
+        assert!(shares.lock().tenants.is_empty(), "tenants without requests are removed");
     }
 
     #[test]
-    fn large_answers_of_one_tenant_leave_room_for_others() {
+    fn large_responses_of_one_tenant_leave_memory_for_others() {
         let shares = Shares::new(8, 100);
         let (greedy, other, third) =
             (shares.take(&of("greedy")).unwrap(), shares.take(&of("other")).unwrap(), shares.take(&of("third")).unwrap());
         let first = greedy.room(50).unwrap();
-        assert!(greedy.room(1).is_none(), "it has half");
+        assert!(greedy.room(1).is_none(), "the tenant has reached its half");
         let second = other.room(40).unwrap();
-        assert!(third.room(11).is_none() && third.room(10).is_some(), "all together have no more than all of it");
+        assert!(third.room(11).is_none() && third.room(10).is_some(), "the total limit holds");
         drop((first, second));
-        let huge = greedy.room(1000).expect("alone, any answer is sent");
+        let huge = greedy.room(1000).expect("a response of any size is sent if it is the only one");
         assert!(other.room(1).is_none());
         drop((huge, greedy, other, third));
         let all = shares.lock();

@@ -1,4 +1,4 @@
-//! Tokens of `ApiKeys`, good ones and such as are not good any more.
+//! Valid and invalid tokens of `ApiKeys`.
 
 use anyhow::{Context as _, Result};
 use computer_operator::resources::ApiKey;
@@ -13,7 +13,7 @@ fn keys(bench: &Bench, namespace: &str) -> Api<ApiKey> {
     Api::namespaced(bench.client.clone(), namespace)
 }
 
-/// A key that acts as a ServiceAccount, once it authenticates.
+/// Creates an `ApiKey` that acts as a ServiceAccount, and waits until its token authenticates.
 pub async fn issue(bench: &Bench, namespace: &str, name: &str, account: &str) -> Result<String> {
     let key = json!({
         "apiVersion": "computer-operator.dev/v1alpha1", "kind": "ApiKey", "metadata": {"name": name, "namespace": namespace},
@@ -25,7 +25,7 @@ pub async fn issue(bench: &Bench, namespace: &str, name: &str, account: &str) ->
         let Some(secret) = status.secret_name else { return Ok(None) };
         let secret: Secret = Api::namespaced(bench.client.clone(), namespace).get(&secret).await?;
         let token = String::from_utf8(secret.data.context("data")?.remove("token").context("a token")?.0)?;
-        // Whatever the account may do, it is known.
+        // The token authenticates, whatever the permissions of the account.
         let answer = bench.send(Ask::get("/api/v0/computers").by(&token)).await?;
         Ok((answer.status != 401).then_some(token))
     })
@@ -38,7 +38,7 @@ async fn change(bench: &Bench, namespace: &str, name: &str, spec: Value) -> Resu
     Ok(())
 }
 
-/// Each was good and is not any more.
+/// Tokens that were valid and are not any more.
 pub async fn dead(bench: &Bench, namespace: &str) -> Result<Vec<(&'static str, String)>> {
     let expired = issue(bench, namespace, "expired", "owner").await?;
     change(bench, namespace, "expired", json!({"expiresAt": "2026-01-01T00:00:00Z"})).await?;

@@ -1,5 +1,4 @@
-//! A client that insists on what every answer must be, whatever it asked: a request id, JSON where there is a body, and the
-//! published error object, to the letter, for every error.
+//! A client that checks every response: a request id, JSON if there is a body, and exactly the published error object for every error.
 
 use std::collections::BTreeSet;
 
@@ -39,7 +38,7 @@ impl Ask {
         Self::new(Method::DELETE, path)
     }
 
-    /// Who asks.
+    /// Sets the token of the caller.
     pub fn by(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
         self
@@ -59,7 +58,7 @@ impl Ask {
         self.header("content-type", kind)
     }
 
-    /// Sends it to one server.
+    /// Sends the request to one server.
     pub async fn send(&self, http: &reqwest::Client, base: &str) -> Result<Answer> {
         let mut request = http.request(self.method.clone(), format!("{base}{}", self.path));
         if let Some(token) = &self.token {
@@ -80,12 +79,12 @@ impl Ask {
     }
 }
 
-/// An answer that is as every answer must be.
+/// A response that has passed the checks.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
     pub headers: HeaderMap,
-    /// Null where there is none.
+    /// Null if there is none.
     pub body: Value,
     pub text: String,
 }
@@ -95,21 +94,21 @@ impl Answer {
         self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
     }
 
-    /// What the error says.
+    /// The detail of the error.
     pub fn detail(&self) -> &str {
         self.body["detail"].as_str().unwrap_or_default()
     }
 
-    /// Insists on a code.
+    /// Requires a status code.
     pub fn is(self, status: u16) -> Result<Self> {
         ensure!(self.status == status, "{} instead of {status}: {}", self.status, self.text);
         Ok(self)
     }
 
-    /// Insists on an error that says this.
+    /// Requires an error whose detail contains these words.
     pub fn says(self, status: u16, words: &str) -> Result<Self> {
         let answer = self.is(status)?;
-        ensure!(answer.detail().contains(words), "{:?} does not say {words:?}", answer.detail());
+        ensure!(answer.detail().contains(words), "{:?} does not contain {words:?}", answer.detail());
         Ok(answer)
     }
 
@@ -121,7 +120,7 @@ impl Answer {
     fn check(&self, status: StatusCode, method: &Method) -> Result<()> {
         ensure!((1..=64).contains(&self.header("x-request-id").len()), "no request id: {self:?}");
         if status == StatusCode::NO_CONTENT || *method == Method::HEAD {
-            ensure!(self.text.is_empty(), "a body where there is none: {self:?}");
+            ensure!(self.text.is_empty(), "unexpected body: {self:?}");
         }
         if status == StatusCode::NO_CONTENT {
             ensure!(self.headers.get("content-type").is_none() && self.headers.get("content-length").is_none(), "{self:?}");
@@ -135,20 +134,20 @@ impl Answer {
         Ok(())
     }
 
-    /// `{detail, status, title, metadata?}` and nothing else.
+    /// Requires `{detail, status, title, metadata?}` without further fields.
     fn check_error(&self, status: StatusCode) -> Result<()> {
         let published = BTreeSet::from(["detail", "status", "title", "metadata"]);
         ensure!(self.fields().is_subset(&published), "more than the published error: {}", self.text);
         ensure!(self.body["detail"].as_str().is_some_and(|d| !d.is_empty()), "an error without a detail: {}", self.text);
         ensure!(self.body["status"].as_u64() == Some(status.as_u16().into()), "status is not {status}: {}", self.text);
         ensure!(self.body["title"].as_str() == status.canonical_reason(), "title is not that of {status}: {}", self.text);
-        ensure!(self.body.get("metadata").is_none_or(Value::is_object), "metadata is no object: {}", self.text);
+        ensure!(self.body.get("metadata").is_none_or(Value::is_object), "metadata is not an object: {}", self.text);
         ensure!((status == StatusCode::UNAUTHORIZED) == (self.header("www-authenticate") == "Bearer"), "WWW-Authenticate: {self:?}");
         Ok(())
     }
 }
 
-/// Sends bytes as they are and reads until the server closes.
+/// Sends raw bytes and reads until the server closes the connection.
 pub async fn raw(address: std::net::SocketAddr, bytes: &[u8]) -> Result<RawAnswer> {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
@@ -158,7 +157,7 @@ pub async fn raw(address: std::net::SocketAddr, bytes: &[u8]) -> Result<RawAnswe
     RawAnswer::parse(&all)
 }
 
-/// An answer as it stands on the wire.
+/// A raw HTTP response.
 #[derive(Debug)]
 pub struct RawAnswer {
     pub status: u16,
@@ -170,11 +169,12 @@ impl RawAnswer {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let text = String::from_utf8_lossy(bytes).into_owned();
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| anyhow::anyhow!("no answer: {head:?}"))?;
+        let status =
+            head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(|| anyhow::anyhow!("not an HTTP response: {head:?}"))?;
         Ok(Self { status, head: head.to_ascii_lowercase(), body: body.to_owned() })
     }
 
-    /// Insists on the published error object.
+    /// Requires the published error object.
     pub fn is_error(&self, status: u16) -> Result<()> {
         let body: Value = serde_json::from_str(&self.body).unwrap_or_default();
         ensure!(self.status == status && body["status"] == status && body["detail"].is_string() && body["title"].is_string(), "{self:?}");

@@ -1,4 +1,4 @@
-//! Create, get, get by name, list and update: codes, fields and types, as a client of the published API expects them.
+//! Create, get, get by name, list and update: status codes, fields and types as a client of the published API expects them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ const HOST: &str = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11";
 pub fn all() -> Vec<Scenario> {
     xtask::scenarios![
         a_computer_has_the_published_fields_and_types,
-        a_list_is_newest_first_and_has_steps_only_when_asked,
-        what_cannot_be_created_is_refused_with_what_to_do,
+        a_list_is_newest_first_and_has_steps_only_on_request,
+        an_invalid_creation_is_rejected_with_a_remedy,
         a_computer_is_updated_as_published,
-        many_updates_at_once_lose_none_and_blame_nobody,
-        a_name_is_free_while_its_former_computer_is_torn_down,
-        a_name_for_people_is_found_too,
+        concurrent_updates_succeed_or_conflict,
+        a_name_can_be_reused_while_its_former_computer_is_being_deleted,
+        a_computer_is_found_by_its_display_name,
     ]
 }
 
@@ -29,7 +29,7 @@ fn one(id: &str) -> String {
     format!("{ALL}/{id}")
 }
 
-/// The published object: types of every field, and no field that is not published.
+/// Checks the types of all fields, and that every field is published.
 fn published(computer: &Value) -> Result<()> {
     let known = BTreeSet::from([
         "id",
@@ -49,7 +49,7 @@ fn published(computer: &Value) -> Result<()> {
     ]);
     for (field, value) in computer.as_object().context("an object")? {
         ensure!(known.contains(field.as_str()), "{field} is not published");
-        ensure!(!value.is_null(), "{field} is null instead of left out");
+        ensure!(!value.is_null(), "{field} is null instead of omitted");
     }
     for field in ["id", "name"] {
         ensure!(computer[field].as_str().is_some_and(|t| !t.is_empty()), "{field}: {computer}");
@@ -89,7 +89,7 @@ async fn a_computer_has_the_published_fields_and_types(bench: Arc<Bench>) -> Res
         ensure!(got.body["status"] == "active" && got.body["id"] == id, "{}", got.text);
         ensure!(got.body["provisioningSteps"].as_array().is_some_and(|s| !s.is_empty()), "{}", got.text);
     }
-    // A managed one is the default, and is still being set up.
+    // `e2b` is the default, and such a computer is still being provisioned.
     let managed = bench.send(Ask::post(ALL).by(&token).json(&json!({"name": "managed", "remoteUser": "dev"}))).await?.is(201)?;
     published(&managed.body)?;
     ensure!(managed.body["providerType"] == "e2b" && managed.body["status"] == "provisioning", "{}", managed.text);
@@ -100,9 +100,9 @@ async fn a_computer_has_the_published_fields_and_types(bench: Arc<Bench>) -> Res
     Ok(())
 }
 
-async fn a_list_is_newest_first_and_has_steps_only_when_asked(bench: Arc<Bench>) -> Result<()> {
+async fn a_list_is_newest_first_and_has_steps_only_on_request(bench: Arc<Bench>) -> Result<()> {
     let (namespace, token) = bench.tenant("list").await?;
-    ensure!(bench.send(Ask::get(ALL).by(&token)).await?.is(200)?.body == json!({"computers": []}), "an empty list is a list");
+    ensure!(bench.send(Ask::get(ALL).by(&token)).await?.is(200)?.body == json!({"computers": []}), "the list must be empty");
     let mut made = Vec::new();
     for (name, host) in [("a", Some(HOST)), ("b", None), ("c", None)] {
         let mut body = json!({"name": name, "remoteUser": "dev", "provider": "byom"});
@@ -133,7 +133,7 @@ async fn a_list_is_newest_first_and_has_steps_only_when_asked(bench: Arc<Bench>)
     for query in ["?includeProvisioningSteps=yes", "?hostId=x", "?namespace=A", "?hostId=", "?hostId=1&hostId=2"] {
         bench.send(Ask::get(format!("{ALL}{query}")).by(&token)).await?.is(400)?;
     }
-    // What is deleted is listed no more, however long it takes.
+    // A deleted computer is not listed, however long its deletion takes.
     let id = made[1].as_str().unwrap();
     bench.hold(id).await?;
     bench.send(Ask::delete(one(id)).by(&token)).await?.is(204)?;
@@ -142,53 +142,56 @@ async fn a_list_is_newest_first_and_has_steps_only_when_asked(bench: Arc<Bench>)
     bench.let_go(id).await
 }
 
-async fn what_cannot_be_created_is_refused_with_what_to_do(bench: Arc<Bench>) -> Result<()> {
+async fn an_invalid_creation_is_rejected_with_a_remedy(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("refused").await?;
     let long = "x".repeat(64);
     for (body, words) in [
         (json!({"remoteUser": "dev"}), "missing field `name`"),
         (json!({"name": "box"}), "missing field `remoteUser`"),
-        (json!({"name": "", "remoteUser": "dev"}), "name: 1 to 63"),
-        (json!({"name": "Box", "remoteUser": "dev"}), "name: 1 to 63"),
-        (json!({"name": "a b", "remoteUser": "dev"}), "name: 1 to 63"),
-        (json!({"name": "-a", "remoteUser": "dev"}), "name: 1 to 63"),
-        (json!({"name": "a.b", "remoteUser": "dev"}), "name: 1 to 63"),
-        (json!({"name": long, "remoteUser": "dev"}), "name: 1 to 63"),
+        (json!({"name": "", "remoteUser": "dev"}), "name is invalid: it must have 1 to 63"),
+        (json!({"name": "Box", "remoteUser": "dev"}), "name is invalid: it must have 1 to 63"),
+        (json!({"name": "a b", "remoteUser": "dev"}), "name is invalid: it must have 1 to 63"),
+        (json!({"name": "-a", "remoteUser": "dev"}), "name is invalid: it must have 1 to 63"),
+        (json!({"name": "a.b", "remoteUser": "dev"}), "name is invalid: it must have 1 to 63"),
+        (json!({"name": long, "remoteUser": "dev"}), "name is invalid: it must have 1 to 63"),
         (json!({"name": 7, "remoteUser": "dev"}), "expected a string"),
-        (json!({"name": "box", "remoteUser": ""}), "remoteUser: 1 to 63"),
-        (json!({"name": "box", "remoteUser": long}), "remoteUser: 1 to 63"),
+        (json!({"name": "box", "remoteUser": ""}), "remoteUser is invalid: it must have 1 to 63"),
+        (json!({"name": "box", "remoteUser": long}), "remoteUser is invalid: it must have 1 to 63"),
         (json!({"name": "box", "remoteUser": "dev", "provider": "managed"}), "unknown variant `managed`"),
-        (json!({"name": "box", "remoteUser": "dev", "repos": ["no uri"]}), "repos: each is a URI"),
-        (json!({"name": "box", "remoteUser": "dev", "repos": vec!["https://h/p"; 21]}), "repos: 20 at most"),
-        (json!({"name": "box", "remoteUser": "dev", "repos": [format!("https://h/{}", "x".repeat(2048))]}), "repos: 1 to 2048"),
-        (json!({"name": "box", "remoteUser": "dev", "hostId": "mine"}), "hostId: a UUID"),
+        (json!({"name": "box", "remoteUser": "dev", "repos": ["no uri"]}), "repos is invalid: each entry must be a URI"),
+        (json!({"name": "box", "remoteUser": "dev", "repos": vec!["https://h/p"; 21]}), "repos is invalid: it must have at most 20"),
+        (
+            json!({"name": "box", "remoteUser": "dev", "repos": [format!("https://h/{}", "x".repeat(2048))]}),
+            "repos is invalid: it must have 1 to 2048",
+        ),
+        (json!({"name": "box", "remoteUser": "dev", "hostId": "mine"}), "hostId is invalid: it must be a UUID"),
         (json!({"name": "box", "remoteUser": "dev", "serviceAccountId": "x"}), "unknown field `serviceAccountId`"),
-        (json!([]), "the body is not what is expected"),
-        (json!(null), "the body is not what is expected"),
+        (json!([]), "the request body is invalid"),
+        (json!(null), "the request body is invalid"),
     ] {
         bench.send(Ask::post(ALL).by(&token).json(&body)).await?.says(400, words).with_context(|| body.to_string())?;
     }
     let id = bench.byom(&token, "box").await?;
     let again = bench.send(Ask::post(ALL).by(&token).json(&json!({"name": "box", "remoteUser": "dev"}))).await?;
-    let again = again.says(409, "there is a computer named box already")?;
+    let again = again.says(409, "a computer named box already exists")?;
     ensure!(again.body["metadata"] == json!({"computerId": id}), "{}", again.text);
     let host = json!({"name": "one", "remoteUser": "dev", "provider": "byom", "hostId": HOST});
     bench.send(Ask::post(ALL).by(&token).json(&host)).await?.is(201)?;
     let double = json!({"name": "two", "remoteUser": "dev", "provider": "byom", "hostId": HOST.to_uppercase()});
-    bench.send(Ask::post(ALL).by(&token).json(&double)).await?.says(409, "hostId: another computer has it")?;
-    quota(&bench).await
+    bench.send(Ask::post(ALL).by(&token).json(&double)).await?.says(409, "hostId is already used by another computer")?;
+    an_exceeded_quota_is_a_conflict(&bench).await
 }
 
-/// An admin's quota is an answer for the caller, not a fault of the server.
-async fn quota(bench: &Bench) -> Result<()> {
+/// An exceeded quota is reported to the caller as a conflict, not as an error of the server.
+async fn an_exceeded_quota_is_a_conflict(bench: &Bench) -> Result<()> {
     let (namespace, token) = bench.tenant("quota").await?;
     let quota = json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none", "namespace": namespace},
         "spec": {"hard": {"count/computers.computer-operator.dev": "0"}},
     });
     bench.apply(&[quota]).await?;
-    // The API server refuses before the quota is counted, too.
-    eventually("the quota is known", || async {
+    // The API server also rejects requests before the quota has been counted.
+    eventually("the quota is in effect", || async {
         let body = json!({"name": format!("box-{}", jiff::Timestamp::now().as_millisecond()), "remoteUser": "dev"});
         let answer = bench.send(Ask::post(ALL).by(&token).json(&body)).await?;
         Ok((answer.status != 201).then_some(answer))
@@ -204,7 +207,7 @@ async fn a_computer_is_updated_as_published(bench: Arc<Bench>) -> Result<()> {
     let patch = |body: Value| bench.send(Ask::patch(one(&id)).by(&token).json(&body));
     let before = bench.send(Ask::get(one(&id)).by(&token)).await?.is(200)?.header("etag").to_owned();
     let same = patch(json!({"name": "box", "remoteUser": "dev"})).await?.is(200)?;
-    ensure!(same.header("etag") == before && same.body["id"] == json!(id), "what is already so is not written");
+    ensure!(same.header("etag") == before && same.body["id"] == json!(id), "an update without a change must not write");
     patch(json!({})).await?.is(200)?;
     let changed = patch(json!({"name": "new-name", "remoteUser": "root", "hostId": HOST})).await?.is(200)?;
     published(&changed.body)?;
@@ -217,12 +220,12 @@ async fn a_computer_is_updated_as_published(bench: Arc<Bench>) -> Result<()> {
     bench.send(Ask::get(format!("{ALL}/name/new-name")).by(&token)).await?.is(200)?;
     bench.send(Ask::get(format!("{ALL}/name/box")).by(&token)).await?.is(404)?;
     for (body, code, words) in [
-        (json!({"hostId": HOST.replace('0', "1")}), 400, "hostId: the computer has one"),
+        (json!({"hostId": HOST.replace('0', "1")}), 400, "hostId cannot be changed: the computer already has one"),
         (json!({"hostId": HOST}), 200, ""),
-        (json!({"name": "Not A Name"}), 400, "name: 1 to 63"),
-        (json!({"name": "other"}), 409, "there is a computer named other already"),
+        (json!({"name": "Not A Name"}), 400, "name is invalid: it must have 1 to 63"),
+        (json!({"name": "other"}), 409, "a computer named other already exists"),
         (json!({"status": "active"}), 400, "unknown field `status`"),
-        (json!({"remoteUser": ""}), 400, "remoteUser: 1 to 63"),
+        (json!({"remoteUser": ""}), 400, "remoteUser is invalid: it must have 1 to 63"),
         (json!({"hostId": "x"}), 400, "hostId"),
     ] {
         let answer = patch(body.clone()).await?.is(code).with_context(|| body.to_string())?;
@@ -230,14 +233,14 @@ async fn a_computer_is_updated_as_published(bench: Arc<Bench>) -> Result<()> {
     }
     let matching = |tag: &str| Ask::patch(one(&id)).by(&token).json(&json!({"remoteUser": "x"})).header("if-match", tag);
     let stale = bench.send(matching(&before)).await?.is(412)?;
-    let now = stale.body["metadata"]["etag"].as_str().context("the version that it has")?.to_owned();
+    let now = stale.body["metadata"]["etag"].as_str().context("the current version")?.to_owned();
     bench.send(matching(&format!("\"other\", {now}"))).await?.is(200)?;
     bench.send(matching("*")).await?.is(200)?;
     Ok(())
 }
 
-/// A PATCH that meets another one is repeated by the server; it never says that the request was wrong.
-async fn many_updates_at_once_lose_none_and_blame_nobody(bench: Arc<Bench>) -> Result<()> {
+/// The server retries a PATCH that conflicts with another one; it never reports the request as invalid.
+async fn concurrent_updates_succeed_or_conflict(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("crowd").await?;
     let id = bench.byom(&token, "box").await?;
     let mut tasks = tokio::task::JoinSet::new();
@@ -251,15 +254,15 @@ async fn many_updates_at_once_lose_none_and_blame_nobody(bench: Arc<Bench>) -> R
         ensure!(matches!(answer.status, 200 | 409), "{}", answer.text);
         done += usize::from(answer.status == 200);
     }
-    ensure!(done >= 1, "nobody got through");
+    ensure!(done >= 1, "no update succeeded");
     Ok(())
 }
 
-async fn a_name_is_free_while_its_former_computer_is_torn_down(bench: Arc<Bench>) -> Result<()> {
+async fn a_name_can_be_reused_while_its_former_computer_is_being_deleted(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("again").await?;
     let old = bench.byom(&token, "box").await?;
     let mut held = Vec::new();
-    // Twice: the second time the former computer has a successor's name itself.
+    // Twice: the second time, the former computer itself has the name of a successor.
     for _ in 0..2 {
         let current = bench.send(Ask::get(format!("{ALL}/name/box")).by(&token)).await?.is(200)?.body["id"].as_str().unwrap().to_owned();
         bench.hold(&current).await?;
@@ -278,7 +281,7 @@ async fn a_name_is_free_while_its_former_computer_is_torn_down(bench: Arc<Bench>
             codes.push(answer??.status);
         }
         codes.sort_unstable();
-        ensure!(codes == [201, 409, 409, 409, 409, 409], "of six who take a name, one gets it: {codes:?}");
+        ensure!(codes == [201, 409, 409, 409, 409, 409], "exactly one of six concurrent requests for a name must succeed: {codes:?}");
     }
     let new = bench.send(Ask::get(format!("{ALL}/name/box")).by(&token)).await?.is(200)?;
     ensure!(new.body["name"] == "box" && new.body["id"] != json!(old), "{}", new.text);
@@ -290,7 +293,7 @@ async fn a_name_is_free_while_its_former_computer_is_torn_down(bench: Arc<Bench>
     Ok(())
 }
 
-async fn a_name_for_people_is_found_too(bench: Arc<Bench>) -> Result<()> {
+async fn a_computer_is_found_by_its_display_name(bench: Arc<Bench>) -> Result<()> {
     let (namespace, token) = bench.tenant("people").await?;
     let object = json!({
         "apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer", "metadata": {"name": "box", "namespace": namespace},

@@ -1,4 +1,4 @@
-//! What is served beside the operations: the description, the page for people, request ids, figures.
+//! Parts of the API besides the operations: the OpenAPI document, the documentation page, request ids.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use crate::client::Ask;
 use crate::harness::Bench;
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![the_description_is_the_committed_one, the_page_for_people_needs_no_internet, a_request_has_an_id]
+    xtask::scenarios![the_served_document_is_the_committed_one, the_documentation_page_needs_no_internet, every_request_has_an_id]
 }
 
-async fn the_description_is_the_committed_one(bench: Arc<Bench>) -> Result<()> {
+async fn the_served_document_is_the_committed_one(bench: Arc<Bench>) -> Result<()> {
     let served = bench.send(Ask::get("/openapi.json")).await?.is(200)?;
     let committed: Value = serde_json::from_str(&computer_operator::http::openapi::document()?)?;
-    ensure!(served.header("content-type") == "application/json" && served.body == committed, "another description is served");
+    ensure!(served.header("content-type") == "application/json" && served.body == committed, "another document is served");
     Ok(())
 }
 
-/// Everything that the page loads is here too.
-async fn the_page_for_people_needs_no_internet(bench: Arc<Bench>) -> Result<()> {
+/// The server itself serves every file that the page loads.
+async fn the_documentation_page_needs_no_internet(bench: Arc<Bench>) -> Result<()> {
     let page = bench.http.get(format!("{}/docs", bench.replicas[0].base)).send().await?;
     ensure!(page.status().is_success() && page.headers()["content-type"].to_str()?.starts_with("text/html"), "{page:?}");
     let base = page.url().clone();
@@ -30,19 +30,19 @@ async fn the_page_for_people_needs_no_internet(bench: Arc<Bench>) -> Result<()> 
     for attribute in ["src=\"", "href=\""] {
         for part in text.split(attribute).skip(1) {
             let address = part.split('"').next().unwrap_or_default();
-            ensure!(!address.contains("://") && !address.starts_with("//"), "{address} is elsewhere");
+            ensure!(!address.contains("://") && !address.starts_with("//"), "{address} is on another server");
             let file = bench.http.get(base.join(address)?).send().await?;
             ensure!(file.status().is_success(), "{address}: {}", file.status());
             loaded += 1;
         }
     }
-    ensure!(loaded >= 2, "it loads only {loaded} files: {text}");
+    ensure!(loaded >= 2, "the page loads only {loaded} files: {text}");
     Ok(())
 }
 
-async fn a_request_has_an_id(bench: Arc<Bench>) -> Result<()> {
+async fn every_request_has_an_id(bench: Arc<Bench>) -> Result<()> {
     let own = bench.send(Ask::get("/nothing").header("x-request-id", "mine-1.2_3")).await?.is(404)?;
-    ensure!(own.header("x-request-id") == "mine-1.2_3", "the caller's own id is kept");
+    ensure!(own.header("x-request-id") == "mine-1.2_3", "the id of the client is not kept");
     let long = "x".repeat(65);
     let mut seen = std::collections::HashSet::new();
     for strange in ["", "a b", "a\tb", &long, "<script>"] {

@@ -17,17 +17,17 @@ pub fn all() -> Vec<Scenario> {
     xtask::scenarios![
         a_deletion_is_204_until_it_is_404,
         a_dry_run_changes_nothing,
-        waiting_tells_whether_it_is_over,
-        if_match_fences_the_version_that_was_read,
-        protection_is_a_conflict,
-        a_name_that_is_taken_again_is_another_computer,
-        a_deletion_at_birth_leaves_nothing,
+        a_waiting_deletion_reports_whether_it_is_complete,
+        if_match_deletes_only_the_version_that_was_read,
+        deletion_protection_is_a_conflict,
+        a_recreated_computer_has_another_id,
+        a_deletion_right_after_the_creation_leaves_nothing,
     ]
 }
 
-/// Without the others: they need the operator.
+/// Scenarios that stop the operator, which all others need.
 pub fn without_an_operator() -> Vec<Scenario> {
-    xtask::scenarios![a_dead_operator_is_still_a_dead_key]
+    xtask::scenarios![a_deletion_revokes_the_key_without_an_operator]
 }
 
 fn one(id: &str) -> String {
@@ -39,7 +39,7 @@ async fn a_deletion_is_204_until_it_is_404(bench: Arc<Bench>) -> Result<()> {
     let id = bench.byom(&token, "box").await?;
     let key = bench.key(&id).await?;
     bench.hold(&id).await?;
-    // As it stands on the wire: a code and no body at all.
+    // The raw response: a status code without a body.
     let request = format!("DELETE {} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n", one(&id));
     let answer = raw(bench.replicas[1].address, request.as_bytes()).await?;
     ensure!(answer.status == 204 && answer.body.is_empty(), "{answer:?}");
@@ -47,7 +47,7 @@ async fn a_deletion_is_204_until_it_is_404(bench: Arc<Bench>) -> Result<()> {
     for replica in 0..3 {
         bench.send_to(replica, Ask::get(one(&id)).by(&key)).await?.is(401)?;
         bench.send_to(replica, Ask::delete(one(&id)).by(&key)).await?.is(401)?;
-        // Torn down: deleted again is still 204, read is 404.
+        // While the computer is being deleted, another DELETE is still 204, and a read is 404.
         let again = bench.send_to(replica, Ask::delete(one(&id)).by(&token)).await?.is(204)?;
         ensure!(again.header("deletion-state") == "InProgress", "{again:?}");
         bench.send_to(replica, Ask::get(one(&id)).by(&token)).await?.is(404)?;
@@ -58,7 +58,10 @@ async fn a_deletion_is_204_until_it_is_404(bench: Arc<Bench>) -> Result<()> {
     bench.let_go(&id).await?;
     bench.until(404, Ask::delete(one(&id)).by(&token)).await?;
     for _ in 0..3 {
-        bench.send(Ask::delete(one(&id)).by(&token)).await?.says(404, "no such computer, or you may not see it")?;
+        bench
+            .send(Ask::delete(one(&id)).by(&token))
+            .await?
+            .says(404, "the computer does not exist, or you do not have permission to see it")?;
         bench.send(Ask::delete(one(&id)).by(&key)).await?.is(401)?;
     }
     Ok(())
@@ -70,15 +73,15 @@ async fn a_dry_run_changes_nothing(bench: Arc<Bench>) -> Result<()> {
     let key = bench.key(&id).await?;
     let made = bench.send(Ask::post("/api/v0/computers").by(&token).json(&json!({"name": "managed", "remoteUser": "u"}))).await?.is(201)?;
     let managed = made.body["id"].as_str().unwrap().to_owned();
-    // At once: its key may not be issued yet, and never will be once the deletion has begun.
+    // Immediately: the key may not have been issued yet, and will not be once the deletion has begun.
     let early = bench.send(Ask::delete(format!("{}?dryRun=All", one(&managed))).by(&token)).await?.is(200)?;
     ensure!(early.body["revokesKey"] == true, "{}", early.text);
     let preview = bench.send(Ask::delete(format!("{}?dryRun=All", one(&id))).by(&token)).await?.is(200)?;
     let expected = json!({"computerId": id, "revokesKey": true, "archivedPaths": [], "deletedPods": [],
-        "notArchived": ["Nothing on the machine is archived or deleted: it is yours, and only its key is revoked."]});
+        "notArchived": ["Nothing on the machine is archived or deleted, because its provider is BYOM. Only its key is revoked."]});
     ensure!(preview.body == expected, "{}", preview.text);
     bench.send(Ask::get(one(&id)).by(&key)).await?.is(200)?;
-    ensure!(bench.object(&id).await?.metadata.deletion_timestamp.is_none(), "it is being deleted");
+    ensure!(bench.object(&id).await?.metadata.deletion_timestamp.is_none(), "the computer is being deleted");
     eventually("the managed one has a pod and a claim", || async {
         let preview = bench.send(Ask::delete(format!("{}?dryRun=All", one(&managed))).by(&token)).await?.is(200)?;
         let pods = preview.body["deletedPods"].as_array().is_some_and(|p| p.len() == 1);
@@ -91,12 +94,12 @@ async fn a_dry_run_changes_nothing(bench: Arc<Bench>) -> Result<()> {
         bench.send(Ask::delete(format!("{}?{query}", one(&id))).by(&token)).await?.is(400).with_context(|| query.to_owned())?;
     }
     bench.send(Ask::get(one(&id)).by(&key)).await?.is(200)?;
-    // Somebody else's extension is not ours.
+    // An unknown parameter is ignored.
     bench.send(Ask::delete(format!("{}?force=true", one(&id))).by(&token)).await?.is(204)?;
     Ok(())
 }
 
-async fn waiting_tells_whether_it_is_over(bench: Arc<Bench>) -> Result<()> {
+async fn a_waiting_deletion_reports_whether_it_is_complete(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("wait").await?;
     let (quick, held) = (bench.byom(&token, "quick").await?, bench.byom(&token, "held").await?);
     bench.key(&quick).await?;
@@ -114,15 +117,15 @@ async fn waiting_tells_whether_it_is_over(bench: Arc<Bench>) -> Result<()> {
     };
     bench.let_go(&id).await?;
     let done = waiting.await??;
-    // It may be over before the request arrives.
+    // The deletion may be complete before the request arrives.
     ensure!(done.status == 404 || done.header("deletion-state") == "Completed", "{done:?}");
     Ok(())
 }
 
-async fn if_match_fences_the_version_that_was_read(bench: Arc<Bench>) -> Result<()> {
+async fn if_match_deletes_only_the_version_that_was_read(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("match").await?;
     let id = bench.byom(&token, "box").await?;
-    // At once, while the operator still reports on it: its reports are no other version.
+    // Immediately, while the operator still updates the status: that does not change the version.
     let tag = bench.send(Ask::get(one(&id)).by(&token)).await?.is(200)?.header("etag").to_owned();
     bench.send(Ask::patch(one(&id)).by(&token).json(&json!({"remoteUser": "changed"}))).await?.is(200)?;
     let delete = |tag: &str| Ask::delete(one(&id)).by(&token).header("if-match", tag);
@@ -139,19 +142,19 @@ async fn if_match_fences_the_version_that_was_read(bench: Arc<Bench>) -> Result<
     let now = bench.send(Ask::get(one(&id)).by(&token)).await?.header("etag").to_owned();
     bench.hold(&id).await?;
     bench.send(delete(&now)).await?.is(204)?;
-    // What is under way is under way, whatever version it was.
+    // A running deletion is independent of the version.
     bench.send(delete(&tag)).await?.is(204)?;
     bench.let_go(&id).await
 }
 
-async fn protection_is_a_conflict(bench: Arc<Bench>) -> Result<()> {
+async fn deletion_protection_is_a_conflict(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("protected").await?;
     let id = bench.byom(&token, "box").await?;
     let key = bench.key(&id).await?;
     bench.merge(&id, json!({"spec": {"deletionProtection": true}})).await?;
     for query in ["", "?dryRun=All", "?wait=5"] {
         let answer = bench.send(Ask::delete(format!("{}{query}", one(&id))).by(&token)).await?;
-        answer.says(409, "set spec.deletionProtection to false first")?;
+        answer.says(409, "set spec.deletionProtection to false")?;
     }
     bench.send(Ask::get(one(&id)).by(&key)).await?.is(200)?;
     bench.merge(&id, json!({"spec": {"deletionProtection": false}})).await?;
@@ -160,16 +163,16 @@ async fn protection_is_a_conflict(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-async fn a_name_that_is_taken_again_is_another_computer(bench: Arc<Bench>) -> Result<()> {
+async fn a_recreated_computer_has_another_id(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("another").await?;
     let old = bench.byom(&token, "box").await?;
     bench.key(&old).await?;
     bench.send(Ask::delete(format!("{}?wait=60", one(&old))).by(&token)).await?.is(204)?;
     bench.until(404, Ask::delete(one(&old)).by(&token)).await?;
     let new = bench.byom(&token, "box").await?;
-    ensure!(old != new && bench.object(&new).await?.metadata.name.as_deref() == Some("box"), "the same object name");
+    ensure!(old != new && bench.object(&new).await?.metadata.name.as_deref() == Some("box"), "the object has the same name but another id");
     let key = bench.key(&new).await?;
-    // The old id reaches nothing of it, with any operation.
+    // No operation with the old id reaches the new computer.
     for ask in [
         Ask::get(one(&old)),
         Ask::delete(one(&old)),
@@ -188,8 +191,8 @@ async fn a_name_that_is_taken_again_is_another_computer(bench: Arc<Bench>) -> Re
     Ok(())
 }
 
-/// Deleted before anything was made for it, many times.
-async fn a_deletion_at_birth_leaves_nothing(bench: Arc<Bench>) -> Result<()> {
+/// Deletes computers before anything was created for them.
+async fn a_deletion_right_after_the_creation_leaves_nothing(bench: Arc<Bench>) -> Result<()> {
     let (namespace, token) = bench.tenant("birth").await?;
     for i in 0..10 {
         let id = bench.byom(&token, &format!("box-{i}")).await?;
@@ -202,7 +205,7 @@ async fn a_deletion_at_birth_leaves_nothing(bench: Arc<Bench>) -> Result<()> {
     .await
 }
 
-async fn a_dead_operator_is_still_a_dead_key(bench: Arc<Bench>) -> Result<()> {
+async fn a_deletion_revokes_the_key_without_an_operator(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("alone").await?;
     let (id, bystander) = (bench.byom(&token, "box").await?, bench.byom(&token, "bystander").await?);
     let (key, other) = (bench.key(&id).await?, bench.key(&bystander).await?);
@@ -210,7 +213,7 @@ async fn a_dead_operator_is_still_a_dead_key(bench: Arc<Bench>) -> Result<()> {
     bench.send(Ask::get(one(&id)).by(&key)).await?.is(200)?;
     let waited = bench.send(Ask::delete(format!("{}?wait=1", one(&id))).by(&key)).await?.is(204)?;
     ensure!(waited.header("deletion-state") == "InProgress", "{waited:?}");
-    // Dead twice: whatever becomes of the object, the record is a tombstone.
+    // The record is a tombstone, too, whatever happens to the Computer.
     let record = bench.records().get(&ComputerId::decode(&id).context("an id")?.uid).await?;
     ensure!(record.spec.state.credential == CredentialState::Revoked, "the key is {:?} in the record", record.spec.state.credential);
     for replica in 0..3 {
@@ -220,7 +223,7 @@ async fn a_dead_operator_is_still_a_dead_key(bench: Arc<Bench>) -> Result<()> {
     }
     let report = bench.send(Ask::get(format!("{}/deletion", one(&id))).by(&token)).await?.is(200)?;
     ensure!(report.body["state"] == "deleting" && report.body.get("receipt").is_none(), "{}", report.text);
-    // Created and deleted without an operator: there never was a key.
+    // Created and deleted without an operator: a key was never issued.
     let unborn = bench.byom(&token, "unborn").await?;
     bench.send(Ask::delete(one(&unborn)).by(&token)).await?.is(204)?;
     bench.start_operator().await?;

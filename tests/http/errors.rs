@@ -1,4 +1,4 @@
-//! Every error is the published object: unknown routes, wrong methods, broken escapes, bodies that are no JSON, too long or cut off.
+//! Every error is the published object: unknown routes, wrong methods, invalid escapes, and bodies that are not JSON, too large or truncated.
 
 use std::sync::Arc;
 
@@ -14,18 +14,18 @@ const ALL: &str = "/api/v0/computers";
 
 pub fn all() -> Vec<Scenario> {
     xtask::scenarios![
-        unknown_paths_and_methods_are_told_as_published,
-        a_path_that_is_no_path_names_nothing,
-        a_body_that_cannot_be_used_is_told_as_published,
-        what_is_no_http_ends_the_connection,
+        unknown_paths_and_methods_are_published_errors,
+        an_invalid_path_is_not_found,
+        an_invalid_body_is_a_published_error,
+        invalid_http_ends_the_connection,
     ]
 }
 
-async fn unknown_paths_and_methods_are_told_as_published(bench: Arc<Bench>) -> Result<()> {
+async fn unknown_paths_and_methods_are_published_errors(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("unknown").await?;
     let id = bench.byom(&token, "box").await?;
     for path in ["", "/", "/api", "/api/v0", "/api/v1/computers", "/api/v0/Computers", "/api/v0/computers/", "//api/v0/computers"] {
-        bench.send(Ask::get(path).by(&token)).await?.says(404, "no such path").with_context(|| path.to_owned())?;
+        bench.send(Ask::get(path).by(&token)).await?.says(404, "this path does not exist").with_context(|| path.to_owned())?;
     }
     for path in [format!("{ALL}/{id}/other"), format!("{ALL}/{id}/deletion/x"), format!("{ALL}/name"), format!("{ALL}/name/a/b")] {
         bench.send(Ask::get(&path).by(&token)).await?.is(404).context(path)?;
@@ -45,7 +45,7 @@ async fn unknown_paths_and_methods_are_told_as_published(bench: Arc<Bench>) -> R
         (Method::from_bytes(b"BREW")?, ALL.to_owned(), "GET"),
     ] {
         let what = format!("{method} {path}");
-        let answer = bench.send(Ask::new(method, path).by(&token)).await?.says(405, "does not take that method").context(what.clone())?;
+        let answer = bench.send(Ask::new(method, path).by(&token)).await?.says(405, "does not support the method").context(what.clone())?;
         ensure!(answer.header("allow").split(',').any(|m| m == allowed), "{what}: Allow is {:?}", answer.header("allow"));
     }
     // HEAD is GET without a body.
@@ -55,7 +55,7 @@ async fn unknown_paths_and_methods_are_told_as_published(bench: Arc<Bench>) -> R
     Ok(())
 }
 
-async fn a_path_that_is_no_path_names_nothing(bench: Arc<Bench>) -> Result<()> {
+async fn an_invalid_path_is_not_found(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("paths").await?;
     let id = bench.byom(&token, "box").await?;
     let address = bench.replicas[0].address;
@@ -86,7 +86,7 @@ async fn a_path_that_is_no_path_names_nothing(bench: Arc<Bench>) -> Result<()> {
             raw(address, request.as_bytes()).await?.is_error(404).with_context(|| format!("{method} {word}{rest}"))?;
         }
     }
-    // A query that cannot be understood is ignored or refused, never a fault.
+    // An invalid query is ignored or rejected, and never causes an internal error.
     for query in ["?%", "?=", "?&&", "?%ff=%ff", "?includeProvisioningSteps", "?a[]=1", &format!("?x={}", "y".repeat(8000))] {
         let answer = bench.send(Ask::get(format!("{ALL}/{id}{query}")).by(&token)).await?;
         ensure!(answer.status == 200, "{query}: {}", answer.text);
@@ -96,7 +96,7 @@ async fn a_path_that_is_no_path_names_nothing(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-async fn a_body_that_cannot_be_used_is_told_as_published(bench: Arc<Bench>) -> Result<()> {
+async fn an_invalid_body_is_a_published_error(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("bodies").await?;
     let id = bench.byom(&token, "box").await?;
     let deep = format!("{}{}", "[".repeat(60_000), "]".repeat(60_000));
@@ -122,22 +122,25 @@ async fn a_body_that_cannot_be_used_is_told_as_published(bench: Arc<Bench>) -> R
         }
     }
     bench.send(Ask::post(ALL).by(&token)).await?.says(415, "Content-Type: application/json")?;
-    // What is in a string stays there: no field of another object, no other path.
+    // The contents of a string can change neither other fields nor a path.
     for name in ["\"}, {\"", "a\u{0}b", "../../x", "${{x}}"] {
-        bench.send(Ask::post(ALL).by(&token).json(&json!({"name": name, "remoteUser": "u"}))).await?.says(400, "name: 1 to 63")?;
+        bench
+            .send(Ask::post(ALL).by(&token).json(&json!({"name": name, "remoteUser": "u"})))
+            .await?
+            .says(400, "name is invalid: it must have 1 to 63")?;
     }
     let odd = json!({"name": "odd", "remoteUser": "a\u{0}\n\u{1b}[31m\u{202e}b", "provider": "byom"});
     let made = bench.send(Ask::post(ALL).by(&token).json(&odd)).await?;
     ensure!(matches!(made.status, 201 | 400), "{}", made.text);
     ensure!(made.status == 400 || made.body["remoteUser"] == odd["remoteUser"], "{}", made.text);
-    // Bodies where none is expected do no harm.
+    // An unexpected body is ignored.
     bench.send(Ask::post(format!("{ALL}/{id}/refresh")).by(&token).raw("text/plain", "x".repeat(1000))).await?.is(200)?;
     bench.send(Ask::delete(format!("{ALL}/{id}?dryRun=All")).by(&token).json(&json!({"a": 1}))).await?.is(200)?;
     Ok(())
 }
 
-/// It never gets to a handler: hyper answers with a bare code or not at all, and others are served.
-async fn what_is_no_http_ends_the_connection(bench: Arc<Bench>) -> Result<()> {
+/// Invalid HTTP never reaches a handler: hyper responds with a status code or closes the connection, and other clients are served.
+async fn invalid_http_ends_the_connection(bench: Arc<Bench>) -> Result<()> {
     let address = bench.replicas[0].address;
     let many = format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "h: v\r\n".repeat(300));
     let long = format!("GET / HTTP/1.1\r\nHost: h\r\nx: {}\r\n\r\n", "y".repeat(1_000_000));

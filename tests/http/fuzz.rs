@@ -1,6 +1,5 @@
-//! Schema-driven fuzzing of the served description with schemathesis: every operation, with data that fits and data that does not, by
-//! a tenant and by a computer. Each answer must be one that the description says, in the shape that it says. Where pip reaches no
-//! index and nothing was installed before, it is named as skipped.
+//! Schema-based fuzzing of the served OpenAPI document with schemathesis: every operation with valid and invalid data, as a tenant and as a computer. Every
+//! response must conform to the document. The test is reported as skipped if schemathesis is not installed and pip cannot install it.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,20 +15,22 @@ use crate::client::Ask;
 use crate::harness::{Bench, eventually};
 
 const VERSION: &str = "4.32.5";
-/// A run that finds nothing is reproducible.
+/// A fixed seed makes runs reproducible.
 const SEED: &str = "20261124";
 const CHECKS: &str = "not_a_server_error,status_code_conformance,response_headers_conformance,negative_data_rejection,\
     missing_required_header,unsupported_method,ignored_auth";
-/// Not where something is deleted: the published description gives the 204 of DELETE a JSON body, which HTTP does not let it have.
+/// Not for runs with DELETE: the published document describes a JSON body for its 204 response, which HTTP does not allow.
 const BODIES: &str = ",content_type_conformance,response_schema_conformance";
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![every_answer_conforms_to_the_description]
+    xtask::scenarios![every_response_conforms_to_the_openapi_document]
 }
 
-async fn every_answer_conforms_to_the_description(bench: Arc<Bench>) -> Result<()> {
+async fn every_response_conforms_to_the_openapi_document(bench: Arc<Bench>) -> Result<()> {
     let Some(program) = installed().await? else {
-        println!("test every_answer_conforms_to_the_description ... skipped: schemathesis {VERSION} could not be installed with pip");
+        println!(
+            "test every_response_conforms_to_the_openapi_document ... skipped: schemathesis {VERSION} could not be installed with pip"
+        );
         return Ok(());
     };
     let (_, token) = bench.tenant("fuzz").await?;
@@ -38,16 +39,16 @@ async fn every_answer_conforms_to_the_description(bench: Arc<Bench>) -> Result<(
     let session = bench.send(Ask::post("/api/v0/sessions").by(&key).json(&json!({}))).await?.is(201)?;
     let session = session.body["sessionId"].as_str().context("an id")?.to_owned();
     let ids = configuration(&id, &session);
-    // With ids that exist, by the tenant and by the computer itself, nothing is deleted; after that everything is, with ids that
-    // schemathesis takes from earlier answers.
+    // The first runs use existing ids, as the tenant and as the computer, and delete nothing. The last run deletes, with ids that schemathesis takes from
+    // earlier responses.
     for (name, credential, seconds, ids, deletes) in
         [("tenant", &token, 30, ids.as_str(), false), ("key", &key, 20, &ids, false), ("deleting", &token, 15, "", true)]
     {
         let run = Fuzz { bench: &bench, program: &program, name, credential, seconds, ids, deletes };
         run.run().await.with_context(|| format!("as {name}"))?;
     }
-    // All of that later the server is as it was.
-    eventually("the computer is still there", || async {
+    // Afterwards the server still works.
+    eventually("the API still serves requests", || async {
         Ok((bench.send(Ask::get("/api/v0/computers").by(&token)).await?.status == 200).then_some(()))
     })
     .await
@@ -70,7 +71,7 @@ impl Fuzz<'_> {
         let config = folder.join(format!("{}.toml", self.name));
         std::fs::write(&config, format!("{}{EXPECTED}", self.ids))?;
         let mut command = Command::new(self.program);
-        // More workers meet a fault of Python 3.11's own in the tool.
+        // More workers trigger a bug of Python 3.11 in the tool.
         command
             .args(["--config-file", &config.display().to_string(), "run", &format!("{base}/openapi.json"), "--url", base])
             .args(["--header", &format!("Authorization: Bearer {}", self.credential), "--seed", SEED])
@@ -83,23 +84,23 @@ impl Fuzz<'_> {
         if !self.deletes {
             command.args(["--exclude-method", "DELETE"]);
         }
-        let output = tokio::time::timeout(Duration::from_secs(120), command.output()).await.context("schemathesis does not end")??;
+        let output = tokio::time::timeout(Duration::from_secs(120), command.output()).await.context("schemathesis does not finish")??;
         let text = String::from_utf8_lossy(&output.stdout).replace(self.credential, "TOKEN");
         std::fs::write(self.bench.logs().join(format!("schemathesis-{}.txt", self.name)), &text)?;
         ensure!(output.status.success(), "{}", tail(&text, 120));
         let missing = text.lines().any(|l| l.trim() == "- GET /api/v0/computers/{computerId}");
-        ensure!(self.deletes || !missing, "only 404 was seen: {}", tail(&text, 60));
+        ensure!(self.deletes || !missing, "all responses were 404: {}", tail(&text, 60));
         println!("    as {}: {}", self.name, text.lines().rfind(|l| l.contains("generated")).unwrap_or("done").trim());
         Ok(())
     }
 }
 
-/// Ids that exist, so that more than 404 is seen.
+/// Existing ids, so that responses are not only 404.
 fn configuration(id: &str, session: &str) -> String {
     format!("[parameters]\n\"path.computerId\" = \"{id}\"\n\"path.sessionId\" = \"{session}\"\n")
 }
 
-/// 501 is described: no agent answers here. A version that does not fit is told before a body that does not.
+/// 501 is documented, because no agent is connected. A mismatch of If-Match is reported before an invalid body.
 const EXPECTED: &str = r#"
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 501]
@@ -111,7 +112,7 @@ fn tail(text: &str, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// The program in an environment of its own in the cache folder, installed once.
+/// Installs the program once, into its own environment in the cache directory.
 async fn installed() -> Result<Option<PathBuf>> {
     let folder = xtask::tools::cache_folder()?.join(format!("schemathesis-{VERSION}"));
     let program = folder.join("bin/schemathesis");

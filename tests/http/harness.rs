@@ -1,5 +1,5 @@
-//! One control plane with the CRDs and the rights as installed, the operator, three replicas (the third one with TLS), and tenants.
-//! No sleeps: everything waits for a condition with a deadline.
+//! A control plane with the CRDs and permissions of an installation, the operator, three replicas of the API (the third with TLS), and tenants. There are
+//! no sleeps: everything waits for a condition with a deadline.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -27,16 +27,16 @@ use crate::process::{Process, free_address};
 
 pub const SYSTEM: &str = "computer-operator-system";
 pub const AUDIENCE: &str = "computer-operator";
-/// The API server's own.
+/// The audience of the API server itself.
 pub const CLUSTER_AUDIENCE: &str = "https://kubernetes.default.svc";
-/// Longest time for one thing to happen on a busy machine of two cores.
+/// Time limit of a single condition, sufficient for a busy machine with two cores.
 pub const LONG: Duration = Duration::from_secs(60);
 
-/// A server of the API.
+/// A replica of the API.
 pub struct Replica {
     pub address: SocketAddr,
     pub base: String,
-    /// Where it says whether it is ready.
+    /// Address of its metrics and readiness.
     pub metrics: SocketAddr,
     pub process: Process,
 }
@@ -46,7 +46,7 @@ pub struct Bench {
     pub http: reqwest::Client,
     pub replicas: Vec<Replica>,
     pub operator: Mutex<Option<Process>>,
-    /// Where the operator that was started last takes archives, and where it serves metrics.
+    /// Addresses of the ingest endpoint and the metrics of the operator that was started last.
     pub operator_at: Mutex<Option<(SocketAddr, SocketAddr)>>,
     pub folder: tempfile::TempDir,
     kubectl: PathBuf,
@@ -57,7 +57,7 @@ pub struct Bench {
     tokens: Mutex<HashSet<String>>,
 }
 
-/// Asks until there is an answer.
+/// Retries until `ask` returns a value.
 pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, ask: impl Fn() -> F) -> Result<T> {
     let deadline = Instant::now() + LONG;
     let mut last = String::new();
@@ -73,7 +73,7 @@ pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, as
 }
 
 impl Bench {
-    /// Everything up and ready.
+    /// Starts everything and waits until it is ready.
     pub async fn up() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let options = Options { dir: Some(folder.path().join("cluster")), bound: true, ..Options::default() };
@@ -130,12 +130,12 @@ impl Bench {
         self.kubectl(&["apply", "-f", "-"], &class.to_string()).await.map(drop)
     }
 
-    /// The operator, in place of one that runs.
+    /// Starts the operator, replacing a running one.
     pub async fn start_operator(&self) -> Result<()> {
         self.start_operator_on(&self.folder.path().join("store")).await
     }
 
-    /// The same, with its archives in this folder.
+    /// Starts the operator with its archives in this directory.
     pub async fn start_operator_on(&self, store: &Path) -> Result<()> {
         let kubeconfig = self.kubeconfig("computer-operator").await?;
         let (ingest, metrics) = (free_address()?, free_address()?);
@@ -154,12 +154,12 @@ impl Bench {
         Ok(())
     }
 
-    /// A server of the API that is ready.
+    /// Starts a replica of the API and waits until it is ready.
     pub async fn replica(&self, name: &str, more: &[String]) -> Result<Replica> {
         let kubeconfig = self.kubeconfig("computer-operator-api").await?;
         let (address, metrics) = (free_address()?, free_address()?);
         let mut arguments = vec!["api".to_owned(), format!("--bind={address}"), format!("--metrics-bind={metrics}")];
-        // So that tokens for the API server itself are good ones to the review, and still open nothing.
+        // With this audience the TokenReview accepts tokens for the API server itself, and the API must still reject them.
         arguments.push(format!("--cluster-audience={CLUSTER_AUDIENCE}"));
         arguments.extend_from_slice(more);
         let process = Process::start(&arguments, &kubeconfig, &self.logs.join(format!("{name}.log")))?;
@@ -172,7 +172,7 @@ impl Bench {
         Ok(Replica { address, base: format!("{scheme}://{address}"), metrics, process })
     }
 
-    /// A kubeconfig with a token of one of the operator's ServiceAccounts: its rights, and no more.
+    /// Writes a kubeconfig with a token of one of the operator's ServiceAccounts.
     async fn kubeconfig(&self, account: &str) -> Result<PathBuf> {
         let path = self.folder.path().join(format!("{account}.kubeconfig"));
         if path.exists() {
@@ -211,7 +211,7 @@ impl Bench {
         self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).await.map(drop)
     }
 
-    /// Sends to whichever replica has its turn: any replica serves any request.
+    /// Sends to the replicas in turn, because any replica can serve any request.
     pub async fn send(&self, ask: Ask) -> Result<Answer> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.replicas.len();
         self.send_to(turn, ask).await
@@ -224,13 +224,13 @@ impl Bench {
     }
 
     fn note(&self, token: Option<&str>) {
-        // Shorter words may well be in a log for another reason.
+        // Shorter tokens may appear in a log for other reasons.
         if let Some(token) = token.filter(|t| t.len() > 30) {
             self.tokens.lock().unwrap().insert(token.to_owned());
         }
     }
 
-    /// A namespace of its own, named after the scenario.
+    /// Creates a namespace for a scenario.
     pub async fn namespace(&self, what: &str) -> Result<String> {
         let name = format!("{what}-{}", self.count.fetch_add(1, Ordering::Relaxed));
         let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": name}}))?;
@@ -238,7 +238,7 @@ impl Bench {
         Ok(name)
     }
 
-    /// A ServiceAccount that may do `verbs` with computers and sessions of its namespace (or, `everywhere`, of all).
+    /// Creates a ServiceAccount that may do `verbs` on computers and sessions in its namespace, or in all namespaces if `everywhere`.
     pub async fn account(&self, namespace: &str, name: &str, verbs: &[&str], everywhere: bool) -> Result<String> {
         let (kind, within) = if everywhere { ("Cluster", None) } else { ("", Some(namespace)) };
         let role = format!("{name}-of-{namespace}");
@@ -258,7 +258,7 @@ impl Bench {
         self.jwt(namespace, name, AUDIENCE).await
     }
 
-    /// A token of a ServiceAccount.
+    /// Creates a token of a ServiceAccount.
     pub async fn jwt(&self, namespace: &str, name: &str, audience: &str) -> Result<String> {
         let request: TokenRequest = serde_json::from_value(json!({"spec": {"audiences": [audience], "expirationSeconds": 3600}}))?;
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
@@ -266,12 +266,12 @@ impl Bench {
         Ok(made.status.context("a token")?.token)
     }
 
-    /// A namespace, and a token of somebody who may do everything with its computers.
+    /// Creates a namespace and a token with all permissions on its computers.
     pub async fn tenant(&self, what: &str) -> Result<(String, String)> {
         let namespace = self.namespace(what).await?;
         let token = self.account(&namespace, "owner", &["get", "list", "create", "patch", "delete"], false).await?;
-        // Rights are read from a cache of the API server: they count a moment later.
-        eventually("the rights count", || async {
+        // The API server reads RBAC from a cache, so new permissions take effect after a moment.
+        eventually("the permissions are in effect", || async {
             let answer = self.send(Ask::get("/api/v0/computers").by(&token)).await?;
             Ok((answer.status == 200).then_some(()))
         })
@@ -279,14 +279,14 @@ impl Bench {
         Ok((namespace, token))
     }
 
-    /// Creates a machine of the caller's own.
+    /// Creates a computer with provider BYOM.
     pub async fn byom(&self, token: &str, name: &str) -> Result<String> {
         let body = json!({"name": name, "remoteUser": "dev", "provider": "byom"});
         let made = self.send(Ask::post("/api/v0/computers").by(token).json(&body)).await?.is(201)?;
         Ok(made.body["id"].as_str().context("an id")?.to_owned())
     }
 
-    /// The key of a computer, once it authenticates.
+    /// Waits until the key of a computer authenticates, and returns it.
     pub async fn key(&self, id: &str) -> Result<String> {
         let of = ComputerId::decode(id).context("an id")?;
         let key = eventually("the key's Secret", || async {
@@ -305,7 +305,7 @@ impl Bench {
         Ok(key)
     }
 
-    /// Waits until this is the code.
+    /// Waits until the response has this status code.
     pub async fn until(&self, status: u16, ask: Ask) -> Result<Answer> {
         eventually(&format!("{} {} is {status}", ask.method, ask.path), || async {
             let answer = self.send(ask.clone()).await?;
@@ -318,7 +318,7 @@ impl Bench {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// The object behind an id.
+    /// The object with an id.
     pub async fn object(&self, id: &str) -> Result<Computer> {
         let of = ComputerId::decode(id).context("an id")?;
         Ok(self.computers(&of.namespace).get(&of.name).await?)
@@ -328,24 +328,24 @@ impl Bench {
         Api::namespaced(self.client.clone(), SYSTEM)
     }
 
-    /// As an admin does: what it takes to hold an object, or to change what the API does not.
+    /// Patches a computer as an admin, for changes that the API does not support.
     pub async fn merge(&self, id: &str, patch: Value) -> Result<()> {
         let of = ComputerId::decode(id).context("an id")?;
         self.computers(&of.namespace).patch(&of.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
 
-    /// Keeps a computer that is deleted: a finalizer that is not ours. Released by [`Bench::let_go`].
+    /// Blocks the deletion of a computer with a foreign finalizer, until [`Bench::let_go`].
     pub async fn hold(&self, id: &str) -> Result<()> {
         self.finalizers(id, |all| all.push("example.com/hold".to_owned())).await
     }
 
-    /// Takes the foreign finalizer off.
+    /// Removes the foreign finalizer.
     pub async fn let_go(&self, id: &str) -> Result<()> {
         self.finalizers(id, |all| all.retain(|f| f != "example.com/hold")).await
     }
 
-    /// The operator changes them too: only what was read is changed.
+    /// Changes the finalizers with a precondition, because the operator changes them as well.
     async fn finalizers(&self, id: &str, change: impl Fn(&mut Vec<String>)) -> Result<()> {
         eventually("the finalizers are changed", || async {
             let metadata = self.object(id).await?.metadata;
@@ -361,24 +361,24 @@ impl Bench {
         &self.logs
     }
 
-    /// Folder of the control plane.
+    /// Directory of the control plane.
     pub fn cluster_folder(&self) -> Result<&Path> {
         self.cluster.dir().context("a cluster of ours")
     }
 
-    /// No token that was sent is in what any process said.
+    /// Asserts that no log contains a token that was sent.
     pub fn logs_hold_no_token(&self) -> Result<()> {
         let tokens = self.tokens.lock().unwrap();
         for file in std::fs::read_dir(&self.logs)? {
             let path = file?.path();
             let text = String::from_utf8_lossy(&std::fs::read(&path)?).into_owned();
             for token in tokens.iter() {
-                // The secret part of a key, the signature of a JWT.
+                // The secret of a key, or the signature of a JWT.
                 let secret = token.rsplit('.').next().filter(|s| s.len() > 20).unwrap_or(token);
-                ensure!(!text.contains(secret), "{} holds a token", path.display());
+                ensure!(!text.contains(secret), "{} contains a token", path.display());
             }
         }
-        ensure!(tokens.len() > 3, "no token was sent at all");
+        ensure!(tokens.len() > 3, "too few tokens were sent to test the logs");
         Ok(())
     }
 }

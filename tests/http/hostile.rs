@@ -1,4 +1,4 @@
-//! Peers that are slow, silent or greedy. Whatever they do, others are served meanwhile.
+//! Clients that are slow, silent or greedy must not affect others.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,33 +20,33 @@ use crate::harness::{Bench, Replica, SYSTEM, eventually};
 
 pub fn all() -> Vec<Scenario> {
     xtask::scenarios![
-        a_thousand_idle_connections_keep_nobody_out,
-        slow_headers_keep_nobody_out,
-        one_tenants_slow_bodies_keep_no_other_out,
-        ten_megabytes_are_refused_and_the_refusal_is_read,
-        a_peer_that_never_reads_is_put_out,
-        what_http_itself_refuses_is_the_error_object,
+        a_thousand_idle_connections_do_not_block_others,
+        slow_headers_do_not_block_others,
+        slow_bodies_of_one_tenant_do_not_block_others,
+        a_large_body_is_rejected_and_the_response_can_be_read,
+        a_client_that_never_reads_is_disconnected,
+        invalid_http_is_answered_with_the_error_object,
     ]
 }
 
-/// Not beside others: they look at the memory of a process that all of them use.
+/// These scenarios run alone, because they measure the memory of processes that other scenarios use.
 pub fn alone() -> Vec<Scenario> {
     xtask::scenarios![
-        unfinished_heads_cost_the_api_little,
-        unfinished_heads_cost_the_metrics_little,
-        unfinished_heads_cost_the_operator_little,
+        unfinished_heads_use_little_memory_of_the_api,
+        unfinished_heads_use_little_memory_of_the_metrics_port,
+        unfinished_heads_use_little_memory_of_the_operator,
     ]
 }
 
 const IDLE: usize = 1000;
-/// Within which others are served, on a machine that does other things too.
+/// Time within which other clients must be served, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 
 fn flags(words: &[&str]) -> Vec<String> {
     words.iter().map(|w| (*w).to_owned()).collect()
 }
 
-/// Somebody else asks for their list, and gets it soon.
+/// Requires that another client gets its list soon.
 async fn served(bench: &Bench, replica: &Replica, token: &str) -> Result<()> {
     let began = Instant::now();
     Ask::get("/api/v0/computers").by(token).send(&bench.http, &replica.base).await?.is(200)?;
@@ -54,15 +54,15 @@ async fn served(bench: &Bench, replica: &Replica, token: &str) -> Result<()> {
     Ok(())
 }
 
-/// Reads until the server closes.
+/// Reads until the server closes the connection.
 async fn rest(mut stream: TcpStream, limit: Duration) -> Result<Vec<u8>> {
     let mut all = Vec::new();
-    // A reset is an end as well.
-    let _ = tokio::time::timeout(limit, stream.read_to_end(&mut all)).await.context("the server keeps it open")?;
+    // A reset also closes the connection.
+    let _ = tokio::time::timeout(limit, stream.read_to_end(&mut all)).await.context("the server does not close the connection")?;
     Ok(all)
 }
 
-async fn a_thousand_idle_connections_keep_nobody_out(bench: Arc<Bench>) -> Result<()> {
+async fn a_thousand_idle_connections_do_not_block_others(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("idle").await?;
     let replica = bench.replica("idle", &flags(&["--read-seconds=8"])).await?;
     let mut idle = Vec::new();
@@ -72,7 +72,7 @@ async fn a_thousand_idle_connections_keep_nobody_out(bench: Arc<Bench>) -> Resul
     for _ in 0..5 {
         served(&bench, &replica, &token).await?;
     }
-    // And they do not stay for ever.
+    // Idle connections are closed in the end.
     let mut ends = tokio::task::JoinSet::new();
     for stream in idle {
         ends.spawn(rest(stream, Duration::from_secs(40)));
@@ -83,7 +83,7 @@ async fn a_thousand_idle_connections_keep_nobody_out(bench: Arc<Bench>) -> Resul
     served(&bench, &replica, &token).await
 }
 
-async fn slow_headers_keep_nobody_out(bench: Arc<Bench>) -> Result<()> {
+async fn slow_headers_do_not_block_others(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("drip").await?;
     let replica = bench.replica("slow-headers", &flags(&["--read-seconds=3", "--max-in-flight=8"])).await?;
     let mut drips = tokio::task::JoinSet::new();
@@ -92,14 +92,14 @@ async fn slow_headers_keep_nobody_out(bench: Arc<Bench>) -> Result<()> {
         drips.spawn(async move {
             let (began, mut stream) = (Instant::now(), TcpStream::connect(address).await?);
             stream.write_all(b"GET /api/v0/computers HTTP/1.1\r\nHost: h\r\nx: ").await?;
-            // Each byte comes in time; the whole never does.
+            // Every byte arrives in time, but the head is never complete.
             while began.elapsed() < Duration::from_secs(30) {
                 if stream.write_all(b"y").await.is_err() {
                     return Ok(began.elapsed());
                 }
                 tokio::time::sleep(Duration::from_millis(250)).await;
             }
-            anyhow::bail!("it was let go on for 30 s")
+            anyhow::bail!("the connection was not closed within 30 s")
         });
     }
     for _ in 0..5 {
@@ -111,7 +111,7 @@ async fn slow_headers_keep_nobody_out(bench: Arc<Bench>) -> Result<()> {
     served(&bench, &replica, &token).await
 }
 
-async fn one_tenants_slow_bodies_keep_no_other_out(bench: Arc<Bench>) -> Result<()> {
+async fn slow_bodies_of_one_tenant_do_not_block_others(bench: Arc<Bench>) -> Result<()> {
     let ((_, greedy), (_, other)) = (bench.tenant("greedy").await?, bench.tenant("patient").await?);
     let replica = bench.replica("slow-bodies", &flags(&["--read-seconds=6", "--max-in-flight=8"])).await?;
     let head = format!(
@@ -123,7 +123,7 @@ async fn one_tenants_slow_bodies_keep_no_other_out(bench: Arc<Bench>) -> Result<
         stream.write_all(head.as_bytes()).await?;
         streams.push(stream);
     }
-    // Once it is known whose they are, all but half of the slots are free again.
+    // Once the tenant is authenticated, it keeps at most half of the slots.
     let busy = eventually("the tenant has its share", || async {
         let answer = Ask::get("/api/v0/computers").by(&greedy).send(&bench.http, &replica.base).await?;
         Ok((answer.status != 503).then_some(answer))
@@ -144,12 +144,12 @@ async fn one_tenants_slow_bodies_keep_no_other_out(bench: Arc<Bench>) -> Result<
         }
         answer.is_error(answer.status)?;
     }
-    ensure!(slow == 4 && refused == 16, "{slow} were waited for, {refused} refused");
+    ensure!(slow == 4 && refused == 16, "{slow} timed out, {refused} were rejected");
     served(&bench, &replica, &greedy).await
 }
 
-/// A client that sends everything before it reads still gets to read why it was refused.
-async fn ten_megabytes_are_refused_and_the_refusal_is_read(bench: Arc<Bench>) -> Result<()> {
+/// A client that sends its whole body before it reads can still read why the request was rejected.
+async fn a_large_body_is_rejected_and_the_response_can_be_read(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("large").await?;
     let body = vec![b'x'; 10 * 1024 * 1024];
     for (credential, code) in [(token.as_str(), 413), ("nobody", 401)] {
@@ -175,33 +175,33 @@ async fn ten_megabytes_are_refused_and_the_refusal_is_read(bench: Arc<Bench>) ->
     served(&bench, &bench.replicas[0], &token).await
 }
 
-/// It asks for large answers on and on and takes none.
-async fn a_peer_that_never_reads_is_put_out(bench: Arc<Bench>) -> Result<()> {
+/// The client keeps requesting large responses and reads none.
+async fn a_client_that_never_reads_is_disconnected(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("deaf").await?;
     let replica = bench.replica("deaf", &[]).await?;
     let mut stream = TcpStream::connect(replica.address).await?;
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(60) {
         let request = b"GET /openapi.json HTTP/1.1\r\nHost: h\r\n\r\n";
-        // When the server stops reading, this waits; when it closes, this fails.
+        // This blocks when the server stops reading, and fails when it closes the connection.
         match tokio::time::timeout(Duration::from_secs(45), stream.write_all(request)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return served(&bench, &replica, &token).await,
-            Err(_) => anyhow::bail!("a peer that reads nothing keeps its connection"),
+            Err(_) => anyhow::bail!("a client that never reads is still connected"),
         }
     }
-    let body = json!({"note": "the peer is still connected"});
+    let body = json!({"note": "the client is still connected"});
     anyhow::bail!("{body}")
 }
 
-/// Connections of the peer with the unfinished heads, and bytes of each head.
+/// Number of connections with unfinished heads, and size of each head in bytes.
 const HEADS: (usize, usize) = (600, 400_000);
-/// What they may cost, on each of the ports: MiB on top of what the process held. The kernel's buffers are not seen here.
+/// Maximum growth of the process in MiB, for each port. Buffers of the kernel are not included.
 const API: u64 = 64;
 const METRICS: u64 = 8;
 const INGEST: u64 = 32;
 
-/// A hundred lines of 4 KB, and no end. Not from the address that others come from.
+/// Sends a hundred header lines of 4 KB without an end, from another address than the other clients.
 async fn unfinished(address: std::net::SocketAddr, tls: Option<TlsConnector>) -> Result<()> {
     let socket = TcpSocket::new_v4()?;
     socket.bind("127.0.0.2:0".parse()?)?;
@@ -223,7 +223,7 @@ async fn send_and_hold(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncW
     Ok(())
 }
 
-/// Sends unfinished heads for eight seconds, while `others` are served and the process stays small.
+/// Sends unfinished heads for eight seconds. Meanwhile `others` must be served, and the process must stay small.
 async fn attacked<F: Future<Output = Result<()>>>(
     address: std::net::SocketAddr,
     tls: Option<TlsConnector>,
@@ -247,8 +247,8 @@ async fn attacked<F: Future<Output = Result<()>>>(
     let ask = async {
         while began.elapsed() < Duration::from_secs(8) {
             let sent = Instant::now();
-            // The attack comes from this very process, so they share its processor, too.
-            tokio::time::timeout(2 * SOON, others()).await.context("nobody else is served")??;
+            // The attack runs in this process and competes for its CPU.
+            tokio::time::timeout(2 * SOON, others()).await.context("other clients are not served")??;
             (slowest, served) = (slowest.max(sent.elapsed()), served + 1);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -268,7 +268,7 @@ async fn alive(bench: &Bench, metrics: std::net::SocketAddr) -> Result<()> {
     Ok(())
 }
 
-async fn unfinished_heads_cost_the_api_little(bench: Arc<Bench>) -> Result<()> {
+async fn unfinished_heads_use_little_memory_of_the_api(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("heads").await?;
     let replica = bench.replica("heads", &[]).await?;
     let listed = || async {
@@ -278,14 +278,14 @@ async fn unfinished_heads_cost_the_api_little(bench: Arc<Bench>) -> Result<()> {
     attacked(replica.address, None, API, || replica.process.memory(), listed).await
 }
 
-async fn unfinished_heads_cost_the_metrics_little(bench: Arc<Bench>) -> Result<()> {
+async fn unfinished_heads_use_little_memory_of_the_metrics_port(bench: Arc<Bench>) -> Result<()> {
     let replica = bench.replica("metric-heads", &[]).await?;
     let alive = || alive(&bench, replica.metrics);
     attacked(replica.metrics, None, METRICS, || replica.process.memory(), alive).await
 }
 
-/// Both of its ports: the ingest endpoint, which speaks TLS, and metrics.
-async fn unfinished_heads_cost_the_operator_little(bench: Arc<Bench>) -> Result<()> {
+/// On both ports: the ingest endpoint with TLS, and the metrics.
+async fn unfinished_heads_use_little_memory_of_the_operator(bench: Arc<Bench>) -> Result<()> {
     let (ingest, metrics) = bench.operator_at.lock().unwrap().context("an operator")?;
     let secrets: Api<Secret> = Api::namespaced(bench.client.clone(), SYSTEM);
     let secret = secrets.get("computer-operator-ingest-tls").await?;
@@ -306,8 +306,8 @@ async fn unfinished_heads_cost_the_operator_little(bench: Arc<Bench>) -> Result<
     attacked(metrics, None, METRICS, memory, alive).await
 }
 
-/// No handler sees these, and still the answer is the one that clients understand.
-async fn what_http_itself_refuses_is_the_error_object(bench: Arc<Bench>) -> Result<()> {
+/// These requests never reach a handler, but the response is still the published error object.
+async fn invalid_http_is_answered_with_the_error_object(bench: Arc<Bench>) -> Result<()> {
     let address = bench.replicas[0].address;
     let get = "GET /api/v0/computers HTTP/1.1\r\nHost: h\r\n";
     let lines = "x: y\r\n".repeat(150);
@@ -315,11 +315,11 @@ async fn what_http_itself_refuses_is_the_error_object(bench: Arc<Bench>) -> Resu
         ("a long head", format!("{get}x: {}\r\n\r\n", "y".repeat(300_000)), 431),
         ("a long path", format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "y".repeat(100_000)), 431),
         ("many lines", format!("{get}{lines}\r\n"), 431),
-        ("no HTTP", "hello\r\n\r\n".to_owned(), 400),
+        ("not HTTP", "hello\r\n\r\n".to_owned(), 400),
         ("no version", "GET /api/v0/computers\r\n\r\n".to_owned(), 400),
-        ("a length that is none", format!("{get}Content-Length: x\r\n\r\n"), 400),
+        ("an invalid length", format!("{get}Content-Length: x\r\n\r\n"), 400),
         ("two lengths", format!("{get}Content-Length: 1\r\nContent-Length: 2\r\n\r\n"), 400),
-        ("a coding that nobody knows", format!("{get}Transfer-Encoding: x\r\n\r\n"), 400),
+        ("an unknown transfer coding", format!("{get}Transfer-Encoding: x\r\n\r\n"), 400),
         ("a name with a space", format!("{get}a b: c\r\n\r\n"), 400),
     ] {
         let answer = raw(address, head.as_bytes()).await.context(what)?;

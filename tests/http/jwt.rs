@@ -1,5 +1,5 @@
-//! A corpus of JWTs that must not open anything, most of them signed with the cluster's own key: expired, not valid yet, of another
-//! issuer, without an audience, tampered with, with another algorithm, very long.
+//! A corpus of JWTs that must not authenticate, most of them signed with the cluster's own key: expired, not valid yet, of another issuer, without an
+//! audience, tampered with, with another algorithm, very long.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::client::Ask;
 use crate::harness::{AUDIENCE, Bench, CLUSTER_AUDIENCE};
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![no_jwt_of_the_corpus_opens_anything]
+    xtask::scenarios![no_jwt_of_the_corpus_authenticates]
 }
 
 /// The key that signs the tokens of ServiceAccounts.
@@ -43,7 +43,7 @@ impl Signer {
         Ok(format!("{body}.{}", URL_SAFE_NO_PAD.encode(signature)))
     }
 
-    /// The old trick: the public key as the secret of a symmetric signature.
+    /// Algorithm confusion: the public key used as the secret of a symmetric signature.
     fn confused(&self, claims: &Value) -> String {
         let header = json!({"alg": "HS256", "typ": "JWT"});
         let body = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
@@ -65,11 +65,11 @@ fn with(claims: &Value, changes: &Value) -> Value {
     all
 }
 
-async fn no_jwt_of_the_corpus_opens_anything(bench: Arc<Bench>) -> Result<()> {
+async fn no_jwt_of_the_corpus_authenticates(bench: Arc<Bench>) -> Result<()> {
     let (namespace, good) = bench.tenant("jwt").await?;
     let signer = Signer::of(&bench)?;
     let (header, claims) = (part(&good, 0)?, part(&good, 1)?);
-    // The forge is good enough: an unchanged copy signed here is taken.
+    // The signer works: an unchanged token that it signs is accepted.
     bench.send(Ask::get("/api/v0/computers").by(&signer.sign(&header, &claims)?)).await?.is(200)?;
     for (kind, token) in corpus(&signer, &good, &header, &claims, &namespace)? {
         let began = Instant::now();
@@ -77,7 +77,7 @@ async fn no_jwt_of_the_corpus_opens_anything(bench: Arc<Bench>) -> Result<()> {
         answer.with_context(|| kind.to_owned())?;
         ensure!(began.elapsed().as_secs() < 10, "{kind} kept the server busy");
     }
-    // A second later the good one is still good.
+    // The valid token still authenticates afterwards.
     bench.send(Ask::get("/api/v0/computers").by(&good)).await?.is(200)?;
     Ok(())
 }
@@ -112,7 +112,7 @@ fn corpus(signer: &Signer, good: &str, header: &Value, claims: &Value, namespace
         ("the public key as a secret", signer.confused(claims)),
         ("another key's name", signer.sign(&with(header, &json!({"kid": "../../../dev/null"})), claims)?),
         ("a key that it brings along", signer.sign(&json!({"alg": "RS256", "jwk": {"kty": "oct", "k": "AA"}}), &json!({}))?),
-        ("claims that are no object", signer.sign(header, &json!([]))?),
+        ("claims that are not an object", signer.sign(header, &json!([]))?),
         ("nothing in it", "..".to_owned()),
         ("no base64", "a!.b!.c!".to_owned()),
         ("four parts", format!("{good}.x")),
@@ -124,7 +124,7 @@ fn corpus(signer: &Signer, good: &str, header: &Value, claims: &Value, namespace
     for alg in ["none", "None", "NONE", "nOnE", ""] {
         all.extend(unsigned(alg).map(|token| ("no algorithm", token)));
     }
-    // A pair of the caller's own.
+    // A key pair of the caller.
     let own = RsaKeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).ok().context("a key")?;
     let own = Signer {
         public_pem: own.as_der().ok().map(|d: aws_lc_rs::encoding::Pkcs8V1Der<'_>| d.as_ref().to_vec()).unwrap_or_default(),

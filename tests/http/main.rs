@@ -1,6 +1,6 @@
-//! The HTTP API over real HTTP: a control plane of its own, the real operator, and three replicas of `computer-operator api` as
-//! processes with no more rights than their ServiceAccounts have. Computers of provider `BYOM` become active without a node, so
-//! nothing here needs root. Run by `cargo xtask test`; `cargo test --test http -- NAME…` runs some scenarios.
+//! The HTTP API over real HTTP: a control plane for this suite, the real operator, and three replicas of `computer-operator api` as processes with exactly
+//! the permissions of their ServiceAccounts. Computers with provider `BYOM` become active without a node, so no test needs root. Run by
+//! `cargo xtask test`; `cargo test --test http -- NAME…` runs single scenarios.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api_keys;
@@ -33,9 +33,9 @@ use xtask::scenarios::{self, Names, Runner};
 /// A scenario of this suite.
 pub type Scenario = scenarios::Scenario<Bench>;
 
-/// Shared scenarios at the same time: more would only wait for two cores.
+/// Number of scenarios that share the bench concurrently; more would only compete for two cores.
 const AT_ONCE: usize = 4;
-/// Longest time for one scenario.
+/// Time limit of one scenario.
 const LIMIT: Duration = Duration::from_secs(240);
 
 #[tokio::main]
@@ -59,7 +59,7 @@ async fn run(names: &Names) -> Result<usize> {
         shutdown::all(),
     ]);
     let mut serial = names.chosen([race::all(), fuzz::all(), hostile::alone(), stores::alone(), deletion::without_an_operator()]);
-    serial.push(("no token is in any log", |bench| Box::pin(async move { bench.logs_hold_no_token() })));
+    serial.push(("no_token_is_logged", |bench| Box::pin(async move { bench.logs_hold_no_token() })));
     let total = shared.len() + serial.len();
     let runner = Runner { bench: Arc::new(Bench::up().await?), limit: LIMIT, at_once: AT_ONCE };
     let failed = runner.concurrently(shared).await + runner.in_turn(serial).await;

@@ -1,5 +1,5 @@
-//! Tenants × verbs × kinds of credentials: every cell. A row is an operation on one computer and one session of one namespace; a
-//! column is a caller. Live callers have a code of their own in each cell; a credential that is not good is 401 in every one.
+//! The complete matrix of tenants, verbs and credentials. A row is an operation on one computer and one session of one namespace, a column is a caller.
+//! Every cell has the expected status code for a valid caller; an invalid credential is 401 in every row.
 
 use std::sync::Arc;
 
@@ -15,10 +15,10 @@ use crate::client::Ask;
 use crate::harness::{AUDIENCE, Bench, CLUSTER_AUDIENCE, SYSTEM, eventually};
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![who_may_do_what, a_credential_that_is_not_good_is_401_everywhere]
+    xtask::scenarios![every_caller_may_do_exactly_what_rbac_permits, an_invalid_credential_is_401_everywhere]
 }
 
-/// What the operations are about.
+/// The objects of the operations.
 struct Subject {
     namespace: String,
     computer: String,
@@ -26,7 +26,7 @@ struct Subject {
     session: String,
 }
 
-/// Every operation once; those that would change something are asked so that a permitted caller is told 400, 501 or what would be.
+/// Every operation once. Those that would change something are invalid requests or dry runs, so that a permitted caller gets 400, 501 or a preview.
 fn operations(subject: &Subject) -> Vec<(&'static str, Ask)> {
     let (ns, id) = (&subject.namespace, &subject.computer);
     let computer = |rest: &str| format!("/api/v0/computers/{id}{rest}");
@@ -70,7 +70,7 @@ const CALLERS: [&str; 11] = [
     "foreign ApiKey",
 ];
 
-/// The code of every cell.
+/// The status code of every cell.
 const CELLS: &[(&str, [u16; 11])] = &[
     ("list", [200, 200, 404, 200, 200, 403, 403, 403, 200, 200, 403]),
     ("create", [403, 403, 404, 400, 403, 403, 403, 403, 403, 400, 403]),
@@ -101,7 +101,7 @@ async fn subject(bench: &Bench, what: &str) -> Result<(Subject, String)> {
     Ok((Subject { namespace, computer, name: "box", session }, edit))
 }
 
-async fn who_may_do_what(bench: Arc<Bench>) -> Result<()> {
+async fn every_caller_may_do_exactly_what_rbac_permits(bench: Arc<Bench>) -> Result<()> {
     let (subject, edit) = subject(&bench, "matrix").await?;
     let (_, foreign) = bench.tenant("foreign").await?;
     let foreign_computer = bench.byom(&foreign, "box").await?;
@@ -138,17 +138,17 @@ async fn who_may_do_what(bench: Arc<Bench>) -> Result<()> {
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n    "));
-    // What may not be seen and what is not there are the same words: one text a kind of object.
+    // An invisible object and a missing one have the same response: one text per kind of object.
     ensure!(unseen.len() == 4, "{unseen:#?}");
     let own = bench.send(Ask::get("/api/v0/computers").by(&callers[0])).await?.is(200)?;
     ensure!(own.body["computers"].as_array().is_some_and(|c| c.len() == 1 && c[0]["name"] == "box"), "{}", own.text);
-    // Its own key may end it, and then is dead itself.
+    // A computer's key may delete its computer, and is then invalid itself.
     bench.send(Ask::delete(format!("/api/v0/computers/{}", subject.computer)).by(&callers[0])).await?.is(204)?;
     bench.send(Ask::delete(format!("/api/v0/computers/{}", subject.computer)).by(&callers[0])).await?.is(401)?;
     Ok(())
 }
 
-async fn a_credential_that_is_not_good_is_401_everywhere(bench: Arc<Bench>) -> Result<()> {
+async fn an_invalid_credential_is_401_everywhere(bench: Arc<Bench>) -> Result<()> {
     let (subject, edit) = subject(&bench, "bad").await?;
     let mut bodies = std::collections::BTreeSet::new();
     for (kind, headers) in bad_credentials(&bench, &subject, &edit).await? {
@@ -160,11 +160,11 @@ async fn a_credential_that_is_not_good_is_401_everywhere(bench: Arc<Bench>) -> R
             }
         }
     }
-    ensure!(bodies.len() == 1, "the reason shows: {bodies:#?}");
+    ensure!(bodies.len() == 1, "the response reveals the reason: {bodies:#?}");
     Ok(())
 }
 
-/// Values of the `Authorization` headers of callers who are nobody.
+/// Values of `Authorization` headers that must not authenticate.
 async fn bad_credentials(bench: &Bench, subject: &Subject, edit: &str) -> Result<Vec<(&'static str, Vec<String>)>> {
     let ns = &subject.namespace;
     let own = bench.key(&subject.computer).await?;
@@ -186,10 +186,10 @@ async fn bad_credentials(bench: &Bench, subject: &Subject, edit: &str) -> Result
         ("dots", bearer("..")),
         ("a mistyped key", bearer(&mistyped)),
         ("a made-up key of this computer", bearer(&Key::new(of, [7; 32]).token())),
-        ("a key of a computer that never was", bearer(&Key::new(ghost, [7; 32]).token())),
+        ("a key of a computer that never existed", bearer(&Key::new(ghost, [7; 32]).token())),
         ("the key of a deleted computer", bearer(&deleted(bench, edit).await?)),
         ("a revoked key of a living computer", bearer(&revoked(bench, edit).await?)),
-        ("the key of a computer whose name was taken again", bearer(&made_anew(bench, edit).await?)),
+        ("the key of a computer that was recreated", bearer(&recreated(bench, edit).await?)),
         ("a key in a terminating namespace", bearer(&going)),
         ("an ApiKey in a terminating namespace", bearer(&going_too)),
         ("a token for another audience", bearer(&bench.jwt(ns, "owner", "other").await?)),
@@ -208,7 +208,7 @@ async fn deleted(bench: &Bench, edit: &str) -> Result<String> {
     Ok(key)
 }
 
-/// A tombstone in the record is enough.
+/// A tombstone in the record is sufficient.
 async fn revoked(bench: &Bench, edit: &str) -> Result<String> {
     let id = bench.byom(edit, "revoked").await?;
     let key = bench.key(&id).await?;
@@ -219,18 +219,21 @@ async fn revoked(bench: &Bench, edit: &str) -> Result<String> {
     Ok(key)
 }
 
-async fn made_anew(bench: &Bench, edit: &str) -> Result<String> {
-    let id = bench.byom(edit, "anew").await?;
+async fn recreated(bench: &Bench, edit: &str) -> Result<String> {
+    let id = bench.byom(edit, "recreated").await?;
     let key = bench.key(&id).await?;
     bench.send(Ask::delete(format!("/api/v0/computers/{id}?wait=60")).by(edit)).await?.is(204)?;
     bench.until(404, Ask::delete(format!("/api/v0/computers/{id}")).by(edit)).await?;
-    let again = bench.byom(edit, "anew").await?;
-    ensure!(bench.object(&again).await?.metadata.name.as_deref() == Some("anew") && again != id, "another one under the name");
+    let again = bench.byom(edit, "recreated").await?;
+    ensure!(
+        bench.object(&again).await?.metadata.name.as_deref() == Some("recreated") && again != id,
+        "another computer with the same name"
+    );
     bench.key(&again).await?;
     Ok(key)
 }
 
-/// Nothing of the computer is touched: its namespace is going, and that is enough.
+/// The computer itself is unchanged; only its namespace is being deleted.
 async fn terminating(bench: &Bench) -> Result<(String, String)> {
     let (namespace, token) = bench.tenant("going").await?;
     let id = bench.byom(&token, "box").await?;
@@ -245,7 +248,7 @@ async fn terminating(bench: &Bench) -> Result<(String, String)> {
     Ok((key, api_key))
 }
 
-/// The API server itself remembers a good token for 10 s at most, so this one was never shown before.
+/// The API server caches a valid token for up to 10 s, so this token has not been used before.
 async fn deleted_account(bench: &Bench, namespace: &str) -> Result<String> {
     bench.apply(&[json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "gone", "namespace": namespace}})]).await?;
     let token = bench.jwt(namespace, "gone", AUDIENCE).await?;

@@ -1,5 +1,5 @@
-//! A deletion is followed to its receipt, by whom it concerns: who may read computers there, and, once the namespace is gone or made
-//! anew, only who may read them everywhere.
+//! A deletion can be followed until its receipt by callers who may read computers in the namespace; once the namespace is gone or recreated, only by
+//! callers who may read them in all namespaces.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::client::Ask;
 use crate::harness::{Bench, SYSTEM, eventually};
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![a_deletion_is_followed_to_its_receipt, a_receipt_outlives_the_namespace_but_not_for_its_next_tenant]
+    xtask::scenarios![a_deletion_can_be_followed_until_its_receipt, a_receipt_outlives_its_namespace_but_is_hidden_from_the_next_tenant]
 }
 
 const STEPS: [&str; 5] = ["revoke-credentials", "stop-pods", "archive-sessions", "delete-volumes", "write-receipt"];
@@ -20,15 +20,15 @@ fn of(id: &str) -> Ask {
     Ask::get(format!("/api/v0/computers/{id}/deletion"))
 }
 
-async fn a_deletion_is_followed_to_its_receipt(bench: Arc<Bench>) -> Result<()> {
+async fn a_deletion_can_be_followed_until_its_receipt(bench: Arc<Bench>) -> Result<()> {
     let (namespace, token) = bench.tenant("receipt").await?;
     let id = bench.byom(&token, "box").await?;
     let key = bench.key(&id).await?;
-    bench.send(of(&id).by(&token)).await?.says(404, "no such deletion")?;
+    bench.send(of(&id).by(&token)).await?.says(404, "the deletion does not exist")?;
     bench.hold(&id).await?;
     bench.send(Ask::delete(format!("/api/v0/computers/{id}")).by(&token)).await?.is(204)?;
-    let under_way = bench.send(of(&id).by(&token)).await?.is(200)?;
-    ensure!(under_way.body["state"] == "deleting" && under_way.body["computerId"] == id, "{}", under_way.text);
+    let running = bench.send(of(&id).by(&token)).await?.is(200)?;
+    ensure!(running.body["state"] == "deleting" && running.body["computerId"] == id, "{}", running.text);
     bench.let_go(&id).await?;
     let report = eventually("it is deleted", || async {
         let report = bench.send(of(&id).by(&token)).await?.is(200)?;
@@ -46,7 +46,7 @@ async fn a_deletion_is_followed_to_its_receipt(bench: Arc<Bench>) -> Result<()> 
     let records: Value = serde_json::from_str(&bench.kubectl(&["get", "computerrecords", "-n", SYSTEM, "-o", "json"], "").await?)?;
     let record = records["items"].as_array().into_iter().flatten().find(|r| r["spec"]["namespace"] == namespace).context("a record")?;
     ensure!(record["spec"]["state"]["deletion"]["receipt"]["digest"] == receipt["digest"], "{record}");
-    // For those who may see computers there, and for the key no more.
+    // Callers who may see computers in the namespace can read it, but the computer's key cannot.
     bench.send(of(&id).by(&key)).await?.is(401)?;
     let view = bench.account(&namespace, "view", &["get", "list"], false).await?;
     bench.until(200, of(&id).by(&view)).await?;
@@ -57,7 +57,7 @@ async fn a_deletion_is_followed_to_its_receipt(bench: Arc<Bench>) -> Result<()> 
     Ok(())
 }
 
-async fn a_receipt_outlives_the_namespace_but_not_for_its_next_tenant(bench: Arc<Bench>) -> Result<()> {
+async fn a_receipt_outlives_its_namespace_but_is_hidden_from_the_next_tenant(bench: Arc<Bench>) -> Result<()> {
     let (namespace, token) = bench.tenant("mortal").await?;
     let id = bench.byom(&token, "box").await?;
     let key = bench.key(&id).await?;
@@ -67,13 +67,13 @@ async fn a_receipt_outlives_the_namespace_but_not_for_its_next_tenant(bench: Arc
     bench.send(of(&id).by(&key)).await?.is(401)?;
     let report = bench.until(200, of(&id).by(&auditor)).await?;
     ensure!(report.body["state"] == "deleted" && report.body["receipt"]["digest"].is_string(), "{}", report.text);
-    // Another tenant gets the name: may do everything with computers there, and knows the id.
+    // Another tenant gets a namespace with the same name, has all permissions there, and knows the id.
     bench.kubectl(&["create", "namespace", &namespace], "").await?;
     let next = bench.account(&namespace, "next", &["get", "list", "create", "patch", "delete"], false).await?;
     bench.until(200, Ask::get("/api/v0/computers").by(&next)).await?;
-    bench.send(of(&id).by(&next)).await?.says(404, "no such deletion, or you may not see it")?;
+    bench.send(of(&id).by(&next)).await?.says(404, "the deletion does not exist, or you do not have permission to see it")?;
     bench.send(of(&id).by(&auditor)).await?.is(200)?;
-    // Its own computers are its own business, under the same name too.
+    // It can follow the deletion of its own computer with the same name.
     let own = bench.byom(&next, "box").await?;
     bench.send(Ask::delete(format!("/api/v0/computers/{own}?wait=60")).by(&next)).await?.is(204)?;
     bench.until(200, of(&own).by(&next)).await?;

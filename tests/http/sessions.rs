@@ -1,4 +1,4 @@
-//! Sessions as far as they make sense without an agent: create, list page by page, get, update, soft delete.
+//! Sessions, as far as they can be served without an agent: create, paginated list, get, update, soft deletion.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::harness::Bench;
 const ALL: &str = "/api/v0/sessions";
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![a_session_lives_as_published, a_list_comes_in_pages, a_computer_knows_its_own_sessions_only]
+    xtask::scenarios![a_session_is_served_as_published, a_list_is_paginated, a_computer_sees_only_its_own_sessions]
 }
 
 fn one(id: &str) -> String {
@@ -44,7 +44,7 @@ fn published(session: &Value) -> Result<()> {
     Ok(())
 }
 
-async fn a_session_lives_as_published(bench: Arc<Bench>) -> Result<()> {
+async fn a_session_is_served_as_published(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("session").await?;
     let computer = bench.byom(&token, "box").await?;
     let settings = json!({"model": "m", "tags": [{"name": "t", "metadata": {"deep": [1, 2.5, null, "ü"]}}]});
@@ -58,37 +58,41 @@ async fn a_session_lives_as_published(bench: Arc<Bench>) -> Result<()> {
     let changed = bench.send(Ask::patch(one(&id)).by(&token).json(&json!({"sessionSettings": {"model": "n"}}))).await?.is(200)?;
     ensure!(changed.body["sessionSettings"] == json!({"model": "n"}), "{}", changed.text);
     for (ask, code, words) in [
-        (Ask::post(ALL).json(&json!({})), 400, "computerId: name the computer"),
-        (Ask::post(ALL).json(&json!({"computerId": "x"})), 404, "no such computer"),
-        (Ask::post(ALL).json(&json!({"computerId": computer, "cwd": ""})), 400, "cwd: 1 to 1024"),
-        (Ask::post(ALL).json(&json!({"computerId": computer, "sessionSettings": [1]})), 400, "sessionSettings: an object"),
-        (Ask::patch(one(&id)).json(&json!({"sessionSettings": 1})), 400, "sessionSettings: an object"),
+        (Ask::post(ALL).json(&json!({})), 400, "computerId is required"),
+        (Ask::post(ALL).json(&json!({"computerId": "x"})), 404, "the computer does not exist"),
+        (Ask::post(ALL).json(&json!({"computerId": computer, "cwd": ""})), 400, "cwd is invalid: it must have 1 to 1024"),
+        (
+            Ask::post(ALL).json(&json!({"computerId": computer, "sessionSettings": [1]})),
+            400,
+            "sessionSettings is invalid: it must be a JSON object",
+        ),
+        (Ask::patch(one(&id)).json(&json!({"sessionSettings": 1})), 400, "sessionSettings is invalid: it must be a JSON object"),
         (Ask::patch(one(&id)).json(&json!({"title": "t"})), 400, "unknown field `title`"),
         (Ask::patch(one(&id)).json(&json!({})), 400, "missing field `sessionSettings`"),
-        (Ask::post(format!("{}/interrupt", one(&id))), 501, "no agent answers behind this API"),
-        (Ask::get(format!("{}/messages", one(&id))), 501, "no agent answers behind this API"),
-        (Ask::post(format!("{}/messages", one(&id))).json(&json!({"text": "hello"})), 501, "no agent answers behind this API"),
-        (Ask::get(format!("{}/messages/m1", one(&id))), 501, "no agent answers behind this API"),
-        (Ask::get(format!("{}/messages", one("x"))), 404, "no such session"),
-        (Ask::get(format!("{}/messages/%ff", one("%ff"))), 404, "no such session"),
-        (Ask::get(one(&computer)), 404, "no such session"),
+        (Ask::post(format!("{}/interrupt", one(&id))), 501, "no agent is connected to this API"),
+        (Ask::get(format!("{}/messages", one(&id))), 501, "no agent is connected to this API"),
+        (Ask::post(format!("{}/messages", one(&id))).json(&json!({"text": "hello"})), 501, "no agent is connected to this API"),
+        (Ask::get(format!("{}/messages/m1", one(&id))), 501, "no agent is connected to this API"),
+        (Ask::get(format!("{}/messages", one("x"))), 404, "the session does not exist"),
+        (Ask::get(format!("{}/messages/%ff", one("%ff"))), 404, "the session does not exist"),
+        (Ask::get(one(&computer)), 404, "the session does not exist"),
     ] {
         let what = format!("{} {}", ask.method, ask.path);
         bench.send(ask.by(&token)).await?.says(code, words).context(what)?;
     }
     bench.send(Ask::delete(one(&id)).by(&token)).await?.is(204)?;
     for ask in [Ask::get(one(&id)), Ask::delete(one(&id)), Ask::patch(one(&id)).json(&json!({"sessionSettings": {}}))] {
-        bench.send(ask.by(&token)).await?.says(404, "no such session, or you may not see it")?;
+        bench.send(ask.by(&token)).await?.says(404, "the session does not exist, or you do not have permission to see it")?;
     }
     let list = bench.send(Ask::get(ALL).by(&token)).await?.is(200)?;
     ensure!(list.body["sessions"] == json!([]), "{}", list.text);
-    // Soft: an admin brings it back.
+    // A soft deletion: an admin can restore the session.
     let kept = bench.kubectl(&["get", "sessions", "-A", "-o", "jsonpath={.items[*].spec.computerName}"], "").await?;
-    ensure!(kept.contains("box"), "it is gone for good");
+    ensure!(kept.contains("box"), "the Session object was deleted");
     Ok(())
 }
 
-async fn a_list_comes_in_pages(bench: Arc<Bench>) -> Result<()> {
+async fn a_list_is_paginated(bench: Arc<Bench>) -> Result<()> {
     let (namespace, token) = bench.tenant("pages").await?;
     let (one, two) = (bench.byom(&token, "one").await?, bench.byom(&token, "two").await?);
     for i in 0..23 {
@@ -125,7 +129,7 @@ async fn a_list_comes_in_pages(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-async fn a_computer_knows_its_own_sessions_only(bench: Arc<Bench>) -> Result<()> {
+async fn a_computer_sees_only_its_own_sessions(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("own").await?;
     let (one_id, two_id) = (bench.byom(&token, "one").await?, bench.byom(&token, "two").await?);
     let (key, _) = (bench.key(&one_id).await?, bench.key(&two_id).await?);

@@ -1,5 +1,5 @@
-//! The operator is restarted with another archive store while deletions are under way, as an upgrade between `Local` and `S3` does it:
-//! they end, their receipts are in one of the two stores, and what the store of before holds stays there.
+//! The operator is restarted with another archive store during deletions, as in an upgrade between `Local` and `S3`: the deletions finish, their receipts
+//! are in one of the two stores, and the contents of the old store are kept.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use crate::Scenario;
 use crate::client::Ask;
 use crate::harness::{Bench, eventually};
 
-/// One after the other: the operator is everybody's.
+/// These scenarios run alone, because all scenarios share the operator.
 pub fn alone() -> Vec<Scenario> {
-    xtask::scenarios![deletions_under_way_end_in_the_other_store_and_back]
+    xtask::scenarios![running_deletions_finish_after_a_change_of_the_store]
 }
 
 fn receipt(store: &Path, id: &str) -> Result<bool> {
@@ -21,12 +21,12 @@ fn receipt(store: &Path, id: &str) -> Result<bool> {
     Ok(store.join("receipts").join(format!("{uid}.json")).exists())
 }
 
-async fn deletions_under_way_end_in_the_other_store_and_back(bench: Arc<Bench>) -> Result<()> {
+async fn running_deletions_finish_after_a_change_of_the_store(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("stores").await?;
     let (usual, other) = (bench.folder.path().join("store"), bench.folder.path().join("other-store"));
     for (before, after) in [(&usual, &other), (&other, &usual)] {
         bench.start_operator_on(before).await?;
-        // One has its receipt and waits for a foreign finalizer; the store refuses the receipt of the other one.
+        // One deletion has its receipt and waits for a foreign finalizer; the receipt of the other one cannot be stored.
         let [held, blocked] = [bench.byom(&token, "held").await?, bench.byom(&token, "blocked").await?];
         for id in [&held, &blocked] {
             bench.key(id).await?;
@@ -42,7 +42,7 @@ async fn deletions_under_way_end_in_the_other_store_and_back(bench: Arc<Bench>) 
             let status = bench.object(&blocked).await?.status.context("a status")?;
             Ok::<_, anyhow::Error>(serde_json::to_string(&status.conditions)?)
         };
-        eventually("the store takes nothing", || async { Ok(conditions().await?.contains("StoreUnavailable").then_some(())) }).await?;
+        eventually("the store is unavailable", || async { Ok(conditions().await?.contains("StoreUnavailable").then_some(())) }).await?;
         bench.start_operator_on(after).await?;
         bench.let_go(&held).await?;
         for id in [&held, &blocked] {
@@ -54,8 +54,8 @@ async fn deletions_under_way_end_in_the_other_store_and_back(bench: Arc<Bench>) 
         }
         std::fs::remove_file(&receipts)?;
         std::fs::rename(&aside, &receipts)?;
-        ensure!(receipt(before, &held)?, "the receipt of before stays where it is");
-        ensure!(!receipt(before, &blocked)? && receipt(after, &blocked)?, "the other one is in the store of now");
+        ensure!(receipt(before, &held)?, "the old receipt must stay in the old store");
+        ensure!(!receipt(before, &blocked)? && receipt(after, &blocked)?, "the new receipt must be in the new store");
     }
     bench.start_operator_on(&usual).await
 }

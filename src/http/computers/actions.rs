@@ -1,4 +1,4 @@
-//! `restart`, `refresh` and `install-deps`: what the published API lets clients ask of a running computer.
+//! `restart`, `refresh` and `install-deps`: the operations of the published API on a running computer.
 
 use std::sync::Arc;
 
@@ -19,34 +19,34 @@ use crate::resources::Provider;
 #[serde(deny_unknown_fields)]
 pub struct Restarted {}
 
-/// What a refresh did.
+/// The result of a refresh.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Refreshed {
-    /// Integrations whose credentials were set anew. This server has none: always 0.
+    /// Number of integrations whose credentials were renewed. Always 0, because this server has no integrations.
     pub configured: u32,
 }
 
 /// Restart a managed computer
 ///
-/// Resumes a suspended one; nothing happens to one that runs.
+/// Resumes a suspended computer. Has no effect on a running one.
 #[utoipa::path(
     post, path = "/api/v0/computers/{computerId}/restart", operation_id = "restartComputer", tag = "Computers",
     params(("computerId" = String, Path, description = "Computer ID")),
     responses(
-        (status = 200, description = "It runs, or will", body = Restarted),
-        (status = 400, description = "The computer is not managed: restart your machine yourself", body = ErrorBody),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 403, description = "The caller may see it but not change it", body = ErrorBody),
-        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
-        (status = 409, description = "Somebody changed it at the same time", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 200, description = "The computer is running or will be resumed", body = Restarted),
+        (status = 400, description = "The computer is not managed by this cluster", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 403, description = "The caller may view but not change the computer", body = ErrorBody),
+        (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 409, description = "The computer was changed at the same time by another client", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn restart_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<Json<Restarted>, ApiError> {
     super::permit(&shared, &caller, "patch", &id).await?;
     let computer = super::living(&shared, &id).await?;
     if computer.spec.provider == Provider::BYOM {
-        return Err(ApiError::invalid("this machine is yours, not the cluster's: restart it yourself"));
+        return Err(ApiError::invalid("the computer has provider BYOM, so this cluster cannot restart its machine: restart it yourself"));
     }
     if computer.spec.suspended {
         let resume = json!({"op": "add", "path": "/spec/suspended", "value": false});
@@ -57,16 +57,16 @@ pub async fn restart_computer(State(shared): State<Arc<Shared>>, caller: Caller,
 
 /// Refresh a computer
 ///
-/// Sets the credentials of connected integrations anew. This server connects none, and says so: `configured` is 0.
+/// Renews the credentials of connected integrations. This server has no integrations, so `configured` is always 0.
 #[utoipa::path(
     post, path = "/api/v0/computers/{computerId}/refresh", operation_id = "refreshComputer", tag = "Computers",
     params(("computerId" = String, Path, description = "Computer ID")),
     responses(
-        (status = 200, description = "How many integrations were configured", body = Refreshed),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 403, description = "The caller may see it but not change it", body = ErrorBody),
-        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 200, description = "The number of configured integrations", body = Refreshed),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 403, description = "The caller may view but not change the computer", body = ErrorBody),
+        (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn refresh_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<Json<Refreshed>, ApiError> {
@@ -77,16 +77,16 @@ pub async fn refresh_computer(State(shared): State<Arc<Shared>>, caller: Caller,
 
 /// Retry the install-dependencies step
 ///
-/// Not implemented: no agent behind this API runs that step. `autoInstallDeps` tells the machine to do it when it starts.
+/// Not implemented: no agent is connected to this API. Set `autoInstallDeps` to install dependencies when the machine starts.
 #[utoipa::path(
     post, path = "/api/v0/computers/{computerId}/install-deps", operation_id = "retryInstallDeps", tag = "Computers",
     params(("computerId" = String, Path, description = "Computer ID")),
     responses(
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 403, description = "The caller may see it but not change it", body = ErrorBody),
-        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
-        (status = 501, description = "No agent answers behind this API", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 403, description = "The caller may view but not change the computer", body = ErrorBody),
+        (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
+        (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]
 pub async fn retry_install_deps(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<Json<Restarted>, ApiError> {

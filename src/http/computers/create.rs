@@ -32,18 +32,18 @@ pub struct CreateComputer {
     /// The user that sessions run as.
     #[schema(min_length = 1, max_length = 63)]
     remote_user: String,
-    /// `e2b` (the default): a machine of this cluster. `byom`: one of yours, which only gets a key.
+    /// `e2b` (the default): a machine in this cluster. `byom`: your own machine, which only gets a key.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "word")]
     provider: Option<ProviderType>,
     /// Repositories to work on.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(schema_with = repositories)]
     repos: Option<Vec<String>>,
-    /// The machine's own id.
+    /// The id of the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = Uuid)]
     host_id: Option<String>,
-    /// Told to the machine as the environment variable `AUTO_INSTALL_DEPS`.
+    /// Passed to the machine as the environment variable `AUTO_INSTALL_DEPS`.
     #[serde(skip_serializing_if = "Option::is_none")]
     auto_install_deps: Option<bool>,
 }
@@ -59,21 +59,21 @@ fn repositories() -> Array {
 
 /// Create a computer
 ///
-/// A managed computer is answered while it is still `provisioning`. The computer's key is in a Secret of its namespace, which only
-/// those can read whom RBAC lets: `kubectl get computer NAME -o jsonpath={.status.credentialSecretName}`.
+/// A managed computer is returned while it is still `provisioning`. The computer's key is stored in a Secret in its namespace, which RBAC protects:
+/// `kubectl get computer NAME -o jsonpath={.status.credentialSecretName}`.
 #[utoipa::path(
     post, path = "/api/v0/computers", operation_id = "createComputer", tag = "Computers", params(NamespaceParam), request_body = CreateComputer,
     responses(
         (status = 201, description = "The new computer", body = WireComputer),
-        (status = 400, description = "The request cannot be as it is", body = ErrorBody),
-        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 400, description = "The request is invalid", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may not create computers", body = ErrorBody),
-        (status = 404, description = "No such namespace, or not that of the computer whose key is used", body = ErrorBody),
-        (status = 408, description = "The body came too slowly", body = ErrorBody),
-        (status = 409, description = "There is a computer of that name, or the namespace is being deleted", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not JSON", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 404, description = "The namespace is not that of the computer whose key is used", body = ErrorBody),
+        (status = 408, description = "The request body was not received in time", body = ErrorBody),
+        (status = 409, description = "A computer with this name already exists, or the namespace is being deleted", body = ErrorBody),
+        (status = 413, description = "The request body is too large", body = ErrorBody),
+        (status = 415, description = "The request body is not JSON", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn create_computer(
@@ -101,18 +101,18 @@ pub async fn create_computer(
     }
 }
 
-/// That the name is taken must be told; by which computer, only to who may see it.
+/// The error for a name that is taken. It contains the id of the computer only if the caller may see it.
 async fn taken_by(shared: &Shared, caller: &Caller, computer: &Computer) -> Result<ApiError, ApiError> {
     let (name, id) = (wire::name(computer), wire::id(computer));
-    let error = ApiError::conflict(format!("there is a computer named {name} already: use it, delete it, or take another name"));
+    let error = ApiError::conflict(format!("a computer named {name} already exists: use it, delete it, or choose another name"));
     let seen = access::may(shared, caller, "get", Target::computer(&id)).await?;
     Ok(if seen { error.with("computerId", id.encode()) } else { error })
 }
 
-/// A host id is unique among the living computers of a namespace.
+/// Requires that no other living computer of the namespace has this host id.
 pub(super) fn free_host(all: &[Computer], host: &str, except: Option<&str>) -> Result<(), ApiError> {
     let holds = |c: &Computer| !wire::is_deleted(c) && wire::has_host(c, host) && c.metadata.uid.as_deref() != except;
-    if all.iter().any(holds) { Err(ApiError::conflict("hostId: another computer has it")) } else { Ok(()) }
+    if all.iter().any(holds) { Err(ApiError::conflict("hostId is already used by another computer in this namespace")) } else { Ok(()) }
 }
 
 fn spec(asked: CreateComputer) -> Result<ComputerSpec, ApiError> {
@@ -120,13 +120,13 @@ fn spec(asked: CreateComputer) -> Result<ComputerSpec, ApiError> {
     super::check_length("remoteUser", &asked.remote_user, 63)?;
     let repositories = asked.repos.unwrap_or_default();
     if repositories.len() > 20 {
-        return Err(ApiError::invalid("repos: 20 at most"));
+        return Err(ApiError::invalid("repos is invalid: it must have at most 20 entries"));
     }
     for repository in &repositories {
         super::check_length("repos", repository, 2048)?;
         let uri = repository.parse::<axum::http::Uri>().is_ok_and(|u| u.scheme().is_some());
         if !uri || repository.contains(char::is_whitespace) {
-            return Err(ApiError::invalid("repos: each is a URI, for example https://github.com/team/project"));
+            return Err(ApiError::invalid("repos is invalid: each entry must be a URI, for example https://github.com/team/project"));
         }
     }
     if let Some(host) = &asked.host_id {
@@ -146,9 +146,9 @@ fn spec(asked: CreateComputer) -> Result<ComputerSpec, ApiError> {
     })
 }
 
-/// With the finalizer from the start (DESIGN.md 4.2). A name whose former computer is still being torn down is free for clients: the
-/// object then gets a name of its own, and clients go on seeing the one they gave. That name follows from the former computer, so
-/// that of two who take it at the same time one finds it taken. `Err`: by whom.
+/// Creates the computer with the finalizer from the start (DESIGN.md 4.2). Clients can reuse a name while the former computer is still being deleted: the
+/// object then gets a name derived from the former computer, so that only one of two concurrent requests succeeds, and the requested name as its display
+/// name. `Err` with the computer that has the name.
 async fn create(shared: &Shared, namespace: &str, name: &str, spec: ComputerSpec) -> Result<Result<Computer, Computer>, ApiError> {
     let api = shared.computers(namespace);
     let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
@@ -171,10 +171,10 @@ async fn create(shared: &Shared, namespace: &str, name: &str, spec: ComputerSpec
             computer.spec.display_name = Some(name.to_owned());
         }
     }
-    Err(ApiError::conflict("the name is being taken and given up by others: try again"))
+    Err(ApiError::conflict("other clients are creating and deleting computers with this name: retry the request"))
 }
 
-/// A name for the object beside the former one.
+/// The name of an object whose preferred name is still used by the former computer.
 fn successor(name: &str, former_uid: &str) -> String {
     let tail = hex::encode(&Sha256::digest(former_uid)[..4]);
     format!("{}-{tail}", name[..name.len().min(54)].trim_end_matches('-'))
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_successors_name_is_a_name_and_follows_from_the_former_computer() {
+    fn the_name_of_a_successor_is_valid_and_derived_from_the_former_computer() {
         for name in ["a".to_owned(), "x".repeat(63), format!("{}-{}", "y".repeat(53), "z".repeat(9))] {
             let next = successor(&name, "one");
             assert!(super::super::check_name(&next).is_ok() && next != name, "{next}");

@@ -1,5 +1,5 @@
-//! `DELETE /api/v0/computers/{computerId}`: terminal. When it has answered 204, the Computer is being deleted on the API server
-//! and its record is a tombstone: its key is dead on every replica (S2), and the reconciler does the rest, however long it takes.
+//! `DELETE /api/v0/computers/{computerId}`, which is final. It must respond with 204 only once the Computer is being deleted on the API server and its
+//! record is a tombstone: then its key is revoked on every replica (S2), and the reconciler completes the deletion, however long that takes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,19 +23,19 @@ use crate::http::extract::{Id, Params};
 use crate::resources::{ArchivePolicy, Computer, ComputerRecord, ComputerRecordSpec, CredentialState, Provider, Snapshot};
 use crate::runtime::client::{ErrorClass, call, classify};
 
-/// Header of a 204: is anything left to do?
+/// Header of a 204 response: whether the deletion is complete.
 const STATE: HeaderName = HeaderName::from_static("deletion-state");
 
-/// Extensions of the published operation; without them it is as published.
+/// Extensions of the published operation. Without them it behaves as published.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
 pub struct DeleteParameters {
-    /// Extension: `All` deletes nothing and answers 200 with what would be revoked, archived and deleted.
+    /// Extension: with `All` nothing is deleted, and the response is 200 with what would be revoked, archived and deleted.
     #[param(inline)]
     dry_run: Option<DryRun>,
-    /// Extension: wait this many seconds, 1 to 300, for the end of the deletion, or less where many wait. The answer is 204 all the
-    /// same; the header `Deletion-State` says `Completed` or `InProgress`.
+    /// Extension: wait up to this many seconds, 1 to 300, for the end of the deletion; less if many requests wait. The response is 204 in any case, and the
+    /// header `Deletion-State` is `Completed` or `InProgress`.
     #[param(minimum = 1, maximum = 300)]
     wait: Option<u64>,
 }
@@ -43,7 +43,7 @@ pub struct DeleteParameters {
 /// As in the Kubernetes API.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
 pub enum DryRun {
-    /// All of it.
+    /// Perform no change.
     All,
 }
 
@@ -51,31 +51,31 @@ pub enum DryRun {
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeletionPreview {
-    /// The computer.
+    /// The id of the computer.
     pub computer_id: String,
-    /// Whether a key would be revoked, one that is still being issued as well; `false` where it is dead already.
+    /// Whether a key would be revoked, including one that is still being issued. `false` if the key is already revoked.
     pub revokes_key: bool,
-    /// `Required`, `BestEffort` or `None`; left out where there is no home to archive.
+    /// `Required`, `BestEffort` or `None`; omitted if there is no home to archive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub archive_policy: Option<String>,
-    /// Folders under the home that would be archived; `.` is the whole home. Empty: nothing would be.
+    /// Directories below the home that would be archived; `.` is the whole home. Empty if nothing would be archived.
     pub archived_paths: Vec<String>,
-    /// What would not be archived, and what becomes of it, in words.
+    /// Descriptions of what would not be archived and what happens to it.
     pub not_archived: Vec<String>,
     /// Pods that would be stopped and deleted.
     pub deleted_pods: Vec<String>,
-    /// The claim that would be deleted.
+    /// The PersistentVolumeClaim that would be deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted_claim: Option<String>,
-    /// The volume, and `Delete` or `Retain`: what becomes of it in the end.
+    /// The PersistentVolume of the home.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
-    /// The volume's own reclaim policy.
+    /// The original reclaim policy of the volume, `Delete` or `Retain`, which decides what happens to it in the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_reclaim_policy: Option<String>,
 }
 
-/// 204 has no body; the published description gives it an empty object.
+/// A 204 response has no body; the published document describes it as an empty object.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = DeleteComputer204ResponseBody)]
@@ -90,18 +90,18 @@ pub struct Nothing {}
     params(
         ("computerId" = String, Path, description = "Computer ID"),
         DeleteParameters,
-        ("If-Match" = Option<String>, Header, description = "Extension: the `ETag` that the computer must have"),
+        ("If-Match" = Option<String>, Header, description = "Extension: the expected `ETag` of the computer"),
     ),
     responses(
-        (status = 200, description = "Extension, with `dryRun=All`: what would be done", body = DeletionPreview),
-        (status = 204, description = "The key is dead and the deletion is durably under way", body = Nothing),
-        (status = 400, description = "A parameter of an extension is wrong", body = ErrorBody),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 403, description = "The caller may see it but not delete it", body = ErrorBody),
-        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
+        (status = 200, description = "Extension: the effects of the deletion, with `dryRun=All`", body = DeletionPreview),
+        (status = 204, description = "The key is revoked, and the deletion has been durably started", body = Nothing),
+        (status = 400, description = "A parameter of an extension is invalid", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 403, description = "The caller may view but not delete the computer", body = ErrorBody),
+        (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
         (status = 409, description = "The computer is protected from deletion", body = ErrorBody),
-        (status = 412, description = "It is not the version in If-Match", body = ErrorBody),
-        (status = 500, description = "Failed, or not known: repeat it", body = ErrorBody),
+        (status = 412, description = "The computer does not match If-Match", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown. Retry it", body = ErrorBody),
     )
 )]
 pub async fn delete_computer(
@@ -112,19 +112,19 @@ pub async fn delete_computer(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     if params.wait.is_some_and(|s| !(1..=300).contains(&s)) {
-        return Err(ApiError::invalid("wait: 1 to 300 seconds"));
+        return Err(ApiError::invalid("wait is invalid: it must be 1 to 300 seconds"));
     }
     super::permit(&shared, &caller, "delete", &id).await?;
     let computer = super::find(&shared, &id).await?.ok_or_else(|| ApiError::not_found("computer"))?;
-    let under_way = super::wire::is_deleted(&computer);
-    if !under_way {
+    let deleting = super::wire::is_deleted(&computer);
+    if !deleting {
         super::check_match(&headers, &computer)?;
         protected(&computer)?;
     }
     if params.dry_run.is_some() {
         return Ok(Json(preview(&id, &computer, record(&shared, &id).await?.as_ref())).into_response());
     }
-    if !under_way {
+    if !deleting {
         delete(&shared, &id, &headers, computer).await?;
     }
     tombstone(&shared, &id).await?;
@@ -134,12 +134,12 @@ pub async fn delete_computer(
 
 fn protected(computer: &Computer) -> Result<(), ApiError> {
     if computer.spec.deletion_protection {
-        return Err(ApiError::conflict("the computer is protected from deletion: set spec.deletionProtection to false first"));
+        return Err(ApiError::conflict("the computer is protected from deletion: set spec.deletionProtection to false and retry"));
     }
     Ok(())
 }
 
-/// Deletes this very computer; with `If-Match`, only as it was read. One that is gone by now is deleted as well.
+/// Deletes exactly this computer; with `If-Match`, only the version that was read. A computer that is already gone counts as deleted.
 async fn delete(shared: &Shared, id: &ComputerId, headers: &HeaderMap, mut computer: Computer) -> Result<(), ApiError> {
     let exact = headers.contains_key(axum::http::header::IF_MATCH);
     for _ in 0..super::TRIES {
@@ -149,12 +149,12 @@ async fn delete(shared: &Shared, id: &ComputerId, headers: &HeaderMap, mut compu
         match call(shared.computers(&id.namespace).delete(&id.name, &params)).await {
             Ok(_) => return Ok(()),
             Err(error) => match classify(&error) {
-                // Neither proves that ours is gone: an admission webhook may refuse with any code. A look does.
+                // Neither proves that the computer is gone, because an admission webhook may reject with any code. A read does.
                 ErrorClass::NotFound | ErrorClass::Conflict => {}
                 _ => return Err(ApiError::from_call(&error, "computer", "deleting the computer")),
             },
         }
-        // Mostly it was the operator that reported something; the version that the caller means is another matter.
+        // Usually the operator has only updated the status; the check of If-Match decides about other changes.
         computer = match super::find(shared, id).await? {
             Some(now) if !super::wire::is_deleted(&now) => now,
             _ => return Ok(()),
@@ -162,10 +162,10 @@ async fn delete(shared: &Shared, id: &ComputerId, headers: &HeaderMap, mut compu
         super::check_match(headers, &computer)?;
         protected(&computer)?;
     }
-    Err(ApiError::conflict("others keep changing the computer: try again"))
+    Err(ApiError::conflict("other clients keep changing the computer: retry the request"))
 }
 
-/// The record, if there is one.
+/// Reads the record of a computer, if it exists.
 pub(super) async fn record(shared: &Shared, id: &ComputerId) -> Result<Option<ComputerRecord>, ApiError> {
     let records: Api<ComputerRecord> = Api::namespaced(shared.client.clone(), &shared.namespace);
     let ours = |r: &ComputerRecord| r.spec.namespace == id.namespace && r.spec.computer == id.name;
@@ -176,7 +176,7 @@ pub(super) async fn record(shared: &Shared, id: &ComputerId) -> Result<Option<Co
     }
 }
 
-/// The key stays dead whatever becomes of the Computer. With no record there never was a key.
+/// Revokes the key in the record, so that it stays revoked whatever happens to the Computer. Without a record no key was ever issued.
 async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
     let records: Api<ComputerRecord> = Api::namespaced(shared.client.clone(), &shared.namespace);
     match record(shared, id).await? {
@@ -195,7 +195,8 @@ async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
     }
 }
 
-/// Waits as long as asked for, unless this process is to end or too many wait already. Not knowing is not being finished.
+/// Waits for the end of the deletion, unless the process is shutting down or too many requests wait already. An unknown state is never reported as
+/// `Completed`.
 async fn finished(shared: &Shared, id: &ComputerId, wait: Option<u64>) -> &'static str {
     let Some(seconds) = wait else { return "InProgress" };
     let Ok(_turn) = shared.waiting.try_acquire() else { return "InProgress" };
@@ -208,12 +209,12 @@ async fn finished(shared: &Shared, id: &ComputerId, wait: Option<u64>) -> &'stat
 }
 
 fn preview(id: &ComputerId, computer: &Computer, record: Option<&ComputerRecord>) -> DeletionPreview {
-    // Before there is a record the key is about to be issued, and never will be once the deletion has begun.
+    // Without a record the key has not been issued yet, and will not be once the deletion has begun.
     let dead = |r: &ComputerRecord| r.spec.state.credential == CredentialState::Revoked || r.spec.state.key_hash.is_none();
     let revokes_key = !super::wire::is_deleted(computer) && !record.is_some_and(dead);
     let mut preview = DeletionPreview { computer_id: id.encode(), revokes_key, ..DeletionPreview::default() };
     let Some(spec) = record.map(|r| &r.spec) else {
-        let unknown = "Not known yet: the operator has not recorded what the class of this computer archives. Ask again.";
+        let unknown = "Not known yet: the operator has not recorded the archive settings of this computer's class. Retry the request.";
         preview.not_archived = vec![if computer.spec.provider == Provider::BYOM { OWN_MACHINE } else { unknown }.to_owned()];
         return preview;
     };
@@ -230,7 +231,7 @@ fn preview(id: &ComputerId, computer: &Computer, record: Option<&ComputerRecord>
     preview
 }
 
-/// The record of a computer whose own was lost names no paths: then the whole home is archived.
+/// The archived paths. A record that replaces a lost one has no paths; then the whole home is archived.
 fn archived_paths(snapshot: &Snapshot) -> Vec<String> {
     match &snapshot.session_paths {
         _ if snapshot.archive.policy == ArchivePolicy::None => Vec::new(),
@@ -239,36 +240,36 @@ fn archived_paths(snapshot: &Snapshot) -> Vec<String> {
     }
 }
 
-/// What a deletion does to a machine that the operator does not provide.
-const OWN_MACHINE: &str = "Nothing on the machine is archived or deleted: it is yours, and only its key is revoked.";
+/// The effect of a deletion on a BYOM machine.
+const OWN_MACHINE: &str = "Nothing on the machine is archived or deleted, because its provider is BYOM. Only its key is revoked.";
 
-/// What a deletion loses, said before it: nobody can undo it.
+/// Describes the data that a deletion does not archive, because a deletion cannot be undone.
 fn not_archived(preview: &DeletionPreview, spec: &ComputerRecordSpec) -> Vec<String> {
     if spec.provider == Provider::BYOM || preview.archive_policy.is_none() {
         return vec![OWN_MACHINE.to_owned()];
     }
-    let goes = match preview.volume_reclaim_policy.as_deref() {
-        Some("Retain") => "it stays on the volume, whose reclaim policy is Retain",
+    let fate = match preview.volume_reclaim_policy.as_deref() {
+        Some("Retain") => "it is kept on the volume, whose reclaim policy is Retain",
         _ => "it is destroyed with the volume",
     };
     let mut lost = Vec::new();
     if preview.archived_paths.is_empty() {
-        lost.push(format!("The whole home, because the class wants no archive: {goes}."));
+        lost.push(format!("The whole home, because the archive policy of the class is None: {fate}."));
         return lost;
     }
     if !preview.archived_paths.iter().any(|path| path == WHOLE_HOME) {
-        lost.push(format!("Everything in the home outside of {}: {goes}.", preview.archived_paths.join(", ")));
+        lost.push(format!("Everything in the home outside of {}: {fate}.", preview.archived_paths.join(", ")));
     }
     lost.push(
-        "The targets of symbolic links: a link is recorded, never followed. Sockets, FIFOs and devices are recorded only.".to_owned(),
+        "The targets of symbolic links: links are recorded but not followed. Sockets, FIFOs and devices are only recorded.".to_owned(),
     );
-    lost.push("Empty folders, owners, extended attributes and permissions other than read and execute.".to_owned());
+    lost.push("Empty directories, owners, extended attributes, and permissions other than read and execute.".to_owned());
     if !spec.snapshot.archive.blocks_unreadable() {
-        lost.push("Files that the machine's own user cannot read: they are named in the manifest, and the deletion goes on.".to_owned());
+        lost.push("Files that the machine's user cannot read: they are listed in the manifest, and the deletion continues.".to_owned());
     }
     if spec.snapshot.archive.policy == ArchivePolicy::BestEffort {
         lost.push(format!(
-            "Everything, if the archive is not complete within {} s: the class says BestEffort.",
+            "Everything, if the archive is not complete within {} s, because the archive policy of the class is BestEffort.",
             spec.snapshot.deadlines.archive_sessions_seconds
         ));
     }
@@ -285,7 +286,7 @@ mod tests {
 
     const UID: &str = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11";
 
-    /// What an API server says on whose way a webhook refuses a DELETE with a code of its own. The computer stays alive.
+    /// An API server with a webhook that rejects a DELETE with an arbitrary code. The computer is not deleted.
     fn refusing(request: &Request<kube::client::Body>, code: u16, reason: &str) -> (u16, serde_json::Value) {
         let path = request.uri().path();
         match *request.method() {
@@ -304,9 +305,9 @@ mod tests {
         }
     }
 
-    /// 204 is a promise: the deletion is durable. A refusal that looks like an absence or like another UID is neither.
+    /// 204 promises that the deletion is durable. A rejection with 404 or 409 is neither an absence nor another UID.
     #[tokio::test]
-    async fn a_refused_deletion_is_never_204() {
+    async fn a_rejected_deletion_is_never_204() {
         for (code, reason) in [(409, "Conflict"), (404, "NotFound"), (403, "Forbidden"), (500, "InternalError")] {
             let shared = crate::http::tests::shared_with(move |request| refusing(request, code, reason));
             let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() }.encode();
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dry_run_right_after_the_create_tells_what_a_deletion_would_do() {
+    fn a_dry_run_right_after_the_creation_shows_whether_a_key_would_be_revoked() {
         let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() };
         let computer = |deleted: Option<&str>| -> Computer {
             serde_json::from_value(
@@ -329,17 +330,17 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": "c", "state": state}})).unwrap()
         };
         let revokes = |record: Option<ComputerRecord>, deleted| preview(&id, &computer(deleted), record.as_ref()).revokes_key;
-        assert!(revokes(None, None), "the operator has not come to it yet");
+        assert!(revokes(None, None), "the operator has not reconciled the computer yet");
         for (state, expected) in [("Pending", true), ("Live", true), ("Revoked", false)] {
             assert_eq!(revokes(Some(record(json!({"credential": state, "keyHash": "h"}))), None), expected, "{state}");
         }
-        assert!(!revokes(Some(record(json!({"credential": "Pending"}))), None), "a key whose hash was lost is dead");
+        assert!(!revokes(Some(record(json!({"credential": "Pending"}))), None), "a key whose hash was lost is invalid");
         assert!(!revokes(Some(record(json!({"credential": "Live", "keyHash": "h"}))), Some("2026-01-01T00:00:00Z")));
     }
 
-    /// Review H7: a user who believed the README lost what lay beside three default folders.
+    /// Review H7: a user who trusted the README lost the data outside of the three default directories.
     #[test]
-    fn a_dry_run_says_what_is_archived_and_what_is_lost() {
+    fn a_dry_run_shows_what_is_archived_and_what_is_lost() {
         let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() };
         let computer: Computer =
             serde_json::from_value(json!({"metadata": {"name": "c", "namespace": "t", "uid": UID}, "spec": {}})).unwrap();
@@ -355,7 +356,7 @@ mod tests {
         let (archived, lost) = shown(json!([".claude/projects"]), "Required", "Delete");
         assert!(archived == ".claude/projects" && lost.contains("outside of .claude/projects: it is destroyed with the volume"), "{lost}");
         let (_, lost) = shown(json!([".claude/projects"]), "Required", "Retain");
-        assert!(lost.contains("it stays on the volume"), "{lost}");
+        assert!(lost.contains("it is kept on the volume"), "{lost}");
         for whole in [json!(["."]), json!([])] {
             let (archived, lost) = shown(whole, "Required", "Delete");
             assert!(archived == "." && !lost.contains("outside of") && lost.contains("symbolic links"), "{archived}: {lost}");
@@ -367,7 +368,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_who_wait_leave_room_for_others() {
+    async fn waiting_requests_leave_slots_for_others() {
         let shared = crate::http::tests::shared_with(|request| refusing(request, 500, "InternalError"));
         let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() };
         let free = shared.waiting.available_permits();

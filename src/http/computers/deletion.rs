@@ -1,5 +1,5 @@
-//! Extension: `GET /api/v0/computers/{computerId}/deletion`: how far a deletion is, and its receipt when it is over. It is read
-//! from the record, which outlives the computer and its namespace.
+//! Extension: `GET /api/v0/computers/{computerId}/deletion`: the progress of a deletion, and its receipt once it is complete. It is read from the record,
+//! which outlives the computer and its namespace.
 
 use std::sync::Arc;
 
@@ -25,57 +25,57 @@ use crate::runtime::client::{ErrorClass, call, classify};
 #[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeletionReport {
-    /// The computer.
+    /// The id of the computer.
     pub computer_id: String,
-    /// How far it is.
+    /// Whether the deletion is complete.
     pub state: DeletionState,
-    /// When it began, Unix milliseconds: the key is dead from then on.
+    /// When the deletion began, in Unix milliseconds. The key is invalid from then on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted_at: Option<i64>,
-    /// Why, as far as it is known.
+    /// The cause of the deletion, if it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     /// The steps, in order.
     pub steps: Vec<WireStep>,
-    /// The archive, once it is verified.
+    /// The archive, once it has been verified.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub archive: Option<ArchiveReport>,
-    /// The receipt, once it is stored.
+    /// The receipt, once it has been stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub receipt: Option<ReceiptReport>,
 }
 
-/// How far a deletion is.
+/// The state of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeletionState {
-    /// Under way.
+    /// In progress.
     Deleting,
-    /// Over: everything is gone and the receipt is stored.
+    /// Complete: everything is gone and the receipt is stored.
     Deleted,
 }
 
-/// What was archived.
+/// The archive of a deleted computer.
 #[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ArchiveReport {
     /// SHA-256 of the manifest.
     pub manifest_digest: String,
-    /// Sessions.
+    /// Number of sessions.
     pub sessions: i64,
-    /// Bytes in the store.
+    /// Size in the store in bytes.
     pub bytes: i64,
-    /// Files that could not be read; the manifest names them.
+    /// Number of files that could not be read; the manifest lists them.
     pub problems: i64,
 }
 
-/// The proof.
+/// The receipt of a deletion.
 #[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReceiptReport {
     /// SHA-256 of the receipt.
     pub digest: String,
-    /// When it was written, Unix milliseconds.
+    /// When it was written, in Unix milliseconds.
     pub written_at: i64,
 }
 
@@ -85,9 +85,9 @@ pub struct ReceiptReport {
     params(("computerId" = String, Path, description = "Computer ID")),
     responses(
         (status = 200, description = "Extension: the deletion of this computer", body = DeletionReport),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 404, description = "Not known, not being deleted, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 404, description = "The computer is unknown or not being deleted, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn get_computer_deletion(
@@ -108,8 +108,8 @@ pub async fn get_computer_deletion(
     report.map(Json).ok_or_else(|| ApiError::not_found("deletion"))
 }
 
-/// A namespace that was made anew under the name may be another tenant's, and one that is gone gives nobody rights: what is left of
-/// its computers is then for those who may see computers everywhere.
+/// Protects the records of a deleted namespace. A recreated namespace may belong to another tenant, and a deleted one grants no permissions; the records
+/// are then visible only to callers who may get computers in all namespaces.
 async fn same_tenant(shared: &Shared, caller: &Caller, id: &ComputerId, record: &ComputerRecord) -> Result<(), ApiError> {
     let namespaces: Api<Namespace> = Api::all(shared.client.clone());
     let made = match call(namespaces.get(&id.namespace)).await {
@@ -125,14 +125,14 @@ async fn same_tenant(shared: &Shared, caller: &Caller, id: &ComputerId, record: 
     Err(ApiError::not_found("deletion"))
 }
 
-/// The steps as the living object tells them, which says why one waits; from the record once it is gone.
+/// Builds the report. The steps come from the status of the Computer, which says why a step waits, or from the record once the Computer is gone.
 fn report(computer_id: String, record: Option<&ComputerRecord>, computer: Option<&Computer>) -> Option<DeletionReport> {
     let deletion = record.and_then(|r| r.spec.state.deletion.as_ref());
     if deletion.is_none() && computer.is_none() {
         return None;
     }
     let status = computer.and_then(|c| c.status.as_ref());
-    let told = status.map(|s| s.deletion_steps.iter().map(WireStep::from).collect::<Vec<_>>()).filter(|s| !s.is_empty());
+    let from_status = status.map(|s| s.deletion_steps.iter().map(WireStep::from).collect::<Vec<_>>()).filter(|s| !s.is_empty());
     let marked = computer.and_then(|c| c.metadata.deletion_timestamp.as_ref());
     let released = record.is_some_and(|r| r.spec.state.phase == RecordPhase::Released) && computer.is_none();
     Some(DeletionReport {
@@ -140,7 +140,7 @@ fn report(computer_id: String, record: Option<&ComputerRecord>, computer: Option
         state: if released { DeletionState::Deleted } else { DeletionState::Deleting },
         deleted_at: deletion.map(|d| &d.deleted_at).or(marked).map(|t| t.0.as_millisecond()),
         cause: deletion.map(|d| d.cause.clone()),
-        steps: told.unwrap_or_else(|| recorded(deletion)),
+        steps: from_status.unwrap_or_else(|| recorded(deletion)),
         archive: deletion.and_then(|d| d.archive.as_ref()).map(|a| ArchiveReport {
             manifest_digest: a.manifest_digest.clone(),
             sessions: a.sessions,

@@ -15,7 +15,7 @@ use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Params;
 use crate::resources::Computer;
 
-/// What to list.
+/// Parameters of the list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
@@ -23,10 +23,10 @@ pub struct ListParams {
     /// Only the computer with this host id.
     #[param(format = Uuid)]
     host_id: Option<String>,
-    /// `true`: with the steps of their creation.
+    /// Whether to include the provisioning steps.
     #[param(inline)]
     include_provisioning_steps: Option<Flag>,
-    /// Extension: the namespace to list. Left out: the caller's own.
+    /// Extension: the namespace to list. Defaults to the caller's own.
     #[param(min_length = 1, max_length = 63)]
     namespace: Option<String>,
 }
@@ -41,7 +41,7 @@ pub enum Flag {
     False,
 }
 
-/// All computers that the caller sees in a namespace, the newest first.
+/// The computers of a namespace that the caller may see, newest first.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct ComputerList {
     /// The computers.
@@ -50,16 +50,16 @@ pub struct ComputerList {
 
 /// List computers
 ///
-/// The computers of the caller's namespace, the newest first; a computer's own key sees itself. Deleted computers are not listed.
+/// Lists the computers of the caller's namespace, newest first. The key of a computer lists only that computer. Deleted computers are not listed.
 #[utoipa::path(
     get, path = "/api/v0/computers", operation_id = "listComputers", tag = "Computers", params(ListParams),
     responses(
         (status = 200, description = "The computers", body = ComputerList),
-        (status = 400, description = "A parameter is wrong", body = ErrorBody),
-        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 400, description = "A parameter is invalid", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may not list computers", body = ErrorBody),
-        (status = 404, description = "A computer's key asked for another namespace", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 404, description = "The key of a computer was used for another namespace", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn list_computers(

@@ -1,4 +1,4 @@
-//! `GET /api/v0/computers/{computerId}/metrics`, from the cluster's metrics API (metrics-server) and the pod's limits.
+//! `GET /api/v0/computers/{computerId}/metrics`, based on the cluster's metrics API (metrics-server) and the limits of the pod.
 
 use std::sync::Arc;
 
@@ -21,32 +21,32 @@ use crate::http::extract::{Id, Params};
 use crate::resources::{Provider, quantity};
 use crate::runtime::client::{ErrorClass, call, classify};
 
-/// Since when.
+/// Parameters of the metrics.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct MetricsParams {
-    /// Only readings from this time on, ISO 8601. The metrics API keeps no history: there is one reading at most.
+    /// Only samples from this time on, in ISO 8601. The metrics API keeps no history, so there is at most one sample.
     #[param(format = DateTime)]
     start: Option<String>,
 }
 
-/// One reading.
+/// One sample.
 #[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Metric {
-    /// When, ISO 8601.
+    /// Time of the sample in ISO 8601.
     pub timestamp: String,
-    /// Processor time used, in percent of `cpuCount`; of one processor where that is not limited.
+    /// CPU usage in percent of `cpuCount`, or of one CPU if it is not limited.
     pub cpu_used_pct: f64,
-    /// Processors that the pod may use; 0: not limited.
+    /// CPU limit of the pod; 0 if it is not limited.
     pub cpu_count: f64,
-    /// Memory used, bytes.
+    /// Memory usage in bytes.
     pub mem_used: f64,
-    /// Memory that the pod may use, bytes; 0: not limited.
+    /// Memory limit of the pod in bytes; 0 if it is not limited.
     pub mem_total: f64,
-    /// 0: the metrics API says nothing about disks.
+    /// Always 0: the metrics API does not report disks.
     pub disk_used: f64,
-    /// 0: the metrics API says nothing about disks.
+    /// Always 0: the metrics API does not report disks.
     pub disk_total: f64,
 }
 
@@ -55,11 +55,11 @@ pub struct Metric {
     get, path = "/api/v0/computers/{computerId}/metrics", operation_id = "getComputerMetrics", tag = "Computers",
     params(("computerId" = String, Path, description = "Computer ID"), MetricsParams),
     responses(
-        (status = 200, description = "The readings; none while the computer does not run", body = Vec<Metric>),
-        (status = 400, description = "`start` is no time, or the computer is not managed", body = ErrorBody),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 200, description = "The samples; empty while the computer is not running", body = Vec<Metric>),
+        (status = 400, description = "`start` is invalid, or the computer is not managed by this cluster", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
         (status = 501, description = "The cluster has no metrics API", body = ErrorBody),
     )
 )]
@@ -72,12 +72,12 @@ pub async fn get_computer_metrics(
     let start = match params.start.as_deref().map(str::parse::<Timestamp>) {
         None => None,
         Some(Ok(start)) => Some(start),
-        Some(Err(_)) => return Err(ApiError::invalid("start: a time such as 2026-01-31T12:00:00Z")),
+        Some(Err(_)) => return Err(ApiError::invalid("start is invalid: it must be a time such as 2026-01-31T12:00:00Z")),
     };
     super::permit(&shared, &caller, "get", &id).await?;
     let computer = super::living(&shared, &id).await?;
     if computer.spec.provider == Provider::BYOM {
-        return Err(ApiError::invalid("this machine is yours, not the cluster's: its metrics are not known here"));
+        return Err(ApiError::invalid("the computer has provider BYOM, so this cluster has no metrics of its machine"));
     }
     let pod = computer.status.and_then(|s| s.children).and_then(|c| c.pods.last().map(|p| p.name.clone()));
     let Some(pod) = pod else { return Ok(Json(Vec::new())) };
@@ -86,7 +86,7 @@ pub async fn get_computer_metrics(
     Ok(Json(metric.into_iter().filter(since).collect()))
 }
 
-/// The reading of a pod; `None`: there is none yet.
+/// Reads the sample of a pod; `None` if there is none yet.
 async fn read(shared: &Shared, id: &ComputerId, pod: &str) -> Result<Option<Metric>, ApiError> {
     let kind = GroupVersionKind::gvk("metrics.k8s.io", "v1beta1", "PodMetrics");
     let readings: Api<DynamicObject> =
@@ -97,7 +97,7 @@ async fn read(shared: &Shared, id: &ComputerId, pod: &str) -> Result<Option<Metr
         Ok(reading) => reading,
         Err(error) if classify(&error) == ErrorClass::NotFound => return Ok(None),
         Err(_) => {
-            let detail = "the cluster's metrics API does not answer: ask its admin for metrics-server";
+            let detail = "the metrics API of the cluster is not available: ask its admin to install metrics-server";
             return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, detail));
         }
     };
@@ -109,7 +109,7 @@ async fn read(shared: &Shared, id: &ComputerId, pod: &str) -> Result<Option<Metr
     Ok(Some(metric(&reading.data, &pod)))
 }
 
-/// Sums over the containers.
+/// Sums a sample over the containers.
 fn metric(reading: &Value, pod: &Pod) -> Metric {
     let used = |resource: &str| -> f64 {
         let containers = reading["containers"].as_array().into_iter().flatten();
@@ -119,7 +119,7 @@ fn metric(reading: &Value, pod: &Pod) -> Metric {
     let limit = |resource: &str| -> f64 {
         let containers = pod.spec.iter().flat_map(|s| &s.containers);
         let limits: Vec<_> = containers.map(|c| quantity::value(c.resources.as_ref()?.limits.as_ref()?.get(resource)?)).collect();
-        // One container without a limit, and the pod has none.
+        // If one container has no limit, the pod has none.
         limits.into_iter().sum::<Option<f64>>().unwrap_or_default()
     };
     let (cpu, count) = (used("cpu"), limit("cpu"));
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::float_cmp)] // small whole numbers
-    fn a_reading_is_summed_over_the_containers() {
+    fn a_sample_is_summed_over_the_containers() {
         let reading = json!({"timestamp": "2026-01-01T00:00:00Z", "containers": [
             {"usage": {"cpu": "250m", "memory": "1Mi"}}, {"usage": {"cpu": "250000000n", "memory": "1024Ki"}},
         ]});

@@ -1,6 +1,6 @@
-//! The computers of the published v0 API: one file an operation family.
+//! The computers of the published v0 API, with one file per family of operations.
 //!
-//! Each handler reviews the caller's rights first, then reads the Computer live and by UID: another one under the same name is 404.
+//! A handler must authorize the caller first, and then read the Computer live and compare its UID: another Computer with the same name is 404.
 
 pub mod actions;
 pub mod create;
@@ -42,25 +42,25 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Shared>> {
 }
 
 impl Shared {
-    /// Computers of a namespace.
+    /// The API of the computers in a namespace.
     pub(super) fn computers(&self, namespace: &str) -> Api<Computer> {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Computers of a namespace, for who may list them.
+    /// Lists the computers of a namespace. The caller must have been authorized.
     ///
     /// # Errors
-    /// 500 when the cluster does not answer.
+    /// 500 if the Kubernetes API does not respond as expected.
     pub(super) async fn list_computers(&self, namespace: &str) -> Result<Vec<Computer>, ApiError> {
         let listed = self.computer_pages.list(&self.computers(namespace), namespace, PAGE, |c| Some(slim(c))).await;
         listed.map_err(|e| ApiError::from_call(&e, "computer", "listing the computers"))
     }
 }
 
-/// Computers that are read at once; one may have some 300 KiB, annotations included.
+/// Page size of lists; a computer may have some 300 KiB, including annotations.
 const PAGE: u32 = 50;
 
-/// Without what is never shown: a tenant decides how much that is, and all of them share this server's memory.
+/// Removes metadata that is never shown: tenants decide how large it is, and all tenants share this server's memory.
 fn slim(mut computer: Computer) -> Computer {
     computer.metadata.managed_fields = None;
     computer.metadata.annotations = None;
@@ -68,10 +68,10 @@ fn slim(mut computer: Computer) -> Computer {
     computer
 }
 
-/// Insists that the caller may do `verb` on this very computer.
+/// Requires that the caller may do `verb` on exactly this computer.
 ///
 /// # Errors
-/// As [`access::require`].
+/// See [`access::require`].
 pub(super) async fn permit(shared: &Shared, caller: &Caller, verb: &'static str, id: &ComputerId) -> Result<(), ApiError> {
     if matches!(caller, Caller::Computer(own) if own != id) {
         return Err(ApiError::not_found("computer"));
@@ -79,10 +79,10 @@ pub(super) async fn permit(shared: &Shared, caller: &Caller, verb: &'static str,
     access::require(shared, caller, verb, Target::computer(id)).await
 }
 
-/// The computer of this id, read live, whether or not it is being deleted.
+/// Reads the computer with this id live, even if it is being deleted.
 ///
 /// # Errors
-/// 500 when the cluster does not answer.
+/// 500 if the Kubernetes API does not respond as expected.
 pub(super) async fn find(shared: &Shared, id: &ComputerId) -> Result<Option<Computer>, ApiError> {
     match call(shared.computers(&id.namespace).get(&id.name)).await {
         Ok(computer) => Ok(Some(computer).filter(|c| c.metadata.uid.as_deref() == Some(&id.uid))),
@@ -91,22 +91,22 @@ pub(super) async fn find(shared: &Shared, id: &ComputerId) -> Result<Option<Comp
     }
 }
 
-/// The computer of this id that is not deleted.
+/// Reads the computer with this id live, unless it is deleted.
 ///
 /// # Errors
-/// 404, or 500 when the cluster does not answer.
+/// 404, or 500 if the Kubernetes API does not respond as expected.
 pub(super) async fn living(shared: &Shared, id: &ComputerId) -> Result<Computer, ApiError> {
     find(shared, id).await?.filter(|c| !wire::is_deleted(c)).ok_or_else(|| ApiError::not_found("computer"))
 }
 
-/// How often what somebody else changed meanwhile is read and tried again.
+/// Maximum number of attempts when other clients change an object at the same time.
 const TRIES: usize = 5;
 
-/// Changes the computer that was read: fenced by its UID and, where `exact`, by the version of its spec; what the operator reports
-/// meanwhile does not matter. `None`: it is not that any more.
+/// Patches a computer that was read, with its UID and, if `exact`, its generation as preconditions; status updates of the operator do not matter. `None`
+/// if the precondition no longer holds.
 ///
 /// # Errors
-/// As the API server refuses it.
+/// If the API server rejects the patch.
 pub(super) async fn change(
     shared: &Shared,
     computer: &Computer,
@@ -125,7 +125,7 @@ pub(super) async fn change(
         Ok(changed) => return Ok(Some(changed)),
         Err(error) => error,
     };
-    // A test that does not hold and a value that is refused are both 422: only a second look tells them apart.
+    // A failed precondition and an invalid value are both 422; another read distinguishes them.
     if classify(&error) == ErrorClass::Invalid {
         let now = find(shared, &id).await?;
         if now.is_none_or(|c| exact && c.metadata.generation != computer.metadata.generation) {
@@ -135,20 +135,20 @@ pub(super) async fn change(
     Err(ApiError::from_call(&error, "computer", "changing the computer"))
 }
 
-/// The version of a computer's spec: it changes with what a caller may change, not with what the operator reports.
+/// The `ETag` of a computer, derived from the generation: it changes with the spec, not with the status.
 pub(super) fn etag(computer: &Computer) -> String {
     format!("\"{}-{}\"", computer.metadata.uid.as_deref().unwrap_or_default(), computer.metadata.generation.unwrap_or_default())
 }
 
-/// An answer's `ETag`.
+/// The `ETag` header of a response.
 pub(super) fn tagged(computer: &Computer) -> [(HeaderName, HeaderValue); 1] {
     [(header::ETAG, HeaderValue::from_str(&etag(computer)).unwrap_or(HeaderValue::from_static("\"\"")))]
 }
 
-/// `If-Match`, where a caller sends it.
+/// Checks the `If-Match` header, if present.
 ///
 /// # Errors
-/// 412 when the computer is another version.
+/// 412 if the computer has another version.
 pub(super) fn check_match(headers: &HeaderMap, computer: &Computer) -> Result<(), ApiError> {
     let Some(wanted) = headers.get(header::IF_MATCH) else { return Ok(()) };
     let now = etag(computer);
@@ -156,10 +156,11 @@ pub(super) fn check_match(headers: &HeaderMap, computer: &Computer) -> Result<()
     if fits {
         return Ok(());
     }
-    Err(ApiError::new(StatusCode::PRECONDITION_FAILED, "the computer is not the version in If-Match: read it again").with("etag", now))
+    Err(ApiError::new(StatusCode::PRECONDITION_FAILED, "the computer has changed and no longer matches If-Match: read it again and retry")
+        .with("etag", now))
 }
 
-/// Insists on a name as the published API takes it, which is also one for a Kubernetes object.
+/// Requires a valid name according to the published API, which is also valid for a Kubernetes object.
 ///
 /// # Errors
 /// 400.
@@ -168,10 +169,10 @@ pub(super) fn check_name(name: &str) -> Result<(), ApiError> {
     if (1..=63).contains(&name.len()) && name.bytes().all(inner) && !name.starts_with('-') && !name.ends_with('-') {
         return Ok(());
     }
-    Err(ApiError::invalid("name: 1 to 63 of a-z, 0-9 and '-', neither beginning nor ending with '-'"))
+    Err(ApiError::invalid("name is invalid: it must have 1 to 63 characters of a-z, 0-9 and '-', and must not begin or end with '-'"))
 }
 
-/// Insists on 1 to `longest` characters.
+/// Requires 1 to `longest` characters.
 ///
 /// # Errors
 /// 400.
@@ -180,16 +181,20 @@ pub(super) fn check_length(field: &str, text: &str, longest: usize) -> Result<()
     if (1..=longest).contains(&length) {
         Ok(())
     } else {
-        Err(ApiError::invalid(format!("{field}: 1 to {longest} characters, not {length}")))
+        Err(ApiError::invalid(format!("{field} is invalid: it must have 1 to {longest} characters, but has {length}")))
     }
 }
 
-/// Insists on a UUID.
+/// Requires a UUID.
 ///
 /// # Errors
 /// 400.
 pub(super) fn check_uuid(field: &str, text: &str) -> Result<(), ApiError> {
     let fits = text.len() == 36
         && text.bytes().enumerate().all(|(i, b)| if matches!(i, 8 | 13 | 18 | 23) { b == b'-' } else { b.is_ascii_hexdigit() });
-    if fits { Ok(()) } else { Err(ApiError::invalid(format!("{field}: a UUID, for example 123e4567-e89b-12d3-a456-426614174000"))) }
+    if fits {
+        Ok(())
+    } else {
+        Err(ApiError::invalid(format!("{field} is invalid: it must be a UUID, for example 123e4567-e89b-12d3-a456-426614174000")))
+    }
 }

@@ -17,11 +17,11 @@ use crate::http::extract::{Id, Params};
 use crate::resources::Computer;
 use crate::runtime::client::{ErrorClass, call, classify};
 
-/// Where to look.
+/// The namespace of a request.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct NamespaceParam {
-    /// Extension: the namespace. Left out: the caller's own.
+    /// Extension: the namespace. Defaults to the caller's own.
     #[param(min_length = 1, max_length = 63)]
     pub namespace: Option<String>,
 }
@@ -32,9 +32,9 @@ pub struct NamespaceParam {
     params(("computerId" = String, Path, description = "Computer ID")),
     responses(
         (status = 200, description = "The computer", body = WireComputer),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn get_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<impl IntoResponse, ApiError> {
@@ -46,13 +46,13 @@ pub async fn get_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(
 /// Get a computer by name
 #[utoipa::path(
     get, path = "/api/v0/computers/name/{name}", operation_id = "getComputerByName", tag = "Computers",
-    params(("name" = String, Path, description = "Its name", min_length = 1, max_length = 63), NamespaceParam),
+    params(("name" = String, Path, description = "Name of the computer", min_length = 1, max_length = 63), NamespaceParam),
     responses(
         (status = 200, description = "The computer", body = WireComputer),
-        (status = 400, description = "The caller belongs to no namespace and named none", body = ErrorBody),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 400, description = "The caller does not belong to a namespace and did not specify one", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn get_computer_by_name(
@@ -71,12 +71,12 @@ pub async fn get_computer_by_name(
     Ok((super::tagged(&computer), Json(wire::wire(&computer, true))))
 }
 
-/// Mostly the name is the object's own. One that was changed, or taken while its predecessor was still being torn down, stands in
-/// `spec.displayName`; to find that, all must be listed: only for who may list or get them all, and be allowed to see the one that is
-/// found. Nothing is read for anybody else.
+/// Finds a computer by name. Usually it is the name of the object. A changed name, or one reused while the former computer was still being deleted, is in
+/// `spec.displayName`. Finding it requires a list, which is made only for callers who may list or get all computers; the caller must also be permitted to
+/// see the computer that is found. Nothing is read for other callers.
 async fn by_name(shared: &Shared, caller: &Caller, namespace: &str, name: &str) -> Result<Option<Computer>, ApiError> {
     let target = Target { resource: "computers", namespace, name: Some(name) };
-    // A name for people is not always one that an object could have.
+    // A display name is not always a valid object name.
     if super::check_name(name).is_ok() && access::may(shared, caller, "get", target).await? {
         match call(shared.computers(namespace).get(name)).await {
             Ok(computer) if wire::name(&computer) == name && !wire::is_deleted(&computer) => return Ok(Some(computer)),
@@ -95,7 +95,7 @@ async fn by_name(shared: &Shared, caller: &Caller, namespace: &str, name: &str) 
     Ok(access::may(shared, caller, "get", Target::computer(&id)).await?.then_some(computer))
 }
 
-/// The living computer of this name; of two, the older one.
+/// The living computer with this name; the older one if there are two.
 pub(super) fn living_by_name<'a>(all: &'a [Computer], name: &str) -> Option<&'a Computer> {
     let named = all.iter().filter(|c| !wire::is_deleted(c) && wire::name(c) == name);
     named.min_by(|a, b| wire::created(a).cmp(&wire::created(b)).then_with(|| a.metadata.uid.cmp(&b.metadata.uid)))
@@ -111,9 +111,9 @@ mod tests {
     use serde_json::json;
     use tower::ServiceExt as _;
 
-    /// Somebody who was never given anything must not make this server read a namespace, however large it is.
+    /// A caller without permissions must not make this server read a whole namespace.
     #[tokio::test]
-    async fn nothing_is_read_for_who_may_see_nothing() {
+    async fn nothing_is_read_for_a_caller_without_permissions() {
         let reads = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&reads);
         let shared = crate::http::tests::shared_with(move |request| match (request.method(), request.uri().path()) {
@@ -132,6 +132,6 @@ mod tests {
             let response = crate::http::router(Arc::clone(&shared)).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
             assert_eq!(response.status(), StatusCode::NOT_FOUND);
         }
-        assert_eq!(reads.load(Ordering::Relaxed), 0, "a namespace was read before any right was shown");
+        assert_eq!(reads.load(Ordering::Relaxed), 0, "the namespace was read before the caller was authorized");
     }
 }

@@ -19,19 +19,19 @@ use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::{Body, Id};
 use crate::resources::Computer;
 
-/// What to change; what is left out stays.
+/// The changes. Omitted fields are not changed.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateComputer {
-    /// Another name.
+    /// The new name.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
     name: Option<String>,
-    /// Another user for sessions.
+    /// The new user that sessions run as.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1, max_length = 63)]
     remote_user: Option<String>,
-    /// The machine's own id: only if it has none yet.
+    /// The id of the host. It can be set only once.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = Uuid)]
     host_id: Option<String>,
@@ -42,20 +42,20 @@ pub struct UpdateComputer {
     patch, path = "/api/v0/computers/{computerId}", operation_id = "updateComputer", tag = "Computers", request_body = UpdateComputer,
     params(
         ("computerId" = String, Path, description = "Computer ID"),
-        ("If-Match" = Option<String>, Header, description = "Extension: the `ETag` that the computer must have"),
+        ("If-Match" = Option<String>, Header, description = "Extension: the expected `ETag` of the computer"),
     ),
     responses(
-        (status = 200, description = "The computer as it is now", body = WireComputer),
-        (status = 400, description = "The request cannot be as it is", body = ErrorBody),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 403, description = "The caller may see it but not change it", body = ErrorBody),
-        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
-        (status = 408, description = "The body came too slowly", body = ErrorBody),
-        (status = 409, description = "The name or hostId is taken, or somebody changed it at the same time", body = ErrorBody),
-        (status = 412, description = "It is not the version in If-Match", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not JSON", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 200, description = "The updated computer", body = WireComputer),
+        (status = 400, description = "The request is invalid", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 403, description = "The caller may view but not change the computer", body = ErrorBody),
+        (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 408, description = "The request body was not received in time", body = ErrorBody),
+        (status = 409, description = "The name or hostId is already used, or the computer was changed at the same time", body = ErrorBody),
+        (status = 412, description = "The computer does not match If-Match", body = ErrorBody),
+        (status = 413, description = "The request body is too large", body = ErrorBody),
+        (status = 415, description = "The request body is not JSON", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn update_computer(
@@ -75,10 +75,10 @@ pub async fn update_computer(
             return Ok((super::tagged(&computer), Json(wire::wire(&computer, true))));
         }
     }
-    Err(ApiError::conflict("others keep changing the computer: try again"))
+    Err(ApiError::conflict("other clients keep changing the computer: retry the request"))
 }
 
-/// The changes; none for what is already so.
+/// The patch operations; empty if nothing changes.
 async fn operations(shared: &Shared, computer: &Computer, asked: &UpdateComputer) -> Result<Vec<Value>, ApiError> {
     let set = |field: &str, value: &str| json!({"op": "add", "path": format!("/spec/{field}"), "value": value});
     let uid = computer.metadata.uid.as_deref();
@@ -86,7 +86,7 @@ async fn operations(shared: &Shared, computer: &Computer, asked: &UpdateComputer
     let new_name = asked.name.as_deref().filter(|n| *n != wire::name(computer));
     let new_host = asked.host_id.as_deref().filter(|h| !wire::has_host(computer, h));
     if new_host.is_some() && computer.spec.host_id.is_some() {
-        return Err(ApiError::invalid("hostId: the computer has one, which cannot be changed"));
+        return Err(ApiError::invalid("hostId cannot be changed: the computer already has one"));
     }
     if let Some(host) = new_host {
         super::check_uuid("hostId", host)?;
@@ -109,7 +109,7 @@ async fn operations(shared: &Shared, computer: &Computer, asked: &UpdateComputer
         }
         let taken = new_name.and_then(|name| living_by_name(&all, name)).filter(|c| c.metadata.uid.as_deref() != uid);
         if let Some(other) = taken {
-            return Err(ApiError::conflict(format!("there is a computer named {} already", wire::name(other))));
+            return Err(ApiError::conflict(format!("a computer named {} already exists: choose another name", wire::name(other))));
         }
     }
     Ok(operations)

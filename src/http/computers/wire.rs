@@ -1,4 +1,4 @@
-//! A computer as the published v0 API shows it: field names, enums and integer Unix milliseconds are its, not Kubernetes's.
+//! A computer in the format of the published v0 API, which defines the field names, the enums and integer Unix milliseconds.
 
 use jiff::Timestamp;
 use kube::ResourceExt;
@@ -13,22 +13,22 @@ use crate::resources::{Computer, Phase, Provider, Step, StepStatus};
 #[serde(rename_all = "camelCase")]
 #[schema(as = Computer)]
 pub struct WireComputer {
-    /// Opaque id. A computer that is created again under the same name has another one.
+    /// Opaque id. A computer that is recreated with the same name has another id.
     pub id: String,
     /// Its name.
     #[schema(min_length = 1, max_length = 63)]
     pub name: String,
     /// Who runs the machine.
     pub provider_type: ProviderType,
-    /// When it was created, Unix milliseconds.
+    /// Creation time in Unix milliseconds.
     pub created_at: i64,
-    /// The machine's own id, set once by its agent.
+    /// The id of the host, set once by its agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(format = Uuid)]
     pub host_id: Option<String>,
-    /// What it is doing.
+    /// Its status.
     pub status: WireStatus,
-    /// Steps of its creation; in a list only when asked for.
+    /// The provisioning steps; in a list only on request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provisioning_steps: Option<Vec<WireStep>>,
     /// The user that sessions run as.
@@ -36,17 +36,17 @@ pub struct WireComputer {
     pub remote_user: Option<String>,
 }
 
-/// Who runs a machine, in the words of the published API.
+/// Who runs a machine, in the terms of the published API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProviderType {
     /// The caller.
     Byom,
-    /// This cluster ("managed").
+    /// This cluster (managed).
     E2b,
 }
 
-/// What a computer is doing. A suspended one is active: it resumes when it is used.
+/// The status of a computer. A suspended computer is `active`, because it is resumed on use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = ComputerStatus)]
@@ -55,7 +55,7 @@ pub enum WireStatus {
     Provisioning,
     /// Ready.
     Active,
-    /// Cannot be provisioned as it stands.
+    /// Provisioning failed and needs a change.
     Error,
 }
 
@@ -66,17 +66,17 @@ pub enum WireStatus {
 pub struct WireStep {
     /// Stable id.
     pub id: String,
-    /// In words.
+    /// Display name.
     pub name: String,
     /// `pending`, `running`, `blocked`, `completed` or `skipped`.
     pub status: String,
-    /// Why it does not go on.
+    /// Why the step is not making progress.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Unix milliseconds.
+    /// Start time in Unix milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<i64>,
-    /// Unix milliseconds.
+    /// Completion time in Unix milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<i64>,
 }
@@ -119,12 +119,12 @@ pub fn id(computer: &Computer) -> ComputerId {
     }
 }
 
-/// The name that clients know it by: the one for people, which can be changed, or the object's.
+/// The name that clients see: the display name, which can be changed, or the name of the object.
 pub fn name(computer: &Computer) -> String {
     computer.spec.display_name.clone().unwrap_or_else(|| computer.name_any())
 }
 
-/// Whether this is its host id, in whatever case.
+/// Whether the computer has this host id, ignoring case.
 pub fn has_host(computer: &Computer, host: &str) -> bool {
     computer.spec.host_id.as_ref().is_some_and(|own| own.eq_ignore_ascii_case(host))
 }
@@ -134,12 +134,12 @@ pub fn created(computer: &Computer) -> Timestamp {
     computer.metadata.creation_timestamp.as_ref().map(|t| t.0).unwrap_or_default()
 }
 
-/// A computer that is being deleted is deleted to clients: its key is dead and it never comes back.
+/// Whether clients see the computer as deleted. A computer that is being deleted counts: its key is invalid and the deletion is final.
 pub fn is_deleted(computer: &Computer) -> bool {
     computer.metadata.deletion_timestamp.is_some()
 }
 
-/// The computer as clients see it.
+/// Converts a computer to the published format.
 pub fn wire(computer: &Computer, with_steps: bool) -> WireComputer {
     let status = computer.status.as_ref();
     let shown = match status.and_then(|s| s.phase) {

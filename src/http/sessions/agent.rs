@@ -1,5 +1,5 @@
-//! What only an agent can do: messages and interrupts. No agent answers behind this API, and it does not pretend: 501, after the
-//! same checks as everywhere, so that nobody learns from it which sessions there are.
+//! Messages and interrupts, which need an agent. No agent is connected to this API, so they are answered with 501, after the same checks as everywhere:
+//! the responses must not reveal which sessions exist.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use crate::http::error::{ApiError, ErrorBody};
 
 /// Interrupt a session
 ///
-/// Not implemented: no agent answers behind this API.
+/// Not implemented: no agent is connected to this API.
 #[utoipa::path(
     post, path = "/api/v0/sessions/{sessionId}/interrupt", operation_id = "interruptSession", tag = "Sessions",
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 403, description = "The caller may see it but not change it", body = ErrorBody),
-        (status = 404, description = "No such session, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
-        (status = 501, description = "No agent answers behind this API", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 403, description = "The caller may view but not change the session", body = ErrorBody),
+        (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
+        (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]
 pub async fn interrupt_session(State(shared): State<Arc<Shared>>, caller: Caller, SessionId(id): SessionId) -> ApiError {
@@ -30,15 +30,15 @@ pub async fn interrupt_session(State(shared): State<Arc<Shared>>, caller: Caller
 
 /// Get session messages
 ///
-/// Not implemented: no agent answers behind this API. After the computer's deletion the messages are in its archive.
+/// Not implemented: no agent is connected to this API. After the deletion of the computer, the messages are in its archive.
 #[utoipa::path(
     get, path = "/api/v0/sessions/{sessionId}/messages", operation_id = "getMessages", tag = "Sessions",
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 404, description = "No such session, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
-        (status = 501, description = "No agent answers behind this API", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
+        (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]
 pub async fn get_messages(State(shared): State<Arc<Shared>>, caller: Caller, SessionId(id): SessionId) -> ApiError {
@@ -47,16 +47,16 @@ pub async fn get_messages(State(shared): State<Arc<Shared>>, caller: Caller, Ses
 
 /// Add a message to a session
 ///
-/// Not implemented: no agent answers behind this API.
+/// Not implemented: no agent is connected to this API.
 #[utoipa::path(
     post, path = "/api/v0/sessions/{sessionId}/messages", operation_id = "postMessage", tag = "Sessions",
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 403, description = "The caller may see it but not change it", body = ErrorBody),
-        (status = 404, description = "No such session, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
-        (status = 501, description = "No agent answers behind this API", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 403, description = "The caller may view but not change the session", body = ErrorBody),
+        (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
+        (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]
 pub async fn post_message(State(shared): State<Arc<Shared>>, caller: Caller, SessionId(id): SessionId) -> ApiError {
@@ -65,15 +65,15 @@ pub async fn post_message(State(shared): State<Arc<Shared>>, caller: Caller, Ses
 
 /// Get a message by ID
 ///
-/// Not implemented: no agent answers behind this API.
+/// Not implemented: no agent is connected to this API.
 #[utoipa::path(
     get, path = "/api/v0/sessions/{sessionId}/messages/{messageId}", operation_id = "getMessage", tag = "Sessions",
     params(("sessionId" = String, Path, description = "Session ID"), ("messageId" = String, Path, description = "Message ID")),
     responses(
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 404, description = "No such session, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
-        (status = 501, description = "No agent answers behind this API", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
+        (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]
 pub async fn get_message(State(shared): State<Arc<Shared>>, caller: Caller, SessionId(id): SessionId) -> ApiError {

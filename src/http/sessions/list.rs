@@ -1,4 +1,4 @@
-//! `GET /api/v0/sessions`, page by page, the newest first.
+//! `GET /api/v0/sessions`: paginated, newest first.
 
 use std::sync::Arc;
 
@@ -21,19 +21,19 @@ use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Params;
 use crate::resources::{Session, SessionSpec, SessionStatus};
 
-/// What to list.
+/// Parameters of the list.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase")]
 #[into_params(parameter_in = Query)]
 pub struct SessionListParams {
-    /// Sessions a page, 1 to 100.
+    /// Page size, 1 to 100.
     #[param(default = "20", pattern = "^([1-9]|[1-9][0-9]|100)$")]
     limit: Option<String>,
-    /// `nextCursor` of the page before.
+    /// `nextCursor` of the previous page.
     cursor: Option<String>,
-    /// Only those of this computer.
+    /// Only the sessions of this computer.
     computer_id: Option<String>,
-    /// Extension: the namespace to list. Left out: the computer's, else the caller's own.
+    /// Extension: the namespace to list. Defaults to the computer's namespace, or else to the caller's own.
     #[param(min_length = 1, max_length = 63)]
     namespace: Option<String>,
 }
@@ -43,17 +43,17 @@ pub struct SessionListParams {
 pub struct SessionList {
     /// The sessions.
     pub sessions: Vec<WireSession>,
-    /// Where to go on.
+    /// How to get the next page.
     pub pagination: Pagination,
 }
 
-/// Where a list goes on.
+/// How to get the next page of a list.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Pagination {
-    /// Whether there are more.
+    /// Whether there are more sessions.
     pub has_more: bool,
-    /// For the next page; null on the last one.
+    /// The cursor of the next page; null on the last page.
     #[schema(required)]
     pub next_cursor: Option<String>,
 }
@@ -63,11 +63,11 @@ pub struct Pagination {
     get, path = "/api/v0/sessions", operation_id = "listSessions", tag = "Sessions", params(SessionListParams),
     responses(
         (status = 200, description = "A page of sessions", body = SessionList),
-        (status = 400, description = "A parameter is wrong", body = ErrorBody),
-        (status = 401, description = "No valid credential", body = ErrorBody),
+        (status = 400, description = "A parameter is invalid", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may not list sessions", body = ErrorBody),
-        (status = 404, description = "A computer's key asked for another namespace", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 404, description = "The key of a computer was used for another namespace", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn list_sessions(
@@ -79,12 +79,12 @@ pub async fn list_sessions(
     let after = match params.cursor.as_deref().map(Position::decode) {
         None => None,
         Some(Some(position)) => Some(position),
-        Some(None) => return Err(ApiError::invalid("cursor: use the nextCursor of the page before, or leave it out")),
+        Some(None) => return Err(ApiError::invalid("cursor is invalid: use the nextCursor of the previous page, or omit it")),
     };
     let computer = match params.computer_id.as_deref().map(ComputerId::decode) {
         None => None,
         Some(Some(id)) => Some(id),
-        Some(None) => return Err(ApiError::invalid("computerId: not an id of a computer")),
+        Some(None) => return Err(ApiError::invalid("computerId is invalid: use the id that the API returned for the computer")),
     };
     let asked = params.namespace.as_deref().or(computer.as_ref().map(|c| c.namespace.as_str()));
     let namespace = caller.namespace(asked)?;
@@ -97,15 +97,15 @@ pub async fn list_sessions(
     Ok(Json(page(all, after.as_ref(), limit)))
 }
 
-/// Sessions that are read at once. The admission policy bounds their settings; where it does not stand, one may have 1.5 MiB, and a page is
-/// in memory about three times while it is read.
+/// Page size of lists from the API server. The admission policy bounds the settings of a session; without it one may have 1.5 MiB, and a page is in memory
+/// about three times while it is read.
 const PAGE: u32 = 10;
 
-/// A Session as it is read for a list: what a list does not show is never taken in. A tenant decides how much that is, parsed it is many
-/// times larger than on the wire, and all tenants share this server's memory.
+/// A Session with only the fields that a list shows. Tenants decide how large the other fields are, deserialized settings are many times larger than on
+/// the wire, and all tenants share this server's memory.
 type Listed = Object<ListedSpec, SessionStatus>;
 
-/// Of the spec.
+/// The needed part of the spec.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ListedSpec {
@@ -116,7 +116,7 @@ struct ListedSpec {
     deleted_at: Option<Time>,
 }
 
-/// What a list shows of it.
+/// Converts to a Session that has only the shown fields.
 fn shown(listed: Listed) -> Session {
     let ListedSpec { computer_name, computer_uid, title, deleted_at } = listed.spec;
     let metadata = ObjectMeta { managed_fields: None, annotations: None, labels: None, ..listed.metadata };
@@ -124,14 +124,14 @@ fn shown(listed: Listed) -> Session {
     Session { metadata, spec, status: listed.status }
 }
 
-/// Written as a number is, without a sign or zeros before it.
+/// Parses the page size, a decimal number without a sign or leading zeros.
 fn limit(asked: Option<&str>) -> Result<usize, ApiError> {
     let Some(asked) = asked else { return Ok(20) };
     let number = asked.parse().ok().filter(|n: &usize| (1..=100).contains(n) && n.to_string() == asked);
-    number.ok_or_else(|| ApiError::invalid("limit: a number from 1 to 100"))
+    number.ok_or_else(|| ApiError::invalid("limit is invalid: it must be a number from 1 to 100"))
 }
 
-/// A place in the order: stable when sessions come and go between two pages.
+/// A position in the order, which stays valid when sessions are created and deleted between two pages.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Position {
     created: std::cmp::Reverse<i64>,
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_cover_everything_once_the_newest_first() {
+    fn pages_contain_every_session_once_and_newest_first() {
         let session = |i: i64| -> Session {
             let second = i / 3;
             serde_json::from_value(json!({
@@ -199,16 +199,16 @@ mod tests {
     }
 
     #[test]
-    fn what_a_list_does_not_show_is_not_kept() {
+    fn fields_that_a_list_does_not_show_are_not_kept() {
         let large = json!({"metadata": {"name": "s", "annotations": {"a": "b"}}, "spec": {"computerName": "c", "computerUID": "u", "title": "t", "settings": {"a": "b"}}});
         let session = shown(serde_json::from_value(large).unwrap());
         assert!(session.spec.settings.is_none() && session.metadata.annotations.is_none());
         assert_eq!(session.spec.title.as_deref(), Some("t"));
     }
 
-    /// What a page may cost is bounded, and how many there are at the same time.
+    /// Both the size of a page and the number of concurrent pages are bounded.
     #[tokio::test(start_paused = true)]
-    async fn pages_are_small_and_wait_for_their_turn() {
+    async fn pages_are_small_and_wait_for_a_permit() {
         let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
         let seen = Arc::clone(&asked);
         let shared = crate::http::tests::shared_with(move |request| match request.uri().path() {
@@ -229,7 +229,7 @@ mod tests {
             };
             let turns = pages.acquire_many(u32::try_from(pages.available_permits()).unwrap()).await.unwrap();
             let waits = tokio::time::timeout(std::time::Duration::from_secs(60), ask()).await;
-            assert!(waits.is_err() && asked.lock().unwrap().is_empty(), "{path}: a page is read while all turns are taken");
+            assert!(waits.is_err() && asked.lock().unwrap().is_empty(), "{path}: a page was read while no permit was available");
             drop(turns);
             assert_eq!(ask().await.unwrap().status(), 200);
             let query = asked.lock().unwrap().drain(..).next().unwrap();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_that_is_none_is_refused() {
+    fn an_invalid_cursor_is_rejected() {
         for word in ["", "x", "%", &URL_SAFE_NO_PAD.encode("no")] {
             assert_eq!(Position::decode(word), None, "{word}");
         }

@@ -1,5 +1,5 @@
-//! The sessions of the published v0 API, as far as they make sense without an agent behind them: `Session` objects are listed,
-//! created, shown, changed and softly deleted; what only an agent can do is refused as such.
+//! The sessions of the published v0 API, as far as they can be served without an agent: `Session` objects are listed, created, read, updated and softly
+//! deleted. Operations that need an agent are answered with 501.
 
 pub mod agent;
 pub mod list;
@@ -32,13 +32,13 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Shared>> {
 }
 
 impl Shared {
-    /// Sessions of a namespace.
+    /// The API of the sessions in a namespace.
     pub(super) fn sessions(&self, namespace: &str) -> Api<Session> {
         Api::namespaced(self.client.clone(), namespace)
     }
 }
 
-/// Whether this caller may know of this session at all: a computer knows its own.
+/// Whether a session is visible to the caller: a computer sees only its own sessions.
 fn own(caller: &Caller, session: &Session) -> bool {
     match caller {
         Caller::Computer(id) => session.spec.computer_uid == id.uid,
@@ -46,7 +46,7 @@ fn own(caller: &Caller, session: &Session) -> bool {
     }
 }
 
-/// The session of this id for who may do `verb` with it, read live.
+/// Reads the session with this id live, if the caller may do `verb` on it.
 ///
 /// # Errors
 /// 404, 403 or 500.
@@ -59,10 +59,10 @@ async fn permitted(shared: &Shared, caller: &Caller, verb: &'static str, word: &
     if shown { Ok(session) } else { Err(ApiError::not_found("session")) }
 }
 
-/// Changes the session that was read, fenced by its UID.
+/// Patches a session that was read, with its UID as a precondition.
 ///
 /// # Errors
-/// As the API server refuses it.
+/// If the API server rejects the patch.
 async fn change(shared: &Shared, session: &Session, operation: Value) -> Result<Session, ApiError> {
     let id = wire::id(session);
     let test = json!({"op": "test", "path": "/metadata/uid", "value": id.uid});
@@ -72,14 +72,14 @@ async fn change(shared: &Shared, session: &Session, operation: Value) -> Result<
         Ok(changed) => return Ok(changed),
         Err(error) => error,
     };
-    // A test that does not hold and a value that is refused are both 422: only a second look tells them apart.
+    // A failed precondition and an invalid value are both 422; another read distinguishes them.
     if classify(&error) == ErrorClass::Invalid && read(shared, &id).await?.metadata.uid != session.metadata.uid {
         return Err(ApiError::not_found("session"));
     }
     Err(ApiError::from_call(&error, "session", "changing the session"))
 }
 
-/// Whatever session has this name now, read live.
+/// Reads the session that has this name now, whatever its UID.
 async fn read(shared: &Shared, id: &ComputerId) -> Result<Session, ApiError> {
     call(shared.sessions(&id.namespace).get(&id.name)).await.map_err(|e| ApiError::from_call(&e, "session", "reading the session"))
 }

@@ -28,10 +28,10 @@ use crate::runtime::clock;
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateSession {
-    /// The computer. Left out: the one whose key is used; anybody else must name one.
+    /// The id of the computer. Required, except with the key of a computer, where it defaults to that computer.
     #[serde(skip_serializing_if = "Option::is_none")]
     computer_id: Option<String>,
-    /// Kept as it is.
+    /// Settings of the session, stored unchanged.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     session_settings: Option<Value>,
@@ -41,31 +41,31 @@ pub struct CreateSession {
     cwd: Option<String>,
 }
 
-/// What to change.
+/// The changes.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateSession {
-    /// The new settings, in place of the old ones.
+    /// The new settings, which replace the old ones.
     #[schema(value_type = Object)]
     session_settings: Value,
 }
 
 /// Create a session
 ///
-/// Resumes a suspended computer.
+/// Resumes the computer if it is suspended.
 #[utoipa::path(
     post, path = "/api/v0/sessions", operation_id = "createSession", tag = "Sessions", request_body = CreateSession,
     responses(
         (status = 201, description = "The new session", body = WireSession),
-        (status = 400, description = "The request cannot be as it is", body = ErrorBody),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 403, description = "The caller may not create sessions, or not resume the computer", body = ErrorBody),
-        (status = 404, description = "No such computer, or the caller may not see it", body = ErrorBody),
-        (status = 408, description = "The body came too slowly", body = ErrorBody),
+        (status = 400, description = "The request is invalid", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 403, description = "The caller may not create sessions, or may not resume the computer", body = ErrorBody),
+        (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 408, description = "The request body was not received in time", body = ErrorBody),
         (status = 409, description = "The namespace is being deleted", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not JSON", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 413, description = "The request body is too large", body = ErrorBody),
+        (status = 415, description = "The request body is not JSON", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn create_session(
@@ -110,20 +110,20 @@ fn computer_of(caller: &Caller, asked: Option<&str>) -> Result<ComputerId, ApiEr
     match (asked, caller) {
         (Some(word), _) => ComputerId::decode(word).ok_or_else(|| ApiError::not_found("computer")),
         (None, Caller::Computer(id)) => Ok(id.clone()),
-        (None, Caller::User(_)) => Err(ApiError::invalid("computerId: name the computer that the session runs on")),
+        (None, Caller::User(_)) => Err(ApiError::invalid("computerId is required: set the id of the computer that the session runs on")),
     }
 }
 
-/// Longest settings, bytes: many sessions are read at once.
+/// Maximum size of the settings in bytes, because many sessions are read at once.
 const LONGEST: usize = 32 * 1024;
 
-/// Settings are an object that stays small.
+/// Requires that settings are a small object.
 fn settings(value: Option<&Value>) -> Result<(), ApiError> {
     match value {
         None => Ok(()),
         Some(object @ Value::Object(_)) if object.to_string().len() <= LONGEST => Ok(()),
-        Some(Value::Object(_)) => Err(ApiError::invalid(format!("sessionSettings: {LONGEST} bytes at most"))),
-        Some(_) => Err(ApiError::invalid("sessionSettings: an object")),
+        Some(Value::Object(_)) => Err(ApiError::invalid(format!("sessionSettings is too large: at most {LONGEST} bytes are allowed"))),
+        Some(_) => Err(ApiError::invalid("sessionSettings is invalid: it must be a JSON object")),
     }
 }
 
@@ -133,9 +133,9 @@ fn settings(value: Option<&Value>) -> Result<(), ApiError> {
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
         (status = 200, description = "The session", body = WireSession),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 404, description = "No such session, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn get_session(
@@ -152,16 +152,16 @@ pub async fn get_session(
     patch, path = "/api/v0/sessions/{sessionId}", operation_id = "updateSession", tag = "Sessions", request_body = UpdateSession,
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
-        (status = 200, description = "The session as it is now", body = WireSession),
-        (status = 400, description = "The request cannot be as it is", body = ErrorBody),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 403, description = "The caller may see it but not change it", body = ErrorBody),
-        (status = 404, description = "No such session, or the caller may not see it", body = ErrorBody),
-        (status = 408, description = "The body came too slowly", body = ErrorBody),
-        (status = 409, description = "Somebody changed it at the same time", body = ErrorBody),
-        (status = 413, description = "The body is too long", body = ErrorBody),
-        (status = 415, description = "The body is not JSON", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 200, description = "The updated session", body = WireSession),
+        (status = 400, description = "The request is invalid", body = ErrorBody),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 403, description = "The caller may view but not change the session", body = ErrorBody),
+        (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 408, description = "The request body was not received in time", body = ErrorBody),
+        (status = 409, description = "The session was changed at the same time by another client", body = ErrorBody),
+        (status = 413, description = "The request body is too large", body = ErrorBody),
+        (status = 415, description = "The request body is not JSON", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn update_session(
@@ -182,18 +182,18 @@ pub async fn update_session(
 
 /// Delete a session
 ///
-/// Soft: it is no longer shown. Its files on the computer stay, and are archived with the computer; an admin brings it back by
-/// taking `spec.deletedAt` off the `Session`.
+/// Soft deletion: the session is no longer shown. Its files on the computer are kept and archived with the computer. An admin can restore the session by
+/// removing `spec.deletedAt` from the `Session`.
 #[utoipa::path(
     delete, path = "/api/v0/sessions/{sessionId}", operation_id = "deleteSession", tag = "Sessions",
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
-        (status = 204, description = "It is no longer shown"),
-        (status = 401, description = "No valid credential", body = ErrorBody),
-        (status = 403, description = "The caller may see it but not delete it", body = ErrorBody),
-        (status = 404, description = "No such session, or the caller may not see it", body = ErrorBody),
-        (status = 409, description = "Somebody changed it at the same time", body = ErrorBody),
-        (status = 500, description = "Failed, or not known", body = ErrorBody),
+        (status = 204, description = "The session is deleted"),
+        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
+        (status = 403, description = "The caller may view but not delete the session", body = ErrorBody),
+        (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
+        (status = 409, description = "The session was changed at the same time by another client", body = ErrorBody),
+        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn delete_session(State(shared): State<Arc<Shared>>, caller: Caller, SessionId(id): SessionId) -> Result<StatusCode, ApiError> {
@@ -210,7 +210,7 @@ impl axum::extract::FromRequestParts<Arc<Shared>> for SessionId {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &Arc<Shared>) -> Result<Self, ApiError> {
-        // The first parameter of the path; a message's id may follow.
+        // The first parameter of the path; the id of a message may follow.
         let path = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await;
         let first = path.ok().and_then(|Path(all)| all.into_iter().next());
         first.map(|(_, id)| Self(id)).ok_or_else(|| ApiError::not_found("session"))

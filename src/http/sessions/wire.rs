@@ -1,4 +1,4 @@
-//! A session as the published v0 API shows it.
+//! A session in the format of the published v0 API.
 
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
@@ -18,34 +18,34 @@ pub struct WireSession {
     /// Title.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub title: Option<String>,
-    /// What it is doing.
+    /// Its status.
     pub status: WireStatus,
-    /// Always 0: messages are on the computer, no agent behind this API counts them.
+    /// Always 0: the messages are on the computer, and no agent is connected to this API.
     pub message_count: u32,
-    /// Unix milliseconds.
+    /// Creation time in Unix milliseconds.
     pub created_at: i64,
-    /// Unix milliseconds.
+    /// Time of the last activity in Unix milliseconds.
     pub updated_at: i64,
-    /// When its computer was deleted, Unix milliseconds.
+    /// When its computer was deleted, in Unix milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<i64>,
-    /// Its computer.
+    /// The id of its computer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub computer_id: Option<String>,
-    /// Settings as they were given; not in a list.
+    /// The settings; omitted in a list.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub session_settings: Option<Value>,
 }
 
-/// What a session is doing. One whose computer was deleted is idle.
+/// The status of a session. A session whose computer was deleted is `idle`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = SessionStatus)]
 pub enum WireStatus {
-    /// Nothing runs.
+    /// Not running.
     Idle,
-    /// Waiting to run.
+    /// Waiting to start.
     Pending,
     /// Running.
     Running,
@@ -60,17 +60,17 @@ pub fn id(session: &Session) -> ComputerId {
     }
 }
 
-/// When it was created, Unix milliseconds.
+/// Creation time in Unix milliseconds.
 pub fn created(session: &Session) -> i64 {
     session.metadata.creation_timestamp.as_ref().map(|t| t.0.as_millisecond()).unwrap_or_default()
 }
 
-/// Deleted to clients.
+/// Whether clients see the session as deleted.
 pub fn is_deleted(session: &Session) -> bool {
     session.spec.deleted_at.is_some() || session.metadata.deletion_timestamp.is_some()
 }
 
-/// The session as clients see it.
+/// Converts a session to the published format.
 pub fn wire(session: &Session, with_settings: bool) -> WireSession {
     let status = session.status.as_ref();
     let phase = status.and_then(|s| s.phase);
@@ -106,9 +106,9 @@ mod tests {
 
     use super::*;
 
-    /// A session is complete when its computer was deleted, not when it was created or last used.
+    /// `completedAt` is the deletion of the computer, not the creation or the last use of the session.
     #[test]
-    fn a_session_is_complete_when_its_computer_was_deleted() {
+    fn a_session_is_completed_by_the_deletion_of_its_computer() {
         let completed = |status: Value| {
             let session = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Session",
                 "metadata": {"name": "s", "namespace": "t", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},

@@ -1,5 +1,5 @@
-//! `computer-operator run`: wires everything together. Every replica serves ingest, health and metrics; only the leader
-//! reconciles. The lease saves work, correctness does not hang on it (S10): `--leader-election=false` is safe, too.
+//! `computer-operator run`: the composition root. Every replica serves ingest, health and metrics; only the leader reconciles. The lease avoids duplicate
+//! work, but correctness must not depend on it (S10): `--leader-election=false` is safe as well.
 
 use std::sync::Arc;
 
@@ -25,20 +25,24 @@ use crate::session::Marker;
 /// Runs until SIGTERM or SIGINT, or until the lease is lost.
 ///
 /// # Errors
-/// When the configuration, the store or the API server cannot be used, or the lease was lost.
+/// When the configuration, the store or the Kubernetes API cannot be used, or the lease was lost.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     signal::stop_on_signal(stop.clone());
-    let client = client::connect_without_retries().await.context("no Kubernetes API: set KUBECONFIG or run inside a cluster")?;
+    let client =
+        client::connect_without_retries().await.context("cannot connect to the Kubernetes API: set KUBECONFIG or run inside a cluster")?;
     let metrics = Arc::new(Metrics::new());
     let (checked, mut finished_checks) = tokio::sync::mpsc::channel(1024);
-    let archives = Arc::new(Archives::open(&config.store, checked).with_context(|| format!("opening the store {}", config.store))?);
+    let archives =
+        Arc::new(Archives::open(&config.store, checked).with_context(|| format!("cannot open the archive store {}", config.store))?);
 
     let mut servers = JoinSet::new();
     let exposed = Arc::clone(&metrics);
-    let figures: health::Figures = Arc::new(move || exposed.text());
-    let ready = health::serve(config.metrics_bind, figures, stop.clone(), &mut servers).await?;
-    let tls = ingest::tls::load_or_create(&client, &config.namespace, &config.ingest_url).await.context("the ingest certificate")?;
+    let rendered: health::Metrics = Arc::new(move || exposed.text());
+    let ready = health::serve(config.metrics_bind, rendered, stop.clone(), &mut servers).await?;
+    let tls = ingest::tls::load_or_create(&client, &config.namespace, &config.ingest_url)
+        .await
+        .context("cannot load or create the certificate of the ingest endpoint")?;
     let settings = Settings {
         namespace: config.namespace.clone(),
         image: config.image.clone(),
@@ -50,11 +54,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     ready.set(true);
     if let Some(claim) = &config.retain_store_claim {
         match store_volume::retain(&client, &config.namespace, claim).await {
-            Ok(true) => tracing::info!(claim, "the store's volume is set to Retain"),
+            Ok(true) => tracing::info!(claim, "set the reclaim policy of the store's volume to Retain"),
             Ok(false) => {}
             Err(error) => tracing::error!(
                 error = format!("{error:#}"),
-                "the store's volume is not protected: set its reclaim policy to Retain by hand"
+                "cannot protect the store's volume: set the reclaim policy of the volume of pvc/{claim} -n {} to Retain manually",
+                config.namespace
             ),
         }
     }
@@ -77,9 +82,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     result
 }
 
-/// Does `work` until it ends. When one of the tasks beside it ends before `stop`, `work` is stopped in order and the result is an
-/// error: the process then ends and is started again. Without that, a task that panicked would be missing for as long as the process
-/// lives, and nothing would say so.
+/// Runs `work` until it ends. If one of the concurrent tasks ends before `stop` is cancelled, `work` is shut down gracefully and the result is an error, so
+/// that the process exits and is restarted. Otherwise a task that panicked would be missing unnoticed for the lifetime of the process.
 async fn beside(
     tasks: &mut JoinSet<()>,
     what: &str,
@@ -91,19 +95,19 @@ async fn beside(
         result = &mut work => return result,
         Some(ended) = tasks.join_next() => ended,
     };
-    // What ends because of `stop` ends in order.
+    // Tasks that end because of `stop` are expected.
     let why = match ended {
         Ok(()) if stop.is_cancelled() => return work.await,
-        Ok(()) => format!("a {what} ended by itself"),
-        Err(error) => format!("a {what} died: {error}"),
+        Ok(()) => format!("a {what} ended unexpectedly"),
+        Err(error) => format!("a {what} failed: {error}"),
     };
-    tracing::error!("{why}; stopping");
+    tracing::error!("{why}, shutting down");
     stop.cancel();
     work.await?;
     anyhow::bail!("{why}")
 }
 
-/// What the leading work needs.
+/// Dependencies of the leader.
 pub struct Leader {
     /// API client.
     pub client: Client,
@@ -111,22 +115,22 @@ pub struct Leader {
     pub settings: Settings,
     /// The archives.
     pub archives: Arc<Archives>,
-    /// Figures.
+    /// Metrics.
     pub metrics: Arc<Metrics>,
-    /// Computers worked on at the same time.
+    /// Number of computers that are reconciled concurrently.
     pub concurrency: usize,
-    /// Time of day and randomness.
+    /// Wall-clock time and randomness.
     pub sources: Sources,
 }
 
 impl Leader {
-    /// The work of the leader: caches, reconcilers, classes, sweeper; until `stop`, then what runs is finished. `finished_checks`
-    /// tells the UIDs whose archive was read back.
+    /// Runs the caches, the reconcilers, the class controller and the sweeper until `stop` is cancelled, and then waits for running passes.
+    /// `finished_checks` delivers the UIDs of computers whose archive check has finished.
     ///
     /// # Errors
-    /// When one of its tasks (a watch, the class controller, the sweeper, the `ApiKey` controller) ended before `stop`.
+    /// When one of its tasks (a watch, the class controller, the sweeper, the `ApiKey` controller) ended before `stop` was cancelled.
     pub async fn lead(self, finished_checks: &mut tokio::sync::mpsc::Receiver<String>, stop: CancellationToken) -> anyhow::Result<()> {
-        // Cancelled, too, when a task has died.
+        // The child token is also cancelled when a task has ended.
         let stop = stop.child_token();
         let (queue, work) = queue::queue();
         let mut tasks = JoinSet::new();
@@ -138,7 +142,7 @@ impl Leader {
             stop.cancel();
             return Err(error);
         }
-        tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled; reconciling");
+        tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled, reconciling");
         tasks.spawn(sweep::run(self.client.clone(), caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
         tasks.spawn(crate::class::run(self.client.clone(), self.settings.clone(), self.sources.clone(), stop.clone()));
         tasks.spawn(crate::apikey::run(self.client.clone(), self.settings.namespace.clone(), self.sources.clone(), stop.clone()));

@@ -230,8 +230,8 @@ async fn drive(applier: &Applier, sources: &Sources, view: &mut View, stop: &Can
         view.now = sources.now();
         let current = plan(view);
         let Next::Do(action) = current.next else { return Ok(current) };
-        let step = tracing::info_span!("step", name = action.name());
-        let effect = applier.apply(*action, view).instrument(step).await?;
+        let request = tracing::info_span!("step", name = action.name());
+        let effect = applier.apply(*action, view).instrument(request).await?;
         view.absorb(effect);
     }
     Ok(Plan { next: Next::Wait(Duration::from_secs(1)), ready: None, secret_name: None })

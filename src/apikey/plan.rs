@@ -107,7 +107,7 @@ fn living(view: &View, key: &ApiKey) -> Plan {
         return live_first(view, || Action::SaveRecord(Box::new(ending::revoked(record, cause))));
     }
     match record.spec.token.state {
-        CredentialState::Revoked => dead(view, key, record, issuable.err()),
+        CredentialState::Revoked => revoked(view, key, record, issuable.err()),
         CredentialState::Pending => issue::finish(view, key, record, issuable.ok()),
         CredentialState::Live => live(view, key, record),
     }
@@ -135,7 +135,7 @@ fn end(view: &View, key: &ApiKey, record: &ApiKeyRecord, account: &Account, rota
 }
 
 /// The token is revoked: its Secret is deleted, and the condition says how to get another token.
-fn dead(view: &View, key: &ApiKey, record: &ApiKeyRecord, obstacle: Option<issue::Obstacle>) -> Plan {
+fn revoked(view: &View, key: &ApiKey, record: &ApiKeyRecord, obstacle: Option<issue::Obstacle>) -> Plan {
     let held = match ending::cleanup(view, record) {
         ending::Cleanup::Do(action) => return Plan::act(*action),
         ending::Cleanup::Gone => return Plan::act(ending::forget(record, Vec::new())),

@@ -73,8 +73,8 @@ mod tests {
         if let Some(status) = &mut key.status {
             status.last_used_time = Some(Time(at(150)));
         }
-        let dead = compute(&key, &plan("Expired", None), at(300)).unwrap();
-        let patch = serde_json::to_string(&patch(&key, &dead)).unwrap();
+        let expired = compute(&key, &plan("Expired", None), at(300)).unwrap();
+        let patch = serde_json::to_string(&patch(&key, &expired)).unwrap();
         assert!(patch.contains("/status/secretName") && !patch.contains("lastUsed") && !patch.contains(r#""path":"/status","#), "{patch}");
     }
 }

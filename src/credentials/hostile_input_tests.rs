@@ -44,8 +44,8 @@ proptest! {
     fn arbitrary_text_with_a_correct_checksum_never_panics(text in any::<String>(), id in "[A-Za-z0-9_.-]{0,80}", secret in "[A-Za-z0-9_-]{43}") {
         for prefix in [key::PREFIX, api_key::PREFIX, ""] {
             parsed(&format!("{prefix}{text}"))?;
-            parsed(&checked(&format!("{prefix}{text}")))?;
-            parsed(&checked(&format!("{prefix}{id}.{secret}")))?;
+            parsed(&with_checksum(&format!("{prefix}{text}")))?;
+            parsed(&with_checksum(&format!("{prefix}{id}.{secret}")))?;
         }
     }
 
@@ -53,7 +53,7 @@ proptest! {
     fn an_arbitrary_id_with_a_correct_checksum_never_panics(bytes: Vec<u8>, parts in proptest::collection::vec("[a-z0-9./-]{0,12}", 0..6), secret in "[A-Za-z0-9_-]{43}") {
         for prefix in [key::PREFIX, api_key::PREFIX] {
             for id in [bytes.clone(), parts.join("/").into_bytes(), format!("{}/{UID}/{}", parts.join("/"), parts.concat()).into_bytes()] {
-                parsed(&checked(&format!("{prefix}{}.{secret}", URL_SAFE_NO_PAD.encode(id))))?;
+                parsed(&with_checksum(&format!("{prefix}{}.{secret}", URL_SAFE_NO_PAD.encode(id))))?;
             }
         }
     }

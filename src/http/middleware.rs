@@ -51,7 +51,7 @@ struct Labels {
 }
 
 /// Metrics of the HTTP API.
-pub struct Figures {
+pub struct Metrics {
     registry: Registry,
     requests: Family<Labels, Histogram, fn() -> Histogram>,
     in_flight: Gauge<i64, AtomicI64>,
@@ -62,14 +62,14 @@ fn buckets() -> Histogram {
     Histogram::new(exponential_buckets(0.001, 2.0, 15))
 }
 
-impl Default for Figures {
+impl Default for Metrics {
     fn default() -> Self {
-        let figures = Self {
+        let metrics = Self {
             registry: Registry::with_prefix("computer_operator"),
             requests: Family::new_with_constructor(buckets),
             in_flight: Gauge::default(),
         };
-        let Self { mut registry, requests, in_flight } = figures;
+        let Self { mut registry, requests, in_flight } = metrics;
         registry.register("http_request_duration_seconds", "HTTP requests by method, route and code", requests.clone());
         registry.register("http_requests_in_flight", "HTTP requests in flight", in_flight.clone());
         registry.register("api_requests", "Requests to the Kubernetes API by verb, resource and code (none: given up)", REQUESTS.clone());
@@ -77,7 +77,7 @@ impl Default for Figures {
     }
 }
 
-impl Figures {
+impl Metrics {
     /// The metrics in the text format.
     ///
     /// # Errors
@@ -106,8 +106,8 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
     let route = request.extensions().get::<MatchedPath>().map_or_else(|| "none".to_owned(), |m| m.as_str().to_owned());
     let who = Who::default();
     request.extensions_mut().insert(who.clone());
-    shared.figures.in_flight.inc();
-    let counted = InFlight(shared.figures.in_flight.clone());
+    shared.metrics.in_flight.inc();
+    let counted = InFlight(shared.metrics.in_flight.clone());
     let mut response = match Arc::clone(&shared.slots).try_acquire_owned() {
         Ok(slot) => {
             let span = tracing::info_span!("request", %id, method, route);
@@ -116,7 +116,7 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
         Err(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are in flight: retry in a second").into_response(),
     };
     let (code, took) = (response.status().as_u16(), began.elapsed());
-    shared.figures.requests.get_or_create(&Labels { method: method.to_owned(), route: route.clone(), code }).observe(took.as_secs_f64());
+    shared.metrics.requests.get_or_create(&Labels { method: method.to_owned(), route: route.clone(), code }).observe(took.as_secs_f64());
     let caller = who.0.get().map_or("-", |known| &known.0);
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     tracing::info!(target: "computer_operator::access", %id, method, route, code, millis, caller);
@@ -225,12 +225,12 @@ mod tests {
         slow.write_all(b"GET /large HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.unwrap();
         let mut head = [0; 512];
         slow.read_exact(&mut head).await.unwrap();
-        assert_eq!((free(), shared.figures.in_flight.get()), (all - 1, 1), "the handler has returned, but the response has not been read");
+        assert_eq!((free(), shared.metrics.in_flight.get()), (all - 1, 1), "the handler has returned, but the response has not been read");
         let mut rest = Vec::new();
         slow.read_to_end(&mut rest).await.unwrap();
         assert!(head.len() + rest.len() > LARGE);
         let deadline = Instant::now() + Duration::from_secs(20);
-        while free() < all || shared.figures.in_flight.get() > 0 {
+        while free() < all || shared.metrics.in_flight.get() > 0 {
             assert!(Instant::now() < deadline, "a slot was not released");
             tokio::task::yield_now().await;
         }

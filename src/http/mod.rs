@@ -74,7 +74,7 @@ pub struct Shared {
     /// Records when an `ApiKey` was last used.
     pub last_used: last_used::LastUsed,
     /// Metrics of the HTTP API.
-    pub figures: middleware::Figures,
+    pub metrics: middleware::Metrics,
 }
 
 impl Shared {
@@ -94,7 +94,7 @@ impl Shared {
             session_pages: page_limits::Pages::default(),
             stop,
             last_used: last_used::LastUsed::default(),
-            figures: middleware::Figures::default(),
+            metrics: middleware::Metrics::default(),
         }
     }
 }
@@ -141,8 +141,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let client = client::connect().await.context("cannot connect to the Kubernetes API: set KUBECONFIG or run inside a cluster")?;
     let shared = Arc::new(Shared::new(client, &config, stop.clone()));
     let mut tasks = JoinSet::new();
-    let figures = Arc::clone(&shared);
-    let ready = health::serve(config.metrics_bind, Arc::new(move || figures.figures.text()), stop.clone(), &mut tasks).await?;
+    let exposed = Arc::clone(&shared);
+    let ready = health::serve(config.metrics_bind, Arc::new(move || exposed.metrics.text()), stop.clone(), &mut tasks).await?;
     let acceptor = match (&config.tls_cert, &config.tls_key) {
         (Some(cert), Some(key)) => {
             let current = tls::Current::load(cert, key).context("cannot load the TLS certificate of the HTTP API")?;

@@ -77,8 +77,8 @@ async fn replicas(client: &Client, args: &Args) -> anyhow::Result<()> {
 
 /// Addresses of the pods that are not terminating.
 fn addresses(slices: &[EndpointSlice]) -> Vec<String> {
-    let alive = slices.iter().flat_map(|s| &s.endpoints).filter(|e| e.conditions.as_ref().and_then(|c| c.terminating) != Some(true));
-    let mut all: Vec<String> = alive.filter_map(|e| e.addresses.first().cloned()).collect();
+    let active = slices.iter().flat_map(|s| &s.endpoints).filter(|e| e.conditions.as_ref().and_then(|c| c.terminating) != Some(true));
+    let mut all: Vec<String> = active.filter_map(|e| e.addresses.first().cloned()).collect();
     all.sort();
     all.dedup();
     all

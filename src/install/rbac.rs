@@ -1,5 +1,5 @@
-//! Who may do what: one list, from which the chart's roles are generated (`cargo xtask generate`) and which the tests run with.
-//! Every right of ours is used by the code beside it; there is no wildcard and no `get` or `list` on tenants' Secrets (DESIGN.md 4.8).
+//! All RBAC rules in one list, from which `cargo xtask generate` generates the chart's roles, and with which the tests run. The code uses every permission.
+//! There must be no wildcard, and no `get` or `list` of tenants' Secrets (DESIGN.md 4.8).
 
 use serde_json::{Value, json};
 
@@ -8,11 +8,11 @@ use crate::resources::{GROUP, crds};
 /// One rule: API group, resources, verbs.
 type Rule = (&'static str, &'static [&'static str], &'static [&'static str]);
 
-/// Rights in the whole cluster.
+/// Permissions of the operator in the whole cluster.
 const CLUSTER: &[Rule] = &[
     ("computer-operator.dev", &["computerclasses"], &["list", "watch"]),
     ("computer-operator.dev", &["deletionoverrides"], &["get", "list", "watch"]),
-    // `release` is a verb of ours: the admission policy lets only who has it take the deletion finalizer off.
+    // `release` is a custom verb: the admission policy requires it for removing the deletion finalizer.
     ("computer-operator.dev", &["computers"], &["get", "list", "watch", "patch", "delete", "release"]),
     ("computer-operator.dev", &["apikeys"], &["get", "list", "watch", "patch"]),
     (
@@ -23,7 +23,7 @@ const CLUSTER: &[Rule] = &[
     ("computer-operator.dev", &["sessions"], &["list"]),
     ("", &["pods", "persistentvolumeclaims"], &["get", "list", "watch", "create", "delete"]),
     ("", &["pods"], &["patch"]),
-    // Created and deleted by name, never read: `delete --dry-run` tells whether one is there.
+    // Created and deleted by name, never read: a dry-run DELETE shows whether a Secret exists.
     ("", &["secrets"], &["create", "delete"]),
     ("", &["persistentvolumes"], &["get", "list", "watch", "patch"]),
     ("", &["namespaces", "serviceaccounts"], &["get", "list", "watch"]),
@@ -33,13 +33,13 @@ const CLUSTER: &[Rule] = &[
     ("authentication.k8s.io", &["tokenreviews"], &["create"]),
 ];
 
-/// Rights in the operator's own namespace.
+/// Permissions of the operator in its own namespace.
 const OWN: &[Rule] = &[
     ("computer-operator.dev", &["computerrecords", "apikeyrecords"], &["get", "list", "watch", "create", "update", "delete"]),
     ("coordination.k8s.io", &["leases"], &["get", "create", "update"]),
 ];
 
-/// Rights of the HTTP API in the whole cluster. It acts with them only after the caller's own were reviewed.
+/// Permissions of the HTTP API in the whole cluster. It uses them only after a SubjectAccessReview of the caller.
 const API_CLUSTER: &[Rule] = &[
     ("computer-operator.dev", &["computers"], &["get", "list", "watch", "create", "patch", "delete"]),
     ("computer-operator.dev", &["sessions"], &["get", "list", "create", "patch"]),
@@ -51,38 +51,38 @@ const API_CLUSTER: &[Rule] = &[
     ("authorization.k8s.io", &["subjectaccessreviews"], &["create"]),
 ];
 
-/// Rights of the HTTP API in the operator's own namespace.
+/// Permissions of the HTTP API in the operator's namespace.
 const API_OWN: &[Rule] =
     &[("computer-operator.dev", &["computerrecords"], &["get", "patch"]), ("computer-operator.dev", &["apikeyrecords"], &["get"])];
 
-/// What the hook that installs and upgrades the CRDs may do beside it: the default class comes with them.
+/// Additional permissions of the hook that applies the CRDs: it also applies the default class.
 const CRDS_HOOK: &[Rule] = &[("computer-operator.dev", &["computerclasses"], &["create", "patch"])];
 
-/// What `helm test` may do beyond that, in the operator's own namespace: find the pods that it asks.
+/// Additional permissions of `helm test` in the operator's namespace: to find the pods that it checks.
 const TEST: &[Rule] = &[("discovery.k8s.io", &["endpointslices"], &["list"])];
 
-/// What whoever may view a namespace sees of it. Not the records: they are the operator's.
+/// Permissions of viewers of a namespace. They cannot see the records.
 const TENANT_VIEW: &[Rule] = &[("computer-operator.dev", &["computers", "sessions", "apikeys"], &["get", "list", "watch"])];
 
-/// What an editor of a namespace may do. No status, no `release`, no override: those are not a tenant's.
+/// Permissions of editors of a namespace. A tenant may not write a status, release a finalizer or create an override.
 const TENANT_EDIT: &[Rule] = &[("computer-operator.dev", &["computers", "sessions", "apikeys"], &["create", "update", "patch", "delete"])];
 
-/// What an admin of a namespace may do beyond that.
+/// Additional permissions of admins of a namespace.
 const TENANT_ADMIN: &[Rule] = &[("computer-operator.dev", &["computers", "sessions", "apikeys"], &["deletecollection"])];
 
-/// To see which classes are on offer.
+/// To list the classes.
 const CLASSES: &[Rule] = &[("computer-operator.dev", &["computerclasses"], &["get", "list", "watch"])];
 
-/// To decide about stuck deletions (S11). Not aggregated to any role: bind it to who shall decide.
+/// To override stuck deletions (S11). It is not aggregated to any role.
 const OVERRIDE: &[Rule] = &[("computer-operator.dev", &["deletionoverrides"], &["get", "list", "watch", "create", "delete"])];
 
 /// To read receipts; bind it in the operator's namespace.
 const RECEIPTS: &[Rule] = &[("computer-operator.dev", &["computerrecords"], &["get", "list", "watch"])];
 
-/// The Secret of the ingest certificate, in the operator's own namespace: the only one that is ever read.
+/// The Secret with the ingest certificate in the operator's namespace, which is the only Secret that the operator reads.
 const INGEST_SECRET: &str = crate::archive::ingest::tls::SECRET;
 
-/// Everything that the chart makes roles of, by its name there.
+/// The rules of all roles of the chart, by their names in the chart.
 pub fn roles() -> Value {
     json!({
         "controller": {"cluster": rules(CLUSTER), "own": own_rules()},
@@ -114,13 +114,13 @@ fn own_rules() -> Vec<Value> {
     all
 }
 
-/// What the uninstall guard and `helm test` may do, and the hook that waits until a kind is served: look at every kind there is.
+/// Permissions of the uninstall guard, of `helm test`, and of the hook that waits until the kinds are served: to list every kind.
 fn look_rules() -> Vec<Value> {
     let kinds: Vec<String> = crds::all().into_iter().map(|crd| crd.spec.names.plural).collect();
     vec![json!({"apiGroups": [GROUP], "resources": kinds, "verbs": ["list"]})]
 }
 
-/// Exactly our definitions, by name: a server-side apply is checked for `create` with the name, too.
+/// Permissions on exactly the operator's definitions, by name. A server-side apply is also authorized as a `create` with the name.
 fn crds_rules() -> Vec<Value> {
     let names: Vec<String> = crds::all().iter().map(|crd| format!("{}.{GROUP}", crd.spec.names.plural)).collect();
     let mut all = [rules(CRDS_HOOK), look_rules()].concat();
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn no_wildcard_and_no_reading_of_secrets() {
+    fn no_rule_has_a_wildcard_or_reads_secrets() {
         let people = [TENANT_VIEW, TENANT_EDIT, TENANT_ADMIN, CLASSES, OVERRIDE, RECEIPTS].concat();
         for (group, resources, verbs) in [CLUSTER, OWN, API_CLUSTER, API_OWN, CRDS_HOOK, TEST, &people].concat() {
             assert!(group != "*" && !resources.contains(&"*") && !verbs.contains(&"*"));
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_never_be_ours_is_not() {
+    fn the_operator_has_no_dangerous_permissions() {
         let cluster = &roles()["controller"]["cluster"];
         for (group, resource, verb) in [
             ("", "serviceaccounts", "create"),
@@ -175,7 +175,7 @@ mod tests {
         }
     }
 
-    /// Every request that the code makes. One that is added without its right fails on a real cluster only; here it is seen at once.
+    /// Lists every request that the code makes. A missing permission would otherwise be noticed only on a real cluster.
     #[test]
     fn every_request_of_the_code_is_allowed() {
         let (cluster, own) = (&roles()["controller"]["cluster"], &roles()["controller"]["own"]);
@@ -215,9 +215,9 @@ mod tests {
         assert_eq!((&secret["resourceNames"], &secret["verbs"]), (&json!([crate::archive::ingest::tls::SECRET]), &json!(["get"])));
     }
 
-    /// A tenant's rights never reach what the promises rest on.
+    /// A tenant must not have permissions that could break a promise.
     #[test]
-    fn no_tenant_forces_releases_or_reports() {
+    fn no_tenant_may_release_override_or_write_a_status() {
         for role in ["view", "edit", "admin"] {
             let rules = &roles()["people"][role];
             for (resource, verb) in [

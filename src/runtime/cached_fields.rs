@@ -1,8 +1,8 @@
-//! What a cache keeps of an object: what a plan reads, and no more. A tenant decides how large its own objects are, and all tenants
-//! share the operator's memory (L3): without this, annotations alone made as many as a quota allows cost it a restart after another.
+//! Removes the fields that no plan reads from objects before they are cached. Tenants decide how large their objects are, and all tenants share the
+//! operator's memory (L3): otherwise a tenant could make the operator run out of memory again and again with large annotations.
 //!
-//! What is stripped is never written back as a whole: objects that are (records) keep everything but their managedFields, and those
-//! of tenants are changed by JSON patches of single fields only.
+//! A stripped object must never be written back as a whole. Records, which are replaced, keep everything except their managedFields; objects of tenants are
+//! changed only by JSON patches of single fields.
 
 use k8s_openapi::api::core::v1::{
     ContainerStatus, Namespace, NamespaceStatus, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, Pod,
@@ -13,15 +13,15 @@ use kube::api::ObjectMeta;
 
 use crate::resources::{IMAGE_ANNOTATION, UID_LABEL, UNREADABLE_ANNOTATION};
 
-/// Longest annotation that is kept, bytes: a reference to an image with its digest is shorter.
+/// Maximum size of a kept annotation in bytes; an image reference with a digest is shorter.
 const LONGEST: usize = 1024;
 
-/// managedFields are the larger half of an object, and nothing here reads them.
+/// Removes managedFields, which are often more than half of an object and are never read.
 pub(crate) fn managed<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }
 
-/// Of an object that tenants write: nothing of the metadata but what identifies it and says that it goes.
+/// For objects that tenants write: keeps only the metadata for identity and deletion.
 pub(crate) fn foreign<K: Resource>(object: &mut K) {
     let old = std::mem::take(object.meta_mut());
     *object.meta_mut() = ObjectMeta {
@@ -38,7 +38,7 @@ pub(crate) fn foreign<K: Resource>(object: &mut K) {
     };
 }
 
-/// As [`foreign`], with the label that says whose it is.
+/// Like [`foreign`], but keeps the label with the UID of the computer.
 fn child<K: Resource>(object: &mut K) {
     let whose = object.meta_mut().labels.take().and_then(|mut l| l.remove_entry(UID_LABEL));
     foreign(object);
@@ -48,7 +48,7 @@ fn child<K: Resource>(object: &mut K) {
 pub(crate) fn pod(pod: &mut Pod) {
     let mut annotations = pod.metadata.annotations.take();
     if let Some(all) = &mut annotations {
-        // A tenant may write them, too, on its own pods.
+        // A tenant may set these annotations on its own pods as well, so their size is bounded.
         all.retain(|name, value| value.len() <= LONGEST && [IMAGE_ANNOTATION, UNREADABLE_ANNOTATION].contains(&name.as_str()));
     }
     child(pod);
@@ -112,7 +112,7 @@ mod tests {
 
     const FAT: usize = 255_000;
 
-    /// One object of the kind of this path, with everything in it that a tenant may write there, as large as it likes.
+    /// An object of the kind of this path, with large values in every field that a tenant may write.
     fn fat(path: &str) -> Value {
         let fat = "x".repeat(FAT);
         let metadata = json!({
@@ -136,7 +136,7 @@ mod tests {
         json!({"metadata": metadata, "spec": spec, "status": status})
     }
 
-    /// An API server with one such object of each kind; what it was asked for.
+    /// An API server with one such object of each kind, and the URIs of its requests.
     fn server() -> (Client, Arc<Mutex<Vec<String>>>) {
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let seen = Arc::clone(&asked);
@@ -157,13 +157,13 @@ mod tests {
 
     fn kept<K: serde::Serialize>(objects: &[Arc<K>]) -> Value {
         let kept = serde_json::to_value(objects).unwrap();
-        assert!(kept.to_string().len() < 2_000, "L3: a tenant decides how much of it is kept: {:.300}", kept.to_string());
+        assert!(kept.to_string().len() < 2_000, "L3: a tenant decides how much is kept: {:.300}", kept.to_string());
         kept[0].clone()
     }
 
-    /// Found by a hostile reader: 900 claims with 255 kB of annotations took the operator 291 MB, and its limit is 256 MiB.
+    /// Found in a security review: 900 claims with 255 kB of annotations used 291 MB of the operator, whose limit was 256 MiB.
     #[tokio::test]
-    async fn what_a_tenant_writes_into_its_objects_is_not_kept_in_the_caches() {
+    async fn large_fields_of_tenants_objects_are_not_cached() {
         let (client, asked) = server();
         let ((queue, _work), mut tasks, stop, sources) = (queue::queue(), JoinSet::new(), CancellationToken::new(), Sources::default());
         let mut spawn = caches::Spawn { queue: &queue, tasks: &mut tasks, sources: &sources, stop: &stop };
@@ -188,7 +188,7 @@ mod tests {
             assert_eq!(kept(&namespaces.state())["status"], json!({"phase": "Active"}));
         }
 
-        // A whole page is in memory, about three times, before any of it is stripped. What only admins and we write is small.
+        // A whole page is in memory about three times before it is stripped. Objects that only admins and the operator write are small.
         let ours = ["records?", "/computerclasses?", "/deletionoverrides?", "/persistentvolumes?"];
         let asked = asked.lock().unwrap().clone();
         for list in &asked {
@@ -196,7 +196,7 @@ mod tests {
             let most = if ours.iter().any(|kind| list.contains(kind)) { 500 } else { 20 };
             assert!(limit.is_some_and(|l| l <= most), "{list}");
         }
-        // Anyone may set `managed-by`, and take it off what we made; the other label is guarded by an admission policy.
+        // Any tenant may set or remove `managed-by`; an admission policy protects the other label.
         for kind in ["pods", "persistentvolumeclaims"] {
             let list = asked.iter().find(|l| l.contains(&format!("/{kind}?"))).unwrap();
             assert!(list.contains("computer-uid") && !list.contains("managed-by"), "{list}");

@@ -1,14 +1,14 @@
-//! The time of day, as the API server tells it: the `Date` of its answers, carried on by the monotonic clock. What time decides here
-//! (times to live, deadlines, pauses, expiry) counts from timestamps that the API server wrote, so the clock of a node must not decide it.
+//! Wall-clock time according to the API server: the `Date` header of its responses, advanced by the monotonic clock. Times to live, deadlines, pauses and
+//! expiry times are relative to timestamps that the API server wrote, so the clock of a node must not decide about them.
 //!
-//! An answer says only that the server's time was `Date`, or up to a second more, at some moment between sending and receiving. That
-//! bounds the time from both sides ([`Span`]). The rule:
-//! - An answer that fits our time narrows it. Our time never goes backwards for that: it waits until the server's has caught up.
-//! - An answer that does not fit is a doubt, not a fact: one of several API servers may have a wrong clock. An answer that fits our time
-//!   ends the doubt. A doubt is believed when [`ENOUGH`] answers agree on it, the last one sent [`AHEAD`] or [`BEHIND`] after the first.
-//!   So a server whose clock was really set is followed, and one wrong server out of several ends no deadline.
-//! - Until an answer has confirmed it, our time is the system's. An earlier one is believed at once, a later one after [`FIRST`]: a time
-//!   that is too early delays what is irrevocable, a time that is too late begins it.
+//! A response shows only that the server's time was `Date`, or up to a second later, at some moment between sending and receiving. That bounds the time
+//! from both sides ([`Span`]). The rules:
+//! - A response that is consistent with our time narrows it. Our time never goes backwards for that: it waits until the server's time has caught up.
+//! - An inconsistent response is only a doubt, because one of several API servers may have a wrong clock. A consistent response ends the doubt. A doubt is
+//!   accepted when [`ENOUGH`] responses agree on it and the last one was sent [`AHEAD`] or [`BEHIND`] after the first. The clock therefore follows a server
+//!   whose clock was set, but one wrong server among several does not end any deadline.
+//! - Until a response has confirmed it, our time is the system's. An earlier time is accepted at once, a later one after [`FIRST`]: a time that is too early
+//!   only delays irreversible actions, while a time that is too late would start them.
 
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -19,25 +19,25 @@ use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
 use tower::{Layer, Service};
 
-/// What the clocks of several API servers may differ by.
+/// Tolerated difference between the clocks of several API servers.
 const USUAL: SignedDuration = SignedDuration::from_secs(2);
-/// A `Date` has whole seconds.
+/// The resolution of `Date`.
 const SECOND: SignedDuration = SignedDuration::from_secs(1);
-/// How many answers make another time believed.
+/// Number of responses that must agree before another time is accepted.
 const ENOUGH: u32 = 3;
-/// How long they must agree on a later time. Every watch is opened again within this, often at another server.
+/// How long they must agree on a later time. Every watch is reopened within this time, often on another server.
 const AHEAD: Duration = Duration::from_secs(300);
 /// How long they must agree on an earlier time.
 const BEHIND: Duration = Duration::from_secs(60);
-/// How long the first answers must agree on a later time than the system's.
+/// How long the first responses must agree on a later time than the system's.
 const FIRST: Duration = Duration::from_secs(10);
-/// Every answer of an API server has it, and that of a proxy in front of it does not.
+/// A header that every response of an API server has, but not the response of a proxy in front of it.
 const OF_API_SERVER: &str = "audit-id";
 
 /// The clock of this process.
 static CLOCK: LazyLock<Mutex<Clock>> = LazyLock::new(|| Mutex::new(Clock::new(Timestamp::now(), Instant::now())));
 
-/// What one answer said.
+/// The `Date` of one response.
 #[derive(Clone, Copy, Debug)]
 struct Answer {
     sent: Instant,
@@ -45,7 +45,7 @@ struct Answer {
     date: Timestamp,
 }
 
-/// Where the server's time was at [`Clock::origin`], by one answer.
+/// The bounds of the server's time at [`Clock::origin`] according to one response.
 #[derive(Clone, Copy, Debug)]
 struct Span {
     low: Timestamp,
@@ -53,23 +53,23 @@ struct Span {
 }
 
 impl Span {
-    /// Whether a time fits, but for the usual difference between servers.
+    /// Whether a time is within the bounds, with the tolerated difference between servers.
     fn fits(self, time: Timestamp) -> bool {
         time.saturating_add(USUAL).is_ok_and(|t| t >= self.low) && time.saturating_sub(USUAL).is_ok_and(|t| t <= self.high)
     }
 
-    /// Whether a time is within.
+    /// Whether a time is within the bounds.
     fn holds(self, time: Timestamp) -> bool {
         (self.low..=self.high).contains(&time)
     }
 
-    /// The nearest time within.
+    /// The nearest time within the bounds.
     fn nearest(self, time: Timestamp) -> Timestamp {
         time.clamp(self.low, self.high.max(self.low))
     }
 }
 
-/// A time that answers agree on and that is not believed yet.
+/// A time that responses agree on but that is not accepted yet.
 #[derive(Clone, Copy, Debug)]
 struct Doubt {
     /// At [`Clock::origin`].
@@ -78,14 +78,14 @@ struct Doubt {
     answers: u32,
 }
 
-/// The time of day, by the answers so far. Pure but for what is passed in.
+/// The time according to the responses so far. Pure: all times are passed in.
 #[derive(Clone, Copy, Debug)]
 struct Clock {
-    /// A moment that all times here are told of.
+    /// The moment that all times in this struct refer to.
     origin: Instant,
-    /// The time of day at that moment, as it is believed.
+    /// The accepted wall-clock time at that moment.
     time: Timestamp,
-    /// An answer has agreed with it.
+    /// Whether a response has confirmed it.
     confirmed: bool,
     doubt: Option<Doubt>,
     /// The latest time that was read.
@@ -97,7 +97,7 @@ impl Clock {
         Self { origin: now, time: system, confirmed: false, doubt: None, read: Timestamp::MIN }
     }
 
-    /// The time at a moment: never earlier than one that was read before.
+    /// The time at a moment, never earlier than a time that was read before.
     fn at(&mut self, moment: Instant) -> Timestamp {
         self.read = self.read.max(later(self.time, since(self.origin, moment)));
         self.read
@@ -109,12 +109,12 @@ impl Clock {
         Span { low, high }
     }
 
-    /// Takes an answer in.
-    fn hear(&mut self, answer: &Answer) {
+    /// Processes a response.
+    fn observe(&mut self, answer: &Answer) {
         let span = self.span(answer);
         let doubted = self.doubt.filter(|doubt| span.fits(doubt.time));
         match (span.fits(self.time), doubted) {
-            // It took so long, or the two are so near, that it does not tell which of them is right.
+            // The response is consistent with both times, so it cannot decide between them.
             (true, Some(doubt)) if !span.holds(self.time) || span.holds(doubt.time) => {}
             (true, _) => {
                 self.time = span.nearest(self.time);
@@ -127,7 +127,7 @@ impl Clock {
             (false, None) => self.doubt = Some(Doubt { time: span.low, since: answer.received, answers: 1 }),
         }
         if let Some(doubt) = self.doubt.filter(|doubt| self.believable(doubt, answer)) {
-            // The server's time really went back: so does ours.
+            // The server's clock was set back, so ours follows.
             if doubt.time < self.time {
                 self.read = Timestamp::MIN;
             }
@@ -146,7 +146,7 @@ impl Clock {
     }
 }
 
-/// From one moment to another; negative if it is before.
+/// The time from one moment to another; negative if the other is earlier.
 fn since(origin: Instant, moment: Instant) -> SignedDuration {
     let positive = |passed: Duration| SignedDuration::try_from(passed).unwrap_or(SignedDuration::MAX);
     match moment.checked_duration_since(origin) {
@@ -164,23 +164,23 @@ fn earlier(time: Timestamp, by: SignedDuration) -> Timestamp {
 }
 
 fn clock() -> MutexGuard<'static, Clock> {
-    // A copy is whole at any time.
+    // Poisoning is harmless: no critical section leaves the clock inconsistent.
     CLOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The time of day.
+/// The current wall-clock time.
 pub fn now() -> Timestamp {
     clock().at(Instant::now())
 }
 
-/// The time that an API server's answer bears.
+/// The time in the response of an API server.
 fn date(headers: &HeaderMap) -> Option<Timestamp> {
     headers.get(OF_API_SERVER)?;
     let date = headers.get(header::DATE)?.to_str().ok()?;
     Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp())
 }
 
-/// The layer of a client whose answers tell the time.
+/// The client layer that updates the clock from responses.
 #[derive(Clone, Copy, Debug)]
 pub struct ListenLayer;
 
@@ -215,7 +215,7 @@ where
         Box::pin(async move {
             let answer = answer.await?;
             if let Some(date) = date(answer.headers()) {
-                clock().hear(&Answer { sent, received: Instant::now(), date });
+                clock().observe(&Answer { sent, received: Instant::now(), date });
             }
             Ok(answer)
         })

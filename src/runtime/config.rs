@@ -1,4 +1,5 @@
-//! Settings of `computer-operator run`: flags, each with an environment variable. No secrets: store credentials come from `AWS_*`.
+//! Settings of `computer-operator run`: flags, each with an environment variable. They must not contain secrets; the credentials of the store come from
+//! `AWS_*`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,52 +9,52 @@ use super::lease::Timing;
 /// Run the operator.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Namespace of the operator: records, custody claims, archive pods, the lease.
+    /// Namespace of the operator, which contains records, custody claims, archive pods and the lease
     #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "computer-operator-system", value_parser = namespace)]
     pub namespace: String,
-    /// Image of the archive pod: the operator's own.
+    /// Image of the archive pod; use the operator's own image
     #[arg(long, env = "OPERATOR_IMAGE", value_parser = image)]
     pub image: String,
-    /// ServiceAccount of the archive pod, in the operator's namespace.
+    /// ServiceAccount of the archive pod, in the operator's namespace
     #[arg(long, env = "ARCHIVE_SERVICE_ACCOUNT", default_value = "computer-operator-archive")]
     pub archive_service_account: String,
-    /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true` with credentials from AWS_*.
+    /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true` with credentials from AWS_*
     #[arg(long, env = "ARCHIVE_STORE", default_value = "file:///var/lib/computer-operator/store", value_parser = store)]
     pub store: String,
-    /// Claim of the embedded store in the operator's namespace, whose volume is set to `Retain`.
+    /// PersistentVolumeClaim of the embedded store in the operator's namespace, whose volume is set to `Retain`
     #[arg(long, env = "RETAIN_STORE_CLAIM")]
     pub retain_store_claim: Option<String>,
-    /// Address under which archive pods reach the ingest endpoint, for example `https://computer-operator-ingest.NAMESPACE.svc:8443`.
+    /// URL at which archive pods reach the ingest endpoint, for example `https://computer-operator-ingest.NAMESPACE.svc:8443`
     #[arg(long, env = "INGEST_URL", value_parser = ingest_url)]
     pub ingest_url: String,
-    /// Where the ingest endpoint listens.
+    /// Address that the ingest endpoint listens on
     #[arg(long, env = "INGEST_BIND", default_value = "0.0.0.0:8443")]
     pub ingest_bind: SocketAddr,
-    /// Where /livez, /readyz and /metrics are served.
+    /// Address of /livez, /readyz and /metrics
     #[arg(long, env = "METRICS_BIND", default_value = "0.0.0.0:8080")]
     pub metrics_bind: SocketAddr,
-    /// Take a lease, so that one of several replicas works and the others stand by. `false` is safe, only wasteful.
+    /// Use leader election, so that only one of several replicas reconciles. `false` is safe, but duplicates work
     #[arg(long, env = "LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set)]
     pub leader_election: bool,
-    /// Seconds after which another replica may take the lease of one that does not renew it.
+    /// Duration of the lease in seconds. Another replica may take over a lease that has not been renewed for that long
     #[arg(long, env = "LEASE_SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u32).range(5..=300))]
     pub lease_seconds: u32,
-    /// Seconds after the last renewal at which a leader stops; shorter than the lease. Default: two thirds of it.
+    /// Seconds after the last renewal after which a leader stops. Must be shorter than the lease; defaults to two thirds of it
     #[arg(long, env = "LEASE_RENEW_SECONDS", value_parser = clap::value_parser!(u32).range(1..=299))]
     pub lease_renew_seconds: Option<u32>,
-    /// Seconds between two tries to take or renew the lease. Default: a seventh of it.
+    /// Seconds between attempts to acquire or renew the lease. Defaults to a seventh of the lease
     #[arg(long, env = "LEASE_RETRY_SECONDS", value_parser = clap::value_parser!(u32).range(1..=60))]
     pub lease_retry_seconds: Option<u32>,
-    /// Computers worked on at the same time, 1 to 1000; each holds at most one connection.
+    /// Number of computers that are reconciled concurrently, 1 to 1000. Each uses at most one connection
     #[arg(long, env = "CONCURRENCY", default_value_t = 32, value_parser = concurrency)]
     pub concurrency: usize,
-    /// Log lines as JSON instead of text.
+    /// Write log lines as JSON instead of text
     #[arg(long, env = "LOG_JSON", default_value_t = false, action = clap::ArgAction::Set)]
     pub log_json: bool,
 }
 
 impl Config {
-    /// Timing of the lease. [`super::lease::run_while_leading`] refuses one that cannot be.
+    /// Timing of the lease. [`super::lease::run_while_leading`] rejects an invalid one.
     pub fn lease(&self) -> Timing {
         let seconds = |s: u32| Duration::from_secs(u64::from(s));
         let lease = seconds(self.lease_seconds);
@@ -65,39 +66,38 @@ impl Config {
     }
 }
 
-/// A namespace's name.
+/// Parses the name of a namespace.
 ///
 /// # Errors
-/// When it cannot be one; says what can.
+/// If the name is invalid; the error says which names are valid.
 pub(crate) fn namespace(text: &str) -> Result<String, String> {
     let fits = (1..=63).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if !fits || text.starts_with('-') || text.ends_with('-') {
-        return Err("a namespace is 1 to 63 of a-z, 0-9 and '-', and neither begins nor ends with '-'".to_owned());
+        return Err("a namespace must have 1 to 63 characters of a-z, 0-9 and '-', and must not begin or end with '-'".to_owned());
     }
     Ok(text.to_owned())
 }
 
 fn image(text: &str) -> Result<String, String> {
     if text.is_empty() || text.chars().any(char::is_whitespace) {
-        return Err("name the operator's own image, for example registry.example/computer-operator:1.0; archive pods run it".to_owned());
+        return Err("use the operator's own image, which archive pods run, for example registry.example/computer-operator:1.0".to_owned());
     }
     Ok(text.to_owned())
 }
 
 fn store(text: &str) -> Result<String, String> {
-    // Only what is before the query is shown: a query is no place for credentials, but somebody will try.
+    // Errors show only the part before the query, because users may put credentials into the query.
     let place = text.split('?').next().unwrap_or_default();
     let named = |rest: &str, sign: &str| !rest.is_empty() && !rest.starts_with(sign);
     match (place.strip_prefix("file://"), place.strip_prefix("s3://")) {
         (Some(path), _) if path.starts_with('/') && path.len() > 1 => {}
         (_, Some(bucket)) if named(bucket, "/") => {}
-        _ => return Err(format!("{place} is no store: use file:///absolute/path or s3://bucket/prefix?region=...")),
+        _ => return Err(format!("{place:?} is not the URL of a store: use file:///absolute/path or s3://bucket/prefix?region=...")),
     }
     let secret = |key: &str| key.to_ascii_lowercase().contains("secret") || key.to_ascii_lowercase().contains("token");
     if text.split(['?', '&']).skip(1).filter_map(|pair| pair.split('=').next()).any(secret) {
-        return Err(
-            "credentials do not belong in the URL, where anybody can read them: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned()
-        );
+        return Err("the URL must not contain credentials, because it is not kept secret: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            .to_owned());
     }
     Ok(text.to_owned())
 }
@@ -105,12 +105,14 @@ fn store(text: &str) -> Result<String, String> {
 fn ingest_url(text: &str) -> Result<String, String> {
     let authority = text.strip_prefix("https://").unwrap_or_default();
     if authority.contains('$') {
-        return Err(format!("{authority}: there was no Service of that name when this pod started: create it, and start the pod again"));
+        return Err(format!(
+            "{authority} cannot be resolved, because the Service did not exist when this pod started: create the Service and restart the pod"
+        ));
     }
     if authority.is_empty() || authority.starts_with([':', '/']) || authority.contains(['/', '?', '#', '@', ' ']) {
-        return Err("use https://HOST:PORT, without a path: archive pods send to it over TLS only".to_owned());
+        return Err("use https://HOST:PORT without a path; archive pods connect only with TLS".to_owned());
     }
-    // Kubernetes writes a Service's IPv6 address into its variable without brackets.
+    // The variable of a Service contains an IPv6 address without brackets.
     match authority.rsplit_once(':') {
         Some((host, port)) if host.parse::<std::net::Ipv6Addr>().is_ok() => Ok(format!("https://[{host}]:{port}")),
         _ => Ok(text.to_owned()),
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_can_be_used() {
+    fn the_defaults_are_valid() {
         let config = parse(&[]).unwrap();
         assert!(config.lease().validate().is_ok() && config.leader_election);
         for seconds in [5, 15, 60, 300] {
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_what_to_do() {
+    fn invalid_values_are_rejected_with_a_remedy() {
         for (flag, values, hint) in [
             ("--namespace", vec!["", "Big", "a.b", "-a", "a/b"], "a-z"),
             ("--store", vec!["", "/tmp", "file://", "file:///", "file://rel", "s3://", "s3:///p", "gs://b"], "use file:///absolute/path"),
@@ -161,7 +163,7 @@ mod tests {
             ("--image", vec!["", "a b"], "own image"),
         ] {
             for value in values {
-                // The flags that are needed may stand only once.
+                // A required flag must not be repeated.
                 let mut line: Vec<&str> = NEEDED.to_vec();
                 if let Some(at) = line.iter().position(|w| *w == flag) {
                     line.drain(at..at + 2);
@@ -176,17 +178,17 @@ mod tests {
     }
 
     #[test]
-    fn the_address_of_a_service_is_taken_as_kubernetes_writes_it() {
+    fn the_address_of_a_service_is_accepted_as_its_variable_contains_it() {
         let url = |given: &str| ingest_url(given).unwrap();
         assert_eq!(url("https://192.0.2.7:8443"), "https://192.0.2.7:8443");
         assert_eq!(url("https://2001:db8::7:8443"), "https://[2001:db8::7]:8443");
         assert_eq!(url("https://[2001:db8::7]:8443"), "https://[2001:db8::7]:8443");
         assert_eq!(url("https://operator-ingest.ns.svc:8443"), "https://operator-ingest.ns.svc:8443");
-        assert!(ingest_url("https://$(OPERATOR_INGEST_SERVICE_HOST):8443").unwrap_err().contains("no Service"));
+        assert!(ingest_url("https://$(OPERATOR_INGEST_SERVICE_HOST):8443").unwrap_err().contains("the Service did not exist"));
     }
 
     #[test]
-    fn stores_of_both_kinds_are_taken() {
+    fn urls_of_both_kinds_of_stores_are_accepted() {
         for url in ["file:///var/lib/x", "s3://bucket", "s3://bucket/prefix?endpoint=http://127.0.0.1:7070&region=r&allow_http=true"] {
             assert_eq!(parse(&["--store", url]).unwrap().store, url);
         }

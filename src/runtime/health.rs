@@ -1,5 +1,5 @@
-//! `/livez`, `/readyz` and `/metrics`. Ready means initialised, not leading: a standby is ready. A peer that is slow or silent
-//! must never hold a connection for long, nor keep the process from ending.
+//! `/livez`, `/readyz` and `/metrics`. Ready means initialized, not leading: a standby replica is ready. A slow or silent client must never occupy a
+//! connection for long or delay the shutdown.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::server::{self, Limits};
 
-/// A connection serves one request and is closed after this time at the latest.
+/// Maximum lifetime of a connection, which serves one request.
 const CONNECTION: Duration = Duration::from_secs(10);
-/// Bounds of this endpoint, in every process.
+/// Limits of this endpoint in every process.
 pub const LIMITS: Limits = Limits {
     connections: 64,
     head: 8 * 1024,
@@ -31,15 +31,15 @@ pub const LIMITS: Limits = Limits {
 };
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Gives the text of `/metrics`.
-pub type Figures = Arc<dyn Fn() -> Result<String, std::fmt::Error> + Send + Sync>;
+/// Renders the text of `/metrics`.
+pub type Metrics = Arc<dyn Fn() -> Result<String, std::fmt::Error> + Send + Sync>;
 
-/// Whether `/readyz` is 200.
+/// Whether `/readyz` responds with 200.
 #[derive(Clone, Debug, Default)]
 pub struct Ready(Arc<AtomicBool>);
 
 impl Ready {
-    /// `true`: everything is initialised. `false`: nothing new, please.
+    /// `true` once everything is initialized; `false` if no new requests should be sent.
     pub fn set(&self, ready: bool) {
         self.0.store(ready, Ordering::Relaxed);
     }
@@ -49,22 +49,26 @@ impl Ready {
     }
 }
 
-/// Serves until `stop`; then what runs has [`CONNECTION`] at most to end.
+/// Serves until `stop` is cancelled; open connections then have [`CONNECTION`] to finish.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(address: SocketAddr, figures: Figures, stop: CancellationToken, tasks: &mut JoinSet<()>) -> std::io::Result<Ready> {
+pub async fn serve(address: SocketAddr, metrics: Metrics, stop: CancellationToken, tasks: &mut JoinSet<()>) -> std::io::Result<Ready> {
     let ready = Ready::default();
     let listener = TcpListener::bind(address).await?;
-    tasks.spawn(server::run(listener, None, router(ready.clone(), figures), LIMITS, stop));
+    tasks.spawn(server::run(listener, None, router(ready.clone(), metrics), LIMITS, stop));
     Ok(ready)
 }
 
-fn router(ready: Ready, figures: Figures) -> Router {
+fn router(ready: Ready, metrics: Metrics) -> Router {
     let readyz = move || async move {
-        if ready.is_set() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "starting or ending") }
+        if ready.is_set() {
+            (StatusCode::OK, "ok")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "not ready: the process is starting or shutting down")
+        }
     };
-    let text = move || async move { figures().map(|t| ([(CONTENT_TYPE, OPENMETRICS)], t)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) };
+    let text = move || async move { metrics().map(|t| ([(CONTENT_TYPE, OPENMETRICS)], t)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) };
     Router::new().route("/livez", get(|| async { "ok" })).route("/readyz", get(readyz)).route("/metrics", get(text))
 }
 
@@ -92,7 +96,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn alive_at_once_ready_when_initialised() {
+    async fn live_at_once_and_ready_after_initialization() {
         let (address, ready, stop, task) = start().await;
         assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200"));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
@@ -108,13 +112,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_sends_half_a_request_is_put_out_and_does_not_hold_up_the_end() {
+    async fn a_client_that_sends_half_a_request_is_disconnected_and_does_not_delay_the_shutdown() {
         let (address, _ready, stop, task) = start().await;
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(b"GET /livez HTT").await.unwrap();
         let mut answer = Vec::new();
         let began = tokio::time::Instant::now();
-        // The server closes; what it says before, if anything, is no 200.
+        // The server closes the connection, possibly after an error, but never with a 200.
         let _ = slow.read_to_end(&mut answer).await;
         assert!(began.elapsed() <= CONNECTION && !answer.starts_with(b"HTTP/1.1 200"));
         let _silent = TcpStream::connect(address).await.unwrap();

@@ -1,9 +1,10 @@
-//! Leader election with a Lease. It saves work; correctness comes from fences (S10). It must never hold up a shutdown for ever.
+//! Leader election with a Lease. It avoids duplicate work; correctness comes from preconditions on writes (S10). It must never delay a shutdown
+//! indefinitely. kube has no leader election, and the alternatives compare clocks of different machines or do not drain before they release the lease.
 //!
-//! Every write is a replace with the resourceVersion that was read, so of two contenders one gets a 409. Whether a lease has
-//! expired is judged by our own clock since we saw it change, never by another machine's. A leader counts from the moment its
-//! last successful write was *sent*, so it stops before anyone may take over. Order at the end: the leading work is cancelled and
-//! awaited, the lease being renewed meanwhile, and only then released, so that the next one takes over at once (L4).
+//! Every write is a replace with the resourceVersion that was read, so one of two contenders gets a 409. Whether a lease has expired is judged by our own
+//! monotonic clock since we saw it change, and never by another machine's clock. A leader counts from the moment its last successful write was *sent*, so it
+//! stops before another replica may take over. At shutdown the work of the leader is cancelled and awaited while the lease is still renewed; then the lease
+//! is released, so that the next leader takes over at once (L4).
 
 use std::future::Future;
 use std::time::Duration;
@@ -22,27 +23,29 @@ use super::client::{CallError, ErrorClass, classify};
 mod tests;
 
 const NAME: &str = "computer-operator";
-/// Longest lease that is respected, whatever a record says: nobody can lock the operator out for ever.
+/// Maximum duration of a lease that is respected, so that a wrong Lease cannot block the operator forever.
 const LONGEST: u64 = 300;
-/// Work that was cancelled has this long to end: more than one call, less than a pod's usual grace period (30 s).
+/// Time that cancelled work has to finish: longer than one API call, shorter than a pod's default grace period (30 s).
 pub const DRAIN: Duration = Duration::from_secs(25);
 
 /// Timing of the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// How long others respect a lease that is not renewed; whole seconds.
+    /// How long others respect a lease that is not renewed, in whole seconds.
     pub lease: Duration,
-    /// How long after the last renewal we stop leading; shorter than `lease`.
+    /// How long after the last renewal a leader stops; shorter than `lease`.
     pub renew_deadline: Duration,
-    /// Time between two tries.
+    /// Time between attempts.
     pub retry: Duration,
 }
 
 impl Timing {
+    /// Validates the timing.
+    ///
     /// # Errors
-    /// When two replicas could lead at once, or one failed try would end the lead.
+    /// When two replicas could lead at the same time, or one failed attempt would end the leadership.
     pub fn validate(self) -> Result<Self, TimingError> {
-        // What the record holds is whole seconds; the rest would be lost on the others.
+        // The Lease contains whole seconds; other replicas would not see the fraction.
         let lease = Duration::from_secs(self.lease.as_secs());
         if lease.as_secs() == 0 || lease.as_secs() > LONGEST || self.renew_deadline >= lease {
             return Err(TimingError::Deadline { lease, renew: self.renew_deadline });
@@ -53,36 +56,34 @@ impl Timing {
         Ok(Self { lease, ..self })
     }
 
-    /// Timeout of one request: two may fail before the deadline.
+    /// Timeout of one request, so that two can fail before the deadline.
     fn request(self) -> Duration {
         self.renew_deadline / 2
     }
 }
 
-/// Why a timing cannot be used.
+/// Why a timing is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TimingError {
-    /// Lease and renew deadline.
-    #[error("the renew deadline ({renew:?}) must be shorter than the lease ({lease:?}), and the lease 1 s to 300 s")]
+    /// The renew deadline does not fit the lease.
+    #[error("the renew deadline ({renew:?}) must be shorter than the lease ({lease:?}), and the lease must be 1 s to 300 s")]
     Deadline {
         /// The lease.
         lease: Duration,
         /// The deadline.
         renew: Duration,
     },
-    /// Renew deadline and retry.
-    #[error(
-        "the time between two tries ({retry:?}) must be more than 0 and well below the renew deadline ({renew:?}): at most five sixths"
-    )]
+    /// The retry interval does not fit the renew deadline.
+    #[error("the retry interval ({retry:?}) must be greater than 0 and at most five sixths of the renew deadline ({renew:?})")]
     Retry {
         /// The deadline.
         renew: Duration,
-        /// Between two tries.
+        /// The interval.
         retry: Duration,
     },
 }
 
-/// What we last saw of the lease, and when it last changed by our clock.
+/// The last observed Lease, and when it changed according to our clock.
 #[derive(Clone, Debug)]
 struct Seen {
     lease: Lease,
@@ -90,48 +91,48 @@ struct Seen {
 }
 
 impl Seen {
-    /// Takes in what was read at `now`. Only the spec counts: a touched label or annotation is no sign of life.
+    /// Records a Lease that was read at `now`. Only a change of the spec counts as a renewal, not a changed label or annotation.
     fn observe(before: Option<&Self>, lease: Lease, now: Instant) -> Self {
         let changed = before.filter(|b| b.lease.spec == lease.spec).map_or(now, |b| b.changed);
         Self { lease, changed }
     }
 }
 
-/// Whose the lease is.
+/// The holder of the lease.
 #[derive(Debug, PartialEq, Eq)]
 enum Holder {
-    /// Ours.
+    /// This replica.
     Us,
-    /// Nobody's: released.
-    Nobody,
-    /// Another one's that has not renewed it.
+    /// None: the lease was released.
+    None,
+    /// Another replica, which has not renewed the lease in time.
     Expired,
-    /// Another one's.
+    /// Another replica.
     Other,
 }
 
-/// Pure: whose the lease is, from what was seen.
+/// The holder according to the observed Lease. Pure.
 fn holder(seen: &Seen, identity: &str, now: Instant) -> Holder {
     let spec = seen.lease.spec.as_ref();
     let name = spec.and_then(|s| s.holder_identity.as_deref()).unwrap_or_default();
     let seconds = spec.and_then(|s| s.lease_duration_seconds).and_then(|s| u64::try_from(s).ok()).unwrap_or(15).clamp(1, LONGEST);
     let expired = now.duration_since(seen.changed) > Duration::from_secs(seconds);
     match name {
-        "" => Holder::Nobody,
+        "" => Holder::None,
         ours if ours == identity => Holder::Us,
         _ if expired => Holder::Expired,
         _ => Holder::Other,
     }
 }
 
-/// How one try came out.
+/// The result of one attempt.
 #[derive(Debug, PartialEq, Eq)]
 enum Attempt {
-    /// The lease is ours, by a write that was sent at this time.
+    /// This replica holds the lease, according to a write that was sent at this time.
     Held(Instant),
-    /// It is another one's.
+    /// Another replica holds the lease.
     Taken,
-    /// Not known: no answer, or somebody was faster.
+    /// Unknown: no response, or another client wrote first.
     Unknown,
 }
 
@@ -143,19 +144,19 @@ struct Elector {
     seen: Option<Seen>,
 }
 
-/// How a term of leading ended.
+/// How a term as the leader ended.
 struct Term {
-    /// What the work said; `None`: it did not end in time.
+    /// The result of the work; `None` if it did not finish in time.
     result: Option<anyhow::Result<()>>,
     lost: bool,
 }
 
-/// Runs `lead` while we hold the lease in `namespace`. Returns when `shutdown` is cancelled, when `lead` ends, or when the lease
-/// was lost. `lead` is cancelled through its token and has [`DRAIN`] to end. `on_change` hears whether we lead.
+/// Runs `lead` while this replica holds the lease in `namespace`. Returns when `shutdown` is cancelled, when `lead` ends, or when the lease is lost. `lead`
+/// is cancelled through its token and has [`DRAIN`] to finish. `on_change` is called with whether this replica leads.
 ///
 /// # Errors
-/// When the timing cannot be used, the lease was lost while leading or the work did not end in time (the process should end and
-/// start again), or as `lead`.
+/// When the timing is invalid, when the lease was lost or the work did not finish in time (the process should then exit and be restarted), or the error of
+/// `lead`.
 pub async fn run_while_leading<F, L>(
     client: Client,
     namespace: &str,
@@ -171,18 +172,20 @@ where
     let timing = timing.validate()?;
     let identity = format!("{}-{:08x}", std::env::var("POD_NAME").unwrap_or_else(|_| "operator".to_owned()), rand::random::<u32>());
     let mut elector = Elector { api: Api::namespaced(client, namespace), identity, timing, seen: None };
-    tracing::info!(identity = elector.identity, "standing by for the lease");
+    tracing::info!(identity = elector.identity, "waiting for the lease");
     let Some(since) = elector.acquire(&shutdown).await else { return Ok(()) };
-    tracing::info!(identity = elector.identity, "leading");
+    tracing::info!(identity = elector.identity, "acquired the lease, leading");
     on_change(true);
     let term = serve(&mut elector, since, &shutdown, lead).await;
     on_change(false);
     if term.lost && !shutdown.is_cancelled() {
-        anyhow::bail!("the lease was lost; another replica goes on");
+        anyhow::bail!(
+            "lost lease/{NAME} -n {namespace}: another replica takes over, or the lease could not be renewed. The process exits and is restarted"
+        );
     }
     let Some(result) = term.result else {
-        // Something of it may still be running: the lease is left to expire.
-        anyhow::bail!("the leading work did not end within {} s; the lease is not released", DRAIN.as_secs());
+        // Part of the work may still be running, so the lease must expire instead of being released.
+        anyhow::bail!("the work of the leader did not finish within {} s; lease/{NAME} -n {namespace} is left to expire", DRAIN.as_secs());
     };
     if !term.lost {
         elector.release().await;
@@ -190,7 +193,7 @@ where
     result
 }
 
-/// One term: works and renews side by side; at the end cancels the work and waits for it, still renewing.
+/// One term: works and renews concurrently. At the end it cancels the work and waits for it while still renewing.
 async fn serve<F, L>(elector: &mut Elector, since: Instant, shutdown: &CancellationToken, lead: L) -> Term
 where
     L: FnOnce(CancellationToken) -> F,
@@ -219,18 +222,18 @@ where
 }
 
 impl Elector {
-    /// Tries until the lease is ours. `None`: `shutdown` came first.
+    /// Retries until this replica holds the lease. `None` if `shutdown` was cancelled first.
     async fn acquire(&mut self, shutdown: &CancellationToken) -> Option<Instant> {
         loop {
-            // A try is not cut off: a write that was sent would leave the lease in our name without anybody behind it.
-            if let Attempt::Held(since) = self.look(false).await {
+            // An attempt is not cancelled: a write that was already sent would leave the lease held by a replica that has stopped.
+            if let Attempt::Held(since) = self.try_acquire(false).await {
                 return Some(since);
             }
             tokio::select! { () = shutdown.cancelled() => return None, () = sleep(self.timing.retry) => {} }
         }
     }
 
-    /// Renews; returns when the lease is another one's, or could not be renewed within the deadline.
+    /// Renews the lease. Returns when another replica holds it, or when it could not be renewed within the deadline.
     async fn keep(&mut self, mut renewed: Instant) {
         loop {
             let deadline = renewed + self.timing.renew_deadline;
@@ -238,33 +241,33 @@ impl Elector {
             match timeout_at(deadline, self.renew()).await {
                 Ok(Attempt::Held(since)) => renewed = since,
                 Ok(Attempt::Taken) => {
-                    tracing::error!(identity = self.identity, "the lease is another replica's");
+                    tracing::error!(identity = self.identity, "lost the lease: another replica holds it");
                     return;
                 }
                 Ok(Attempt::Unknown) if Instant::now() < deadline => {}
                 Ok(Attempt::Unknown) | Err(_) => {
-                    tracing::error!(identity = self.identity, "the lease could not be renewed in time");
+                    tracing::error!(identity = self.identity, "lost the lease: it could not be renewed in time");
                     return;
                 }
             }
         }
     }
 
-    /// One write on top of what we wrote last; only when that is no longer so, the lease is read.
+    /// Renews with one write based on our last write. The lease is read only if that fails.
     async fn renew(&mut self) -> Attempt {
         let ours = self.seen.as_ref().filter(|s| holder(s, &self.identity, Instant::now()) == Holder::Us).map(|s| s.lease.clone());
         match ours {
             Some(lease) => match self.write(lease).await {
                 Ok(since) => Attempt::Held(since),
-                Err(ErrorClass::Conflict | ErrorClass::NotFound) => self.look(true).await,
+                Err(ErrorClass::Conflict | ErrorClass::NotFound) => self.try_acquire(true).await,
                 Err(_) => Attempt::Unknown,
             },
-            None => self.look(true).await,
+            None => self.try_acquire(true).await,
         }
     }
 
-    /// Reads the lease, and writes our name if we may. A leader never takes a lease that has been another one's.
-    async fn look(&mut self, leading: bool) -> Attempt {
+    /// Reads the lease and takes it if permitted. A leader never takes over a lease that another replica has held.
+    async fn try_acquire(&mut self, leading: bool) -> Attempt {
         let found = match self.limited(self.api.get_opt(NAME)).await {
             Ok(Some(lease)) => lease,
             Ok(None) => return self.create().await,
@@ -277,7 +280,7 @@ impl Elector {
         match whose {
             Holder::Other => Attempt::Taken,
             Holder::Expired if leading => Attempt::Taken,
-            Holder::Us | Holder::Nobody | Holder::Expired => self.write(lease).await.map_or(Attempt::Unknown, Attempt::Held),
+            Holder::Us | Holder::None | Holder::Expired => self.write(lease).await.map_or(Attempt::Unknown, Attempt::Held),
         }
     }
 
@@ -304,7 +307,7 @@ impl Elector {
         Attempt::Held(sent)
     }
 
-    /// One request with a timeout: an API server that does not answer must not outlast the renew deadline.
+    /// One request with a timeout, so that an unresponsive API server cannot delay us beyond the renew deadline.
     async fn limited<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ErrorClass> {
         let error = match timeout(self.timing.request(), request).await {
             Ok(Ok(answer)) => return Ok(answer),
@@ -313,9 +316,9 @@ impl Elector {
         };
         let class = classify(&error);
         match class {
-            ErrorClass::Conflict => tracing::debug!("somebody else wrote the lease"),
-            ErrorClass::Timeout => tracing::warn!(limit = ?self.timing.request(), "no answer about the lease in time"),
-            _ => tracing::warn!(%error, "the lease was neither read nor written"),
+            ErrorClass::Conflict => tracing::debug!("conflict: another replica wrote the lease"),
+            ErrorClass::Timeout => tracing::warn!(limit = ?self.timing.request(), "request for the lease timed out"),
+            _ => tracing::warn!(%error, "request for the lease failed"),
         }
         Err(class)
     }
@@ -333,7 +336,7 @@ impl Elector {
         }
     }
 
-    /// Gives the lease back, so that the next one need not wait for it to expire. Only if it is still ours.
+    /// Releases the lease if this replica still holds it, so that the next leader does not have to wait until it expires.
     async fn release(&mut self) {
         for _ in 0..3 {
             let Ok(Some(mut lease)) = self.limited(self.api.get_opt(NAME)).await else { break };
@@ -341,12 +344,12 @@ impl Elector {
             spec.holder_identity = Some(String::new());
             spec.lease_duration_seconds = Some(1);
             match self.limited(self.api.replace(NAME, &PostParams::default(), &lease)).await {
-                Ok(_) => return tracing::info!("the lease is released"),
-                // A renewal of ours that was cut off may have arrived in between.
+                Ok(_) => return tracing::info!("released the lease"),
+                // A cancelled renewal of ours may have arrived in between.
                 Err(ErrorClass::Conflict) => {}
                 Err(_) => break,
             }
         }
-        tracing::warn!("the lease was not released; it expires by itself");
+        tracing::warn!("cannot release the lease; it will expire");
     }
 }

@@ -1,5 +1,5 @@
-//! What the process is made of: configuration, client, caches, work queue, lease, health, metrics. Nothing here decides
-//! anything about a computer.
+//! The infrastructure of the process: configuration, client, caches, work queue, leader election, HTTP server, health and logs. Nothing in this module
+//! may decide anything about a computer.
 
 pub mod backoff;
 pub(crate) mod cached_fields;

@@ -1,8 +1,8 @@
-//! The work queue, keyed by UID: a computer never runs twice at once, others are never held up by it (L3), every wait has a
-//! timer (L5). kube's controller runs only what stands in the store of its main kind; here a record outlives its Computer.
+//! The work queue, keyed by UID. A UID must never be reconciled twice at the same time or block others (L3), and every wait has a timer (L5). kube's
+//! controller is not used, because it reconciles only objects in the store of its main kind, while here a record outlives its Computer.
 //!
-//! Workers are shared by group (a namespace). A group takes at most an equal share of them, and one share always stays free, so that a
-//! namespace whose requests are slow (a webhook that times out) cannot take all of them (L3). Groups take turns.
+//! Groups (namespaces) share the workers. A group gets at most an equal share, and one share always stays free, so that a namespace with slow requests (a
+//! webhook that times out) cannot occupy all workers (L3). Groups take turns.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::future::Future;
@@ -17,20 +17,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::{DelayQueue, delay_queue};
 
-/// Longest wait; who has to wait longer looks again meanwhile. The timers panic beyond two years, and a clock that is set anew
-/// changes what is left of a long wait.
+/// Maximum wait; a UID with a longer wait is reconciled in between. Timers of more than two years panic, and a change of the clock affects long waits.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
-/// How long a key rests after its reconcile panicked. The next one may well panic, too.
+/// Time until a UID is reconciled again after a panic, because it is likely to panic again.
 const AFTER_PANIC: Duration = Duration::from_secs(60);
 
-/// Reconciles of this process that panicked.
+/// Number of reconciles of this process that panicked.
 pub static PANICS: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Write side of the queue. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Queue(mpsc::UnboundedSender<String>);
 
-/// The group of a UID: who shares the workers with whom.
+/// The group of a UID.
 type GroupOf = Arc<dyn Fn(&str) -> String + Send + Sync>;
 
 /// Read side; see [`Work::run`].
@@ -39,13 +38,13 @@ pub struct Work {
     due: DelayQueue<String>,
     timers: HashMap<String, delay_queue::Key>,
     ready: Ready,
-    /// What runs, with its group.
+    /// Running UIDs with their group.
     running: HashMap<String, String>,
     again: HashSet<String>,
     group_of: GroupOf,
 }
 
-/// What waits for a worker: the UIDs of each group in their order, and the groups in the order of their turns.
+/// UIDs that wait for a worker, in order per group, and the groups in the order of their turns.
 #[derive(Default)]
 struct Ready {
     turns: VecDeque<String>,
@@ -64,7 +63,7 @@ impl Ready {
         self.queued.insert(uid);
     }
 
-    /// The next UID that may run. Only groups that run something can be at their share, so few are passed over.
+    /// The next UID that may run. Only groups with running UIDs can have reached their share, so few groups are skipped.
     fn next(&mut self, workers: usize) -> Option<(String, String)> {
         for _ in 0..self.turns.len() {
             let group = self.turns.pop_front()?;
@@ -88,7 +87,7 @@ impl Ready {
         None
     }
 
-    /// One of this group has ended.
+    /// A UID of this group has finished.
     fn ended(&mut self, group: &str) {
         if let Some(n) = self.running.get_mut(group) {
             *n -= 1;
@@ -99,7 +98,7 @@ impl Ready {
     }
 }
 
-/// A new queue. All UIDs are of one group, until [`Work::shared_by`].
+/// Creates a queue. All UIDs belong to one group unless [`Work::shared_by`] is called.
 pub fn queue() -> (Queue, Work) {
     let (sender, incoming) = mpsc::unbounded_channel();
     let work = Work {
@@ -115,22 +114,22 @@ pub fn queue() -> (Queue, Work) {
 }
 
 impl Queue {
-    /// Queues a UID at once; many calls before it runs are one.
+    /// Queues a UID at once. Several calls before it runs cause one run.
     pub fn now(&self, uid: String) {
-        // The receiver only goes at shutdown, when nothing is to be done any more.
+        // The receiver is dropped only at shutdown, when the UID does not matter any more.
         let _ = self.0.send(uid);
     }
 }
 
 impl Work {
-    /// Shares the workers between groups of UIDs.
+    /// Shares the workers among groups of UIDs.
     #[must_use]
     pub fn shared_by(self, group_of: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         Self { group_of: Arc::new(group_of), ..self }
     }
 
-    /// Runs `work` for every due UID, at most `concurrency` at once, until `stop`; then waits for what runs. The result of
-    /// `work` is when to run again, if at all.
+    /// Runs `work` for every due UID, at most `concurrency` concurrently, until `stop` is cancelled; then waits for running work. `work` returns when to run
+    /// again, if at all.
     pub async fn run<F, W>(mut self, concurrency: usize, stop: CancellationToken, work: W)
     where
         W: Fn(String) -> F,
@@ -149,7 +148,7 @@ impl Work {
                 }
                 Some(done) = tasks.join_next(), if !tasks.is_empty() => match done {
                     Ok((uid, after)) => self.finished(uid, after),
-                    // Only a runtime that shuts down cancels it: the task itself cannot panic.
+                    // The task itself cannot panic; only a runtime that shuts down cancels it.
                     Err(error) => tracing::error!(%error, "a worker was cancelled"),
                 },
             }
@@ -167,10 +166,10 @@ impl Work {
             self.running.insert(uid.clone(), group);
             let run = work(uid.clone());
             tasks.spawn(async move {
-                // A panic in one reconcile must not take its key out of the queue for ever.
+                // A panic must not remove the UID from the queue forever.
                 let after = tokio::spawn(run).await.unwrap_or_else(|error| {
                     PANICS.inc();
-                    tracing::error!(uid, %error, retry = ?AFTER_PANIC, "a reconcile panicked; this is a bug: report it with the panic message above");
+                    tracing::error!(uid, %error, retry = ?AFTER_PANIC, "a reconcile panicked, requeued; this is a bug: report it with the panic message above");
                     Some(AFTER_PANIC)
                 });
                 (uid, after)
@@ -209,7 +208,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[tokio::test(start_paused = true)]
-    async fn one_key_never_runs_twice_at_once_and_events_meanwhile_are_one_more_run() {
+    async fn a_uid_never_runs_concurrently_and_events_during_a_run_cause_one_more_run() {
         let (queue, work) = queue();
         let (now, most, runs) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let stop = CancellationToken::new();
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_runs_again_by_its_own_timer() {
+    async fn a_waiting_uid_runs_again_by_its_timer() {
         let (queue, work) = queue();
         let runs = Arc::new(AtomicUsize::new(0));
         let (stop, r) = (CancellationToken::new(), runs.clone());
@@ -251,9 +250,9 @@ mod tests {
         assert_eq!(runs.load(Ordering::SeqCst), 4);
     }
 
-    /// A time to live is up to ten years, and the timers underneath end at two: the panic would be that of the whole operator.
+    /// A time to live can be ten years, but the timers panic beyond two, which would crash the operator.
     #[tokio::test(start_paused = true)]
-    async fn a_wait_of_years_holds_up_nobody() {
+    async fn a_wait_of_years_does_not_affect_others() {
         let (queue, work) = queue();
         let runs = Arc::new(AtomicUsize::new(0));
         let (stop, r) = (CancellationToken::new(), runs.clone());
@@ -270,9 +269,9 @@ mod tests {
         assert_eq!(runs.load(Ordering::SeqCst), 1);
     }
 
-    /// L3: a namespace whose requests hang keeps at most its share of the workers, however much it has queued.
+    /// L3: a namespace whose requests hang occupies at most its share of the workers, however many UIDs it has queued.
     #[tokio::test(start_paused = true)]
-    async fn a_group_whose_work_hangs_leaves_workers_to_the_others() {
+    async fn a_group_whose_work_hangs_leaves_workers_for_others() {
         let (queue, work) = queue();
         let work = work.shared_by(|uid| uid.split('/').next().unwrap_or_default().to_owned());
         let (runs, hanging) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -293,7 +292,7 @@ mod tests {
             }
         }));
         tokio::time::sleep(Duration::from_secs(1)).await;
-        // One group alone takes half of them, two take a third each.
+        // A single group gets half of the workers, two groups get a third each.
         assert!((3..=6).contains(&hanging.load(Ordering::SeqCst)), "{hanging:?}");
         (0..50).for_each(|i| queue.now(format!("quick/{i}")));
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -301,7 +300,7 @@ mod tests {
         task.abort();
     }
 
-    /// One worker is enough for any number of groups.
+    /// Also with a single worker for any number of groups.
     #[tokio::test(start_paused = true)]
     async fn every_group_gets_its_turn_with_one_worker() {
         let (queue, work) = queue();
@@ -314,7 +313,7 @@ mod tests {
         let task = tokio::spawn(work.run(1, stop.clone(), move |uid| {
             let seen = seen.clone();
             async move {
-                // All of them are queued by the time the first one ends.
+                // All UIDs are queued by the time the first one finishes.
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 seen.lock().unwrap().push(uid);
                 None
@@ -326,9 +325,9 @@ mod tests {
         assert_eq!(*order.lock().unwrap(), ["a1", "a2", "b1", "a3"]);
     }
 
-    /// B3: a panic is counted, and its key runs again.
+    /// B3.
     #[tokio::test(start_paused = true)]
-    async fn a_panic_is_counted_and_its_key_runs_again() {
+    async fn a_panic_is_counted_and_its_uid_runs_again() {
         let (queue, work) = queue();
         let runs = Arc::new(AtomicUsize::new(0));
         let (stop, r, before) = (CancellationToken::new(), runs.clone(), PANICS.get());

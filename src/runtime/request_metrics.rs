@@ -1,6 +1,5 @@
-//! Counts the requests to the Kubernetes API by verb, resource and code: the figure behind the budget of writes (DESIGN.md 7).
-//! Never a name, a namespace or a UID. With [`super::client::connect`], retries inside kube are one
-//! request here; a request that was given up has code `none`.
+//! Counts the requests to the Kubernetes API by verb, resource and code; the budget of writes is measured with it (DESIGN.md 7). A label must never contain
+//! a name, a namespace or a UID. With [`super::client::connect`], retries inside kube count as one request. A cancelled request has the code `none`.
 
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
@@ -24,7 +23,7 @@ pub struct Labels {
 /// The counter of this process; every client of [`super::client::connect`] counts here.
 pub static REQUESTS: LazyLock<Family<Labels, Counter>> = LazyLock::new(Family::default);
 
-/// The verb of RBAC and the resource of a request; `None`: not a request for objects (discovery, health).
+/// The RBAC verb and the resource of a request; `None` if it is not a request for objects (discovery, health).
 fn parse(method: &Method, uri: &Uri) -> Option<(&'static str, String)> {
     let mut parts = uri.path().split('/').filter(|p| !p.is_empty());
     match parts.next()? {
@@ -33,7 +32,7 @@ fn parse(method: &Method, uri: &Uri) -> Option<(&'static str, String)> {
         _ => return None,
     };
     let mut rest: Vec<&str> = parts.collect();
-    // `namespaces/NAME/RESOURCE` is inside a namespace; `namespaces/NAME` and its subresources are the namespace itself.
+    // `namespaces/NAME/RESOURCE` is a resource in a namespace; `namespaces/NAME` and its subresources are the namespace itself.
     if rest.len() > 2 && rest[0] == "namespaces" && !matches!(rest[2], "status" | "finalize") {
         rest.drain(..2);
     }
@@ -54,7 +53,7 @@ fn parse(method: &Method, uri: &Uri) -> Option<(&'static str, String)> {
     Some((verb, resource))
 }
 
-/// Counts one request when it ends, whether with an answer or because its future is dropped (a timeout).
+/// Counts one request when it ends, whether with a response or because its future is dropped (a timeout).
 struct Count {
     verb: &'static str,
     resource: String,
@@ -68,12 +67,12 @@ impl Drop for Count {
     }
 }
 
-/// A client's service that counts.
+/// A client service that counts requests.
 #[derive(Clone, Debug)]
 pub struct Counted<S>(S);
 
 impl Counted<()> {
-    /// The layer that makes one.
+    /// The layer that adds it.
     pub fn layer() -> CountLayer {
         CountLayer
     }
@@ -130,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_its_verb_and_resource_and_nothing_of_a_tenant() {
+    fn labels_contain_only_verb_and_resource_and_no_names() {
         for (method, uri, expected) in [
             (Method::GET, "/api/v1/namespaces/team-a/pods/box?", Some(("get", "pods"))),
             (Method::GET, "/api/v1/pods?limit=500", Some(("list", "pods"))),
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn answers_and_given_up_requests_are_counted() {
+    async fn responses_and_cancelled_requests_are_counted() {
         let service = tower::service_fn(|request: Request<Body>| async move {
             if request.uri().path().ends_with("slow") {
                 std::future::pending::<()>().await;

@@ -1,9 +1,9 @@
-//! The one accept loop under every HTTP endpoint of this program. It bounds what a peer can cost before anybody knows who it is:
-//! open connections, bytes of a request head, kernel buffers, and time. [`Limits::memory`] is the sum of these bounds.
+//! The accept loop of every HTTP endpoint of this program. It bounds the resources of unauthenticated clients: open connections, size of a request head,
+//! kernel buffers, and time. [`Limits::memory`] is the sum of these bounds. axum's own server has none of these limits.
 //!
-//! A slow or silent peer never keeps others out: when all connections are taken, the one that has waited longest for a request is
-//! closed in favour of the newcomer ([`self::connections`]). Requests that are being answered are never cut off by this.
-//! A head that is not valid HTTP never reaches a handler; [`self::stream`] replaces hyper's empty answer to it.
+//! A slow or silent client must never block others: when all connections are in use, the one that has been idle longest is closed for a new one
+//! ([`self::connections`]). A connection whose request is being answered is never closed for that. An invalid request head never reaches a handler;
+//! [`self::stream`] replaces hyper's empty response to it.
 
 pub mod connections;
 pub mod request_state;
@@ -30,54 +30,54 @@ use self::request_state::{Answering, Turn};
 use self::stream::Peer;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// TLS records of one connection: 64 KiB is the largest handshake that rustls collects; afterwards its buffers are smaller.
+/// TLS buffers of one connection: rustls buffers a handshake of up to 64 KiB; afterwards its buffers are smaller.
 const TLS: usize = 64 * 1024;
-/// Encrypted bytes that wait for a peer to read.
+/// Limit of encrypted bytes that the client has not read yet.
 const TLS_OUT: usize = 16 * 1024;
-/// Task, timers and hyper's own state of one connection, and the headers of one request.
+/// Task, timers and hyper's state of one connection, and the headers of one request.
 const STATE: usize = 24 * 1024;
 
-/// Headers and body of an answer to a head that is refused.
+/// Headers and body of the response to an invalid head.
 pub type Refused = (Vec<(&'static str, String)>, String);
 
-/// Bounds of one endpoint.
+/// Limits of one endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Open connections. A newcomer beyond them takes the place of one that waits for a request, or waits itself.
+    /// Maximum number of open connections. A further connection replaces an idle one, or waits.
     pub connections: usize,
-    /// Longest request head, bytes; at least 8 KiB. A longer one is refused with 431.
+    /// Maximum size of a request head in bytes, at least 8 KiB. A larger one is answered with 431.
     pub head: usize,
-    /// Kernel buffers of one connection, bytes, to receive and to send. The kernel keeps twice as much for its own accounting.
+    /// Receive and send buffers of one connection in the kernel, in bytes. The kernel reserves twice as much for its own accounting.
     pub socket: (usize, usize),
-    /// A request's head must be there within this time after its first byte, or after the connection was opened.
+    /// Time limit for a request head, from its first byte or from the start of the connection.
     pub header: Duration,
-    /// Longest time between two requests of one connection. Longer than that of proxies in front: they would send a request into a
-    /// connection that is just being closed.
+    /// Maximum idle time of a connection between two requests. Longer than that of proxies, which would otherwise send a request on a connection that is
+    /// being closed.
     pub idle: Duration,
-    /// Longest life of a connection that serves one request only. `None`: it is kept for more requests.
+    /// Maximum lifetime of a connection that serves only one request. `None` if connections are kept for further requests.
     pub single: Option<Duration>,
-    /// Requests under way when the process ends have this long to finish.
+    /// Time that requests in flight have to finish at shutdown.
     pub drain: Duration,
-    /// The answer to a head that no handler sees. `None`: hyper's own, which has no body.
+    /// The response to an invalid head. `None` for hyper's own response, which has no body.
     pub refusal: Option<fn(StatusCode) -> Refused>,
 }
 
 impl Limits {
-    /// Most memory that connections can take, bytes, kernel buffers included, which count for a pod as well. Not in it: what handlers
-    /// hold of requests and answers. A read buffer grows by doubling, so it can be twice as large as the longest head.
+    /// Maximum memory of all connections in bytes, including kernel buffers, which count for a pod as well. It does not include the memory of handlers for
+    /// requests and responses. A read buffer grows by doubling, so it can be twice as large as the largest head.
     pub const fn memory(&self, tls: bool) -> usize {
         let tls = if tls { TLS } else { 0 };
         self.connections * (2 * self.head + 2 * (self.socket.0 + self.socket.1) + tls + STATE)
     }
 }
 
-/// Accepts until `stop`, then lets requests under way finish.
+/// Accepts connections until `stop` is cancelled, and then lets requests in flight finish.
 pub async fn run(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, limits: Limits, stop: CancellationToken) {
     // Accepted connections inherit these.
     let sized = sockopt::set_socket_recv_buffer_size(&listener, limits.socket.0)
         .and_then(|()| sockopt::set_socket_send_buffer_size(&listener, limits.socket.1));
     if let Err(error) = sized {
-        tracing::warn!(%error, "cannot bound the kernel's buffers of connections");
+        tracing::warn!(%error, "cannot limit the kernel buffers of connections");
     }
     let (slots, crowd) = (Arc::new(Semaphore::new(limits.connections)), Arc::new(Crowd::default()));
     let mut connections = JoinSet::new();
@@ -97,15 +97,15 @@ pub async fn run(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router
                 connections.spawn(async move {
                     tokio::select! {
                         () = accept(stream, peer, tls, router, limits, &seat, stop) => {}
-                        () = seat.closed() => tracing::debug!("an idle connection was closed to make room for another one"),
+                        () = seat.closed() => tracing::debug!("closed an idle connection for a new one"),
                     }
                     drop(slot);
                 });
             }
             Ok((_, _, None)) => break,
             Err(error) => {
-                // Mostly out of file descriptors: trying again at once would only burn the processor.
-                tracing::warn!(%error, "a connection was not accepted");
+                // Usually a lack of file descriptors; an immediate retry would only waste CPU time.
+                tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -115,7 +115,7 @@ pub async fn run(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router
     let _ = tokio::time::timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-/// A place for one connection, that of another one if need be. Waits while all connections are being answered.
+/// A slot for a new connection; closes an idle connection if necessary. Waits while all connections are busy.
 async fn slot(slots: &Arc<Semaphore>, crowd: &Crowd) -> Option<OwnedSemaphorePermit> {
     if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
         return Some(slot);
@@ -123,7 +123,7 @@ async fn slot(slots: &Arc<Semaphore>, crowd: &Crowd) -> Option<OwnedSemaphorePer
     let slot = Arc::clone(slots).acquire_owned();
     tokio::pin!(slot);
     loop {
-        let waits = crowd.somebody_waits();
+        let waits = crowd.next_idle();
         if crowd.close_one() {
             return slot.await.ok();
         }
@@ -149,7 +149,7 @@ async fn accept(
         Some(tls) => {
             let handshake = tls.accept_with(stream, |session| session.set_buffer_limit(Some(TLS_OUT)));
             let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, handshake).await else {
-                return tracing::debug!(%peer, "a TLS handshake failed or took too long");
+                return tracing::debug!(%peer, "TLS handshake failed or timed out");
             };
             connection(stream, router, limits, seat, stop).await;
         }
@@ -162,7 +162,7 @@ where
 {
     let turn = Turn::new(Arc::clone(seat));
     let mut http = hyper::server::conn::http1::Builder::new();
-    // The peer's stream has the time limits: hyper cannot tell an idle connection from a slow head.
+    // The stream enforces the time limits, because hyper cannot distinguish an idle connection from a slow head.
     http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.head).keep_alive(limits.single.is_none());
     let service = {
         let turn = turn.clone();
@@ -188,11 +188,11 @@ where
         None => ended.await,
         Some(limit) => match tokio::time::timeout(limit, ended).await {
             Ok(result) => result,
-            Err(_) => return tracing::debug!("a connection took too long and was closed"),
+            Err(_) => return tracing::debug!("closed a connection that exceeded its maximum lifetime"),
         },
     };
     if let Err(error) = result {
-        tracing::debug!(%error, "a connection ended");
+        tracing::debug!(%error, "connection ended with an error");
     }
 }
 
@@ -218,8 +218,8 @@ mod tests {
 
     async fn start() -> (SocketAddr, Arc<Notify>, tokio_util::sync::DropGuard) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, stop, goes_on) = (listener.local_addr().unwrap(), CancellationToken::new(), Arc::new(Notify::new()));
-        let held = Arc::clone(&goes_on);
+        let (address, stop, release) = (listener.local_addr().unwrap(), CancellationToken::new(), Arc::new(Notify::new()));
+        let held = Arc::clone(&release);
         let slow = move || {
             let held = Arc::clone(&held);
             async move {
@@ -229,7 +229,7 @@ mod tests {
         };
         let router = Router::new().route("/fast", get(|| async { "now" })).route("/slow", get(slow));
         tokio::spawn(run(listener, None, router, LIMITS, stop.clone()));
-        (address, goes_on, stop.drop_guard())
+        (address, release, stop.drop_guard())
     }
 
     async fn send(address: SocketAddr, head: &str) -> TcpStream {
@@ -240,13 +240,13 @@ mod tests {
 
     async fn answer(stream: &mut TcpStream) -> String {
         let mut bytes = [0; 1024];
-        let read = tokio::time::timeout(ENOUGH, stream.read(&mut bytes)).await.expect("no answer").unwrap_or(0);
+        let read = tokio::time::timeout(ENOUGH, stream.read(&mut bytes)).await.expect("no response").unwrap_or(0);
         String::from_utf8_lossy(&bytes[..read]).into_owned()
     }
 
-    /// Silent ones, one with half a head, and one between two requests: each has taken a place for an hour.
+    /// The idle connections (silent, with half a head, and between two requests) would otherwise keep their slots for an hour.
     #[tokio::test]
-    async fn a_newcomer_takes_the_place_of_who_waits() {
+    async fn a_new_connection_replaces_an_idle_one() {
         let (address, _, _stop) = start().await;
         let mut idle = send(address, "GET /fast HTTP/1.1\r\nHost: h\r\n\r\n").await;
         assert!(answer(&mut idle).await.contains("200 OK"));
@@ -256,27 +256,27 @@ mod tests {
             assert!(answer(&mut newcomer).await.contains("200 OK"));
             waiting.push(newcomer);
         }
-        assert_eq!(answer(&mut waiting[0]).await, "", "the oldest one is closed");
+        assert_eq!(answer(&mut waiting[0]).await, "", "the connection that was idle longest is closed");
     }
 
     #[tokio::test]
-    async fn who_is_being_answered_is_waited_for() {
-        let (address, goes_on, _stop) = start().await;
+    async fn a_new_connection_waits_while_all_others_are_busy() {
+        let (address, release, _stop) = start().await;
         let slow = "GET /slow HTTP/1.1\r\nHost: h\r\n\r\n";
         let (mut one, mut two) = (send(address, slow).await, send(address, slow).await);
         let mut newcomer = send(address, "GET /fast HTTP/1.1\r\nHost: h\r\n\r\n").await;
         let waits = tokio::time::timeout(Duration::from_millis(200), newcomer.read(&mut [0; 16])).await;
-        assert!(waits.is_err(), "all places are taken: {waits:?}");
-        goes_on.notify_one();
-        assert!(answer(&mut newcomer).await.contains("200 OK"), "as soon as one of them waits for its next request");
-        goes_on.notify_one();
+        assert!(waits.is_err(), "all slots are in use: {waits:?}");
+        release.notify_one();
+        assert!(answer(&mut newcomer).await.contains("200 OK"), "it is served once another connection is idle");
+        release.notify_one();
         for stream in [&mut one, &mut two] {
-            assert!(answer(stream).await.contains("late"), "nobody was cut off");
+            assert!(answer(stream).await.contains("late"), "busy connections are not closed");
         }
     }
 
     #[tokio::test]
-    async fn the_sum_is_that_of_its_parts() {
+    async fn the_memory_limit_is_the_sum_of_its_parts() {
         let one = 2 * 8 * 1024 + 2 * 16 * 1024 + STATE;
         assert_eq!((LIMITS.memory(false), LIMITS.memory(true)), (2 * one, 2 * (one + TLS)));
     }

@@ -1,16 +1,16 @@
-//! What the operator knows of its own installation, for those who build objects from it.
+//! Facts about the operator's own installation that are needed to build objects.
 
-/// Operator settings that plans need.
+/// Settings of the operator that plans need.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Namespace of the operator: records, custody claims, archive pods.
+    /// Namespace of the operator, which contains records, custody claims and archive pods.
     pub namespace: String,
-    /// Image of the archive pod: the operator's own.
+    /// Image of the archive pod, which is the operator's own image.
     pub image: String,
     /// ServiceAccount of the archive pod.
     pub archive_service_account: String,
     /// Address of the ingest endpoint.
     pub ingest_url: String,
-    /// PEM of its certificate authority.
+    /// Certificate authority of the ingest endpoint in PEM.
     pub ingest_ca: String,
 }

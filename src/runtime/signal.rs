@@ -1,4 +1,4 @@
-//! Signals of the process: SIGTERM and SIGINT begin an orderly end.
+//! Signals of the process: SIGTERM and SIGINT start a graceful shutdown.
 
 use tokio_util::sync::CancellationToken;
 
@@ -8,9 +8,9 @@ pub fn stop_on_signal(stop: CancellationToken) {
     tokio::spawn(async move {
         if let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-            tracing::info!("told to stop: what runs is finished first");
+            tracing::info!("received a termination signal, shutting down");
         } else {
-            tracing::error!("signals cannot be handled; stopping");
+            tracing::error!("cannot install signal handlers, shutting down");
         }
         stop.cancel();
     });

@@ -1,4 +1,4 @@
-//! Logs: text or JSON, filtered by `RUST_LOG` (default `info`). Never a token, never session content.
+//! Logs as text or JSON, filtered by `RUST_LOG` (default `info`). A log must never contain a token or the contents of a session.
 
 use std::io::IsTerminal;
 
@@ -13,7 +13,7 @@ use tracing_subscriber::{EnvFilter, Layer, filter};
 /// Starts logging to standard error.
 pub fn init(json: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // Colours are for people: a file or a log collector gets plain text.
+    // Colours only in a terminal; files and log collectors get plain text.
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     tracing_subscriber::registry().with(layer(json, colours, filter, std::io::stderr)).init();
 }
@@ -29,8 +29,8 @@ where
     if json { lines.json().with_filter(filter).boxed() } else { lines.with_filter(filter).boxed() }
 }
 
-/// kube logs the whole body of an answer that it does not understand, at `WARN`: that may be a Secret with a key in it, or a
-/// TokenReview with the token that was asked about. No setting of `RUST_LOG` brings that back; the error itself reaches us.
+/// Filters a warning of kube, which logs the whole body of a response that it cannot deserialize. The body may be a Secret with a key or a TokenReview with
+/// a token. `RUST_LOG` cannot enable it; the error itself is reported to the caller.
 fn harmless(event: &Metadata<'_>) -> bool {
     event.target() != "kube_client::client" || *event.level() <= LevelFilter::ERROR
 }
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_secret_in_an_answer_that_is_not_understood_is_not_logged_at_any_level() {
+    async fn a_secret_in_an_invalid_response_is_never_logged() {
         for json in [false, true] {
             let lines = Lines::default();
             let writer = lines.clone();

@@ -1,5 +1,5 @@
-//! Where the time of day and randomness come from: the API server and the system, or those of a simulation with a seed and a clock of its own.
-//! Durations are tokio's business, not this module's.
+//! The sources of wall-clock time and randomness: the API server and the system, or a simulation with its own seed and clock. Durations are measured with
+//! tokio and not here.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use rand::RngCore;
 type Now = dyn Fn() -> Timestamp + Send + Sync;
 type Fill = dyn Fn(&mut [u8]) + Send + Sync;
 
-/// The time of day and randomness. Cheap to clone.
+/// Wall-clock time and randomness. Cheap to clone.
 #[derive(Clone)]
 pub struct Sources {
     now: Arc<Now>,
@@ -17,28 +17,28 @@ pub struct Sources {
 }
 
 impl Default for Sources {
-    /// The API server's time, the system's randomness.
+    /// The time of the API server and the randomness of the system.
     fn default() -> Self {
         Self::new(super::clock::now, |bytes| rand::rng().fill_bytes(bytes))
     }
 }
 
-/// Random material for this pass, so that plans stay pure functions of their input.
+/// Random material for one pass, so that plans stay pure functions of their input.
 #[derive(Clone)]
 pub struct Fresh {
-    /// Suffix for new names: 128 bits, not to be guessed by a tenant.
+    /// Suffix of new names: 128 bits, so that a tenant cannot guess it.
     pub suffix: String,
     /// Secret bytes of a new key.
     pub key: [u8; 32],
 }
 
 impl Sources {
-    /// `fill` must fill all of what it is given with bytes that nobody can guess.
+    /// Creates sources. `fill` must fill the whole slice with unpredictable bytes.
     pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static, fill: impl Fn(&mut [u8]) + Send + Sync + 'static) -> Self {
         Self { now: Arc::new(now), fill: Arc::new(fill) }
     }
 
-    /// The time of day.
+    /// The current time.
     pub fn now(&self) -> Timestamp {
         (self.now)()
     }

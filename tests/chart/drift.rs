@@ -191,8 +191,8 @@ fn the_bounds_of_the_api_stay_below_its_memory_limit() {
     assert!(sum < limit, "{sum} of {limit}");
     let stated = include_str!("../../docs/memory.md");
     let mib = |bytes: usize| format!("{} MiB", (bytes + 512 * 1024) / 1024 / 1024);
-    for figure in [sum, config.limits().memory(true), computer_operator::runtime::health::LIMITS.memory(false)] {
-        assert!(stated.contains(&mib(figure)), "docs/memory.md does not say {}", mib(figure));
+    for bound in [sum, config.limits().memory(true), computer_operator::runtime::health::LIMITS.memory(false)] {
+        assert!(stated.contains(&mib(bound)), "docs/memory.md does not say {}", mib(bound));
     }
     // The operator: memory that unauthenticated clients can use, besides at most 190 MiB with 10,000 computers and 144 MiB of uploads.
     let container = &one(&all, "Deployment", "co")["spec"]["template"]["spec"]["containers"][0];

@@ -17,13 +17,13 @@ pub fn install_upgrades_an_older_definition(world: &World) -> Result<()> {
     let spec = &mut old["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     spec["properties"].as_object_mut().context("properties")?.remove("autoInstallDeps").context("the field")?;
     world.input(&["apply", "--server-side", "-f", "-"], &old.to_string())?;
-    let said = world.chart("install", &["--set", "admission.finalizer=Off"])?;
-    ensure!(said.contains("is installed in machines-ops"), "{said}");
+    let output = world.chart("install", &["--set", "admission.finalizer=Off"])?;
+    ensure!(output.contains("is installed in machines-ops"), "{output}");
     let field = "{.spec.versions[0].schema.openAPIV3Schema.properties.spec.properties.autoInstallDeps.type}";
     let upgraded = world.kubectl(&["get", "crd", "computers.computer-operator.dev", "-o", &format!("jsonpath={field}")])?;
     ensure!(upgraded == "boolean", "the definition was not upgraded: {upgraded:?}");
-    let said = world.helm.run(&["test", RELEASE, "-n", SYSTEM, "--logs"])?;
-    ensure!(said.contains("computers are served") && said.matches(": ready").count() == 3, "{said}");
+    let output = world.helm.run(&["test", RELEASE, "-n", SYSTEM, "--logs"])?;
+    ensure!(output.contains("computers are served") && output.matches(": ready").count() == 3, "{output}");
     // All objects of the hooks are gone except the pod of the test, which has no permissions any more.
     let left = world.kubectl(&["get", "clusterroles,clusterrolebindings", "-o", "name"])?;
     ensure!(!left.contains(&format!("{FULL}-crds")), "the hook's permissions on definitions still exist: {left}");
@@ -96,7 +96,7 @@ pub fn deletions_survive_an_upgrade(world: &World) -> Result<()> {
     };
     let before = pods(world)?;
     world.kubectl(&["delete", "computers", "--all", "-n", "many", "--wait=false"])?;
-    refused("helm uninstall with deletions under way", world.helm.run(&["uninstall", RELEASE, "-n", SYSTEM]), "Computers remain")?;
+    refused("helm uninstall during deletions", world.helm.run(&["uninstall", RELEASE, "-n", SYSTEM]), "Computers remain")?;
     // Helm marks the release before it runs the hook; the message says how to restore it.
     world.helm.run(&["rollback", RELEASE, "2", "-n", SYSTEM])?;
     world.chart("upgrade", &["--set", "controller.podAnnotations.revision=two"])?;
@@ -125,8 +125,8 @@ pub fn uninstalling_loses_nothing(world: &World) -> Result<()> {
     world.chart("install", &[])?;
     world.finished(&uid)?;
     world.kubectl(&["delete", "computers", "--all", "-A", "--timeout=120s"])?;
-    let said = uninstall(&[])?;
-    ensure!(said.contains("uninstalled"), "{said}");
+    let output = uninstall(&[])?;
+    ensure!(output.contains("uninstalled"), "{output}");
     let roles =
         world.kubectl(&["get", "clusterroles,clusterrolebindings,validatingadmissionpolicies,mutatingadmissionpolicies", "-o", "name"])?;
     ensure!(!roles.contains("computer-operator"), "the uninstall left objects: {roles}");

@@ -39,7 +39,7 @@ async fn change(bench: &Bench, namespace: &str, name: &str, spec: Value) -> Resu
 }
 
 /// Tokens that were valid and are not any more.
-pub async fn dead(bench: &Bench, namespace: &str) -> Result<Vec<(&'static str, String)>> {
+pub async fn invalid(bench: &Bench, namespace: &str) -> Result<Vec<(&'static str, String)>> {
     let expired = issue(bench, namespace, "expired", "owner").await?;
     change(bench, namespace, "expired", json!({"expiresAt": "2026-01-01T00:00:00Z"})).await?;
     let rotated = issue(bench, namespace, "rotated", "owner").await?;

@@ -1,4 +1,4 @@
-//! DELETE as it is published, and its extensions, which a client that does not know them never meets.
+//! DELETE as published, and its extensions, which do not affect clients of the published API.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -197,7 +197,7 @@ async fn bad_credentials(bench: &Bench, subject: &Subject, edit: &str) -> Result
         ("a token of a deleted account", bearer(&deleted_account(bench, ns).await?)),
         ("a token without a signature", bearer(&format!("{}.", edit.rsplit_once('.').context("a JWT")?.0))),
     ];
-    all.extend(api_keys::dead(bench, ns).await?.iter().map(|(kind, token)| (*kind, bearer(token))));
+    all.extend(api_keys::invalid(bench, ns).await?.iter().map(|(kind, token)| (*kind, bearer(token))));
     Ok(all)
 }
 

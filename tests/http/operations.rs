@@ -42,7 +42,7 @@ async fn a_suspended_computer_is_resumed_by_restart(bench: Arc<Bench>) -> Result
 }
 
 async fn unsupported_operations_are_rejected_with_a_reason(bench: Arc<Bench>) -> Result<()> {
-    let (_, token) = bench.tenant("honest").await?;
+    let (_, token) = bench.tenant("unsupported").await?;
     let byom = bench.byom(&token, "mine").await?;
     let made = bench.send(Ask::post("/api/v0/computers").by(&token).json(&json!({"name": "box", "remoteUser": "dev"}))).await?.is(201)?;
     let managed = made.body["id"].as_str().context("an id")?.to_owned();

@@ -286,8 +286,8 @@ proptest! {
             world.account.get_or_insert_with(|| "last".into());
             world.change(|key| { key.spec.expires_at = None; key.spec.rotation = Some("last".into()); });
             prop_assert_eq!(reason(&world.settle()), "Issued");
-            let alive = world.authenticates();
-            prop_assert!(alive.is_some() && world.ours().iter().any(|s| s.hash == alive));
+            let valid = world.authenticates();
+            prop_assert!(valid.is_some() && world.ours().iter().any(|s| s.hash == valid));
             let writes = world.writes;
             world.later(2000);
             world.pass();

@@ -33,8 +33,8 @@ pub struct World {
     pub now: Timestamp,
     pub writes: usize,
     /// Tokens that have authenticated, and those that have become invalid since.
-    lived: BTreeSet<String>,
-    died: BTreeSet<String>,
+    seen_tokens: BTreeSet<String>,
+    ended_tokens: BTreeSet<String>,
     /// Every token that was ever recorded.
     hashes: BTreeSet<String>,
     count: u64,
@@ -54,8 +54,8 @@ impl World {
             terminating: false,
             now: Timestamp::from_second(1_000_000).unwrap(),
             writes: 0,
-            lived: BTreeSet::new(),
-            died: BTreeSet::new(),
+            seen_tokens: BTreeSet::new(),
+            ended_tokens: BTreeSet::new(),
             hashes: BTreeSet::new(),
             count: 0,
         }
@@ -136,7 +136,7 @@ impl World {
             Action::CreateRecord(record) => self.create_record(*record),
             Action::SaveRecord(record) => self.save_record(*record),
             Action::DeleteRecord => {
-                assert!(self.key.is_none(), "the record goes last");
+                assert!(self.key.is_none(), "the record must be deleted last");
                 self.writes += 1;
                 self.record = None;
                 Effect::Record(None)
@@ -241,26 +241,26 @@ impl World {
     pub fn authenticates(&self) -> Option<String> {
         let (key, token) = (self.key.as_ref()?, &self.record.as_ref()?.spec.token);
         let past = |t: &Option<Time>| t.as_ref().is_some_and(|t| self.now >= t.0);
-        let alive = token.state == CredentialState::Live
+        let valid = token.state == CredentialState::Live
             && key.metadata.deletion_timestamp.is_none()
             && key.spec.rotation == token.rotation
             && !past(&key.spec.expires_at)
             && !past(&token.expires_at)
             && !self.terminating
             && self.account.as_ref() == Some(&token.service_account_uid);
-        alive.then(|| token.hash.clone())
+        valid.then(|| token.hash.clone())
     }
 
     /// Asserts the promises; called after every request and every event.
     pub fn promises(&mut self) {
-        let alive = self.authenticates();
-        if let Some(hash) = &alive {
-            assert!(!self.died.contains(hash), "S2: a dead token authenticates again");
+        let valid = self.authenticates();
+        if let Some(hash) = &valid {
+            assert!(!self.ended_tokens.contains(hash), "S2: a revoked token authenticates again");
             let secret = self.record.as_ref().unwrap().spec.token.secret.as_ref().unwrap();
             assert!(secret.uid.is_some(), "a token is live before its Secret is on record");
-            self.lived.insert(hash.clone());
+            self.seen_tokens.insert(hash.clone());
         }
-        self.died = self.lived.iter().filter(|h| Some(*h) != alive.as_ref()).cloned().collect();
+        self.ended_tokens = self.seen_tokens.iter().filter(|h| Some(*h) != valid.as_ref()).cloned().collect();
     }
 
     /// Secrets that the operator created.

@@ -1,4 +1,4 @@
-//! The rule, against servers whose clocks are right, wrong and set while they answer.
+//! The rules of the clock, against servers whose clocks are right, wrong, or set while they respond.
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ fn time(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-/// The time of the right server at the beginning.
+/// The time of the server with the right clock at the start.
 fn begin() -> Timestamp {
     time("2026-11-25T02:00:00.4Z")
 }
@@ -18,21 +18,21 @@ fn millis(count: i64) -> SignedDuration {
     SignedDuration::from_millis(count)
 }
 
-/// An API server, a clock of ours, and the moments between them. All times are milliseconds from the beginning.
+/// An API server and a clock. All times are milliseconds since the start.
 struct Bench {
     origin: Instant,
     clock: Clock,
 }
 
 impl Bench {
-    /// With the system's clock wrong by so much.
+    /// A clock whose system time is off by this much.
     fn new(system_off: i64) -> Self {
-        // Moments before it must exist.
+        // Earlier moments must be representable.
         let origin = Instant::now() + Duration::from_secs(1000);
         Self { origin, clock: Clock::new(later(begin(), millis(system_off)), origin) }
     }
 
-    /// With a confirmed clock.
+    /// A clock that a response has confirmed.
     fn right() -> Self {
         let mut bench = Self::new(0);
         bench.answer(0, 10, 10, 0);
@@ -43,14 +43,14 @@ impl Bench {
         self.origin + Duration::from_millis(at.unsigned_abs())
     }
 
-    /// An answer whose server's clock is off by so much: whole seconds, at some moment between sending and receiving.
-    fn answer(&mut self, sent: i64, said: i64, received: i64, off: i64) {
-        let exact = later(begin(), millis(said + off));
+    /// A response of a server whose clock is off by this much.
+    fn answer(&mut self, sent: i64, date_at: i64, received: i64, off: i64) {
+        let exact = later(begin(), millis(date_at + off));
         let date = Timestamp::from_second(exact.as_millisecond().div_euclid(1000)).unwrap();
-        self.clock.hear(&Answer { sent: self.moment(sent), received: self.moment(received), date });
+        self.clock.observe(&Answer { sent: self.moment(sent), received: self.moment(received), date });
     }
 
-    /// How far our time is ahead of the right one, in milliseconds.
+    /// How far the clock is ahead of the right time, in milliseconds.
     fn off(&mut self, at: i64) -> i64 {
         let moment = self.moment(at);
         self.clock.at(moment).as_millisecond() - later(begin(), millis(at)).as_millisecond()
@@ -60,27 +60,27 @@ impl Bench {
 const HOUR: i64 = 3_600_000;
 
 #[test]
-fn the_date_of_an_api_servers_answer_counts_and_that_of_nobody_else() {
+fn only_the_date_of_an_api_servers_response_counts() {
     let answer = |pairs: &[(&'static str, &str)]| -> HeaderMap {
         pairs.iter().map(|(name, value)| (header::HeaderName::from_static(name), value.parse().unwrap())).collect()
     };
-    let said = "Wed, 25 Nov 2026 02:26:10 GMT";
-    assert_eq!(date(&answer(&[("date", said), ("audit-id", "1")])), Some(time("2026-11-25T02:26:10Z")));
-    assert_eq!(date(&answer(&[("date", said)])), None, "a proxy's");
+    let date_at = "Wed, 25 Nov 2026 02:26:10 GMT";
+    assert_eq!(date(&answer(&[("date", date_at), ("audit-id", "1")])), Some(time("2026-11-25T02:26:10Z")));
+    assert_eq!(date(&answer(&[("date", date_at)])), None, "the response of a proxy");
     assert_eq!(date(&answer(&[("audit-id", "1")])), None);
     assert_eq!(date(&answer(&[("date", "yesterday"), ("audit-id", "1")])), None);
 }
 
 #[test]
-fn time_goes_on_by_itself() {
+fn the_clock_advances_without_responses() {
     let mut bench = Bench::right();
     assert!(bench.off(600_000).abs() <= 1000);
     assert!(bench.off(10 * HOUR).abs() <= 1000);
 }
 
-/// Tried on a busy machine: an answer that came seconds late set the time back, and a time to live that was over was not over any more.
+/// Seen on a busy machine: a response that arrived seconds late set the clock back, so that an expired time to live was no longer expired.
 #[test]
-fn a_slow_answer_sets_nothing_back() {
+fn a_slow_response_does_not_set_the_clock_back() {
     let mut bench = Bench::right();
     let before = bench.off(8_000);
     bench.answer(20, 30, 8_000, 0);
@@ -90,7 +90,7 @@ fn a_slow_answer_sets_nothing_back() {
 }
 
 #[test]
-fn one_answer_of_a_wrong_server_moves_nothing() {
+fn one_response_of_a_wrong_server_changes_nothing() {
     for wrong in [HOUR, -HOUR, 10_000] {
         let mut bench = Bench::right();
         bench.answer(5_000, 5_010, 5_020, wrong);
@@ -98,14 +98,14 @@ fn one_answer_of_a_wrong_server_moves_nothing() {
     }
 }
 
-/// A clock that was really set is followed; and back again.
+/// In both directions.
 #[test]
-fn a_server_whose_clock_was_set_is_followed() {
+fn the_clock_follows_a_server_whose_clock_was_set() {
     for (set, within) in [(HOUR, AHEAD), (-HOUR, BEHIND), (87_600 * HOUR, AHEAD)] {
         let mut bench = Bench::right();
         let within = i64::try_from(within.as_millis()).unwrap();
         for n in 1..=within / 2_000 + 2 {
-            assert!(bench.off(n * 2_000 - 1).abs() <= 1000 || n * 2_000 > within, "{set}: too early, after {n} answers");
+            assert!(bench.off(n * 2_000 - 1).abs() <= 1000 || n * 2_000 > within, "{set}: too early, after {n} responses");
             bench.answer(n * 2_000, n * 2_000 + 5, n * 2_000 + 10, set);
         }
         let end = within + 6_000;
@@ -113,9 +113,9 @@ fn a_server_whose_clock_was_set_is_followed() {
     }
 }
 
-/// A node whose clock is wrong: the API server's time counts as soon as it is known.
+/// On a node with a wrong clock, the API server's time is used as soon as it is known.
 #[test]
-fn a_wrong_system_clock_is_left_behind() {
+fn a_wrong_system_clock_is_corrected() {
     let mut ahead = Bench::new(HOUR);
     assert_eq!(ahead.off(0), HOUR);
     ahead.answer(0, 5, 10, 0);
@@ -127,42 +127,42 @@ fn a_wrong_system_clock_is_left_behind() {
     assert!(behind.off(12_010).abs() <= 1000);
 }
 
-/// The very first answer is that of the wrong server: the system's clock says so, and nothing is over.
+/// The very first response comes from the server with the wrong clock.
 #[test]
-fn the_first_answer_is_not_believed_against_the_system_and_all_others() {
+fn a_wrong_first_response_does_not_override_the_system_and_other_servers() {
     let mut bench = Bench::new(0);
     for n in 0..200 {
         let wrong = if n % 3 == 0 { HOUR } else { 0 };
         bench.answer(n * 2_000, n * 2_000 + 5, n * 2_000 + 10, wrong);
-        assert!(bench.off(n * 2_000 + 10).abs() <= 1500, "answer {n}");
+        assert!(bench.off(n * 2_000 + 10).abs() <= 1500, "response {n}");
     }
 }
 
 #[test]
-fn no_time_is_too_far_away() {
+fn extreme_times_do_not_panic() {
     let mut bench = Bench::right();
     for date in [Timestamp::MAX, Timestamp::MIN] {
         for n in 0..400_i64 {
             let at = bench.moment(n * 2_000);
-            bench.clock.hear(&Answer { sent: at, received: at, date });
+            bench.clock.observe(&Answer { sent: at, received: at, date });
         }
         let last = bench.moment(900_000);
         bench.clock.at(last);
     }
 }
 
-/// Answers: a pause, the way there, the way back.
+/// Responses: a pause, the time until the server, and the time back.
 fn answers() -> impl Strategy<Value = Vec<(i64, i64, i64)>> {
     proptest::collection::vec((0..30_000_i64, 0..15_000_i64, 0..15_000_i64), 1..80)
 }
 
 proptest! {
-    /// However slow the answers are: time never goes backwards, and is never further off than an answer took.
+    /// However slow the responses are, the clock never goes backwards and is never off by more than the latency.
     #[test]
     fn time_only_goes_forward(answers in answers(), skews in proptest::collection::vec(-900..900_i64, 3)) {
         let (mut bench, mut at, mut last) = (Bench::right(), 30_000, Timestamp::MIN);
         for (n, (pause, there, back)) in answers.into_iter().enumerate() {
-            // In the order of their arrival: one may be under way while others come.
+            // In the order of arrival: a request may be in flight while other responses arrive.
             at += pause;
             bench.answer(at - back - there, at - back, at, skews[n % 3]);
             let received = bench.moment(at);
@@ -173,7 +173,7 @@ proptest! {
         }
     }
 
-    /// C4: of three servers one has a wrong clock. As long as another one answers within the time that a doubt needs, nothing jumps.
+    /// C4: one of three servers has a wrong clock. The clock does not jump as long as another server responds in time.
     #[test]
     fn one_wrong_server_of_three_ends_no_deadline(
         answers in proptest::collection::vec((100..4_000_i64, 0..2_000_i64, 0..3_usize), 30..300),
@@ -183,17 +183,17 @@ proptest! {
         let (mut bench, mut at, mut right_at) = (Bench::new(system), 0, 0);
         for (pause, took, server) in answers {
             at += pause;
-            // A connection to a right server is used at least so often.
+            // A server with the right clock responds at least this often.
             let right = server != 0 || at - right_at > 8_000;
             right_at = if right { at } else { right_at };
             bench.answer(at, at + took / 2, at + took, if right { 0 } else { wrong });
             let off = bench.off(at + took);
-            // Before an answer has confirmed the system's clock an earlier one is believed at once: that only delays.
+            // Before the system's clock has been confirmed, an earlier time is accepted at once, which only delays.
             prop_assert!(off <= 4_000, "{off} ms ahead");
         }
     }
 
-    /// A clock that was really set is followed within the bound, whatever came before.
+    /// The clock follows a server whose clock was set within the bound, whatever happened before.
     #[test]
     fn a_real_step_is_followed_within_its_bound(
         before in answers(),

@@ -1,4 +1,4 @@
-//! The election against an API server that refuses, hangs and loses answers, in paused time.
+//! Leader election against an API server that rejects requests, hangs and loses responses, in paused time.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,17 +13,17 @@ use super::*;
 
 const TIMING: Timing = Timing { lease: Duration::from_secs(15), renew_deadline: Duration::from_secs(10), retry: Duration::from_secs(2) };
 
-/// What the way to the server does with requests.
+/// What happens to requests on the way to the server.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
     Open,
-    /// Never answers, and nothing arrives.
+    /// Requests do not arrive, and no response is returned.
     Hangs,
-    /// What is written arrives, the answer does not. Reads are answered.
+    /// Writes arrive but their responses are lost. Reads work.
     LosesAnswers,
 }
 
-/// The one lease, with the API server's compare-and-swap.
+/// The lease with the optimistic concurrency control of an API server.
 #[derive(Default)]
 struct Server {
     lease: Mutex<(u64, Option<Value>)>,
@@ -67,7 +67,7 @@ impl Server {
             .map_or_else(String::new, |l| l["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned())
     }
 
-    /// Somebody writes to the lease by hand.
+    /// Changes the lease manually.
     fn edit(&self, change: impl FnOnce(&mut Value)) {
         let mut held = self.lease.lock().unwrap();
         held.0 += 1;
@@ -107,7 +107,7 @@ struct Replica {
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
-/// Starts a replica whose work needs `drain` to end after it was cancelled; no two may ever work at once.
+/// Starts a replica whose work needs `drain` to finish after it was cancelled. Two replicas must never work at the same time.
 fn start(server: &Arc<Server>, at_work: &Arc<AtomicUsize>, drain: Duration) -> Replica {
     start_on(server, at_work, drain, Way::Open)
 }
@@ -123,7 +123,7 @@ fn start_on(server: &Arc<Server>, at_work: &Arc<AtomicUsize>, drain: Duration, w
             token,
             |_| {},
             |stop| async move {
-                assert_eq!(count.fetch_add(1, Ordering::SeqCst), 0, "two replicas work at once");
+                assert_eq!(count.fetch_add(1, Ordering::SeqCst), 0, "two replicas work at the same time");
                 flag.store(true, Ordering::SeqCst);
                 stop.cancelled().await;
                 sleep(drain).await;
@@ -137,11 +137,11 @@ fn start_on(server: &Arc<Server>, at_work: &Arc<AtomicUsize>, drain: Duration, w
     Replica { way, shutdown, works, task }
 }
 
-/// How long it takes until `condition` holds.
+/// Waits until `condition` holds and returns how long that took.
 async fn until(what: &str, condition: impl Fn() -> bool) -> Duration {
     let began = Instant::now();
     while !condition() {
-        assert!(began.elapsed() < Duration::from_secs(120), "never: {what}");
+        assert!(began.elapsed() < Duration::from_secs(120), "timed out: {what}");
         sleep(Duration::from_millis(50)).await;
     }
     began.elapsed()
@@ -159,9 +159,9 @@ fn seen(holder: &str, changed: Instant) -> Seen {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_anothers_until_it_was_not_renewed_by_our_own_clock() {
+async fn a_lease_expires_only_by_our_own_clock() {
     let start = Instant::now();
-    assert_eq!(holder(&seen("", start), "me", start), Holder::Nobody);
+    assert_eq!(holder(&seen("", start), "me", start), Holder::None);
     assert_eq!(holder(&seen("me", start), "me", start + Duration::from_secs(600)), Holder::Us);
     let other = seen("other", start);
     assert_eq!(holder(&other, "me", start + Duration::from_secs(15)), Holder::Other);
@@ -169,7 +169,7 @@ async fn a_lease_is_anothers_until_it_was_not_renewed_by_our_own_clock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn absurd_durations_neither_lock_out_nor_expire_at_once() {
+async fn invalid_durations_neither_block_forever_nor_expire_at_once() {
     let start = Instant::now();
     for (seconds, respected) in [(Some(i32::MAX), 300), (Some(0), 1), (Some(-5), 15), (None, 15)] {
         let mut other = seen("other", start);
@@ -180,7 +180,7 @@ async fn absurd_durations_neither_lock_out_nor_expire_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_a_changed_spec_is_a_sign_of_life() {
+async fn only_a_changed_spec_counts_as_a_renewal() {
     let start = Instant::now();
     let first = Seen::observe(None, seen("other", start).lease, start);
     let mut touched = first.lease.clone();
@@ -194,7 +194,7 @@ async fn only_a_changed_spec_is_a_sign_of_life() {
 }
 
 #[test]
-fn a_timing_that_lets_two_lead_is_refused() {
+fn a_timing_that_would_allow_two_leaders_is_rejected() {
     let seconds = |lease, renew, retry| {
         Timing { lease: Duration::from_secs(lease), renew_deadline: Duration::from_secs(renew), retry: Duration::from_secs(retry) }
             .validate()
@@ -204,11 +204,11 @@ fn a_timing_that_lets_two_lead_is_refused() {
         assert!(seconds(lease, renew, retry).is_err(), "{lease} {renew} {retry}");
     }
     let cut = Timing { lease: Duration::from_millis(10_900), renew_deadline: Duration::from_millis(10_500), retry: Duration::from_secs(2) };
-    assert!(cut.validate().is_err(), "the record holds 10 s, so 10.5 s is too long");
+    assert!(cut.validate().is_err(), "the Lease contains 10 s, so 10.5 s is too long");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_graceful_stop_drains_while_renewing_then_hands_over_at_once() {
+async fn a_graceful_shutdown_drains_while_renewing_and_then_releases_the_lease() {
     let (server, at_work) = (Arc::new(Server::default()), Arc::default());
     let first = start(&server, &at_work, Duration::from_secs(20));
     until("the first leads", || first.working()).await;
@@ -216,7 +216,7 @@ async fn a_graceful_stop_drains_while_renewing_then_hands_over_at_once() {
     sleep(Duration::from_secs(60)).await;
     assert!(first.working() && !second.working());
     first.shutdown.cancel();
-    // Longer than the lease: only because it is renewed meanwhile does nobody else begin.
+    // Longer than the lease: no other replica starts only because the lease is still renewed.
     let drained = until("the first is done", || !first.working()).await;
     assert!(drained >= Duration::from_secs(20));
     assert!(until("the second leads", || second.working()).await <= TIMING.retry + Duration::from_millis(100));
@@ -227,7 +227,7 @@ async fn a_graceful_stop_drains_while_renewing_then_hands_over_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_that_is_cut_off_stops_before_another_may_begin() {
+async fn a_disconnected_leader_stops_before_another_one_starts() {
     let (server, at_work) = (Arc::new(Server::default()), Arc::default());
     let first = start(&server, &at_work, Duration::from_secs(1));
     until("the first leads", || first.working()).await;
@@ -236,11 +236,11 @@ async fn a_leader_that_is_cut_off_stops_before_another_may_begin() {
     *first.way.lock().unwrap() = Way::Hangs;
     let taken = until("the second leads", || second.working()).await;
     assert!(taken <= Duration::from_secs(20), "fail-over took {taken:?} (L4)");
-    assert!(first.task.await.unwrap().is_err(), "the process ends");
+    assert!(first.task.await.unwrap().is_err(), "the process exits");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_whose_writes_arrive_but_whose_answers_do_not_is_stopped_too() {
+async fn a_leader_that_gets_no_responses_stops_although_its_writes_arrive() {
     let (server, at_work) = (Arc::new(Server::default()), Arc::default());
     let first = start(&server, &at_work, Duration::ZERO);
     until("it leads", || first.working()).await;
@@ -251,29 +251,29 @@ async fn a_leader_whose_writes_arrive_but_whose_answers_do_not_is_stopped_too() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_answer_to_the_first_write_is_found_out_by_reading() {
+async fn a_lost_response_to_the_first_write_is_resolved_by_a_read() {
     let (server, at_work) = (Arc::new(Server::default()), Arc::default());
     let only = start_on(&server, &at_work, Duration::ZERO, Way::LosesAnswers);
     until("the write arrived", || !server.holder().is_empty()).await;
-    assert!(!only.working(), "what is not known is not taken for granted");
+    assert!(!only.working(), "an unknown outcome must not count as success");
     *only.way.lock().unwrap() = Way::Open;
     until("it leads", || only.working()).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_name_in_the_lease_ends_the_lead_at_once() {
+async fn another_holder_ends_the_leadership_at_once() {
     let (server, at_work) = (Arc::new(Server::default()), Arc::default());
     let only = start(&server, &at_work, Duration::ZERO);
     until("it leads", || only.working()).await;
-    server.edit(|lease| lease["spec"]["holderIdentity"] = json!("somebody-else"));
+    server.edit(|lease| lease["spec"]["holderIdentity"] = json!("another-replica"));
     let ended = until("it stops", || !only.working()).await;
     assert!(ended <= TIMING.retry + Duration::from_millis(100), "{ended:?}");
     assert!(only.task.await.unwrap().is_err());
-    assert_eq!(server.holder(), "somebody-else", "what is another one's is not released");
+    assert_eq!(server.holder(), "another-replica", "another replica's lease must not be released");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_touched_or_deleted_lease_does_not_end_the_lead() {
+async fn a_changed_annotation_or_a_deleted_lease_does_not_end_the_leadership() {
     let (server, at_work) = (Arc::new(Server::default()), Arc::default());
     let only = start(&server, &at_work, Duration::ZERO);
     until("it leads", || only.working()).await;
@@ -285,7 +285,7 @@ async fn a_touched_or_deleted_lease_does_not_end_the_lead() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_is_one_write_and_no_read() {
+async fn a_renewal_is_one_write_without_a_read() {
     let (server, at_work) = (Arc::new(Server::default()), Arc::default());
     let only = start(&server, &at_work, Duration::ZERO);
     until("it leads", || only.working()).await;
@@ -296,7 +296,7 @@ async fn a_renewal_is_one_write_and_no_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_that_does_not_end_is_left_behind_and_the_lease_with_it() {
+async fn the_lease_is_not_released_if_the_work_does_not_finish() {
     let (server, at_work) = (Arc::new(Server::default()), Arc::default());
     let only = start(&server, &at_work, Duration::from_secs(3600));
     until("it leads", || only.working()).await;
@@ -304,11 +304,11 @@ async fn work_that_does_not_end_is_left_behind_and_the_lease_with_it() {
     let began = Instant::now();
     assert!(only.task.await.unwrap().is_err());
     assert!(began.elapsed() <= DRAIN + Duration::from_secs(1));
-    assert!(!server.holder().is_empty(), "not released: something may still be running");
+    assert!(!server.holder().is_empty(), "the lease must not be released while work may be running");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_standby_ends_without_a_word_and_a_failed_work_is_told() {
+async fn a_standby_exits_cleanly_and_an_error_of_the_work_is_returned() {
     let (server, at_work) = (Arc::new(Server::default()), Arc::default());
     let first = start(&server, &at_work, Duration::ZERO);
     until("it leads", || first.working()).await;
@@ -321,5 +321,5 @@ async fn a_standby_ends_without_a_word_and_a_failed_work_is_told() {
     let failed = |_| async { Err(anyhow::anyhow!("a watch ended")) };
     let result = run_while_leading(client, "op", TIMING, CancellationToken::new(), |_| {}, failed).await;
     assert_eq!(result.unwrap_err().to_string(), "a watch ended");
-    assert_eq!(server.holder(), "", "its lease is free for the next start");
+    assert_eq!(server.holder(), "", "the lease is released for the next start");
 }

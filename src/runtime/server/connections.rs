@@ -1,7 +1,7 @@
-//! The connections of one endpoint, and which of them is closed when all places are taken and a newcomer is there.
+//! The connections of one endpoint, and which of them is closed for a new connection when all slots are in use.
 //!
-//! Only a connection that waits for a request (between two of them, or for the rest of a head) can be closed. It is one of the peer
-//! with the most connections, and of these the one that has waited longest. So whoever opens many connections closes its own.
+//! Only a connection that waits for a request (between two requests, or for the rest of a head) may be closed. It is chosen from the client with the most
+//! connections, and of these it is the one that has been idle longest. A client that opens many connections thus closes its own.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -20,7 +20,7 @@ pub struct Crowd {
 
 #[derive(Debug, Default)]
 struct All {
-    /// Numbers of seats and of the moments at which they began to wait.
+    /// The next number, for seats and for the order in which they became idle.
     next: u64,
     seats: HashMap<u64, Place>,
     peers: HashMap<IpAddr, usize>,
@@ -29,12 +29,12 @@ struct All {
 #[derive(Debug)]
 struct Place {
     peer: IpAddr,
-    /// Since when it waits for a request; `None`: one is being answered, or the connection is being closed.
+    /// When it became idle; `None` while a request is being answered or the connection is being closed.
     waits: Option<u64>,
     close: CancellationToken,
 }
 
-/// One connection in the crowd; leaves it when it is dropped.
+/// One connection; removed from the endpoint when dropped.
 #[derive(Debug)]
 pub struct Seat {
     crowd: Arc<Crowd>,
@@ -43,7 +43,7 @@ pub struct Seat {
 }
 
 impl Crowd {
-    /// A new connection, which waits for its first request.
+    /// Adds a new connection, which waits for its first request.
     pub fn seat(self: &Arc<Self>, peer: IpAddr) -> Arc<Seat> {
         let (peer, close) = (network(peer), CancellationToken::new());
         let mut all = self.lock();
@@ -54,7 +54,7 @@ impl Crowd {
         Arc::new(Seat { crowd: Arc::clone(self), number, close })
     }
 
-    /// Closes the connection whose turn it is; `false`: all of them are being answered.
+    /// Closes one idle connection; `false` if all connections are busy.
     pub fn close_one(&self) -> bool {
         let mut all = self.lock();
         let All { seats, peers, .. } = &mut *all;
@@ -66,8 +66,8 @@ impl Crowd {
         true
     }
 
-    /// Ends when a connection begins to wait for a request; counts from the call on.
-    pub fn somebody_waits(&self) -> Notified<'_> {
+    /// Completes when a connection becomes idle after this call.
+    pub fn next_idle(&self) -> Notified<'_> {
         self.waits.notified()
     }
 
@@ -77,14 +77,14 @@ impl Crowd {
 }
 
 impl Seat {
-    /// A request is being answered: the connection is not closed for others.
+    /// A request is being answered, so the connection must not be closed for another one.
     pub fn busy(&self) {
         if let Some(place) = self.crowd.lock().seats.get_mut(&self.number) {
             place.waits = None;
         }
     }
 
-    /// The answer has been sent: the connection waits for another request.
+    /// The response has been sent, and the connection waits for another request.
     pub fn waits(&self) {
         let mut all = self.crowd.lock();
         all.next += 1;
@@ -96,7 +96,7 @@ impl Seat {
         }
     }
 
-    /// Ends when the connection is to be closed for another one.
+    /// Completes when the connection must be closed for another one.
     pub async fn closed(&self) {
         self.close.cancelled().await;
     }
@@ -115,7 +115,7 @@ impl Drop for Seat {
     }
 }
 
-/// One owner of addresses: an IPv4 address, or the 64 bits of an IPv6 network, inside of which one machine has as many as it likes.
+/// The network of a client: an IPv4 address, or a /64 IPv6 network, within which one machine can use any number of addresses.
 fn network(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         IpAddr::V6(address) => {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_peer_with_the_most_connections_loses_its_oldest_one() {
+    fn the_client_with_the_most_connections_loses_the_one_that_was_idle_longest() {
         let crowd = Arc::new(Crowd::default());
         let polite = crowd.seat(address("192.0.2.1"));
         let greedy: Vec<_> = (0..3).map(|_| crowd.seat(address("192.0.2.2"))).collect();
@@ -146,23 +146,23 @@ mod tests {
         assert!(crowd.close_one() && polite.close.is_cancelled());
         drop(polite);
         let all = crowd.lock();
-        assert!(all.seats.is_empty() && all.peers.is_empty(), "nobody is remembered for ever");
+        assert!(all.seats.is_empty() && all.peers.is_empty(), "closed connections are removed");
     }
 
     #[test]
-    fn a_connection_that_is_answered_is_never_closed() {
+    fn a_busy_connection_is_never_closed() {
         let crowd = Arc::new(Crowd::default());
         let seat = crowd.seat(address("192.0.2.1"));
         seat.busy();
         assert!(!crowd.close_one());
         seat.waits();
-        assert!(crowd.close_one() && !crowd.close_one(), "nobody is closed twice");
+        assert!(crowd.close_one() && !crowd.close_one(), "a connection is closed only once");
         seat.waits();
         assert!(!crowd.close_one());
     }
 
     #[test]
-    fn addresses_of_one_network_are_one_peer() {
+    fn addresses_of_one_network_count_as_one_client() {
         assert_eq!(network(address("2001:db8::1")), network(address("2001:db8::ffff:1")));
         assert_ne!(network(address("2001:db8::1")), network(address("2001:db8:0:1::1")));
         assert_eq!(network(address("::ffff:192.0.2.1")), address("192.0.2.1"));

@@ -1,5 +1,5 @@
-//! Whose turn it is on one connection: the peer's, which is to send a request, or ours, who answer it. The stream, which has the time
-//! limits, and the service, which sees the requests, share it.
+//! The state of one connection: whether the client has to send a request or the server has to answer it. It is shared by the stream, which enforces time
+//! limits, and the service, which sees the requests.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use hyper::body::{Frame, SizeHint};
 
 use super::connections::Seat;
 
-/// What a connection does.
+/// The stage of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// A request's head is being read, or the first one is waited for.
+    /// A request head is being read, or the first request is awaited.
     Head = 0,
-    /// Nothing has come since the last answer was sent.
+    /// Nothing has been received since the last response was sent.
     Idle = 1,
     /// A request is being answered.
     Answering = 2,
-    /// The whole answer has been written, but for what is still buffered.
+    /// The whole response has been written, except for buffered bytes.
     Answered = 3,
 }
 
@@ -30,17 +30,17 @@ pub enum Stage {
 #[derive(Clone, Debug)]
 pub struct Turn {
     seat: Arc<Seat>,
-    /// How often the stage has changed, times four, and the stage.
+    /// The number of changes times four, plus the stage.
     state: Arc<AtomicU64>,
 }
 
 impl Turn {
-    /// Of a new connection.
+    /// The state of a new connection.
     pub fn new(seat: Arc<Seat>) -> Self {
         Self { seat, state: Arc::default() }
     }
 
-    /// The stage, and a number that is another one after each change.
+    /// The stage, and a number that changes with it.
     pub fn stage(&self) -> (Stage, u64) {
         let now = self.state.load(Ordering::Relaxed);
         let stage = match now % 4 {
@@ -52,7 +52,7 @@ impl Turn {
         (stage, now)
     }
 
-    /// All that was written is on its way, and nothing of a next request has come: called by the stream when it is flushed.
+    /// The stream has been flushed: after a response the connection is idle.
     pub fn flushed(&self) {
         if self.stage().0 == Stage::Answered {
             self.set(Stage::Idle);
@@ -60,34 +60,34 @@ impl Turn {
         }
     }
 
-    /// The first bytes of a request have come.
-    pub fn heard(&self) {
+    /// Bytes of a request have been received.
+    pub fn received(&self) {
         if self.stage().0 == Stage::Idle {
             self.set(Stage::Head);
         }
     }
 
-    /// A request is there.
+    /// A request has been received.
     pub fn begins(&self) {
         self.seat.busy();
         self.set(Stage::Answering);
     }
 
-    // Stages of one connection change in its own task only.
+    // Only the task of the connection changes its stage.
     fn set(&self, stage: Stage) {
         let changes = self.state.load(Ordering::Relaxed) / 4 + 1;
         self.state.store(changes * 4 + stage as u64, Ordering::Relaxed);
     }
 }
 
-/// The body of an answer; when it is dropped, hyper has all of it.
+/// The body of a response. When it is dropped, hyper has taken all of it.
 pub struct Answering {
     body: Body,
     turn: Turn,
 }
 
 impl Answering {
-    /// Any answer with a body that tells the turn of its end.
+    /// Wraps a response, so that the end of its body changes the stage.
     pub fn wrap<E>(answer: Result<Response<Body>, E>, turn: Turn) -> Response<Self>
     where
         E: Into<std::convert::Infallible>,

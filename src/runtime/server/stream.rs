@@ -1,9 +1,9 @@
-//! The stream to a peer that may be slow on purpose. One that does not read is disconnected, and so is one that does not send a request
-//! in time. One that still sends when the answer is written gets to read it: closing a socket with unread bytes in it resets the
-//! connection, and the answer is lost with it; whoever sends too much would see "connection reset" instead of 413.
+//! The stream to a client that may be slow on purpose. A client that does not read, or does not send a request in time, is disconnected. A client that still
+//! sends when the response has been written can read the response: closing a socket with unread bytes would reset the connection and lose the response, so a
+//! client with a large body would see "connection reset" instead of 413.
 //!
-//! hyper answers a head that it cannot read by itself, without a body and without a hook for another answer. [`Refusal`] recognises
-//! such an answer when it is written, and puts the endpoint's own in its place.
+//! hyper answers an invalid head itself, without a body and without a hook for another response. [`Refusal`] recognizes such a response when it is written
+//! and replaces it by the endpoint's own.
 
 use std::future::Future;
 use std::io;
@@ -18,26 +18,26 @@ use tokio::time::Sleep;
 use super::Limits;
 use super::request_state::{Stage, Turn};
 
-/// A peer must take something within this time.
+/// Time within which a client must read something.
 const WRITE: Duration = Duration::from_secs(20);
-/// What comes after the last answer is thrown away for this long,
+/// How long bytes after the last response are read and discarded.
 const LINGER: Duration = Duration::from_secs(2);
-/// and up to this much.
+/// How many bytes after the last response are read and discarded.
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
-/// A stream with these bounds.
+/// A stream with time limits.
 #[derive(Debug)]
 pub struct Peer<S> {
     stream: S,
     turn: Turn,
     limits: Limits,
-    /// Runs while a request is waited for, in the stage of this number.
+    /// Timer while a request is awaited, for the stage with this number.
     silent: Option<(u64, Pin<Box<Sleep>>)>,
-    /// Runs while the peer takes nothing.
+    /// Timer while the client does not read.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// Our own answer in place of hyper's, and how much of it is written.
+    /// The response that replaces hyper's, and how much of it has been written.
     refusal: Option<Refusal>,
-    /// Set once our side is closed: until when, and how much is still taken.
+    /// Set after our side has been closed: until when and how many bytes are still discarded.
     closing: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -54,10 +54,10 @@ impl<S> Peer<S> {
         }
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE)));
         ready!(stalled.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read")))
     }
 
-    /// Whether a request has been waited for too long.
+    /// Ready if the time limit for a request has passed.
     fn overdue(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let (stage, number) = self.turn.stage();
         let limit = match stage {
@@ -72,7 +72,7 @@ impl<S> Peer<S> {
     }
 }
 
-/// The endpoint's answer in place of one that hyper gives by itself.
+/// The endpoint's response that replaces hyper's own.
 #[derive(Debug)]
 struct Refusal {
     answer: Vec<u8>,
@@ -80,8 +80,8 @@ struct Refusal {
 }
 
 impl Refusal {
-    /// For what hyper wants to write. Only a whole head of an empty answer is replaced; no body of ours can look like one, because JSON
-    /// has no line breaks in its texts.
+    /// Checks the bytes that hyper writes. Only the complete head of an empty response is replaced. A body cannot look like one, because JSON strings contain
+    /// no line breaks.
     fn of(bytes: &[u8], limits: &Limits) -> Option<Self> {
         let code = bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
         let code = StatusCode::from_bytes(code).ok().filter(StatusCode::is_client_error)?;
@@ -101,7 +101,7 @@ impl Refusal {
 }
 
 impl<S: AsyncWrite + Unpin> Peer<S> {
-    /// Writes our own answer, if there is one in place of `bytes`; ready when all of it is written.
+    /// Writes the replacement of `bytes`, if there is one; ready when all of it has been written.
     fn replace(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Option<Poll<io::Result<usize>>> {
         if self.refusal.is_none() && matches!(self.turn.stage().0, Stage::Head | Stage::Idle) {
             self.refusal = Refusal::of(bytes, &self.limits);
@@ -145,10 +145,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Peer<S> {
         let answer = Pin::new(&mut self.stream).poll_read(context, buffer);
         if answer.is_pending() {
             ready!(self.overdue(context));
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer sends no request")));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client sends no request")));
         }
         if buffer.filled().len() > before {
-            self.turn.heard();
+            self.turn.received();
         }
         answer
     }
@@ -181,7 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Peer<S> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let answer = Pin::new(&mut self.stream).poll_flush(context);
         if answer.is_ready() {
-            // hyper flushes when it has handed over all that it has.
+            // hyper flushes after it has written everything.
             self.turn.flushed();
         }
         self.bounded(context, answer)
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_has_less_time_than_the_pause_between_two_requests() {
+    async fn a_head_has_a_shorter_time_limit_than_an_idle_connection() {
         let (ours, mut theirs) = duplex(64);
         let turn = turn();
         let mut ours = Peer::new(ours, turn.clone(), LIMITS);
@@ -238,7 +238,7 @@ mod tests {
             began.elapsed()
         };
         assert_eq!(silent(&mut ours).await, LIMITS.header);
-        // Whoever sends byte by byte has no more time for it.
+        // A client that sends single bytes does not get more time.
         let (ours, mut drips) = duplex(64);
         let mut ours = peer(ours);
         let began = Instant::now();
@@ -249,7 +249,7 @@ mod tests {
         }
         silent(&mut ours).await;
         assert_eq!(began.elapsed(), LIMITS.header);
-        // After an answer there is more time, until the first byte of the next request.
+        // After a response the idle limit applies until the first byte of the next request.
         let (ours, mut again) = duplex(64);
         let mut ours = Peer::new(ours, turn.clone(), LIMITS);
         turn.begins();
@@ -266,9 +266,9 @@ mod tests {
         theirs.shutdown().await.unwrap();
     }
 
-    /// The pieces of our answer go through a narrow stream; what is no answer of hyper's own stays as it is.
+    /// The replacement is written through a small buffer. Other responses are not changed.
     #[tokio::test]
-    async fn an_empty_refusal_gets_a_body() {
+    async fn an_empty_error_of_hyper_gets_a_body() {
         let sent = async |bytes: &[u8]| {
             let (ours, mut theirs) = duplex(16);
             let bytes = bytes.to_vec();
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_does_not_read_is_put_out() {
+    async fn a_client_that_does_not_read_is_disconnected() {
         let (ours, _theirs) = duplex(16);
         let began = Instant::now();
         let error = peer(ours).write_all(&[0; 1000]).await.unwrap_err();
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_reads_slowly_is_not() {
+    async fn a_client_that_reads_slowly_is_not_disconnected() {
         let (ours, mut theirs) = duplex(16);
         let mut ours = peer(ours);
         let writing = tokio::spawn(async move { ours.write_all(&[7; 160]).await });
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_still_comes_is_taken_but_not_for_ever() {
+    async fn bytes_after_the_response_are_discarded_for_a_limited_time() {
         let (ours, mut theirs) = duplex(16);
         let mut ours = peer(ours);
         let closing = tokio::spawn(async move { ours.shutdown().await });
@@ -327,6 +327,6 @@ mod tests {
         assert!(rest.is_empty());
         let began = Instant::now();
         closing.await.unwrap().unwrap();
-        assert!(began.elapsed() <= LINGER, "a silent peer is not waited for longer");
+        assert!(began.elapsed() <= LINGER, "a silent client must not delay the end");
     }
 }

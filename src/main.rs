@@ -25,7 +25,7 @@ enum Command {
     Keys(credentials::cli::Args),
     /// Print the CustomResourceDefinitions, or apply them.
     Crds(install::crds::Args),
-    /// Fail if any Computer, ApiKey or unfinished deletion remains. Runs before `helm uninstall`.
+    /// Fail if any Computer, `ApiKey` or unfinished deletion remains. Runs before `helm uninstall`.
     UninstallCheck(install::uninstall::Args),
     /// Check that every kind is served and every replica is ready. Runs in `helm test`.
     InstallCheck(install::check::Args),

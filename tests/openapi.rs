@@ -1,4 +1,4 @@
-//! The committed OpenAPI document matches the handlers, and its DELETE is the published operation.
+//! The committed `OpenAPI` document matches the handlers, and its DELETE is the published operation.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;

@@ -116,7 +116,7 @@ impl Applier {
         self.patch_key(view, key, json!({"op": "remove", "path": format!("/metadata/finalizers/{index}")})).await
     }
 
-    /// Fenced by UID and resourceVersion.
+    /// Fenced by UID and `resourceVersion`.
     async fn patch_key(&self, view: &View, key: &ApiKey, operation: serde_json::Value) -> Result<Effect, Error> {
         let patch = crate::runtime::patch::patch(&[
             json!({"op": "test", "path": "/metadata/uid", "value": view.uid}),
@@ -148,7 +148,7 @@ impl Applier {
         }
     }
 
-    /// Fenced by the record's UID and resourceVersion, which it carries.
+    /// Fenced by the record's UID and `resourceVersion`, which it carries.
     async fn save_record(&self, record: &ApiKeyRecord, view: &View) -> Result<Effect, Error> {
         match call(self.records.replace(&view.uid, &PostParams::default(), record)).await {
             Ok(saved) => Ok(Effect::Record(Some(Box::new(saved)))),

@@ -26,7 +26,7 @@ pub enum Next {
 pub struct Ready {
     /// Whether the token can be used.
     pub status: bool,
-    /// Bounded CamelCase reason.
+    /// Bounded `CamelCase` reason.
     pub reason: &'static str,
     /// Why, and what to do.
     pub message: String,

@@ -43,7 +43,7 @@ pub enum Place {
     Terminating,
 }
 
-/// One request. Every write has a UID or a resourceVersion as a precondition (S4).
+/// One request. Every write has a UID or a `resourceVersion` as a precondition (S4).
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Live read of the `ApiKey`.
@@ -126,7 +126,7 @@ pub struct View {
     pub name: String,
     /// The `ApiKey`; `None` if a live read found it gone or with another UID.
     pub key: Option<ApiKey>,
-    /// Whether the `ApiKey` was read live after the record was read and after its own last write. A tombstone written later changes the resourceVersion of
+    /// Whether the `ApiKey` was read live after the record was read and after its own last write. A tombstone written later changes the `resourceVersion` of
     /// the record, so no write of this pass can replace it (S8).
     pub key_is_live: bool,
     /// The record; `None` if a live read found none.

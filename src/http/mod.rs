@@ -99,7 +99,7 @@ impl Shared {
     }
 }
 
-/// The routes with their OpenAPI description.
+/// The routes with their `OpenAPI` description.
 pub(crate) fn routes() -> OpenApiRouter<Arc<Shared>> {
     OpenApiRouter::with_openapi(openapi::base()).merge(computers::routes()).merge(sessions::routes())
 }
@@ -171,7 +171,7 @@ async fn close(signalled: CancellationToken, ready: health::Ready, delay: Durati
     stop.cancel();
 }
 
-/// Waits until requests can be served: the Kubernetes API is available and permits SubjectAccessReviews.
+/// Waits until requests can be served: the Kubernetes API is available and permits `SubjectAccessReviews`.
 async fn wait_until_able_to_authorize(shared: &Shared) {
     let mut logged = false;
     loop {

@@ -39,7 +39,7 @@ const OWN: &[Rule] = &[
     ("coordination.k8s.io", &["leases"], &["get", "create", "update"]),
 ];
 
-/// Permissions of the HTTP API in the whole cluster. It uses them only after a SubjectAccessReview of the caller.
+/// Permissions of the HTTP API in the whole cluster. It uses them only after a `SubjectAccessReview` of the caller.
 const API_CLUSTER: &[Rule] = &[
     ("computer-operator.dev", &["computers"], &["get", "list", "watch", "create", "patch", "delete"]),
     ("computer-operator.dev", &["sessions"], &["get", "list", "create", "patch"]),

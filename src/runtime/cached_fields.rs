@@ -1,7 +1,7 @@
 //! Removes the fields that no plan reads from objects before they are cached. Tenants decide how large their objects are, and all tenants share the
 //! operator's memory (L3): otherwise a tenant could make the operator run out of memory again and again with large annotations.
 //!
-//! A stripped object must never be written back as a whole. Records, which are replaced, keep everything except their managedFields; objects of tenants are
+//! A stripped object must never be written back as a whole. Records, which are replaced, keep everything except their `managedFields`; objects of tenants are
 //! changed only by JSON patches of single fields.
 
 use k8s_openapi::api::core::v1::{
@@ -16,7 +16,7 @@ use crate::resources::{IMAGE_ANNOTATION, UID_LABEL, UNREADABLE_ANNOTATION};
 /// Maximum size of a kept annotation in bytes; an image reference with a digest is shorter.
 const LONGEST: usize = 1024;
 
-/// Removes managedFields, which are often more than half of an object and are never read.
+/// Removes `managedFields`, which are often more than half of an object and are never read.
 pub(crate) fn managed<K: Resource>(object: &mut K) {
     object.meta_mut().managed_fields = None;
 }

@@ -21,7 +21,7 @@ pub struct Config {
     /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true` with credentials from AWS_*
     #[arg(long, env = "ARCHIVE_STORE", default_value = "file:///var/lib/computer-operator/store", value_parser = store)]
     pub store: String,
-    /// PersistentVolumeClaim of the embedded store in the operator's namespace, whose volume is set to `Retain`
+    /// `PersistentVolumeClaim` of the embedded store in the operator's namespace, whose volume is set to `Retain`
     #[arg(long, env = "RETAIN_STORE_CLAIM")]
     pub retain_store_claim: Option<String>,
     /// URL at which archive pods reach the ingest endpoint, for example `https://computer-operator-ingest.NAMESPACE.svc:8443`

@@ -1,7 +1,7 @@
 //! Leader election with a Lease. It avoids duplicate work; correctness comes from preconditions on writes (S10). It must never delay a shutdown
 //! indefinitely. kube has no leader election, and the alternatives compare clocks of different machines or do not drain before they release the lease.
 //!
-//! Every write is a replace with the resourceVersion that was read, so one of two contenders gets a 409. Whether a lease has expired is judged by our own
+//! Every write is a replace with the `resourceVersion` that was read, so one of two contenders gets a 409. Whether a lease has expired is judged by our own
 //! monotonic clock since we saw it change, and never by another machine's clock. A leader counts from the moment its last successful write was *sent*, so it
 //! stops before another replica may take over. At shutdown the work of the leader is cancelled and awaited while the lease is still renewed; then the lease
 //! is released, so that the next leader takes over at once (L4).

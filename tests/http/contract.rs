@@ -1,4 +1,4 @@
-//! Parts of the API besides the operations: the OpenAPI document, the documentation page, request ids.
+//! Parts of the API besides the operations: the `OpenAPI` document, the documentation page, request ids.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Schema-based fuzzing of the served OpenAPI document with schemathesis: every operation with valid and invalid data, as a tenant and as a computer. Every
+//! Schema-based fuzzing of the served `OpenAPI` document with schemathesis: every operation with valid and invalid data, as a tenant and as a computer. Every
 //! response must conform to the document. The test is reported as skipped if schemathesis is not installed and pip cannot install it.
 
 use std::path::{Path, PathBuf};

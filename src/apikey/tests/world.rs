@@ -1,4 +1,4 @@
-//! A small model of an API server with the guarantees of the real one: resourceVersions, UID preconditions, finalizers.
+//! A small model of an API server with the guarantees of the real one: `resourceVersions`, UID preconditions, finalizers.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -64,7 +64,7 @@ pub struct DeletionPreview {
     pub not_archived: Vec<String>,
     /// Pods that would be stopped and deleted.
     pub deleted_pods: Vec<String>,
-    /// The PersistentVolumeClaim that would be deleted.
+    /// The `PersistentVolumeClaim` that would be deleted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deleted_claim: Option<String>,
     /// The PersistentVolume of the home.

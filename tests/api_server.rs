@@ -114,7 +114,7 @@ async fn every_accepted_object_can_be_deserialized(server: &Server) {
     kube::Api::<ComputerClass>::all(client).list(&all).await.expect("classes can be listed");
 }
 
-/// S8: a revoked credential stays revoked, whoever writes the record and however.
+/// S8: a revoked credential stays revoked, regardless of the client and the kind of the write.
 fn a_revoked_credential_stays_revoked(server: &Server) {
     let record = |credential: &str| json!({"namespace": "default", "computer": "box", "state": {"credential": credential}});
     server.create("ComputerRecord", UID, &record("Pending")).expect("a record");
@@ -190,7 +190,11 @@ fn computers_are_validated(server: &Server) {
     rejected("a class later", server.change("computer", "plain", &json!({"className": "late"})), class);
     rejected("storage later", server.change("computer", "plain", &json!({"storage": {"size": "1Gi"}})), storage);
 
-    rejected("a suspended BYOM machine", server.change("computer", "mine", &json!({"suspended": true})), "suspended is not supported with provider BYOM");
+    rejected(
+        "a suspended BYOM machine",
+        server.change("computer", "mine", &json!({"suspended": true})),
+        "suspended is not supported with provider BYOM",
+    );
     an_object_stored_before_a_rule_can_be_updated(server);
     let byom = "className and storage are not supported with provider BYOM";
     for (spec, message) in [

@@ -98,7 +98,7 @@ async fn no_request_after_the_204_is_authenticated(bench: Arc<Bench>) -> Result<
     Ok(())
 }
 
-/// The deletion timestamp on the API server is sufficient, whoever requested the deletion.
+/// The deletion timestamp on the API server is sufficient, regardless of who requested the deletion.
 async fn a_deletion_with_kubectl_revokes_the_key_at_once(bench: Arc<Bench>) -> Result<()> {
     let (_, token) = bench.tenant("kubectl").await?;
     for round in 0..ROUNDS {

@@ -3,6 +3,7 @@
 
 use super::plan::{Next, Plan, RETRY_SECONDS, live_first};
 use super::view::{Action, Place, SecretFact, View, has_finalizer};
+use crate::resources::reasons::Reason;
 use crate::resources::{ApiKey, ApiKeyRecord, CredentialState, SecretRecord};
 
 /// Causes after which no further token is ever issued.
@@ -95,7 +96,7 @@ pub(super) fn plan(view: &View) -> Plan {
     }
     match cleanup(view, record) {
         Cleanup::Do(action) => return Plan::act(*action),
-        Cleanup::Held(secrets) => return Plan::not_ready("SecretHeld", held_message(view, &secrets), RETRY_SECONDS),
+        Cleanup::Held(secrets) => return Plan::not_ready(Reason::SecretHeld, held_message(view, &secrets), RETRY_SECONDS),
         Cleanup::Gone | Cleanup::Nothing => {}
     }
     match &view.key {
@@ -109,7 +110,7 @@ pub(super) fn plan(view: &View) -> Plan {
 fn release(view: &View, key: &ApiKey) -> Plan {
     if key.metadata.deletion_timestamp.is_none() {
         let message = "the namespace is being deleted, so the token is revoked";
-        return Plan::not_ready("NamespaceTerminating", message, RETRY_SECONDS);
+        return Plan::not_ready(Reason::NamespaceTerminating, message, RETRY_SECONDS);
     }
     if has_finalizer(key) {
         return live_first(view, || Action::ReleaseFinalizer);

@@ -9,6 +9,7 @@ use super::ending;
 use super::plan::{Plan, RETRY_SECONDS, live_first};
 use super::view::{Account, Action, SecretFact, View};
 use crate::credentials::verify_api_key::past;
+use crate::resources::reasons::Reason;
 use crate::resources::{
     ApiKey, ApiKeyRecord, ApiKeyRecordSpec, COMPONENT_LABEL, CredentialState, MANAGED_BY_LABEL, MANAGER, SecretRecord, TokenRecord, Unknown,
 };
@@ -19,27 +20,27 @@ const REISSUE_SECONDS: i64 = 20;
 pub(super) const MOST_RETIRED: usize = 8;
 
 /// Why no token can be issued now: the reason and the message of the condition.
-pub(super) type Obstacle = (&'static str, String);
+pub(super) type Obstacle = (Reason, String);
 
 /// The UID of the ServiceAccount to issue a token for.
 pub(super) fn issuable<'a>(view: &View, key: &ApiKey, account: &'a Account) -> Result<&'a str, Obstacle> {
     if past(key.spec.expires_at.as_ref(), view.now) {
         let message = "spec.expiresAt is in the past, so no token is issued. Set it to a later time or remove it";
-        return Err(("Expired", message.to_owned()));
+        return Err((Reason::Expired, message.to_owned()));
     }
     match account {
         Account::Uid(uid) => Ok(uid),
         Account::Gone => {
             let message =
                 format!("ServiceAccount {} does not exist. Create it, and the operator issues a token", key.spec.service_account_name);
-            Err(("ServiceAccountNotFound", message))
+            Err((Reason::ServiceAccountNotFound, message))
         }
     }
 }
 
 /// The random material of a pass is used for at most one token.
 fn with_fresh_token(view: &View, action: impl FnOnce() -> Action) -> Plan {
-    if view.spent { Plan::not_ready("Issuing", "another token is being issued", 1) } else { live_first(view, action) }
+    if view.spent { Plan::not_ready(Reason::Issuing, "another token is being issued", 1) } else { live_first(view, action) }
 }
 
 /// The first token of a key that has no record.
@@ -107,7 +108,7 @@ pub(super) fn finish(view: &View, key: &ApiKey, record: &ApiKeyRecord, account_u
         (None, _) => Plan::act(Action::ReadSecret(name.clone())),
         // The token of this hash is lost, or another leader has it in memory and is about to create the Secret, which it is given time for.
         (Some(_), Some(uid)) if !young => another(view, key, record, uid, false),
-        _ => Plan::not_ready("Issuing", "the token is being issued", REISSUE_SECONDS.unsigned_abs().min(RETRY_SECONDS)),
+        _ => Plan::not_ready(Reason::Issuing, "the token is being issued", REISSUE_SECONDS.unsigned_abs().min(RETRY_SECONDS)),
     }
 }
 

@@ -29,6 +29,7 @@ use self::apply::{Applier, Error};
 use self::plan::{Next, Plan, Ready, plan};
 use self::view::{Action, Place, View, has_finalizer};
 use self::watch::Caches;
+use crate::resources::reasons::Reason;
 use crate::resources::{ApiKey, MANAGER};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Spawn;
@@ -185,7 +186,7 @@ impl Reconciler {
         let Some(Ready { status, reason, message }) = &plan.ready else { return };
         let event = Event {
             type_: if *status { EventType::Normal } else { EventType::Warning },
-            reason: (*reason).to_owned(),
+            reason: reason.to_string(),
             note: Some(crate::resources::conditions::truncate(message, 1000)),
             action: "IssueToken".to_owned(),
             secondary: None,
@@ -240,10 +241,10 @@ async fn drive(applier: &Applier, sources: &Sources, view: &mut View, stop: &Can
 /// The condition that shows a failed request to users.
 fn failed(error: &Error) -> Plan {
     let reason = match error.class() {
-        ErrorClass::Forbidden | ErrorClass::Unauthorized => "Forbidden",
-        ErrorClass::NamespaceTerminating => "NamespaceTerminating",
-        ErrorClass::Invalid => "Refused",
-        _ => "ApiServerUnavailable",
+        ErrorClass::Forbidden | ErrorClass::Unauthorized => Reason::Forbidden,
+        ErrorClass::NamespaceTerminating => Reason::NamespaceTerminating,
+        ErrorClass::Invalid => Reason::Refused,
+        _ => Reason::ApiServerUnavailable,
     };
     Plan::not_ready(reason, format!("{error}. The operator retries the request"), 1)
 }

@@ -8,6 +8,7 @@ use super::ending;
 use super::issue;
 use super::view::{Account, Action, Place, SecretFact, View, has_finalizer};
 use crate::credentials::verify_api_key::past;
+use crate::resources::reasons::Reason;
 use crate::resources::{ApiKey, ApiKeyRecord, CredentialState, SecretRecord};
 
 /// What to do next.
@@ -27,7 +28,7 @@ pub struct Ready {
     /// Whether the token can be used.
     pub status: bool,
     /// Bounded `CamelCase` reason.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// Why, and what to do.
     pub message: String,
 }
@@ -48,7 +49,7 @@ impl Plan {
         Self { next: Next::Do(Box::new(action)), ready: None, secret_name: None }
     }
 
-    pub(super) fn not_ready(reason: &'static str, message: impl Into<String>, seconds: u64) -> Self {
+    pub(super) fn not_ready(reason: Reason, message: impl Into<String>, seconds: u64) -> Self {
         let ready = Ready { status: false, reason, message: message.into() };
         Self { next: Next::Wait(Duration::from_secs(seconds)), ready: Some(ready), secret_name: None }
     }
@@ -147,22 +148,22 @@ fn revoked(view: &View, key: &ApiKey, record: &ApiKeyRecord, obstacle: Option<is
     let again = "the token stays revoked. To issue a new token, change spec.rotation";
     match (record.spec.token.revoked_because.as_deref(), obstacle, held) {
         (Some("Rotated"), Some((reason, message)), _) => Plan::not_ready(reason, message, CHECK_SECONDS),
-        (Some("Rotated"), None, Some(held)) => Plan::not_ready("SecretHeld", ending::held_message(view, &held), RETRY_SECONDS),
+        (Some("Rotated"), None, Some(held)) => Plan::not_ready(Reason::SecretHeld, ending::held_message(view, &held), RETRY_SECONDS),
         (Some("Expired"), ..) => {
             let message =
                 "the token has expired. To issue a new token, set spec.expiresAt to a later time or remove it, and change spec.rotation";
-            Plan::not_ready("Expired", message, CHECK_SECONDS)
+            Plan::not_ready(Reason::Expired, message, CHECK_SECONDS)
         }
         (Some("ServiceAccountReplaced"), ..) => {
             let message = format!("ServiceAccount {account} was recreated after the token was issued, so {again}");
-            Plan::not_ready("ServiceAccountReplaced", message, CHECK_SECONDS)
+            Plan::not_ready(Reason::ServiceAccountReplaced, message, CHECK_SECONDS)
         }
         (Some("ServiceAccountDeleted"), ..) => {
             let message =
                 format!("ServiceAccount {account} was deleted after the token was issued, so {again} once the ServiceAccount exists again");
-            Plan::not_ready("ServiceAccountDeleted", message, CHECK_SECONDS)
+            Plan::not_ready(Reason::ServiceAccountDeleted, message, CHECK_SECONDS)
         }
-        _ => Plan::not_ready("Revoked", "the token was revoked. To issue a new token, change spec.rotation", CHECK_SECONDS),
+        _ => Plan::not_ready(Reason::Revoked, "the token was revoked. To issue a new token, change spec.rotation", CHECK_SECONDS),
     }
 }
 
@@ -183,7 +184,7 @@ fn live(view: &View, key: &ApiKey, record: &ApiKeyRecord) -> Plan {
     };
     let Some(SecretRecord { name, uid, .. }) = &token.secret else {
         return Plan::not_ready(
-            "Revoked",
+            Reason::Revoked,
             "the record of the token is incomplete. To issue a new token, change spec.rotation",
             CHECK_SECONDS,
         );
@@ -194,9 +195,9 @@ fn live(view: &View, key: &ApiKey, record: &ApiKeyRecord) -> Plan {
         let message = format!(
             "Secret {name} was deleted, but the token in it is still valid. To issue a new token, change spec.rotation; to revoke the token, delete this ApiKey"
         );
-        return Plan { next, ..Plan::not_ready("SecretMissing", message, CHECK_SECONDS) };
+        return Plan { next, ..Plan::not_ready(Reason::SecretMissing, message, CHECK_SECONDS) };
     }
-    let ready = Ready { status: true, reason: "Issued", message: format!("the token is stored in Secret {name}, key token{held}") };
+    let ready = Ready { status: true, reason: Reason::Issued, message: format!("the token is stored in Secret {name}, key token{held}") };
     Plan { next, ready: Some(ready), secret_name: Some(name.clone()) }
 }
 

@@ -54,8 +54,9 @@ pub fn reason_changed(key: &ApiKey, new: &ApiKeyStatus) -> bool {
 mod tests {
     use super::*;
     use crate::apikey::plan::{Next, Ready};
+    use crate::resources::reasons::Reason;
 
-    fn plan(reason: &'static str, secret: Option<&str>) -> Plan {
+    fn plan(reason: Reason, secret: Option<&str>) -> Plan {
         let ready = Ready { status: secret.is_some(), reason, message: "why".to_owned() };
         Plan { next: Next::Finished, ready: Some(ready), secret_name: secret.map(str::to_owned) }
     }
@@ -65,15 +66,15 @@ mod tests {
         let at = |s| Timestamp::from_second(s).unwrap();
         let mut key = ApiKey::default();
         key.metadata.generation = Some(1);
-        let first = compute(&key, &plan("Issued", Some("s")), at(100)).unwrap();
+        let first = compute(&key, &plan(Reason::Issued, Some("s")), at(100)).unwrap();
         assert!(reason_changed(&key, &first) && patch(&key, &first).is_some());
         key.status = Some(first);
-        let again = compute(&key, &plan("Issued", Some("s")), at(200)).unwrap();
+        let again = compute(&key, &plan(Reason::Issued, Some("s")), at(200)).unwrap();
         assert!(patch(&key, &again).is_none() && !reason_changed(&key, &again));
         if let Some(status) = &mut key.status {
             status.last_used_time = Some(Time(at(150)));
         }
-        let expired = compute(&key, &plan("Expired", None), at(300)).unwrap();
+        let expired = compute(&key, &plan(Reason::Expired, None), at(300)).unwrap();
         let patch = serde_json::to_string(&patch(&key, &expired)).unwrap();
         assert!(patch.contains("/status/secretName") && !patch.contains("lastUsed") && !patch.contains(r#""path":"/status","#), "{patch}");
     }

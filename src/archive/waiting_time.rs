@@ -16,12 +16,27 @@ pub const INTERVAL: Duration = Duration::from_secs(60);
 const FORGOTTEN: Duration = Duration::from_secs(3600);
 
 /// How long a deletion has waited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waited {
     /// In total, since an object was last stored for it.
     pub total: Duration,
     /// The part that this process has observed itself.
     pub here: Duration,
+    /// What the API server answered when it refused the last request.
+    pub refused: Option<String>,
+}
+
+/// How a reconcile has left a deletion that waits for its archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing works on its archive.
+    Waiting,
+    /// The API server has refused the next request, with this answer. That is no work, either.
+    Refused(String),
+    /// The archive is being checked. What was refused before may be the next request again.
+    Checking,
+    /// Something works on its archive.
+    Working,
 }
 
 /// One deletion.
@@ -60,23 +75,28 @@ impl Waits {
         let now = Instant::now();
         let mut all = self.locked();
         all.retain(|_, known| known.asked.elapsed() < FORGOTTEN);
-        let begin = || Known { waited: Waited { total: recorded, here: Duration::ZERO }, recorded, since: None, asked: now };
+        let begin = || Known { waited: Waited { total: recorded, ..Waited::default() }, recorded, since: None, asked: now };
         let known = all.entry(uid.to_owned()).or_insert_with(begin);
         known.asked = now;
         known.count();
         if recorded < known.recorded {
             // Another process has observed progress.
-            known.waited = Waited { total: recorded, here: Duration::ZERO };
+            known.waited = Waited { total: recorded, ..Waited::default() };
         }
         known.recorded = recorded;
-        known.waited
+        known.waited.clone()
     }
 
-    /// The result of a reconcile: whether the deletion waits and nothing works on its archive.
-    pub fn note(&self, uid: &str, waits: bool) {
+    /// How a reconcile has left a deletion that was asked about.
+    pub fn note(&self, uid: &str, left: Left) {
         if let Some(known) = self.locked().get_mut(uid) {
             known.count();
-            known.since = waits.then(Instant::now);
+            known.since = matches!(left, Left::Waiting | Left::Refused(_)).then(Instant::now);
+            known.waited.refused = match left {
+                Left::Refused(answer) => Some(answer),
+                Left::Checking => known.waited.refused.take(),
+                Left::Waiting | Left::Working => None,
+            };
         }
     }
 
@@ -100,7 +120,7 @@ mod tests {
     /// Reconciles every `every` seconds that find it waiting.
     async fn waits(waits: &Waits, passes: u32, every: u64) {
         for _ in 0..passes {
-            waits.note("u", true);
+            waits.note("u", Left::Waiting);
             tokio::time::sleep(seconds(every)).await;
         }
     }
@@ -108,13 +128,29 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_time_between_reconciles_that_found_it_waiting_counts() {
         let all = Waits::default();
-        assert_eq!(all.waited("u", seconds(100)), Waited { total: seconds(100), here: Duration::ZERO }, "the value in the record");
+        assert_eq!(all.waited("u", seconds(100)), Waited { total: seconds(100), ..Waited::default() }, "the value in the record");
         tokio::time::sleep(seconds(500)).await;
         assert_eq!(all.waited("u", seconds(100)).total, seconds(100), "no reconcile has found it waiting");
         waits(&all, 4, 30).await;
-        all.note("u", false);
+        all.note("u", Left::Working);
         tokio::time::sleep(seconds(900)).await;
-        assert_eq!(all.waited("u", seconds(100)), Waited { total: seconds(220), here: seconds(120) });
+        assert_eq!(all.waited("u", seconds(100)), Waited { total: seconds(220), here: seconds(120), refused: None });
+    }
+
+    /// Found by the simulator: each check of the archive between two refusals made the deletion forget that it is refused.
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_known_until_the_request_is_made() {
+        let all = Waits::default();
+        let refused = || all.waited("u", Duration::ZERO).refused;
+        assert_eq!(refused(), None);
+        all.note("u", Left::Refused("exceeded quota".to_owned()));
+        tokio::time::sleep(seconds(30)).await;
+        all.note("u", Left::Checking);
+        tokio::time::sleep(seconds(30)).await;
+        assert_eq!(refused().as_deref(), Some("exceeded quota"));
+        assert_eq!(all.waited("u", Duration::ZERO).total, seconds(30), "a check is work");
+        all.note("u", Left::Waiting);
+        assert_eq!(refused(), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -132,7 +168,7 @@ mod tests {
         waits(&all, 2, 30).await;
         all.stored("u");
         tokio::time::sleep(seconds(10)).await;
-        assert_eq!(all.waited("u", seconds(300)), Waited { total: seconds(10), here: seconds(10) });
+        assert_eq!(all.waited("u", seconds(300)), Waited { total: seconds(10), here: seconds(10), refused: None });
         all.waited("v", seconds(300));
         assert_eq!(all.waited("v", seconds(5)).total, seconds(5), "the record of another process");
         all.stored("nobody");

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::archive::waiting_time::Waited;
-use crate::computer::deletion::custody;
+use crate::computer::deletion;
 use crate::computer::machine_pod;
 use crate::computer::view::{ClassState, View};
 use crate::resources::{ComputerClass, ComputerRecordSpec, ComputerSpec, Snapshot};
@@ -25,7 +25,7 @@ pub(super) fn snapshot(class: &ComputerClass, machine: &Pod) -> Snapshot {
 pub(super) fn archive_pod(settings: &Settings, snapshot: Snapshot) -> Pod {
     let view = empty_view(settings);
     let record = crate::computer::new_record::new(&view, ComputerRecordSpec { snapshot, ..ComputerRecordSpec::default() });
-    let mut pod = custody::archive_pod(&view, &record, "");
+    let mut pod = deletion::archive_pod(&view, &record, "");
     pod.metadata.name = None;
     pod
 }
@@ -46,8 +46,8 @@ fn empty_view(settings: &Settings) -> View {
         archive: None,
         receipt: None,
         finalizer_confirmed: false,
-        passed: Vec::new(),
-        times: Vec::new(),
+        passed: BTreeMap::new(),
+        times: BTreeMap::new(),
         settings: settings.clone(),
         fresh: Fresh { suffix: String::new(), key: [0; 32] },
         now: jiff::Timestamp::UNIX_EPOCH,

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::pack;
 use crate::computer::machine_pod;
 use crate::resources::conditions::{self, types};
+use crate::resources::reasons::Reason;
 use crate::resources::{ArchivePolicy, ComputerClass, ComputerClassStatus, ComputerSpec};
 use crate::runtime::backoff::WatchBackoff;
 use crate::runtime::caches::{ADMINS_PAGE, understood, watched};
@@ -73,52 +74,49 @@ async fn reconcile(class: Arc<ComputerClass>, shared: Arc<Shared>) -> Result<Act
         call(api.patch_status(&class.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await?;
     }
     // Pod Security labels, quotas and policies of the namespace can change without an event of the class.
-    Ok(Action::requeue(if verdict.reason == CHECK_REFUSED { Duration::from_secs(60) } else { Duration::from_secs(600) }))
+    Ok(Action::requeue(if verdict.reason == Reason::CheckRefused { Duration::from_secs(60) } else { Duration::from_secs(600) }))
 }
 
 /// Whether a class can be used.
 #[derive(Debug, PartialEq, Eq)]
 struct Verdict {
     accepted: bool,
-    reason: &'static str,
+    reason: Reason,
     message: String,
 }
 
-fn refused(reason: &'static str, message: impl Into<String>) -> Verdict {
+fn refused(reason: Reason, message: impl Into<String>) -> Verdict {
     Verdict { accepted: false, reason, message: message.into() }
 }
 
 fn accepted() -> Verdict {
-    Verdict { accepted: true, reason: "Accepted", message: "computers can use this class".to_owned() }
+    Verdict { accepted: true, reason: Reason::Accepted, message: "computers can use this class".to_owned() }
 }
-
-/// The reason of a class that could not be checked. The cause may be the cluster rather than the class.
-const CHECK_REFUSED: &str = "CheckRefused";
 
 /// Checks a class. Only a response is a verdict; an unknown outcome is an error and is retried.
 async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallError> {
     let archived = class.spec.archive.policy != ArchivePolicy::None;
     if class.spec.session_paths.is_empty() && archived {
         return Ok(refused(
-            "NoSessionPaths",
+            Reason::NoSessionPaths,
             "spec.sessionPaths is empty. List at least one directory ('.' for the whole home), or set spec.archive.policy to None",
         ));
     }
     if let Some(why) = class.spec.session_paths.iter().find_map(|path| pack::check_path(path).err()) {
-        return Ok(refused("InvalidSessionPath", format!("spec.sessionPaths is invalid: {why}")));
+        return Ok(refused(Reason::InvalidSessionPath, format!("spec.sessionPaths is invalid: {why}")));
     }
     let machine = match machine_pod::desired(class, &ComputerSpec::default(), "dry-run") {
         Ok(pod) => pod,
-        Err(why) => return Ok(refused("InvalidPodTemplate", why)),
+        Err(why) => return Ok(refused(Reason::InvalidPodTemplate, why)),
     };
     let namespace = &shared.settings.namespace;
     let verdict = match dry_run(shared, machine.clone()).await? {
         Answer::Accepted => accepted(),
-        Answer::Invalid(message) => return Ok(refused("InvalidPodTemplate", message)),
+        Answer::Invalid(message) => return Ok(refused(Reason::InvalidPodTemplate, message)),
         // The tenant's namespace may allow it, although the operator's namespace is restricted.
         Answer::PodSecurity(message) => {
             let message = format!("the class is usable only in namespaces whose Pod Security level permits its pods: {message}");
-            Verdict { reason: "NotRestricted", message, ..accepted() }
+            Verdict { reason: Reason::NotRestricted, message, ..accepted() }
         }
         Answer::Forbidden(error) => return unless_accepted(class, namespace, error),
     };
@@ -130,7 +128,7 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
     match dry_run(shared, archive::archive_pod(&shared.settings, snapshot)).await? {
         Answer::Accepted => Ok(verdict),
         Answer::Invalid(message) | Answer::PodSecurity(message) => Ok(refused(
-            "ArchiveNotPossible",
+            Reason::ArchiveNotPossible,
             format!(
                 "computers of this class could not be deleted: their archive pods run as the user of the machine (runAsUser {user}), and namespace {namespace} does not allow such pods. Set securityContext.runAsUser in spec.podTemplate to an allowed user (not 0 if Pod Security is restricted), allow such pods in namespace {namespace}, or set spec.archive.policy to None. The API server responded: {message}"
             ),
@@ -171,7 +169,7 @@ fn unless_accepted(class: &ComputerClass, namespace: &str, error: CallError) -> 
         return Err(error);
     }
     Ok(refused(
-        CHECK_REFUSED,
+        Reason::CheckRefused,
         format!(
             "cannot check the class: the API server rejects a dry run of its pods in namespace {namespace}. Allow the operator to create pods there; the check is retried every minute. The API server responded: {error}"
         ),

@@ -34,11 +34,11 @@ fn plain() -> Value {
 async fn a_class_needs_valid_session_paths_unless_it_disables_the_archive() {
     let shared = server(|_| None);
     for (policy, paths, reason) in [
-        ("Required", json!([]), "NoSessionPaths"),
-        ("None", json!([]), "Accepted"),
-        ("Required", json!(["."]), "Accepted"),
-        ("Required", json!(["./"]), "InvalidSessionPath"),
-        ("Required", json!([".claude", "./a"]), "InvalidSessionPath"),
+        ("Required", json!([]), Reason::NoSessionPaths),
+        ("None", json!([]), Reason::Accepted),
+        ("Required", json!(["."]), Reason::Accepted),
+        ("Required", json!(["./"]), Reason::InvalidSessionPath),
+        ("Required", json!([".claude", "./a"]), Reason::InvalidSessionPath),
     ] {
         let class = class(&plain(), &json!({"sessionPaths": paths, "archive": {"policy": policy}}));
         assert_eq!(check(&class, &shared).await.unwrap().reason, reason);
@@ -58,15 +58,15 @@ async fn a_class_whose_archive_pods_are_rejected_is_not_accepted() {
     for template in [root, container] {
         for policy in ["Required", "BestEffort"] {
             let verdict = check(&class(&template, &json!({"archive": {"policy": policy}})), &shared).await.unwrap();
-            assert_eq!((verdict.accepted, verdict.reason), (false, "ArchiveNotPossible"));
+            assert_eq!((verdict.accepted, verdict.reason), (false, Reason::ArchiveNotPossible));
             for part in ["runAsUser 0", "namespace op", "spec.archive.policy to None", "violates PodSecurity"] {
                 assert!(verdict.message.contains(part), "{}", verdict.message);
             }
         }
         let verdict = check(&class(&template, &json!({"archive": {"policy": "None"}})), &shared).await.unwrap();
-        assert_eq!((verdict.accepted, verdict.reason), (true, "NotRestricted"));
+        assert_eq!((verdict.accepted, verdict.reason), (true, Reason::NotRestricted));
     }
-    assert_eq!(check(&class(&plain(), &json!({})), &shared).await.unwrap().reason, "Accepted");
+    assert_eq!(check(&class(&plain(), &json!({})), &shared).await.unwrap().reason, Reason::Accepted);
 }
 
 /// The archive pod of a privileged machine is not privileged.
@@ -78,7 +78,7 @@ async fn a_privileged_machine_can_be_archived() {
     });
     let template = json!({"containers": [{"name": "a", "image": "i", "securityContext": {"privileged": true}}]});
     let verdict = check(&class(&template, &json!({})), &shared).await.unwrap();
-    assert_eq!((verdict.accepted, verdict.reason), (true, "NotRestricted"));
+    assert_eq!((verdict.accepted, verdict.reason), (true, Reason::NotRestricted));
 }
 
 /// L2: a class has a verdict whatever the API server responds.
@@ -87,18 +87,18 @@ async fn a_class_has_a_verdict_even_if_a_quota_or_a_policy_rejects_the_dry_run()
     let exceeded = server(|_| Some((403, "pods \"x\" is forbidden: exceeded quota: q")));
     let incomplete = server(|_| Some((403, "pods \"x\" is forbidden: failed quota: q: must specify limits.cpu")));
     for shared in [exceeded, incomplete] {
-        assert_eq!(check(&class(&plain(), &json!({})), &shared).await.unwrap().reason, "Accepted");
+        assert_eq!(check(&class(&plain(), &json!({})), &shared).await.unwrap().reason, Reason::Accepted);
     }
     let shared = server(|_| Some((403, "admission webhook \"labels.example\" denied the request: no owner")));
     let mut unknown = class(&plain(), &json!({}));
     let verdict = check(&unknown, &shared).await.unwrap();
-    assert_eq!((verdict.accepted, verdict.reason), (false, CHECK_REFUSED));
+    assert_eq!((verdict.accepted, verdict.reason), (false, Reason::CheckRefused));
     assert!(verdict.message.contains("no owner"), "{}", verdict.message);
     let known = |generation| Verdict { message: String::new(), ..accepted() }.into_status(&class(&plain(), &json!({})), generation);
     unknown.status = Some(known(1));
     assert!(check(&unknown, &shared).await.is_err(), "an accepted class stays accepted and is checked again");
     unknown.status = Some(known(0));
-    assert_eq!(check(&unknown, &shared).await.unwrap().reason, CHECK_REFUSED, "the spec has changed since it was accepted");
+    assert_eq!(check(&unknown, &shared).await.unwrap().reason, Reason::CheckRefused, "the spec has changed since it was accepted");
 }
 
 impl Verdict {

@@ -106,6 +106,24 @@ pub enum Effect {
     ReceiptStored(Vec<u8>),
 }
 
+impl Action {
+    /// Whether it changes a child, rather than reads something or keeps an account of it.
+    pub fn changes_child(&self) -> bool {
+        match self {
+            Self::Create(_) | Self::Delete { .. } | Self::Remove { .. } | Self::Patch { .. } => true,
+            Self::Read(_)
+            | Self::ReadComputer
+            | Self::AddFinalizer
+            | Self::DeleteComputer
+            | Self::ReleaseFinalizer
+            | Self::CreateRecord(_)
+            | Self::SaveRecord(_)
+            | Self::CheckArchive
+            | Self::PutReceipt(_) => false,
+        }
+    }
+}
+
 impl Subject {
     /// A pod.
     pub fn pod(namespace: &str, name: &str) -> Self {

@@ -60,6 +60,11 @@ impl Error {
         }
     }
 
+    /// Whether the API server works and has refused the request: a missing right, a quota, a policy, an invalid object.
+    pub fn refused(&self) -> bool {
+        matches!(self, Self::Call { .. }) && matches!(self.class(), ErrorClass::Forbidden | ErrorClass::Invalid)
+    }
+
     /// How long the API server asks to wait before the next try.
     pub fn retry_after(&self) -> Option<std::time::Duration> {
         if let Self::Call { source, .. } = self { source.retry_after() } else { None }

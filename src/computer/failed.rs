@@ -1,11 +1,16 @@
 //! What a failed request means for a report: which step it blocks, why, and that it is retried. And which requests count as failed
 //! although the API server accepted them: those whose change is not in the answer.
 
+use std::collections::BTreeMap;
+
 use super::action::Action;
 use super::apply::Error;
-use super::report::{Blocker, Report};
+use super::report::{Blocker, Next, Plan, Ready, Report};
 use super::view::View;
 use super::{deletion, provision};
+use crate::archive::waiting_time::Left;
+use crate::resources::reasons::Reason;
+use crate::resources::steps::{CurrentStep, DeletionStep};
 use crate::resources::{Phase, StepStatus};
 use crate::runtime::client::ErrorClass;
 
@@ -18,22 +23,40 @@ pub fn lost_race(error: &Error, before: u32) -> bool {
     error.class() == ErrorClass::Conflict && before < LOST_RACES
 }
 
+/// How a reconcile has left the archive of a deletion.
+pub fn left(view: &View, plan: &Plan, error: Option<&Error>) -> Left {
+    match error {
+        None if plan.report.waits => Left::Waiting,
+        None if plan.report.checking => Left::Checking,
+        None => Left::Working,
+        Some(error) => refused(view, plan, error).map_or(Left::Working, Left::Refused),
+    }
+}
+
+/// The answer of the API server, if it refused the request that the archive of a deletion needs next. However often that is retried, it is
+/// no progress (see `deletion::best_effort`). An outage, a timeout or a lost race is no refusal.
+pub fn refused(view: &View, plan: &Plan, error: &Error) -> Option<String> {
+    let archiving = plan.report.current == Some(CurrentStep::Deletion(DeletionStep::ArchiveSessions));
+    let change = matches!(&plan.next, Next::Do(action) if action.changes_child());
+    (archiving && change && error.refused() && !deletion::archive_pod_runs(view)).then(|| error.to_string())
+}
+
 /// A failed request as users see it: what was tried, why it failed, that it is retried. `before`: failures in a row before this one.
 pub fn explain(report: &mut Report, error: &Error, before: u32) {
     if lost_race(error, before) {
         return;
     }
     let reason = match error.class() {
-        _ if matches!(error, Error::Undone(_)) => "WriteUndone",
-        ErrorClass::Conflict => "Conflict",
-        ErrorClass::Forbidden | ErrorClass::Unauthorized => "Forbidden",
-        ErrorClass::NamespaceTerminating => "NamespaceTerminating",
-        ErrorClass::Invalid => "Refused",
-        ErrorClass::NotFound => "NotFound",
-        ErrorClass::Transient | ErrorClass::Timeout if matches!(error, Error::Store(_)) => "StoreUnavailable",
-        ErrorClass::Transient | ErrorClass::Timeout => "ApiServerUnavailable",
+        _ if matches!(error, Error::Undone(_)) => Reason::WriteUndone,
+        ErrorClass::Conflict => Reason::Conflict,
+        ErrorClass::Forbidden | ErrorClass::Unauthorized => Reason::Forbidden,
+        ErrorClass::NamespaceTerminating => Reason::NamespaceTerminating,
+        ErrorClass::Invalid => Reason::Refused,
+        ErrorClass::NotFound => Reason::NotFound,
+        ErrorClass::Transient | ErrorClass::Timeout if matches!(error, Error::Store(_)) => Reason::StoreUnavailable,
+        ErrorClass::Transient | ErrorClass::Timeout => Reason::ApiServerUnavailable,
     };
-    let message = format!("{error}. It is tried again");
+    let message = format!("{error}. The operator retries");
     let running = report
         .deletion
         .iter_mut()
@@ -46,7 +69,7 @@ pub fn explain(report: &mut Report, error: &Error, before: u32) {
     // A computer that can be used stays usable when a read fails that only looked whether anything has changed.
     let usable = matches!(report.phase, Some(Phase::Active | Phase::Suspended));
     if report.deletion.is_empty() && report.phase.is_some() && !usable {
-        report.ready = Some((false, reason, message.clone()));
+        report.ready = Some(Ready { status: false, reason, message: message.clone() });
     }
     report.blocker = Some(Blocker { reason, message });
 }
@@ -64,12 +87,12 @@ pub fn known(view: &View) -> Report {
         (None, Some(computer)) => {
             let status = computer.status.as_ref();
             let phase = if ending { Phase::Deleting } else { status.and_then(|s| s.phase).unwrap_or(Phase::Provisioning) };
-            Report { phase: Some(phase), current: status.and_then(|s| s.step.clone()), ..Report::default() }
+            Report { phase: Some(phase), current: status.and_then(|s| CurrentStep::from_id(s.step.as_deref()?)), ..Report::default() }
         }
         (_, None) => Report::default(),
     };
     // Which steps are finished is remembered from plans on confirmed reads only.
-    Report { passed: Vec::new(), ..report }
+    Report { passed: BTreeMap::new(), ..report }
 }
 
 /// The write requests of one pass that were accepted.
@@ -162,7 +185,7 @@ mod tests {
             explain(&mut report, &error, before);
             report.blocker.map(|b| b.reason)
         };
-        assert_eq!((told(0), told(LOST_RACES - 1), told(LOST_RACES)), (None, None, Some("Conflict")));
+        assert_eq!((told(0), told(LOST_RACES - 1), told(LOST_RACES)), (None, None, Some(Reason::Conflict)));
     }
 
     /// C9: what fails before the plan took off what was shown, and what the alert goes by.
@@ -171,7 +194,7 @@ mod tests {
         let status = json!({"phase": "Active", "step": "archive-sessions"});
         let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}, "status": status}));
         let mut report = known(&view);
-        assert_eq!((report.phase, report.current.as_deref()), (Some(Phase::Active), Some("archive-sessions")));
+        assert_eq!((report.phase, report.current.map(CurrentStep::id)), (Some(Phase::Active), Some("archive-sessions")));
         explain(&mut report, &Error::Conflict("x".into()), LOST_RACES);
         assert!(report.ready.is_none() && report.blocker.is_some(), "a computer that can be used stays ready");
         let deletion = json!({"deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted"});
@@ -179,6 +202,6 @@ mod tests {
         view.record = Some(serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": spec})).unwrap());
         view.computer = None;
         let report = known(&view);
-        assert_eq!((report.phase, report.current.as_deref()), (Some(Phase::Deleting), Some("revoke-credentials")));
+        assert_eq!((report.phase, report.current.map(CurrentStep::id)), (Some(Phase::Deleting), Some("revoke-credentials")));
     }
 }

@@ -1,12 +1,12 @@
 //! Reading and patching the home volume: `Retain` from birth, with our mark and the original policy in the same patch (DESIGN.md 4.5),
 //! so that no tenant, no stripped finalizer and no force can destroy a home unarchived (S1).
 
-use k8s_openapi::api::core::v1::PersistentVolume;
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaimSpec, VolumeResourceRequirements};
 use serde_json::{Value, json};
 
 use crate::guards::{self, Guard};
 use crate::resources::persistent_volume::claim_ref_uid;
-use crate::resources::{ComputerRecord, MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, UID_LABEL};
+use crate::resources::{ComputerRecord, MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, UID_LABEL, VolumeRecord};
 use crate::runtime::patch::patch;
 
 /// Whether a volume is protected for this computer: `Retain`, with our mark.
@@ -79,6 +79,31 @@ pub fn held_by_home(record: &ComputerRecord, pv: &PersistentVolume) -> bool {
     let former = children.volume.as_ref().and_then(|v| v.former_claim_uid.as_deref());
     let holder = claim_ref_uid(pv);
     holder.is_some() && (holder == children.claim_uid.as_deref() || holder == former)
+}
+
+/// The volume, as the record keeps it.
+pub fn recorded(pv: &PersistentVolume) -> VolumeRecord {
+    VolumeRecord {
+        name: pv.metadata.name.clone().unwrap_or_default(),
+        uid: pv.metadata.uid.clone().unwrap_or_default(),
+        original_reclaim_policy: original_policy(pv),
+        storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
+        ..VolumeRecord::default()
+    }
+}
+
+/// A claim for this volume.
+pub fn claim_around(pv: &PersistentVolume) -> PersistentVolumeClaimSpec {
+    let spec = pv.spec.clone().unwrap_or_default();
+    PersistentVolumeClaimSpec {
+        access_modes: spec.access_modes,
+        // An empty name, not an absent one: otherwise the default StorageClass would be filled in.
+        storage_class_name: Some(spec.storage_class_name.unwrap_or_default()),
+        volume_mode: spec.volume_mode,
+        volume_name: pv.metadata.name.clone(),
+        resources: Some(VolumeResourceRequirements { requests: spec.capacity, limits: None }),
+        ..PersistentVolumeClaimSpec::default()
+    }
 }
 
 /// Points a volume at another claim, fenced by the volume's UID and by its present holder.

@@ -6,7 +6,7 @@
 //! finished, for as long as the record is the very same: a new child means a new version of the record (S1). And which pods and claims
 //! are being deleted: a cache that is behind still shows them as they were, and they would be deleted again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -15,7 +15,8 @@ use super::action::{Fact, Subject};
 use super::report::Report;
 use super::view::View;
 use crate::guards::{self, Guard};
-use crate::resources::{ComputerRecord, SubjectOutcome};
+use crate::resources::steps::{DeletionStep, StepResult};
+use crate::resources::{ComputerRecord, StepOutcome};
 
 /// By UID: records until the caches have caught up, steps until the record changes or is released.
 #[derive(Debug, Default)]
@@ -29,8 +30,8 @@ pub struct Latest {
 #[derive(Debug)]
 struct Passed {
     version: Option<String>,
-    steps: Vec<SubjectOutcome>,
-    times: Vec<Timestamp>,
+    steps: BTreeMap<DeletionStep, StepOutcome>,
+    times: BTreeMap<DeletionStep, Timestamp>,
 }
 
 /// A map is whole at any time.
@@ -55,7 +56,8 @@ impl Latest {
         if report.phase.is_none() {
             return;
         }
-        let steps: Vec<_> = report.passed.iter().take_while(|s| s.result != "Skipped").cloned().collect();
+        let steps: BTreeMap<_, _> =
+            report.passed.iter().take_while(|(_, o)| o.result != StepResult::Skipped).map(|(s, o)| (*s, o.clone())).collect();
         let version = view.record.as_ref().and_then(|r| r.metadata.resource_version.clone());
         let mut all = locked(&self.passed);
         if (steps.is_empty() && report.times.is_empty()) || version.is_none() {

@@ -11,8 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use super::deletion::STEPS;
 use super::report::{Next, Plan};
+use crate::resources::steps::{CurrentStep, DeletionStep, Sequence};
 use crate::resources::{ComputerRecord, Deletion, Phase};
 use crate::runtime::client::ErrorClass;
 use crate::runtime::queue::PANICS;
@@ -29,8 +29,8 @@ struct Outcome {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Blocked {
-    step: String,
-    reason: String,
+    step: &'static str,
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -106,7 +106,7 @@ impl Metrics {
         registry.register("reconcile_duration_seconds", "Time of a pass, requests included", self.pass_seconds.clone());
         registry.register(
             "deletions_blocked",
-            "Deletions that wait for something that does not come by itself, by step and reason",
+            "Deletions that wait for something that does not happen by itself, by step and reason",
             self.blocked.clone(),
         );
         registry.register("deletion_duration_seconds", "From deletedAt to the stored receipt", self.deletions.clone());
@@ -145,7 +145,7 @@ impl Metrics {
         };
         self.passes.get_or_create(&Outcome { path: if deleting { "delete" } else { "provision" }, outcome }).inc();
         let blocker = plan.report.blocker.as_ref().filter(|_| deleting);
-        let now = blocker.map(|b| Blocked { step: plan.report.current.clone().unwrap_or_default(), reason: b.reason.to_owned() });
+        let now = blocker.map(|b| Blocked { step: plan.report.current.map_or("", CurrentStep::id), reason: b.reason.as_str() });
         // Neither a check of the archive that is under way nor a request that failed says that the deletion goes on: clearing the gauge
         // for that long would reset the alert's timer each time.
         let known = now.is_some() || !(plan.report.checking || error.is_some());
@@ -201,7 +201,7 @@ impl Metrics {
         drop(counted);
         self.deletions.observe(receipt.at.0.duration_since(deletion.deleted_at.0).as_secs_f64());
         for (step, seconds) in step_seconds(deletion) {
-            self.steps.get_or_create(&StepLabel { step }).observe(seconds);
+            self.steps.get_or_create(&StepLabel { step: step.id() }).observe(seconds);
         }
     }
 
@@ -218,17 +218,13 @@ impl Metrics {
 
 /// How long each step took. They end in their order, one after the other; the record's times are whole seconds, so that times that
 /// are equal say nothing about which came first.
-fn step_seconds(deletion: &Deletion) -> Vec<(&'static str, f64)> {
+fn step_seconds(deletion: &Deletion) -> Vec<(DeletionStep, f64)> {
     let mut before = deletion.deleted_at.0;
-    let ended = |id: &str| match id {
-        "write-receipt" => deletion.receipt.as_ref().map(|r| r.at.0),
-        _ => deletion.steps.get(id).map(|outcome| outcome.at.0),
-    };
-    let mut all = Vec::with_capacity(STEPS.len());
-    for (id, _) in STEPS {
-        let Some(at) = ended(id) else { continue };
-        all.push((id, at.duration_since(before).as_secs_f64().max(0.0)));
-        before = before.max(at);
+    let mut all = Vec::with_capacity(DeletionStep::ALL.len());
+    for step in DeletionStep::ALL {
+        let Some(at) = deletion.finished_at(*step) else { continue };
+        all.push((*step, at.0.duration_since(before).as_secs_f64().max(0.0)));
+        before = before.max(at.0);
     }
     all
 }
@@ -241,6 +237,7 @@ mod tests {
 
     use super::*;
     use crate::computer::report::{Blocker, Report};
+    use crate::resources::reasons::Reason;
 
     fn released() -> ComputerRecord {
         let step = |at| json!({"result": "Verified", "detail": "", "at": at});
@@ -291,8 +288,13 @@ mod tests {
     #[test]
     fn a_blocked_deletion_is_counted_once_and_taken_off_when_it_goes_on() {
         let metrics = Metrics::new();
-        let blocker = Some(Blocker { reason: "StoreUnavailable", message: String::new() });
-        let report = Report { phase: Some(Phase::Deleting), current: Some("archive-sessions".into()), blocker, ..Report::default() };
+        let blocker = Some(Blocker { reason: Reason::StoreUnavailable, message: String::new() });
+        let report = Report {
+            phase: Some(Phase::Deleting),
+            current: Some(CurrentStep::Deletion(DeletionStep::ArchiveSessions)),
+            blocker,
+            ..Report::default()
+        };
         let mut plan = Plan { next: Next::Wait(Duration::from_secs(1)), report };
         metrics.observe_pass("a", &plan, None, None);
         metrics.observe_pass("a", &plan, None, None);
@@ -307,8 +309,8 @@ mod tests {
     #[test]
     fn a_failed_pass_leaves_a_blocked_deletion_counted_and_only_its_end_takes_it_off() {
         let metrics = Metrics::new();
-        let blocker = Some(Blocker { reason: "ComputerHeld", message: String::new() });
-        let report = Report { phase: Some(Phase::Deleting), current: Some("release".into()), blocker, ..Report::default() };
+        let blocker = Some(Blocker { reason: Reason::ComputerHeld, message: String::new() });
+        let report = Report { phase: Some(Phase::Deleting), current: Some(CurrentStep::Release), blocker, ..Report::default() };
         let held = Plan { next: Next::Finished(None), report };
         let count = |n| assert!(metrics.text().unwrap().contains(&format!("{{step=\"release\",reason=\"ComputerHeld\"}} {n}")), "{n}");
         metrics.observe_pass("a", &held, None, None);

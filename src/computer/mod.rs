@@ -20,6 +20,8 @@ pub mod provision;
 pub mod reconcile;
 pub mod report;
 pub mod status;
+pub mod step;
+pub mod stop_pod;
 pub mod stopped;
 pub mod sweep;
 pub mod time_to_live;

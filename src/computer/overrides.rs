@@ -1,4 +1,4 @@
-//! Whether a `DeletionOverride` still stands, and what the admin who wrote it is told. Deciding with it is the deletion plan's business (S11).
+//! Whether a `DeletionOverride` still exists, and what its status says. The deletion plan decides what it skips (S11).
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -10,6 +10,7 @@ use super::apply::Error;
 use super::view::View;
 use crate::resources::DeletionOverride;
 use crate::resources::conditions::{self, types};
+use crate::resources::reasons::Reason;
 use crate::runtime::client::{ErrorClass, call, classify};
 
 /// Those of a view's overrides that still stand, as the API server has them. A cache may be minutes behind an admin who has taken one
@@ -48,17 +49,17 @@ pub async fn acknowledge(client: &Client, view: &View) {
     }
 }
 
-/// What it does, and what no override does (S5): whoever waits on must not look for the fault in the override.
-const IN_FORCE: &str = "the named steps are left out of this deletion; the receipt says so. What it does not do: a finalizer of somebody else on \
-    the pod or claim is not ours to take off; where one holds them (reasons PodHeld and ClaimHeld), its owner must finish, or whoever may must remove it";
+/// What it does, and what no override does (S5).
+const IN_FORCE: &str = "the named steps are skipped, and the receipt records it. An override never removes finalizers of other controllers: if the \
+    deletion is Blocked with PodHeld or ClaimHeld, wait for those controllers or remove the finalizers";
 
 fn patch(found: &DeletionOverride, view: &View) -> Option<json_patch::Patch> {
     let mut status = found.status.clone().unwrap_or_default();
     let same_name = found.spec.computer.namespace == view.namespace && found.spec.computer.name == view.name;
     let (accepted, reason, message) = match (same_name, view.deleting()) {
-        (false, _) => (false, "NameMismatch", "the UID belongs to a computer of another name or namespace: nothing is skipped"),
-        (true, true) => (true, "InForce", IN_FORCE),
-        (true, false) => (true, "NotDeleting", "the computer is not being deleted; it will be in force when it is"),
+        (false, _) => (false, Reason::NameMismatch, "the UID belongs to a computer of another name or namespace: nothing is skipped"),
+        (true, true) => (true, Reason::InForce, IN_FORCE),
+        (true, false) => (true, Reason::NotDeleting, "the computer is not being deleted; the override takes effect when it is"),
     };
     conditions::set(&mut status.conditions, types::ACCEPTED, accepted, reason, message, found.metadata.generation, &Time(now(view.now)));
     if found.status.as_ref() == Some(&status) {
@@ -94,10 +95,7 @@ mod tests {
         let in_force = said(true, "c");
         assert_eq!((&in_force["status"], &in_force["reason"]), (&json!("True"), &json!("InForce")));
         let message = in_force["message"].as_str().unwrap();
-        assert!(
-            message.contains("a finalizer of somebody else on the pod or claim is not ours to take off") && message.contains("PodHeld"),
-            "{message}"
-        );
+        assert!(message.contains("An override never removes finalizers of other controllers") && message.contains("PodHeld"), "{message}");
         assert_eq!(said(false, "c")["reason"], "NotDeleting");
         assert_eq!((&said(true, "other")["status"], &said(true, "other")["reason"]), (&json!("False"), &json!("NameMismatch")));
     }

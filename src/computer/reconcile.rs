@@ -24,6 +24,7 @@ use super::status::{self, Written};
 use super::view::View;
 use super::{overrides, view_digest};
 use crate::guards::{self, Guard};
+use crate::resources::steps::CurrentStep;
 use crate::resources::{Computer, ComputerRecord, StepStatus};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Caches;
@@ -34,6 +35,9 @@ use crate::session::Marker;
 
 /// Longest pause before a status that could not be written is tried again.
 const UNWRITTEN: Duration = Duration::from_secs(60);
+
+/// Longest pause before a refused request is retried: no event shows that an admin has granted the right or raised the quota.
+const REFUSED: Duration = Duration::from_secs(60);
 
 /// Everything a pass needs.
 pub struct Reconciler {
@@ -128,7 +132,7 @@ impl Reconciler {
             return None;
         }
         self.memory.latest.note_passed(&view, &plan.report);
-        self.applier.archives().waits().note(uid, plan.report.waits && error.is_none());
+        self.applier.archives().waits().note(uid, failed::left(&view, &plan, error.as_ref()));
         if let Some(error) = &error {
             failed::explain(&mut plan.report, error, self.memory.backoff.count(uid));
         }
@@ -311,7 +315,8 @@ impl Reconciler {
         let lost_race = failed::lost_race(&error, self.memory.backoff.count(uid));
         // With the guard off, any event ends the pause.
         let seen = if guards::on(Guard::QuietBackoff) { seen } else { seen.wrapping_add(1) };
-        let after = self.memory.backoff.failed(uid, seen, error.retry_after());
+        let longest = if error.refused() { REFUSED } else { Backoff::LONGEST };
+        let after = self.memory.backoff.failed_up_to(longest, uid, seen, error.retry_after());
         if lost_race {
             tracing::debug!(uid, %error, ?after, "planned again");
         } else {
@@ -345,7 +350,10 @@ impl Reconciler {
 fn quiet(view: &View, report: &Report) -> bool {
     let Some(status) = view.computer.as_ref().and_then(|c| c.status.as_ref()) else { return false };
     let blocked = status.deletion_steps.iter().any(|step| step.status == StepStatus::Blocked);
-    report.checking && status.step == report.current && (blocked || report.blocker.is_none()) && guards::on(Guard::QuietCheck)
+    report.checking
+        && status.step.as_deref() == report.current.map(CurrentStep::id)
+        && (blocked || report.blocker.is_none())
+        && guards::on(Guard::QuietCheck)
 }
 
 /// When to look again without an event.

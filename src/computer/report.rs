@@ -1,59 +1,72 @@
 //! What a plan is: the next thing to do, and the report of it. Types only; nothing here decides.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::action::Action;
-use crate::resources::{Phase, Step, SubjectOutcome};
+use crate::resources::reasons::Reason;
+use crate::resources::steps::{CurrentStep, DeletionStep};
+use crate::resources::{Phase, Step, StepOutcome};
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
     /// Perform one request, then plan again.
     Do(Action),
-    /// Nothing can be done before something outside changes. A watch will tell; this timer is for when it does not (L5).
+    /// Wait until something outside changes. A watch shows it; this timer is for when the watch does not (L5).
     Wait(Duration),
     /// Settled: nothing to do until an event.
     Settled,
-    /// The computer is gone and its record complete; look at the record again after this long (expiry), if at all.
+    /// The computer is gone and its record complete. The record is checked again after this long (expiry), if at all.
     Finished(Option<Duration>),
 }
 
-/// Something that a step waits for and that does not come by itself (L2).
+/// Something that a step waits for and that does not happen by itself (L2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocker {
-    /// Bounded CamelCase reason: condition reason and metric label.
-    pub reason: &'static str,
-    /// The object, why, and what to do.
+    /// Reason of the condition, and metric label.
+    pub reason: Reason,
+    /// What is wrong with which object, why, and what to do.
     pub message: String,
 }
 
-/// What users are shown. A report of the plan, never an input to it (S9).
+/// The condition `Ready`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// Its status.
+    pub status: bool,
+    /// Its reason.
+    pub reason: Reason,
+    /// Its message.
+    pub message: String,
+}
+
+/// What a plan shows, and what the next plan of this process remembers of it. A plan never reads what is shown (S9).
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Report {
     /// One word.
     pub phase: Option<Phase>,
-    /// The step under way.
-    pub current: Option<String>,
-    /// Provisioning steps; empty while deleting: the ones in the status stay.
+    /// The step in progress.
+    pub current: Option<CurrentStep>,
+    /// Provisioning steps; empty during a deletion: the ones in the status stay.
     pub provisioning: Vec<Step>,
     /// Deletion steps; empty while the computer lives.
     pub deletion: Vec<Step>,
-    /// Deletion steps that are finished, in order, for the next pass.
-    pub passed: Vec<SubjectOutcome>,
-    /// When each finished deletion step was first seen finished, for the next plan.
-    pub times: Vec<Timestamp>,
-    /// The step under way only waits for the archive to be looked at: until that has ended, how it stands is not known anew. With a
-    /// blocker: that takes long.
+    /// Remembered: the finished deletion steps.
+    pub passed: BTreeMap<DeletionStep, StepOutcome>,
+    /// Remembered: when each finished deletion step was first seen finished.
+    pub times: BTreeMap<DeletionStep, Timestamp>,
+    /// The current step waits for an archive check, so its state is stale until that ends. With a blocker, the check is overdue.
     pub checking: bool,
-    /// The step under way waits for an archive, and nothing works on that.
+    /// The current step waits for an archive, and nothing works on it.
     pub waits: bool,
-    /// Why the step under way does not go on.
+    /// Why the current step makes no progress.
     pub blocker: Option<Blocker>,
-    /// `Ready`: status, reason, message.
-    pub ready: Option<(bool, &'static str, String)>,
-    /// `Drifted`: what differs from the class.
+    /// The condition `Ready`; `None`: it stays as it is.
+    pub ready: Option<Ready>,
+    /// The condition `Drifted`: what differs from the class.
     pub drift: Option<String>,
     /// Class in use.
     pub class_name: Option<String>,
@@ -73,7 +86,7 @@ pub struct Plan {
 impl Plan {
     /// With the times of the deletion steps.
     #[must_use]
-    pub fn with_times(mut self, times: Vec<Timestamp>) -> Self {
+    pub fn with_times(mut self, times: BTreeMap<DeletionStep, Timestamp>) -> Self {
         self.report.times = times;
         self
     }

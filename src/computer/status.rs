@@ -14,16 +14,22 @@ use super::report::Report;
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::conditions::{self, types};
+use crate::resources::reasons::Reason;
+use crate::resources::steps::CurrentStep;
 use crate::resources::{Computer, ComputerStatus, Step, StepStatus};
 
-/// The status that the report asks for; times of unchanged steps and conditions are kept. A report without steps (a read before the plan
-/// failed, a deletion has not begun yet) leaves the steps as they are.
+/// The status for a report; times of unchanged steps and conditions are kept. A report without steps (a read before the plan
+/// failed, a deletion has not started yet) leaves the steps as they are.
 pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerStatus {
     let old = computer.status.clone().unwrap_or_default();
     let generation = computer.metadata.generation;
     let now = Time(whole_seconds(view.now.max(known(computer))));
-    let mut status =
-        ComputerStatus { observed_generation: generation, phase: report.phase.or(old.phase), step: report.current.clone(), ..old.clone() };
+    let mut status = ComputerStatus {
+        observed_generation: generation,
+        phase: report.phase.or(old.phase),
+        step: report.current.map(|s| s.id().to_owned()),
+        ..old.clone()
+    };
     if let Some(class) = &report.class_name {
         status.class_name = Some(class.clone());
     }
@@ -52,18 +58,26 @@ fn known(computer: &Computer) -> Timestamp {
 
 fn set_conditions(status: &mut ComputerStatus, report: &Report, generation: Option<i64>, now: &Time) {
     let list = &mut status.conditions;
-    if let Some((ready, reason, message)) = &report.ready {
-        conditions::set(list, types::READY, *ready, reason, message, generation, now);
+    if let Some(ready) = &report.ready {
+        conditions::set(list, types::READY, ready.status, ready.reason, &ready.message, generation, now);
     }
     if report.deletion.is_empty() {
         match &report.drift {
-            Some(drift) => conditions::set(list, types::DRIFTED, true, "ClassChanged", drift, generation, now),
+            Some(drift) => conditions::set(list, types::DRIFTED, true, Reason::ClassChanged, drift, generation, now),
             None => conditions::remove(list, types::DRIFTED),
         }
     } else {
-        conditions::set(list, types::READY, false, "Deleting", "the computer is being deleted; its key is dead", generation, now);
-        let step = report.current.clone().unwrap_or_default();
-        let reason = report.blocker.as_ref().map_or("InProgress", |b| b.reason);
+        conditions::set(
+            list,
+            types::READY,
+            false,
+            Reason::Deleting,
+            "the computer is being deleted; its key no longer authenticates",
+            generation,
+            now,
+        );
+        let step = report.current.map_or("", CurrentStep::id);
+        let reason = report.blocker.as_ref().map_or(Reason::InProgress, |b| b.reason);
         let message = report.blocker.as_ref().map_or_else(|| format!("at step {step}"), |b| format!("at step {step}: {}", b.message));
         conditions::set(list, types::DELETING, true, reason, &message, generation, now);
     }
@@ -77,7 +91,7 @@ fn ended(step: &Step) -> bool {
     matches!(step.status, StepStatus::Completed | StepStatus::Skipped | StepStatus::NotApplicable)
 }
 
-/// Provisioning steps with their times. One that begins again, because its pod is replaced, does not keep those of the first time.
+/// Provisioning steps with their times. One that runs again, because its pod is replaced, does not keep those of the first run.
 fn renew_times(old: &[Step], new: &[Step], now: &Time) -> Vec<Step> {
     let mut old = old.to_vec();
     let again = |step: &Step| {
@@ -94,7 +108,7 @@ fn renew_times(old: &[Step], new: &[Step], now: &Time) -> Vec<Step> {
     keep_times(&old, &new, now)
 }
 
-/// Steps with the times that the status already shows for them; a new state gets the time of this pass.
+/// Steps with the times that the status already shows for them; a new state gets the time of this reconcile.
 fn keep_times(old: &[Step], new: &[Step], now: &Time) -> Vec<Step> {
     let started = |s: &Step| !matches!(s.status, StepStatus::Pending);
     new.iter()
@@ -105,7 +119,7 @@ fn keep_times(old: &[Step], new: &[Step], now: &Time) -> Vec<Step> {
             step.started_at = started(&step).then(|| kept.or(step.started_at.take()).unwrap_or_else(|| now.clone()));
             let kept = before.filter(|b| ended(b)).and_then(|b| b.completed_at.clone());
             step.completed_at = ended(&step).then(|| kept.or(step.completed_at.take()).unwrap_or_else(|| now.clone()));
-            // What was seen finished a while ago did not begin now.
+            // A step that was seen finished earlier did not start now.
             if step.completed_at.is_some() {
                 step.started_at = step.started_at.min(step.completed_at.clone());
             }
@@ -116,7 +130,7 @@ fn keep_times(old: &[Step], new: &[Step], now: &Time) -> Vec<Step> {
         .collect()
 }
 
-/// The API keeps whole seconds: anything finer would differ from what is read back, and be written again for ever.
+/// The API keeps whole seconds: anything finer would differ from what is read back, and be written again in a loop.
 fn seconds(step: &mut Step) {
     for time in [&mut step.started_at, &mut step.completed_at].into_iter().flatten() {
         time.0 = whole_seconds(time.0);
@@ -137,9 +151,8 @@ pub fn patch(computer: &Computer, status: &ComputerStatus) -> Option<json_patch:
     Some(crate::runtime::patch::patch(&fence.into_iter().chain([write]).collect::<Vec<_>>()))
 }
 
-/// What this process has written in the last seconds, by UID. When somebody else has put another status in its place (a second
-/// leader whose caches are of another age), the same is not written at once again: each write wakes the other one, and they would
-/// go on as fast as they can for as long as their caches differ (L6, S10).
+/// What this process has written in the last seconds, by UID. The same status is not written again at once: otherwise two leaders with
+/// different caches would overwrite each other's status in a loop (L6, S10).
 #[derive(Debug, Default)]
 pub struct Written(Mutex<HashMap<String, (String, Instant)>>);
 
@@ -147,8 +160,8 @@ impl Written {
     /// How long a status of ours is not repeated.
     pub const PAUSE: Duration = Duration::from_secs(10);
 
-    /// Whether this status, times and texts apart, was the last one written for the UID, a moment ago. Error texts may differ each time
-    /// (a port, a request id), and two leaders word the same trouble differently; a reason that changes is written at once.
+    /// Whether this status, apart from times and texts, was the last one written for the UID, a moment ago. Error texts may differ each time
+    /// (a port, a request id), and two leaders word the same failure differently; a changed reason is written at once.
     pub fn lately(&self, uid: &str, status: &ComputerStatus) -> bool {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(uid).is_some_and(|(text, at)| at.elapsed() < Self::PAUSE && *text == timeless(status))
@@ -197,27 +210,27 @@ mod tests {
         written.note("u", &ours);
         let later = status(StepStatus::Running, &Time(Timestamp::from_second(105).expect("a time")));
         assert!(written.lately("u", &later), "only its times differ");
-        assert!(!written.lately("u", &status(StepStatus::Completed, &old)), "news is told at once");
+        assert!(!written.lately("u", &status(StepStatus::Completed, &old)), "a change is written at once");
         assert!(!written.lately("another", &ours));
         tokio::time::advance(Written::PAUSE).await;
-        assert!(!written.lately("u", &ours), "in the end somebody must say what is");
+        assert!(!written.lately("u", &ours), "it is written in the end");
     }
 
     /// C1: an error text with a counter in it was a new status each time.
     #[tokio::test(start_paused = true)]
     async fn a_text_that_differs_is_no_news_and_a_reason_that_differs_is() {
-        let blocked = |reason: &str, text: &str| {
+        let blocked = |reason: Reason, text: &str| {
             let mut status = ComputerStatus { deletion_steps: vec![step(StepStatus::Blocked)], ..Default::default() };
             status.deletion_steps[0].error = Some(text.to_owned());
             conditions::set(&mut status.conditions, types::BLOCKED, true, reason, text, None, &Time(Timestamp::UNIX_EPOCH));
             status
         };
         let written = Written::default();
-        written.note("u", &blocked("StoreUnavailable", "request 1"));
-        assert!(written.lately("u", &blocked("StoreUnavailable", "request 2")));
-        assert!(!written.lately("u", &blocked("Forbidden", "request 2")));
+        written.note("u", &blocked(Reason::StoreUnavailable, "request 1"));
+        assert!(written.lately("u", &blocked(Reason::StoreUnavailable, "request 2")));
+        assert!(!written.lately("u", &blocked(Reason::Forbidden, "request 2")));
         written.forget("u");
-        assert!(!written.lately("u", &blocked("StoreUnavailable", "request 1")));
+        assert!(!written.lately("u", &blocked(Reason::StoreUnavailable, "request 1")));
     }
 
     /// C24: a deletion that the API server refused wiped the steps and the node of a computer that lives.

@@ -1,6 +1,6 @@
-//! Whether anything in a pod may still write (DESIGN.md 4.4). Stopped is what the kubelet said: the pod ended (its phase is terminal,
-//! which kubelets since 1.27 set on a deleted pod once no container runs or will be started again) and no container is reported
-//! running. `terminated` alone proves nothing: a container in a crash loop shows it between two runs.
+//! Whether anything in a pod may still write (DESIGN.md 4.4). A pod has stopped when its kubelet says so: its phase is terminal (kubelets
+//! since 1.27 set that on a deleted pod once no container runs or will be restarted) and no container is reported running. `terminated`
+//! alone proves nothing: a container in a crash loop shows it between two runs. The protocol on top of this is `stop_pod`.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Node, Pod};
@@ -16,7 +16,7 @@ pub enum Writers {
     Running,
     /// The kubelet has ended the pod, or the pod never had a node.
     Stopped,
-    /// The kubelet has not said; why.
+    /// The kubelet has not reported it; why.
     Unknown(String),
 }
 
@@ -36,9 +36,9 @@ pub fn writers(pod: &Pod) -> Writers {
     }
     match status.phase.as_deref() {
         Some("Failed") if collected(pod).is_some() => Writers::Unknown(
-            "the pod garbage collector ended it, because its node is gone or out of service; its kubelet has not".to_owned(),
+            "the pod garbage collector ended it, because its node is gone or out of service; its kubelet has not confirmed that".to_owned(),
         ),
-        // Evicted or rejected before anything was started: there may be no container in the list at all.
+        // Evicted or rejected before anything was started: there may be no container in the list.
         Some("Failed" | "Succeeded") => Writers::Stopped,
         _ if all.is_empty() => Writers::Unknown("its kubelet has not reported its containers".to_owned()),
         _ => Writers::Running,
@@ -46,30 +46,30 @@ pub fn writers(pod: &Pod) -> Writers {
 }
 
 /// Since when the pod garbage collector, not the kubelet, says that a pod has failed: its Node object is gone or has the `out-of-service`
-/// taint. What it shows of containers is what the kubelet reported last; one in a crash loop may run again by now.
+/// taint. The container states are the last that the kubelet reported; a container in a crash loop may be running again.
 pub fn collected(pod: &Pod) -> Option<Timestamp> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let by = conditions.iter().find(|c| c.type_ == "DisruptionTarget" && c.reason.as_deref() == Some("DeletionByPodGC"))?;
     by.last_transition_time.as_ref().or(pod.metadata.deletion_timestamp.as_ref()).map(|at| at.0)
 }
 
-/// Seconds that a live kubelet is given to kill the containers of a pod that is no longer in the API, beyond its grace period.
+/// Seconds beyond its grace period within which a live kubelet kills the containers of a pod that is no longer in the API.
 pub const ORPHAN_KILL_SECONDS: i64 = 60;
 
-/// Whether a node's kubelet answers: it kills the containers of a pod that is no longer in the API.
+/// Whether a node is ready: then its kubelet kills the containers of a pod that is no longer in the API.
 pub fn answers(node: &Node) -> bool {
     node.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-/// Seconds that a kubelet has to take a pod that has stopped out of the API.
+/// Seconds that a kubelet has to remove a stopped pod from the API.
 const KUBELET_SECONDS: i64 = 60;
 
-/// Whether a pod that has stopped is still there because nobody takes it away: its node is gone. Nothing is lost with it.
+/// Whether a stopped pod still exists because its kubelet does not remove it: its node is gone. Nothing is lost with the pod.
 pub fn overstays(pod: &Pod, stopped_at: Option<&Time>, now: Timestamp) -> bool {
     pod.metadata.deletion_timestamp.is_some() && stopped_at.is_some_and(|at| now.duration_since(at.0).as_secs() > KUBELET_SECONDS)
 }
 
-/// Takes our finalizer off a pod, fenced by its UID and by the finalizer's place. `None`: it does not carry it.
+/// Removes our finalizer from a pod, fenced by its UID and by the finalizer's index. `None`: the pod does not have it.
 pub fn remove_finalizer_patch(pod: &Pod) -> Option<json_patch::Patch> {
     let index = pod.metadata.finalizers.as_ref()?.iter().position(|f| f == POD_FINALIZER)?;
     let path = format!("/metadata/finalizers/{index}");

@@ -12,7 +12,8 @@ use super::report::Report;
 use crate::archive::Verification;
 use crate::archive::waiting_time::Waited;
 use crate::guards::{self, Guard};
-use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep, SubjectOutcome};
+use crate::resources::steps::DeletionStep;
+use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep, StepOutcome};
 use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Fresh;
 
@@ -60,9 +61,9 @@ pub struct View {
     /// The finalizer was seen by a live read in this pass.
     pub finalizer_confirmed: bool,
     /// Steps that an earlier pass of this process has seen finished on this very version of the record (see `memory`).
-    pub passed: Vec<SubjectOutcome>,
+    pub passed: BTreeMap<DeletionStep, StepOutcome>,
     /// When each finished deletion step was first seen finished, on this very version of the record.
-    pub times: Vec<Timestamp>,
+    pub times: BTreeMap<DeletionStep, Timestamp>,
     /// Settings.
     pub settings: Settings,
     /// Random material.
@@ -227,8 +228,8 @@ impl View {
             archive: None,
             receipt: None,
             finalizer_confirmed: false,
-            passed: Vec::new(),
-            times: Vec::new(),
+            passed: BTreeMap::new(),
+            times: BTreeMap::new(),
             settings: Settings::default(),
             fresh: Fresh { suffix: "s".into(), key: [0; 32] },
             now: Timestamp::UNIX_EPOCH,

@@ -106,6 +106,17 @@ pub enum ArchivePolicy {
     None,
 }
 
+impl ArchivePolicy {
+    /// As it is stored and published.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Required => "Required",
+            Self::BestEffort => "BestEffort",
+            Self::None => "None",
+        }
+    }
+}
+
 /// How a `Required` archive treats a file that the machine's own user cannot read (`chmod 000`). `BestEffort` always records it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub enum UnreadableFiles {

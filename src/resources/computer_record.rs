@@ -3,8 +3,6 @@
 //! It is written before the first child. It lists the objects that the operator owns (S5) and everything that deletion needs, so deletion
 //! depends neither on the class, nor on the spec, nor on objects of a tenant. After the deletion it stays as the receipt.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::{CustomResource, KubeSchema};
@@ -14,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Unknown;
 use super::class::{ArchiveSettings, StepDeadlines};
 use super::computer::Provider;
+use super::steps::{DeletionStep, PerStep, StepResult};
 
 /// The operator's record of one computer. Tenants cannot write it. After the deletion it is the receipt.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
@@ -275,10 +274,10 @@ pub struct Deletion {
     pub cause: String,
     /// When each finished step was finished, and its result.
     #[serde(default)]
-    pub steps: BTreeMap<String, SubjectOutcome>,
+    pub steps: PerStep<StepOutcome>,
     /// When the current step began; empty once the receipt is stored.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub started: BTreeMap<String, MicroTime>,
+    #[serde(default, skip_serializing_if = "PerStep::is_empty")]
+    pub started: PerStep<MicroTime>,
     /// The volume's custody, once it has begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custody: Option<Custody>,
@@ -302,6 +301,14 @@ pub struct Deletion {
     pub unknown: Unknown,
 }
 
+impl Deletion {
+    /// When a step finished. `None`: it is not finished.
+    pub fn finished_at(&self, step: DeletionStep) -> Option<&MicroTime> {
+        let receipt = self.receipt.as_ref().filter(|_| step == DeletionStep::WriteReceipt);
+        self.steps.get(step).map(|outcome| &outcome.at).or(receipt.map(|r| &r.at))
+    }
+}
+
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it with a reference
 fn is_zero(seconds: &i64) -> bool {
     *seconds == 0
@@ -310,9 +317,10 @@ fn is_zero(seconds: &i64) -> bool {
 /// The result of a step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct SubjectOutcome {
+pub struct StepOutcome {
     /// `Verified`, `NotApplicable` or `Skipped`.
-    pub result: String,
+    #[schemars(with = "String")]
+    pub result: StepResult,
     /// What was verified, or why the step was not needed or was skipped (class policy, or the override and its reason).
     pub detail: String,
     /// When the operator saw that it was finished; never earlier than the start of the deletion or the end of the previous step.

@@ -1,28 +1,30 @@
-//! Conditions by the Kubernetes API conventions: one entry a type, `lastTransitionTime` moves only with `status`.
+//! Conditions by the Kubernetes API conventions: one entry per type, `lastTransitionTime` changes only with `status`.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::reasons::Reason;
 
 /// Condition types of a `Computer`, a `ComputerClass` and an `ApiKey`.
 pub mod types {
     /// The machine can be used and its key is live; the token of an `ApiKey` can be used.
     pub const READY: &str = "Ready";
-    /// A deletion is under way; reason and message name the step, and what it waits for.
+    /// A deletion is in progress; reason and message name the step, and what it waits for.
     pub const DELETING: &str = "Deleting";
-    /// A deletion step waits for something that does not come by itself.
+    /// A step waits for something that does not happen by itself.
     pub const BLOCKED: &str = "Blocked";
-    /// The class or the pod differs from what was provisioned; shown, never applied silently.
+    /// The class or the spec differs from what was provisioned; shown, never applied silently.
     pub const DRIFTED: &str = "Drifted";
     /// The class can be used.
     pub const ACCEPTED: &str = "Accepted";
 }
 
 /// Sets one condition. `lastTransitionTime` is kept while the status is the same.
-pub fn set(conditions: &mut Vec<Condition>, type_: &str, status: bool, reason: &str, message: &str, generation: Option<i64>, now: &Time) {
+pub fn set(conditions: &mut Vec<Condition>, type_: &str, status: bool, reason: Reason, message: &str, generation: Option<i64>, now: &Time) {
     let status = if status { "True" } else { "False" };
     let mut new = Condition {
         type_: type_.to_owned(),
         status: status.to_owned(),
-        reason: reason.to_owned(),
+        reason: reason.as_str().to_owned(),
         message: truncate(message, 1024),
         observed_generation: generation,
         last_transition_time: now.clone(),
@@ -38,7 +40,7 @@ pub fn set(conditions: &mut Vec<Condition>, type_: &str, status: bool, reason: &
     }
 }
 
-/// Removes a condition that has no meaning any more.
+/// Removes a condition that no longer applies.
 pub fn remove(conditions: &mut Vec<Condition>, type_: &str) {
     conditions.retain(|c| c.type_ != type_);
 }
@@ -48,7 +50,7 @@ pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
     conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
 }
 
-/// Cuts at a character boundary: the API server refuses longer texts (events: 1,024 bytes).
+/// Truncates at a character boundary: the API server refuses longer texts (events: 1,024 bytes).
 pub fn truncate(text: &str, max: usize) -> String {
     if text.len() <= max {
         return text.to_owned();

@@ -11,10 +11,14 @@ pub mod crds;
 mod deletion_override;
 pub mod persistent_volume;
 pub mod quantity;
+pub mod reasons;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod rollback_tests;
 mod session;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod spelling_tests;
 pub mod steps;
 
 pub use api_key::{ApiKey, ApiKeySpec, ApiKeyStatus};
@@ -26,7 +30,7 @@ pub use class::{
 pub use computer::{Computer, ComputerSpec, ComputerStatus, Phase, Provider};
 pub use computer_record::{
     ArchiveResult, Children, ComputerRecord, ComputerRecordSpec, CrashLoop, CredentialState, Custody, Deletion, Ending, PodRecord, Receipt,
-    RecordPhase, RecordState, Snapshot, SubjectOutcome, VolumeRecord,
+    RecordPhase, RecordState, Snapshot, StepOutcome, VolumeRecord,
 };
 pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOverrideStatus, OverrideTarget, SkippableStep};
 pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};

@@ -18,7 +18,6 @@ use tokio::time::Instant;
 use super::time_and_random::Sources;
 
 const FIRST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(300);
 /// Full jitter may come to nothing; nobody is tried again sooner than this.
 const SHORTEST: Duration = Duration::from_millis(100);
 
@@ -42,6 +41,9 @@ struct Failing {
 }
 
 impl Backoff {
+    /// The longest pause.
+    pub const LONGEST: Duration = Duration::from_secs(300);
+
     /// The jitter is the same for the same seed.
     pub fn with_seed(seed: u64) -> Self {
         Self(Mutex::new(State { failures: HashMap::new(), random: StdRng::seed_from_u64(seed) }))
@@ -55,10 +57,15 @@ impl Backoff {
     /// One more failure: how long to wait. `seen` is a digest of what the failed attempt was based on, for [`Backoff::left`].
     /// `at_least` is the wait that the server asked for (`Retry-After`); it is bounded, too.
     pub fn failed(&self, uid: &str, seen: u64, at_least: Option<Duration>) -> Duration {
+        self.failed_up_to(Self::LONGEST, uid, seen, at_least)
+    }
+
+    /// The same with a smaller bound.
+    pub fn failed_up_to(&self, longest: Duration, uid: &str, seen: u64, at_least: Option<Duration>) -> Duration {
         let mut state = self.state();
         let jitter = state.random.random();
         let count = state.failures.get(uid).map_or(1, |f| f.count.saturating_add(1));
-        let wait = delay(count, jitter).max(at_least.unwrap_or_default().min(LONGEST));
+        let wait = delay(count, jitter, longest).max(at_least.unwrap_or_default().min(Self::LONGEST));
         state.failures.insert(uid.to_owned(), Failing { count, until: Instant::now() + wait, seen });
         wait
     }
@@ -101,8 +108,8 @@ impl Backoff {
 
 /// Pure: anywhere below the bound, which doubles with every failure. Full jitter takes a crowd that failed together (a store or an
 /// API server that was down) apart the most.
-fn delay(failures: u32, jitter: f64) -> Duration {
-    let bound = FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(LONGEST);
+fn delay(failures: u32, jitter: f64, longest: Duration) -> Duration {
+    let bound = FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(longest);
     bound.mul_f64(jitter.clamp(0.0, 1.0)).max(SHORTEST)
 }
 
@@ -145,12 +152,21 @@ mod tests {
 
     use super::*;
 
+    /// After an admin has granted a right or raised a quota, a deletion waited for up to five minutes.
+    #[test]
+    fn a_smaller_bound_holds_after_any_number_of_failures() {
+        let backoff = Backoff::with_seed(7);
+        let bound = Duration::from_secs(60);
+        let worst = (0..200).map(|_| backoff.failed_up_to(bound, "u", 0, None)).max().unwrap();
+        assert!((bound / 2..=bound).contains(&worst), "{worst:?}");
+    }
+
     #[test]
     fn the_bound_doubles_from_a_second_to_five_minutes() {
         for (failures, bound) in [(0, 1), (1, 1), (2, 2), (4, 8), (9, 256), (10, 300), (u32::MAX, 300)] {
-            assert_eq!(delay(failures, 1.0), Duration::from_secs(bound), "{failures}");
-            assert_eq!(delay(failures, 0.5), Duration::from_secs(bound) / 2, "{failures}");
-            assert_eq!(delay(failures, 0.0), SHORTEST, "{failures}");
+            assert_eq!(delay(failures, 1.0, Backoff::LONGEST), Duration::from_secs(bound), "{failures}");
+            assert_eq!(delay(failures, 0.5, Backoff::LONGEST), Duration::from_secs(bound) / 2, "{failures}");
+            assert_eq!(delay(failures, 0.0, Backoff::LONGEST), SHORTEST, "{failures}");
         }
     }
 
@@ -158,7 +174,7 @@ mod tests {
     fn a_uid_starts_again_after_a_success_and_slows_no_other() {
         let backoff = Backoff::with_seed(7);
         let worst = (0..40).map(|_| backoff.failed("a", 0, None)).max().unwrap();
-        assert!(worst > LONGEST / 2, "{worst:?}");
+        assert!(worst > Backoff::LONGEST / 2, "{worst:?}");
         assert!(backoff.failed("b", 0, None) <= FIRST, "another UID is not slowed");
         backoff.reset("a");
         assert!(backoff.failed("a", 0, None) <= FIRST);
@@ -182,7 +198,7 @@ mod tests {
         assert_eq!((backoff.left("a", 7), backoff.count("a")), (None, failures), "the failures still count");
         backoff.wake("of nobody");
         assert_eq!(backoff.failed("b", 0, Some(Duration::from_secs(20))), Duration::from_secs(20), "as long as the server asks for");
-        assert_eq!(backoff.failed("b", 0, Some(Duration::from_secs(86_400))), LONGEST);
+        assert_eq!(backoff.failed("b", 0, Some(Duration::from_secs(86_400))), Backoff::LONGEST);
     }
 
     #[test]
@@ -205,7 +221,7 @@ mod tests {
             let run = || { let b = Backoff::with_seed(seed); (0..failures).map(|_| b.failed("a", 0, None)).collect::<Vec<_>>() };
             let waits = run();
             prop_assert_eq!(&waits, &run());
-            prop_assert!(waits.iter().all(|w| (SHORTEST..=LONGEST).contains(w)));
+            prop_assert!(waits.iter().all(|w| (SHORTEST..=Backoff::LONGEST).contains(w)));
         }
     }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
+use computer_operator::resources::steps::{DeletionStep, Sequence as _};
 use serde_json::Value;
 
 use crate::Scenario;
@@ -13,8 +14,6 @@ use crate::harness::{Bench, SYSTEM, eventually};
 pub fn all() -> Vec<Scenario> {
     xtask::scenarios![a_deletion_can_be_followed_until_its_receipt, a_receipt_outlives_its_namespace_but_is_hidden_from_the_next_tenant]
 }
-
-const STEPS: [&str; 5] = ["revoke-credentials", "stop-pods", "archive-sessions", "delete-volumes", "write-receipt"];
 
 fn of(id: &str) -> Ask {
     Ask::get(format!("/api/v0/computers/{id}/deletion"))
@@ -36,7 +35,11 @@ async fn a_deletion_can_be_followed_until_its_receipt(bench: Arc<Bench>) -> Resu
     })
     .await?;
     let steps = report.body["steps"].as_array().context("steps")?;
-    ensure!(steps.iter().map(|s| s["id"].as_str().unwrap_or_default()).eq(STEPS), "{}", report.text);
+    ensure!(
+        steps.iter().map(|s| s["id"].as_str().unwrap_or_default()).eq(DeletionStep::ALL.iter().map(|step| step.id())),
+        "{}",
+        report.text
+    );
     ensure!(steps.iter().all(|s| s["status"] == "completed" || s["status"] == "skipped"), "{}", report.text);
     ensure!(steps[0]["status"] == "completed" && steps[0]["completedAt"].is_i64(), "{}", report.text);
     ensure!(report.body["deletedAt"].as_i64().is_some_and(|t| t > 1_600_000_000_000), "{}", report.text);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use computer_operator::resources::RecordPhase;
+use computer_operator::resources::steps::{DeletionStep, StepResult};
 use serde_json::json;
 use sha2::Digest as _;
 
@@ -118,8 +119,9 @@ async fn unreadable_files_block_until_given_up(bench: Arc<Bench>) -> Result<()> 
     let (record, manifest) = bench.archived(&uid, 3).await?;
     let problem = manifest.problems.first().context("a problem")?;
     ensure!(problem.path == ".factory/sessions/one.jsonl", "{problem:?}");
-    let step = record.spec.state.deletion.context("no deletion")?.steps.remove("archive-sessions").context("no step")?;
+    let deletion = record.spec.state.deletion.context("no deletion")?;
+    let step = deletion.steps.get(DeletionStep::ArchiveSessions).context("no step")?;
     let said = step.detail.starts_with("WITHOUT 1 file ") && step.detail.contains("the owner gave the file up");
-    ensure!(step.result == "Verified" && said, "{step:?}");
+    ensure!(step.result == StepResult::Verified && said, "{step:?}");
     Ok(())
 }

@@ -176,7 +176,7 @@ async fn rights_taken_away(bench: Arc<Bench>) -> Result<()> {
     bench.kubectl(&["replace", "-f", "-"], &less.to_string()).await?;
     bench.delete(&namespace, "box", "background").await?;
     let message = bench.blocked(&namespace, "box", "Forbidden").await?;
-    ensure!(message.contains("persistentvolumes") && message.contains("tried again"), "it does not say which right: {message}");
+    ensure!(message.contains("persistentvolumes") && message.contains("The operator retries"), "it does not say which right: {message}");
     let mut whole: serde_json::Value = serde_json::from_str(&role)?;
     whole["metadata"] = json!({"name": "computer-operator"});
     bench.kubectl(&["replace", "-f", "-"], &whole.to_string()).await?;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use computer_operator::resources::{ComputerRecord, CredentialState, RecordPhase, SubjectOutcome, VolumeRecord};
+use computer_operator::resources::steps::{DeletionStep, Sequence};
+use computer_operator::resources::{ComputerRecord, CredentialState, RecordPhase, SkippableStep, StepOutcome, VolumeRecord};
 use serde_json::Value;
 
 use crate::actors::archive::packed;
@@ -24,9 +25,10 @@ pub fn record(state: &State, computer: &str) -> Option<ComputerRecord> {
 }
 
 /// Whether an override names this computer and step (S11).
-pub fn overridden(state: &State, computer: &str, step: &str) -> bool {
+pub fn overridden(state: &State, computer: &str, step: SkippableStep) -> bool {
+    let step = serde_json::json!(step);
     state.all("deletionoverrides").any(|o| {
-        let skips = o.pointer("/spec/skip").and_then(Value::as_array).is_some_and(|s| s.iter().any(|s| s == step));
+        let skips = o.pointer("/spec/skip").and_then(Value::as_array).is_some_and(|s| s.contains(&step));
         skips && text(o, "/spec/computer/uid") == Some(computer)
     })
 }
@@ -85,7 +87,7 @@ fn released(observer: &mut Observer, state: &State, of: &str, by: Actor, in_orde
         }
     }
     let goes = |v: &Value| state.disks.get(uid(v)).is_some_and(|d| d.computer.as_deref() == Some(of) && !d.retained);
-    if state.all("persistentvolumes").any(|v| goes(v)) && !handed_off && !overridden(state, of, "delete-volumes") {
+    if state.all("persistentvolumes").any(|v| goes(v)) && !handed_off && !overridden(state, of, SkippableStep::DeleteVolumes) {
         broken.push("its volume still exists".to_owned());
     }
     if !in_order {
@@ -119,13 +121,14 @@ fn let_go_wrongly(observer: &Observer, state: &State, of: &str) -> Option<String
 /// What is wrong with the receipt. It must name this computer, every step, and the override that skipped a step (S11).
 pub fn receipt(observer: &Observer, state: &State, of: &str) -> Option<String> {
     let Some(receipt) = observer.receipt(of) else {
-        return (!overridden(state, of, "write-receipt")).then(|| "no receipt is stored".to_owned());
+        return (!overridden(state, of, SkippableStep::WriteReceipt)).then(|| "no receipt is stored".to_owned());
     };
     if text(&receipt, "/computer/uid") != Some(of) || text(&receipt, "/deletedAt").is_none() {
         return Some(format!("its receipt is that of another computer: {receipt}"));
     }
     let steps = receipt["steps"].as_array().cloned().unwrap_or_default();
-    for id in ["revoke-credentials", "stop-pods", "archive-sessions", "delete-volumes"] {
+    // The receipt is written before its own step is finished.
+    for id in DeletionStep::ALL.iter().filter(|step| **step != DeletionStep::WriteReceipt).map(|step| step.id()) {
         let Some(step) = steps.iter().find(|s| s["step"] == id) else { return Some(format!("its receipt does not contain {id}")) };
         let by = text(step, "/detail").unwrap_or_default();
         let named = by.contains("by DeletionOverride") || by.contains("BestEffort");
@@ -166,12 +169,14 @@ fn of_record(observer: &mut Observer, change: &Change) {
         (Some(_), None) => broken.push("its deletion is no longer recorded".to_owned()),
         (Some(old), Some(new)) => {
             broken.extend(
-                old.steps
+                DeletionStep::ALL
                     .iter()
-                    .filter(|(k, v)| {
-                        new.steps.get(*k) != Some(v) && !(new.receipt.is_some() && receipted(stored.as_ref(), k, new.steps.get(*k)))
+                    .filter(|step| {
+                        let (before, after) = (old.steps.get(**step), new.steps.get(**step));
+                        let replaced = before.is_some() && after != before;
+                        replaced && !(new.receipt.is_some() && receipted(stored.as_ref(), step.id(), after))
                     })
-                    .map(|(k, _)| format!("step {k} changed after it was finished")),
+                    .map(|step| format!("step {} changed after it was finished", step.id())),
             );
             if old.archive.is_some() && old.archive != new.archive {
                 broken.push("its archive changed".to_owned());
@@ -195,7 +200,7 @@ fn of_record(observer: &mut Observer, change: &Change) {
 }
 
 /// Whether the record says of a step what the stored receipt says: with two leaders, the receipt of the other one counts.
-fn receipted(receipt: Option<&Value>, id: &str, outcome: Option<&SubjectOutcome>) -> bool {
+fn receipted(receipt: Option<&Value>, id: &str, outcome: Option<&StepOutcome>) -> bool {
     let step = receipt.and_then(|r| r["steps"].as_array()?.iter().find(|s| s["step"] == id)).cloned();
     let (Some(mut step), Some(outcome)) = (step, outcome) else { return false };
     step.as_object_mut().map(|s| s.remove("step"));
@@ -314,7 +319,7 @@ pub fn destroyed(observer: &mut Observer, state: &State, volume: &Value) {
     let holder = text(volume, "/spec/claimRef/uid").unwrap_or_default();
     let protected = observer.fates.get(of).is_some_and(|f| f.was_live) || observer.claim_was_deleted_by_us(holder);
     let wanted = observer.fates.get(of).is_none_or(|f| observer.archive_due(&f.promised.archive));
-    if !protected || !wanted || overridden(state, of, "archive-sessions") {
+    if !protected || !wanted || overridden(state, of, SkippableStep::ArchiveSessions) {
         return;
     }
     let expected = packed(disk.written).entry.digest.clone();

@@ -23,7 +23,7 @@ use crate::{actors, replica, run};
 type Outcome = Result<(), String>;
 type Scenario = fn() -> Outcome;
 
-const ALL: [(&str, Scenario); 11] = [
+const ALL: [(&str, Scenario); 13] = [
     ("a store whose error text differs each time is retried with backoff", store_texts),
     ("an API server whose error text differs each time is retried with backoff", server_texts),
     ("a Computer with a finalizer of another controller for a month costs few requests, and stays reported and counted as blocked", held),
@@ -33,6 +33,8 @@ const ALL: [(&str, Scenario); 11] = [
     ("a replica exits when one of its tasks has died", dead_tasks),
     ("a conflict that lasts is reported", lasting_conflict),
     ("shutdown is prompt, however slow the API server is", prompt_stop),
+    ("BestEffort gives up an archive pod that a quota refuses for the whole deadline", refused_for_good),
+    ("BestEffort gives up nothing because the API server fails", failing_for_long),
     ("a slow namespace does not delay another one", slow_namespace),
     ("a hundred pods that disappeared do not delay a deletion", many_pods),
 ];
@@ -256,6 +258,43 @@ fn lasting_conflict() -> Outcome {
         world.faults().denied = None;
         check(until(world, 600, is_active).await, "it does not continue after the conflict")?;
         Ok(())
+    })
+}
+
+const ARCHIVE_PODS: &str = "POST /api/v1/namespaces/computer-operator-system/pods";
+
+/// Deletes a computer whose class says `BestEffort` while every request for an archive pod is answered like this.
+async fn without_archive_pods(world: &World, code: u16) -> Outcome {
+    check(until(world, 600, is_active).await, "the computer is not active")?;
+    world.faults().denied = Some((ARCHIVE_PODS.to_owned(), code, forever()));
+    moves::perform(world, Move::Delete);
+    Ok(())
+}
+
+fn refused_for_good() -> Outcome {
+    with_one(Life::BestEffort, async |world| {
+        // Nobody can archive it.
+        world.with(|s| s.observer.store_dead = true);
+        without_archive_pods(world, 403).await?;
+        check(until(world, 300, |s| blocked(s, "Forbidden")).await, "nobody is told that the archive pod is refused")?;
+        check(!until(world, 400, gone).await, "it was given up before its deadline of 600 s")?;
+        let made = requests_in(world, 60).await;
+        check(made <= 100, &format!("{made} requests in a minute"))?;
+        let ended = until(world, 900, gone).await;
+        let left = world.with(|s| crate::life::left(s));
+        check(ended, &format!("L1: a refusal is waited for forever: {left}"))?;
+        let receipt = world.with(|s| s.observer.fates.keys().next().cloned().and_then(|uid| s.observer.receipt(&uid)));
+        let said = receipt.map(|r| r.to_string()).unwrap_or_default();
+        check(said.contains("BestEffort") && said.contains("forbidden"), &format!("the receipt does not say why: {said}"))
+    })
+}
+
+fn failing_for_long() -> Outcome {
+    with_one(Life::BestEffort, async |world| {
+        without_archive_pods(world, 503).await?;
+        check(!until(world, 3 * 3600, gone).await, "S1: given up because the API server failed")?;
+        world.faults().denied = None;
+        check(until(world, 900, gone).await, "L1: it does not go on when the API server is back")
     })
 }
 

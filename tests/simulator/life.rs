@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use computer_operator::resources::{CredentialState, RecordPhase, UID_LABEL};
+use computer_operator::resources::steps::{DeletionStep, StepResult};
+use computer_operator::resources::{CredentialState, RecordPhase, SkippableStep, UID_LABEL};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -167,10 +168,10 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
         world.with(moves::uproot);
         world.notify();
     }
-    let overridden: &[&str] = match life {
-        Life::Override if since.elapsed() > Duration::from_secs(60) => &["archive-sessions", "write-receipt"],
-        Life::GivenUp if since.elapsed() > Duration::from_secs(60) => &["write-receipt"],
-        _ if world.with(|s| damaged(s)) => &["archive-sessions", "write-receipt"],
+    let overridden: &[SkippableStep] = match life {
+        Life::Override if since.elapsed() > Duration::from_secs(60) => &[SkippableStep::ArchiveSessions, SkippableStep::WriteReceipt],
+        Life::GivenUp if since.elapsed() > Duration::from_secs(60) => &[SkippableStep::WriteReceipt],
+        _ if world.with(|s| damaged(s)) => &[SkippableStep::ArchiveSessions, SkippableStep::WriteReceipt],
         _ => return,
     };
     world.with(|s| override_all(s, overridden));
@@ -182,8 +183,8 @@ fn kept(state: &State) -> Vec<String> {
     let mut wrong = Vec::new();
     for of in state.observer.fates.keys() {
         let Some(spec) = record(state, of).map(|r| r.spec) else { continue };
-        let step = spec.state.deletion.and_then(|d| d.steps.get("archive-sessions").cloned());
-        let skipped = step.as_ref().is_some_and(|s| s.result == "Skipped" && s.detail.contains("BestEffort"));
+        let step = spec.state.deletion.and_then(|d| d.steps.get(DeletionStep::ArchiveSessions).cloned());
+        let skipped = step.as_ref().is_some_and(|s| s.result == StepResult::Skipped && s.detail.contains("BestEffort"));
         if spec.state.children.volume.is_some() && !skipped {
             wrong.push(format!("L1: the sessions of {of} were not given up: {step:?}"));
         }
@@ -206,7 +207,7 @@ fn damaged(state: &State) -> bool {
 }
 
 /// An admin gives up the archive that the unavailable store blocks.
-fn override_all(state: &mut State, skip: &[&str]) {
+fn override_all(state: &mut State, skip: &[SkippableStep]) {
     let dying: Vec<(String, String)> =
         state.observer.fates.iter().filter(|(_, f)| f.dying.is_some()).map(|(u, f)| (u.clone(), f.name.clone())).collect();
     for (uid, name) in dying {
@@ -298,7 +299,7 @@ pub fn end_state(state: &State) -> Vec<String> {
             }
             let required = state.observer.archive_due(&fate.promised.archive);
             let on_record = record.spec.state.children.volume.as_ref().is_some_and(|v| v.uid == *volume);
-            if required && on_record && !overridden(state, of, "archive-sessions") {
+            if required && on_record && !overridden(state, of, SkippableStep::ArchiveSessions) {
                 let expected = packed(disk.written).entry.digest.clone();
                 let found = state.observer.archive(of);
                 if found.as_deref() != Some(&[expected][..]) {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use computer_operator::resources::steps::{DeletionStep, Sequence, StepResult};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::State;
 use crate::api::value::{text, uid};
@@ -58,7 +59,7 @@ pub fn of_receipt(observer: &Observer, state: &State, of: &str, receipt: &Value)
     for step in receipt["steps"].as_array().into_iter().flatten() {
         let (id, at) = (text(step, "/step")?, time(step, "/at")?);
         // A verified archive takes some time after the pods have stopped, and the volume some time after the archive.
-        let archive = id == "archive-sessions" && step["result"] == "Verified";
+        let archive = id == DeletionStep::ArchiveSessions.id() && step["result"] == json!(StepResult::Verified);
         if at < last || (at == last && (archive || verified)) {
             return Some(format!("its receipt says that {id} ended at {at}, and the step before it at {last}"));
         }

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use computer_operator::resources::steps::{DeletionStep, Sequence as _};
 use serde_json::{Value, json};
 
 use crate::chart::{self, Helm, RELEASE};
@@ -184,7 +185,7 @@ impl Demo {
             ensure!(began.elapsed() < LIMIT, "the deletion did not end within {} s", LIMIT.as_secs());
             let record: Value = serde_json::from_str(&self.kubectl(&["get", "computerrecord", uid, "-n", SYSTEM, "-o", "json"], "")?)?;
             let steps = record["spec"]["state"]["deletion"]["steps"].as_object().cloned().unwrap_or_default();
-            for id in ["revoke-credentials", "stop-pods", "archive-sessions", "delete-volumes"] {
+            for id in DeletionStep::ALL.iter().map(|step| step.id()) {
                 if let Some(step) = steps.get(id).filter(|_| !shown.contains(&id)) {
                     println!("   {:>5.1} s  {id}: {}, {}", began.elapsed().as_secs_f64(), text(&step["result"]), text(&step["detail"]));
                     shown.push(id);

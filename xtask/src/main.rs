@@ -33,7 +33,7 @@ enum Command {
     /// Measure the operator and a bare API server in the same run, and write the tables in `docs/`.
     #[command(subcommand)]
     Bench(BenchCommand),
-    /// Write the generated files: `crds/`, `docs/openapi.json`, and the chart's rules and README.
+    /// Write the generated files: `crds/`, `docs/openapi.json`, `docs/reasons.md`, and the chart's rules and README.
     Generate,
     /// Run the checks that every change must pass: all stages, or some of them.
     Test(xtask::test::Options),
@@ -238,6 +238,7 @@ fn generate() -> Result<()> {
     let docs = workspace()?.join("docs");
     fs::create_dir_all(&docs)?;
     fs::write(docs.join("openapi.json"), computer_operator::http::openapi::document()?)?;
+    fs::write(docs.join("reasons.md"), computer_operator::resources::reasons::Reason::document())?;
     for (name, text) in chart::generated()? {
         fs::write(chart::folder().join(name), text)?;
     }

@@ -15,7 +15,7 @@ fn rotate(to: &str) -> impl FnOnce(&mut ApiKey) {
 }
 
 fn reason(plan: &Plan) -> &'static str {
-    plan.ready.as_ref().map_or("", |r| r.reason)
+    plan.ready.as_ref().map_or("", |r| r.reason.as_str())
 }
 
 #[test]

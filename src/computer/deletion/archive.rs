@@ -1,62 +1,73 @@
-//! Step 3, `archive-sessions`: the volume goes into custody, the archive pod reads it, the store's manifest is verified.
+//! Step `archive-sessions`: the volume goes into custody, the archive pod reads it, and the archive in the store is verified.
 //!
-//! Passed only when the verifier has read the whole archive of this UID back (S1), or when the class or an authorised
-//! override says that none is wanted. A pod that says it succeeded proves nothing.
+//! Finished only when the verifier has read the whole archive of this UID back (S1), or when the class or an authorised override says that
+//! none is wanted. A pod that says it succeeded proves nothing.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Context, Outcome, State, best_effort, custody};
+use super::archive_pod::{archive_pod, has_other_instructions};
+use super::{Context, best_effort, custody, outcome};
 use crate::archive::{Summary, Verification};
 use crate::computer::action::{Action, Object, Subject};
 use crate::computer::report::Blocker;
+use crate::computer::step::{Finished, State};
+use crate::resources::reasons::Reason;
+use crate::resources::steps::{DeletionStep, StepResult};
 use crate::resources::{ArchivePolicy, ArchiveResult, IMAGE_ANNOTATION, Provider, SkippableStep, Unknown};
 
-/// Exit code of the archive pod when something cannot be read and the class says `unreadableFiles: Block`.
+/// Exit code of the archive pod when it cannot read a file and the class says `unreadableFiles: Block`.
 const EXIT_UNREADABLE: i32 = 3;
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let snapshot = &context.record.spec.snapshot;
     if context.record.spec.provider == Provider::BYOM {
-        return State::not_applicable("the machine is not ours: its sessions stay on it");
+        return State::not_applicable("the operator does not run the machine: its sessions stay on it");
     }
     if context.record.spec.state.children.volume.is_none() {
         return State::not_applicable("no home volume was ever bound");
     }
     if let Some(archive) = context.deletion().and_then(|d| d.archive.as_ref()) {
-        return State::verified(said_of(archive));
+        return State::verified(summary_of(archive));
     }
-    // A decision, not a fact to be looked at again: the volume may be gone since (S9).
-    if let Some(left_out) = context.finished("archive-sessions").filter(|o| o.result == format!("{:?}", Outcome::Skipped)) {
-        return State::Done(Outcome::Skipped, left_out.detail.clone());
+    // A decision that is not made again: the volume may be gone since (S9).
+    if let Some(skipped) = context.on_record(DeletionStep::ArchiveSessions).filter(|o| o.result == StepResult::Skipped) {
+        return State::skipped(skipped.detail.clone());
     }
     if snapshot.archive.policy == ArchivePolicy::None {
         return State::not_applicable("the class wants no archive");
     }
     if let Some(by) = context.view.skipped(SkippableStep::ArchiveSessions) {
-        return State::Done(Outcome::Skipped, super::receipt::skipped_by(by));
+        return State::skipped(super::skipped_by(by));
     }
     let mut state = custody_first(context);
     if snapshot.archive.policy == ArchivePolicy::BestEffort {
         state = best_effort::step(context, state);
     }
-    let seconds = snapshot.deadlines.archive_sessions_seconds;
     match state {
-        State::Wait(after) if context.overdue("archive-sessions", seconds) => State::Blocked(overdue(seconds), after),
-        State::Checking(_) if context.overdue("archive-sessions", seconds) => State::Checking(Some(overdue(seconds))),
+        State::Wait(after) if context.overdue(DeletionStep::ArchiveSessions) => State::Blocked(overdue(context), after),
+        State::Checking(_) if context.overdue(DeletionStep::ArchiveSessions) => State::Checking(Some(overdue(context))),
         state => state,
     }
 }
 
-fn overdue(seconds: i64) -> Blocker {
-    let message = format!(
-        "the archive takes longer than {seconds} s; it goes on. `kubectl logs` of its pod tells how far it is; when that has ended, the archive is read back"
-    );
-    Blocker { reason: "ArchiveOverdue", message }
+/// How to see what an archive pod does.
+fn logs(context: &Context<'_>) -> String {
+    format!("`kubectl logs -n {} {}`", context.view.settings.namespace, context.view.archive_pod_name(context.attempts()))
 }
 
-/// What the step, its event and the receipt say of a verified archive. What is not in it comes first.
-pub(super) fn said_of(archive: &ArchiveResult) -> String {
+fn overdue(context: &Context<'_>) -> Blocker {
+    let message = format!(
+        "archiving has exceeded its deadline of {} s and is still running. See the progress with {}. When the pod has finished, the archive is \
+         verified",
+        context.record.spec.snapshot.deadlines.archive_sessions_seconds,
+        logs(context)
+    );
+    Blocker { reason: Reason::ArchiveOverdue, message }
+}
+
+/// What the step, its event and the receipt say of a verified archive. What is missing in it comes first.
+fn summary_of(archive: &ArchiveResult) -> String {
     let whole = format!("{} {}, manifest sha256:{}", archive.sessions, plural(archive.sessions, "session"), archive.manifest_digest);
     if archive.problems == 0 {
         return whole;
@@ -77,24 +88,25 @@ fn custody_first(context: &Context<'_>) -> State {
         None => State::act(Action::CheckArchive),
         Some(Verification::Running) => State::Checking(None),
         Some(Verification::Valid(summary)) => verified(context, summary),
-        Some(Verification::Missing) => match (pod(context), context.attempts()) {
-            (State::Wait(after), attempts) if attempts > 1 => State::Blocked(again(context, attempts), after),
+        Some(Verification::Missing) => match (attempt(context), context.attempts()) {
+            (State::Wait(after), attempts) if attempts > 1 => State::Blocked(repeated(context, attempts), after),
             (state, _) => state,
         },
         Some(Verification::Invalid(why)) => State::blocked(
-            "ArchiveDamaged",
+            Reason::ArchiveDamaged,
             format!(
-                "the archive in the store does not verify: {why}. Nothing was destroyed; repair the store, or create a DeletionOverride that skips archive-sessions"
+                "the archive in the store does not verify: {why}. Nothing was destroyed. Repair the store, or create a DeletionOverride that skips \
+                 archive-sessions"
             ),
             60,
         ),
         Some(Verification::Unavailable(why)) => {
-            State::blocked("StoreUnavailable", format!("the archive store does not answer: {why}. It is tried again"), 15)
+            State::blocked(Reason::StoreUnavailable, format!("the archive store is not available: {why}. The operator retries"), 15)
         }
     }
 }
 
-/// The archive was read back: its result goes on record.
+/// The archive was read back: its result goes on record, and with it the end of the step, before the volume is deleted (S1).
 pub(super) fn verified(context: &Context<'_>, summary: &Summary) -> State {
     let result = ArchiveResult {
         manifest_digest: summary.manifest_digest.clone(),
@@ -104,75 +116,71 @@ pub(super) fn verified(context: &Context<'_>, summary: &Summary) -> State {
         left_out: Some(summary.left_out_by.clone()).filter(|by| summary.problems > 0 && !by.is_empty()),
         unknown: Unknown::new(),
     };
-    context.save(|r| {
-        if let Some(deletion) = &mut r.spec.state.deletion {
-            deletion.archive = Some(result);
-        }
+    let finished = Finished { result: StepResult::Verified, detail: summary_of(&result) };
+    context.save_deletion(|d| {
+        d.steps.insert_new(DeletionStep::ArchiveSessions, outcome(&finished, context.not_before(DeletionStep::ArchiveSessions)));
+        d.archive = Some(result);
     })
 }
 
-/// What stood still stands still until an attempt succeeds: a store that takes nothing, say. Told only between two attempts, it would
-/// look healthy for most of the time, and the alert's wait would begin anew with each of them (L2).
-fn again(context: &Context<'_>, attempts: i32) -> Blocker {
-    let message = format!(
-        "archive attempt {attempts} is under way, those before it have failed: `kubectl logs -n {} {}` says how it goes",
-        context.view.settings.namespace,
-        context.view.archive_pod_name(attempts)
-    );
-    Blocker { reason: "ArchiveFailed", message }
+/// The step stays blocked until an attempt succeeds: a store that accepts nothing, say. Shown only between two attempts, it would look
+/// healthy for most of the time, and the alert's waiting time would restart with each of them (L2).
+fn repeated(context: &Context<'_>, attempts: i32) -> Blocker {
+    let before = i64::from(attempts).saturating_sub(1);
+    let failed = plural(before, "earlier attempt");
+    let message = format!("archive attempt {attempts} is running; {before} {failed} failed. See {}", logs(context));
+    Blocker { reason: Reason::ArchiveFailed, message }
 }
 
-/// Makes, watches and repeats the archive pod.
-fn pod(context: &Context<'_>) -> State {
+/// Creates, watches and repeats the archive pod.
+fn attempt(context: &Context<'_>) -> State {
     let namespace = &context.view.settings.namespace;
     let custody = context.deletion().and_then(|d| d.custody.clone()).unwrap_or_default();
     let attempt = context.attempts();
     let name = context.view.archive_pod_name(attempt);
     let subject = Subject::pod(namespace, &name);
-    let Some(found) = context.view.pod(namespace, &name) else { return State::act(Action::Read(subject)) };
+    let Some(found) = context.view.pod(namespace, &name) else { return State::read(subject) };
     let Some(pod) = found else {
         if custody.pod_uid.is_some() {
             return record_attempt(context, attempt + 1, None);
         }
-        return State::act(Action::Create(Object::Pod(Box::new(custody::archive_pod(context.view, context.record, &name)))));
+        return State::act(Action::Create(Object::Pod(Box::new(archive_pod(context.view, context.record, &name)))));
     };
     if custody.pod_uid.is_none() || custody.claim_uid.is_empty() {
         return record_attempt(context, attempt, pod.metadata.uid.clone());
     }
     if pod.metadata.deletion_timestamp.is_some() {
-        return super::volumes::archive_pod(context, &subject, pod);
+        return super::volumes::remove_archive_pod(context, &subject, pod);
     }
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
         Some("Succeeded" | "Failed") => ended(context, pod, attempt, subject),
-        Some("Pending") | None if other_image(context, pod) || custody::told_otherwise(context.view, context.record, pod) => {
+        Some("Pending") | None if has_other_image(context, pod) || has_other_instructions(context.view, context.record, pod) => {
             State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
         }
         _ => waiting(context, pod),
     }
 }
 
-/// A pod that has not started and is not of the operator's present image: an admin has mended the image meanwhile.
-fn other_image(context: &Context<'_>, pod: &Pod) -> bool {
+/// A pod that has not started and has another image than the operator: an admin has fixed the image since.
+fn has_other_image(context: &Context<'_>, pod: &Pod) -> bool {
     let image = pod.metadata.annotations.as_ref().and_then(|a| a.get(IMAGE_ANNOTATION));
     image.is_some_and(|i| *i != context.view.settings.image)
 }
 
 fn record_attempt(context: &Context<'_>, attempt: i32, pod_uid: Option<String>) -> State {
     let claim_uid = custody::claim_uid(context.view).unwrap_or_default();
-    context.save(|r| {
-        if let Some(deletion) = &mut r.spec.state.deletion {
-            let custody = deletion.custody.get_or_insert_default();
-            (custody.claim_uid, custody.pod_uid, custody.attempt) = (claim_uid, pod_uid, attempt);
-        }
+    context.save_deletion(|d| {
+        let custody = d.custody.get_or_insert_default();
+        (custody.claim_uid, custody.pod_uid, custody.attempt) = (claim_uid, pod_uid, attempt);
     })
 }
 
-/// An archive pod that ended without a manifest in the store is replaced by another attempt, later each time.
+/// An archive pod that ended without an archive in the store is replaced by another attempt, later each time.
 fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> State {
     let terminated =
         pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).find_map(|c| c.state.as_ref()?.terminated.as_ref());
     let code = terminated.map(|t| t.exit_code);
-    // The node's clock may be ahead of ours; its pod was made by the API server's.
+    // The node's clock may be ahead of ours; the pod was created by the API server's.
     let ended = terminated.and_then(|t| t.finished_at.as_ref()).filter(|at| at.0 <= context.view.now);
     let finished = ended.or(pod.metadata.creation_timestamp.as_ref()).map_or(context.view.now, |t| t.0);
     let pause = match code {
@@ -189,23 +197,15 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
     // An evicted pod has no container that could say anything.
     let said = terminated.and_then(|t| t.message.clone()).or_else(|| pod.status.as_ref()?.message.clone()).unwrap_or_default();
     if code == Some(EXIT_UNREADABLE) {
-        return State::blocked(
-            "UnreadableFiles",
-            format!(
-                "the machine's own user cannot read what its home holds: {said}. The class says Block: create a DeletionOverride that skips unreadable-files to archive the rest and give these up"
-            ),
-            retry,
+        let message = format!(
+            "the user of the machine cannot read some files in the home: {said}. The class says unreadableFiles: Block. Create a \
+             DeletionOverride that skips unreadable-files to archive the rest and give these files up"
         );
+        return State::blocked(Reason::UnreadableFiles, message, retry);
     }
-    State::blocked(
-        "ArchiveFailed",
-        format!(
-            "archive attempt {attempt} ended {}: {said}. It is tried again; see the logs of {}",
-            code.map_or_else(|| "without a container".to_owned(), |code| format!("with code {code}")),
-            subject.describe()
-        ),
-        retry,
-    )
+    let how = code.map_or_else(|| "without a container".to_owned(), |code| format!("with exit code {code}"));
+    let message = format!("archive attempt {attempt} ended {how}: {said}. The operator retries. See the logs of {}", subject.describe());
+    State::blocked(Reason::ArchiveFailed, message, retry)
 }
 
 /// Seconds before the next attempt: 2, 4, 8 … at most 5 minutes.
@@ -217,11 +217,12 @@ fn seconds_since(now: Timestamp, then: Timestamp) -> i64 {
     now.duration_since(then).as_secs()
 }
 
-/// Seconds that an archive pod has to start before that is told.
+/// Seconds that an archive pod may take to start before that is shown.
 const START_SECONDS: i64 = 60;
 
 fn waiting(context: &Context<'_>, pod: &Pod) -> State {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let namespace = &context.view.settings.namespace;
     let status = pod.status.as_ref();
     let stuck = status
         .iter()
@@ -229,31 +230,27 @@ fn waiting(context: &Context<'_>, pod: &Pod) -> State {
         .find_map(|c| c.state.as_ref()?.waiting.as_ref())
         .filter(|w| !matches!(w.reason.as_deref(), Some("ContainerCreating" | "PodInitializing") | None));
     if let Some(w) = stuck {
-        let reason = w.reason.as_deref().unwrap_or_default();
-        let message = w.message.as_deref().unwrap_or_default();
-        return State::blocked("ArchivePodWaiting", format!("archive pod {name} cannot start: {reason}: {message}"), 15);
+        let (reason, message) = (w.reason.as_deref().unwrap_or_default(), w.message.as_deref().unwrap_or_default());
+        return State::blocked(Reason::ArchivePodWaiting, format!("archive pod {name} cannot start: {reason}: {message}"), 15);
     }
     let unschedulable =
         status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == "PodScheduled" && c.status == "False");
     match unschedulable {
         Some(c) => State::blocked(
-            "ArchivePodUnschedulable",
+            Reason::ArchivePodUnschedulable,
             format!("archive pod {name} cannot be scheduled: {}", c.message.as_deref().unwrap_or_default()),
             15,
         ),
         None if late(context, pod) => State::blocked(
-            "ArchivePodWaiting",
-            format!(
-                "archive pod {name} has not started yet: `kubectl -n {} describe pod {name}` says why",
-                context.view.settings.namespace
-            ),
+            Reason::ArchivePodWaiting,
+            format!("archive pod {name} has not started yet: see `kubectl describe pod -n {namespace} {name}`"),
             15,
         ),
         None => State::wait(15),
     }
 }
 
-/// Whether a pod should run by now: its volume cannot be mounted, mostly.
+/// Whether a pod should be running by now. Mostly its volume cannot be mounted.
 fn late(context: &Context<'_>, pod: &Pod) -> bool {
     let pending = pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_none_or(|phase| phase == "Pending");
     pending && pod.metadata.creation_timestamp.as_ref().is_some_and(|at| seconds_since(context.view.now, at.0) > START_SECONDS)

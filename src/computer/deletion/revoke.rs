@@ -1,14 +1,17 @@
-//! Step 1, `revoke-credentials`: the record becomes a tombstone, then the key's Secret goes. Since authentication reads the
+//! Step `revoke-credentials`: the record becomes a tombstone, then the key's Secret is deleted. Since authentication reads the
 //! Computer and its namespace live (DESIGN.md 4.3), the key was dead before this; from here on it stays dead whatever happens to them.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Context, State};
+use super::Context;
 use crate::computer::action::{Action, Fact, Subject};
+use crate::computer::step::State;
 use crate::computer::time_to_live;
 use crate::computer::view::View;
 use crate::guards::{self, Guard};
+use crate::resources::reasons::Reason;
+use crate::resources::steps::PerStep;
 use crate::resources::{Computer, CredentialState, Deletion, RecordPhase, Unknown};
 
 pub(super) fn step(context: &Context<'_>) -> State {
@@ -24,14 +27,14 @@ pub(super) fn step(context: &Context<'_>) -> State {
             state.deletion.get_or_insert_with(|| begun(context.view));
         });
     }
-    // A terminating namespace marks its other objects only after all pods are gone; the deletion has begun all the same.
+    // A terminating namespace marks its other objects only after all pods are gone; the deletion has started all the same.
     if context.view.computer.as_ref().is_some_and(|c| c.metadata.deletion_timestamp.is_none()) {
         return State::act(Action::DeleteComputer);
     }
-    secret(context)
+    secrets(context)
 }
 
-/// The account of a deletion that begins: at the API server's own time where it has said one.
+/// The account of a deletion that starts: at the API server's own time where there is one.
 fn begun(view: &View) -> Deletion {
     let namespace = view.facts.get(&Subject::Namespace { name: view.namespace.clone() });
     let namespace = if let Some(Fact::Namespace(namespace)) = namespace { namespace.metadata.deletion_timestamp.clone() } else { None };
@@ -42,8 +45,8 @@ fn begun(view: &View) -> Deletion {
     Deletion {
         deleted_at: marked.into_iter().chain(namespace).min().unwrap_or(Time(view.now)).max(Time(created)),
         cause,
-        steps: std::collections::BTreeMap::new(),
-        started: std::collections::BTreeMap::new(),
+        steps: PerStep::default(),
+        started: PerStep::default(),
         custody: None,
         waited_seconds: 0,
         archive: None,
@@ -67,12 +70,12 @@ fn cause<'a>(view: &'a View, namespace: Option<&Time>) -> &'a str {
 }
 
 /// Absence is proved by a UID-preconditioned DELETE that answers 404; a Secret is never read (DESIGN.md 4.8).
-fn secret(context: &Context<'_>) -> State {
+fn secrets(context: &Context<'_>) -> State {
     let children = &context.record.spec.state.children;
     if !guards::on(Guard::SecretGone) {
-        return State::not_applicable("not looked for");
+        return State::not_applicable("not read");
     }
-    // What was issued in its place makes a name no less ours.
+    // Names for which another Secret was issued are ours, too.
     let former = children.former_secret_names.iter().map(|name| (name, None));
     let mut all = former.chain(children.secret_name.iter().map(|name| (name, children.secret_uid.as_ref())));
     match all.find_map(|(name, uid)| secret_left(context, name, uid)) {
@@ -82,15 +85,15 @@ fn secret(context: &Context<'_>) -> State {
     }
 }
 
-/// What is to be done about one Secret. `None`: it is gone.
+/// What to do about one Secret. `None`: it is gone.
 fn secret_left(context: &Context<'_>, name: &str, uid: Option<&String>) -> Option<State> {
     let subject = Subject::secret(&context.record.spec.namespace, name);
     Some(match (context.view.facts.get(&subject), uid) {
         (Some(Fact::Gone), _) => return None,
         (Some(Fact::Held(_)), _) => State::blocked(
-            "SecretHeld",
+            Reason::SecretHeld,
             format!(
-                "{} is being deleted, but a finalizer that is not ours holds it: ask its owner to finish, or remove that finalizer",
+                "{} is being deleted, but a finalizer of another controller blocks its deletion. Wait for that controller or remove the finalizer",
                 subject.describe()
             ),
             30,
@@ -98,7 +101,7 @@ fn secret_left(context: &Context<'_>, name: &str, uid: Option<&String>) -> Optio
         // With no UID on record (a crash after the create), the one found under the unguessable name recorded before it.
         (Some(Fact::Uid(found)), recorded) => State::act(Action::Delete { uid: recorded.unwrap_or(found).clone(), subject }),
         (None, Some(uid)) => State::act(Action::Delete { uid: uid.clone(), subject }),
-        // What an accepted delete has left, or a UID that a crash left unrecorded, is looked for.
-        (_, _) => State::act(Action::Read(subject)),
+        // What an accepted delete has left, or a UID that a crash left unrecorded, is read.
+        (_, _) => State::read(subject),
     })
 }

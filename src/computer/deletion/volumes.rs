@@ -1,14 +1,17 @@
-//! Step 4, `delete-volumes`: the archive pod goes, the original reclaim policy is put back and decides: `Delete` → wait until the
-//! volume is gone; `Retain` → it stays and the receipt names it. Never entered before step 3 is passed (S1).
+//! Step `delete-volumes`: the archive pod is deleted, the original reclaim policy is restored and decides: `Delete` → wait until the
+//! volume is gone; `Retain` → it stays and the receipt names it. Never entered before the archive is verified or decided (S1).
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::json;
 
-use super::stop::foreign_finalizers;
-use super::{Context, Outcome, State};
+use super::Context;
 use crate::computer::action::{Action, Fact, Subject};
-use crate::computer::home_volume;
+use crate::computer::home_volume::{self, held_by_home};
+use crate::computer::step::State;
+use crate::computer::stop_pod::foreign_finalizers;
 use crate::guards::{self, Guard};
+use crate::resources::reasons::Reason;
+use crate::resources::steps::DeletionStep;
 use crate::resources::{ArchivePolicy, SkippableStep, VolumeRecord};
 use crate::runtime::patch::patch;
 
@@ -16,65 +19,57 @@ pub(super) fn step(context: &Context<'_>) -> State {
     let Some(recorded) = &context.record.spec.state.children.volume else {
         return State::not_applicable("no home volume was ever bound");
     };
-    // That the archive is left out is on record before anything is destroyed: it is decided once, not anew in every pass.
-    if context.left_out("archive-sessions") && context.finished("archive-sessions").is_none() {
+    // That the archive is skipped is on record before anything is destroyed: it is decided once, not again in every reconcile.
+    if context.skips(DeletionStep::ArchiveSessions) && context.on_record(DeletionStep::ArchiveSessions).is_none() {
         return context.save(|_| {});
     }
-    if let Some(state) = archive_pod_gone(context) {
+    if let Some(state) = archive_pods_left(context) {
         return state;
     }
-    let Some(found) = context.view.volume(&recorded.name) else { return State::act(Action::Read(Subject::volume(&recorded.name))) };
+    let Some(found) = context.view.volume(&recorded.name) else { return State::read(Subject::volume(&recorded.name)) };
     let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
     if let Some(by) = context.view.skipped(SkippableStep::DeleteVolumes) {
-        return ours.and_then(|pv| let_stay(context, recorded, pv)).or_else(|| custody_claim_gone(context)).unwrap_or_else(|| {
-            let detail =
-                format!("volume {} is kept, without the marks of this operator; {}", recorded.name, super::receipt::skipped_by(by));
-            State::Done(Outcome::Skipped, detail)
-        });
+        let detail = || format!("PersistentVolume {} is kept, without the operator's labels; {}", recorded.name, super::skipped_by(by));
+        let left = ours.and_then(|pv| leave(context, recorded, pv)).or_else(|| custody_claim_left(context));
+        return left.unwrap_or_else(|| State::skipped(detail()));
     }
-    if let Some(state) = ours.and_then(|pv| give_back(context, recorded, pv)) {
+    if let Some(state) = ours.and_then(|pv| give_back(context, recorded, pv)).or_else(|| custody_claim_left(context)) {
         return state;
     }
-    if let Some(state) = custody_claim_gone(context) {
-        return state;
-    }
+    let (name, policy) = (&recorded.name, &recorded.original_reclaim_policy);
     match ours {
-        Some(_) if !guards::on(Guard::VolumeGone) => State::verified("not looked for"),
-        None => State::verified(format!("volume {} is gone", recorded.name)),
-        Some(_) if recorded.original_reclaim_policy != "Delete" => {
-            State::verified(format!("volume {} stays: its reclaim policy is {}", recorded.name, recorded.original_reclaim_policy))
-        }
-        Some(pv) if context.overdue("delete-volumes", context.record.spec.snapshot.deadlines.delete_volumes_seconds) => {
-            let why = pv.status.as_ref().and_then(|s| s.message.as_deref()).unwrap_or("its provisioner has not removed it");
-            State::blocked(
-                "VolumeNotDeleted",
-                format!("volume {}: {why}. Look at its provisioner, or create a DeletionOverride that skips delete-volumes", recorded.name),
-                30,
-            )
+        Some(_) if !guards::on(Guard::VolumeGone) => State::verified("not read"),
+        None => State::verified(format!("PersistentVolume {name} is gone")),
+        Some(_) if policy != "Delete" => State::verified(format!("PersistentVolume {name} is kept: its reclaim policy is {policy}")),
+        Some(pv) if context.overdue(DeletionStep::DeleteVolumes) => {
+            let why = pv.status.as_ref().and_then(|s| s.message.as_deref()).unwrap_or("its provisioner has not deleted it");
+            let message =
+                format!("PersistentVolume {name}: {why}. Check its provisioner, or create a DeletionOverride that skips delete-volumes");
+            State::blocked(Reason::VolumeNotDeleted, message, 30)
         }
         Some(_) => State::wait(15),
     }
 }
 
-/// Puts back what the volume had before us. `None`: it has it.
+/// Restores what the volume had before the operator took it. `None`: it has it.
 fn give_back(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) -> Option<State> {
-    let taken = |why: String| {
-        let message = format!("volume {} {why}. Create a DeletionOverride that skips delete-volumes", recorded.name);
-        Some(State::blocked("VolumeTaken", message, 60))
+    let taken = |why: &str| {
+        let message = format!("PersistentVolume {} {why}. Create a DeletionOverride that skips delete-volumes", recorded.name);
+        Some(State::blocked(Reason::VolumeTaken, message, 60))
     };
     if !held_by_us(context, pv) {
-        return taken("now belongs to another claim: it is left alone".to_owned());
+        return taken("now belongs to another claim, so the operator does not touch it");
     }
     match restore_patch(pv, recorded, dead_claim(context, recorded)) {
         Restore::Nothing => None,
         Restore::Patch(patch) => Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch })),
-        Restore::NoClaim => taken("refers to no claim any more: whose it is cannot be known, so its reclaim policy stays".to_owned()),
+        Restore::NoClaim => taken("no longer references a claim, so its owner cannot be determined; its reclaim policy is left unchanged"),
     }
 }
 
-/// An admin keeps the volume: it keeps its policy and loses our marks, so that the orphan alert does not name it for ever, and another
-/// computer can use it. `None`: nothing is to be done, or the volume is another claim's by now.
-fn let_stay(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) -> Option<State> {
+/// An admin keeps the volume: it keeps its policy and loses our marks, so that the alert for orphans stops, and another
+/// computer can use it. `None`: nothing is left to do, or the volume belongs to another claim by now.
+fn leave(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) -> Option<State> {
     let mut changes = home_volume::unmark(pv);
     let referred = pv.spec.as_ref().is_some_and(|s| s.claim_ref.is_some());
     if changes.is_empty() || !referred || !held_by_us(context, pv) || home_volume::foreign_mark(pv, &context.view.uid).is_some() {
@@ -85,7 +80,7 @@ fn let_stay(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolum
     Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch: patch(&operations) }))
 }
 
-/// UID of a claim of ours that is gone or about to go. A volume that was reserved for custody, and no more than that, has no UID in its
+/// UID of a claim of ours that is gone or about to go. A volume that was only reserved for custody has no UID in its
 /// claimRef: Kubernetes would keep it for ever.
 fn dead_claim<'a>(context: &'a Context<'_>, recorded: &'a VolumeRecord) -> &'a str {
     let custody = context.deletion().and_then(|d| d.custody.as_ref()).map(|c| c.claim_uid.as_str()).filter(|uid| !uid.is_empty());
@@ -93,11 +88,11 @@ fn dead_claim<'a>(context: &'a Context<'_>, recorded: &'a VolumeRecord) -> &'a s
     custody.or(home).or(recorded.former_claim_uid.as_deref()).unwrap_or(&recorded.uid)
 }
 
-/// Whether the volume still refers to a claim of ours: the home's, or the one in custody. Nobody else can make a claim of that name
+/// Whether the volume still refers to a claim of ours: the home's, or the one in custody. Nobody else can create a claim of that name
 /// in the operator's namespace, so there the name is proof, whatever a crash left unrecorded.
 fn held_by_us(context: &Context<'_>, pv: &PersistentVolume) -> bool {
     pv.spec.as_ref().is_none_or(|s| s.claim_ref.is_none())
-        || home_volume::held_by_home(context.record, pv)
+        || held_by_home(context.record, pv)
         || super::custody::refers_to_custody(context.view, pv)
 }
 
@@ -105,11 +100,11 @@ fn held_by_us(context: &Context<'_>, pv: &PersistentVolume) -> bool {
 enum Restore {
     Nothing,
     Patch(json_patch::Patch),
-    /// The volume refers to no claim any more.
+    /// The volume no longer refers to a claim.
     NoClaim,
 }
 
-/// Puts the original policy back, on a volume that still refers to the claim that was looked at (S5); one that stays loses our marks.
+/// Restores the original policy of a volume that still refers to the claim that was seen (S5); a volume that is kept loses our marks.
 /// One that was reserved without a UID gets that of a claim that is gone.
 fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord, dead_claim: &str) -> Restore {
     let policy = pv.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
@@ -147,8 +142,8 @@ const END_SECONDS: i64 = 10;
 /// Seconds after the end of its grace period for which a deleted archive pod is left to its kubelet.
 const OVERSTAY_SECONDS: i64 = 60;
 
-/// The archive pods of all attempts: in our namespace the name is proof, nobody else can make one there.
-fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
+/// The archive pods of all attempts: in our namespace the name is proof, because nobody else can create one there. `None`: all are gone.
+fn archive_pods_left(context: &Context<'_>) -> Option<State> {
     if never_in_custody(context) || !guards::on(Guard::CustodyGone) {
         return None;
     }
@@ -156,31 +151,31 @@ fn archive_pod_gone(context: &Context<'_>) -> Option<State> {
     let ours = |subject: &Subject| matches!(subject, Subject::Pod { namespace: of, .. } if of == namespace);
     for (subject, fact) in context.view.facts.iter().filter(|(subject, _)| ours(subject)) {
         if let Fact::Pod(pod) = fact {
-            return Some(archive_pod(context, subject, pod));
+            return Some(remove_archive_pod(context, subject, pod));
         }
     }
     // A cache never proves that the latest one is gone.
     let name = context.view.archive_pod_name(context.attempts());
     let known = context.view.pod(namespace, &name).is_some();
-    (!known).then(|| State::act(Action::Read(Subject::pod(namespace, &name))))
+    (!known).then(|| State::read(Subject::pod(namespace, &name)))
 }
 
-/// One archive pod that is still there. It only reads, and what it read is verified or given up, so one whose node is lost is removed.
-pub(super) fn archive_pod(context: &Context<'_>, subject: &Subject, pod: &Pod) -> State {
+/// One archive pod that still exists. It only reads, and what it read is verified or given up, so a pod whose node is lost is removed.
+pub(super) fn remove_archive_pod(context: &Context<'_>, subject: &Subject, pod: &Pod) -> State {
     let (subject, uid) = (subject.clone(), pod.metadata.uid.clone().unwrap_or_default());
     let now = context.view.now;
     let Some(deleted) = &pod.metadata.deletion_timestamp else {
         let verified = context.deletion().is_some_and(|d| d.archive.is_some());
         let runs = pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
-        let since = context.noted(2).map_or(now, |noted| noted.at.0);
+        let since = context.noted(DeletionStep::ArchiveSessions).map_or(now, |noted| noted.at.0);
         let left = END_SECONDS - now.duration_since(since).as_secs().max(0);
         if verified && runs && left > 0 {
-            return State::wait(u64::try_from(left).unwrap_or(1));
+            return State::wait_for(left);
         }
         return State::act(Action::Delete { subject, uid });
     };
     if let Some(held) = foreign_finalizers(&pod.metadata, &[]) {
-        return State::blocked("ArchivePodHeld", format!("{}: {held}", subject.describe()), 15);
+        return State::blocked(Reason::ArchivePodHeld, format!("{}: {held}", subject.describe()), 15);
     }
     // The deletionTimestamp is the end of the grace period.
     if now.duration_since(deleted.0).as_secs() > OVERSTAY_SECONDS {
@@ -189,7 +184,8 @@ pub(super) fn archive_pod(context: &Context<'_>, subject: &Subject, pod: &Pod) -
     State::wait(15)
 }
 
-fn custody_claim_gone(context: &Context<'_>) -> Option<State> {
+/// The custody claim. `None`: it is gone.
+fn custody_claim_left(context: &Context<'_>) -> Option<State> {
     if never_in_custody(context) || !guards::on(Guard::CustodyGone) {
         return None;
     }
@@ -197,29 +193,29 @@ fn custody_claim_gone(context: &Context<'_>) -> Option<State> {
     let name = context.view.custody_claim_name();
     let subject = Subject::claim(namespace, &name);
     match context.view.claim(namespace, &name) {
-        None => Some(State::act(Action::Read(subject))),
+        None => Some(State::read(subject)),
         Some(Some(claim)) if claim.metadata.deletion_timestamp.is_none() => {
             Some(State::act(Action::Delete { subject, uid: claim.metadata.uid.clone().unwrap_or_default() }))
         }
-        Some(Some(claim)) => {
-            let late = context.overdue("delete-volumes", context.record.spec.snapshot.deadlines.delete_volumes_seconds);
-            Some(leaving(claim, &subject, late, 15))
-        }
+        Some(Some(claim)) => Some(leaving(claim, &subject, context.overdue(DeletionStep::DeleteVolumes), 15)),
         Some(None) => None,
     }
 }
 
-/// A claim of ours that is being deleted and used by no pod that is known.
+/// A claim of ours that is being deleted and used by no known pod.
 pub(super) fn leaving(claim: &PersistentVolumeClaim, subject: &Subject, late: bool, seconds: u64) -> State {
     if let Some(held) = foreign_finalizers(&claim.metadata, &["kubernetes.io/pvc-protection", "foregroundDeletion"]) {
-        return State::blocked("ClaimHeld", format!("{}: {held}", subject.describe()), 15);
+        return State::blocked(Reason::ClaimHeld, format!("{}: {held}", subject.describe()), 15);
     }
     if !late {
         return State::wait(seconds);
     }
-    let why = "is being deleted and no pod uses it, but kube-controller-manager has not taken the finalizer kubernetes.io/pvc-protection off. Check \
-               that it is running";
-    State::blocked("ClaimHeld", format!("{} {why}", subject.describe()), 15)
+    let message = format!(
+        "{} is being deleted and no pod uses it, but kube-controller-manager has not removed the finalizer kubernetes.io/pvc-protection. Check that \
+         it is running",
+        subject.describe()
+    );
+    State::blocked(Reason::ClaimHeld, message, 15)
 }
 
 #[cfg(test)]
@@ -227,27 +223,27 @@ pub(super) fn leaving(claim: &PersistentVolumeClaim, subject: &Subject, late: bo
 mod tests {
     use super::*;
 
-    /// S5: this replica's cache is behind, and an admin has given the volume to another claim since.
+    /// S5: the cache of this replica is stale, and an admin has bound the volume to another claim since.
     #[test]
     fn the_policy_goes_back_only_on_a_volume_that_is_still_ours() {
         let recorded = VolumeRecord { uid: "pv-uid".into(), original_reclaim_policy: "Delete".into(), ..VolumeRecord::default() };
         let volume = |claim: serde_json::Value| json!({"metadata": {"name": "pv", "uid": "pv-uid"}, "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": claim}});
-        let theirs = volume(json!({"namespace": "n", "name": "other", "uid": "somebody-elses"}));
+        let theirs = volume(json!({"namespace": "n", "name": "other", "uid": "another"}));
         for ours in [json!({"uid": "custody"}), json!({"namespace": "own", "name": "home-u"})] {
             let seen = serde_json::from_value(volume(ours.clone())).unwrap();
-            let Restore::Patch(patch) = restore_patch(&seen, &recorded, "dead") else { panic!("nothing to do") };
+            let Restore::Patch(patch) = restore_patch(&seen, &recorded, "dead") else { panic!("nothing to restore") };
             assert!(json_patch::patch(&mut theirs.clone(), &patch).is_err(), "S5");
             json_patch::patch(&mut volume(ours), &patch).unwrap();
         }
         // Reserved by name and never bound: without a UID Kubernetes would keep it for ever, whatever its policy.
         let mut reserved = volume(json!({"namespace": "own", "name": "home-u"}));
         let seen = serde_json::from_value(reserved.clone()).unwrap();
-        let Restore::Patch(patch) = restore_patch(&seen, &recorded, "dead") else { panic!("nothing to do") };
+        let Restore::Patch(patch) = restore_patch(&seen, &recorded, "dead") else { panic!("nothing to restore") };
         json_patch::patch(&mut reserved, &patch).unwrap();
         assert_eq!(reserved["spec"]["claimRef"]["uid"], "dead");
         let mut bound = volume(json!({"namespace": "own", "name": "home-u", "uid": "bound-since"}));
         assert!(json_patch::patch(&mut bound, &patch).is_err(), "S5");
-        let nobodys = serde_json::from_value(volume(json!(null))).unwrap();
-        assert!(matches!(restore_patch(&nobodys, &recorded, "dead"), Restore::NoClaim));
+        let unbound = serde_json::from_value(volume(json!(null))).unwrap();
+        assert!(matches!(restore_patch(&unbound, &recorded, "dead"), Restore::NoClaim));
     }
 }

@@ -1,23 +1,23 @@
-//! The home: its claim, and its volume, which is set to `Retain` as soon as it is bound (DESIGN.md 4.5). A claim that was deleted by
-//! hand is made again around the same volume.
+//! Steps `create-volume` and `protect-volume`: the claim of the home, and its volume, which is set to `Retain` as soon as it is bound
+//! (DESIGN.md 4.5). A claim that someone deleted is re-created around the same volume.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements};
 
-use super::{Context, State, begin};
+use super::{Context, RETRY_SECONDS, create_record};
 use crate::computer::action::{Action, Fact, Object, Subject};
-use crate::computer::children;
-use crate::computer::children::Child;
-use crate::computer::home_volume;
-use crate::computer::home_volume::{claim_ref_patch, held_by_home};
+use crate::computer::children::{self, Child};
+use crate::computer::home_volume::{self, claim_ref_patch, held_by_home};
+use crate::computer::step::State;
 use crate::computer::view::ClassState;
 use crate::guards::{self, Guard};
-use crate::resources::persistent_volume;
-use crate::resources::{CredentialState, VolumeRecord};
+use crate::resources::CredentialState;
+use crate::resources::persistent_volume::{claim_ref_namespace, claim_ref_uid};
+use crate::resources::reasons::Reason;
 
 /// The claim exists.
 pub(super) fn create(context: &Context<'_>) -> State {
     if !context.managed() {
-        return State::Done;
+        return State::done();
     }
     let children = &context.record.spec.state.children;
     let namespace = &context.view.namespace;
@@ -25,18 +25,18 @@ pub(super) fn create(context: &Context<'_>) -> State {
         return state;
     }
     let Some(name) = &children.claim_name else { return rename(context) };
-    let Some(found) = context.view.claim(namespace, name) else { return State::act(Action::Read(Subject::claim(namespace, name))) };
+    let Some(found) = context.view.claim(namespace, name) else { return State::read(Subject::claim(namespace, name)) };
     match found.filter(|c| children.claim_uid.is_none() || c.metadata.uid == children.claim_uid) {
-        // The pod may go on; `going` tells, and no new pod is made on it.
-        Some(claim) if claim.metadata.deletion_timestamp.is_some() => State::Done,
+        // The pod keeps running; `going` reports the deleted claim and blocks new pods.
+        Some(claim) if claim.metadata.deletion_timestamp.is_some() => State::done(),
         Some(claim) => rebind(context, name, claim),
         None if children.claim_uid.is_some() => keep(context).unwrap_or_else(|| rename(context)),
         None => claim(context, name),
     }
 }
 
-/// Somebody has set the policy of the recorded volume back, as `GitOps` tools do with what they manage: until it is `Retain` again, whoever
-/// deletes the claim destroys the home (S1). Its watch shows it; a settled computer makes no request.
+/// Someone has restored the policy of the recorded volume, as `GitOps` tools do with what they manage: until it is `Retain` again, deleting
+/// the claim destroys the home (S1). The watch of the volume shows it; a settled computer makes no request.
 fn retain_again(context: &Context<'_>) -> Option<State> {
     let recorded = context.record.spec.state.children.volume.as_ref().filter(|_| guards::on(Guard::StillRetained))?;
     let pv = context.view.volume(&recorded.name).flatten().filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid))?;
@@ -45,41 +45,30 @@ fn retain_again(context: &Context<'_>) -> Option<State> {
     Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }))
 }
 
-/// A volume that was set to `Retain` for a claim that is gone by now, and is not on record yet, would be nobody's for ever (S6): it is the
-/// home, and the next claim is made around it.
+/// A volume that was set to `Retain` for a claim that is gone, and is not on record yet, would be orphaned (S6): it is the
+/// home, and the next claim is created around it.
 fn keep(context: &Context<'_>) -> Option<State> {
     let children = &context.record.spec.state.children;
     let uid = children.claim_uid.as_ref().filter(|_| children.volume.is_none())?;
     let subject = Subject::VolumesOfClaim { uid: uid.clone() };
-    let Some(fact) = context.view.facts.get(&subject) else { return Some(State::act(Action::Read(subject))) };
+    let Some(fact) = context.view.facts.get(&subject) else { return Some(State::read(subject)) };
     let Fact::Names(names) = fact else { return None };
     let name = names.first()?;
-    let Some(found) = context.view.volume(name) else { return Some(State::act(Action::Read(Subject::volume(name)))) };
-    let pv = found.filter(|pv| persistent_volume::claim_ref_uid(pv) == Some(uid) && home_volume::marked_for(pv, &context.view.uid))?;
-    let recorded = record(name, pv);
+    let Some(found) = context.view.volume(name) else { return Some(State::read(Subject::volume(name))) };
+    let pv = found.filter(|pv| claim_ref_uid(pv) == Some(uid) && home_volume::marked_for(pv, &context.view.uid))?;
+    let recorded = home_volume::recorded(pv);
     Some(context.save(|r| r.spec.state.children.volume = Some(recorded)))
-}
-
-fn record(name: &str, pv: &PersistentVolume) -> VolumeRecord {
-    VolumeRecord {
-        name: name.to_owned(),
-        uid: pv.metadata.uid.clone().unwrap_or_default(),
-        original_reclaim_policy: home_volume::original_policy(pv),
-        former_claim_uid: None,
-        storage_class_name: pv.spec.as_ref().and_then(|s| s.storage_class_name.clone()),
-        ..VolumeRecord::default()
-    }
 }
 
 /// Another name, on record before the create; the old claim is gone for good.
 fn rename(context: &Context<'_>) -> State {
     let recorded = context.record.spec.state.children.volume.as_ref();
     let former = recorded.and_then(|v| v.former_claim_uid.clone());
-    // Two claims may go one after the other before the volume is pointed at either: it still names the first.
+    // Two claims may be deleted one after the other before the volume is pointed at either: it still names the first.
     let names_former = match (&former, recorded) {
         (Some(former), Some(recorded)) => match context.view.volume(&recorded.name) {
-            None => return State::act(Action::Read(Subject::volume(&recorded.name))),
-            Some(pv) => pv.and_then(persistent_volume::claim_ref_uid) == Some(former),
+            None => return State::read(Subject::volume(&recorded.name)),
+            Some(pv) => pv.and_then(claim_ref_uid) == Some(former),
         },
         _ => false,
     };
@@ -88,7 +77,7 @@ fn rename(context: &Context<'_>) -> State {
         let children = &mut r.spec.state.children;
         children.claim_name = Some(name);
         let gone = children.claim_uid.take();
-        // Until the next claim holds it, the volume still names this one: a deletion must know it for ours.
+        // Until the next claim holds it, the volume still names this one: a deletion must know that it is ours.
         if let Some(volume) = children.volume.as_mut().filter(|_| gone.is_some() && !names_former) {
             volume.former_claim_uid = gone;
         }
@@ -99,23 +88,24 @@ fn claim(context: &Context<'_>, name: &str) -> State {
     let children = &context.record.spec.state.children;
     let spec = match (&children.volume, &context.view.class) {
         (Some(recorded), _) => match context.view.volume(&recorded.name) {
-            None => return State::act(Action::Read(Subject::volume(&recorded.name))),
-            Some(Some(pv)) if pv.metadata.uid.as_deref() == Some(&recorded.uid) => around(pv),
+            None => return State::read(Subject::volume(&recorded.name)),
+            Some(Some(pv)) if pv.metadata.uid.as_deref() == Some(&recorded.uid) => home_volume::claim_around(pv),
             Some(_) => return lost(&recorded.name),
         },
         (None, ClassState::Found(class)) => PersistentVolumeClaimSpec {
             access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
             storage_class_name: class.spec.storage.storage_class_name.clone(),
             resources: Some(VolumeResourceRequirements {
-                requests: Some([("storage".to_owned(), begin::size(context.computer, class))].into()),
+                requests: Some([("storage".to_owned(), create_record::size(context.computer, class))].into()),
                 limits: None,
             }),
             ..PersistentVolumeClaimSpec::default()
         },
         (None, _) => {
             return State::blocked(
-                "ClassNotFound",
-                "the ComputerClass was deleted before the home volume was made: create it again, or delete this Computer",
+                Reason::ClassNotFound,
+                "the ComputerClass was deleted before the home volume was created. Create it again, or delete this Computer",
+                RETRY_SECONDS,
             );
         }
     };
@@ -127,27 +117,15 @@ fn claim(context: &Context<'_>, name: &str) -> State {
     State::act(Action::Create(Object::Claim(Box::new(claim))))
 }
 
-/// A claim for a volume that exists.
-fn around(pv: &PersistentVolume) -> PersistentVolumeClaimSpec {
-    let spec = pv.spec.clone().unwrap_or_default();
-    PersistentVolumeClaimSpec {
-        access_modes: spec.access_modes,
-        storage_class_name: Some(spec.storage_class_name.unwrap_or_default()),
-        volume_mode: spec.volume_mode,
-        volume_name: pv.metadata.name.clone(),
-        resources: Some(VolumeResourceRequirements { requests: spec.capacity, limits: None }),
-        ..PersistentVolumeClaimSpec::default()
-    }
-}
-
 fn lost(name: &str) -> State {
-    State::blocked("HomeVolumeLost", format!("volume {name} does not exist any more: the home is lost. Delete this Computer"))
+    let message = format!("PersistentVolume {name} no longer exists: the home is lost. Delete this Computer");
+    State::blocked(Reason::HomeVolumeLost, message, RETRY_SECONDS)
 }
 
-/// The volume is bound, `Retain`, and on record; only then is the home safe from everybody (S1).
+/// The volume is bound, `Retain`, and on record; only then is the home safe (S1).
 pub(super) fn protect(context: &Context<'_>) -> State {
     if !context.managed() {
-        return State::Done;
+        return State::done();
     }
     if let Some(state) = going(context) {
         return state;
@@ -156,31 +134,31 @@ pub(super) fn protect(context: &Context<'_>) -> State {
     let done = match context.record.spec.state.credential {
         CredentialState::Pending => false,
         CredentialState::Live => children.volume.is_some(),
-        // Never taken back (S8): the Computer may have been deleted over HTTP, and its watch be behind that of the record.
+        // Never undone (S8): the Computer may have been deleted over HTTP, and its watch may be behind that of the record.
         CredentialState::Revoked => guards::on(Guard::Tombstone),
     };
-    // Before its first pod a suspended computer may have a claim that nothing binds yet.
+    // Before its first pod a suspended computer may have a claim that is not bound yet.
     if done || (children.volume.is_none() && context.computer.spec.suspended && !super::machine::bound(context)) {
-        return State::Done;
+        return State::done();
     }
     let (Some(name), Some(uid)) = (&children.claim_name, &children.claim_uid) else { return State::wait(5) };
     let claim = context.view.claim(&context.view.namespace, name).flatten();
     let Some(bound) = claim.and_then(|c| c.spec.as_ref()?.volume_name.as_deref()) else { return State::wait(10) };
-    let Some(found) = context.view.volume(bound) else { return State::act(Action::Read(Subject::volume(bound))) };
+    let Some(found) = context.view.volume(bound) else { return State::read(Subject::volume(bound)) };
     // A claim can name any volume; it is ours only when the volume names the claim (S5).
-    let here = |pv: &&PersistentVolume| persistent_volume::claim_ref_namespace(pv) == Some(&context.view.namespace);
-    let Some(pv) = found.filter(|pv| persistent_volume::claim_ref_uid(pv) == Some(uid)).filter(here) else { return State::wait(5) };
+    let here = |pv: &&PersistentVolume| claim_ref_namespace(pv) == Some(&context.view.namespace);
+    let Some(pv) = found.filter(|pv| claim_ref_uid(pv) == Some(uid)).filter(here) else { return State::wait(5) };
     if let Some(of) = home_volume::foreign_mark(pv, &context.view.uid) {
-        return State::blocked("VolumeMarked", home_volume::foreign_mark_message(bound, of));
+        return State::blocked(Reason::VolumeMarked, home_volume::foreign_mark_message(bound, of), RETRY_SECONDS);
     }
     if !home_volume::retained_for(pv, &context.view.uid) {
         return State::act(Action::Patch { subject: Subject::volume(bound), patch: home_volume::retain_patch(pv, &context.view.uid) });
     }
-    let recorded = record(bound, pv);
+    let recorded = home_volume::recorded(pv);
     let node = super::machine::node(context);
     context.save(|r| {
         r.spec.state.children.volume = Some(recorded);
-        // One write for both: the home is safe now, so the key may live.
+        // One write for both: the home is safe now, so the key may go live.
         r.spec.state.credential = CredentialState::Live;
         if let Some(pod) = r.spec.state.children.pods.last_mut() {
             pod.node = node;
@@ -188,31 +166,31 @@ pub(super) fn protect(context: &Context<'_>) -> State {
     })
 }
 
-/// A claim that was deleted by hand and waits for its pod to stop.
+/// A claim that someone deleted and that waits for its pod to stop.
 pub(super) fn going(context: &Context<'_>) -> Option<State> {
     let name = context.record.spec.state.children.claim_name.as_ref()?;
     let claim = context.view.claim(&context.view.namespace, name).flatten()?;
     claim.metadata.deletion_timestamp.as_ref()?;
-    Some(State::blocked(
-        "HomeClaimDeleted",
-        format!(
-            "PersistentVolumeClaim {name} was deleted by hand. The volume is kept; the claim is made again once the pod has stopped (delete the pod, or suspend and resume the computer)"
-        ),
-    ))
+    let message = format!(
+        "PersistentVolumeClaim {}/{name} was deleted by another client. The volume is kept, and the claim is re-created once the pod has stopped. \
+         Delete the pod, or suspend and resume the computer",
+        context.view.namespace
+    );
+    Some(State::blocked(Reason::HomeClaimDeleted, message, RETRY_SECONDS))
 }
 
-/// After the claim was made again, the volume is pointed at the new one. Only a volume that no living claim holds.
+/// After the claim was re-created, the volume is pointed at the new one. Only a volume that no existing claim holds.
 fn rebind(context: &Context<'_>, name: &str, claim: &PersistentVolumeClaim) -> State {
     let (Some(recorded), Some(uid)) = (&context.record.spec.state.children.volume, claim.metadata.uid.as_deref()) else {
-        return State::Done;
+        return State::done();
     };
-    let Some(Some(pv)) = context.view.volume(&recorded.name) else { return State::Done };
+    let Some(Some(pv)) = context.view.volume(&recorded.name) else { return State::done() };
     let released = pv.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Released");
     let ours = pv.metadata.uid.as_deref() == Some(&recorded.uid) && home_volume::marked_for(pv, &context.view.uid);
-    if !released || !ours || persistent_volume::claim_ref_uid(pv) == Some(uid) {
-        return State::Done;
+    if !released || !ours || claim_ref_uid(pv) == Some(uid) {
+        return State::done();
     }
-    // On record before the volume names it: a deletion that begins in between must know the volume for ours (S5).
+    // On record before the volume names it: a deletion that starts in between must know that the volume is ours (S5).
     if context.record.spec.state.children.claim_uid.is_none() {
         let uid = uid.to_owned();
         return context.save(|r| r.spec.state.children.claim_uid = Some(uid));

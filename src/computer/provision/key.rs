@@ -1,35 +1,37 @@
-//! The key: its hash is on record before its Secret exists, and it is live only when the home is protected. The token is in
-//! memory between the two writes; a crash there loses it, and the next pass issues another. The Secret is never read.
+//! Steps `issue-key` and `activate-key`: the key's hash is on record before its Secret exists, and it is live only when the home is
+//! protected. The token is in memory between the two writes; a crash there loses it, and the next reconcile issues another. The Secret is
+//! never read.
 
 use k8s_openapi::api::core::v1::Secret;
 
-use super::begin::fresh_key;
-use super::{Context, State};
+use super::create_record::fresh_key;
+use super::{Context, RETRY_SECONDS};
 use crate::computer::action::{Action, Fact, Object, Subject};
-use crate::computer::children;
-use crate::computer::children::Child;
+use crate::computer::children::{self, Child};
+use crate::computer::step::State;
 use crate::resources::CredentialState;
+use crate::resources::reasons::Reason;
 
 pub(super) fn issue(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
     if state.children.secret_uid.is_some() {
-        return State::Done;
+        return State::done();
     }
-    let Some(name) = &state.children.secret_name else { return another(context) };
+    let Some(name) = &state.children.secret_name else { return reissue(context) };
     let subject = Subject::secret(&context.view.namespace, name);
     match context.view.facts.get(&subject) {
         // Its UID goes to the record together with those of the other children.
-        Some(Fact::Uid(_) | Fact::Held(_)) => State::Done,
-        // Nothing is looked for as long as this pass holds the token of the recorded hash.
-        _ if ours(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
-        // The token of that hash is lost, or another leader holds it and is about to write it: it is given the time.
+        Some(Fact::Uid(_) | Fact::Held(_)) => State::done(),
+        // Nothing is read as long as this reconcile holds the token of the recorded hash.
+        _ if holds_token(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
+        // The token of that hash is lost, or another leader holds it and is about to write it: wait for that leader.
         Some(_) if young(context) => State::wait(REISSUE_SECONDS.unsigned_abs()),
-        Some(_) => another(context),
-        None => State::act(Action::Read(subject)),
+        Some(_) => reissue(context),
+        None => State::read(subject),
     }
 }
 
-/// Seconds that another leader has to write the Secret of a record it has just made.
+/// Seconds that another leader has to write the Secret of a record it has just created.
 const REISSUE_SECONDS: i64 = 20;
 
 fn young(context: &Context<'_>) -> bool {
@@ -37,24 +39,25 @@ fn young(context: &Context<'_>) -> bool {
     created.is_some_and(|at| context.view.now.duration_since(at.0).as_secs() < REISSUE_SECONDS)
 }
 
-/// Whether the recorded hash is that of the token that this pass holds.
-fn ours(context: &Context<'_>) -> bool {
+/// Whether the recorded hash is that of the token that this reconcile holds.
+fn holds_token(context: &Context<'_>) -> bool {
     context.record.spec.state.key_hash.as_deref().is_some_and(|hash| fresh_key(context.view).matches(hash))
 }
 
-/// Most names of Secrets that a record keeps. The oldest was looked for in vain long before: no create of it is under way any more.
+/// Most former names of Secrets that a record keeps. A read has shown long ago that the oldest does not exist: no create of it is still
+/// in flight.
 const FORMER: usize = 50;
 
-/// Another key, under another name. The name before stays on record: its create may still come true (S6).
-fn another(context: &Context<'_>) -> State {
-    let fresh = context.view;
+/// Another key, under another name. The former name stays on record: its create may still succeed (S6).
+fn reissue(context: &Context<'_>) -> State {
+    let view = context.view;
     context.save(|r| {
         let children = &mut r.spec.state.children;
         children.former_secret_names.extend(children.secret_name.take());
         let surplus = children.former_secret_names.len().saturating_sub(FORMER);
         children.former_secret_names.drain(..surplus);
-        children.secret_name = Some(Child::Key.name(&fresh.fresh.suffix));
-        r.spec.state.key_hash = Some(fresh_key(fresh).hash());
+        children.secret_name = Some(Child::Key.name(&view.fresh.suffix));
+        r.spec.state.key_hash = Some(fresh_key(view).hash());
     })
 }
 
@@ -76,15 +79,16 @@ fn secret(context: &Context<'_>, name: &str) -> Secret {
 pub(super) fn activate(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
     if context.managed() && state.children.volume.is_none() {
-        return State::Done;
+        return State::done();
     }
     match state.credential {
         _ if state.key_hash.is_none() => State::blocked(
-            "KeyLost",
-            "the record of this computer was lost and made again, but the hash of its key is gone: the key is dead. What is in the home \
-             is safe: delete this Computer, which archives it, and create another one",
+            Reason::KeyLost,
+            "the record of this computer was lost and re-created. The hash of its key is lost, so the key never authenticates again; the home is \
+             safe. Delete this Computer, which archives it, and create another one",
+            RETRY_SECONDS,
         ),
         CredentialState::Pending => context.save(|r| r.spec.state.credential = CredentialState::Live),
-        _ => State::Done,
+        _ => State::done(),
     }
 }

@@ -1,80 +1,51 @@
 //! The provisioning plan: finalizer → record → key → claim → pod → volume to `Retain` → key live. One request at a time, each
 //! decided from what was observed. A settled computer needs no request at all (L6). Never entered for a deleting computer (S8).
 
-mod begin;
-mod crash;
+mod crash_loop;
+mod create_record;
 mod home;
 mod key;
 mod machine;
 #[cfg(test)]
 mod tests;
 
-use std::time::Duration;
-
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::action::Action;
-use super::report::{Blocker, Next, Plan, Report};
+use super::report::{Next, Plan, Ready, Report};
+use super::step::{self, Finished, State};
 use super::time_to_live;
 use super::view::{ClassState, View};
 use crate::resources::conditions::types;
-use crate::resources::{Computer, ComputerClass, ComputerRecord, CredentialState, Phase, Provider, Step, StepStatus};
+use crate::resources::reasons::Reason;
+use crate::resources::steps::{CurrentStep, ProvisionStep, Sequence, StepResult};
+use crate::resources::{Computer, ComputerClass, CredentialState, Phase, Provider, Step};
 
-/// Ids and names of the steps, in order. A BYOM computer has the first, the second and the last.
-pub const STEPS: [(&str, &str); 6] = [
-    ("create-record", "Create the record"),
-    ("issue-key", "Issue the key"),
-    ("create-volume", "Create the home volume"),
-    ("start-pod", "Start the pod"),
-    ("protect-volume", "Protect the home volume"),
-    ("activate-key", "Activate the key"),
-];
+/// What the steps of a creation decide from.
+type Context<'a> = step::Context<'a, ProvisionStep, &'a Computer>;
 
-/// What a step says.
-#[derive(Clone, Debug, PartialEq)]
-enum State {
-    /// Finished.
-    Done,
-    /// One more request.
-    Do(Box<Action>),
-    /// Wait for something that comes by itself.
-    Wait(Duration),
-    /// Wait for something that does not come by itself.
-    Blocked(Blocker, Duration),
-}
+/// Seconds after which a blocked step is checked again.
+const RETRY_SECONDS: u64 = 30;
 
-impl State {
-    fn act(action: Action) -> Self {
-        Self::Do(Box::new(action))
+/// What a step answers. The first one was finished before there was a context.
+fn run(context: &Context<'_>, step: ProvisionStep) -> State {
+    match step {
+        ProvisionStep::CreateRecord => State::done(),
+        ProvisionStep::IssueKey => key::issue(context),
+        ProvisionStep::CreateVolume => home::create(context),
+        ProvisionStep::StartPod => machine::run(context),
+        ProvisionStep::ProtectVolume => home::protect(context),
+        ProvisionStep::ActivateKey => key::activate(context),
     }
-    fn wait(seconds: u64) -> Self {
-        Self::Wait(Duration::from_secs(seconds))
-    }
-    fn blocked(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::Blocked(Blocker { reason, message: message.into() }, Duration::from_secs(30))
-    }
-}
-
-/// What the steps look at.
-struct Context<'a> {
-    view: &'a View,
-    computer: &'a Computer,
-    record: &'a ComputerRecord,
 }
 
 impl Context<'_> {
+    /// Whether the operator runs the machine.
     fn managed(&self) -> bool {
         self.record.spec.provider == Provider::Managed
     }
-
-    fn save(&self, change: impl FnOnce(&mut ComputerRecord)) -> State {
-        let mut record = self.record.clone();
-        change(&mut record);
-        State::act(Action::SaveRecord(Box::new(record)))
-    }
 }
 
-/// Plans the next request of a computer that lives. The end of its time to live is a deletion like any other.
+/// Plans the next request of a computer that is not being deleted. The end of its time to live is a deletion like any other.
 pub fn plan(view: &View) -> Plan {
     let Some(computer) = &view.computer else { return Plan { next: Next::Settled, report: Report::default() } };
     let mut plan = alive(view, computer);
@@ -85,36 +56,32 @@ pub fn plan(view: &View) -> Plan {
 }
 
 fn alive(view: &View, computer: &Computer) -> Plan {
-    let state = begin::step(view, computer);
-    let Some(record) = view.record.as_ref().filter(|_| state == State::Done) else {
-        return at(view, computer, 0, state);
+    let first = create_record::step(view, computer);
+    let Some(record) = view.record.as_ref().filter(|_| first.is_done()) else {
+        return planned(view, computer, Some(ProvisionStep::CreateRecord), first);
     };
-    let context = Context { view, computer, record };
-    let steps: [fn(&Context<'_>) -> State; 5] = [key::issue, home::create, machine::run, home::protect, key::activate];
-    for (i, step) in steps.iter().enumerate() {
-        match step(&context) {
-            State::Done => {}
-            state => return at(view, computer, i + 1, state),
-        }
+    let mut context = Context::new(view, record, computer);
+    match context.walk(ProvisionStep::ALL.iter().copied(), run) {
+        Some(state) => planned(view, computer, context.current(), state),
+        None => settled(&context),
     }
-    settled(&context)
 }
 
-/// Nothing is left to be requested: the machine runs, is suspended, or waits for its pod to become ready.
+/// No request is left: the computer is ready or suspended.
 fn settled(context: &Context<'_>) -> Plan {
-    let mut plan = at(context.view, context.computer, STEPS.len(), State::Done);
+    let mut plan = planned(context.view, context.computer, None, State::done());
     plan.report.drift = drift(context);
     plan.report.node_name = machine::node(context);
-    if context.computer.spec.suspended && context.managed() {
-        plan.report.phase = Some(Phase::Suspended);
-        plan.report.ready =
-            Some((false, "Suspended", "stopped on request (spec.suspended); the home volume and the key are kept".to_owned()));
+    let (phase, status, reason, message) = if context.computer.spec.suspended && context.managed() {
+        let message = "suspended on request (spec.suspended); the home volume and the key are kept";
+        (Phase::Suspended, false, Reason::Suspended, message)
     } else {
-        plan.report.phase = Some(Phase::Active);
-        plan.report.ready = Some((true, "Ready", "the computer can be used".to_owned()));
-    }
+        (Phase::Active, true, Reason::Ready, "the computer can be used")
+    };
+    plan.report.phase = Some(phase);
+    plan.report.ready = Some(Ready { status, reason, message: message.to_owned() });
     if let Some(left) = time_to_live::time_left(context.view.now, context.computer).filter(|l| *l > 0) {
-        plan.next = Next::Wait(Duration::from_secs(u64::try_from(left).unwrap_or(1)));
+        plan.next = State::wait_for(left).into_next().0;
     }
     plan
 }
@@ -123,7 +90,7 @@ fn settled(context: &Context<'_>) -> Plan {
 fn drift(context: &Context<'_>) -> Option<String> {
     let ClassState::Found(class) = &context.view.class else {
         let name = context.record.spec.class_name.as_ref()?;
-        return Some(format!("ComputerClass {name} does not exist any more; the computer goes on as it was made"));
+        return Some(format!("ComputerClass {name} no longer exists; the computer keeps its configuration"));
     };
     let snapshot = &context.record.spec.snapshot;
     let drifted = match (&snapshot.template_hash, &snapshot.pod_hash) {
@@ -133,13 +100,13 @@ fn drift(context: &Context<'_>) -> Option<String> {
     };
     drifted.then(|| {
         format!(
-            "ComputerClass {} or this computer's spec changed since the pod was made; suspend and resume to apply it",
+            "ComputerClass {} or the spec of this Computer changed after the pod was created; suspend and resume to apply the change",
             class.metadata.name.as_deref().unwrap_or_default()
         )
     })
 }
 
-/// Whether a pod that an earlier version made differs from its class. This version builds other pods, so only the two together tell: the
+/// Whether a pod that an earlier version created differs from its class. This version builds other pods, so both must say so: the
 /// hash of that version differs, and that version has shown it while it ran.
 fn drifted_before(context: &Context<'_>, class: &ComputerClass, made: &str) -> bool {
     let conditions = context.computer.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
@@ -147,55 +114,49 @@ fn drifted_before(context: &Context<'_>, class: &ComputerClass, made: &str) -> b
     shown && super::machine_pod::built_hash(class, &context.computer.spec) != made
 }
 
-/// The plan at a step: earlier ones are completed, later ones pending.
-fn at(view: &View, computer: &Computer, current: usize, state: State) -> Plan {
-    let blocker = if let State::Blocked(blocker, _) = &state { Some(blocker.clone()) } else { None };
+/// The plan at a step that is not finished; `None`: all are.
+fn planned(view: &View, computer: &Computer, current: Option<ProvisionStep>, state: State) -> Plan {
+    let (next, blocker) = state.into_next();
     let provider = view.record.as_ref().map_or(computer.spec.provider, |r| r.spec.provider);
-    let shown = |i: &usize| provider == Provider::Managed || matches!(i, 0 | 1 | 5);
-    let provisioning = (0..STEPS.len()).filter(shown).map(|i| report_step(view, i, current, blocker.as_ref())).collect();
+    let steps = ProvisionStep::ALL.iter().copied().filter(|step| provider == Provider::Managed || step.applies_to_byom());
+    let provisioning = steps.map(|step| shown(view, step, current, blocker.as_ref())).collect();
     let live = view.record.as_ref().is_some_and(|r| r.spec.state.credential == CredentialState::Live);
-    let message = blocker.as_ref().map_or_else(|| STEPS.get(current).map_or(String::new(), |s| s.1.to_owned()), |b| b.message.clone());
+    let ready = match &blocker {
+        Some(blocker) => Ready { status: false, reason: blocker.reason, message: blocker.message.clone() },
+        None => Ready { status: false, reason: Reason::Provisioning, message: current.map_or("", Sequence::title).to_owned() },
+    };
     let report = Report {
         phase: Some(if blocker.is_some() && !live { Phase::Error } else { Phase::Provisioning }),
-        current: STEPS.get(current).map(|s| s.0.to_owned()),
+        current: current.map(CurrentStep::Provision),
         provisioning,
-        ready: Some((false, blocker.as_ref().map_or("Provisioning", |b| b.reason), message)),
+        ready: Some(ready),
         blocker,
         class_name: view.record.as_ref().and_then(|r| r.spec.class_name.clone()),
         ..Report::default()
     };
-    let next = match state {
-        State::Done => Next::Settled,
-        State::Do(action) => Next::Do(*action),
-        State::Wait(after) | State::Blocked(_, after) => Next::Wait(after),
-    };
     Plan { next, report }
 }
 
-fn report_step(view: &View, i: usize, current: usize, blocker: Option<&Blocker>) -> Step {
-    let status = match i.cmp(&current) {
-        std::cmp::Ordering::Less => StepStatus::Completed,
-        std::cmp::Ordering::Greater if on_record(view, STEPS[i].0) => StepStatus::Completed,
-        std::cmp::Ordering::Equal if blocker.is_some() => StepStatus::Blocked,
-        std::cmp::Ordering::Equal => StepStatus::Running,
-        std::cmp::Ordering::Greater => StepStatus::Pending,
-    };
-    let error = blocker.filter(|_| i == current).map(|b| b.message.clone());
-    let started_at = if STEPS[i].0 == "start-pod" { pod_created(view) } else { None };
-    Step { id: STEPS[i].0.to_owned(), name: STEPS[i].1.to_owned(), status, error, started_at, ..Step::default() }
+fn shown(view: &View, step: ProvisionStep, current: Option<ProvisionStep>, blocker: Option<&super::report::Blocker>) -> Step {
+    let before = current.is_none_or(|current| step < current);
+    let finished = Finished { result: StepResult::Verified, detail: String::new() };
+    let is_current = current == Some(step);
+    let finished = Some(&finished).filter(|_| before || (!is_current && on_record(view, step)));
+    let started_at = if step == ProvisionStep::StartPod { pod_created(view) } else { None };
+    Step { started_at, ..step::shown(step, finished, is_current, blocker) }
 }
 
-/// Whether the record says that a step was finished before: a pod that is replaced undoes no other step.
-fn on_record(view: &View, id: &str) -> bool {
+/// Whether the record says that a step was finished before: replacing a pod undoes no other step.
+fn on_record(view: &View, step: ProvisionStep) -> bool {
     let Some(state) = view.record.as_ref().map(|r| &r.spec.state) else { return false };
-    match id {
-        "protect-volume" => state.children.volume.is_some(),
-        "activate-key" => state.credential == CredentialState::Live,
-        _ => false,
+    match step {
+        ProvisionStep::ProtectVolume => state.children.volume.is_some(),
+        ProvisionStep::ActivateKey => state.credential == CredentialState::Live,
+        ProvisionStep::CreateRecord | ProvisionStep::IssueKey | ProvisionStep::CreateVolume | ProvisionStep::StartPod => false,
     }
 }
 
-/// When the present pod was made, by the API server: a pod that replaced another one began then.
+/// When the current pod was created, by the API server: a pod that replaced another one started then.
 fn pod_created(view: &View) -> Option<Time> {
     let name = &view.record.as_ref()?.spec.state.children.pods.last()?.name;
     view.pod(&view.namespace, name).flatten()?.metadata.creation_timestamp.clone()

@@ -220,7 +220,7 @@ fn preview(id: &ComputerId, computer: &Computer, record: Option<&ComputerRecord>
     };
     let children = &spec.state.children;
     if computer.spec.provider == Provider::Managed {
-        preview.archive_policy = Some(format!("{:?}", spec.snapshot.archive.policy));
+        preview.archive_policy = Some(spec.snapshot.archive.policy.as_str().to_owned());
         preview.archived_paths = archived_paths(&spec.snapshot);
     }
     preview.deleted_pods = children.pods.iter().map(|p| p.name.clone()).collect();

@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::wire::WireStep;
-use crate::computer::deletion::STEPS;
 use crate::credentials::ComputerId;
 use crate::http::Shared;
 use crate::http::access::{self, Target};
 use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Id;
+use crate::resources::steps::{DeletionStep, Sequence, StepResult};
 use crate::resources::{Computer, ComputerRecord, Deletion, RecordPhase};
 use crate::runtime::client::{ErrorClass, call, classify};
 
@@ -154,24 +154,23 @@ fn report(computer_id: String, record: Option<&ComputerRecord>, computer: Option
 }
 
 fn recorded(deletion: Option<&Deletion>) -> Vec<WireStep> {
-    let step = |(id, name): (&str, &str)| {
-        let receipt = deletion.and_then(|d| d.receipt.as_ref()).filter(|_| id == "write-receipt");
-        let outcome = deletion.and_then(|d| d.steps.get(id));
-        let ended = outcome.map(|o| &o.at).or(receipt.map(|r| &r.at));
-        let skipped = outcome.is_some_and(|o| o.result != "Verified");
+    let step = |step: &DeletionStep| {
+        let outcome = deletion.and_then(|d| d.steps.get(*step));
+        let ended = deletion.and_then(|d| d.finished_at(*step));
+        let skipped = outcome.is_some_and(|o| o.result != StepResult::Verified);
         let status = match ended {
             None => "pending",
             Some(_) if skipped => "skipped",
             Some(_) => "completed",
         };
         WireStep {
-            id: id.to_owned(),
-            name: name.to_owned(),
+            id: step.id().to_owned(),
+            name: step.title().to_owned(),
             status: status.to_owned(),
             error: None,
             started_at: None,
             completed_at: ended.map(|t| t.0.as_millisecond()),
         }
     };
-    STEPS.into_iter().map(step).collect()
+    DeletionStep::ALL.iter().map(step).collect()
 }

@@ -4,6 +4,7 @@
 use computer_operator::archive::{Summary, Verification};
 use computer_operator::computer::action::{Action, Effect, Fact, Object, Subject};
 use computer_operator::computer::view::{View, has_finalizer};
+use computer_operator::resources::steps::{DeletionStep, Sequence};
 use computer_operator::resources::{Computer, ComputerRecord, CredentialState};
 use serde_json::Value;
 
@@ -82,10 +83,10 @@ fn save(core: &mut Core, mut record: ComputerRecord) -> Option<Effect> {
     let (before, after) = (&old.spec.state, &record.spec.state);
     let back = before.credential == CredentialState::Revoked && after.credential != CredentialState::Revoked;
     let forgot = before.deletion.as_ref().is_some_and(|b| {
-        after
-            .deletion
-            .as_ref()
-            .is_none_or(|a| b.steps.iter().any(|(k, v)| a.steps.get(k) != Some(v)) || (b.archive.is_some() && a.archive != b.archive))
+        after.deletion.as_ref().is_none_or(|a| {
+            DeletionStep::ALL.iter().any(|s| b.steps.get(*s).is_some_and(|v| a.steps.get(*s) != Some(v)))
+                || (b.archive.is_some() && a.archive != b.archive)
+        })
     });
     if back || forgot {
         core.breaks("S9: the record lost a fact");

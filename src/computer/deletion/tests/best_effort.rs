@@ -7,9 +7,13 @@ use serde_json::json;
 use super::disturbed::{archive_pod, pass};
 use super::world::{World, from};
 use crate::archive::Verification;
+use crate::computer::action::Action;
+use crate::computer::apply::Error;
 use crate::computer::plan::plan;
 use crate::computer::report::{Next, Plan};
 use crate::computer::view::View;
+use crate::resources::reasons::Reason;
+use crate::resources::steps::{DeletionStep, StepResult};
 use crate::resources::*;
 
 /// S9: the step was left out when its deadline had passed; that its volume is gone now is no reason to wait once more.
@@ -20,7 +24,7 @@ fn best_effort_gives_up_once() {
     let begun = world.now;
     for _ in 0..600 {
         if let Some(blocker) = pass(&mut world).report.blocker {
-            assert_ne!(blocker.reason, "VolumeLost");
+            assert_ne!(blocker.reason, Reason::VolumeLost);
         }
     }
     assert!(world.computer.is_none(), "L1: {:?}", pass(&mut world).report);
@@ -53,7 +57,7 @@ fn planned(world: &mut World, mut change: impl FnMut(&mut View)) -> Plan {
 }
 
 fn given_up(world: &World) -> bool {
-    world.record.as_ref().unwrap().spec.state.deletion.as_ref().unwrap().steps.contains_key("archive-sessions")
+    world.record.as_ref().unwrap().spec.state.deletion.as_ref().unwrap().steps.get(DeletionStep::ArchiveSessions).is_some()
 }
 
 /// The operator was down for two hours, or a clock was set forward: by the record, the step has taken for longer than its deadline.
@@ -87,7 +91,7 @@ fn an_archive_that_is_whole_is_taken_and_not_given_up() {
     world.volume = None;
     world.manifest = true;
     let last = pass(&mut world);
-    assert_eq!(last.report.blocker.expect("blocked").reason, "VolumeLost");
+    assert_eq!(last.report.blocker.expect("blocked").reason, Reason::VolumeLost);
     world.waited = Duration::from_secs(9999);
     planned(&mut world, |_| ());
     let deletion = world.record.as_ref().unwrap().spec.state.deletion.clone().unwrap();
@@ -105,8 +109,8 @@ fn the_wait_survives_a_restart_and_is_confirmed_by_the_next_process() {
     assert!(waited == 3700 && !given_up(&world), "{waited}");
     planned(&mut world, own(60));
     assert!(given_up(&world));
-    let detail = world.record.unwrap().spec.state.deletion.unwrap().steps["archive-sessions"].detail.clone();
-    assert!(detail.contains("BestEffort, deadline passed: for 3600 s in all nothing worked on the archive"), "{detail}");
+    let detail = world.record.unwrap().spec.state.deletion.unwrap().steps.get(DeletionStep::ArchiveSessions).unwrap().detail.clone();
+    assert!(detail.contains("BestEffort, deadline exceeded: nothing worked on the archive for 3600 s in total"), "{detail}");
 }
 
 /// A store that is dead for good is given up, and so is an archive that is damaged there.
@@ -118,4 +122,80 @@ fn a_store_that_is_dead_is_given_up() {
         planned(&mut world, |view| view.archive = Some(verdict.clone()));
         assert!(given_up(&world), "{verdict:?}");
     }
+}
+
+/// A deletion whose archive pod is not there, and whose creation the API server refuses: a quota, or a missing right.
+fn refused() -> World {
+    let mut world = two_hours_later();
+    let attempt = archive_pod(&mut world).metadata.clone();
+    world.pods.remove(&(attempt.namespace.unwrap(), attempt.name.unwrap()));
+    world.refused = Some("creating Pod archive: exceeded quota: pods=0".to_owned());
+    world
+}
+
+/// The first request of a reconcile that changes a child or gives the sessions up, without performing it.
+fn next_change(world: &World) -> (Plan, Action) {
+    let gives_up = |action: &Action| match action {
+        Action::SaveRecord(r) => r.spec.state.deletion.as_ref().is_some_and(|d| d.steps.get(DeletionStep::ArchiveSessions).is_some()),
+        _ => false,
+    };
+    let (mut world, mut view) = (world.clone(), world.view(true));
+    loop {
+        let current = plan(&view);
+        match &current.next {
+            Next::Do(action) if action.changes_child() || gives_up(action) => {
+                let action = action.clone();
+                return (current, action);
+            }
+            Next::Do(action) => {
+                let effect = world.apply(action.clone());
+                view.absorb(effect);
+            }
+            next => panic!("{next:?}"),
+        }
+    }
+}
+
+/// Found by a reader: the wait was never counted while the next request was refused every time, so nothing was ever given up.
+#[test]
+fn a_request_that_is_always_refused_is_given_up() {
+    let mut world = refused();
+    assert!(next_change(&world).1.changes_child(), "it has not waited yet");
+    world.waited = Duration::from_secs(3600);
+    let (_, action) = next_change(&world);
+    let Action::SaveRecord(record) = action else { panic!("not given up: {action:?}") };
+    let deletion = record.spec.state.deletion.unwrap();
+    let outcome = deletion.steps.get(DeletionStep::ArchiveSessions).expect("S9: given up without a record");
+    assert_eq!(outcome.result, StepResult::Skipped);
+    assert!(outcome.detail.contains("exceeded quota"), "{}", outcome.detail);
+}
+
+/// The same request without a refusal is made: something else may have waited before.
+#[test]
+fn a_request_that_is_not_refused_is_made_first() {
+    let mut world = refused();
+    world.waited = Duration::from_secs(3600);
+    world.refused = None;
+    assert!(next_change(&world).1.changes_child());
+}
+
+/// Only the answer of an API server that works is a refusal. An outage, a timeout and a lost race give nothing up.
+#[test]
+fn an_outage_is_no_refusal() {
+    let world = refused();
+    let (planned, _) = next_change(&world);
+    let refused = |code: u16, reason: &str, message: &str| {
+        let status = json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message});
+        let source = kube::Error::Api(Box::new(from(status))).into();
+        crate::computer::failed::refused(&world.view(true), &planned, &Error::Call { what: "creating Pod archive".to_owned(), source })
+    };
+    for (code, reason) in [(403, "Forbidden"), (422, "Invalid")] {
+        assert!(refused(code, reason, "exceeded quota").is_some_and(|text| text.contains("exceeded quota")), "{code}");
+    }
+    for (code, reason) in [(401, "Unauthorized"), (409, "Conflict"), (429, "TooManyRequests"), (500, "InternalError"), (503, "")] {
+        assert_eq!(refused(code, reason, ""), None, "{code}");
+    }
+    let timeout = Error::Call { what: String::new(), source: crate::runtime::client::CallError::Timeout };
+    assert_eq!(crate::computer::failed::refused(&world.view(true), &planned, &timeout), None);
+    assert_eq!(crate::computer::failed::refused(&world.view(true), &planned, &Error::Store("down".to_owned())), None);
 }

@@ -8,6 +8,8 @@ use super::{Crash, run};
 use crate::computer::action::Action;
 use crate::computer::plan::plan;
 use crate::computer::report::{Next, Plan};
+use crate::resources::reasons::Reason;
+use crate::resources::steps::CurrentStep;
 use crate::resources::*;
 
 /// One pass, then the others' part.
@@ -201,7 +203,7 @@ fn a_released_computer_that_is_still_held_says_by_whom() {
         pass(&mut world);
     }
     let report = pass(&mut world).report;
-    assert_eq!(report.current.as_deref(), Some("release"));
+    assert_eq!(report.current.map(CurrentStep::id), Some("release"));
     assert!(report.blocker.is_some_and(|b| b.message.contains("theirs.example/keep")), "L2");
 }
 
@@ -251,7 +253,7 @@ fn a_file_that_cannot_be_read_blocks_until_it_is_given_up() {
     (pod.status, pod.metadata.creation_timestamp) = (from(locked), Some(now));
     for _ in 0..10 {
         let blocker = pass(&mut world).report.blocker.expect("it is blocked");
-        assert!(blocker.reason == "UnreadableFiles" && blocker.message.contains("unreadable-files"), "{blocker:?}");
+        assert!(blocker.reason == Reason::UnreadableFiles && blocker.message.contains("unreadable-files"), "{blocker:?}");
     }
     world.overrides = skip("unreadable-files");
     for _ in 0..3 {
@@ -287,7 +289,7 @@ fn an_archive_pod_that_does_not_start_is_told_about() {
         pass(&mut world);
     }
     let blocker = pass(&mut world).report.blocker.expect("L2");
-    assert!(blocker.reason == "ArchivePodWaiting" && blocker.message.contains("kubectl"), "{blocker:?}");
+    assert!(blocker.reason == Reason::ArchivePodWaiting && blocker.message.contains("kubectl"), "{blocker:?}");
 }
 
 /// Every volume takes a moment to be let go by its node: that is no alarm.
@@ -303,7 +305,7 @@ fn a_volume_that_is_just_being_detached_blocks_nothing_yet() {
     for _ in 0..5 {
         pass(&mut world);
     }
-    assert_eq!(pass(&mut world).report.blocker.map(|b| b.reason), Some("VolumeAttached"));
+    assert_eq!(pass(&mut world).report.blocker.map(|b| b.reason), Some(Reason::VolumeAttached));
     world.attached = false;
     for _ in 0..10 {
         pass(&mut world);

@@ -6,6 +6,7 @@ mod best_effort;
 mod disturbed;
 mod remembered;
 mod times;
+mod upgrade;
 mod volumes;
 mod world;
 
@@ -13,6 +14,7 @@ use serde_json::json;
 
 use crate::computer::plan::plan;
 use crate::computer::report::Next;
+use crate::resources::reasons::Reason;
 use crate::resources::*;
 use world::{HOME, UID, World, from};
 
@@ -180,7 +182,7 @@ fn a_foreign_finalizer_is_told_and_left_alone() {
         world.claims.extend(kept.map(|c| (claim.clone(), c)));
     }
     let blocker = last.expect("blocked");
-    assert!(blocker.reason == "ClaimHeld" && blocker.message.contains("theirs.example/keep"), "{blocker:?}");
+    assert!(blocker.reason == Reason::ClaimHeld && blocker.message.contains("theirs.example/keep"), "{blocker:?}");
 }
 
 /// S1: deleted in the moment between the binding of its volume and the record of it.

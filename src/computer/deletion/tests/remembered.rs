@@ -1,5 +1,7 @@
 //! What a process remembers between two passes, and decisions that are withdrawn meanwhile.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use serde_json::json;
 
@@ -8,6 +10,8 @@ use super::world::{World, from};
 use crate::computer::action::Action;
 use crate::computer::plan::plan;
 use crate::computer::report::{Next, Report};
+use crate::resources::reasons::Reason;
+use crate::resources::steps::{DeletionStep, StepResult};
 use crate::resources::*;
 
 /// S1: a step is remembered only on the very version of the record on which it was finished: a pod that another leader has put on
@@ -17,8 +21,8 @@ fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
     let latest = crate::computer::memory::Latest::default();
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
-    let steps =
-        vec![SubjectOutcome { result: "Verified".to_owned(), detail: String::new(), at: MicroTime(world.time()), unknown: Unknown::new() }];
+    let outcome = StepOutcome { result: StepResult::Verified, detail: String::new(), at: MicroTime(world.time()), unknown: Unknown::new() };
+    let steps = BTreeMap::from([(DeletionStep::RevokeCredentials, outcome)]);
     let report = Report { phase: Some(Phase::Deleting), passed: steps.clone(), ..Report::default() };
     latest.note_passed(&world.view(true), &report);
     latest.note_passed(&world.view(true), &Report::default());
@@ -29,7 +33,7 @@ fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
     };
     assert_eq!(seen(&world), steps, "a request for nothing");
     world.record.as_mut().unwrap().metadata.resource_version = Some("2".to_owned());
-    assert_eq!(seen(&world), []);
+    assert!(seen(&world).is_empty());
 }
 
 /// S1, S11: the save that was to put the decision on record failed, the override was withdrawn, then the API server was back.
@@ -41,7 +45,7 @@ fn an_override_that_is_withdrawn_before_it_is_on_record_destroys_nothing() {
     world.no_archive = true;
     world.overrides = skip("archive-sessions");
     let decides = |action: &Action| match action {
-        Action::SaveRecord(r) => r.spec.state.deletion.as_ref().is_some_and(|d| d.steps.contains_key("archive-sessions")),
+        Action::SaveRecord(r) => r.spec.state.deletion.as_ref().is_some_and(|d| d.steps.get(DeletionStep::ArchiveSessions).is_some()),
         _ => false,
     };
     let mut withdrawn = 0;
@@ -122,7 +126,7 @@ fn a_look_at_the_archive_is_told_only_when_it_takes_long() {
     assert!(report.checking && report.blocker.is_none(), "{report:?}");
     world.now += 2 * 3600;
     let report = looking(&world);
-    assert!(report.checking && report.blocker.is_some_and(|b| b.reason == "ArchiveOverdue"), "L2");
+    assert!(report.checking && report.blocker.is_some_and(|b| b.reason == Reason::ArchiveOverdue), "L2");
 }
 
 /// S5: an admin has bound the volume to another claim in advance, by name only, as one does.
@@ -137,7 +141,7 @@ fn a_volume_that_is_given_away_by_name_keeps_its_policy() {
     for _ in 0..10 {
         pass(&mut world);
     }
-    assert_eq!(pass(&mut world).report.blocker.map(|b| b.reason), Some("VolumeTaken"));
+    assert_eq!(pass(&mut world).report.blocker.map(|b| b.reason), Some(Reason::VolumeTaken));
     let spec = world.volume.expect("S5: it is gone").spec.unwrap();
     assert_eq!(spec.persistent_volume_reclaim_policy.as_deref(), Some("Retain"), "S5");
 }
@@ -176,5 +180,5 @@ fn an_archive_that_has_failed_is_blocked_until_an_attempt_succeeds() {
     world.pods.insert((namespace, second.clone()), pod);
     world.record.as_mut().unwrap().spec.state.deletion.as_mut().unwrap().custody.as_mut().unwrap().attempt = 2;
     let blocker = pass(&mut world).report.blocker.expect("L2");
-    assert!(blocker.reason == "ArchiveFailed" && blocker.message.contains(&second), "{blocker:?}");
+    assert!(blocker.reason == Reason::ArchiveFailed && blocker.message.contains(&second), "{blocker:?}");
 }

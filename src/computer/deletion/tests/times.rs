@@ -11,6 +11,7 @@ use crate::computer::action::{Action, Effect, Fact, Subject};
 use crate::computer::memory::Latest;
 use crate::computer::plan::plan;
 use crate::computer::report::{Next, Plan};
+use crate::resources::reasons::Reason;
 use crate::resources::*;
 
 fn time(value: &Value) -> Timestamp {
@@ -77,7 +78,7 @@ fn a_step_that_was_blocked_for_long_leaves_the_next_one_its_time() {
     for _ in 0..30 {
         let before = world.volume.clone();
         let blocker = pass(&mut world).report.blocker;
-        assert_ne!(blocker.as_ref().map(|b| b.reason), Some("VolumeNotDeleted"), "{blocker:?}");
+        assert_ne!(blocker.as_ref().map(|b| b.reason), Some(Reason::VolumeNotDeleted), "{blocker:?}");
         // Its provisioner takes a while.
         if let Some(mut volume) = before.filter(|_| world.volume.is_none() && lingers > 0) {
             volume.spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".to_owned());
@@ -102,7 +103,7 @@ fn a_pod_that_stopped_late_leaves_the_volume_its_time() {
     world.node_lost = false;
     for _ in 0..30 {
         let blocker = pass(&mut world).report.blocker;
-        assert!(blocker.as_ref().is_none_or(|b| b.reason != "VolumeNotDeleted"), "{blocker:?}");
+        assert!(blocker.as_ref().is_none_or(|b| b.reason != Reason::VolumeNotDeleted), "{blocker:?}");
     }
     assert!(world.computer.is_none(), "L1");
 }

@@ -11,6 +11,8 @@ use crate::computer::memory::Latest;
 use crate::computer::plan::plan;
 use crate::computer::report::{Next, Plan};
 use crate::computer::view::View;
+use crate::resources::reasons::Reason;
+use crate::resources::steps::CurrentStep;
 use crate::resources::*;
 
 /// Performs what is planned, until the plan waits; everything that was performed, and the last plan.
@@ -78,7 +80,7 @@ fn the_claim_of_a_volume_that_is_being_deleted_is_left_alone_and_reported() {
     let (actions, last) = performed(&mut world, &mut stale.clone());
     assert!(!actions.iter().any(deletes_claim), "S1: {actions:?}");
     let blocker = last.report.blocker.expect("L2");
-    assert!(blocker.reason == "VolumeBeingDeleted" && blocker.message.contains("skips archive-sessions"), "{blocker:?}");
+    assert!(blocker.reason == Reason::VolumeBeingDeleted && blocker.message.contains("skips archive-sessions"), "{blocker:?}");
     let (actions, _) = performed(&mut world, &mut View { overrides: skip("archive-sessions"), ..stale });
     assert!(actions.iter().any(deletes_claim), "S11: an admin has decided");
 }
@@ -164,7 +166,7 @@ fn a_custody_claim_that_is_never_bound_is_reported() {
         }
     }
     let blocker = blocker.expect("L2");
-    assert!(blocker.reason == "CustodyNotBound" && blocker.message.contains("kubectl describe pv"), "{blocker:?}");
+    assert!(blocker.reason == Reason::CustodyNotBound && blocker.message.contains("kubectl describe pv"), "{blocker:?}");
 }
 
 /// A deletion whose archive is verified, at the step `delete-volumes`.
@@ -210,7 +212,10 @@ fn a_deleted_archive_pod_whose_node_is_lost_is_removed() {
     pod.metadata.finalizers = Some(vec!["theirs.example/keep".into()]);
     let mut view = world.view(true);
     view.facts.extend([pod_fact(&pod)]);
-    assert!(plan(&view).report.blocker.is_some_and(|b| b.reason == "ArchivePodHeld" && b.message.contains("theirs.example/keep")), "L2");
+    assert!(
+        plan(&view).report.blocker.is_some_and(|b| b.reason == Reason::ArchivePodHeld && b.message.contains("theirs.example/keep")),
+        "L2"
+    );
 }
 
 /// An archive pod that still counts as running when its archive is verified would take its grace period to be deleted; its end is on its way.
@@ -252,7 +257,7 @@ fn a_custody_claim_that_does_not_go_is_reported() {
             last = pass(&mut world).report.blocker;
         }
         let blocker = last.expect("L2: it waits for ever and says nothing");
-        assert!(blocker.reason == "ClaimHeld" && blocker.message.contains(named), "{blocker:?}");
+        assert!(blocker.reason == Reason::ClaimHeld && blocker.message.contains(named), "{blocker:?}");
     }
 }
 
@@ -277,7 +282,7 @@ fn a_claim_that_is_not_let_go_is_reported_and_not_asked_about_without_end() {
     }
     let last = last.unwrap();
     assert_eq!(last.next, Next::Wait(std::time::Duration::from_secs(15)));
-    assert!(last.report.blocker.is_some_and(|b| b.reason == "ClaimHeld"), "L2");
+    assert!(last.report.blocker.is_some_and(|b| b.reason == Reason::ClaimHeld), "L2");
 }
 
 /// L1: the process ended after it had created the archive pod and before that was on record. The attachment is the archive pod's.
@@ -292,7 +297,7 @@ fn the_attachment_of_the_archive_pod_holds_nothing_up() {
     world.attached = true;
     for _ in 0..6 {
         let report = pass(&mut world).report;
-        assert_eq!(report.current.as_deref(), Some("archive-sessions"), "L1: {report:?}");
+        assert_eq!(report.current.map(CurrentStep::id), Some("archive-sessions"), "L1: {report:?}");
     }
 }
 
@@ -320,7 +325,7 @@ fn a_volume_with_the_mark_of_another_computer_is_reported() {
     world.record.as_mut().unwrap().spec.state.children.volume = None;
     world.volume.as_mut().unwrap().metadata.labels.as_mut().unwrap().insert(UID_LABEL.into(), "another".into());
     let blocker = pass(&mut world).report.blocker.expect("L2");
-    assert!(blocker.reason == "VolumeMarked" && blocker.message.contains("another"), "{blocker:?}");
+    assert!(blocker.reason == Reason::VolumeMarked && blocker.message.contains("another"), "{blocker:?}");
 }
 
 /// S1: a class may name a grace period of any length.
@@ -349,7 +354,7 @@ fn a_pod_that_its_kubelet_has_not_ended_waits_for_its_node() {
         pass(&mut world);
     }
     let blocker = pass(&mut world).report.blocker.expect("S1: it counts as stopped");
-    assert_eq!(blocker.reason, "NodeUnreachable");
+    assert_eq!(blocker.reason, Reason::NodeUnreachable);
     // The kubelet is back: it kills what it does not know.
     world.node_lost = false;
     for _ in 0..30 {

@@ -52,6 +52,8 @@ pub(super) struct World {
     pub(super) late_secret: Option<(String, String)>,
     /// How long the deletion has waited while nothing worked on its archive.
     pub(super) waited: Duration,
+    /// What the API server answered when it refused the last request.
+    pub(super) refused: Option<String>,
     /// The volume is attached to the machine's node.
     pub(super) attached: bool,
 }
@@ -93,6 +95,7 @@ impl World {
             node_lost: false,
             attached: false,
             waited: Duration::ZERO,
+            refused: None,
             late_secret: None,
         }
     }
@@ -115,12 +118,12 @@ impl World {
             overrides: self.overrides.clone(),
             facts: BTreeMap::new(),
             learned: BTreeSet::new(),
-            waited: Waited { total: self.waited, here: self.waited },
+            waited: Waited { total: self.waited, here: self.waited, refused: self.refused.clone() },
             archive: None,
             receipt: None,
             finalizer_confirmed: false,
-            passed: Vec::new(),
-            times: Vec::new(),
+            passed: BTreeMap::new(),
+            times: BTreeMap::new(),
             settings: Settings { namespace: OWN.into(), ..Settings::default() },
             fresh: Fresh { suffix: "s".into(), key: [0; 32] },
             now: self.time(),

@@ -12,6 +12,7 @@ use crate::computer::action::Action;
 use crate::computer::plan::plan;
 use crate::computer::report::Next;
 use crate::computer::view::ClassState;
+use crate::resources::reasons::Reason;
 use crate::resources::*;
 
 #[test]
@@ -138,7 +139,7 @@ fn a_claim_deleted_by_hand_is_made_again_around_the_same_volume() {
     let (claim, pod) = (world.claims.keys().next().unwrap().clone(), world.pods.keys().next().unwrap().clone());
     world.claims.get_mut(&claim).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
     let told = world.settle(None);
-    assert_eq!(told.report.blocker.map(|b| b.reason), Some("HomeClaimDeleted"));
+    assert_eq!(told.report.blocker.map(|b| b.reason), Some(Reason::HomeClaimDeleted));
     world.pods.get_mut(&pod).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
     assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
     assert!(!world.claims.contains_key(&claim) && world.claims.len() == 1);
@@ -175,7 +176,7 @@ fn a_pod_that_the_garbage_collector_has_ended_is_replaced_unless_its_node_may_st
         world.now += grace + 61;
         let current = next(&mut world);
         if lost {
-            assert_eq!(current.report.blocker.expect("L2").reason, "NodeUnreachable");
+            assert_eq!(current.report.blocker.expect("L2").reason, Reason::NodeUnreachable);
         } else {
             let Next::Do(Action::SaveRecord(record)) = current.next else { panic!("{:?}", current.next) };
             assert!(record.spec.state.children.pods[0].stopped_at.is_some());
@@ -273,8 +274,8 @@ fn a_computer_whose_record_was_lost_does_not_claim_to_be_ready() {
         let children = world.record.take().unwrap().spec.state.children;
         world.computer.status = from(json!({"children": children}));
         let end = world.settle(None);
-        assert_eq!(end.report.blocker.map(|b| b.reason), Some("KeyLost"));
-        assert!(end.report.ready.is_some_and(|(ready, ..)| !ready));
+        assert_eq!(end.report.blocker.map(|b| b.reason), Some(Reason::KeyLost));
+        assert!(end.report.ready.is_some_and(|ready| !ready.status));
     }
 }
 
@@ -287,7 +288,7 @@ fn a_class_that_nobody_has_checked_is_told_about() {
     view.finalizer_confirmed = true;
     let ClassState::Found(class) = &mut view.class else { panic!("a class") };
     class.status = None;
-    for (created, reason) in [("2027-01-15T07:59:50Z", None), ("2027-01-15T07:00:00Z", Some("ClassNotChecked"))] {
+    for (created, reason) in [("2027-01-15T07:59:50Z", None), ("2027-01-15T07:00:00Z", Some(Reason::ClassNotChecked))] {
         let ClassState::Found(class) = &mut view.class else { panic!("a class") };
         class.metadata.creation_timestamp = from(json!(created));
         assert_eq!(plan(&view).report.blocker.map(|b| b.reason), reason);
@@ -337,5 +338,5 @@ fn a_volume_with_the_mark_of_another_computer_is_reported() {
     (record.spec.state.children.volume, record.spec.state.credential) = (None, CredentialState::Pending);
     world.volume.as_mut().unwrap().metadata.labels.as_mut().unwrap().insert(UID_LABEL.into(), "another".into());
     let blocker = world.settle(None).report.blocker.expect("L2");
-    assert!(blocker.reason == "VolumeMarked" && blocker.message.contains("another"), "{blocker:?}");
+    assert!(blocker.reason == Reason::VolumeMarked && blocker.message.contains("another"), "{blocker:?}");
 }

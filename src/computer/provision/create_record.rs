@@ -1,16 +1,18 @@
-//! Finalizer and record, before anything else exists (DESIGN.md 4.1, 4.2). The finalizer counts only after a live read has shown it:
-//! the API server can let a DELETE win against a concurrent "add finalizer" (kubernetes#129584).
+//! Step `create-record`: finalizer and record, before anything else exists (DESIGN.md 4.1, 4.2). The finalizer counts only after a live
+//! read has shown it: the API server can let a DELETE win against a concurrent "add finalizer" (kubernetes#129584).
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
 
-use super::State;
+use super::RETRY_SECONDS;
 use crate::computer::action::Action;
 use crate::computer::children::Child;
-use crate::computer::machine_pod;
+use crate::computer::step::State;
 use crate::computer::view::{ClassState, View, has_finalizer};
+use crate::computer::{machine_pod, new_record};
 use crate::credentials::{ComputerId, Key};
 use crate::resources::conditions::types;
+use crate::resources::reasons::Reason;
 use crate::resources::{
     Children, Computer, ComputerClass, ComputerRecordSpec, PodRecord, Provider, RecordState, Snapshot, Unknown, quantity,
 };
@@ -20,13 +22,13 @@ pub(super) fn step(view: &View, computer: &Computer) -> State {
         return State::act(Action::AddFinalizer);
     }
     if view.record.is_some() {
-        return State::Done;
+        return State::done();
     }
     if !view.finalizer_confirmed {
         return State::act(Action::ReadComputer);
     }
     if computer.status.as_ref().is_some_and(|s| s.children.is_some()) {
-        return State::act(Action::CreateRecord(Box::new(crate::computer::new_record::recover(view))));
+        return State::act(Action::CreateRecord(Box::new(new_record::recover(view))));
     }
     if computer.spec.provider == Provider::BYOM {
         return create(view, computer, None);
@@ -37,67 +39,70 @@ pub(super) fn step(view: &View, computer: &Computer) -> State {
     }
 }
 
-/// Seconds that the check of a new class may take before it is told about.
+/// Seconds that the check of a new class may take before that is shown.
 const CLASS_SECONDS: i64 = 30;
 
-/// The class, if a computer can be made from it.
+fn blocked(reason: Reason, message: String) -> State {
+    State::blocked(reason, message, RETRY_SECONDS)
+}
+
+/// The class, if a computer can be created from it.
 fn usable<'a>(view: &'a View, computer: &Computer) -> Result<&'a ComputerClass, State> {
     let class = match &view.class {
         ClassState::Found(class) => class,
         ClassState::Missing => {
             let message = match &computer.spec.class_name {
-                Some(name) => format!("ComputerClass {name} does not exist: `kubectl get computerclasses` lists what there is (the ClusterRole of the chart that ends in `-classes` lets you), and without className the default class is taken"),
-                None => "spec.className is not set and no ComputerClass is the default: ask an admin to annotate one with computer-operator.dev/is-default-class=true".to_owned(),
+                Some(name) => format!(
+                    "ComputerClass {name} does not exist. List the classes with `kubectl get computerclasses` (needs the ClusterRole of the chart                      that ends in `-classes`), or omit spec.className to use the default class"
+                ),
+                None => "spec.className is not set and no ComputerClass is the default. Ask an admin to annotate one with \
+                         computer-operator.dev/is-default-class=true"
+                    .to_owned(),
             };
-            return Err(State::blocked("ClassNotFound", message));
+            return Err(blocked(Reason::ClassNotFound, message));
         }
         ClassState::Ambiguous(names) => {
-            return Err(State::blocked(
-                "AmbiguousDefaultClass",
-                format!("more than one ComputerClass is the default: {}. Name one in spec.className", names.join(", ")),
-            ));
+            let message = format!("more than one ComputerClass is the default: {}. Name one in spec.className", names.join(", "));
+            return Err(blocked(Reason::AmbiguousDefaultClass, message));
         }
     };
+    let name = class.name_any();
     let conditions = class.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     match conditions.iter().find(|c| c.type_ == types::ACCEPTED) {
         Some(c) if c.status == "True" => {}
-        Some(c) => {
-            return Err(State::blocked("ClassNotAccepted", format!("ComputerClass {} cannot be used: {}", class.name_any(), c.message)));
-        }
+        Some(c) => return Err(blocked(Reason::ClassNotAccepted, format!("ComputerClass {name} cannot be used: {}", c.message))),
         None if class.metadata.creation_timestamp.as_ref().is_none_or(|at| view.now.duration_since(at.0).as_secs() < CLASS_SECONDS) => {
             return Err(State::wait(5));
         }
         None => {
-            return Err(State::blocked(
-                "ClassNotChecked",
-                format!("ComputerClass {} could not be checked yet: the operator's log says why", class.name_any()),
-            ));
+            let message = format!("ComputerClass {name} has not been checked yet. See the operator's log");
+            return Err(blocked(Reason::ClassNotChecked, message));
         }
     }
     let wanted = size(computer, class);
     match &class.spec.limits.max_storage {
-        Some(most) if bytes(&wanted) > bytes(most) => Err(State::blocked(
-            "StorageTooLarge",
-            format!(
-                "spec.storage.size {} is more than the class allows ({}): delete this Computer and create a smaller one",
+        Some(most) if bytes(&wanted) > bytes(most) => {
+            let message = format!(
+                "spec.storage.size {} is more than the class allows ({}). Delete this Computer and create one with a smaller volume",
                 wanted.0, most.0
-            ),
-        )),
+            );
+            Err(blocked(Reason::StorageTooLarge, message))
+        }
         _ => Ok(class),
     }
 }
 
-/// Size of the home volume: the computer's word, else the class's.
+/// Size of the home volume: the computer's, else the class's.
 pub(super) fn size(computer: &Computer, class: &ComputerClass) -> Quantity {
     computer.spec.storage.as_ref().map_or_else(|| class.spec.storage.size.clone(), |s| s.size.clone())
 }
 
-/// A quantity in bytes; one that is none counts as infinite, so that it is refused where there is a bound.
+/// A quantity in bytes. One that cannot be parsed counts as infinite, so that it is refused where there is a bound.
 fn bytes(size: &Quantity) -> f64 {
     quantity::value(size).unwrap_or(f64::INFINITY)
 }
 
-/// The record: names of all children that will ever be made, before the first of them (S5).
+/// The record: the names of all children, before the first of them is created (S5).
 fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> State {
     let suffix = &view.fresh.suffix;
     let claim = Child::Home.name(suffix);
@@ -105,7 +110,7 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
         match class.map(|c| machine_pod::desired(c, &computer.spec, &claim).map(|p| machine_pod::snapshot(c, &computer.spec, &p))) {
             None => Snapshot::default(),
             Some(Ok(snapshot)) => snapshot,
-            Some(Err(why)) => return State::blocked("ClassNotAccepted", why),
+            Some(Err(why)) => return blocked(Reason::ClassNotAccepted, why),
         };
     let managed = class.is_some();
     let children = Children {
@@ -128,10 +133,10 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
         state,
         unknown: Unknown::new(),
     };
-    State::act(Action::CreateRecord(Box::new(crate::computer::new_record::new(view, spec))))
+    State::act(Action::CreateRecord(Box::new(new_record::new(view, spec))))
 }
 
-/// The key that this pass would issue.
+/// The key that this reconcile would issue.
 pub(super) fn fresh_key(view: &View) -> Key {
     let computer = ComputerId { namespace: view.namespace.clone(), name: view.name.clone(), uid: view.uid.clone() };
     Key::new(computer, view.fresh.key)

@@ -1,25 +1,22 @@
-//! Machines that end by themselves again and again: a command that exits, a node that rejects every pod. The pause before the next pod
-//! doubles from 10 s to 5 min, and the condition says so; without that, each such computer costs some ten writes every 12 s for ever
-//! (L3, L6).
-
-use std::time::Duration;
+//! Pods that terminate by themselves again and again: a command that exits, a node that rejects every pod. The pause before the next pod
+//! doubles from 10 s to 5 min, and the condition says so. Without that, each such computer would cost ten writes every 12 s (L3, L6).
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::State;
-use crate::computer::report::Blocker;
+use crate::computer::step::State;
 use crate::resources::conditions::truncate;
+use crate::resources::reasons::Reason;
 use crate::resources::{CrashLoop, PodRecord, Unknown};
 
 /// Seconds between two pods of one computer.
 const FIRST_SECONDS: i64 = 10;
 /// The longest pause.
 const LONGEST_SECONDS: i64 = 300;
-/// A pod that lived for longer than this begins a new count.
+/// A pod that ran for longer than this starts a new count.
 const EARLY_SECONDS: i64 = 600;
-/// Pods in a row from which on it is shown.
+/// So many pods in a row are shown as a crash loop.
 const SHOWN: i32 = 3;
 /// Longest text of a cause.
 const CAUSE: usize = 256;
@@ -30,7 +27,7 @@ pub(super) fn counted(before: Option<&CrashLoop>, pod: &Pod) -> Option<CrashLoop
     Some(CrashLoop { pods: before.map_or(0, |b| b.pods).saturating_add(1), last, unknown: Unknown::new() })
 }
 
-/// Why a pod ended, if that was early and by itself: before anybody asked for its deletion.
+/// Why a pod ended, if that was early and by itself, before its deletion was requested.
 fn early_end(pod: &Pod) -> Option<String> {
     let meta = &pod.metadata;
     let asked = meta.deletion_timestamp.as_ref()?.0.as_second() - meta.deletion_grace_period_seconds.unwrap_or(0);
@@ -54,30 +51,27 @@ fn early_end(pod: &Pod) -> Option<String> {
     Some(truncate(&cause, CAUSE))
 }
 
-/// The pause before the next pod, as long as it lasts. `skipped`: a resumed computer does not wait.
+/// What is left of the pause before the next pod. `skipped`: a resumed computer does not wait.
 pub(super) fn pause(pods: &[PodRecord], crash_loop: Option<&CrashLoop>, now: Timestamp, skipped: bool) -> Option<State> {
     let ended = |p: &PodRecord| p.stopped_at.clone().max(p.vanished_at.clone());
-    // A time that is still to come was written by a clock that has been set back since: it says nothing about the pause.
+    // A time in the future was written by a clock that was set back since: it says nothing about the pause.
     let last: Time = pods.iter().filter_map(ended).filter(|at| at.0 <= now).max().filter(|_| !skipped)?;
     let wanted = seconds(crash_loop);
     let left = wanted - now.duration_since(last.0).as_secs();
     if left <= 0 {
         return None;
     }
-    let left = Duration::from_secs(u64::try_from(left.min(wanted)).unwrap_or(1));
+    let left = u64::try_from(left.min(wanted)).unwrap_or(1);
     Some(match crash_loop.filter(|c| c.pods >= SHOWN) {
-        Some(CrashLoop { pods, last, .. }) => State::Blocked(
-            Blocker {
-                reason: "CrashLoop",
-                message: format!(
-                    "the last {pods} pods of this computer ended by themselves soon after they were created, the last one because {last}. The \
-                     next one is created {wanted} s after that. Fix the command, image or resources of its ComputerClass; to retry at once, \
-                     set spec.suspended to true and, once it is Suspended, to false"
-                ),
-            },
-            left,
-        ),
-        None => State::Wait(left),
+        Some(CrashLoop { pods, last, .. }) => {
+            let message = format!(
+                "the last {pods} pods of this computer terminated by themselves soon after they were created, the last one because {last}. The next \
+                 one is created {wanted} s after that. Fix the command, image or resources of its ComputerClass; to retry at once, set \
+                 spec.suspended to true and, once it is Suspended, to false"
+            );
+            State::blocked(Reason::CrashLoop, message, left)
+        }
+        None => State::wait(left),
     })
 }
 
@@ -89,6 +83,8 @@ fn seconds(crash_loop: Option<&CrashLoop>) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
@@ -112,9 +108,9 @@ mod tests {
         assert_eq!((first.pods, first.last.as_str()), (1, "container m exited with code 3 (Error)"));
         assert_eq!(counted(Some(&first), &pod("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z", None)).unwrap().pods, 2, "rejected");
         let deleted = pod("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z", Some("2026-01-01T00:00:12Z"));
-        assert_eq!(counted(Some(&first), &deleted), None, "somebody deleted it while it ran");
+        assert_eq!(counted(Some(&first), &deleted), None, "it was deleted while it was running");
         let old = pod("2026-01-01T00:00:00Z", "2026-01-01T00:20:00Z", Some("2026-01-01T00:19:59Z"));
-        assert_eq!(counted(Some(&first), &old), None, "it ran for long");
+        assert_eq!(counted(Some(&first), &old), None, "it ran for a long time");
     }
 
     #[test]
@@ -127,7 +123,7 @@ mod tests {
         let left = |n, now| pause(&pods, Some(&crash_loop(n)), at(now), false);
         assert_eq!(left(1, 4), Some(State::Wait(Duration::from_secs(6))));
         assert_eq!((left(1, 10), left(1, -86_400)), (None, None));
-        assert!(matches!(left(3, 10), Some(State::Blocked(b, wait)) if b.reason == "CrashLoop" && wait == Duration::from_secs(30)));
+        assert!(matches!(left(3, 10), Some(State::Blocked(b, wait)) if b.reason == Reason::CrashLoop && wait == Duration::from_secs(30)));
         assert_eq!(pause(&pods, Some(&crash_loop(3)), at(1), true), None, "a computer that is resumed need not wait");
     }
 }

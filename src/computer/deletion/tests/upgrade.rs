@@ -1,0 +1,66 @@
+//! Deletions that an older version of the operator started.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::world::{HOME, MACHINE, OWN, UID, World, from};
+use super::{Crash, run};
+use crate::computer::action::Action;
+use crate::computer::plan::plan;
+use crate::computer::report::Next;
+use crate::resources::steps::{DeletionStep, Sequence};
+use crate::resources::*;
+
+/// The record as b296e59 had written it when this many steps were finished, and a cluster to go with it.
+fn stored(finished: usize, mut state: Value) -> World {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let record = world.record.as_ref().unwrap();
+    state["children"] = serde_json::to_value(&record.spec.state.children).unwrap();
+    world.record = Some(from(json!({"metadata": {"name": UID, "namespace": OWN}, "spec": {"namespace": "t", "computer": "c",
+        "snapshot": {"archive": {"policy": "Required", "unreadableFiles": "Record", "onNamespaceDeletion": "Wait"},
+            "deadlines": {"stopPodsSeconds": 600, "archiveSessionsSeconds": 3600, "deleteVolumesSeconds": 600}},
+        "state": state}})));
+    if finished >= 1 {
+        world.secret = None;
+    }
+    if finished >= 2 {
+        world.pods.remove(&("t".to_owned(), MACHINE.to_owned()));
+        world.claims.remove(&("t".to_owned(), HOME.to_owned()));
+    }
+    world.manifest = finished >= 3;
+    if finished >= 4 {
+        world.volume = None;
+    }
+    world
+}
+
+/// An upgrade with a deletion in each step: it is finished, and what the old version has recorded stays.
+#[test]
+fn a_deletion_that_b296e59_started_is_finished() {
+    for finished in 0..DeletionStep::ALL.len() {
+        let old = crate::resources::spelling_tests::record_of_b296e59(finished);
+        let (end, _) = run(stored(finished, old.clone()), Crash::Never, true);
+        let record = serde_json::to_value(&end.record.unwrap().spec.state.deletion).unwrap();
+        assert!(end.manifest && end.volume.is_none() && end.secret.is_none(), "{finished}: {record}");
+        let receipt: Value = serde_json::from_slice(&end.receipt.unwrap()).unwrap();
+        assert_eq!(receipt["steps"].as_array().unwrap().len(), DeletionStep::ALL.len() - 1, "{finished}: {receipt}");
+        for (id, outcome) in old["deletion"]["steps"].as_object().unwrap() {
+            let at = |value: &Value| from::<Timestamp>(value["at"].clone());
+            let now = &record["steps"][id];
+            assert_eq!((&now["result"], at(now)), (&outcome["result"], at(outcome)), "{finished}: {id}");
+        }
+    }
+}
+
+/// A deletion in progress keeps the start of its step: an upgrade gives no step its deadline again.
+#[test]
+fn an_upgrade_does_not_restart_the_deadline_of_a_step() {
+    let world = stored(3, crate::resources::spelling_tests::record_of_b296e59(3));
+    let view = world.view(true);
+    let started = |plan: &crate::computer::report::Plan| plan.report.deletion[3].started_at.clone().unwrap();
+    let current = plan(&view);
+    assert_eq!(started(&current).0.as_second(), 1_795_773_607);
+    if let Next::Do(Action::SaveRecord(record)) = current.next {
+        assert!(record.spec.state.deletion.unwrap().started.get(DeletionStep::DeleteVolumes).is_some());
+    }
+}

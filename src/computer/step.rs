@@ -1,0 +1,172 @@
+//! The engine that creation and deletion share: what a step may answer, the walk over a sequence of steps, and how a step is reported.
+//!
+//! A step is a pure function of what was observed. It makes no request itself: it returns the next one. Nothing here knows a particular
+//! step.
+
+use std::time::Duration;
+
+use super::action::{Action, Subject};
+use super::report::{Blocker, Next};
+use super::view::View;
+use crate::resources::reasons::Reason;
+use crate::resources::steps::{Sequence, StepResult};
+use crate::resources::{ComputerRecord, Step, StepStatus};
+
+/// What a finished step came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// How it came out.
+    pub result: StepResult,
+    /// What was verified, or why the step was not needed or skipped.
+    pub detail: String,
+}
+
+/// What a step answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    /// The step is finished; the next one may start.
+    Done(Finished),
+    /// The next request.
+    Do(Box<Action>),
+    /// Wait for a running archive check; `Some` once it is overdue.
+    Checking(Option<Blocker>),
+    /// Wait for something that happens by itself.
+    Wait(Duration),
+    /// Wait for something that does not happen by itself.
+    Blocked(Blocker, Duration),
+}
+
+impl State {
+    /// A request.
+    pub fn act(action: Action) -> Self {
+        Self::Do(Box::new(action))
+    }
+
+    /// A live read.
+    pub fn read(subject: Subject) -> Self {
+        Self::act(Action::Read(subject))
+    }
+
+    /// A save of the record with a change.
+    pub fn save(record: &ComputerRecord, change: impl FnOnce(&mut ComputerRecord)) -> Self {
+        let mut record = record.clone();
+        change(&mut record);
+        Self::act(Action::SaveRecord(Box::new(record)))
+    }
+
+    /// A wait of this many seconds.
+    pub fn wait(seconds: u64) -> Self {
+        Self::Wait(Duration::from_secs(seconds))
+    }
+
+    /// A wait for what is left of a time.
+    pub fn wait_for(seconds_left: i64) -> Self {
+        Self::wait(u64::try_from(seconds_left).unwrap_or(1))
+    }
+
+    /// Blocked, and checked again after this many seconds.
+    pub fn blocked(reason: Reason, message: impl Into<String>, retry_seconds: u64) -> Self {
+        Self::Blocked(Blocker { reason, message: message.into() }, Duration::from_secs(retry_seconds))
+    }
+
+    /// Finished and verified.
+    pub fn verified(detail: impl Into<String>) -> Self {
+        Self::Done(Finished { result: StepResult::Verified, detail: detail.into() })
+    }
+
+    /// Finished: there is nothing to do for this computer.
+    pub fn not_applicable(detail: impl Into<String>) -> Self {
+        Self::Done(Finished { result: StepResult::NotApplicable, detail: detail.into() })
+    }
+
+    /// Finished: skipped.
+    pub fn skipped(detail: impl Into<String>) -> Self {
+        Self::Done(Finished { result: StepResult::Skipped, detail: detail.into() })
+    }
+
+    /// Finished, with nothing to say about it.
+    pub fn done() -> Self {
+        Self::verified("")
+    }
+
+    /// Whether the step is finished.
+    pub fn is_done(&self) -> bool {
+        matches!(self, Self::Done(_))
+    }
+
+    /// What comes next, and why that is no progress.
+    pub fn into_next(self) -> (Next, Option<Blocker>) {
+        match self {
+            Self::Done(_) => (Next::Settled, None),
+            Self::Do(action) => (Next::Do(*action), None),
+            Self::Checking(overdue) => (Next::Wait(Duration::from_secs(15)), overdue),
+            Self::Wait(after) => (Next::Wait(after), None),
+            Self::Blocked(blocker, after) => (Next::Wait(after), Some(blocker)),
+        }
+    }
+}
+
+/// What steps decide from: the view, its record, and what the steps before came to.
+pub struct Context<'a, S, C = ()> {
+    /// Everything that was observed.
+    pub view: &'a View,
+    /// The computer's record.
+    pub record: &'a ComputerRecord,
+    /// The Computer, where a plan cannot do without it.
+    pub computer: C,
+    finished: Vec<(S, Finished)>,
+}
+
+impl<'a, S: Sequence, C> Context<'a, S, C> {
+    /// No step is finished.
+    pub fn new(view: &'a View, record: &'a ComputerRecord, computer: C) -> Self {
+        Self { view, record, computer, finished: Vec::new() }
+    }
+
+    /// A save of the record with a change.
+    pub fn save(&self, change: impl FnOnce(&mut ComputerRecord)) -> State {
+        State::save(self.record, change)
+    }
+
+    /// Walks these steps in order, up to one that is not finished. `None`: all are.
+    pub fn walk(&mut self, steps: impl IntoIterator<Item = S>, run: impl Fn(&Self, S) -> State) -> Option<State> {
+        for step in steps {
+            match run(self, step) {
+                State::Done(finished) => self.finished.push((step, finished)),
+                state => return Some(state),
+            }
+        }
+        None
+    }
+
+    /// Forgets which steps are finished.
+    pub fn restart(&mut self) {
+        self.finished.clear();
+    }
+
+    /// The steps that are finished, in order.
+    pub fn finished(&self) -> &[(S, Finished)] {
+        &self.finished
+    }
+
+    /// What a step came to in this walk. `None`: it is not finished.
+    pub fn outcome(&self, step: S) -> Option<&Finished> {
+        self.finished.iter().find(|(of, _)| *of == step).map(|(_, finished)| finished)
+    }
+
+    /// The first step that is not finished.
+    pub fn current(&self) -> Option<S> {
+        S::ALL.iter().copied().find(|step| self.outcome(*step).is_none())
+    }
+}
+
+/// A step as users see it, without its times. `finished`: what it came to; `current`: it is the first one that is not finished.
+pub fn shown<S: Sequence>(step: S, finished: Option<&Finished>, current: bool, blocker: Option<&Blocker>) -> Step {
+    let blocker = blocker.filter(|_| current);
+    let (status, error) = match finished {
+        Some(finished) => (finished.result.status(), Some(&finished.detail).filter(|_| finished.result == StepResult::Skipped)),
+        None if blocker.is_some() => (StepStatus::Blocked, blocker.map(|b| &b.message)),
+        None => (if current { StepStatus::Running } else { StepStatus::Pending }, None),
+    };
+    Step { id: step.id().to_owned(), name: step.title().to_owned(), status, error: error.cloned(), ..Step::default() }
+}

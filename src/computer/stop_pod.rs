@@ -1,0 +1,149 @@
+//! Stopping a pod (DESIGN.md 4.4): wait until nothing in it can write, put that proof on record, remove our finalizer, and wait until the
+//! pod is gone. Creation and deletion share this; they choose when a pod is late and what an admin can do about a lost node.
+//!
+//! Nothing here ever takes a pod for stopped without proof, or removes a finalizer of another controller.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use super::action::{Action, Fact, Subject};
+use super::step::State;
+use super::stopped::{ORPHAN_KILL_SECONDS, Writers, answers, collected, overstays, remove_finalizer_patch, writers};
+use super::view::View;
+use crate::guards::{self, Guard};
+use crate::resources::reasons::Reason;
+use crate::resources::{ComputerRecord, POD_FINALIZER, PodRecord};
+
+/// Stops one recorded pod.
+pub struct Stop<'a> {
+    /// What was observed.
+    pub view: &'a View,
+    /// The computer's record.
+    pub record: &'a ComputerRecord,
+    /// The pod, as it is on record.
+    pub recorded: &'a PodRecord,
+    /// The pod should have stopped by now: that its containers are still running is shown.
+    pub late: bool,
+    /// An admin accepts that the pod may still write.
+    pub skipped: bool,
+    /// What to do if the node is permanently lost.
+    pub remedy: &'static str,
+}
+
+impl Stop<'_> {
+    /// The pod, to read or delete.
+    pub fn subject(&self) -> Subject {
+        Subject::pod(&self.record.spec.namespace, &self.recorded.name)
+    }
+
+    /// What to do about a pod that is being deleted. `also` changes the record together with the proof that the pod has stopped.
+    /// `keep` says why our finalizer must stay for now.
+    pub fn terminating(&self, pod: &Pod, also: impl FnOnce(&mut ComputerRecord), keep: impl FnOnce() -> Option<State>) -> State {
+        if let Some(state) = self.may_write(pod) {
+            return state;
+        }
+        if self.recorded.stopped_at.is_none() && !self.skipped {
+            // The proof comes first: it is lost with the pod.
+            let (uid, now) = (pod.metadata.uid.clone(), self.view.now);
+            return self.note(|p| (p.stopped_at, p.uid) = (Some(Time(now)), uid.clone()), also);
+        }
+        if let Some(patch) = remove_finalizer_patch(pod) {
+            return keep().unwrap_or_else(|| State::act(Action::Patch { subject: self.subject(), patch }));
+        }
+        if let Some(held) = foreign_finalizers(&pod.metadata, &[]) {
+            return State::blocked(Reason::PodHeld, format!("{} has stopped, but {held}", self.subject().describe()), 15);
+        }
+        if self.skipped || overstays(pod, self.recorded.stopped_at.as_ref(), self.view.now) {
+            return State::act(Action::Remove { subject: self.subject(), uid: pod.metadata.uid.clone().unwrap_or_default() });
+        }
+        State::wait(2)
+    }
+
+    /// Why a pod that is being deleted may still write. `None`: it cannot, or an admin accepts that.
+    fn may_write(&self, pod: &Pod) -> Option<State> {
+        let writers = writers(pod);
+        let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
+        if writers == Writers::Stopped {
+            return None;
+        }
+        // Its kubelet will report nothing more: the node decides, as for a pod that is gone.
+        if let Some(since) = collected(pod).filter(|_| !self.skipped) {
+            return self.node_may_write(node, since);
+        }
+        if self.skipped || !guards::on(Guard::WritersStopped) {
+            return None;
+        }
+        let subject = self.subject().describe();
+        let node = node.unwrap_or("no node");
+        let blocked =
+            |reason, why: &str| State::blocked(reason, format!("{subject} is terminating on node {node}, but {why}. {}", self.remedy), 15);
+        Some(match writers {
+            Writers::Unknown(why) => blocked(Reason::PodStateUnknown, &why),
+            _ if self.late => blocked(Reason::PodStillRunning, "its containers are still running"),
+            _ => State::wait(15),
+        })
+    }
+
+    /// What to do about a pod that is gone without proof that its containers stopped: its finalizer was stripped and it was deleted by
+    /// force. A live kubelet kills such containers; a node that is not ready may still run them. `None`: nothing of it can write.
+    pub fn vanished(&self) -> Option<State> {
+        // A time in the future was written by a clock that was set back since: it proves nothing.
+        match self.recorded.vanished_at.as_ref().filter(|at| at.0 <= self.view.now) {
+            None => Some(self.note_vanished()),
+            Some(since) => self.node_may_write(self.recorded.node.as_deref(), since.0),
+        }
+    }
+
+    /// Puts on record that the pod is gone without that proof.
+    pub fn note_vanished(&self) -> State {
+        let now = self.view.now;
+        self.note(|p| p.vanished_at = Some(Time(now)), |_| ())
+    }
+
+    /// A live kubelet kills the containers of a pod that is gone, or that the pod garbage collector has ended, within its grace period and a
+    /// little more; a node that is gone runs none. `None`: nothing of the pod can write.
+    fn node_may_write(&self, node: Option<&str>, since: Timestamp) -> Option<State> {
+        // A class may name any grace period.
+        let needed = self.record.spec.snapshot.grace_period_seconds.unwrap_or(30).max(0).saturating_add(ORPHAN_KILL_SECONDS);
+        let left = needed.saturating_sub(self.view.now.duration_since(since).as_secs());
+        if left > 0 {
+            return Some(State::wait_for(left));
+        }
+        let subject = Subject::Node { name: node?.to_owned() };
+        match self.view.facts.get(&subject) {
+            None => Some(State::read(subject)),
+            Some(Fact::Node(node)) if !answers(node) => Some(State::blocked(
+                Reason::NodeUnreachable,
+                format!(
+                    "{} was deleted without its kubelet, and {} is not ready, so its containers may still write. {}",
+                    self.subject().describe(),
+                    subject.describe(),
+                    self.remedy
+                ),
+                15,
+            )),
+            Some(_) => None,
+        }
+    }
+
+    fn note(&self, change: impl Fn(&mut PodRecord), also: impl FnOnce(&mut ComputerRecord)) -> State {
+        State::save(self.record, |r| {
+            r.spec.state.children.pods.iter_mut().filter(|p| p.name == self.recorded.name).for_each(change);
+            also(r);
+        })
+    }
+}
+
+/// Which finalizers of other controllers block the deletion of an object. They are shown to the user and never removed (S5).
+pub fn foreign_finalizers(metadata: &ObjectMeta, usual: &[&str]) -> Option<String> {
+    let held: Vec<&str> =
+        metadata.finalizers.iter().flatten().map(String::as_str).filter(|f| !usual.contains(f) && *f != POD_FINALIZER).collect();
+    (!held.is_empty()).then(|| {
+        format!(
+            "finalizers of other controllers block its deletion: {}. Wait for those controllers or remove the finalizers; a DeletionOverride does \
+             not remove them",
+            held.join(", ")
+        )
+    })
+}

@@ -1,0 +1,187 @@
+//! Every spelling that is stored or published, written out. A renamed variant must not change one, and what version b296e59 stored is
+//! still read, and is written back as it was.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::reasons::Reason;
+use super::steps::{CurrentStep, DeletionStep, ProvisionStep, Sequence, StepResult};
+use super::*;
+
+/// Each value has this spelling, and is read from it.
+fn spelled<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(all: &[(T, &str)]) {
+    for (value, spelling) in all {
+        assert_eq!(serde_json::to_value(value).unwrap(), *spelling);
+        assert_eq!(serde_json::from_value::<T>(json!(spelling)).unwrap(), *value);
+    }
+}
+
+fn ids<S: Sequence>() -> Vec<(&'static str, &'static str)> {
+    S::ALL.iter().map(|step| (step.id(), step.title())).collect()
+}
+
+#[test]
+fn steps_keep_their_ids_titles_and_order() {
+    let deletion = [
+        ("revoke-credentials", "Revoke the key"),
+        ("stop-pods", "Stop the pods"),
+        ("archive-sessions", "Archive the sessions"),
+        ("delete-volumes", "Delete the volume"),
+        ("write-receipt", "Write the receipt"),
+    ];
+    assert_eq!(ids::<DeletionStep>(), deletion);
+    let provision = [
+        ("create-record", "Create the record"),
+        ("issue-key", "Issue the key"),
+        ("create-volume", "Create the home volume"),
+        ("start-pod", "Start the pod"),
+        ("protect-volume", "Protect the home volume"),
+        ("activate-key", "Activate the key"),
+    ];
+    assert_eq!(ids::<ProvisionStep>(), provision);
+    assert_eq!(CurrentStep::Release.id(), "release");
+    for id in deletion.iter().chain(&provision).map(|(id, _)| *id).chain(["release"]) {
+        assert_eq!(CurrentStep::from_id(id).map(CurrentStep::id), Some(id));
+    }
+    let skippable: Vec<_> = DeletionStep::ALL.iter().filter_map(|step| step.skippable().map(|s| json!(s))).collect();
+    assert_eq!(json!(skippable), json!(["stop-pods", "archive-sessions", "delete-volumes", "write-receipt"]));
+}
+
+#[test]
+fn event_reasons_keep_their_spelling() {
+    for (step, name) in [
+        (DeletionStep::RevokeCredentials, "RevokeCredentials"),
+        (DeletionStep::StopPods, "StopPods"),
+        (DeletionStep::ArchiveSessions, "ArchiveSessions"),
+        (DeletionStep::DeleteVolumes, "DeleteVolumes"),
+        (DeletionStep::WriteReceipt, "WriteReceipt"),
+    ] {
+        for status in ["Pending", "Running", "Blocked", "Completed", "NotApplicable", "Skipped"] {
+            let read: StepStatus = serde_json::from_value(json!(status)).unwrap();
+            assert_eq!(step.event_reason(read), format!("{name}{status}"));
+        }
+    }
+}
+
+#[test]
+fn states_keep_their_spelling() {
+    spelled(&[(StepResult::Verified, "Verified"), (StepResult::NotApplicable, "NotApplicable"), (StepResult::Skipped, "Skipped")]);
+    spelled(&[(StepResult::Unknown("OfTomorrow".to_owned()), "OfTomorrow")]);
+    spelled(&[
+        (StepStatus::Pending, "Pending"),
+        (StepStatus::Running, "Running"),
+        (StepStatus::Blocked, "Blocked"),
+        (StepStatus::Completed, "Completed"),
+        (StepStatus::NotApplicable, "NotApplicable"),
+        (StepStatus::Skipped, "Skipped"),
+    ]);
+    spelled(&[(ArchivePolicy::Required, "Required"), (ArchivePolicy::BestEffort, "BestEffort"), (ArchivePolicy::None, "None")]);
+    spelled(&[(UnreadableFiles::Block, "Block"), (UnreadableFiles::Record, "Record")]);
+    spelled(&[(OnNamespaceDeletion::Wait, "Wait"), (OnNamespaceDeletion::HandOff, "HandOff")]);
+    spelled(&[(CredentialState::Pending, "Pending"), (CredentialState::Live, "Live"), (CredentialState::Revoked, "Revoked")]);
+    spelled(&[(RecordPhase::Live, "Live"), (RecordPhase::Deleting, "Deleting"), (RecordPhase::Released, "Released")]);
+    spelled(&[(Provider::Managed, "Managed"), (Provider::BYOM, "BYOM")]);
+    spelled(&[
+        (Phase::Provisioning, "Provisioning"),
+        (Phase::Active, "Active"),
+        (Phase::Suspended, "Suspended"),
+        (Phase::Error, "Error"),
+        (Phase::Deleting, "Deleting"),
+    ]);
+    spelled(&[
+        (SkippableStep::StopPods, "stop-pods"),
+        (SkippableStep::ArchiveSessions, "archive-sessions"),
+        (SkippableStep::UnreadableFiles, "unreadable-files"),
+        (SkippableStep::DeleteVolumes, "delete-volumes"),
+        (SkippableStep::WriteReceipt, "write-receipt"),
+    ]);
+    let policies = [ArchivePolicy::Required, ArchivePolicy::BestEffort, ArchivePolicy::None];
+    assert_eq!(policies.map(ArchivePolicy::as_str), ["Required", "BestEffort", "None"]);
+}
+
+#[test]
+fn reasons_keep_their_spelling() {
+    let all: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+    let expected = "Ready Provisioning Suspended Deleting InProgress ClassChanged ClassNotFound AmbiguousDefaultClass ClassNotAccepted \
+        ClassNotChecked StorageTooLarge KeyLost CrashLoop HomeVolumeLost HomeClaimDeleted PodUnschedulable PodNotStarting SecretHeld \
+        PodStillRunning PodStateUnknown NodeUnreachable PodHeld ForeignPodHoldsClaim ClaimHeld VolumeAttached VolumeMarked \
+        VolumeBeingDeleted VolumeLost VolumeTaken CustodyClaimDeleted CustodyNotBound ArchivePodWaiting ArchivePodUnschedulable \
+        ArchiveFailed ArchiveOverdue UnreadableFiles ArchiveDamaged StoreUnavailable ArchivePodHeld VolumeNotDeleted ComputerHeld \
+        WriteUndone Conflict Forbidden NamespaceTerminating Refused NotFound ApiServerUnavailable InForce NotDeleting NameMismatch \
+        Accepted NotRestricted NoSessionPaths InvalidSessionPath InvalidPodTemplate ArchiveNotPossible CheckRefused Issued Issuing \
+        Expired Revoked SecretMissing ServiceAccountNotFound ServiceAccountDeleted ServiceAccountReplaced";
+    assert_eq!(all, expected.split_whitespace().collect::<Vec<_>>());
+}
+
+/// The record of a deletion as b296e59 wrote it, after these steps.
+pub(crate) fn record_of_b296e59(finished: usize) -> Value {
+    let at = "2026-11-27T10:00:07Z";
+    let outcomes = [
+        ("revoke-credentials", "Verified", "the key is revoked and its Secret is gone"),
+        ("stop-pods", "Verified", "every container has stopped, pods and claim are gone"),
+        ("archive-sessions", "Verified", "1 sessions, 12 bytes, manifest sha256:d"),
+        ("delete-volumes", "Verified", "volume pv is gone"),
+    ];
+    let steps: serde_json::Map<_, _> = outcomes[..finished]
+        .iter()
+        .map(|(id, result, detail)| ((*id).to_owned(), json!({"result": result, "detail": detail, "at": at})))
+        .collect();
+    let mut deletion = json!({"deletedAt": "2026-11-27T10:00:00Z", "cause": "ComputerDeleted", "steps": steps, "handedOff": false});
+    if let Some((id, ..)) = outcomes.get(finished) {
+        deletion["started"] = json!({*id: at});
+    }
+    if finished >= 3 {
+        deletion["custody"] = json!({"claimUid": "custody", "podUid": "archive", "attempt": 1});
+        deletion["archive"] = json!({"manifestDigest": "d", "sessions": 1, "bytes": 12, "problems": 0});
+    }
+    json!({
+        "phase": "Deleting", "credential": "Revoked", "keyHash": "h",
+        "children": {"claimName": "home", "claimUid": "claim", "secretName": "key", "secretUid": "secret",
+            "pods": [{"name": "machine", "uid": "pod", "node": "n"}],
+            "volume": {"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete", "storageClassName": "standard"}},
+        "deletion": deletion,
+    })
+}
+
+#[test]
+fn a_record_of_b296e59_is_read() {
+    let state: RecordState = serde_json::from_value(record_of_b296e59(3)).unwrap();
+    let deletion = state.deletion.as_ref().unwrap();
+    let result = |step| deletion.steps.get(step).map(|o| o.result.clone());
+    assert_eq!(result(DeletionStep::ArchiveSessions), Some(StepResult::Verified));
+    assert_eq!(result(DeletionStep::DeleteVolumes), None);
+    assert!(deletion.started.get(DeletionStep::DeleteVolumes).is_some());
+    assert_eq!(deletion.finished_at(DeletionStep::StopPods).map(|at| at.0.as_second()), Some(1_795_773_607));
+    let again = serde_json::to_value(&state).unwrap();
+    assert_eq!(again["deletion"]["steps"]["stop-pods"]["result"], "Verified");
+    assert_eq!(again["deletion"]["archive"], record_of_b296e59(3)["deletion"]["archive"]);
+}
+
+#[test]
+fn a_status_of_b296e59_is_read_and_written_back() {
+    let step = |id: &str, name: &str, status: &str| json!({"id": id, "name": name, "status": status, "startedAt": "2026-11-27T10:00:00Z"});
+    let condition = |type_: &str, reason: &str| json!({"type": type_, "status": "True", "reason": reason, "message": "m", "lastTransitionTime": "2026-11-27T10:00:00Z"});
+    let status = json!({
+        "observedGeneration": 1, "phase": "Deleting", "step": "stop-pods", "className": "default",
+        "conditions": [condition("Deleting", "PodStillRunning"), condition("Blocked", "PodStillRunning")],
+        "provisioningSteps": [step("create-record", "Create the record", "Completed"), step("protect-volume", "Protect the home volume", "Completed")],
+        "deletionSteps": [step("revoke-credentials", "Revoke the key", "Completed"), step("stop-pods", "Stop the pods", "Blocked")],
+        "deletedAt": "2026-11-27T10:00:00Z",
+    });
+    let read: ComputerStatus = serde_json::from_value(status.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&read).unwrap(), status);
+    assert_eq!(CurrentStep::from_id(read.step.as_deref().unwrap()), Some(CurrentStep::Deletion(DeletionStep::StopPods)));
+}
+
+/// A step or a result of a newer version must survive that an older one replaces the record.
+#[test]
+fn steps_of_a_newer_version_are_kept() {
+    let mut stored = record_of_b296e59(2);
+    stored["deletion"]["steps"]["shred-disk"] = json!({"result": "Postponed", "detail": "", "at": "2026-11-27T10:00:09.000000Z"});
+    stored["deletion"]["started"] = json!({"shred-disk": "2026-11-27T10:00:09.000000Z"});
+    let read: RecordState = serde_json::from_value(stored.clone()).unwrap();
+    let again = serde_json::to_value(&read).unwrap();
+    assert_eq!(again["deletion"]["steps"]["shred-disk"], stored["deletion"]["steps"]["shred-disk"]);
+    assert_eq!(again["deletion"]["started"], stored["deletion"]["started"]);
+}

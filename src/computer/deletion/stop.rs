@@ -93,7 +93,11 @@ fn still_retained(context: &Context<'_>) -> Result<(), State> {
         Some(_) => None,
     };
     let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
-    let Some(pv) = ours.filter(|pv| held_by_home(context.record, pv) || super::custody::refers_to_custody(context.view, pv)) else {
+    // Custody that is not on record is another leader's: it protects the volume, or has given it back already.
+    let in_custody = |pv: &PersistentVolume| {
+        context.deletion().is_some_and(|d| d.custody.is_some()) && super::custody::refers_to_custody(context.view, pv)
+    };
+    let Some(pv) = ours.filter(|pv| held_by_home(context.record, pv) || in_custody(pv)) else {
         return Ok(());
     };
     // Where no archive is wanted, nothing is lost with the volume, and nothing about it may block the deletion (L1).

@@ -346,8 +346,9 @@ fn it_changes_only_volumes_of_homes(server: &Server) {
     }
     volume(server, "data", "team", "data");
     volume(server, "store", "ops", "co-computer-operator-store");
+    // A class of its own, so that the volume controller never binds it to a pending claim of another test.
     let loose = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "loose"},
-        "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "csi": {"driver": "disk.example", "volumeHandle": "l"}}});
+        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "unclaimed", "capacity": {"storage": "1Gi"}, "csi": {"driver": "disk.example", "volumeHandle": "l"}}});
     server.kubectl(&["create", "-f", "-"], &loose.to_string()).unwrap();
     let patch = |name: &str, patch: Value| server.kubectl(&["patch", "pv", name, OPERATOR, "--type=merge", "-p", &patch.to_string()], "");
     let marked = |policy: &str, original: &str| json!({"metadata": {"labels": {(UID): CUSTODY}, "annotations": {(ORIGINAL): original}}, "spec": {"persistentVolumeReclaimPolicy": policy}});

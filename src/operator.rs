@@ -146,23 +146,12 @@ impl Leader {
         tasks.spawn(sweep::run(self.client.clone(), caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
         tasks.spawn(crate::class::run(self.client.clone(), self.settings.clone(), self.sources.clone(), stop.clone()));
         tasks.spawn(crate::apikey::run(self.client.clone(), self.settings.namespace.clone(), self.sources.clone(), stop.clone()));
-        let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
-        let reconciler = Arc::new(Reconciler {
-            client: self.client.clone(),
-            caches: caches.clone(),
-            settings: self.settings.clone(),
-            applier: Applier::new(self.client.clone(), Arc::clone(&self.archives), self.settings.namespace.clone()),
-            metrics: Arc::clone(&self.metrics),
-            events: Events::new(Recorder::new(self.client.clone(), reporter)),
-            marker: Marker::new(self.client, self.archives),
-            memory: Memory::new(&self.sources),
-            sources: self.sources,
-            stop: stop.clone(),
-        });
+        let (metrics, concurrency) = (Arc::clone(&self.metrics), self.concurrency);
+        let reconciler = Arc::new(self.reconciler(caches.clone(), stop.clone()));
         let of = caches.clone();
         let work = work.shared_by(move |uid| of.namespace(uid));
         let woken = Arc::clone(&reconciler);
-        let run = work.run(self.concurrency, stop.clone(), move |uid| {
+        let run = work.run(concurrency, stop.clone(), move |uid| {
             let reconciler = Arc::clone(&reconciler);
             async move { reconciler.run(&uid).await }
         });
@@ -179,8 +168,24 @@ impl Leader {
             }
         });
         let result = beside(&mut tasks, "task of the leader", &stop, worked).await;
-        self.metrics.forget_all();
+        metrics.forget_all();
         while tasks.join_next().await.is_some() {}
         result
+    }
+
+    fn reconciler(self, caches: caches::Caches, stop: CancellationToken) -> Reconciler {
+        let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
+        Reconciler {
+            applier: Applier::new(self.client.clone(), Arc::clone(&self.archives), self.settings.namespace.clone()),
+            events: Events::new(Recorder::new(self.client.clone(), reporter)),
+            marker: Marker::new(self.client.clone(), self.archives),
+            memory: Memory::new(&self.sources),
+            client: self.client,
+            caches,
+            settings: self.settings,
+            metrics: self.metrics,
+            sources: self.sources,
+            stop,
+        }
     }
 }

@@ -17,6 +17,7 @@ pub mod node;
 pub mod pki;
 pub mod process;
 pub mod scenarios;
+pub mod shape;
 pub mod soak;
 pub mod test;
 pub mod tools;

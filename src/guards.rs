@@ -1,9 +1,23 @@
 //! The guards: every check that a promise depends on, by name. The simulator switches one off at a time and proves that its own checks
 //! notice (`docs/guards.md`). In a release every guard is a constant; nothing here may be switched off there.
 
-/// A guard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Guard {
+/// One list for the enum and for [`Guard::ALL`].
+macro_rules! guards {
+    ($($(#[$doc:meta])+ $name:ident,)+) => {
+        /// A guard.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Guard {
+            $($(#[$doc])+ $name,)+
+        }
+
+        impl Guard {
+            /// All of them.
+            pub const ALL: [Self; [$(stringify!($name)),+].len()] = [$(Self::$name),+];
+        }
+    };
+}
+
+guards! {
     /// Every delete names the UID that it is meant for.
     DeletePrecondition,
     /// A patch of a Computer's finalizers tests its UID and its resourceVersion.
@@ -80,50 +94,6 @@ pub enum Guard {
     QuietBackoff,
     /// A write that succeeds and changes nothing counts as a failure.
     UndoneWrite,
-}
-
-impl Guard {
-    /// All of them.
-    pub const ALL: [Self; 38] = [
-        Self::DeletePrecondition,
-        Self::FinalizerFence,
-        Self::StatusFence,
-        Self::RecordVersion,
-        Self::LiveAbsence,
-        Self::LiveRecord,
-        Self::OneLook,
-        Self::LatestRecord,
-        Self::TypedNotFound,
-        Self::RecordedUid,
-        Self::WritersStopped,
-        Self::VanishedPod,
-        Self::ClaimGone,
-        Self::RetainFirst,
-        Self::SecureFirst,
-        Self::LiveLast,
-        Self::RevokeFirst,
-        Self::SecretGone,
-        Self::DyingComputer,
-        Self::DyingNamespace,
-        Self::ReadBack,
-        Self::CreateOnly,
-        Self::ObjectDigest,
-        Self::IngestUid,
-        Self::OwnArchive,
-        Self::CountedWait,
-        Self::OverrideTarget,
-        Self::CustodyGone,
-        Self::VolumeGone,
-        Self::ReceiptFirst,
-        Self::NoWayBack,
-        Self::QuietCheck,
-        Self::StillRetained,
-        Self::SeenVersion,
-        Self::StepBeginning,
-        Self::Tombstone,
-        Self::QuietBackoff,
-        Self::UndoneWrite,
-    ];
 }
 
 /// Whether a guard is on: always.

@@ -1,14 +1,11 @@
 //! Builds the archive pod of a computer of a class, for a dry run. Archive pods run in the operator's namespace as the user of the machine. If they
 //! were rejected there, computers of the class would work but could never be deleted (L1); the class is rejected instead.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::archive::waiting_time::Waited;
 use crate::computer::deletion;
 use crate::computer::machine_pod;
-use crate::computer::view::{ClassState, View};
+use crate::computer::view::View;
 use crate::resources::{ComputerClass, ComputerRecordSpec, ComputerSpec, Snapshot};
 use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Fresh;
@@ -31,25 +28,6 @@ pub(super) fn archive_pod(settings: &Settings, snapshot: Snapshot) -> Pod {
 }
 
 fn empty_view(settings: &Settings) -> View {
-    View {
-        uid: NO_UID.to_owned(),
-        namespace: String::new(),
-        name: String::new(),
-        computer: None,
-        namespace_terminating: false,
-        record: None,
-        class: ClassState::Missing,
-        overrides: Vec::new(),
-        facts: BTreeMap::new(),
-        learned: BTreeSet::new(),
-        waited: Waited::default(),
-        archive: None,
-        receipt: None,
-        finalizer_confirmed: false,
-        passed: BTreeMap::new(),
-        times: BTreeMap::new(),
-        settings: settings.clone(),
-        fresh: Fresh { suffix: String::new(), key: [0; 32] },
-        now: jiff::Timestamp::UNIX_EPOCH,
-    }
+    let fresh = Fresh { suffix: String::new(), key: [0; 32] };
+    View::new(NO_UID, "", "", settings.clone(), fresh, jiff::Timestamp::UNIX_EPOCH)
 }

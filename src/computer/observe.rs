@@ -1,16 +1,13 @@
 //! Fills a view from the caches. Caches prove that something is there, never that it is gone: what they do not hold is left
 //! out, and the plan reads it live when it needs to know.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
 
 use super::action::{Fact, Subject};
 use super::view::{ClassState, View};
-use crate::archive::waiting_time::Waited;
 use crate::guards::{self, Guard};
-use crate::resources::{Computer, ComputerRecord, DEFAULT_CLASS_ANNOTATION};
+use crate::resources::{Computer, ComputerRecord, DEFAULT_CLASS_ANNOTATION, DeletionOverride};
 use crate::runtime::caches::Caches;
 use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Sources;
@@ -24,33 +21,13 @@ pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Source
         (None, Some(r)) => (r.spec.namespace.clone(), r.spec.computer.clone()),
         (None, None) => return None,
     };
-    let mut view = View {
-        uid: uid.to_owned(),
-        namespace_terminating: terminating(caches, &namespace),
-        class: class(caches, computer.as_deref(), record.as_ref()),
-        namespace,
-        name,
-        computer: computer.map(|c| (*c).clone()),
-        record,
-        overrides: caches
-            .overrides
-            .state()
-            .iter()
-            .filter(|o| o.spec.computer.uid == uid || !guards::on(Guard::OverrideTarget))
-            .map(|o| (**o).clone())
-            .collect(),
-        facts: BTreeMap::new(),
-        learned: BTreeSet::new(),
-        waited: Waited::default(),
-        archive: None,
-        receipt: None,
-        finalizer_confirmed: false,
-        passed: BTreeMap::new(),
-        times: BTreeMap::new(),
-        settings: settings.clone(),
-        fresh: sources.fresh(),
-        now: sources.now(),
-    };
+    let mut view = View::new(uid, &namespace, &name, settings.clone(), sources.fresh(), sources.now());
+    view.namespace_terminating = terminating(caches, &namespace);
+    view.class = class(caches, computer.as_deref(), record.as_ref());
+    view.computer = computer.map(|c| (*c).clone());
+    view.record = record;
+    let concerns = |o: &DeletionOverride| o.spec.computer.uid == uid || !guards::on(Guard::OverrideTarget);
+    view.overrides = caches.overrides.state().iter().filter(|o| concerns(o)).map(|o| (**o).clone()).collect();
     cached_facts(caches, &mut view);
     Some(view)
 }

@@ -90,12 +90,14 @@ impl Memory {
         }
     }
 
+    /// Names every field, so that one that is added cannot be left out.
     fn forget(&self, uid: &str) {
-        self.backoff.reset(uid);
-        self.unwritten.reset(uid);
-        self.latest.forget(uid);
-        self.written.forget(uid);
-        self.turns.reset(uid);
+        let Self { backoff, unwritten, latest, written, turns } = self;
+        backoff.reset(uid);
+        unwritten.reset(uid);
+        latest.forget(uid);
+        written.forget(uid);
+        turns.reset(uid);
     }
 }
 

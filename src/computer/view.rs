@@ -73,6 +73,31 @@ pub struct View {
 }
 
 impl View {
+    /// Of a computer of which nothing is known but its identity.
+    pub fn new(uid: &str, namespace: &str, name: &str, settings: Settings, fresh: Fresh, now: Timestamp) -> Self {
+        Self {
+            uid: uid.to_owned(),
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            computer: None,
+            namespace_terminating: false,
+            record: None,
+            class: ClassState::Missing,
+            overrides: Vec::new(),
+            facts: BTreeMap::new(),
+            learned: BTreeSet::new(),
+            waited: Waited::default(),
+            archive: None,
+            receipt: None,
+            finalizer_confirmed: false,
+            passed: BTreeMap::new(),
+            times: BTreeMap::new(),
+            settings,
+            fresh,
+            now,
+        }
+    }
+
     /// Keeps what a plan has seen, for the next one: when a step was finished must not depend on when that is written down.
     pub fn remember(&mut self, report: &Report) {
         self.times.clone_from(&report.times);
@@ -213,27 +238,9 @@ impl View {
 impl View {
     /// Of a computer `t/c` of UID `u`, of which nothing else is known.
     pub(crate) fn of(computer: serde_json::Value) -> Self {
-        Self {
-            uid: "u".into(),
-            namespace: "t".into(),
-            name: "c".into(),
-            computer: Some(serde_json::from_value(computer).unwrap()),
-            namespace_terminating: false,
-            record: None,
-            class: ClassState::Missing,
-            overrides: Vec::new(),
-            facts: BTreeMap::new(),
-            learned: BTreeSet::new(),
-            waited: Waited::default(),
-            archive: None,
-            receipt: None,
-            finalizer_confirmed: false,
-            passed: BTreeMap::new(),
-            times: BTreeMap::new(),
-            settings: Settings::default(),
-            fresh: Fresh { suffix: "s".into(), key: [0; 32] },
-            now: Timestamp::UNIX_EPOCH,
-        }
+        let fresh = Fresh { suffix: "s".into(), key: [0; 32] };
+        let nothing = Self::new("u", "t", "c", Settings::default(), fresh, Timestamp::UNIX_EPOCH);
+        Self { computer: Some(serde_json::from_value(computer).unwrap()), ..nothing }
     }
 }
 

@@ -1,10 +1,7 @@
 //! The smallest cluster that a deletion can be checked in: every object is a few values, so that all states can be enumerated.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use computer_operator::archive::waiting_time::Waited;
 use computer_operator::computer::action::{Fact, Subject};
-use computer_operator::computer::view::{ClassState, View};
+use computer_operator::computer::view::View;
 use computer_operator::resources::{
     Computer, ComputerRecord, CredentialState, DELETION_FINALIZER, MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, POD_FINALIZER,
     RecordPhase, UID_LABEL,
@@ -269,27 +266,11 @@ impl Core {
 /// What a leader's caches show at this moment.
 pub fn view(core: &Core, leader: usize) -> View {
     let computer = core.typed_computer().filter(|c| c.metadata.uid.as_deref() == Some(OLD));
-    let mut view = View {
-        uid: OLD.to_owned(),
-        namespace: "t".to_owned(),
-        name: "c".to_owned(),
-        computer,
-        namespace_terminating: false,
-        record: Some(core.record()),
-        class: ClassState::Missing,
-        overrides: Vec::new(),
-        facts: BTreeMap::new(),
-        learned: BTreeSet::new(),
-        waited: Waited::default(),
-        archive: None,
-        receipt: None,
-        finalizer_confirmed: false,
-        passed: BTreeMap::new(),
-        times: BTreeMap::new(),
-        settings: Settings { namespace: OWN.to_owned(), ..Settings::default() },
-        fresh: Fresh { suffix: format!("s{leader}"), key: [0; 32] },
-        now: Timestamp::from_second(1_800_000_000).expect("a time"),
-    };
+    let settings = Settings { namespace: OWN.to_owned(), ..Settings::default() };
+    let fresh = Fresh { suffix: format!("s{leader}"), key: [0; 32] };
+    let now = Timestamp::from_second(1_800_000_000).expect("a time");
+    let mut view = View::new(OLD, "t", "c", settings, fresh, now);
+    (view.computer, view.record) = (computer, Some(core.record()));
     let custody = (view.archive_pod_name(1), view.custody_claim_name());
     for subject in [
         Subject::pod("t", "pod"),

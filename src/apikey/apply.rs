@@ -2,45 +2,15 @@
 //! unknown outcome must never be reported as success, and only a 404 or another UID proves that an object is gone.
 
 use either::Either;
+use json_patch::PatchOperation;
 use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use kube::Client;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use serde_json::json;
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 
 use super::view::{Account, Action, Effect, SecretFact, View};
-use crate::resources::{ApiKey, ApiKeyRecord, DELETION_FINALIZER, MANAGER};
-use crate::runtime::client::{CallError, ErrorClass, call, classify};
-
-/// Why an action failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The API server rejected the request, or its outcome is unknown.
-    #[error("{what}: {source}")]
-    Call {
-        /// What the request was meant to do.
-        what: String,
-        /// The failure.
-        source: CallError,
-    },
-    /// Another client changed the object: plan again.
-    #[error("{0} was changed by another client")]
-    Conflict(String),
-}
-
-impl Error {
-    /// Class of the failure.
-    pub fn class(&self) -> ErrorClass {
-        match self {
-            Self::Call { source, .. } => classify(source),
-            Self::Conflict(_) => ErrorClass::Conflict,
-        }
-    }
-
-    /// How long the API server asks the client to wait before a retry.
-    pub fn retry_after(&self) -> Option<std::time::Duration> {
-        if let Self::Call { source, .. } = self { source.retry_after() } else { None }
-    }
-}
+use crate::resources::{ApiKey, ApiKeyRecord};
+use crate::runtime::client::{ErrorClass, call, classify};
+use crate::runtime::requests::{self, Changed, Error, get, get_same};
 
 /// The APIs of one `ApiKey`.
 pub struct Applier {
@@ -84,60 +54,39 @@ impl Applier {
     }
 
     async fn read_key(&self, view: &View) -> Result<Effect, Error> {
-        let found = optional(call(self.keys.get(&view.name)).await, "reading the ApiKey")?;
-        Ok(Effect::Key(found.filter(|k| k.metadata.uid.as_deref() == Some(&view.uid)).map(Box::new)))
+        Ok(Effect::Key(get_same(&self.keys, &view.name, &view.uid, "reading the ApiKey").await?.map(Box::new)))
     }
 
     async fn read_namespace(&self, view: &View) -> Result<Effect, Error> {
-        let found = optional(call(self.namespaces.get(&view.namespace)).await, "reading the Namespace")?;
+        let found = get(&self.namespaces, &view.namespace, "reading the Namespace").await?;
         Ok(Effect::Namespace(found.is_none_or(|n| super::watch::terminating(&n))))
     }
 
     async fn read_account(&self, view: &View) -> Result<Effect, Error> {
         let name = view.key.as_ref().map(|k| k.spec.service_account_name.clone()).unwrap_or_default();
-        let found = optional(call(self.accounts.get(&name)).await, "reading the ServiceAccount")?;
+        let found = get(&self.accounts, &name, "reading the ServiceAccount").await?;
         let uid = found.filter(|a| a.metadata.deletion_timestamp.is_none()).and_then(|a| a.metadata.uid);
         Ok(Effect::Account(uid.map_or(Account::Gone, Account::Uid)))
     }
 
     async fn add_finalizer(&self, view: &View) -> Result<Effect, Error> {
         let Some(key) = &view.key else { return Ok(Effect::Key(None)) };
-        let operation = match &key.metadata.finalizers {
-            Some(f) if !f.is_empty() => json!({"op": "add", "path": "/metadata/finalizers/-", "value": DELETION_FINALIZER}),
-            _ => json!({"op": "add", "path": "/metadata/finalizers", "value": [DELETION_FINALIZER]}),
-        };
-        self.patch_key(view, key, operation).await
+        self.change_key(key, requests::add_finalizer(&key.metadata)).await
     }
 
     async fn release_finalizer(&self, view: &View) -> Result<Effect, Error> {
         let Some(key) = &view.key else { return Ok(Effect::Key(None)) };
-        let index = key.metadata.finalizers.iter().flatten().position(|f| f == DELETION_FINALIZER);
-        let Some(index) = index else { return Ok(Effect::Patched(Box::new(key.clone()))) };
-        self.patch_key(view, key, json!({"op": "remove", "path": format!("/metadata/finalizers/{index}")})).await
+        match requests::remove_finalizer(&key.metadata) {
+            Some(operation) => self.change_key(key, operation).await,
+            None => Ok(Effect::Patched(Box::new(key.clone()))),
+        }
     }
 
-    /// Fenced by UID and `resourceVersion`.
-    async fn patch_key(&self, view: &View, key: &ApiKey, operation: serde_json::Value) -> Result<Effect, Error> {
-        let patch = crate::runtime::patch::patch(&[
-            json!({"op": "test", "path": "/metadata/uid", "value": view.uid}),
-            json!({"op": "test", "path": "/metadata/resourceVersion", "value": key.metadata.resource_version}),
-            operation,
-        ]);
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match call(self.keys.patch(&view.name, &params, &Patch::<()>::Json(patch))).await {
-            Ok(key) => Ok(Effect::Patched(Box::new(key))),
-            Err(source) => match classify(&source) {
-                ErrorClass::NotFound => Ok(Effect::Key(None)),
-                // The cache was stale, or another client wrote at the same time: read the live object.
-                ErrorClass::Conflict | ErrorClass::Invalid => match self.read_key(view).await? {
-                    Effect::Key(Some(now)) if now.metadata.resource_version == key.metadata.resource_version => {
-                        Err(Error::Call { what: "changing the finalizer of the ApiKey".to_owned(), source })
-                    }
-                    effect => Ok(effect),
-                },
-                _ => Err(Error::Call { what: "changing the finalizer of the ApiKey".to_owned(), source }),
-            },
-        }
+    async fn change_key(&self, key: &ApiKey, operation: PatchOperation) -> Result<Effect, Error> {
+        Ok(match requests::change(&self.keys, key, true, operation).await? {
+            Changed::Written(key) => Effect::Patched(Box::new(key)),
+            Changed::Not(found) => Effect::Key(found.map(Box::new)),
+        })
     }
 
     async fn create_record(&self, record: &ApiKeyRecord, view: &View) -> Result<Effect, Error> {
@@ -164,7 +113,7 @@ impl Applier {
     /// # Errors
     /// When the outcome is unknown.
     pub async fn read_record(&self, view: &View) -> Result<Effect, Error> {
-        Ok(Effect::FoundRecord(optional(call(self.records.get(&view.uid)).await, "reading the ApiKeyRecord")?.map(Box::new)))
+        Ok(Effect::FoundRecord(get(&self.records, &view.uid, "reading the ApiKeyRecord").await?.map(Box::new)))
     }
 
     async fn delete_record(&self, view: &View) -> Result<Effect, Error> {
@@ -182,12 +131,7 @@ impl Applier {
 
     /// Finds the UID of a Secret with a dry-run DELETE, because the operator may not read Secrets (DESIGN.md 4.8).
     async fn read_secret(&self, name: String) -> Result<Effect, Error> {
-        let params = DeleteParams { dry_run: true, ..DeleteParams::default() };
-        let answer = optional(call(self.secrets.delete(&name, &params)).await, "looking for the token's Secret")?;
-        let uid = answer.and_then(|a| match a {
-            Either::Left(secret) => secret.metadata.uid,
-            Either::Right(status) => status.details.map(|d| d.uid),
-        });
+        let uid = requests::secret_uid(&self.secrets, &name, "looking for the token's Secret").await?;
         Ok(Effect::Secret(name, uid.map_or(SecretFact::Gone, SecretFact::Uid)))
     }
 
@@ -220,12 +164,4 @@ impl Applier {
 
 fn precondition(uid: &str) -> DeleteParams {
     DeleteParams::default().preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
-}
-
-fn optional<T>(answer: Result<T, CallError>, what: &str) -> Result<Option<T>, Error> {
-    match answer {
-        Ok(found) => Ok(Some(found)),
-        Err(source) if classify(&source) == ErrorClass::NotFound => Ok(None),
-        Err(source) => Err(Error::Call { what: what.to_owned(), source }),
-    }
 }

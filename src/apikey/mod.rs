@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use self::apply::{Applier, Error};
+use self::apply::Applier;
 use self::plan::{Next, Plan, Ready, plan};
 use self::view::{Action, Place, View, has_finalizer};
 use self::watch::Caches;
@@ -35,6 +35,7 @@ use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Spawn;
 use crate::runtime::client::{ErrorClass, call};
 use crate::runtime::queue::{self, Queue};
+use crate::runtime::requests::Error;
 use crate::runtime::time_and_random::Sources;
 
 /// Maximum number of requests of one pass; then other `ApiKeys` get their turn.

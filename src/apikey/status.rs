@@ -2,12 +2,14 @@
 //! because `lastUsedTime` belongs to the HTTP API and must not be overwritten.
 
 use jiff::Timestamp;
+use json_patch::Patch;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 
 use super::plan::Plan;
 use crate::resources::conditions::{self, types};
 use crate::resources::{ApiKey, ApiKeyStatus};
+use crate::runtime::patch;
 
 /// Computes the status from the plan.
 pub fn compute(key: &ApiKey, plan: &Plan, now: Timestamp) -> Option<ApiKeyStatus> {
@@ -22,26 +24,22 @@ pub fn compute(key: &ApiKey, plan: &Plan, now: Timestamp) -> Option<ApiKeyStatus
 }
 
 /// The patch from the current status to the new one; `None` if they are equal.
-pub fn patch(key: &ApiKey, new: &ApiKeyStatus) -> Option<json_patch::Patch> {
-    let mut operations = vec![json!({"op": "test", "path": "/metadata/uid", "value": key.metadata.uid})];
+pub fn patch(key: &ApiKey, new: &ApiKeyStatus) -> Option<Patch> {
+    let mut operations = vec![patch::same_uid(&key.metadata)];
     let Some(old) = &key.status else {
-        operations.push(json!({"op": "add", "path": "/status", "value": new}));
-        return Some(crate::runtime::patch::patch(&operations));
+        operations.push(patch::add(["status"], json!(new)));
+        return Some(Patch(operations));
     };
-    let mut set = |path: &str, old: Value, new: Value| {
+    let mut set = |field: &str, old: Value, new: Value| {
         if old == new {
             return;
         }
-        operations.push(if new.is_null() {
-            json!({"op": "remove", "path": path})
-        } else {
-            json!({"op": "add", "path": path, "value": new})
-        });
+        operations.push(if new.is_null() { patch::remove(["status", field]) } else { patch::add(["status", field], new) });
     };
-    set("/status/observedGeneration", json!(old.observed_generation), json!(new.observed_generation));
-    set("/status/secretName", json!(old.secret_name), json!(new.secret_name));
-    set("/status/conditions", json!(old.conditions), json!(new.conditions));
-    (operations.len() > 1).then(|| crate::runtime::patch::patch(&operations))
+    set("observedGeneration", json!(old.observed_generation), json!(new.observed_generation));
+    set("secretName", json!(old.secret_name), json!(new.secret_name));
+    set("conditions", json!(old.conditions), json!(new.conditions));
+    (operations.len() > 1).then(|| Patch(operations))
 }
 
 /// Whether the reason of `Ready` has changed, which emits an event.

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::resources::persistent_volume::claim_ref_uid;
 use crate::runtime::client::call;
-use crate::runtime::patch::patch;
+use crate::runtime::patch;
 
 /// Sets the volume of this claim to `Retain`. Returns whether that changed it.
 ///
@@ -35,10 +35,10 @@ fn retain_patch(volume: &PersistentVolume, claim_uid: Option<&str>) -> Option<js
     if policy == Some("Retain") || claim_uid.is_none() || claim_ref_uid(volume) != claim_uid {
         return None;
     }
-    Some(patch(&[
-        json!({"op": "test", "path": "/metadata/uid", "value": volume.metadata.uid}),
-        json!({"op": "test", "path": "/spec/claimRef/uid", "value": claim_uid}),
-        json!({"op": "add", "path": "/spec/persistentVolumeReclaimPolicy", "value": "Retain"}),
+    Some(json_patch::Patch(vec![
+        patch::same_uid(&volume.metadata),
+        patch::test(["spec", "claimRef", "uid"], json!(claim_uid)),
+        patch::add(["spec", "persistentVolumeReclaimPolicy"], json!("Retain")),
     ]))
 }
 

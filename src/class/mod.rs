@@ -27,6 +27,7 @@ use crate::resources::{ArchivePolicy, ComputerClass, ComputerClassStatus, Comput
 use crate::runtime::backoff::WatchBackoff;
 use crate::runtime::caches::{ADMINS_PAGE, understood, watched};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
+use crate::runtime::patch;
 use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Sources;
 
@@ -66,10 +67,7 @@ async fn reconcile(class: Arc<ComputerClass>, shared: Arc<Shared>) -> Result<Act
     let verdict = check(&class, &shared).await?;
     let status = status(&class, &verdict, shared.sources.now());
     if class.status.as_ref() != Some(&status) {
-        let patch = crate::runtime::patch::patch(&[
-            json!({"op": "test", "path": "/metadata/uid", "value": class.metadata.uid}),
-            json!({"op": "add", "path": "/status", "value": status}),
-        ]);
+        let patch = patch::status(&class.metadata, json!(status));
         let api: Api<ComputerClass> = Api::all(shared.client.clone());
         call(api.patch_status(&class.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await?;
     }

@@ -5,20 +5,21 @@
 use std::sync::Arc;
 
 use either::Either;
+use json_patch::PatchOperation;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use std::fmt::Debug;
 
 use super::action::{Action, Effect, Fact, Object, Subject};
 use super::view::View;
 use crate::archive::Archives;
 use crate::guards::{self, Guard};
-use crate::resources::{Computer, ComputerRecord, DELETION_FINALIZER, MANAGER};
+use crate::resources::{Computer, ComputerRecord};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
+use crate::runtime::requests::{self, Changed, get, get_same};
 
 mod lists;
 #[cfg(test)]
@@ -27,20 +28,12 @@ mod tests;
 /// Why an action failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server refused, or its answer is unknown.
-    #[error("{what}: {source}")]
-    Call {
-        /// The request in words.
-        what: String,
-        /// The failure.
-        source: CallError,
-    },
+    /// A request to the API server failed.
+    #[error(transparent)]
+    Request(#[from] requests::Error),
     /// The archive store failed.
     #[error("archive store: {0}")]
     Store(String),
-    /// What was to be changed changed meanwhile: plan again.
-    #[error("{0} changed meanwhile")]
-    Conflict(String),
     /// A request succeeds again and again, and its change is not in the answer.
     #[error(
         "the request to {0} succeeds, but the change is not in the API server's answer: a mutating webhook or policy removes it. Exclude this \
@@ -53,21 +46,30 @@ impl Error {
     /// Class of the failure, for conditions, metrics and backoff.
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Call { source, .. } => classify(source),
+            Self::Request(error) => error.class(),
             Self::Store(_) => ErrorClass::Transient,
-            Self::Conflict(_) => ErrorClass::Conflict,
             Self::Undone(_) => ErrorClass::Invalid,
         }
     }
 
     /// Whether the API server works and has refused the request: a missing right, a quota, a policy, an invalid object.
     pub fn refused(&self) -> bool {
-        matches!(self, Self::Call { .. }) && matches!(self.class(), ErrorClass::Forbidden | ErrorClass::Invalid)
+        matches!(self, Self::Request(requests::Error::Call { .. })) && matches!(self.class(), ErrorClass::Forbidden | ErrorClass::Invalid)
+    }
+
+    /// The object changed between the read and the write.
+    pub fn conflict(object: impl Into<String>) -> Self {
+        Self::Request(requests::Error::Conflict(object.into()))
+    }
+
+    /// A request failed.
+    pub fn call(what: impl Into<String>, source: CallError) -> Self {
+        Self::Request(requests::Error::Call { what: what.into(), source })
     }
 
     /// How long the API server asks to wait before the next try.
     pub fn retry_after(&self) -> Option<std::time::Duration> {
-        if let Self::Call { source, .. } = self { source.retry_after() } else { None }
+        if let Self::Request(error) = self { error.retry_after() } else { None }
     }
 }
 
@@ -78,9 +80,6 @@ pub struct Applier {
     archives: Arc<Archives>,
     namespace: String,
 }
-
-/// A live answer: the object, or that it is gone.
-type Found<K> = Result<Option<K>, Error>;
 
 impl Applier {
     /// `namespace`: the operator's.
@@ -126,7 +125,7 @@ impl Applier {
             Subject::Claim { namespace, name } => {
                 get(&self.namespaced::<PersistentVolumeClaim>(namespace), name, &what).await?.map(|c| Fact::Claim(Box::new(c)))
             }
-            Subject::Secret { namespace, name } => self.secret_uid(namespace, name, &what).await?.map(Fact::Uid),
+            Subject::Secret { namespace, name } => requests::secret_uid(&self.namespaced(namespace), name, &what).await?.map(Fact::Uid),
             Subject::Volume { name } | Subject::LiveVolume { name } => {
                 get(&Api::<PersistentVolume>::all(self.client.clone()), name, &what).await?.map(|v| Fact::Volume(Box::new(v)))
             }
@@ -141,59 +140,31 @@ impl Applier {
         Ok(Effect::Learned(subject, fact.unwrap_or(Fact::Gone)))
     }
 
-    /// UID of a Secret that we may not read: what a DELETE would meet (DESIGN.md 4.8).
-    async fn secret_uid(&self, namespace: &str, name: &str, what: &str) -> Found<String> {
-        let params = DeleteParams { dry_run: true, ..DeleteParams::default() };
-        let api = self.namespaced::<Secret>(namespace);
-        let answer = optional(call(api.delete(name, &params)).await, what)?;
-        Ok(answer.and_then(|a| match a {
-            Either::Left(secret) => secret.metadata.uid,
-            Either::Right(status) => status.details.map(|d| d.uid),
-        }))
-    }
-
     async fn read_computer(&self, view: &View) -> Result<Effect, Error> {
-        let found = get(&self.namespaced::<Computer>(&view.namespace), &view.name, "reading the Computer").await?;
-        Ok(Effect::Computer(found.filter(|c| c.metadata.uid.as_deref() == Some(&view.uid)).map(Box::new)))
+        let found = get_same(&self.namespaced::<Computer>(&view.namespace), &view.name, &view.uid, "reading the Computer").await?;
+        Ok(Effect::Computer(found.map(Box::new)))
     }
 
     async fn add_finalizer(&self, view: &View) -> Result<Effect, Error> {
         let Some(computer) = &view.computer else { return Ok(Effect::Computer(None)) };
-        let value = match &computer.metadata.finalizers {
-            Some(f) if !f.is_empty() => json!({"op": "add", "path": "/metadata/finalizers/-", "value": DELETION_FINALIZER}),
-            _ => json!({"op": "add", "path": "/metadata/finalizers", "value": [DELETION_FINALIZER]}),
-        };
-        self.patch_computer(view, computer, value).await
+        self.change_computer(computer, requests::add_finalizer(&computer.metadata)).await
     }
 
     async fn release_finalizer(&self, view: &View) -> Result<Effect, Error> {
         let Some(computer) = &view.computer else { return Ok(Effect::Computer(None)) };
-        let finalizers = computer.metadata.finalizers.as_deref().unwrap_or_default();
-        let Some(index) = finalizers.iter().position(|f| f == DELETION_FINALIZER) else {
-            return Ok(Effect::Computer(Some(Box::new(computer.clone()))));
-        };
-        self.patch_computer(view, computer, json!({"op": "remove", "path": format!("/metadata/finalizers/{index}")})).await
+        match requests::remove_finalizer(&computer.metadata) {
+            Some(operation) => self.change_computer(computer, operation).await,
+            None => Ok(Effect::Computer(Some(Box::new(computer.clone())))),
+        }
     }
 
-    /// Fenced by UID and resourceVersion: kube's own `finalizer()` tests neither.
-    async fn patch_computer(&self, view: &View, computer: &Computer, operation: serde_json::Value) -> Result<Effect, Error> {
-        let fence = [
-            json!({"op": "test", "path": "/metadata/uid", "value": view.uid}),
-            json!({"op": "test", "path": "/metadata/resourceVersion", "value": computer.metadata.resource_version}),
-        ];
-        let fence = fence.into_iter().filter(|_| guards::on(Guard::FinalizerFence));
-        let patch = crate::runtime::patch::patch(&fence.chain([operation]).collect::<Vec<_>>());
-        let api = self.namespaced::<Computer>(&view.namespace);
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        match call(api.patch(&view.name, &params, &Patch::<()>::Json(patch))).await {
-            Ok(computer) => Ok(Effect::Computer(Some(Box::new(computer)))),
-            Err(source) => match classify(&source) {
-                ErrorClass::NotFound => Ok(Effect::Computer(None)),
-                // The cache was behind, or somebody wrote at the same time: look at the live object.
-                ErrorClass::Conflict | ErrorClass::Invalid => self.read_computer(view).await.and_then(|e| unchanged(computer, e, source)),
-                _ => Err(Error::Call { what: CHANGING_FINALIZER.to_owned(), source }),
-            },
-        }
+    async fn change_computer(&self, computer: &Computer, operation: PatchOperation) -> Result<Effect, Error> {
+        let api = self.namespaced::<Computer>(computer.metadata.namespace.as_deref().unwrap_or_default());
+        let found = match requests::change(&api, computer, guards::on(Guard::FinalizerFence), operation).await? {
+            Changed::Written(computer) => Some(computer),
+            Changed::Not(found) => found,
+        };
+        Ok(Effect::Computer(found.map(Box::new)))
     }
 
     async fn delete_computer(&self, view: &View) -> Result<Effect, Error> {
@@ -203,12 +174,17 @@ impl Applier {
             Ok(Either::Right(_)) => self.read_computer(view).await,
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => self.read_computer(view).await,
-                // It was changed meanwhile, and may be meant to live on: it is planned again on what is there.
-                ErrorClass::Conflict => match (&view.computer, self.read_computer(view).await?) {
-                    (Some(seen), found) => unchanged(seen, found, source),
-                    (None, found) => Ok(found),
+                // It was changed meanwhile, and may be meant to live on: plan again on the live object. An unchanged one is an error, so
+                // that the backoff applies.
+                ErrorClass::Conflict => match self.read_computer(view).await? {
+                    Effect::Computer(Some(live))
+                        if view.computer.as_ref().is_some_and(|c| c.metadata.resource_version == live.metadata.resource_version) =>
+                    {
+                        Err(Error::conflict("the Computer"))
+                    }
+                    effect => Ok(effect),
                 },
-                _ => Err(Error::Call { what: "deleting the Computer".to_owned(), source }),
+                _ => Err(Error::call("deleting the Computer", source)),
             },
         }
     }
@@ -218,7 +194,7 @@ impl Applier {
         match call(api.create(&PostParams::default(), &record)).await {
             Ok(created) => Ok(Effect::Record(Box::new(created))),
             Err(source) if classify(&source) == ErrorClass::Conflict => self.read_record(&record).await,
-            Err(source) => Err(Error::Call { what: "creating the ComputerRecord".to_owned(), source }),
+            Err(source) => Err(Error::call("creating the ComputerRecord", source)),
         }
     }
 
@@ -231,7 +207,7 @@ impl Applier {
         match call(api.replace(&name, &PostParams::default(), &record)).await {
             Ok(saved) => Ok(Effect::Record(Box::new(saved))),
             Err(source) if classify(&source) == ErrorClass::Conflict => self.read_record(&record).await,
-            Err(source) => Err(Error::Call { what: "saving the ComputerRecord".to_owned(), source }),
+            Err(source) => Err(Error::call("saving the ComputerRecord", source)),
         }
     }
 
@@ -239,15 +215,15 @@ impl Applier {
     ///
     /// # Errors
     /// When the answer is unknown.
-    pub async fn find_record(&self, uid: &str) -> Found<ComputerRecord> {
-        get(&self.namespaced::<ComputerRecord>(&self.namespace), uid, "reading the ComputerRecord").await
+    pub async fn find_record(&self, uid: &str) -> Result<Option<ComputerRecord>, Error> {
+        Ok(get(&self.namespaced::<ComputerRecord>(&self.namespace), uid, "reading the ComputerRecord").await?)
     }
 
     async fn read_record(&self, record: &ComputerRecord) -> Result<Effect, Error> {
         let name = record.metadata.name.clone().unwrap_or_default();
         match get(&self.namespaced::<ComputerRecord>(&self.namespace), &name, "reading the ComputerRecord").await? {
             Some(found) => Ok(Effect::Overtaken(Box::new(found))),
-            None => Err(Error::Conflict(format!("ComputerRecord {name}"))),
+            None => Err(Error::conflict(format!("ComputerRecord {name}"))),
         }
     }
 
@@ -270,7 +246,7 @@ impl Applier {
         match call(self.namespaced::<K>(&namespace).create(&PostParams::default(), &object)).await {
             Ok(created) => Ok(Effect::Learned(subject, fact(created))),
             Err(source) if classify(&source) == ErrorClass::Conflict => self.read(subject).await,
-            Err(source) => Err(Error::Call { what: format!("creating {}", subject.describe()), source }),
+            Err(source) => Err(Error::call(format!("creating {}", subject.describe()), source)),
         }
     }
 
@@ -288,7 +264,7 @@ impl Applier {
                 let api = self.namespaced::<Secret>(namespace);
                 self.delete_one(&api, name, params, subject.clone(), |s| Fact::Held(s.metadata.uid.unwrap_or_default())).await
             }
-            other => Err(Error::Conflict(format!("{} is never deleted by us", other.describe()))),
+            other => Err(Error::conflict(format!("{} is never deleted by us", other.describe()))),
         }
     }
 
@@ -310,14 +286,14 @@ impl Applier {
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Learned(subject, Fact::Gone)),
                 ErrorClass::Conflict => self.another_uid(subject, params).await,
-                _ => Err(Error::Call { what: format!("deleting {}", subject.describe()), source }),
+                _ => Err(Error::call(format!("deleting {}", subject.describe()), source)),
             },
         }
     }
 
     /// After a failed precondition: gone only if a live read shows another UID; otherwise try again.
     async fn another_uid(&self, subject: Subject, params: &DeleteParams) -> Result<Effect, Error> {
-        let Effect::Learned(subject, fact) = self.read(subject).await? else { return Err(Error::Conflict("an object".to_owned())) };
+        let Effect::Learned(subject, fact) = self.read(subject).await? else { return Err(Error::conflict("an object".to_owned())) };
         let there = match &fact {
             Fact::Pod(p) => p.metadata.uid.as_deref(),
             Fact::Claim(c) => c.metadata.uid.as_deref(),
@@ -325,7 +301,7 @@ impl Applier {
             _ => None,
         };
         if there == params.preconditions.as_ref().and_then(|p| p.uid.as_deref()) {
-            return Err(Error::Conflict(subject.describe()));
+            return Err(Error::conflict(subject.describe()));
         }
         Ok(Effect::Learned(subject, Fact::Gone))
     }
@@ -340,7 +316,7 @@ impl Applier {
                 let api: Api<PersistentVolume> = Api::all(self.client.clone());
                 self.patch_one(&api, name, patch, subject.clone(), |v| Fact::Volume(Box::new(v))).await
             }
-            other => Err(Error::Conflict(format!("{} is never patched by us", other.describe()))),
+            other => Err(Error::conflict(format!("{} is never patched by us", other.describe()))),
         }
     }
 
@@ -359,9 +335,9 @@ impl Applier {
             Ok(object) => Ok(Effect::Learned(subject, fact(object))),
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Learned(subject, Fact::Gone)),
-                ErrorClass::Conflict => Err(Error::Conflict(subject.describe())),
+                ErrorClass::Conflict => Err(Error::conflict(subject.describe())),
                 ErrorClass::Invalid => Err(self.refused(subject, &patch, source).await),
-                _ => Err(Error::Call { what: format!("changing {}", subject.describe()), source }),
+                _ => Err(Error::call(format!("changing {}", subject.describe()), source)),
             },
         }
     }
@@ -372,13 +348,13 @@ impl Applier {
         let live = match self.read(subject).await {
             Ok(Effect::Learned(_, Fact::Pod(pod))) => serde_json::to_value(pod),
             Ok(Effect::Learned(_, Fact::Volume(volume))) => serde_json::to_value(volume),
-            Ok(_) => return Error::Conflict(object),
+            Ok(_) => return Error::conflict(object),
             Err(error) => return error,
         };
         if live.is_ok_and(|mut live| json_patch::patch(&mut live, patch).is_ok()) {
-            return Error::Call { what: format!("changing {object}"), source };
+            return Error::call(format!("changing {object}"), source);
         }
-        Error::Conflict(object)
+        Error::conflict(object)
     }
 
     async fn put_receipt(&self, uid: &str, bytes: Vec<u8>) -> Result<Effect, Error> {
@@ -401,28 +377,4 @@ fn deletion_of(view: &View) -> DeleteParams {
         preconditions.resource_version = view.computer.as_ref().and_then(|c| c.metadata.resource_version.clone());
     }
     params
-}
-
-async fn get<K: Clone + DeserializeOwned + Debug>(api: &Api<K>, name: &str, what: &str) -> Found<K> {
-    optional(call(api.get(name)).await, what)
-}
-
-fn optional<T>(answer: Result<T, CallError>, what: &str) -> Found<T> {
-    match answer {
-        Ok(found) => Ok(Some(found)),
-        Err(source) if classify(&source) == ErrorClass::NotFound => Ok(None),
-        Err(source) => Err(Error::Call { what: what.to_owned(), source }),
-    }
-}
-
-const CHANGING_FINALIZER: &str = "changing the finalizer of the Computer";
-
-/// A refused change of an object that did not change would be refused for ever: an error, not a reason to try at once.
-fn unchanged(before: &Computer, effect: Effect, source: CallError) -> Result<Effect, Error> {
-    let Effect::Computer(Some(now)) = &effect else { return Ok(effect) };
-    match classify(&source) {
-        _ if now.metadata.resource_version != before.metadata.resource_version => Ok(effect),
-        ErrorClass::Invalid => Err(Error::Call { what: CHANGING_FINALIZER.to_owned(), source }),
-        _ => Err(Error::Conflict("the Computer".to_owned())),
-    }
 }

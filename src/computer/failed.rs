@@ -153,14 +153,15 @@ mod tests {
 
     use super::*;
     use crate::computer::action::Subject;
+    use crate::runtime::patch;
 
     #[test]
     fn the_same_change_with_another_version_is_undone_the_third_time_and_another_change_is_not() {
         let patch = |version: &str, value: &str| Action::Patch {
             subject: Subject::volume("pv"),
-            patch: crate::runtime::patch::patch(&[
-                json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}),
-                json!({"op": "add", "path": "/metadata/labels", "value": {"mark": value}}),
+            patch: json_patch::Patch(vec![
+                patch::test(["metadata", "resourceVersion"], json!(version)),
+                patch::add(["metadata", "labels"], json!({"mark": value})),
             ]),
         };
         let mut accepted = Accepted::default();
@@ -179,7 +180,7 @@ mod tests {
     /// C18: a webhook that answers 409 to everything was never told.
     #[test]
     fn a_conflict_is_a_lost_race_until_it_lasts() {
-        let error = Error::Conflict("PersistentVolume pv".into());
+        let error = Error::conflict("PersistentVolume pv");
         let told = |before| {
             let mut report = Report { phase: Some(Phase::Deleting), ..Report::default() };
             explain(&mut report, &error, before);
@@ -195,7 +196,7 @@ mod tests {
         let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}, "status": status}));
         let mut report = known(&view);
         assert_eq!((report.phase, report.current.map(CurrentStep::id)), (Some(Phase::Active), Some("archive-sessions")));
-        explain(&mut report, &Error::Conflict("x".into()), LOST_RACES);
+        explain(&mut report, &Error::conflict("x"), LOST_RACES);
         assert!(report.ready.is_none() && report.blocker.is_some(), "a computer that can be used stays ready");
         let deletion = json!({"deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted"});
         let spec = json!({"namespace": "t", "computer": "c", "state": {"phase": "Deleting", "deletion": deletion}});

@@ -1,13 +1,14 @@
 //! Reading and patching the home volume: `Retain` from birth, with our mark and the original policy in the same patch (DESIGN.md 4.5),
 //! so that no tenant, no stripped finalizer and no force can destroy a home unarchived (S1).
 
+use json_patch::{Patch, PatchOperation};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaimSpec, VolumeResourceRequirements};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::guards::{self, Guard};
 use crate::resources::persistent_volume::claim_ref_uid;
 use crate::resources::{ComputerRecord, MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, UID_LABEL, VolumeRecord};
-use crate::runtime::patch::patch;
+use crate::runtime::patch;
 
 /// Whether a volume is protected for this computer: `Retain`, with our mark.
 pub fn retained_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
@@ -47,28 +48,27 @@ pub fn original_policy(volume: &PersistentVolume) -> String {
 
 /// Tests that a volume is the one that was seen, and still refers to the very claim that was seen (S4, S5). A claimRef without a UID is
 /// compared as a whole: once the volume controller has completed it, the test fails.
-pub fn fence(volume: &PersistentVolume) -> Vec<Value> {
+pub fn fence(volume: &PersistentVolume) -> Vec<PatchOperation> {
     let reference = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
     let holder = match reference {
-        Some(reference) if reference.uid.is_none() => json!({"op": "test", "path": "/spec/claimRef", "value": reference}),
-        _ => json!({"op": "test", "path": "/spec/claimRef/uid", "value": claim_ref_uid(volume)}),
+        Some(reference) if reference.uid.is_none() => patch::test(["spec", "claimRef"], json!(reference)),
+        _ => patch::test(["spec", "claimRef", "uid"], json!(claim_ref_uid(volume))),
     };
-    vec![json!({"op": "test", "path": "/metadata/uid", "value": volume.metadata.uid}), holder]
+    vec![patch::same_uid(&volume.metadata), holder]
 }
 
 /// Takes our marks off a volume that stays. Empty: it has none.
-pub fn unmark(volume: &PersistentVolume) -> Vec<Value> {
-    let escaped = |key: &str| key.replace('/', "~1");
+pub fn unmark(volume: &PersistentVolume) -> Vec<PatchOperation> {
     let labels = volume.metadata.labels.as_ref();
     let mut changes = Vec::new();
     if labels.is_some_and(|l| l.contains_key(UID_LABEL)) {
-        changes.push(json!({"op": "remove", "path": format!("/metadata/labels/{}", escaped(UID_LABEL))}));
+        changes.push(patch::remove(["metadata", "labels", UID_LABEL]));
         if labels.and_then(|l| l.get(MANAGED_BY_LABEL)).is_some_and(|by| by == MANAGER) {
-            changes.push(json!({"op": "remove", "path": format!("/metadata/labels/{}", escaped(MANAGED_BY_LABEL))}));
+            changes.push(patch::remove(["metadata", "labels", MANAGED_BY_LABEL]));
         }
     }
     if volume.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION)) {
-        changes.push(json!({"op": "remove", "path": format!("/metadata/annotations/{}", escaped(ORIGINAL_POLICY_ANNOTATION))}));
+        changes.push(patch::remove(["metadata", "annotations", ORIGINAL_POLICY_ANNOTATION]));
     }
     changes
 }
@@ -107,15 +107,15 @@ pub fn claim_around(pv: &PersistentVolume) -> PersistentVolumeClaimSpec {
 }
 
 /// Points a volume at another claim, fenced by the volume's UID and by its present holder.
-pub fn claim_ref_patch(pv: &PersistentVolume, namespace: &str, name: &str, claim_uid: &str) -> json_patch::Patch {
+pub fn claim_ref_patch(pv: &PersistentVolume, namespace: &str, name: &str, claim_uid: &str) -> Patch {
     let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name, "uid": claim_uid});
     let mut operations = fence(pv);
-    operations.push(json!({"op": "replace", "path": "/spec/claimRef", "value": reference}));
-    patch(&operations)
+    operations.push(patch::replace(["spec", "claimRef"], reference));
+    Patch(operations)
 }
 
 /// Sets a volume to `Retain` with our mark, fenced by its UID and by the claim that it is bound to.
-pub fn retain_patch(volume: &PersistentVolume, computer_uid: &str) -> json_patch::Patch {
+pub fn retain_patch(volume: &PersistentVolume, computer_uid: &str) -> Patch {
     let mut labels = json!(volume.metadata.labels.clone().unwrap_or_default());
     labels[UID_LABEL] = json!(computer_uid);
     labels[MANAGED_BY_LABEL] = json!(MANAGER);
@@ -123,12 +123,12 @@ pub fn retain_patch(volume: &PersistentVolume, computer_uid: &str) -> json_patch
     annotations[ORIGINAL_POLICY_ANNOTATION] = json!(original_policy(volume));
     let mut operations = fence(volume);
     operations.extend([
-        json!({"op": "test", "path": "/metadata/resourceVersion", "value": volume.metadata.resource_version}),
-        json!({"op": "add", "path": "/spec/persistentVolumeReclaimPolicy", "value": "Retain"}),
-        json!({"op": "add", "path": "/metadata/labels", "value": labels}),
-        json!({"op": "add", "path": "/metadata/annotations", "value": annotations}),
+        patch::same_version(&volume.metadata),
+        patch::add(["spec", "persistentVolumeReclaimPolicy"], json!("Retain")),
+        patch::add(["metadata", "labels"], labels),
+        patch::add(["metadata", "annotations"], annotations),
     ]);
-    patch(&operations)
+    Patch(operations)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::resources::DeletionOverride;
 use crate::resources::conditions::{self, types};
 use crate::resources::reasons::Reason;
 use crate::runtime::client::{ErrorClass, call, classify};
+use crate::runtime::patch;
 
 /// Those of a view's overrides that still stand, as the API server has them. A cache may be minutes behind an admin who has taken one
 /// back (S11).
@@ -26,7 +27,7 @@ pub async fn standing(client: &Client, view: &View) -> Result<Vec<DeletionOverri
             Ok(live) if live.metadata.uid == cached.metadata.uid && live.metadata.deletion_timestamp.is_none() => standing.push(live),
             Ok(_) => {}
             Err(error) if classify(&error) == ErrorClass::NotFound => {}
-            Err(source) => return Err(Error::Call { what: format!("reading DeletionOverride {}", cached.name_any()), source }),
+            Err(source) => return Err(Error::call(format!("reading DeletionOverride {}", cached.name_any()), source)),
         }
     }
     Ok(standing)
@@ -65,11 +66,11 @@ fn patch(found: &DeletionOverride, view: &View) -> Option<json_patch::Patch> {
     if found.status.as_ref() == Some(&status) {
         return None;
     }
-    Some(crate::runtime::patch::patch(&[
-        json!({"op": "test", "path": "/metadata/uid", "value": found.metadata.uid}),
+    Some(json_patch::Patch(vec![
+        patch::same_uid(&found.metadata),
         // Of the version that was seen: a cache that is behind would have the same told in every pass (L6).
-        json!({"op": "test", "path": "/metadata/resourceVersion", "value": found.metadata.resource_version}),
-        json!({"op": "add", "path": "/status", "value": status}),
+        patch::same_version(&found.metadata),
+        patch::add(["status"], json!(status)),
     ]))
 }
 

@@ -17,6 +17,7 @@ use crate::resources::conditions::{self, types};
 use crate::resources::reasons::Reason;
 use crate::resources::steps::CurrentStep;
 use crate::resources::{Computer, ComputerStatus, Step, StepStatus};
+use crate::runtime::patch;
 
 /// The status for a report; times of unchanged steps and conditions are kept. A report without steps (a read before the plan
 /// failed, a deletion has not started yet) leaves the steps as they are.
@@ -146,9 +147,9 @@ pub fn patch(computer: &Computer, status: &ComputerStatus) -> Option<json_patch:
     if computer.status.as_ref() == Some(status) {
         return None;
     }
-    let fence = guards::on(Guard::StatusFence).then(|| json!({"op": "test", "path": "/metadata/uid", "value": computer.metadata.uid}));
-    let write = json!({"op": "add", "path": "/status", "value": status});
-    Some(crate::runtime::patch::patch(&fence.into_iter().chain([write]).collect::<Vec<_>>()))
+    let fence = guards::on(Guard::StatusFence).then(|| patch::same_uid(&computer.metadata));
+    let write = patch::add(["status"], json!(status));
+    Some(json_patch::Patch(fence.into_iter().chain([write]).collect()))
 }
 
 /// What this process has written in the last seconds, by UID. The same status is not written again at once: otherwise two leaders with

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
 use crate::resources::POD_FINALIZER;
+use crate::runtime::patch;
 
 /// What is known of a pod's writers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,12 +73,9 @@ pub fn overstays(pod: &Pod, stopped_at: Option<&Time>, now: Timestamp) -> bool {
 /// Removes our finalizer from a pod, fenced by its UID and by the finalizer's index. `None`: the pod does not have it.
 pub fn remove_finalizer_patch(pod: &Pod) -> Option<json_patch::Patch> {
     let index = pod.metadata.finalizers.as_ref()?.iter().position(|f| f == POD_FINALIZER)?;
-    let path = format!("/metadata/finalizers/{index}");
-    Some(crate::runtime::patch::patch(&[
-        json!({"op": "test", "path": "/metadata/uid", "value": pod.metadata.uid}),
-        json!({"op": "test", "path": path, "value": POD_FINALIZER}),
-        json!({"op": "remove", "path": path}),
-    ]))
+    let place = index.to_string();
+    let path = ["metadata", "finalizers", &place];
+    Some(json_patch::Patch(vec![patch::same_uid(&pod.metadata), patch::test(path, json!(POD_FINALIZER)), patch::remove(path)]))
 }
 
 #[cfg(test)]

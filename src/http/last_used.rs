@@ -15,6 +15,7 @@ use crate::credentials::verify_api_key::Verified;
 use crate::resources::ApiKey;
 use crate::runtime::client::{CallError, call};
 use crate::runtime::clock;
+use crate::runtime::patch;
 
 /// Seconds within which the last use is not written again.
 const GRANULARITY: i64 = 3600;
@@ -68,10 +69,10 @@ fn due(last: Option<&Time>, now: Timestamp) -> bool {
 
 /// Writes the last use. If two replicas write at the same time, the test of the second one fails, which is harmless.
 async fn write(client: &Client, verified: &Verified, now: Timestamp) -> Result<(), CallError> {
-    let patch = crate::runtime::patch::patch(&[
-        json!({"op": "test", "path": "/metadata/uid", "value": verified.id.uid}),
-        json!({"op": "test", "path": "/status/lastUsedTime", "value": verified.last_used}),
-        json!({"op": "add", "path": "/status/lastUsedTime", "value": Time(now)}),
+    let patch = json_patch::Patch(vec![
+        patch::test(["metadata", "uid"], json!(verified.id.uid)),
+        patch::test(["status", "lastUsedTime"], json!(verified.last_used)),
+        patch::add(["status", "lastUsedTime"], json!(Time(now))),
     ]);
     let api: Api<ApiKey> = Api::namespaced(client.clone(), &verified.id.namespace);
     call(api.patch_status(&verified.id.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await.map(drop)

@@ -12,6 +12,7 @@ pub mod lease;
 pub mod patch;
 pub mod queue;
 pub mod request_metrics;
+pub mod requests;
 pub mod server;
 pub mod settings;
 pub mod signal;

@@ -21,6 +21,7 @@ use crate::archive::manifest::ids_of_path;
 use crate::archive::{Archives, Manifest};
 use crate::resources::{Session, SessionPhase, SessionStatus};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
+use crate::runtime::patch;
 
 /// Sessions in one page of a list; one may have 1.5 MiB.
 const PAGE: u32 = 10;
@@ -101,10 +102,7 @@ async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), d
 
 /// Writes a status with the UID as a precondition. Returns `false` if the Session has been deleted or replaced.
 async fn write(api: &Api<Listed>, session: &Listed, status: SessionStatus) -> Result<bool, CallError> {
-    let patch = crate::runtime::patch::patch(&[
-        json!({"op": "test", "path": "/metadata/uid", "value": session.metadata.uid}),
-        json!({"op": "add", "path": "/status", "value": status}),
-    ]);
+    let patch = patch::status(&session.metadata, json!(status));
     match call(api.patch_status(&session.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await {
         Ok(_) => Ok(true),
         Err(error) => match classify(&error) {

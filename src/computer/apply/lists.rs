@@ -39,5 +39,5 @@ async fn names<K: Clone + DeserializeOwned + Debug>(
     what: &str,
     pick: impl Fn(K) -> Option<String>,
 ) -> Result<Vec<String>, Error> {
-    list(api, PAGE, pick).await.map_err(|source| Error::Call { what: what.to_owned(), source })
+    list(api, PAGE, pick).await.map_err(|source| Error::call(what, source))
 }

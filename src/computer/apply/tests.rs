@@ -8,6 +8,8 @@ use kube::client::Body;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::resources::DELETION_FINALIZER;
+use crate::runtime::patch;
 
 fn applier<F>(answer: F) -> (Applier, tempfile::TempDir)
 where
@@ -39,10 +41,8 @@ async fn a_patch_that_a_policy_refuses_is_no_lost_race() {
             "PATCH" => denied(),
             _ => (200, json!({"metadata": {"name": "pv", "uid": live}})),
         });
-        let patch = crate::runtime::patch::patch(&[
-            json!({"op": "test", "path": "/metadata/uid", "value": "pv-uid"}),
-            json!({"op": "add", "path": "/metadata/labels", "value": {}}),
-        ]);
+        let patch =
+            json_patch::Patch(vec![patch::test(["metadata", "uid"], json!("pv-uid")), patch::add(["metadata", "labels"], json!({}))]);
         let action = Action::Patch { subject: Subject::volume("pv"), patch };
         let error = applier.apply(action, &View::of(computer("1"))).await.unwrap_err();
         assert_eq!(error.class(), class, "{error}");

@@ -16,6 +16,7 @@
 //!   with a stale view cannot reserve a volume whose policy was restored.
 //! - A volume without a UID in its `claimRef` is never reclaimed, whatever its policy says. `delete-volumes` restores a UID.
 
+use json_patch::Patch;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use serde_json::json;
 
@@ -31,7 +32,7 @@ use crate::resources::persistent_volume::claim_ref_uid;
 use crate::resources::reasons::Reason;
 use crate::resources::steps::DeletionStep;
 use crate::resources::{ComputerRecord, UID_LABEL};
-use crate::runtime::patch::patch;
+use crate::runtime::patch;
 
 /// Returns the next step towards custody, or `None` once the volume is bound to the custody claim.
 pub(super) fn take(context: &Context<'_>) -> Option<State> {
@@ -134,16 +135,16 @@ pub(super) fn refers_to_custody(view: &View, pv: &PersistentVolume) -> bool {
 
 /// Reserves a volume for the custody claim before that is created: its claimRef has no UID yet. Also fenced by our mark and `Retain`:
 /// a volume whose policy was restored is about to be deleted, and a leader with a stale view must not hold it.
-fn reserve_patch(pv: &PersistentVolume, view: &View) -> json_patch::Patch {
+fn reserve_patch(pv: &PersistentVolume, view: &View) -> Patch {
     let (namespace, name) = (&view.settings.namespace, view.custody_claim_name());
     let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name});
     let mut operations = home_volume::fence(pv);
     operations.extend([
-        json!({"op": "test", "path": format!("/metadata/labels/{}", UID_LABEL.replace('/', "~1")), "value": view.uid}),
-        json!({"op": "test", "path": "/spec/persistentVolumeReclaimPolicy", "value": "Retain"}),
-        json!({"op": "replace", "path": "/spec/claimRef", "value": reference}),
+        patch::test(["metadata", "labels", UID_LABEL], json!(view.uid)),
+        patch::test(["spec", "persistentVolumeReclaimPolicy"], json!("Retain")),
+        patch::replace(["spec", "claimRef"], reference),
     ]);
-    patch(&operations)
+    Patch(operations)
 }
 
 fn custody_claim(view: &View, pv: &PersistentVolume) -> PersistentVolumeClaim {

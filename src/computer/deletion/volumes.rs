@@ -13,7 +13,7 @@ use crate::guards::{self, Guard};
 use crate::resources::reasons::Reason;
 use crate::resources::steps::DeletionStep;
 use crate::resources::{ArchivePolicy, SkippableStep, VolumeRecord};
-use crate::runtime::patch::patch;
+use crate::runtime::patch;
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let Some(recorded) = &context.record.spec.state.children.volume else {
@@ -77,7 +77,7 @@ fn leave(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) 
     }
     let mut operations = home_volume::fence(pv);
     operations.append(&mut changes);
-    Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch: patch(&operations) }))
+    Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch: json_patch::Patch(operations) }))
 }
 
 /// UID of a claim of ours that is gone or about to go. A volume that was only reserved for custody has no UID in its
@@ -110,14 +110,14 @@ fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord, dead_claim: &st
     let policy = pv.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
     let mut changes = Vec::new();
     if policy != Some(&recorded.original_reclaim_policy) {
-        changes.push(json!({"op": "replace", "path": "/spec/persistentVolumeReclaimPolicy", "value": recorded.original_reclaim_policy}));
+        changes.push(patch::replace(["spec", "persistentVolumeReclaimPolicy"], json!(recorded.original_reclaim_policy)));
     }
     if recorded.original_reclaim_policy != "Delete" {
         changes.append(&mut home_volume::unmark(pv));
     }
     let reserved = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).is_some_and(|r| r.uid.is_none());
     if reserved {
-        changes.push(json!({"op": "add", "path": "/spec/claimRef/uid", "value": dead_claim}));
+        changes.push(patch::add(["spec", "claimRef", "uid"], json!(dead_claim)));
     }
     if changes.is_empty() || pv.metadata.deletion_timestamp.is_some() {
         return Restore::Nothing;
@@ -127,7 +127,7 @@ fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord, dead_claim: &st
     }
     let mut operations = home_volume::fence(pv);
     operations.append(&mut changes);
-    Restore::Patch(patch(&operations))
+    Restore::Patch(json_patch::Patch(operations))
 }
 
 /// No custody is on record, and no archive was ever wanted. Otherwise a crash may have left a claim or the first pod behind.

@@ -13,6 +13,7 @@ use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Id;
 use crate::resources::Provider;
+use crate::runtime::patch;
 
 /// An empty object, as published.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -49,7 +50,7 @@ pub async fn restart_computer(State(shared): State<Arc<Shared>>, caller: Caller,
         return Err(ApiError::invalid("the computer has provider BYOM, so this cluster cannot restart its machine: restart it yourself"));
     }
     if computer.spec.suspended {
-        let resume = json!({"op": "add", "path": "/spec/suspended", "value": false});
+        let resume = patch::add(["spec", "suspended"], json!(false));
         super::change(&shared, &computer, false, vec![resume]).await?.ok_or_else(|| ApiError::not_found("computer"))?;
     }
     Ok(Json(Restarted {}))

@@ -22,6 +22,7 @@ use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::{Id, Params};
 use crate::resources::{ArchivePolicy, Computer, ComputerRecord, ComputerRecordSpec, CredentialState, Provider, Snapshot};
 use crate::runtime::client::{ErrorClass, call, classify};
+use crate::runtime::patch;
 
 /// Header of a 204 response: whether the deletion is complete.
 const STATE: HeaderName = HeaderName::from_static("deletion-state");
@@ -183,10 +184,10 @@ async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
         Some(record) if record.spec.state.credential != CredentialState::Revoked => {}
         _ => return Ok(()),
     }
-    let patch = Patch::<()>::Json(crate::runtime::patch::patch(&[
-        json!({"op": "test", "path": "/spec/namespace", "value": id.namespace}),
-        json!({"op": "test", "path": "/spec/computer", "value": id.name}),
-        json!({"op": "add", "path": "/spec/state/credential", "value": CredentialState::Revoked}),
+    let patch = Patch::<()>::Json(json_patch::Patch(vec![
+        patch::test(["spec", "namespace"], json!(id.namespace)),
+        patch::test(["spec", "computer"], json!(id.name)),
+        patch::add(["spec", "state", "credential"], json!(CredentialState::Revoked)),
     ]));
     match call(records.patch(&id.uid, &PatchParams::default(), &patch)).await {
         Ok(_) => Ok(()),

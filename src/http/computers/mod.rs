@@ -15,6 +15,7 @@ pub mod wire;
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use json_patch::PatchOperation;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 use utoipa_axum::router::OpenApiRouter;
@@ -27,6 +28,7 @@ use super::error::ApiError;
 use crate::credentials::ComputerId;
 use crate::resources::{Computer, MANAGER};
 use crate::runtime::client::{ErrorClass, call, classify};
+use crate::runtime::patch;
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Arc<Shared>> {
@@ -111,15 +113,15 @@ pub(super) async fn change(
     shared: &Shared,
     computer: &Computer,
     exact: bool,
-    mut operations: Vec<Value>,
+    mut operations: Vec<PatchOperation>,
 ) -> Result<Option<Computer>, ApiError> {
     let id = wire::id(computer);
-    let test = |field: &str, value: Value| json!({"op": "test", "path": format!("/metadata/{field}"), "value": value});
+    let test = |field: &str, value: Value| patch::test(["metadata", field], value);
     operations.insert(0, test("uid", json!(computer.metadata.uid)));
     if exact {
         operations.insert(1, test("generation", json!(computer.metadata.generation)));
     }
-    let patch = Patch::<()>::Json(crate::runtime::patch::patch(&operations));
+    let patch = Patch::<()>::Json(json_patch::Patch(operations));
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     let error = match call(shared.computers(&id.namespace).patch(&id.name, &params, &patch)).await {
         Ok(changed) => return Ok(Some(changed)),

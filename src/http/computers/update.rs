@@ -6,8 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::IntoResponse;
+use json_patch::PatchOperation;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use utoipa::ToSchema;
 
 use super::create::free_host;
@@ -18,6 +19,7 @@ use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::{Body, Id};
 use crate::resources::Computer;
+use crate::runtime::patch;
 
 /// The changes. Omitted fields are not changed.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -79,8 +81,8 @@ pub async fn update_computer(
 }
 
 /// The patch operations; empty if nothing changes.
-async fn operations(shared: &Shared, computer: &Computer, asked: &UpdateComputer) -> Result<Vec<Value>, ApiError> {
-    let set = |field: &str, value: &str| json!({"op": "add", "path": format!("/spec/{field}"), "value": value});
+async fn operations(shared: &Shared, computer: &Computer, asked: &UpdateComputer) -> Result<Vec<PatchOperation>, ApiError> {
+    let set = |field: &str, value: &str| patch::add(["spec", field], json!(value));
     let uid = computer.metadata.uid.as_deref();
     let mut operations = Vec::new();
     let new_name = asked.name.as_deref().filter(|n| *n != wire::name(computer));

@@ -8,8 +8,9 @@ pub mod wire;
 
 use std::sync::Arc;
 
+use json_patch::PatchOperation;
 use kube::api::{Api, Patch, PatchParams};
-use serde_json::{Value, json};
+use serde_json::json;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -20,6 +21,7 @@ use super::error::ApiError;
 use crate::credentials::ComputerId;
 use crate::resources::{MANAGER, Session};
 use crate::runtime::client::{ErrorClass, call, classify};
+use crate::runtime::patch;
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Arc<Shared>> {
@@ -63,10 +65,10 @@ async fn permitted(shared: &Shared, caller: &Caller, verb: &'static str, word: &
 ///
 /// # Errors
 /// If the API server rejects the patch.
-async fn change(shared: &Shared, session: &Session, operation: Value) -> Result<Session, ApiError> {
+async fn change(shared: &Shared, session: &Session, operation: PatchOperation) -> Result<Session, ApiError> {
     let id = wire::id(session);
-    let test = json!({"op": "test", "path": "/metadata/uid", "value": id.uid});
-    let patch = Patch::<()>::Json(crate::runtime::patch::patch(&[test, operation]));
+    let test = patch::test(["metadata", "uid"], json!(id.uid));
+    let patch = Patch::<()>::Json(json_patch::Patch(vec![test, operation]));
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     let error = match call(shared.sessions(&id.namespace).patch(&id.name, &params, &patch)).await {
         Ok(changed) => return Ok(changed),

@@ -23,6 +23,7 @@ use crate::http::extract::Body;
 use crate::resources::{MANAGER, Provider, Session, SessionSpec};
 use crate::runtime::client::call;
 use crate::runtime::clock;
+use crate::runtime::patch;
 
 /// A new session.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -83,7 +84,7 @@ pub async fn create_session(
     let computer = computers::living(&shared, &id).await?;
     if computer.spec.suspended && computer.spec.provider == Provider::Managed {
         computers::permit(&shared, &caller, "patch", &id).await?;
-        let resume = json!({"op": "add", "path": "/spec/suspended", "value": false});
+        let resume = patch::add(["spec", "suspended"], json!(false));
         computers::change(&shared, &computer, false, vec![resume]).await?.ok_or_else(|| ApiError::not_found("computer"))?;
     }
     let mut session = Session::new("", spec(&id, asked));
@@ -175,7 +176,7 @@ pub async fn update_session(
     if session.spec.settings.as_ref() == Some(&asked.session_settings) {
         return Ok(Json(wire::wire(&session, true)));
     }
-    let operation = json!({"op": "add", "path": "/spec/settings", "value": asked.session_settings});
+    let operation = patch::add(["spec", "settings"], json!(asked.session_settings));
     let session = super::change(&shared, &session, operation).await?;
     Ok(Json(wire::wire(&session, true)))
 }
@@ -199,7 +200,7 @@ pub async fn update_session(
 pub async fn delete_session(State(shared): State<Arc<Shared>>, caller: Caller, SessionId(id): SessionId) -> Result<StatusCode, ApiError> {
     let session = super::permitted(&shared, &caller, "delete", &id).await?;
     let now = Timestamp::from_second(clock::now().as_second()).unwrap_or_default();
-    super::change(&shared, &session, json!({"op": "add", "path": "/spec/deletedAt", "value": Time(now)})).await?;
+    super::change(&shared, &session, patch::add(["spec", "deletedAt"], json!(Time(now)))).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

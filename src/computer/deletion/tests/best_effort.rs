@@ -187,7 +187,7 @@ fn an_outage_is_no_refusal() {
     let refused = |code: u16, reason: &str, message: &str| {
         let status = json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message});
         let source = kube::Error::Api(Box::new(from(status))).into();
-        crate::computer::failed::refused(&world.view(true), &planned, &Error::Call { what: "creating Pod archive".to_owned(), source })
+        crate::computer::failed::refused(&world.view(true), &planned, &Error::call("creating Pod archive", source))
     };
     for (code, reason) in [(403, "Forbidden"), (422, "Invalid")] {
         assert!(refused(code, reason, "exceeded quota").is_some_and(|text| text.contains("exceeded quota")), "{code}");
@@ -195,7 +195,7 @@ fn an_outage_is_no_refusal() {
     for (code, reason) in [(401, "Unauthorized"), (409, "Conflict"), (429, "TooManyRequests"), (500, "InternalError"), (503, "")] {
         assert_eq!(refused(code, reason, ""), None, "{code}");
     }
-    let timeout = Error::Call { what: String::new(), source: crate::runtime::client::CallError::Timeout };
+    let timeout = Error::call("", crate::runtime::client::CallError::Timeout);
     assert_eq!(crate::computer::failed::refused(&world.view(true), &planned, &timeout), None);
     assert_eq!(crate::computer::failed::refused(&world.view(true), &planned, &Error::Store("down".to_owned())), None);
 }

@@ -115,7 +115,7 @@ async fn two_nodes_run_pods_and_leave_nothing() {
         assert_eq!(said, "hello\n1000\n");
         let reach = "nc -w 3 $KUBERNETES_SERVICE_HOST 443 </dev/null && echo reached";
         assert_eq!(kubectl(&cluster, &["exec", "box", "--", "sh", "-c", reach]), "reached\n");
-        programs_inside_are_reached_and_really_killed(&cluster, &dir);
+        programs_inside_are_accessible_and_really_killed(&cluster, &dir);
         kubectl(&cluster, &["delete", "pod/box", "pvc/home"]);
         until("the volume's folder to go", || is_empty(&volumes));
     }

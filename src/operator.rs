@@ -52,17 +52,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     ingest::serve(config.ingest_bind, tls, client.clone(), &settings, Arc::clone(&archives), stop.clone(), &mut servers).await?;
     ready.set(true);
-    if let Some(claim) = &config.retain_store_claim {
-        match store_volume::retain(&client, &config.namespace, claim).await {
-            Ok(true) => tracing::info!(claim, "set the reclaim policy of the store's volume to Retain"),
-            Ok(false) => {}
-            Err(error) => tracing::error!(
-                error = format!("{error:#}"),
-                "cannot protect the store's volume: set the reclaim policy of the volume of pvc/{claim} -n {} to Retain manually",
-                config.namespace
-            ),
-        }
-    }
+    protect_store(&client, &config).await;
 
     let leader =
         Leader { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency, sources: Sources::default() };
@@ -80,6 +70,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     while servers.join_next().await.is_some() {}
     result
+}
+
+/// Best effort: an archive must not depend on a right to change volumes.
+async fn protect_store(client: &Client, config: &Config) {
+    let Some(claim) = &config.retain_store_claim else { return };
+    match store_volume::retain(client, &config.namespace, claim).await {
+        Ok(true) => tracing::info!(claim, "set the reclaim policy of the store's volume to Retain"),
+        Ok(false) => {}
+        Err(error) => tracing::error!(
+            error = format!("{error:#}"),
+            "cannot protect the store's volume: set the reclaim policy of the volume of pvc/{claim} -n {} to Retain manually",
+            config.namespace
+        ),
+    }
 }
 
 /// Runs `work` until it ends. If one of the concurrent tasks ends before `stop` is cancelled, `work` is shut down gracefully and the result is an error, so

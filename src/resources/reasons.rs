@@ -269,7 +269,7 @@ reasons! {
     /// The token of the API key was revoked.
     /// To do: change `spec.rotation` for another token.
     Revoked,
-    /// The Secret of the API key was deleted. The token still authenticates for whoever has a copy of it.
+    /// The Secret of the API key was deleted. The token still authenticates every client that has a copy of it.
     /// To do: change `spec.rotation` for another token, or delete the API key to revoke it.
     SecretMissing,
     /// The ServiceAccount of the API key does not exist.

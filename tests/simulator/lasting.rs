@@ -276,7 +276,7 @@ fn refused_for_good() -> Outcome {
         // Nobody can archive it.
         world.with(|s| s.observer.store_dead = true);
         without_archive_pods(world, 403).await?;
-        check(until(world, 300, |s| blocked(s, "Forbidden")).await, "nobody is told that the archive pod is refused")?;
+        check(until(world, 300, |s| blocked(s, "Forbidden")).await, "the refusal of the archive pod is not reported")?;
         check(!until(world, 400, gone).await, "it was given up before its deadline of 600 s")?;
         let made = requests_in(world, 60).await;
         check(made <= 100, &format!("{made} requests in a minute"))?;

@@ -10,9 +10,9 @@ pub const FUNCTION: usize = 50;
 
 /// Functions that may be longer, and why.
 const LONGER: &[(&str, &str, &str)] = &[
-    ("tests/chart/fences.rs", "statuses", "a table of cases"),
-    ("tests/chart/fences.rs", "secrets", "a table of cases"),
-    ("tests/chart/fences.rs", "volumes", "a table of cases"),
+    ("tests/chart/fences.rs", "only_the_kubelet_reports_container_states", "a table of cases"),
+    ("tests/chart/fences.rs", "it_creates_and_deletes_only_secrets_of_keys", "a table of cases"),
+    ("tests/chart/fences/volumes.rs", "it_changes_only_volumes_of_homes", "a table of cases"),
     ("tests/http/jwt.rs", "corpus", "a table of tokens"),
     ("tests/simulator/checks.rs", "of_record", "one check after the other of one record"),
     ("tests/simulator/life.rs", "live", "a life from the first request to the last"),

@@ -50,7 +50,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ingest_url: config.ingest_url.clone(),
         ingest_ca: tls.ca_pem.clone(),
     };
-    ingest::serve(config.ingest_bind, tls, client.clone(), &settings, Arc::clone(&archives), stop.clone(), &mut servers).await?;
+    let memory = config.memory_limit_bytes;
+    ingest::serve((config.ingest_bind, tls), client.clone(), &settings, memory, Arc::clone(&archives), stop.clone(), &mut servers).await?;
     ready.set(true);
     if let Some(claim) = &config.retain_store_claim {
         match store_volume::retain(&client, &config.namespace, claim).await {

@@ -108,7 +108,9 @@ pub(super) fn plan(view: &View) -> Plan {
     }
     match cleanup(view, record) {
         Cleanup::Do(action) => return Plan::act(*action),
-        Cleanup::Left { held, .. } if !held.is_empty() => return Plan::not_ready(Reason::SecretHeld, held_message(view, &held), RETRY_SECONDS),
+        Cleanup::Left { held, .. } if !held.is_empty() => {
+            return Plan::not_ready(Reason::SecretHeld, held_message(view, &held), RETRY_SECONDS);
+        }
         Cleanup::Left { .. } => {}
     }
     match &view.key {

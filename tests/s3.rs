@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use computer_operator::archive::Unreadable;
 use computer_operator::archive::pack;
+use computer_operator::archive::parts::Parts;
 use computer_operator::archive::problems::Problems;
 use computer_operator::archive::store::{ReceiptPut, Store, StoreError};
 use computer_operator::archive::transport::Idle;
@@ -60,7 +61,7 @@ async fn errors_of_all_operations(store: &Store) -> Vec<(&'static str, StoreErro
         ("stream", store.stream(&manifest_key("uid")).await.map(drop).unwrap_err()),
         ("uids", store.uids().await.unwrap_err()),
         ("put_once", store.put_once("receipts/uid.json", b"{}".to_vec()).await.unwrap_err()),
-        ("put_addressed", store.put_addressed(&object_key("uid", &digest), &digest, body()).await.unwrap_err()),
+        ("put_addressed", store.put_addressed(&object_key("uid", &digest), &digest, 4, body()).await.unwrap_err()),
     ]
 }
 
@@ -146,7 +147,7 @@ async fn upload_and_read(store: &Store, size: usize) -> (Duration, Duration) {
     let key = object_key("uid", &digest);
     let parts: Vec<_> = (0..size).step_by(100_000).map(|at| Ok(bytes.slice(at..size.min(at + 100_000)))).collect();
     let began = Instant::now();
-    store.put_addressed(&key, &digest, futures::stream::iter(parts)).await.expect("put");
+    store.put_addressed(&key, &digest, size as u64, futures::stream::iter(parts)).await.expect("put");
     let put = began.elapsed();
     let began = Instant::now();
     let (mut hash, mut stream) = (Sha256::new(), store.stream(&key).await.expect("stream"));
@@ -183,6 +184,41 @@ async fn a_very_slow_connection_that_makes_progress_is_not_cancelled() {
     assert!(read > Duration::from_secs(200), "the connection is not slow: {put:?} {read:?}");
 }
 
+/// S3 accepts 10,000 parts per object, so with parts of 8 MiB an object of more than 78 GiB could not be stored. Here the limit is three
+/// parts, and an ordinary part is as small as S3 allows.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_has_no_more_parts_than_the_server_takes() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, url) = serve(folder.path());
+    let (size, most) = (40_000_000, 3);
+    for (parts, sent) in [(Parts::new(5 << 20, u64::MAX), 8), (Parts::new(5 << 20, most), most)] {
+        let store = Store::open(&url).unwrap().with_parts(parts);
+        upload_and_read(&store, size).await;
+        let key = object_key("uid", &noise(size).1);
+        assert_eq!(parts_of(&url, &key).await, sent);
+        std::fs::remove_file(folder.path().join("archives/of-a-cluster").join(key)).unwrap();
+    }
+    assert!(Store::open(&url).unwrap().upload_memory(5 << 40) < 1 << 30);
+}
+
+/// The number of parts of an object, from the end of its `ETag`.
+async fn parts_of(url: &str, key: &str) -> u64 {
+    use object_store::ObjectStoreExt as _;
+    let s3 = object_store::aws::AmazonS3Builder::new()
+        .with_bucket_name("archives")
+        .with_endpoint(format!("http://{}", server_of(url)))
+        .with_region("us-east-1")
+        .with_allow_http(true)
+        .with_access_key_id("tester")
+        .with_secret_access_key("tester-secret")
+        .build()
+        .unwrap();
+    let meta = s3.head(&object_store::path::Path::from(format!("of-a-cluster/{key}"))).await.unwrap();
+    let tag = meta.e_tag.unwrap();
+    tag.trim_matches('"').rsplit_once('-').unwrap_or_else(|| panic!("{tag}")).1.parse().unwrap()
+}
+
 /// Uploads and reads without progress fail.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_connection_ends_with_an_error() {
@@ -192,7 +228,7 @@ async fn a_stalled_connection_ends_with_an_error() {
     let (bytes, digest) = noise(24_000_000);
     let key = object_key("uid", &digest);
     let body = || futures::stream::iter([Ok(bytes.clone())]);
-    Store::open(&url).unwrap().put_addressed(&key, &digest, body()).await.unwrap();
+    Store::open(&url).unwrap().put_addressed(&key, &digest, 24_000_000, body()).await.unwrap();
     let line = test_relay::relay(server_of(&url), 50_000_000, 1_000_000);
     let idle = Idle { silence: Duration::from_secs(1), answer: Duration::from_secs(2) };
     let store = Store::open_with(&through(&url, line), idle).unwrap();
@@ -213,7 +249,7 @@ async fn a_stalled_connection_ends_with_an_error() {
     assert!(read.is_none_or(|size| size == 24_000_000), "truncated read: {read:?}");
     let other = noise(24_000_001);
     let key = object_key("uid", &other.1);
-    let put = store.put_addressed(&key, &other.1, futures::stream::iter([Ok(other.0)]));
+    let put = store.put_addressed(&key, &other.1, 24_000_001, futures::stream::iter([Ok(other.0)]));
     let put = tokio::time::timeout(Duration::from_secs(240), put).await.expect("an upload hangs");
     assert!(matches!(put, Err(StoreError::Unavailable(_))), "{put:?}");
 }
@@ -234,10 +270,15 @@ async fn an_archive_in_s3_is_create_only_and_reads_back() {
     let key = object_key("uid", &packed.entry.digest);
     let body = |bytes: Bytes| futures::stream::iter([Ok(bytes)]);
 
-    let wrong = store.put_addressed(&key, &packed.entry.digest, body(object.slice(1..))).await;
+    let wrong = store.put_addressed(&key, &packed.entry.digest, packed.entry.size, body(object.slice(1..))).await;
     assert!(matches!(wrong, Err(StoreError::Corrupt(_))), "{wrong:?}");
     assert!(matches!(store.size(&key).await, Err(StoreError::NotFound(_))), "corrupt data became visible");
-    assert_eq!(store.put_addressed(&key, &packed.entry.digest, body(object)).await.expect("put"), packed.entry.size);
+    let size = packed.entry.size;
+    let wrong = store.put_addressed(&key, &packed.entry.digest, size, body([&[0][..], &object[1..]].concat().into())).await;
+    assert!(matches!(wrong, Err(StoreError::Corrupt(_))), "{wrong:?}");
+    assert!(matches!(store.size(&key).await, Err(StoreError::NotFound(_))), "corrupt data became visible");
+    store.put_addressed(&key, &packed.entry.digest, size, body(object)).await.expect("put");
+    assert_eq!(store.size(&key).await.expect("head"), size);
 
     let manifest = json!({"version": 1, "computer": {"namespace": "t", "name": "c", "uid": "uid"}, "createdAt": 1, "sessionPaths": [],
         "sessions": [packed.entry], "problems": [], "problemCount": 0});

@@ -23,21 +23,26 @@ pub(super) fn ended(record: &ApiKeyRecord) -> bool {
 pub(super) enum Cleanup {
     /// Another request is needed.
     Do(Box<Action>),
-    /// All are gone, according to live reads of this pass.
-    Gone,
-    /// These are blocked by finalizers of other controllers.
-    Held(Vec<SecretRecord>),
-    /// There were none.
-    Nothing,
+    /// According to live reads of this pass, these are left and all others are gone.
+    Left {
+        /// Blocked by finalizers of other controllers.
+        held: Vec<SecretRecord>,
+        /// Never seen. Their creation may still take effect (S6), so they stay on record while their `ApiKey` exists.
+        unseen: Vec<SecretRecord>,
+    },
 }
 
 /// Deletes the Secrets of revoked tokens by their recorded UIDs, one request at a time. Only a live read proves that one is gone.
 pub(super) fn cleanup(view: &View, record: &ApiKeyRecord) -> Cleanup {
-    let mut held = Vec::new();
+    let (mut held, mut unseen) = (Vec::new(), Vec::new());
     for secret in &record.spec.retired {
         let name = secret.name.clone();
         let action = match (view.secrets.get(&name), &secret.uid) {
-            (Some(SecretFact::Gone), _) => continue,
+            (Some(SecretFact::Gone), None) => {
+                unseen.push(secret.clone());
+                continue;
+            }
+            (Some(SecretFact::Gone), Some(_)) => continue,
             (Some(SecretFact::Uid(found)), Some(uid)) if found != uid => continue,
             (Some(SecretFact::Held), _) => {
                 held.push(secret.clone());
@@ -49,15 +54,22 @@ pub(super) fn cleanup(view: &View, record: &ApiKeyRecord) -> Cleanup {
         };
         return Cleanup::Do(Box::new(action));
     }
-    match (held.is_empty(), record.spec.retired.is_empty()) {
-        (false, _) => Cleanup::Held(held),
-        (true, false) => Cleanup::Gone,
-        (true, true) => Cleanup::Nothing,
+    Cleanup::Left { held, unseen }
+}
+
+/// Cleanup while the `ApiKey` exists: the next action, or the Secrets that are blocked.
+pub(super) fn tidy(view: &View, record: &ApiKeyRecord) -> Result<Vec<SecretRecord>, Action> {
+    match cleanup(view, record) {
+        Cleanup::Do(action) => Err(*action),
+        Cleanup::Left { held, unseen } if held.len() + unseen.len() < record.spec.retired.len() => {
+            Err(forget(record, held.into_iter().chain(unseen).collect()))
+        }
+        Cleanup::Left { held, .. } => Ok(held),
     }
 }
 
 /// Saves the record with only these Secrets left to delete.
-pub(super) fn forget(record: &ApiKeyRecord, left: Vec<SecretRecord>) -> Action {
+fn forget(record: &ApiKeyRecord, left: Vec<SecretRecord>) -> Action {
     let mut record = record.clone();
     record.spec.retired = left;
     Action::SaveRecord(Box::new(record))
@@ -96,8 +108,10 @@ pub(super) fn plan(view: &View) -> Plan {
     }
     match cleanup(view, record) {
         Cleanup::Do(action) => return Plan::act(*action),
-        Cleanup::Held(secrets) => return Plan::not_ready(Reason::SecretHeld, held_message(view, &secrets), RETRY_SECONDS),
-        Cleanup::Gone | Cleanup::Nothing => {}
+        Cleanup::Left { held, .. } if !held.is_empty() => {
+            return Plan::not_ready(Reason::SecretHeld, held_message(view, &held), RETRY_SECONDS);
+        }
+        Cleanup::Left { .. } => {}
     }
     match &view.key {
         // A live read proved that the ApiKey is gone, so the record is no longer needed.

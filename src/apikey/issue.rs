@@ -18,6 +18,8 @@ use crate::resources::{
 const REISSUE_SECONDS: i64 = 20;
 /// Maximum number of Secrets of revoked tokens that foreign finalizers may block. Beyond it no further token is issued, because a record is bounded.
 pub(super) const MOST_RETIRED: usize = 8;
+/// Maximum number of these that were never seen.
+const MOST_UNSEEN: usize = 4;
 
 /// Why no token can be issued now: the reason and the message of the condition.
 pub(super) type Obstacle = (Reason, String);
@@ -48,12 +50,20 @@ pub(super) fn first(view: &View, key: &ApiKey, account_uid: &str) -> Plan {
     with_fresh_token(view, || Action::CreateRecord(Box::new(record(view, key, account_uid))))
 }
 
-/// Replaces the token. This write revokes the old one.
-pub(super) fn another(view: &View, key: &ApiKey, old: &ApiKeyRecord, account_uid: &str, retire: bool) -> Plan {
+/// Replaces the token. This write revokes the old one. The old Secret stays on record, even if it was never seen: its creation may still take effect (S6).
+pub(super) fn another(view: &View, key: &ApiKey, old: &ApiKeyRecord, account_uid: &str) -> Plan {
     with_fresh_token(view, || {
         let mut record = old.clone();
         let old = std::mem::replace(&mut record.spec.token, token(view, key, account_uid));
-        record.spec.retired.extend(old.secret.filter(|_| retire));
+        let retired = &mut record.spec.retired;
+        retired.extend(old.secret);
+        // The oldest one has been missing for so long that no create request for it can be pending.
+        let surplus = retired.iter().filter(|s| s.uid.is_none()).count().saturating_sub(MOST_UNSEEN);
+        for _ in 0..surplus {
+            if let Some(oldest) = retired.iter().position(|s| s.uid.is_none()) {
+                retired.remove(oldest);
+            }
+        }
         Action::SaveRecord(Box::new(record))
     })
 }
@@ -107,7 +117,7 @@ pub(super) fn finish(view: &View, key: &ApiKey, record: &ApiKeyRecord, account_u
         _ if held_here => Plan::act(Action::CreateSecret(Box::new(secret(view, key, name)))),
         (None, _) => Plan::act(Action::ReadSecret(name.clone())),
         // The token of this hash is lost, or another leader has it in memory and is about to create the Secret, which it is given time for.
-        (Some(_), Some(uid)) if !young => another(view, key, record, uid, false),
+        (Some(_), Some(uid)) if !young => another(view, key, record, uid),
         _ => Plan::not_ready(Reason::Issuing, "the token is being issued", REISSUE_SECONDS.unsigned_abs().min(RETRY_SECONDS)),
     }
 }

@@ -102,7 +102,7 @@ fn living(view: &View, key: &ApiKey) -> Plan {
     let rotated = record.spec.token.rotation != key.spec.rotation;
     let room = record.spec.retired.len() < issue::MOST_RETIRED;
     if let (true, true, Ok(uid)) = (rotated, room, &issuable) {
-        return issue::another(view, key, record, uid, true);
+        return issue::another(view, key, record, uid);
     }
     if let Some(cause) = end(view, key, record, account, rotated) {
         return live_first(view, || Action::SaveRecord(Box::new(ending::revoked(record, cause))));
@@ -137,12 +137,9 @@ fn end(view: &View, key: &ApiKey, record: &ApiKeyRecord, account: &Account, rota
 
 /// The token is revoked: its Secret is deleted, and the condition says how to get another token.
 fn revoked(view: &View, key: &ApiKey, record: &ApiKeyRecord, obstacle: Option<issue::Obstacle>) -> Plan {
-    let held = match ending::cleanup(view, record) {
-        ending::Cleanup::Do(action) => return Plan::act(*action),
-        ending::Cleanup::Gone => return Plan::act(ending::forget(record, Vec::new())),
-        ending::Cleanup::Held(secrets) if secrets.len() < record.spec.retired.len() => return Plan::act(ending::forget(record, secrets)),
-        ending::Cleanup::Held(secrets) => Some(secrets),
-        ending::Cleanup::Nothing => None,
+    let held = match ending::tidy(view, record) {
+        Err(action) => return Plan::act(action),
+        Ok(held) => Some(held).filter(|held| !held.is_empty()),
     };
     let account = &key.spec.service_account_name;
     let again = "the token stays revoked. To issue a new token, change spec.rotation";
@@ -175,12 +172,10 @@ fn live(view: &View, key: &ApiKey, record: &ApiKeyRecord) -> Plan {
         record.spec.token.expires_at.clone_from(&key.spec.expires_at);
         return live_first(view, || Action::SaveRecord(Box::new(record)));
     }
-    let held = match ending::cleanup(view, record) {
-        ending::Cleanup::Do(action) => return Plan::act(*action),
-        ending::Cleanup::Gone => return Plan::act(ending::forget(record, Vec::new())),
-        ending::Cleanup::Held(secrets) if secrets.len() < record.spec.retired.len() => return Plan::act(ending::forget(record, secrets)),
-        ending::Cleanup::Held(secrets) => format!(". {}", ending::held_message(view, &secrets)),
-        ending::Cleanup::Nothing => String::new(),
+    let held = match ending::tidy(view, record) {
+        Err(action) => return Plan::act(action),
+        Ok(held) if held.is_empty() => String::new(),
+        Ok(held) => format!(". {}", ending::held_message(view, &held)),
     };
     let Some(SecretRecord { name, uid, .. }) = &token.secret else {
         return Plan::not_ready(

@@ -44,7 +44,8 @@ enum Command {
     },
     /// Print one archived file. Its size and SHA-256 go to standard error.
     ///
-    /// With `kubectl exec`, the end of a large file may be lost although the exit code is 0: compare the size and the SHA-256, or use `export`.
+    /// With `kubectl exec`, the end of a large file can be lost although the exit code is 0. There, a file of more than 64 KiB is refused:
+    /// use `export --session ID | tar -xO PATH`, which fails when something is missing.
     Cat {
         /// UID of the computer.
         uid: String,

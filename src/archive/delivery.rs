@@ -3,7 +3,7 @@
 //! A truncated tar must never look complete, so the end of the tar is written only after all of its content. With `kubectl exec` a program
 //! cannot know what has arrived: when it exits, the connection is closed, and the API server drops data that a slow reader has not received
 //! yet, with exit code 0. So an export is followed by more zeros than can be in flight. A tar ends before such zeros, and only zeros are
-//! lost.
+//! lost. Nothing can follow a single file, so `cat` refuses large files with `kubectl exec`.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Read, Write};
@@ -23,6 +23,11 @@ use super::{SessionEntry, Store, object_key, restore};
 
 /// More than the pipes and the sockets between this program and `kubectl` can buffer.
 const IN_FLIGHT: usize = 32 << 20;
+/// Most bytes of a file that `cat` prints through `kubectl exec`: the sockets take as much before this program ends, and less than
+/// [`BUFFER`], so that nothing of a larger file is printed.
+const SMALL: u64 = 64 * 1024;
+/// Bytes that are written at once.
+const BUFFER: usize = 256 * 1024;
 
 /// The output of a command: a copy of standard output without a buffer that hides errors.
 ///
@@ -30,7 +35,7 @@ const IN_FLIGHT: usize = 32 << 20;
 /// When standard output is closed.
 pub fn stdout() -> anyhow::Result<Output> {
     let file = File::from(std::io::stdout().as_fd().try_clone_to_owned().context("standard output cannot be written")?);
-    Ok(Output { buffer: Vec::new(), file, bytes: 0, hash: Sha256::new() })
+    Ok(Output::new(file))
 }
 
 /// Counts and hashes what is written.
@@ -39,6 +44,8 @@ pub struct Output {
     file: File,
     bytes: u64,
     hash: Sha256,
+    /// More than this is refused, for this reason.
+    most: Option<(u64, String)>,
 }
 
 impl Write for Output {
@@ -47,10 +54,14 @@ impl Write for Output {
         if std::thread::panicking() {
             return Err(std::io::Error::other("the program failed"));
         }
+        if let Some((_, why)) = self.most.as_ref().filter(|(most, _)| self.bytes + bytes.len() as u64 > *most) {
+            self.buffer.clear();
+            return Err(std::io::Error::other(why.clone()));
+        }
         self.buffer.extend_from_slice(bytes);
         self.hash.update(bytes);
         self.bytes += bytes.len() as u64;
-        if self.buffer.len() >= 256 * 1024 {
+        if self.buffer.len() >= BUFFER {
             self.flush()?;
         }
         Ok(bytes.len())
@@ -64,6 +75,10 @@ impl Write for Output {
 }
 
 impl Output {
+    fn new(file: File) -> Self {
+        Self { buffer: Vec::new(), file, bytes: 0, hash: Sha256::new(), most: None }
+    }
+
     /// Bytes and SHA-256 of what was written.
     fn digest(&self) -> (u64, String) {
         (self.bytes, hex::encode(self.hash.clone().finalize()))
@@ -171,6 +186,9 @@ pub(super) async fn cat(store: Store, uid: String, path: PathBuf, mut out: Outpu
     let (manifest, _) = manifest(&store, &uid).await?;
     let entry = manifest.session_of_path(&path.to_string_lossy()).with_context(|| format!("no session contains {}", path.display()))?;
     let (digest, shown) = (entry.digest.clone(), plain(&path.display().to_string()));
+    if out.through_exec() {
+        out.most = Some((SMALL, too_large_for_exec(&uid, &entry.id, &shown)));
+    }
     let out = tokio::task::spawn_blocking(move || {
         object(&store, &uid, &digest, |object| restore::print(object, &path, &mut out))?;
         finish(&mut out)?;
@@ -182,6 +200,15 @@ pub(super) async fn cat(store: Store, uid: String, path: PathBuf, mut out: Outpu
         eprintln!("{shown}: {bytes} bytes, sha256 {digest}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn too_large_for_exec(uid: &str, session: &str, shown: &str) -> String {
+    let session = plain(session);
+    format!(
+        "the file is larger than {} KiB. The end of a large file can be lost through `kubectl exec`, and its exit code is 0 all the same. \
+         Use `archives export {uid} --session '{session}' | tar -xO '{shown}'`, which fails when something is missing",
+        SMALL / 1024
+    )
 }
 
 /// Writes the sessions to a folder.
@@ -239,9 +266,30 @@ mod tests {
     #[test]
     fn a_reader_that_ends_is_an_error() {
         let (reader, writer) = std::io::pipe().unwrap();
-        let mut out = Output { buffer: Vec::new(), file: File::from(std::os::fd::OwnedFd::from(writer)), bytes: 0, hash: Sha256::new() };
+        let mut out = Output::new(File::from(std::os::fd::OwnedFd::from(writer)));
         out.write_all(b"some").unwrap();
         drop(reader);
         assert!(finish(&mut out).unwrap_err().to_string().contains("the reader closed it"));
+    }
+
+    /// Seen through a real `kubectl exec`: 41,806,400 of 41,943,040 bytes and exit code 0. What cannot be delivered for certain is refused
+    /// before its first byte.
+    #[test]
+    fn a_file_that_is_too_large_for_exec_is_refused_before_its_first_byte() {
+        for (size, whole) in [(SMALL, true), (SMALL + 1, false), (10 * BUFFER as u64, false)] {
+            let (mut reader, writer) = std::io::pipe().unwrap();
+            let mut out = Output::new(File::from(std::os::fd::OwnedFd::from(writer)));
+            out.most = Some((SMALL, too_large_for_exec("UID", "id", "a b.jsonl")));
+            let copied = std::io::copy(&mut std::io::repeat(b'x').take(size), &mut out);
+            assert_eq!(copied.is_ok(), whole, "{size}");
+            if let Err(error) = copied {
+                assert!(error.to_string().contains("export UID --session 'id' | tar -xO 'a b.jsonl'"), "{error}");
+            }
+            finish(&mut out).unwrap();
+            drop(out);
+            let mut read = Vec::new();
+            reader.read_to_end(&mut read).unwrap();
+            assert_eq!(read.len() as u64, if whole { size } else { 0 });
+        }
     }
 }

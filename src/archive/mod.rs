@@ -14,6 +14,7 @@ pub mod ingest;
 pub mod manifest;
 pub mod object;
 pub mod pack;
+pub mod parts;
 pub mod pod_program;
 pub mod problems;
 mod receipts;

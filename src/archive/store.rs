@@ -17,14 +17,13 @@ use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
 use sha2::{Digest, Sha256};
 
 use super::failure::Failure;
+use super::parts::{PIECE, Parts};
 use super::resumable_read::Reading;
 use super::transport::{Idle, IdleConnector};
 use crate::guards::{self, Guard};
 
 /// Longest time for a small answer, and for the first part of a large one.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Size of an upload's parts, and so of its buffer.
-const PART: usize = 8 * 1024 * 1024;
 /// The slowest disk that is waited for, bytes a second: a write to a folder gives no sign of progress.
 const SLOWEST: u64 = 64 * 1024;
 
@@ -73,6 +72,7 @@ pub struct Store {
     inner: Arc<dyn ObjectStore>,
     place: Place,
     idle: Idle,
+    parts: Parts,
 }
 
 impl Store {
@@ -106,7 +106,7 @@ impl Store {
             let found = std::fs::metadata(path).map_err(|e| config(&e))?;
             let local = LocalFileSystem::new_with_prefix(path).map_err(|e| config(&e))?.with_fsync(true);
             let place = Place::Folder { path: path.into(), device: found.dev(), number: found.ino() };
-            return Ok(Self { inner: Arc::new(local), place, idle });
+            return Ok(Self { inner: Arc::new(local), place, idle, parts: Parts::new(PIECE, u64::MAX) });
         }
         let Some(rest) = url.strip_prefix("s3://") else {
             return Err(config(&"use file:///path or s3://bucket/prefix"));
@@ -124,12 +124,23 @@ impl Store {
             builder = builder.with_config(key, value);
         }
         let s3 = builder.build().map_err(|e| config(&e))?;
-        Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)), place: Place::Bucket, idle })
+        Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)), place: Place::Bucket, idle, parts: Parts::default() })
     }
 
     /// Wraps any object store.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, place: Place::Memory, idle: Idle::default() }
+        Self { inner, place: Place::Memory, idle: Idle::default(), parts: Parts::default() }
+    }
+
+    /// With other bounds for the parts of objects, for tests.
+    #[must_use]
+    pub fn with_parts(self, parts: Parts) -> Self {
+        Self { parts, ..self }
+    }
+
+    /// Most bytes in memory while [`Store::put_addressed`] stores an object of this size.
+    pub fn upload_memory(&self, size: u64) -> u64 {
+        self.parts.memory(size)
     }
 
     /// A whole small object.
@@ -205,23 +216,26 @@ impl Store {
         }
     }
 
-    /// Stores a content-addressed object from a stream, in bounded memory. Bytes that do not have this digest never become visible.
+    /// Stores a content-addressed object of this size from a stream, in bounded memory: see [`Store::upload_memory`]. Bytes that do not
+    /// have this size and digest never become visible.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] when the digest is another one. Never [`StoreError::NotFound`].
-    pub async fn put_addressed<S>(&self, key: &str, digest: &str, mut body: S) -> Result<u64, StoreError>
+    /// [`StoreError::Corrupt`] when size or digest are others. Never [`StoreError::NotFound`].
+    pub async fn put_addressed<S>(&self, key: &str, digest: &str, size: u64, mut body: S) -> Result<(), StoreError>
     where
         S: futures::Stream<Item = Result<Bytes, std::io::Error>> + Unpin,
     {
         let path = path(key)?;
+        let part =
+            usize::try_from(self.parts.size(size)).map_err(|_| StoreError::Config(format!("{key} is too large for this machine")))?;
         let begun = self.limited(Some(TIMEOUT), key, self.inner.put_multipart(&path)).await?;
-        let mut writer = WriteMultipart::new_with_chunk_size(begun.map_err(|e| failed(key, &e))?, PART);
-        match self.receive(key, digest, &mut body, &mut writer).await {
-            Ok(size) => {
+        let mut writer = WriteMultipart::new_with_chunk_size(begun.map_err(|e| failed(key, &e))?, part);
+        match self.receive(key, (digest, size), &mut body, &mut writer).await {
+            Ok(()) => {
                 // The kernel may still hold much of it.
-                let limit = self.write_limit(3 * PART as u64).map(|limit| limit + Duration::from_secs((size >> 20).min(3600)));
+                let limit = self.write_limit(3 * PIECE).map(|limit| limit + Duration::from_secs((size >> 20).min(3600)));
                 self.limited(limit, key, writer.finish()).await?.map_err(|e| failed(key, &e))?;
-                Ok(size)
+                Ok(())
             }
             Err(error) => {
                 match self.limited(self.write_limit(0), key, writer.abort()).await {
@@ -234,25 +248,32 @@ impl Store {
         }
     }
 
-    async fn receive<S>(&self, key: &str, digest: &str, body: &mut S, writer: &mut WriteMultipart) -> Result<u64, StoreError>
+    async fn receive<S>(&self, key: &str, stated: (&str, u64), body: &mut S, writer: &mut WriteMultipart) -> Result<(), StoreError>
     where
         S: futures::Stream<Item = Result<Bytes, std::io::Error>> + Unpin,
     {
-        let (mut hash, mut size) = (Sha256::new(), 0_u64);
+        let ((digest, stated), mut hash, mut size) = (stated, Sha256::new(), 0_u64);
         let stalled = |_| StoreError::Unavailable("the upload makes no progress: its sender sends nothing".to_owned());
         while let Some(chunk) = tokio::time::timeout(self.idle.silence, body.next()).await.map_err(stalled)? {
             let chunk = chunk.map_err(|e| StoreError::Unavailable(format!("the upload broke off: {}", Failure::of(&e).cause())))?;
             hash.update(&chunk);
             size += chunk.len() as u64;
-            let capacity = self.limited(self.write_limit(2 * PART as u64), key, writer.wait_for_capacity(2)).await?;
-            capacity.map_err(|e| failed(key, &e))?;
-            writer.put(chunk);
+            if size > stated {
+                break;
+            }
+            let capacity = writer.wait_for_capacity(self.parts.ahead(stated));
+            self.limited(self.write_limit(2 * PIECE), key, capacity).await?.map_err(|e| failed(key, &e))?;
+            // Copied: a chunk may be a few bytes of a large buffer, which would be kept with it.
+            writer.write(&chunk);
+        }
+        if size != stated {
+            return Err(StoreError::Corrupt(format!("the upload has {size} bytes or more, not the {stated} that it stated")));
         }
         let found = hex::encode(hash.finalize());
         if found != digest && guards::on(Guard::ObjectDigest) {
             return Err(StoreError::Corrupt(format!("the bytes have sha256 {found}, not {digest}")));
         }
-        Ok(size)
+        Ok(())
     }
 
     /// Key of the manifest of a computer that was stored last. There are several only where the UID was deleted more than once: see

@@ -16,13 +16,25 @@ pub fn retained_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
     (policy == Some("Retain") && marked_for(volume, computer_uid)) || !guards::on(Guard::RetainFirst)
 }
 
-/// Whether a volume carries our mark for this computer, which is set before the volume is recorded. No tenant can write a volume.
+/// Whether a volume carries our mark for this computer, which is set before the volume is recorded. No tenant can write a volume. The
+/// annotation is not part of it: a record knows the original policy, see [`policy_unknown`] for volumes that are not on record.
 pub fn marked_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
     let labels = volume.metadata.labels.as_ref();
     let label = |key: &str| labels.and_then(|l| l.get(key)).map(String::as_str);
-    label(UID_LABEL) == Some(computer_uid)
-        && label(MANAGED_BY_LABEL) == Some(MANAGER)
-        && volume.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION))
+    label(UID_LABEL) == Some(computer_uid) && label(MANAGED_BY_LABEL) == Some(MANAGER)
+}
+
+/// What to tell a user about a volume that is to go on record, is `Retain` with our label, and has lost the annotation that was written
+/// together with both: `Delete` would be taken for `Retain`, and the volume be left forever. `None`: its original policy is known.
+pub fn policy_unknown(name: &str, volume: &PersistentVolume, computer_uid: &str) -> Option<String> {
+    let noted = volume.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION));
+    (!noted && retained_for(volume, computer_uid) && guards::on(Guard::RetainFirst)).then(|| {
+        format!(
+            "PersistentVolume {name} has lost the annotation {ORIGINAL_POLICY_ANNOTATION}, so the reclaim policy that it had is unknown. An \
+             admission webhook or another tool removes the annotation: exempt the volume from it. Then set the policy by hand: \
+             kubectl annotate pv {name} {ORIGINAL_POLICY_ANNOTATION}=Delete (or =Retain, to keep the volume when the computer is deleted)"
+        )
+    })
 }
 
 /// UID of another computer whose mark a volume carries. A computer whose `delete-volumes` step was skipped by an older version left its

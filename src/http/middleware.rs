@@ -2,7 +2,8 @@
 //! and metrics must name the route and never the path, because paths contain ids.
 //!
 //! A request is in flight until its response has been sent, not until its handler returns. A client that reads slowly therefore uses up its own tenant's
-//! share, and the memory of its response is accounted for.
+//! share, and the memory of its response is accounted for. A response for which there is no memory is replaced
+//! by 429, but never the response of a request that may have changed something: its client must learn what was done.
 
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
@@ -28,6 +29,7 @@ use super::response_body;
 use super::tenant_limits::{Room, SMALL, Share};
 use crate::runtime::request_metrics::REQUESTS;
 use crate::runtime::server::Refused;
+use crate::runtime::server::connections::Seat;
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -103,6 +105,8 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
     let began = Instant::now();
     let id = request_id(&request);
     let method = method_label(request.method());
+    let writes = !request.method().is_safe();
+    let seat = request.extensions().get::<Arc<Seat>>().cloned();
     let route = request.extensions().get::<MatchedPath>().map_or_else(|| "none".to_owned(), |m| m.as_str().to_owned());
     let who = Who::default();
     request.extensions_mut().insert(who.clone());
@@ -111,7 +115,8 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
     let mut response = match Arc::clone(&shared.slots).try_acquire_owned() {
         Ok(slot) => {
             let span = tracing::info_span!("request", %id, method, route);
-            sent(next.run(request).instrument(span).await, &who, (slot, counted))
+            let how = Sent { free: free(shared.max_body, writes), writes, seat };
+            sent(next.run(request).instrument(span).await, &who, &how, (slot, counted))
         }
         Err(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are in flight: retry in a second").into_response(),
     };
@@ -126,11 +131,30 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
     response
 }
 
+/// What decides about the memory of a response.
+struct Sent {
+    /// Responses up to this size in bytes are not counted.
+    free: usize,
+    /// The request may have changed something.
+    writes: bool,
+    /// The connection; `None` in tests.
+    seat: Option<Arc<Seat>>,
+}
+
+/// Size in bytes up to which a response is not counted. The response of a write uses the memory of the request body, which is free by then; only half of
+/// it, because a JSON buffer can be reserved twice as large as needed.
+fn free(max_body: usize, writes: bool) -> usize {
+    if writes { SMALL.max(max_body / 2) } else { SMALL }
+}
+
 /// Makes a response keep the resources of its request until it has been sent. Returns 429 if the memory for large responses is used up.
-fn sent(response: Response, who: &Who, held: impl Send + Sync + 'static) -> Response {
+fn sent(response: Response, who: &Who, how: &Sent, held: impl Send + Sync + 'static) -> Response {
     let bytes = response.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
     // Responses without an authenticated caller are static data and use no memory of their own.
-    let room = who.0.get().filter(|_| bytes > SMALL).map(|(_, share)| share.room(bytes));
+    let room = who.0.get().filter(|_| bytes > how.free).map(|(_, share)| {
+        let seat = how.seat.clone();
+        if how.writes { Some(share.room_after_write(bytes, seat)) } else { share.room(bytes, seat) }
+    });
     let (response, room): (_, Option<Room>) = match room {
         None => (response, None),
         Some(Some(room)) => (response, Some(room)),
@@ -139,8 +163,9 @@ fn sent(response: Response, who: &Who, held: impl Send + Sync + 'static) -> Resp
             (ApiError::new(StatusCode::TOO_MANY_REQUESTS, detail).into_response(), None)
         }
     };
+    let sent = room.as_ref().map(Room::sent).unwrap_or_default();
     let held = (held, who.clone(), room);
-    response.map(|body| Body::new(response_body::Sending::new(body, held)))
+    response.map(|body| Body::new(response_body::Sending::new(body, held, sent)))
 }
 
 /// The response to an invalid request head, which never reaches a route.
@@ -258,15 +283,86 @@ mod tests {
             who
         };
         let (greedy, other) = (who("greedy"), who("other"));
-        let answer = |who: &Who, bytes: usize| sent(vec![b'x'; bytes].into_response(), who, ());
+        let how = |writes| Sent { free: free(128 * 1024, writes), writes, seat: None };
+        let answer = |who: &Who, bytes: usize| sent(vec![b'x'; bytes].into_response(), who, &how(false), ());
         let unread = answer(&greedy, LARGE);
         assert_eq!(unread.status(), StatusCode::OK);
         let refused = answer(&greedy, SMALL + 1);
         assert_eq!((refused.status(), &refused.headers()["retry-after"]), (StatusCode::TOO_MANY_REQUESTS, &HeaderValue::from_static("1")));
         assert_eq!(answer(&greedy, SMALL).status(), StatusCode::OK, "small responses are not counted");
+        // A POST that created something got 429, and the client created it a second time.
+        for bytes in [SMALL + 1, 64 * 1024, LARGE] {
+            let written = sent(vec![b'x'; bytes].into_response(), &greedy, &how(true), ());
+            assert_eq!(written.status(), StatusCode::OK, "{bytes}");
+        }
         assert_eq!(answer(&other, LARGE).status(), StatusCode::OK, "other tenants have their own share");
         assert_eq!(answer(&Who::default(), LARGE).status(), StatusCode::OK, "static responses use no memory");
         drop(unread);
         assert_eq!(answer(&greedy, LARGE).status(), StatusCode::OK);
+    }
+
+    /// `/large`, for the namespace that a header names, as a handler responds after authentication.
+    async fn large(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+        let namespace = request.headers()["x-namespace"].to_str().unwrap().to_owned();
+        let caller = Caller::Computer(ComputerId { namespace, name: "c".into(), uid: "u".into() });
+        request.extensions().get::<Who>().unwrap().note(&caller, shared.shares.take(&caller).unwrap());
+        vec![b'x'; LARGE].into_response()
+    }
+
+    async fn ask(address: std::net::SocketAddr, namespace: &str) -> (TcpStream, String) {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET /large HTTP/1.1\r\nHost: h\r\nX-Namespace: {namespace}\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.unwrap();
+        (stream, String::from_utf8_lossy(&status[9..]).into_owned())
+    }
+
+    /// Two namespaces whose clients did not read held all of the memory for large responses, and every other namespace got 429. Over real connections:
+    /// stalled connections are closed, and a slow client that reads is not cut off.
+    #[tokio::test]
+    async fn responses_that_are_not_read_give_way_to_those_of_other_tenants() {
+        let shared = crate::http::tests::shared();
+        let router = crate::http::with_layers(Router::new().route("/large", get(large)), Arc::clone(&shared));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let server = tokio::spawn(server::run(listener, None, router, crate::http::tests::config().limits(), stop.clone()));
+        let mut healthy = ask(address, "one").await.0;
+        let slow = tokio::spawn(async move {
+            // About 600 KB per second.
+            let (mut bytes, mut all) = ([0; 64 * 1024], 0);
+            loop {
+                let read = healthy.read(&mut bytes).await.unwrap();
+                if read == 0 {
+                    return all;
+                }
+                all += read;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        let mut stalled = vec![ask(address, "one").await, ask(address, "two").await, ask(address, "two").await];
+        assert!(stalled.iter().all(|(_, code)| code == "200"), "{stalled:?}");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut other = loop {
+            match ask(address, "three").await {
+                (stream, code) if code == "200" => break stream,
+                (_, code) => assert_eq!(code, "429"),
+            }
+            assert!(Instant::now() < deadline, "L9: two namespaces that do not read block another one");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        let mut rest = Vec::new();
+        other.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.len() > LARGE, "the response is complete");
+        let mut short = 0;
+        for (stream, _) in &mut stalled {
+            rest.clear();
+            let whole = stream.read_to_end(&mut rest).await.is_ok() && rest.len() > LARGE;
+            short += u32::from(!whole);
+        }
+        assert_eq!(short, 1, "only as many as necessary are closed");
+        assert!(slow.await.unwrap() > LARGE, "a slow client was cut off");
+        stop.cancel();
+        server.await.unwrap();
     }
 }

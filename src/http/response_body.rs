@@ -5,6 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, HttpBody};
@@ -20,6 +21,8 @@ pub struct Sending<H> {
     /// The rest of the current frame.
     rest: Bytes,
     held: Arc<H>,
+    /// Bytes that hyper has taken.
+    sent: Arc<AtomicU64>,
 }
 
 /// The bytes of a frame. Splitting them is cheap, and dropping the last piece drops them.
@@ -35,9 +38,9 @@ impl<H> AsRef<[u8]> for Holding<H> {
 }
 
 impl<H> Sending<H> {
-    /// Keeps `held` until the body has been sent or cancelled.
-    pub fn new(body: Body, held: H) -> Self {
-        Self { body, rest: Bytes::new(), held: Arc::new(held) }
+    /// Keeps `held` until the body has been sent or cancelled, and counts the bytes that hyper takes.
+    pub fn new(body: Body, held: H, sent: Arc<AtomicU64>) -> Self {
+        Self { body, rest: Bytes::new(), held: Arc::new(held), sent }
     }
 }
 
@@ -56,6 +59,7 @@ impl<H: Send + Sync + 'static> HttpBody for Sending<H> {
             }
         }
         let length = self.rest.len().min(PIECE);
+        self.sent.fetch_add(length as u64, Ordering::Relaxed);
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
     }
 
@@ -86,7 +90,8 @@ mod tests {
         let held = Arc::new(());
         let count = || Arc::strong_count(&held);
         let bytes: Vec<u8> = (0..=3 * PIECE).map(|n| u8::try_from(n % 251).unwrap()).collect();
-        let mut body = Body::new(Sending::new(Body::from(bytes.clone()), Arc::clone(&held)));
+        let sent = Arc::new(AtomicU64::new(0));
+        let mut body = Body::new(Sending::new(Body::from(bytes.clone()), Arc::clone(&held), Arc::clone(&sent)));
         assert_eq!(body.size_hint().exact(), Some(bytes.len() as u64));
         let mut pieces = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -94,13 +99,14 @@ mod tests {
             assert!(pieces.last().unwrap().len() <= PIECE);
         }
         drop(body);
+        assert_eq!(sent.load(Ordering::Relaxed), bytes.len() as u64);
         assert_eq!((pieces.concat() == bytes, count()), (true, 2), "hyper has the whole body, but the client does not");
         pieces.drain(1..);
         assert_eq!(count(), 2);
         pieces.clear();
         assert_eq!(count(), 1);
-        drop(Sending::new(Body::from("given up"), Arc::clone(&held)));
+        drop(Sending::new(Body::from("given up"), Arc::clone(&held), Arc::default()));
         assert_eq!(count(), 1);
-        assert!(Sending::new(Body::empty(), ()).is_end_stream());
+        assert!(Sending::new(Body::empty(), (), Arc::default()).is_end_stream());
     }
 }

@@ -155,6 +155,9 @@ reasons! {
     /// The home volume has the labels of another computer, so the operator cannot protect it for this one.
     /// To do: if that computer is gone, remove the label and the annotation that the message names.
     VolumeMarked,
+    /// The home volume has lost the annotation with its original reclaim policy before the policy was recorded.
+    /// To do: find the admission webhook or tool that removes the annotation, then set it with the command in the message.
+    VolumePolicyUnknown,
     /// Someone deleted the home volume, and only its claim keeps it. Deleting the claim would destroy the home before it is archived.
     /// To do: save the home by hand, then create a DeletionOverride that skips `archive-sessions`.
     VolumeBeingDeleted,

@@ -106,7 +106,7 @@ fn reasons_keep_their_spelling() {
     let expected = "Ready Provisioning Suspended Deleting InProgress ClassChanged ClassNotFound AmbiguousDefaultClass ClassNotAccepted \
         ClassNotChecked StorageTooLarge KeyLost CrashLoop HomeVolumeLost HomeClaimDeleted PodUnschedulable PodNotStarting SecretHeld \
         PodStillRunning PodStateUnknown NodeUnreachable PodHeld ForeignPodHoldsClaim ClaimHeld VolumeAttached VolumeMarked \
-        VolumeBeingDeleted VolumeLost VolumeTaken CustodyClaimDeleted CustodyNotBound ArchivePodWaiting ArchivePodUnschedulable \
+        VolumePolicyUnknown VolumeBeingDeleted VolumeLost VolumeTaken CustodyClaimDeleted CustodyNotBound ArchivePodWaiting ArchivePodUnschedulable \
         ArchiveFailed ArchiveOverdue UnreadableFiles ArchiveDamaged StoreUnavailable ArchivePodHeld VolumeNotDeleted ComputerHeld \
         WriteUndone Conflict Forbidden NamespaceTerminating Refused NotFound ApiServerUnavailable InForce NotDeleting NameMismatch \
         Accepted NotRestricted NoSessionPaths InvalidSessionPath InvalidPodTemplate ArchiveNotPossible CheckRefused Issued Issuing \

@@ -97,7 +97,7 @@ pub async fn run(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router
                 connections.spawn(async move {
                     tokio::select! {
                         () = accept(stream, peer, tls, router, limits, &seat, stop) => {}
-                        () = seat.closed() => tracing::debug!("closed an idle connection for a new one"),
+                        () = seat.closed() => tracing::debug!("closed a connection to make room for others"),
                     }
                     drop(slot);
                 });
@@ -166,9 +166,12 @@ where
     http.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(limits.head).keep_alive(limits.single.is_none());
     let service = {
         let turn = turn.clone();
-        tower::service_fn(move |request| {
+        let seat = Arc::clone(seat);
+        tower::service_fn(move |mut request: axum::http::Request<hyper::body::Incoming>| {
             let (turn, router) = (turn.clone(), router.clone());
             turn.begins();
+            // What holds memory for this connection can end it.
+            request.extensions_mut().insert(Arc::clone(&seat));
             async move { Ok::<_, std::convert::Infallible>(Answering::wrap(router.oneshot(request).await, turn)) }
         })
     };

@@ -121,16 +121,31 @@ fn every_alert_uses_exposed_metrics_and_says_what_to_do() {
     let rules = one(&all, "PrometheusRule", "computer-operator")["spec"]["groups"][0]["rules"].as_array().unwrap();
     let mut names: Vec<&str> = rules.iter().map(|r| r["alert"].as_str().unwrap()).collect();
     names.sort_unstable();
-    let expected =
-        ["ComputerApiErrors", "ComputerArchiveStoreUnavailable", "ComputerDeletionBlocked", "ComputerOperatorNoLeader", "ComputerOrphans"];
+    let expected = [
+        "ComputerApiErrors",
+        "ComputerArchiveStoreUnavailable",
+        "ComputerDeletionBlocked",
+        "ComputerOperatorNoLeader",
+        "ComputerOperatorPanics",
+        "ComputerOrphans",
+    ];
     assert_eq!(names, expected);
     for rule in rules {
         let expression = rule["expr"].as_str().unwrap();
         for metric in expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| w.starts_with("computer_operator_")) {
-            let family = metric.trim_start_matches("computer_operator_").trim_end_matches("_count");
+            let family = metric.trim_start_matches("computer_operator_").trim_end_matches("_count").trim_end_matches("_total");
             assert!(registered.contains(&format!("\"{family}\",")), "{}: {metric} is not exposed", rule["alert"]);
         }
         assert!(rule["annotations"]["description"].as_str().is_some_and(|d| d.len() > 40), "{}: no remedy is described", rule["alert"]);
+    }
+}
+
+/// Panics were counted, but no alert reported them.
+#[test]
+fn a_panic_raises_an_alert() {
+    for set in [&[][..], &["metrics.serviceMonitor.enabled=true"]] {
+        let expression = &expressions(set)["ComputerOperatorPanics"];
+        assert!(expression.starts_with("sum(increase(computer_operator_reconcile_panics_total{") && expression.ends_with("[1h])) > 0"));
     }
 }
 
@@ -197,6 +212,10 @@ fn the_bounds_of_the_api_stay_below_its_memory_limit() {
     // The operator: memory that unauthenticated clients can use, besides at most 190 MiB with 10,000 computers and 144 MiB of uploads.
     let container = &one(&all, "Deployment", "co")["spec"]["template"]["spec"]["containers"][0];
     let clients = computer_operator::archive::ingest::LIMITS.memory(true) + computer_operator::runtime::health::LIMITS.memory(false);
+    // What exceeds 368 MiB is used for uploads: the operator reads its limit.
+    let env = container["env"].as_array().unwrap().iter().find(|e| e["name"] == "MEMORY_LIMIT_BYTES").unwrap();
+    assert_eq!(env["valueFrom"]["resourceFieldRef"], json!({"resource": "limits.memory"}));
+    assert!(clients + (190 + 64) * 1024 * 1024 < 368 * 1024 * 1024, "{clients}");
     assert!(clients + (190 + 144 + 64) * 1024 * 1024 < bytes(&container["resources"]["limits"]["memory"]), "{clients}");
     assert!(stated.contains(&mib(clients)), "docs/memory.md does not say {}", mib(clients));
 }

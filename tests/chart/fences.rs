@@ -6,14 +6,15 @@ use serde_json::{Value, json};
 
 use crate::policies::refused;
 use crate::server::Server;
+use crate::statuses;
 
-const OPERATOR: &str = "--as=system:serviceaccount:ops:co-computer-operator";
+pub const OPERATOR: &str = "--as=system:serviceaccount:ops:co-computer-operator";
 const API: &str = "--as=system:serviceaccount:ops:co-computer-operator-api";
 /// The random part of a name that the operator generates.
 const HEX: &str = "0123456789abcdef0123456789abcdef";
 /// The UID of a computer whose home is in custody.
 const CUSTODY: &str = "11111111-2222-3333-4444-555555555555";
-const UID: &str = "computer-operator.dev/computer-uid";
+pub const UID: &str = "computer-operator.dev/computer-uid";
 const ORIGINAL: &str = "computer-operator.dev/original-reclaim-policy";
 
 pub fn the_operator_is_restricted(server: &Server) {
@@ -23,72 +24,7 @@ pub fn the_operator_is_restricted(server: &Server) {
     it_creates_and_deletes_only_secrets_of_keys(server);
     volumes::it_changes_only_volumes_of_homes(server);
     the_api_only_revokes_keys_in_records(server);
-    only_the_kubelet_reports_container_states(server);
-}
-
-/// An update of a status can also change labels and finalizers, and the status of a machine's pod shows whether its containers have stopped. The role
-/// `edit` cannot write it, but a role for all core resources can.
-fn only_the_kubelet_reports_container_states(server: &Server) {
-    for user in ["dora", "kubelet"] {
-        server.kubectl(&["create", "role", user, "--verb=*", "--resource=*", "-n", "team"], "").unwrap();
-        server.kubectl(&["create", "rolebinding", user, &format!("--role={user}"), &format!("--user={user}"), "-n", "team"], "").unwrap();
-    }
-    let mut machine = pod("team", "held", "default");
-    machine["metadata"]["labels"] = json!({(UID): "u"});
-    machine["metadata"]["finalizers"] = json!(["computer-operator.dev/stopped"]);
-    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "held", "namespace": "team", "labels": {(UID): "u"}},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
-    let free = pod("team", "free", "default");
-    server.kubectl(&["create", "-f", "-"], &[machine, claim, free].map(|o| o.to_string()).join("\n---\n")).unwrap();
-    let patch = |user: &str, kind: &str, name: &str, subresource: &str, patch: Value| {
-        let as_user = format!("--as={user}");
-        let group = if user == "kubelet" { "--as-group=system:nodes" } else { "--as-group=system:authenticated" };
-        let subresource = format!("--subresource={subresource}");
-        server.kubectl(&["patch", kind, name, "-n", "team", &as_user, group, &subresource, "--type=merge", "-p", &patch.to_string()], "")
-    };
-    let (label, finalizer) = (json!({"metadata": {"labels": {(UID): null}}}), json!({"metadata": {"finalizers": null}}));
-    refused("a label through a pod's status", patch("dora", "pod", "held", "status", label.clone()), "are reserved for the operator");
-    refused("a label through a claim's status", patch("dora", "pvc", "held", "status", label.clone()), "are reserved for the operator");
-    refused(
-        "a finalizer through the status",
-        patch("dora", "pod", "held", "status", finalizer.clone()),
-        "when every container of the pod has stopped",
-    );
-    let stopped =
-        json!({"state": {"terminated": {"exitCode": 0}}, "name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0});
-    for (what, status) in [
-        ("a phase", json!({"phase": "Failed"})),
-        ("containers", json!({"containerStatuses": [stopped]})),
-        ("init containers", json!({"initContainerStatuses": [stopped]})),
-        ("ephemeral containers", json!({"ephemeralContainerStatuses": [stopped]})),
-    ] {
-        refused(what, patch("dora", "pod", "held", "status", json!({"status": status})), "only the kubelet may report");
-        patch("kubelet", "pod", "held", "status", json!({"status": status})).expect("the kubelet reports a status");
-        patch("dora", "pod", "free", "status", json!({"status": status})).expect("the status of a pod that is not the operator's");
-    }
-    let gate = json!({"status": {"conditions": [{"type": "example.com/gate", "status": "True"}]}});
-    patch("dora", "pod", "held", "status", gate).expect("a readiness gate");
-    patch("dora", "pvc", "held", "status", json!({"status": {"phase": "Lost"}})).expect("a claim's own status");
-    // The other subresources of a pod do not change its metadata.
-    for (subresource, change) in [
-        ("ephemeralcontainers", json!({"spec": {"ephemeralContainers": [{"name": "d", "image": "i"}]}})),
-        ("resize", json!({"spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "1m"}}}]}})),
-    ] {
-        for meta in [&label, &finalizer] {
-            let mut change = change.clone();
-            change["metadata"] = meta["metadata"].clone();
-            let _ = patch("dora", "pod", "held", subresource, change);
-        }
-    }
-    let left = server.kubectl(&["get", "pod", "held", "-n", "team", "-o", "json"], "").unwrap();
-    let left: Value = serde_json::from_str(&left).unwrap();
-    assert_eq!(
-        (&left["metadata"]["labels"][UID], &left["metadata"]["finalizers"]),
-        (&json!("u"), &json!(["computer-operator.dev/stopped"]))
-    );
-    server
-        .kubectl(&["patch", "pod", "held", "-n", "team", OPERATOR, "--type=merge", "-p", &finalizer.to_string()], "")
-        .expect("the operator removes its finalizer");
+    statuses::only_nodes_report_container_states(server);
 }
 
 /// The HTTP API can revoke a key but never restore one.
@@ -238,7 +174,7 @@ fn it_creates_only_archive_pods_and_custody_claims_in_its_namespace(server: &Ser
 }
 
 /// A pod that Pod Security accepts in every namespace.
-fn pod(namespace: &str, name: &str, account: &str) -> Value {
+pub fn pod(namespace: &str, name: &str, account: &str) -> Value {
     let restricted = json!({"allowPrivilegeEscalation": false, "runAsNonRoot": true, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}});
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": {"serviceAccountName": account,
         "automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i", "securityContext": restricted}]}})

@@ -9,6 +9,7 @@ mod policies;
 mod render;
 mod schema;
 mod server;
+mod statuses;
 mod upgrades;
 
 use serde_json::Value;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::world::World;
 use crate::apikey::plan::{Next, Plan};
-use crate::apikey::view::View;
+use crate::apikey::view::{Action, View};
 use crate::resources::{ApiKey, CredentialState};
 
 fn rotate(to: &str) -> impl FnOnce(&mut ApiKey) {
@@ -174,6 +174,44 @@ fn neither_a_removed_finalizer_nor_a_lost_record_leaves_a_valid_token() {
     world.delete();
     assert_eq!(world.settle().next, Next::Finished);
     assert!(world.key.is_none(), "without a record no token authenticates, and the deletion finishes");
+}
+
+/// A leader recorded a token, and its request to create the Secret took effect after another leader had issued another token. That Secret was
+/// no longer on record.
+#[test]
+fn a_secret_that_is_created_late_is_deleted() {
+    for crashes in [1, 2, 7] {
+        let mut world = World::new();
+        let mut late = Vec::new();
+        for _ in 0..crashes {
+            let mut view = world.begin(&world.clone());
+            // The process ends after it has sent the request, which takes effect later.
+            loop {
+                match crate::apikey::plan::plan(&view).next {
+                    Next::Do(action) if matches!(*action, Action::CreateSecret(_)) => {
+                        late.push((*action, view));
+                        break;
+                    }
+                    _ => world.step(&mut view).expect("a token is issued"),
+                }
+            }
+            world.later(30);
+        }
+        assert_eq!(reason(&world.pass()), "Issued");
+        assert!(world.record.as_ref().unwrap().spec.retired.len() <= 4, "a record has a bound");
+        let writes = world.writes;
+        world.later(900);
+        world.pass();
+        assert_eq!(world.writes, writes, "L6");
+        let (action, view) = late.pop().unwrap();
+        world.apply(action, &view);
+        assert_eq!(world.ours().len(), 2);
+        world.later(900);
+        assert_eq!((reason(&world.pass()), world.ours().len()), ("Issued", 1), "S6: the Secret of a lost token is left");
+        world.delete();
+        world.settle();
+        assert!(world.key.is_none() && world.record.is_none() && world.ours().is_empty());
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

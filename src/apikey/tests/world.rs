@@ -126,7 +126,7 @@ impl World {
         self.pass()
     }
 
-    fn apply(&mut self, action: Action, view: &View) -> Effect {
+    pub fn apply(&mut self, action: Action, view: &View) -> Effect {
         let live_key = || Effect::Key(self.key.clone().map(Box::new));
         match action {
             Action::ReadKey => live_key(),

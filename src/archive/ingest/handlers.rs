@@ -22,8 +22,11 @@ use crate::archive::waiting_time::Waits;
 use crate::archive::{Manifest, SessionEntry, later_manifest_key, manifest_key, object_key};
 use crate::guards::{self, Guard};
 
-/// Objects that are received in parallel: each takes up to three parts of 8 MiB when the store is slow.
-const UPLOADS: usize = 6;
+const MIB: u64 = 1024 * 1024;
+/// Least memory for objects that are received in parallel, MiB: six, each of up to three parts of 8 MiB when the store is slow.
+const UPLOADS: u32 = 144;
+/// Memory that the operator needs besides the uploads, MiB: see docs/memory.md.
+const BESIDE: u64 = 368;
 /// Total bytes of manifests that are received in parallel: as much as the largest one.
 const MANIFESTS: usize = MAX_BYTES;
 /// Longest time without a byte of a manifest. Waiting for a slot or for the store is not limited here: a request that holds a slot ends
@@ -37,22 +40,29 @@ struct Shared {
     store: Arc<Store>,
     authenticator: Authenticator,
     waits: Arc<Waits>,
+    /// MiB of memory for uploads, all of them, and those that are free.
+    room: u32,
     uploads: Arc<Semaphore>,
     manifests: Arc<Semaphore>,
 }
 
 impl Shared {
-    fn new(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Self {
+    fn new(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>, room: u32) -> Self {
         let slots = |n| Arc::new(Semaphore::new(n));
-        Self { store, authenticator, waits, uploads: slots(UPLOADS), manifests: slots(MANIFESTS) }
+        Self { store, authenticator, waits, room, uploads: slots(room as usize), manifests: slots(MANIFESTS) }
     }
 }
 
 type Answer = Result<StatusCode, (StatusCode, String)>;
 
-/// The routes. Each stored object is reported to `waits`.
-pub fn router(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Router {
-    let shared = Shared::new(store, authenticator, waits);
+/// MiB for uploads in a process of this limit of memory, bytes. A process with a higher limit stores larger objects.
+fn uploads_of(limit: u64) -> u32 {
+    u32::try_from((limit / MIB).saturating_sub(BESIDE)).unwrap_or(u32::MAX).clamp(UPLOADS, 4096)
+}
+
+/// The routes, in a process that may take this many bytes of memory. Each stored object is reported to `waits`.
+pub fn router(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>, memory: u64) -> Router {
+    let shared = Shared::new(store, authenticator, waits, uploads_of(memory));
     Router::new()
         .route("/ingest/v1/{uid}/objects/{digest}", put(put_object).head(head_object))
         .route("/ingest/v1/{uid}/manifest", put(put_manifest))
@@ -94,10 +104,30 @@ async fn put_object(
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &digest)?;
     authorize(&shared, &headers, &uid).await?;
-    Ok(progress::answer(&headers, store_object(shared, uid, digest, body)).await)
+    let size = length(&body)?;
+    let room = room_of_object(&shared, size)?;
+    Ok(progress::answer(&headers, store_object(shared, uid, digest, (size, room), body)).await)
 }
 
-async fn store_object(shared: Shared, uid: String, digest: String, body: Body) -> Outcome {
+fn length(body: &Body) -> Result<u64, Outcome> {
+    body.size_hint().exact().ok_or_else(|| (StatusCode::LENGTH_REQUIRED, "no Content-Length".to_owned()))
+}
+
+/// MiB that an object takes while it is stored.
+fn room_of_object(shared: &Shared, size: u64) -> Result<u32, Outcome> {
+    let needed = shared.store.upload_memory(size).div_ceil(MIB);
+    u32::try_from(needed).ok().filter(|needed| *needed <= shared.room).ok_or_else(|| {
+        let (limit, of) = (needed + BESIDE, size >> 30);
+        let text = format!(
+            "this object has {of} GiB, so the operator stores it in parts of {needed} MiB, and has memory for {} MiB. Raise the memory limit \
+             of the operator (chart value controller.resources.limits.memory) to {limit}Mi or more",
+            shared.room
+        );
+        (StatusCode::PAYLOAD_TOO_LARGE, text)
+    })
+}
+
+async fn store_object(shared: Shared, uid: String, digest: String, (size, room): (u64, u32), body: Body) -> Outcome {
     let key = object_key(&uid, &digest);
     match shared.store.size(&key).await {
         // Content-addressed: an existing object was verified when it was stored (S7).
@@ -106,10 +136,10 @@ async fn store_object(shared: Shared, uid: String, digest: String, body: Body) -
         Err(error) => return failed(&error),
     }
     // Never closed.
-    let _turn = shared.uploads.acquire().await;
+    let _turn = shared.uploads.acquire_many(room).await;
     let stream = Box::pin(body.into_data_stream().map_err(std::io::Error::other));
-    match shared.store.put_addressed(&key, &digest, stream).await {
-        Ok(size) => {
+    match shared.store.put_addressed(&key, &digest, size, stream).await {
+        Ok(()) => {
             tracing::debug!(uid, size, "object stored");
             shared.waits.stored(&uid);
             (StatusCode::CREATED, String::new())
@@ -173,7 +203,7 @@ async fn put_once_per_deletion(store: &Store, uid: &str, claim: &str, body: Byte
 
 /// No part of a body is read before the sender is authenticated and the body has room.
 fn room(body: &Body) -> Result<u32, (StatusCode, String)> {
-    let Some(length) = body.size_hint().exact() else { return Err((StatusCode::LENGTH_REQUIRED, "no Content-Length".to_owned())) };
+    let length = length(body)?;
     let too_long = || (StatusCode::PAYLOAD_TOO_LARGE, format!("a manifest has {MAX_BYTES} bytes at most"));
     u32::try_from(length).ok().filter(|l| *l as usize <= MANIFESTS).ok_or_else(too_long)
 }

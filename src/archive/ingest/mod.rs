@@ -36,21 +36,22 @@ pub const LIMITS: server::Limits = server::Limits {
     refusal: None,
 };
 
-/// Serves until `stop`.
+/// Serves at this address until `stop`, in a process that may take this many bytes of memory.
 ///
 /// # Errors
 /// When the address cannot be bound or the certificate cannot be used.
 pub async fn serve(
-    address: SocketAddr,
-    tls: tls::Certificate,
+    (address, tls): (SocketAddr, tls::Certificate),
     client: Client,
     settings: &Settings,
+    memory: u64,
     archives: Arc<Archives>,
     stop: CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let pods = auth::PodTokens::new(client, settings.namespace.clone(), settings.archive_service_account.clone());
-    let router = handlers::router(Arc::clone(archives.store()), auth::Authenticator::Pods(Arc::new(pods)), Arc::clone(archives.waits()));
+    let pods = auth::Authenticator::Pods(Arc::new(pods));
+    let router = handlers::router(Arc::clone(archives.store()), pods, Arc::clone(archives.waits()), memory);
     let listener = tokio::net::TcpListener::bind(address).await?;
     let acceptor = tls.acceptor()?;
     tasks.spawn(server::run(listener, Some(acceptor), router, LIMITS, stop));

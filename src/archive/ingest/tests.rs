@@ -33,7 +33,7 @@ async fn endpoint_of(store: impl FnOnce(&std::path::Path) -> Store) -> Endpoint 
     let address = listener.local_addr().unwrap();
     let base = format!("https://{address}/ingest/v1/{UID}");
     let stop = CancellationToken::new();
-    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
+    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID }, Arc::default(), 0);
     tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
     let client = reqwest::Client::builder()
         .tls_certs_only([reqwest::Certificate::from_pem(certificate.ca_pem.as_bytes()).unwrap()])

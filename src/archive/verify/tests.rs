@@ -15,7 +15,7 @@ async fn archived(folder: &std::path::Path) -> (Store, String) {
     let store = Store::open(&format!("file://{}", folder.display())).unwrap();
     let key = object_key("u", &packed.entry.digest);
     let body = futures::stream::iter([Ok(bytes::Bytes::from(std::fs::read(packed.object.path()).unwrap()))]);
-    store.put_addressed(&key, &packed.entry.digest, body).await.unwrap();
+    store.put_addressed(&key, &packed.entry.digest, packed.entry.size, body).await.unwrap();
     let mut manifest = crate::archive::manifest::tests::empty("u");
     manifest.sessions.push(packed.entry);
     store.put_once(&manifest_key("u"), serde_json::to_vec(&manifest).unwrap()).await.unwrap();

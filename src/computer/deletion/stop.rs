@@ -128,6 +128,9 @@ pub(super) fn retain(context: &Context<'_>, name: &str, pv: &PersistentVolume) -
 fn prove(context: &Context<'_>, recorded: &VolumeRecord) -> State {
     let Some(found) = context.view.volume(&recorded.name) else { return State::read(Subject::volume(&recorded.name)) };
     let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid) && home_volume::marked_for(pv, &context.view.uid));
+    if let Some(message) = ours.and_then(|pv| home_volume::policy_unknown(&recorded.name, pv, &context.view.uid)) {
+        return State::blocked(Reason::VolumePolicyUnknown, message, 60);
+    }
     let proved = ours.map(|pv| VolumeRecord { original_reclaim_policy: home_volume::original_policy(pv), ..recorded.clone() });
     context.save(|r| r.spec.state.children.volume = proved)
 }
@@ -148,6 +151,9 @@ fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Resu
     let Some(pv) = found.filter(|pv| claim_ref_uid(pv) == Some(claim_uid)).filter(here) else { return Ok(()) };
     if let Some(state) = retain(context, &name, pv) {
         return Err(state);
+    }
+    if let Some(message) = home_volume::policy_unknown(&name, pv, &context.view.uid) {
+        return Err(State::blocked(Reason::VolumePolicyUnknown, message, 60));
     }
     let recorded = home_volume::recorded(pv);
     Err(context.save(|r| {

@@ -35,12 +35,12 @@ pub(super) fn create(context: &Context<'_>) -> State {
     }
 }
 
-/// Someone has restored the policy of the recorded volume, as `GitOps` tools do with what they manage: until it is `Retain` again, deleting
-/// the claim destroys the home (S1). The watch of the volume shows it; a settled computer makes no request.
+/// Another client has set the policy of the recorded volume back or removed our label, as `GitOps` tools do with what they manage. Until it
+/// is `Retain` again, the deletion of the claim destroys the home (S1). Its watch shows it; a settled computer makes no request.
 fn retain_again(context: &Context<'_>) -> Option<State> {
     let recorded = context.record.spec.state.children.volume.as_ref().filter(|_| guards::on(Guard::StillRetained))?;
     let pv = context.view.volume(&recorded.name).flatten().filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid))?;
-    let ours = held_by_home(context.record, pv) && home_volume::marked_for(pv, &context.view.uid);
+    let ours = held_by_home(context.record, pv) && home_volume::foreign_mark(pv, &context.view.uid).is_none();
     let patch = (ours && !home_volume::retained_for(pv, &context.view.uid)).then(|| home_volume::retain_patch(pv, &context.view.uid))?;
     Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }))
 }
@@ -56,6 +56,9 @@ fn keep(context: &Context<'_>) -> Option<State> {
     let name = names.first()?;
     let Some(found) = context.view.volume(name) else { return Some(State::read(Subject::volume(name))) };
     let pv = found.filter(|pv| claim_ref_uid(pv) == Some(uid) && home_volume::marked_for(pv, &context.view.uid))?;
+    if let Some(message) = home_volume::policy_unknown(name, pv, &context.view.uid) {
+        return Some(State::blocked(Reason::VolumePolicyUnknown, message, RETRY_SECONDS));
+    }
     let recorded = home_volume::recorded(pv);
     Some(context.save(|r| r.spec.state.children.volume = Some(recorded)))
 }
@@ -153,6 +156,9 @@ pub(super) fn protect(context: &Context<'_>) -> State {
     }
     if !home_volume::retained_for(pv, &context.view.uid) {
         return State::act(Action::Patch { subject: Subject::volume(bound), patch: home_volume::retain_patch(pv, &context.view.uid) });
+    }
+    if let Some(message) = home_volume::policy_unknown(bound, pv, &context.view.uid) {
+        return State::blocked(Reason::VolumePolicyUnknown, message, RETRY_SECONDS);
     }
     let recorded = home_volume::recorded(pv);
     let node = super::machine::node(context);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -71,16 +72,29 @@ pub async fn list_computers(
         super::check_uuid("hostId", host)?;
     }
     let namespace = caller.namespace(params.namespace.as_deref())?;
-    let mut found = match &caller {
-        Caller::Computer(id) => super::find(&shared, id).await?.into_iter().collect(),
+    let with_steps = params.include_provisioning_steps == Some(Flag::True);
+    let wanted = |c: &Computer| !wire::is_deleted(c) && params.host_id.as_ref().is_none_or(|h| wire::has_host(c, h));
+    let shown = |c: Computer| wanted(&c).then(|| Listed::of(&c, with_steps));
+    let mut found: Vec<Listed> = match &caller {
+        Caller::Computer(id) => super::find(&shared, id).await?.and_then(shown).into_iter().collect(),
         Caller::User(_) => {
             access::require(&shared, &caller, "list", Target { resource: "computers", namespace: &namespace, name: None }).await?;
-            shared.list_computers(&namespace).await?
+            shared.pick_computers(&namespace, shown).await?
         }
     };
-    let wanted = |c: &Computer| !wire::is_deleted(c) && params.host_id.as_ref().is_none_or(|h| wire::has_host(c, h));
-    found.retain(wanted);
-    found.sort_by(|a, b| wire::created(b).cmp(&wire::created(a)).then_with(|| a.metadata.uid.cmp(&b.metadata.uid)));
-    let with_steps = params.include_provisioning_steps == Some(Flag::True);
-    Ok(Json(ComputerList { computers: found.iter().map(|c| wire::wire(c, with_steps)).collect() }))
+    found.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.uid.cmp(&b.uid)));
+    Ok(Json(ComputerList { computers: found.into_iter().map(|listed| listed.shown).collect() }))
+}
+
+/// What is kept of a computer while a list is collected: a tenant decides how large the rest is.
+struct Listed {
+    created: Timestamp,
+    uid: Option<String>,
+    shown: WireComputer,
+}
+
+impl Listed {
+    fn of(computer: &Computer, with_steps: bool) -> Self {
+        Self { created: wire::created(computer), uid: computer.metadata.uid.clone(), shown: wire::wire(computer, with_steps) }
+    }
 }

@@ -54,7 +54,15 @@ impl Shared {
     /// # Errors
     /// 500 if the Kubernetes API does not respond as expected.
     pub(super) async fn list_computers(&self, namespace: &str) -> Result<Vec<Computer>, ApiError> {
-        let listed = self.computer_pages.list(&self.computers(namespace), namespace, PAGE, |c| Some(slim(c))).await;
+        self.pick_computers(namespace, |c| Some(slim(c))).await
+    }
+
+    /// What `pick` takes out of the computers of a namespace: nothing else of them is kept while the list is read.
+    ///
+    /// # Errors
+    /// 500 when the cluster does not answer.
+    pub(super) async fn pick_computers<T>(&self, namespace: &str, pick: impl Fn(Computer) -> Option<T>) -> Result<Vec<T>, ApiError> {
+        let listed = self.computer_pages.list(&self.computers(namespace), namespace, PAGE, pick).await;
         listed.map_err(|e| ApiError::from_call(&e, "computer", "listing the computers"))
     }
 }

@@ -96,6 +96,11 @@ impl Seat {
         }
     }
 
+    /// Closes the connection even though one of its requests is being answered.
+    pub fn end(&self) {
+        self.close.cancel();
+    }
+
     /// Completes when the connection must be closed for another one.
     pub async fn closed(&self) {
         self.close.cancelled().await;

@@ -50,6 +50,10 @@ pub fn it_changes_only_volumes_of_homes(server: &Server) {
     refused("another policy noted", patch("home", marked("Retain", "Retain")), "takes a volume into its care, it must set");
     refused("a volume that is not in its care", patch("home", claim("ops", &custody)), "in its care only to claims in its own namespace");
     patch("home", marked("Retain", "Delete")).expect("taken into its care");
+    // A label that an admin or a tool removed is set again, and the original policy is still known.
+    server.kubectl(&["label", "pv", "home", &format!("{UID}-")], "").unwrap();
+    refused("another policy than before", patch("home", marked("Retain", "Retain")), "remove that annotation from it");
+    patch("home", marked("Retain", "Delete")).expect("the label is set again");
     for (what, change, message) in [
         ("to another namespace", claim("default", &home), "only to claims in its own namespace"),
         ("to a claim that is not a home's", claim("ops", "co-computer-operator-store"), "only to claims in its own namespace"),

@@ -1,5 +1,8 @@
 //! Tests of the handlers: bounds on parallel uploads, authentication before reading, and two deletions of one UID.
 
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,7 +38,7 @@ async fn a_manifest_of_many_sessions_is_stored_in_time_in_a_store_with_high_late
 #[tokio::test]
 async fn a_manifest_is_accepted_from_an_authenticated_client_when_there_is_room() {
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
+    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default(), UPLOADS);
     let send = |token: &'static str, body: Body| {
         let headers: HeaderMap = [(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())].into_iter().collect();
         let sent = put_manifest(State(shared.clone()), Path(UID.to_owned()), headers, body);
@@ -74,23 +77,54 @@ async fn a_second_deletion_of_a_uid_stores_its_manifest_beside_the_first() {
     assert_eq!(store.newest_manifest(UID).await.unwrap(), later_manifest_key(UID, "two"));
 }
 
-/// L3: received bytes are kept in parts of 8 MiB, and the operator's memory is limited.
-#[tokio::test]
-async fn a_limited_number_of_objects_is_received_in_parallel() {
-    let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
-    let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
-    let read = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let mut uploads = tokio::task::JoinSet::new();
-    for n in 0..40 {
-        let read = Arc::clone(&read);
-        let body = Body::from_stream(futures::stream::poll_fn(move |_| {
-            read.fetch_or(1 << n, std::sync::atomic::Ordering::SeqCst);
-            std::task::Poll::<Option<std::io::Result<Bytes>>>::Pending
-        }));
-        uploads.spawn(put_object(State(shared.clone()), Path((UID.to_owned(), format!("{n:064x}"))), headers.clone(), body));
+/// A body that is never sent, of a stated size.
+struct Stated(u64, Arc<AtomicUsize>, u32);
+
+impl axum::body::HttpBody for Stated {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<std::io::Result<hyper::body::Frame<Bytes>>>> {
+        self.1.fetch_or(1 << self.2, Ordering::SeqCst);
+        Poll::Pending
     }
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let at_once = read.load(std::sync::atomic::Ordering::SeqCst).count_ones();
-    assert!((1..=8).contains(&at_once), "{at_once}");
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        hyper::body::SizeHint::with_exact(self.0)
+    }
+}
+
+/// L3: received bytes are kept in parts of 8 MiB or more, and the operator's memory is limited.
+#[tokio::test(start_paused = true)]
+async fn a_limited_number_of_objects_is_received_in_parallel() {
+    let tib = 1 << 40;
+    for (size, expected) in [(1, 6), (10_000 * 8 * MIB, 6), (200 << 30, 6), (500 << 30, 2), (tib, 1), (tib + tib / 4, 1)] {
+        let store = Arc::new(Store::new(Arc::new(InMemory::new())));
+        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default(), UPLOADS);
+        let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
+        let read = Arc::new(AtomicUsize::new(0));
+        let mut uploads = tokio::task::JoinSet::new();
+        for n in 0..40 {
+            let body = Body::new(Stated(size, Arc::clone(&read), n));
+            uploads.spawn(put_object(State(shared.clone()), Path((UID.to_owned(), format!("{n:064x}"))), headers.clone(), body));
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(read.load(Ordering::SeqCst).count_ones(), expected, "{size}");
+    }
+}
+
+/// What does not fit is refused with what to do, and fits when that was done.
+#[tokio::test]
+async fn an_object_that_the_memory_has_no_room_for_says_what_to_do() {
+    let put = |size: u64, limit: u64| {
+        let store = Arc::new(Store::new(Arc::new(InMemory::new())));
+        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default(), uploads_of(limit * MIB));
+        room_of_object(&shared, size)
+    };
+    assert_eq!(put(10_000 * 143 * MIB, 512), Ok(144));
+    let (status, text) = put(5 << 40, 512).unwrap_err();
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(text.contains("controller.resources.limits.memory) to 894Mi"), "{text}");
+    assert_eq!(put(5 << 40, 894), Ok(526));
+    assert_eq!((uploads_of(0), uploads_of(u64::MAX)), (UPLOADS, 4096));
 }

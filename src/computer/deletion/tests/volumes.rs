@@ -380,3 +380,21 @@ fn what_is_being_deleted_is_not_deleted_again() {
     assert_eq!(deletes(&actions), 0, "{actions:?}");
     assert!(world.claims[&("t".to_owned(), HOME.to_owned())].metadata.deletion_timestamp.is_some() && view.uid == UID);
 }
+
+/// The same when the computer is deleted before its volume was on record.
+#[test]
+fn a_deletion_asks_for_an_original_policy_that_was_lost() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.record.as_mut().unwrap().spec.state.children.volume = None;
+    let annotations = world.volume.as_mut().unwrap().metadata.annotations.take();
+    let mut view = world.view(true);
+    let (actions, last) = performed(&mut world, &mut view);
+    assert!(!actions.iter().any(deletes_claim), "{actions:?}");
+    let blocker = last.report.blocker.expect("L2");
+    assert!(blocker.reason == Reason::VolumePolicyUnknown && blocker.message.contains("kubectl annotate pv"), "{blocker:?}");
+    world.volume.as_mut().unwrap().metadata.annotations = annotations;
+    let mut view = world.view(true);
+    performed(&mut world, &mut view);
+    let recorded = world.record.as_ref().unwrap().spec.state.children.volume.as_ref().unwrap();
+    assert_eq!(recorded.original_reclaim_policy, "Delete");
+}

@@ -340,3 +340,34 @@ fn a_volume_with_the_mark_of_another_computer_is_reported() {
     let blocker = world.settle(None).report.blocker.expect("L2");
     assert!(blocker.reason == Reason::VolumeMarked && blocker.message.contains("another"), "{blocker:?}");
 }
+
+/// The policy `volumes` refused the patch that puts the label back, because the annotation was left. Nobody was told what to do.
+#[test]
+fn a_label_that_was_removed_from_the_volume_comes_back() {
+    for (label, annotation) in [(true, false), (true, true), (false, true)] {
+        let mut world = World::new(json!({}));
+        world.settle(None);
+        let meta = &mut world.volume.as_mut().unwrap().metadata;
+        label.then(|| meta.labels.as_mut().unwrap().remove(UID_LABEL));
+        annotation.then(|| meta.annotations = None);
+        assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
+        let volume = world.volume.as_ref().unwrap();
+        assert!(crate::computer::home_volume::retained_for(volume, &world.view().uid));
+        assert_eq!(world.state().children.volume.as_ref().unwrap().original_reclaim_policy, "Delete", "the record knows it");
+    }
+}
+
+/// A webhook that removes our annotation made a volume of `Delete` one of `Retain`: it was left forever.
+#[test]
+fn an_original_policy_that_was_lost_before_it_was_on_record_is_asked_for() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let record = world.record.as_mut().unwrap();
+    (record.spec.state.children.volume, record.spec.state.credential) = (None, CredentialState::Pending);
+    let annotations = world.volume.as_mut().unwrap().metadata.annotations.take();
+    let blocker = world.settle(None).report.blocker.expect("L2");
+    assert!(blocker.reason == Reason::VolumePolicyUnknown && blocker.message.contains("kubectl annotate pv"), "{blocker:?}");
+    world.volume.as_mut().unwrap().metadata.annotations = annotations;
+    assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
+    assert_eq!(world.state().children.volume.as_ref().unwrap().original_reclaim_policy, "Delete");
+}

@@ -330,7 +330,7 @@ mod tests {
         let mut healthy = ask(address, "one").await.0;
         let slow = tokio::spawn(async move {
             // About 600 KB per second.
-            let (mut bytes, mut all) = ([0; 64 * 1024], 0);
+            let (mut bytes, mut all) = (vec![0; 64 * 1024], 0);
             loop {
                 let read = healthy.read(&mut bytes).await.unwrap();
                 if read == 0 {

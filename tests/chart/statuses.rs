@@ -64,7 +64,7 @@ pub fn only_nodes_report_container_states(server: &Server) {
         .expect("the operator removes its finalizer");
 }
 
-/// Kubelets of some distributions and virtual nodes are not in the group `system:nodes`, but have rights of the ClusterRole `system:node`.
+/// Kubelets of some distributions and virtual nodes are not in the group `system:nodes`, but have rights of the `ClusterRole` `system:node`.
 fn virtual_nodes(server: &Server, patch: Patch<'_>, stopped: &Value) {
     let rules = json!([{"apiGroups": [""], "resources": ["pods/status"], "verbs": ["get", "patch", "update"]},
         {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}]);

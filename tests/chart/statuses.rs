@@ -11,17 +11,7 @@ type Patch<'a> = &'a dyn Fn(&str, &str, &str, &str, Value) -> Result<String, Str
 /// An update of a status can also change labels and finalizers, and the status of a machine's pod shows whether its containers have stopped. The role
 /// `edit` cannot write it, but a role for all core resources can.
 pub fn only_nodes_report_container_states(server: &Server) {
-    for user in ["dora", "kubelet"] {
-        server.kubectl(&["create", "role", user, "--verb=*", "--resource=*", "-n", "team"], "").unwrap();
-        server.kubectl(&["create", "rolebinding", user, &format!("--role={user}"), &format!("--user={user}"), "-n", "team"], "").unwrap();
-    }
-    let mut machine = pod("team", "held", "default");
-    machine["metadata"]["labels"] = json!({(UID): "u"});
-    machine["metadata"]["finalizers"] = json!(["computer-operator.dev/stopped"]);
-    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "held", "namespace": "team", "labels": {(UID): "u"}},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
-    let free = pod("team", "free", "default");
-    server.kubectl(&["create", "-f", "-"], &[machine, claim, free].map(|o| o.to_string()).join("\n---\n")).unwrap();
+    furnish(server);
     let patch = |user: &str, kind: &str, name: &str, subresource: &str, patch: Value| {
         let as_user = format!("--as={user}");
         let group = if user == "kubelet" { "--as-group=system:nodes" } else { "--as-group=system:authenticated" };
@@ -62,6 +52,21 @@ pub fn only_nodes_report_container_states(server: &Server) {
     server
         .kubectl(&["patch", "pod", "held", "-n", "team", OPERATOR, "--type=merge", "-p", &finalizer.to_string()], "")
         .expect("the operator removes its finalizer");
+}
+
+/// Two users with every right in the namespace, a pod and a claim of the operator's, and a pod that is not.
+fn furnish(server: &Server) {
+    for user in ["dora", "kubelet"] {
+        server.kubectl(&["create", "role", user, "--verb=*", "--resource=*", "-n", "team"], "").unwrap();
+        server.kubectl(&["create", "rolebinding", user, &format!("--role={user}"), &format!("--user={user}"), "-n", "team"], "").unwrap();
+    }
+    let mut machine = pod("team", "held", "default");
+    machine["metadata"]["labels"] = json!({(UID): "u"});
+    machine["metadata"]["finalizers"] = json!(["computer-operator.dev/stopped"]);
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "held", "namespace": "team", "labels": {(UID): "u"}},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    let free = pod("team", "free", "default");
+    server.kubectl(&["create", "-f", "-"], &[machine, claim, free].map(|o| o.to_string()).join("\n---\n")).unwrap();
 }
 
 /// Kubelets of some distributions and virtual nodes are not in the group `system:nodes`, but have rights of the `ClusterRole` `system:node`.

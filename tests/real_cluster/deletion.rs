@@ -251,7 +251,7 @@ async fn a_retained_volume(bench: Arc<Bench>) -> Result<()> {
     let kept = api.get(&volume.name).await.context("the volume must stay")?;
     ensure!(kept.metadata.labels.unwrap_or_default().keys().all(|k| !k.contains("computer-operator")), "the operator's mark is left on it");
     let receipt = String::from_utf8(bench.store()?.get(&computer_operator::archive::receipt_key(&uid)).await?)?;
-    ensure!(receipt.contains(&volume.name) && receipt.contains("stays"), "the receipt does not name it: {receipt}");
+    ensure!(receipt.contains(&volume.name) && receipt.contains("is kept"), "the receipt does not name it: {receipt}");
     api.delete(&volume.name, &DeleteParams::default()).await?;
     Ok(())
 }

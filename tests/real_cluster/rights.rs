@@ -43,9 +43,9 @@ async fn what_the_operator_may_not_do(bench: Arc<Bench>) -> Result<()> {
     for (arguments, message) in [
         (&["get", "secret", "theirs"][..], "cannot get resource \"secrets\""),
         (&["get", "secrets"], "cannot list resource \"secrets\""),
-        (&["delete", "pod", "theirs", "--wait=false"], "only pods and claims that it made"),
-        (&["label", "pod", "theirs", "a=b"], "only pods and claims that it made"),
-        (&["delete", "pvc", "theirs", "--wait=false"], "only pods and claims that it made"),
+        (&["delete", "pod", "theirs", "--wait=false"], "only pods and claims that it created"),
+        (&["label", "pod", "theirs", "a=b"], "only pods and claims that it created"),
+        (&["delete", "pvc", "theirs", "--wait=false"], "only pods and claims that it created"),
         (&["label", "pvc", "theirs", "a=b"], "cannot patch resource \"persistentvolumeclaims\""),
         (&["create", "token", "default"], "cannot create resource \"serviceaccounts/token\""),
         (&["create", "configmap", "x"], "cannot create resource \"configmaps\""),

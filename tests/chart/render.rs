@@ -121,6 +121,14 @@ fn assert_settings_accepted(all: &[Value]) {
                 continue;
             }
             let flag = flags.get(key).unwrap_or_else(|| panic!("{name}: {key} is not a setting of the program"));
+            // The kubelet states a resource of the container in bytes.
+            let resource = variable.pointer("/valueFrom/resourceFieldRef/resource").and_then(Value::as_str);
+            if let Some(resource) = resource {
+                let (kind, name) = resource.split_once('.').unwrap();
+                assert!(container["resources"][kind][name].is_string(), "{resource} is not set");
+                line.push(format!("{flag}=1073741824"));
+                continue;
+            }
             line.push(format!("{flag}={}", service_address(all, variable["value"].as_str().unwrap())));
         }
         command.try_get_matches_from(line).unwrap_or_else(|error| panic!("{name}: {error}"));

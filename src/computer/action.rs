@@ -83,6 +83,8 @@ pub enum Action {
     Remove { subject: Subject, uid: String },
     /// JSON patch whose first operation tests the UID.
     Patch { subject: Subject, patch: json_patch::Patch },
+    /// JSON patch that sets a volume to `Retain` under our mark. Sent only after a live read of the record, see [`Action::takes`].
+    Retain { volume: String, patch: json_patch::Patch },
     /// Asks the archive verifier how the archive of this computer stands.
     CheckArchive,
     /// Writes the receipt to the store, create-only.
@@ -107,10 +109,17 @@ pub enum Effect {
 }
 
 impl Action {
+    /// Whether it brings a child into our care: creates one, or marks a volume. A stale record would bring back what another leader has
+    /// already deleted or given back, and nobody would remove it (S5, S6). So the record is read live first, after everything that the plan
+    /// has read of the child.
+    pub fn takes(&self) -> bool {
+        matches!(self, Self::Create(_) | Self::Retain { .. })
+    }
+
     /// Whether it changes a child, rather than reads something or keeps an account of it.
     pub fn changes_child(&self) -> bool {
         match self {
-            Self::Create(_) | Self::Delete { .. } | Self::Remove { .. } | Self::Patch { .. } => true,
+            Self::Create(_) | Self::Delete { .. } | Self::Remove { .. } | Self::Patch { .. } | Self::Retain { .. } => true,
             Self::Read(_)
             | Self::ReadComputer
             | Self::AddFinalizer

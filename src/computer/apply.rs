@@ -106,6 +106,7 @@ impl Applier {
             Action::Delete { subject, uid } => self.delete(subject, &precondition(&uid)).await,
             Action::Remove { subject, uid } => self.delete(subject, &precondition(&uid).grace_period(0)).await,
             Action::Patch { subject, patch } => self.patch(subject, patch).await,
+            Action::Retain { volume, patch } => self.patch(Subject::volume(&volume), patch).await,
             Action::CheckArchive => Ok(Effect::Archive(self.archives.check(&view.uid, &super::deletion::custody::origin(view)))),
             Action::PutReceipt(bytes) => self.put_receipt(&view.uid, bytes).await,
         }

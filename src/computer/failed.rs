@@ -124,6 +124,7 @@ fn same(a: &Action, b: &Action) -> bool {
     };
     match (a, b) {
         (Action::Patch { subject: of_a, patch: a }, Action::Patch { subject: of_b, patch: b }) => of_a == of_b && changes(a) == changes(b),
+        (Action::Retain { volume: of_a, patch: a }, Action::Retain { volume: of_b, patch: b }) => of_a == of_b && changes(a) == changes(b),
         _ => a == b,
     }
 }
@@ -135,6 +136,7 @@ pub fn name(action: &Action) -> String {
         Action::Delete { subject, .. } => format!("delete {}", subject.describe()),
         Action::Remove { subject, .. } => format!("remove {}", subject.describe()),
         Action::Patch { subject, .. } => format!("patch {}", subject.describe()),
+        Action::Retain { volume, .. } => format!("set PersistentVolume {volume} to Retain"),
         Action::ReadComputer => "read the Computer".to_owned(),
         Action::AddFinalizer => "add the finalizer to the Computer".to_owned(),
         Action::DeleteComputer => "delete the Computer".to_owned(),

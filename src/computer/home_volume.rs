@@ -5,6 +5,7 @@ use json_patch::{Patch, PatchOperation};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaimSpec, VolumeResourceRequirements};
 use serde_json::json;
 
+use super::action::Action;
 use crate::guards::{self, Guard};
 use crate::resources::persistent_volume::claim_ref_uid;
 use crate::resources::{ComputerRecord, MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, UID_LABEL, VolumeRecord};
@@ -126,8 +127,13 @@ pub fn claim_ref_patch(pv: &PersistentVolume, namespace: &str, name: &str, claim
     Patch(operations)
 }
 
-/// Sets a volume to `Retain` with our mark, fenced by its UID and by the claim that it is bound to.
-pub fn retain_patch(volume: &PersistentVolume, computer_uid: &str) -> Patch {
+/// The request that sets a volume to `Retain` with our mark.
+pub fn retain(name: &str, volume: &PersistentVolume, computer_uid: &str) -> Action {
+    Action::Retain { volume: name.to_owned(), patch: retain_patch(volume, computer_uid) }
+}
+
+/// Fenced by the volume's UID, by the claim that it is bound to, and by its version: it has not changed since the record was read.
+fn retain_patch(volume: &PersistentVolume, computer_uid: &str) -> Patch {
     let mut labels = json!(volume.metadata.labels.clone().unwrap_or_default());
     labels[UID_LABEL] = json!(computer_uid);
     labels[MANAGED_BY_LABEL] = json!(MANAGER);

@@ -4,12 +4,13 @@
 //! - The newest record, while the cache is stale: a plan on an older record would repeat what is done, write that to the status, and be
 //!   queued again by that very write (L6).
 //! - The finished steps, for exactly this version of the record: a new child means a new version (S1).
-//! - The pods and claims that are being deleted: a stale cache shows them as they were, and they would be deleted again.
+//! - That the Computer, its pods and its claims are being deleted: a stale cache shows them as they were, and they would be deleted again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::action::{Fact, Subject};
 use super::report::Report;
@@ -28,6 +29,8 @@ struct Known {
     record: Option<ComputerRecord>,
     /// Until the record changes or is released.
     passed: Option<Passed>,
+    /// When the Computer was deleted.
+    deleted: Option<Time>,
     deleting: Vec<(Subject, Fact)>,
 }
 
@@ -59,6 +62,7 @@ impl Latest {
         // What is being deleted stays so until it is gone. It is kept until no cache shows it any more.
         let deleting = view.facts.iter().filter(|(_, fact)| identity(fact).is_some_and(|(_, deleting)| deleting));
         known.deleting = deleting.map(|(subject, fact)| (subject.clone(), fact.clone())).collect();
+        known.deleted = view.computer.as_ref().and_then(|c| c.metadata.deletion_timestamp.clone()).or(known.deleted.take());
         // A reconcile that failed before its plan has seen nothing. What is known stays known, or a deadline would begin again.
         if report.phase.is_none() {
             return;
@@ -81,6 +85,9 @@ impl Latest {
             } else {
                 cached.clone_from(newest);
             }
+        }
+        if let (Some(cached), Some(at)) = (&mut view.computer, &known.deleted) {
+            cached.metadata.deletion_timestamp.get_or_insert_with(|| at.clone());
         }
         for (subject, known) in &known.deleting {
             let cached = view.facts.get_mut(subject);

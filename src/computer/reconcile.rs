@@ -190,7 +190,7 @@ impl Reconciler {
                 self.memory.turns.reset(&view.uid);
                 return (current, None);
             };
-            if matches!(action, Action::Create(_)) && !looked && guards::on(Guard::LiveRecord) {
+            if action.takes() && !looked && guards::on(Guard::LiveRecord) {
                 if let Err(error) = self.look_again(view).await {
                     return (current, Some(error));
                 }
@@ -230,8 +230,8 @@ impl Reconciler {
         Ok(of_record)
     }
 
-    /// Nothing is made on the word of an old record, be it a cache that lags or a look that other requests came after: it would make
-    /// again what this replica or another one has made and taken away meanwhile, and leave the last of it behind (S6).
+    /// Reads the record live before a request that [takes](Action::takes) something. A cached record, or one that was read before other
+    /// requests, may be stale: another leader may have finished the deletion since.
     async fn look_again(&self, view: &mut View) -> Result<(), Error> {
         let version = |r: &ComputerRecord| r.metadata.resource_version.clone();
         match self.applier.find_record(&view.uid).await? {

@@ -44,7 +44,7 @@ pub static TEETH: [Tooth; 38] = [
     ),
     tooth(
         Guard::LiveRecord,
-        "No object is created because of a cached record; the record is read live first",
+        "The record is read live before an object is created and before a volume is marked",
         r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":28,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
     ),
     tooth(

@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. They run with every matrix.
 
 /// The former fault, and the case that showed it.
-pub const ALL: [(&str, &str); 16] = [
+pub const ALL: [(&str, &str); 18] = [
     (
         "a store that fails at once was retried and reported without a pause, seven times per second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -65,5 +65,13 @@ pub const ALL: [(&str, &str); 16] = [
     (
         "a volume set to `Retain`, whose claim a tenant deleted before it was in the record, never had an owner again",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":21,"side":"Before","act":{"Crash":{"down":90000,"moves":["Impersonate"]}}}]}"#,
+    ),
+    (
+        "a leader with a stale record marked a volume that the other leader had archived and given back",
+        r#"{"life":"Retained","leaders":2,"seed":1,"faults":[{"at":81,"side":"Before","act":{"Slow":6000}}]}"#,
+    ),
+    (
+        "a time to live ended while the cache of Computers was stale: the operator deleted the Computer in every reconcile",
+        r#"{"life":"Expiring","leaders":1,"seed":1,"faults":[{"at":13,"side":"After","act":{"Cut":{"time":40000}}}]}"#,
     ),
 ];

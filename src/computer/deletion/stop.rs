@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 
 use super::Context;
 use crate::computer::action::{Action, Fact, Subject};
-use crate::computer::home_volume::{self, held_by_home, retain_patch};
+use crate::computer::home_volume::{self, held_by_home};
 use crate::computer::step::State;
 use crate::computer::stop_pod::Stop;
 use crate::guards::{self, Guard};
@@ -121,7 +121,7 @@ pub(super) fn retain(context: &Context<'_>, name: &str, pv: &PersistentVolume) -
     if let Some(of) = home_volume::foreign_mark(pv, &context.view.uid) {
         return Some(State::blocked(Reason::VolumeMarked, home_volume::foreign_mark_message(name, of), 60));
     }
-    Some(State::act(Action::Patch { subject: Subject::volume(name), patch: retain_patch(pv, &context.view.uid) }))
+    Some(State::act(home_volume::retain(name, pv, &context.view.uid)))
 }
 
 /// A volume that only a status has named (see `new_record::recover`) is ours if it says so itself; otherwise it is removed from the record.

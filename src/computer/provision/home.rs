@@ -41,8 +41,8 @@ fn retain_again(context: &Context<'_>) -> Option<State> {
     let recorded = context.record.spec.state.children.volume.as_ref().filter(|_| guards::on(Guard::StillRetained))?;
     let pv = context.view.volume(&recorded.name).flatten().filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid))?;
     let ours = held_by_home(context.record, pv) && home_volume::foreign_mark(pv, &context.view.uid).is_none();
-    let patch = (ours && !home_volume::retained_for(pv, &context.view.uid)).then(|| home_volume::retain_patch(pv, &context.view.uid))?;
-    Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }))
+    let changed = ours && !home_volume::retained_for(pv, &context.view.uid);
+    changed.then(|| State::act(home_volume::retain(&recorded.name, pv, &context.view.uid)))
 }
 
 /// A volume that was set to `Retain` for a claim that is gone, and is not on record yet, would be orphaned (S6): it is the
@@ -155,7 +155,7 @@ pub(super) fn protect(context: &Context<'_>) -> State {
         return State::blocked(Reason::VolumeMarked, home_volume::foreign_mark_message(bound, of), RETRY_SECONDS);
     }
     if !home_volume::retained_for(pv, &context.view.uid) {
-        return State::act(Action::Patch { subject: Subject::volume(bound), patch: home_volume::retain_patch(pv, &context.view.uid) });
+        return State::act(home_volume::retain(bound, pv, &context.view.uid));
     }
     if let Some(message) = home_volume::policy_unknown(bound, pv, &context.view.uid) {
         return State::blocked(Reason::VolumePolicyUnknown, message, RETRY_SECONDS);

@@ -32,7 +32,7 @@ pub fn perform(core: &mut Core, action: Action, view: &View) -> Option<Effect> {
             Some(Effect::Learned(subject.clone(), core.read(&subject)))
         }
         Action::Delete { subject, .. } => Some(delete(core, subject)),
-        Action::Patch { subject: Subject::Volume { name }, patch } => volume(core, &name, &patch),
+        Action::Patch { subject: Subject::Volume { name }, patch } | Action::Retain { volume: name, patch } => volume(core, &name, &patch),
         Action::Patch { subject, patch } => pod(core, subject, &patch),
         Action::CheckArchive => {
             Some(Effect::Archive(if core.manifest { Verification::Valid(Summary::default()) } else { Verification::Missing }))

@@ -214,6 +214,7 @@ impl World {
             }
             Action::Remove { .. } => panic!("only pods are removed"),
             Action::Patch { subject, patch } => self.patch(subject, &patch),
+            Action::Retain { volume, patch } => self.patch(Subject::volume(&volume), &patch),
             Action::CheckArchive => {
                 Effect::Archive(if self.manifest { Verification::Valid(Summary::default()) } else { Verification::Missing })
             }

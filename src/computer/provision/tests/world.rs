@@ -144,6 +144,7 @@ impl World {
                 Effect::Learned(Subject::pod(&namespace, &name), Fact::Pod(Box::new(pod.clone())))
             }
             Action::Patch { subject, patch } => self.patch(subject, &patch),
+            Action::Retain { volume, patch } => self.patch(Subject::volume(&volume), &patch),
             other => panic!("S8 or worse: {other:?}"),
         }
     }

@@ -25,6 +25,8 @@ pub const SYSTEM: &str = "computer-operator-system";
 pub const MACHINE: &str = "computer-operator.dev/machine:dev";
 /// Longest time for one deletion on a busy machine of two cores.
 pub const LONG: Duration = Duration::from_secs(180);
+/// How many times its limit a wait that makes progress may take.
+const PATIENCE: u32 = 4;
 
 pub struct Bench {
     pub client: Client,
@@ -37,17 +39,24 @@ pub struct Bench {
     tokens: Mutex<HashMap<String, String>>,
 }
 
-/// Repeats the request until it returns a value.
+/// Repeats the request until it returns a value. `limit` is how long the last error may stay the same: on a busy machine a healthy operation
+/// is slow, and only one that makes no progress has failed. [`PATIENCE`] times the limit ends it in any case.
 pub async fn eventually<T, F: Future<Output = Result<Option<T>>>>(what: &str, limit: Duration, ask: impl Fn() -> F) -> Result<T> {
-    let deadline = Instant::now() + limit;
+    let end = Instant::now() + limit * PATIENCE;
+    let mut deadline = Instant::now() + limit;
     let mut last = String::new();
     loop {
         match ask().await {
             Ok(Some(answer)) => return Ok(answer),
             Ok(None) => {}
-            Err(error) => last = format!(" (last: {error:#})"),
+            Err(error) => {
+                let now = format!(" (last: {error:#})");
+                if now != last {
+                    (last, deadline) = (now, end.min(Instant::now() + limit));
+                }
+            }
         }
-        ensure!(Instant::now() < deadline, "{what}: not within {} s{last}", limit.as_secs());
+        ensure!(Instant::now() < deadline, "{what}: no progress within {} s{last}", limit.as_secs());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
@@ -268,7 +277,8 @@ impl Bench {
             if record.spec.state.phase == RecordPhase::Released {
                 return Ok(Some(record));
             }
-            bail!("{}", serde_json::to_string(&record.spec.state.deletion)?)
+            let stored = std::fs::read_dir(self.store_path().join("archives").join(uid).join("objects")).map_or(0, Iterator::count);
+            bail!("{}, {stored} objects in the store", serde_json::to_string(&record.spec.state.deletion)?)
         })
         .await?;
         let state = &record.spec.state;

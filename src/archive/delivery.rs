@@ -187,7 +187,7 @@ pub(super) async fn cat(store: Store, uid: String, path: PathBuf, mut out: Outpu
     let entry = manifest.session_of_path(&path.to_string_lossy()).with_context(|| format!("no session contains {}", path.display()))?;
     let (digest, shown) = (entry.digest.clone(), plain(&path.display().to_string()));
     if out.through_exec() {
-        out.most = Some((SMALL, too_large_for_exec(&uid, &entry.id, &shown)));
+        out.most = Some((SMALL, too_large_for_exec(&uid, &entry.id, &path.to_string_lossy())));
     }
     let out = tokio::task::spawn_blocking(move || {
         object(&store, &uid, &digest, |object| restore::print(object, &path, &mut out))?;
@@ -202,11 +202,17 @@ pub(super) async fn cat(store: Store, uid: String, path: PathBuf, mut out: Outpu
     Ok(ExitCode::SUCCESS)
 }
 
-fn too_large_for_exec(uid: &str, session: &str, shown: &str) -> String {
-    let session = plain(session);
+/// The message has a command to copy. A tenant chose the names in it, so they are quoted for a shell, and a name that a terminal does not
+/// show as it is stays out of it.
+fn too_large_for_exec(uid: &str, session: &str, path: &str) -> String {
+    let quoted = |name: &str| shlex::try_quote(name).ok().filter(|_| plain(name) == name).map(std::borrow::Cow::into_owned);
+    let command = match (quoted(session), quoted(path)) {
+        (Some(session), Some(path)) => format!("`archives export {uid} --session={session} | tar -xO -- {path}`"),
+        _ => format!("`archives export {uid}` with the session's ID, and unpack the file from the tar"),
+    };
     format!(
         "the file is larger than {} KiB. The end of a large file can be lost through `kubectl exec`, and its exit code is 0 all the same. \
-         Use `archives export {uid} --session '{session}' | tar -xO '{shown}'`, which fails when something is missing",
+         Use {command}, which fails when something is missing",
         SMALL / 1024
     )
 }
@@ -272,6 +278,23 @@ mod tests {
         assert!(finish(&mut out).unwrap_err().to_string().contains("the reader closed it"));
     }
 
+    /// A tenant chooses the names in a command that an admin copies into a shell.
+    #[test]
+    fn a_name_in_a_command_is_one_word_of_it() {
+        for hostile in ["x'; id; '.jsonl", "-rf", "$(id)", "`id`", "a b", "\"; id; \""] {
+            let message = too_large_for_exec("UID", hostile, hostile);
+            let command = message.split_once("Use `").unwrap().1.rsplit_once('`').unwrap().0;
+            let words = shlex::split(command).unwrap();
+            assert_eq!(
+                words,
+                ["archives", "export", "UID", &format!("--session={hostile}"), "|", "tar", "-xO", "--", hostile],
+                "{command}"
+            );
+        }
+        let unprintable = too_large_for_exec("UID", "a\u{1b}[2J", "b");
+        assert!(!unprintable.contains("tar -xO") && !unprintable.contains('\u{1b}'), "{unprintable}");
+    }
+
     /// Seen through a real `kubectl exec`: 41,806,400 of 41,943,040 bytes and exit code 0. What cannot be delivered for certain is refused
     /// before its first byte.
     #[test]
@@ -283,7 +306,7 @@ mod tests {
             let copied = std::io::copy(&mut std::io::repeat(b'x').take(size), &mut out);
             assert_eq!(copied.is_ok(), whole, "{size}");
             if let Err(error) = copied {
-                assert!(error.to_string().contains("export UID --session 'id' | tar -xO 'a b.jsonl'"), "{error}");
+                assert!(error.to_string().contains("export UID --session=id | tar -xO -- 'a b.jsonl'"), "{error}");
             }
             finish(&mut out).unwrap();
             drop(out);

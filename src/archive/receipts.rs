@@ -71,8 +71,8 @@ impl Receipts {
             known.sent.insert(uid.to_owned(), Sent { since: Instant::now(), stored: None });
         }
         let answer = self.send(uid.to_owned(), bytes);
-        let progress = if self.slow.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
-        if let Ok(Ok(result)) = timeout(progress, answer).await {
+        let patience = if self.slow.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
+        if let Ok(Ok(result)) = timeout(patience, answer).await {
             return result;
         }
         self.slow.store(true, Ordering::Relaxed);

@@ -142,7 +142,8 @@ impl Sender {
                 Ok((status, text)) => last = anyhow::anyhow!("{status} {text}"),
                 Err(error) => last = error,
             }
-            println!("the {what} is not stored yet, retrying: {last:#}");
+            let next = if n + 1 < self.tries { ", retrying" } else { "" };
+            println!("the {what} is not stored yet{next}: {last:#}");
         }
         Err(last.context(format!("the {what} was not stored")))
     }

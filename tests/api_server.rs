@@ -297,7 +297,7 @@ fn classes_are_validated(server: &Server) {
 fn overrides_are_validated(server: &Server) {
     let spec =
         |skip: Value, reason: &str| json!({"computer": {"namespace": "n", "name": "box", "uid": UID}, "skip": skip, "reason": reason});
-    let reason = "the disk is lost for good";
+    let reason = "the disk is lost";
     server.create("DeletionOverride", "one", &spec(json!(["archive-sessions"]), reason)).expect("a typical override");
     rejected(
         "a changed override",

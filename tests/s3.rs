@@ -79,7 +79,7 @@ async fn a_missing_bucket_or_permission_is_reported_as_unavailable_with_a_consta
     for (broken, words) in [
         (url.replace("s3://archives/", "s3://archvies/"), "no such bucket"),
         (url.replace("tester-secret", "another-secret"), "credentials"),
-        (url.replace("access_key_id=tester&", "access_key_id=nobody&"), "credentials"),
+        (url.replace("access_key_id=tester&", "access_key_id=stranger&"), "credentials"),
     ] {
         let store = Store::open(&broken).unwrap();
         let (first, second) = (errors_of_all_operations(&store).await, errors_of_all_operations(&store).await);
@@ -171,9 +171,9 @@ async fn a_slow_connection_that_makes_progress_is_not_cancelled() {
     assert!(put > Duration::from_secs(4) && read > Duration::from_secs(6), "the connection is not slow: {put:?} {read:?}");
 }
 
-/// The same with the default limits. Run it with `--ignored`; it exceeds the former limits of 120 and 180 s.
+/// The same with the default limits. It exceeds the former limits of 120 and 180 s.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes ten minutes"]
+#[ignore = "takes ten minutes; run it with cargo test --test s3 -- --ignored"]
 async fn a_very_slow_connection_that_makes_progress_is_not_cancelled() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();

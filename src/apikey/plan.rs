@@ -114,7 +114,7 @@ fn living(view: &View, key: &ApiKey) -> Plan {
     }
 }
 
-/// Reads the `ApiKey` live first, because an action that ends a token for good must not be decided from a stale cache.
+/// Reads the `ApiKey` live first, because an action that ends a token permanently must not be decided from a stale cache.
 pub(super) fn live_first(view: &View, action: impl FnOnce() -> Action) -> Plan {
     Plan::act(if view.key_is_live { action() } else { Action::ReadKey })
 }

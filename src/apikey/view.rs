@@ -1,5 +1,5 @@
 //! What one pass knows about one `ApiKey`, and the requests that a plan can return. Data only. A view starts with the contents of the caches. The absence
-//! of an object, and every fact that ends a token for good, must come from a live read.
+//! of an object, and every fact that ends a token permanently, must come from a live read.
 
 use std::collections::BTreeMap;
 

@@ -1,51 +1,51 @@
-//! What a plan can ask for: one request each. Data only; `apply` performs it, `View::absorb` takes the answer in.
-//! Every delete and patch names the UID that it is meant for (promise S4).
+//! The actions that a plan can return: one request each. Data only: `apply` performs it, `View::absorb` adds the answer to the view. Every
+//! delete and patch names the UID that it is meant for (promise S4).
 #![allow(missing_docs)] // Fields and payloads say what they are: a namespace, a name, a UID, an object.
 
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 
 use crate::resources::{Computer, ComputerRecord};
 
-/// Something that can be looked up by name. Absence is only ever concluded from a live read of it (promise S3).
+/// An object, or a list, that can be read. Only a live read proves that it does not exist (promise S3).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
-    /// A pod, ours or the archive's.
+    /// The machine's pod or an archive pod.
     Pod { namespace: String, name: String },
-    /// A claim, the home's or the custody claim.
+    /// The claim of the home or the custody claim.
     Claim { namespace: String, name: String },
-    /// A Secret. Never read: a dry-run DELETE tells its UID (DESIGN.md 4.8).
+    /// A Secret. It is never read: a dry-run DELETE returns its UID (DESIGN.md 4.8).
     Secret { namespace: String, name: String },
     /// A persistent volume.
     Volume { name: String },
-    /// The same volume, read live in this pass: no cache fills it in.
+    /// The same volume, read live in this reconcile; never filled from a cache.
     LiveVolume { name: String },
     /// The node that a pod ran on.
     Node { name: String },
     /// The namespace of the computer.
     Namespace { name: String },
-    /// Pods of a namespace that mount a claim, ours or foreign; answered by names.
+    /// All pods of a namespace that mount a claim, as names.
     ClaimUsers { namespace: String, claim: String },
-    /// Volumes whose `claimRef` has this UID: a crash can leave a bound volume that no record names yet.
+    /// Volumes whose `claimRef` has this UID, as names: a crash can leave a bound volume that no record names yet.
     VolumesOfClaim { uid: String },
-    /// Attachments of a volume that still exist (attachable drivers only); answered by names.
+    /// Nodes to which a volume is still attached, as names (attachable drivers only).
     Attachments { volume: String },
 }
 
-/// What is known of a subject.
+/// What is known about a subject.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fact {
-    /// A live read answered 404, or another UID stands under that name.
+    /// A live read returned 404, or an object with another UID.
     Gone,
     Pod(Box<Pod>),
     Claim(Box<PersistentVolumeClaim>),
     Volume(Box<PersistentVolume>),
     Node(Box<Node>),
     Namespace(Box<Namespace>),
-    /// A Secret of that UID exists.
+    /// A Secret with this UID exists.
     Uid(String),
-    /// A delete was accepted: whether it is gone is to be read.
+    /// A delete was accepted. A read must show whether the object is gone.
     Accepted,
-    /// A Secret of that UID is being deleted, but somebody else's finalizer holds it.
+    /// A Secret with this UID is being deleted, and a finalizer of another controller blocks its deletion.
     Held(String),
     Names(Vec<String>),
 }
@@ -61,15 +61,15 @@ pub enum Object {
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Live read, no cache.
+    /// Reads a subject live, not from a cache.
     Read(Subject),
-    /// Live read of the Computer itself, which proves that the finalizer stands (DESIGN.md 4.2).
+    /// Reads the Computer live, which proves that it has the finalizer (DESIGN.md 4.2).
     ReadComputer,
-    /// Adds the deletion finalizer, fenced by UID and resourceVersion; never on a deleting object (S8).
+    /// Adds the deletion finalizer, fenced by UID and resourceVersion; never to an object that is being deleted (S8).
     AddFinalizer,
-    /// Deletes the Computer: its namespace is going, or its time to live is over and it is still the object that was seen.
+    /// Deletes the Computer: its namespace is terminating, or its time to live has expired and the object has not changed.
     DeleteComputer,
-    /// Takes the deletion finalizer off, fenced by UID and resourceVersion: the last request of all (S3).
+    /// Removes the deletion finalizer, fenced by UID and resourceVersion: the last request of a deletion (S3).
     ReleaseFinalizer,
     /// Creates the record.
     CreateRecord(Box<ComputerRecord>),
@@ -79,13 +79,13 @@ pub enum Action {
     Create(Object),
     /// Deletes a subject with a UID precondition.
     Delete { subject: Subject, uid: String },
-    /// Takes a pod out of the API at once, without its kubelet's word, with a UID precondition.
+    /// Force-deletes a pod with a UID precondition: it is removed from the API without confirmation by its kubelet.
     Remove { subject: Subject, uid: String },
     /// JSON patch whose first operation tests the UID.
     Patch { subject: Subject, patch: json_patch::Patch },
-    /// JSON patch that sets a volume to `Retain` under our mark. Sent only after a live read of the record, see [`Action::takes`].
+    /// JSON patch that sets a volume to `Retain` and labels it. Sent only after a live read of the record, see [`Action::acquires_child`].
     Retain { volume: String, patch: json_patch::Patch },
-    /// Asks the archive verifier how the archive of this computer stands.
+    /// Asks the archive verifier for the state of this computer's archive.
     CheckArchive,
     /// Writes the receipt to the store, create-only.
     PutReceipt(Vec<u8>),
@@ -94,29 +94,29 @@ pub enum Action {
 /// The answer to an action.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// What is now known of a subject.
+    /// What is now known about a subject.
     Learned(Subject, Fact),
-    /// The Computer as the API server has it; `None`: gone, or another UID.
+    /// The Computer as the API server returned it. `None`: gone, or an object with another UID.
     Computer(Option<Box<Computer>>),
     /// The record as stored.
     Record(Box<ComputerRecord>),
-    /// The record as somebody else has stored it: what this pass has learned is older than it.
+    /// The record as another writer has stored it: facts that this reconcile has read are older.
     Overtaken(Box<ComputerRecord>),
-    /// How the archive stands.
+    /// The state of the archive.
     Archive(crate::archive::Verification),
-    /// The receipt is in the store, these bytes.
+    /// The receipt as it is stored.
     ReceiptStored(Vec<u8>),
 }
 
 impl Action {
-    /// Whether it brings a child into our care: creates one, or marks a volume. A stale record would bring back what another leader has
-    /// already deleted or given back, and nobody would remove it (S5, S6). So the record is read live first, after everything that the plan
-    /// has read of the child.
-    pub fn takes(&self) -> bool {
+    /// Whether it acquires a child: creates one, or protects a volume. With a stale record it would restore what another leader has already
+    /// deleted or released, and nothing would remove it again (S5, S6). So the record is read live first, after everything that the plan has
+    /// read about the child.
+    pub fn acquires_child(&self) -> bool {
         matches!(self, Self::Create(_) | Self::Retain { .. })
     }
 
-    /// Whether it changes a child, rather than reads something or keeps an account of it.
+    /// Whether it changes a child. Reads, and writes of the Computer or the record, do not.
     pub fn changes_child(&self) -> bool {
         match self {
             Self::Create(_) | Self::Delete { .. } | Self::Remove { .. } | Self::Patch { .. } | Self::Retain { .. } => true,
@@ -151,7 +151,7 @@ impl Subject {
         Self::Volume { name: name.to_owned() }
     }
 
-    /// Kind and name for a message to people.
+    /// Kind and name for a message to users.
     pub fn describe(&self) -> String {
         match self {
             Self::Pod { namespace, name } => format!("Pod {namespace}/{name}"),

@@ -1,6 +1,7 @@
-//! Performs one action: one request, fenced, with a timeout. The only place that writes for a computer.
+//! Performs one action: one request, fenced, with a timeout. Children, records, and the finalizer and deletion of a Computer are written only
+//! here. Statuses are written by `reconcile` and `overrides`, events by `events`; `reconcile` also deletes expired records.
 //!
-//! An unknown outcome is an error, never a success. `Gone` is only ever said after a 404 or when another UID stands there.
+//! An unknown outcome must never count as success, and `Gone` needs a 404 or an object with another UID.
 
 use std::sync::Arc;
 
@@ -34,7 +35,7 @@ pub enum Error {
     /// The archive store failed.
     #[error("archive store: {0}")]
     Store(String),
-    /// A request succeeds again and again, and its change is not in the answer.
+    /// A request succeeds, but the answer does not contain its change.
     #[error(
         "the request to {0} succeeds, but the change is not in the API server's answer: a mutating webhook or policy removes it. Exclude this \
          operator's requests from it"
@@ -52,7 +53,7 @@ impl Error {
         }
     }
 
-    /// Whether the API server works and has refused the request: a missing right, a quota, a policy, an invalid object.
+    /// Whether a working API server has refused the request: a missing right, a quota, a policy, an invalid object.
     pub fn refused(&self) -> bool {
         matches!(self, Self::Request(requests::Error::Call { .. })) && matches!(self.class(), ErrorClass::Forbidden | ErrorClass::Invalid)
     }
@@ -175,8 +176,8 @@ impl Applier {
             Ok(Either::Right(_)) => self.read_computer(view).await,
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => self.read_computer(view).await,
-                // It was changed meanwhile, and may be meant to live on: plan again on the live object. An unchanged one is an error, so
-                // that the backoff applies.
+                // The Computer has changed and may no longer be due for deletion: plan again with the live object. If it has not changed, this
+                // is an error, so that the backoff applies.
                 ErrorClass::Conflict => match self.read_computer(view).await? {
                     Effect::Computer(Some(live))
                         if view.computer.as_ref().is_some_and(|c| c.metadata.resource_version == live.metadata.resource_version) =>
@@ -265,11 +266,11 @@ impl Applier {
                 let api = self.namespaced::<Secret>(namespace);
                 self.delete_one(&api, name, params, subject.clone(), |s| Fact::Held(s.metadata.uid.unwrap_or_default())).await
             }
-            other => Err(Error::conflict(format!("{} is never deleted by us", other.describe()))),
+            other => Err(Error::conflict(format!("{} must not be deleted by the operator", other.describe()))),
         }
     }
 
-    /// Deletes with a UID precondition. An accepted delete is not a deleted object: what is left is learned by another read.
+    /// Deletes with a UID precondition. An accepted delete does not mean that the object is gone: another read must show that.
     async fn delete_one<K>(
         &self,
         api: &Api<K>,
@@ -292,7 +293,7 @@ impl Applier {
         }
     }
 
-    /// After a failed precondition: gone only if a live read shows another UID; otherwise try again.
+    /// After a failed precondition: the object is gone only if a live read shows another UID. Otherwise this is a conflict.
     async fn another_uid(&self, subject: Subject, params: &DeleteParams) -> Result<Effect, Error> {
         let Effect::Learned(subject, fact) = self.read(subject).await? else { return Err(Error::conflict("an object".to_owned())) };
         let there = match &fact {
@@ -317,7 +318,7 @@ impl Applier {
                 let api: Api<PersistentVolume> = Api::all(self.client.clone());
                 self.patch_one(&api, name, patch, subject.clone(), |v| Fact::Volume(Box::new(v))).await
             }
-            other => Err(Error::conflict(format!("{} is never patched by us", other.describe()))),
+            other => Err(Error::conflict(format!("{} must not be patched by the operator", other.describe()))),
         }
     }
 
@@ -343,7 +344,7 @@ impl Applier {
         }
     }
 
-    /// A 422 is a test that failed, which a look at the live object repeats, or the refusal of an admission policy.
+    /// A 422 is either a failed test operation, which also fails on the live object, or the refusal of an admission policy.
     async fn refused(&self, subject: Subject, patch: &json_patch::Patch, source: CallError) -> Error {
         let object = subject.describe();
         let live = match self.read(subject).await {
@@ -369,8 +370,9 @@ fn precondition(uid: &str) -> DeleteParams {
     DeleteParams::default().preconditions(Preconditions { uid, resource_version: None })
 }
 
-/// The DELETE of a Computer. A deletion on record has begun: nothing that was changed since holds it up. One that begins with this very
-/// request is of the object that was seen: a cache may be behind, and the time to live extended or protection set meanwhile.
+/// Parameters of the DELETE of a Computer. If the deletion is recorded, it has started, and later changes do not stop it. A deletion that
+/// starts with this request applies to the version that was read: the cache may be stale, and the time to live may have been extended or
+/// protection set meanwhile.
 fn deletion_of(view: &View) -> DeleteParams {
     let begun = view.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some());
     let mut params = precondition(&view.uid);

@@ -1,5 +1,5 @@
-//! How much one pass may do before other computers get their turn: a number of requests and a time. A pass that did not end within that
-//! gets twice as much the next time, so that one with very much to read (a hundred pods on record) or a very slow API server ends, too.
+//! Limits one reconcile, by requests and by time, so that other computers are reconciled too. A reconcile that exceeds its limits has twice
+//! as much the next time, up to a bound: one that must read very much (a hundred pods on record), or has a very slow API server, ends too.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Requests of a pass; a whole life needs fewer.
+/// Requests of a reconcile. A computer's whole life usually needs fewer.
 const REQUESTS: usize = 60;
-/// Time of a pass, beyond which it begins no further request.
+/// After this time a reconcile starts no further request.
 const TIME: Duration = Duration::from_secs(60);
 /// At most 16 times as much.
 const DOUBLINGS: u32 = 4;
 
-/// By UID: how often in a row a pass did not end within its turn.
+/// By UID: how many consecutive reconciles exceeded their limits.
 #[derive(Debug, Default)]
 pub struct Turns(Mutex<HashMap<String, u32>>);
 
-/// What one pass may use up.
+/// The limits of one reconcile.
 #[derive(Debug)]
 pub struct Turn {
     requests: usize,
@@ -26,7 +26,7 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Whether one more request may begin after so many.
+    /// Whether the limits are reached after this many requests.
     pub fn over(&self, made: usize) -> bool {
         made >= self.requests || Instant::now() >= self.ends
     }
@@ -34,24 +34,24 @@ impl Turn {
 
 impl Turns {
     fn all(&self) -> MutexGuard<'_, HashMap<String, u32>> {
-        // A count is consistent whenever the lock is free.
+        // Poisoning is harmless: no critical section leaves a count inconsistent.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pass begins.
+    /// Starts a reconcile.
     pub fn begin(&self, uid: &str) -> Turn {
         let factor = 1 << self.all().get(uid).copied().unwrap_or(0);
         Turn { requests: REQUESTS * factor as usize, ends: Instant::now() + TIME * factor }
     }
 
-    /// It did not end within its turn.
+    /// The reconcile exceeded its limits.
     pub fn ran_out(&self, uid: &str) {
         let mut all = self.all();
         let times = all.entry(uid.to_owned()).or_default();
         *times = (*times + 1).min(DOUBLINGS);
     }
 
-    /// It ended, or the computer is gone.
+    /// The reconcile ended within its limits, or the computer is gone.
     pub fn reset(&self, uid: &str) {
         self.all().remove(uid);
     }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_pass_that_does_not_end_gets_more_the_next_time_and_never_without_bound() {
+    async fn a_reconcile_that_exceeds_its_limits_has_more_the_next_time_up_to_a_bound() {
         let turns = Turns::default();
         let turn = turns.begin("a");
         assert!(!turn.over(59) && turn.over(60));

@@ -1,6 +1,6 @@
-//! The names that the operator draws for children in a computer's namespace, told from all others. The admission policies (`children`,
-//! `secrets`, `volumes` in the chart) say the same: under another name they let the operator near nothing. A name alone never proves
-//! ownership: another computer's child has one of these, too (S5).
+//! The names, labels and owner references of a computer's children. Names are generated, and can be distinguished from other names. The
+//! chart's admission policies (`children`, `secrets`, `volumes`) have the same patterns and refuse the operator access to objects with other
+//! names. A name must never count as proof of ownership: the children of other computers match the same patterns (S5).
 
 use std::collections::BTreeMap;
 
@@ -34,21 +34,21 @@ impl Child {
         format!("{}{suffix}", self.prefix())
     }
 
-    /// Whether the operator may have drawn this name: see [`Child::name`].
-    pub fn drew(self, name: &str) -> bool {
+    /// Whether the operator may have generated this name: see [`Child::name`].
+    pub fn matches(self, name: &str) -> bool {
         let digits = name.strip_prefix(self.prefix()).unwrap_or_default();
         digits.len() == 32 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     }
 }
 
-/// Our labels: they narrow lists, nothing more (S5).
+/// The operator's labels. They select objects in lists and watches and prove nothing (S5).
 pub fn labels(view: &View, component: &str) -> BTreeMap<String, String> {
     [(MANAGED_BY_LABEL, MANAGER), (UID_LABEL, view.uid.as_str()), (COMPONENT_LABEL, component)]
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .into()
 }
 
-/// The owner reference: the net below, should everything else fail; it blocks nothing.
+/// The owner reference: the garbage collector deletes the child if everything else fails. It blocks nothing.
 pub fn owner(view: &View) -> Option<Vec<OwnerReference>> {
     Some(vec![OwnerReference {
         api_version: "computer-operator.dev/v1alpha1".to_owned(),
@@ -67,21 +67,21 @@ mod tests {
     const HEX: &str = "0123456789abcdef0123456789abcdef";
 
     #[test]
-    fn a_name_is_ours_only_when_all_of_it_is() {
+    fn only_a_name_that_matches_completely_counts_as_generated() {
         for (child, prefix) in [(Child::Machine, "machine-"), (Child::Home, "home-"), (Child::Key, "computer-key-")] {
-            assert!(child.drew(&format!("{prefix}{HEX}")));
+            assert!(child.matches(&format!("{prefix}{HEX}")));
             let upper = HEX.to_uppercase();
             for other in ["", prefix, "home-server", HEX, "home-11111111-2222-3333-4444-555555555555"] {
-                assert!(!child.drew(other), "{other}");
+                assert!(!child.matches(other), "{other}");
             }
             for other in
                 [format!("{prefix}{HEX}0"), format!("{prefix}{}", &HEX[1..]), format!("{prefix}{upper}"), format!("x{prefix}{HEX}")]
             {
-                assert!(!child.drew(&other), "{other}");
+                assert!(!child.matches(&other), "{other}");
             }
-            assert!(!child.drew(&format!("{prefix}{}é", &HEX[2..])));
-            assert!(!child.drew(&format!("{prefix}{HEX}\n")));
+            assert!(!child.matches(&format!("{prefix}{}é", &HEX[2..])));
+            assert!(!child.matches(&format!("{prefix}{HEX}\n")));
         }
-        assert!(!Child::Home.drew(&format!("machine-{HEX}")));
+        assert!(!Child::Home.matches(&format!("machine-{HEX}")));
     }
 }

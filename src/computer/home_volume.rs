@@ -1,5 +1,6 @@
-//! Reading and patching the home volume: `Retain` from birth, with our mark and the original policy in the same patch (DESIGN.md 4.5),
-//! so that no tenant, no stripped finalizer and no force can destroy a home unarchived (S1).
+//! Reads and patches the home volume. Its reclaim policy is `Retain` as soon as it is bound; the same patch sets the operator's label and
+//! notes the original policy (DESIGN.md 4.5). Neither a tenant, nor a removed finalizer, nor a forced deletion can then destroy a home that
+//! is not archived (S1).
 
 use json_patch::{Patch, PatchOperation};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaimSpec, VolumeResourceRequirements};
@@ -11,22 +12,23 @@ use crate::resources::persistent_volume::claim_ref_uid;
 use crate::resources::{ComputerRecord, MANAGED_BY_LABEL, MANAGER, ORIGINAL_POLICY_ANNOTATION, UID_LABEL, VolumeRecord};
 use crate::runtime::patch;
 
-/// Whether a volume is protected for this computer: `Retain`, with our mark.
+/// Whether a volume is protected for this computer: its policy is `Retain` and it has the operator's label for this computer.
 pub fn retained_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
     let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
     (policy == Some("Retain") && marked_for(volume, computer_uid)) || !guards::on(Guard::RetainFirst)
 }
 
-/// Whether a volume carries our mark for this computer, which is set before the volume is recorded. No tenant can write a volume. The
-/// annotation is not part of it: a record knows the original policy, see [`policy_unknown`] for volumes that are not on record.
+/// Whether a volume has the operator's labels for this computer, which are set before the volume is recorded. No tenant can write a volume.
+/// The annotation does not count: the record has the original policy. [`policy_unknown`] is for volumes that are not on record.
 pub fn marked_for(volume: &PersistentVolume, computer_uid: &str) -> bool {
     let labels = volume.metadata.labels.as_ref();
     let label = |key: &str| labels.and_then(|l| l.get(key)).map(String::as_str);
     label(UID_LABEL) == Some(computer_uid) && label(MANAGED_BY_LABEL) == Some(MANAGER)
 }
 
-/// What to tell a user about a volume that is to go on record, is `Retain` with our label, and has lost the annotation that was written
-/// together with both: `Delete` would be taken for `Retain`, and the volume be left forever. `None`: its original policy is known.
+/// The message about a volume that is to be recorded and is `Retain` with the operator's label, but without the annotation that was written
+/// in the same patch. Its original policy `Delete` would be recorded as `Retain`, and the volume would be left forever. `None`: the original
+/// policy is known.
 pub fn policy_unknown(name: &str, volume: &PersistentVolume, computer_uid: &str) -> Option<String> {
     let noted = volume.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(ORIGINAL_POLICY_ANNOTATION));
     (!noted && retained_for(volume, computer_uid) && guards::on(Guard::RetainFirst)).then(|| {
@@ -38,13 +40,13 @@ pub fn policy_unknown(name: &str, volume: &PersistentVolume, computer_uid: &str)
     })
 }
 
-/// UID of another computer whose mark a volume carries. A computer whose `delete-volumes` step was skipped by an older version left its
-/// mark, and so does a restored backup. Its annotation says nothing about this computer.
+/// UID of another computer in a volume's label. An older version left the label when the step `delete-volumes` was skipped, and a restored
+/// backup may contain one. The annotation then says nothing about this computer.
 pub fn foreign_mark<'a>(volume: &'a PersistentVolume, computer_uid: &str) -> Option<&'a str> {
     volume.metadata.labels.as_ref()?.get(UID_LABEL).map(String::as_str).filter(|uid| *uid != computer_uid)
 }
 
-/// What a user is told about a volume with such a mark.
+/// The message about a volume with the label of another computer.
 pub fn foreign_mark_message(name: &str, of: &str) -> String {
     format!(
         "PersistentVolume {name} carries the mark of another computer (UID {of}), so it cannot be protected for this one. If that computer is gone, \
@@ -52,15 +54,15 @@ pub fn foreign_mark_message(name: &str, of: &str) -> String {
     )
 }
 
-/// The reclaim policy that the volume had before it came into our care.
+/// The reclaim policy that the volume had before the operator changed it.
 pub fn original_policy(volume: &PersistentVolume) -> String {
     let noted = volume.metadata.annotations.as_ref().and_then(|a| a.get(ORIGINAL_POLICY_ANNOTATION)).cloned();
     let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.clone());
     noted.or(policy).unwrap_or_else(|| "Retain".to_owned())
 }
 
-/// Tests that a volume is the one that was seen, and still refers to the very claim that was seen (S4, S5). A claimRef without a UID is
-/// compared as a whole: once the volume controller has completed it, the test fails.
+/// Patch operations that test the volume's UID and that its claimRef is the one that was read (S4, S5). A claimRef without a UID is compared
+/// as a whole: once the volume controller has completed it, the test fails.
 pub fn fence(volume: &PersistentVolume) -> Vec<PatchOperation> {
     let reference = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
     let holder = match reference {
@@ -70,7 +72,7 @@ pub fn fence(volume: &PersistentVolume) -> Vec<PatchOperation> {
     vec![patch::same_uid(&volume.metadata), holder]
 }
 
-/// Takes our marks off a volume that stays. Empty: it has none.
+/// Removes the operator's labels and annotation from a volume that is kept. Empty: it has none.
 pub fn unmark(volume: &PersistentVolume) -> Vec<PatchOperation> {
     let labels = volume.metadata.labels.as_ref();
     let mut changes = Vec::new();
@@ -94,7 +96,7 @@ pub fn held_by_home(record: &ComputerRecord, pv: &PersistentVolume) -> bool {
     holder.is_some() && (holder == children.claim_uid.as_deref() || holder == former)
 }
 
-/// The volume, as the record keeps it.
+/// The volume in the form in which the record stores it.
 pub fn recorded(pv: &PersistentVolume) -> VolumeRecord {
     VolumeRecord {
         name: pv.metadata.name.clone().unwrap_or_default(),
@@ -105,7 +107,7 @@ pub fn recorded(pv: &PersistentVolume) -> VolumeRecord {
     }
 }
 
-/// A claim for this volume.
+/// The spec of a claim that binds to this volume.
 pub fn claim_around(pv: &PersistentVolume) -> PersistentVolumeClaimSpec {
     let spec = pv.spec.clone().unwrap_or_default();
     PersistentVolumeClaimSpec {
@@ -119,7 +121,7 @@ pub fn claim_around(pv: &PersistentVolume) -> PersistentVolumeClaimSpec {
     }
 }
 
-/// Points a volume at another claim, fenced by the volume's UID and by its present holder.
+/// Sets a volume's claimRef to another claim, fenced by the volume's UID and its current claimRef.
 pub fn claim_ref_patch(pv: &PersistentVolume, namespace: &str, name: &str, claim_uid: &str) -> Patch {
     let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name, "uid": claim_uid});
     let mut operations = fence(pv);
@@ -127,12 +129,12 @@ pub fn claim_ref_patch(pv: &PersistentVolume, namespace: &str, name: &str, claim
     Patch(operations)
 }
 
-/// The request that sets a volume to `Retain` with our mark.
+/// The request that sets a volume to `Retain` and labels it.
 pub fn retain(name: &str, volume: &PersistentVolume, computer_uid: &str) -> Action {
     Action::Retain { volume: name.to_owned(), patch: retain_patch(volume, computer_uid) }
 }
 
-/// Fenced by the volume's UID, by the claim that it is bound to, and by its version: it has not changed since the record was read.
+/// Fenced by the volume's UID, claimRef and resourceVersion: the volume has not changed since the record was read.
 fn retain_patch(volume: &PersistentVolume, computer_uid: &str) -> Patch {
     let mut labels = json!(volume.metadata.labels.clone().unwrap_or_default());
     labels[UID_LABEL] = json!(computer_uid);
@@ -155,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_original_policy_is_kept_however_often_the_patch_is_made() {
+    fn a_repeated_patch_keeps_the_original_policy() {
         let bound = json!({"metadata": {"name": "pv", "uid": "u", "resourceVersion": "7", "labels": {"theirs": "stays"}},
             "spec": {"persistentVolumeReclaimPolicy": "Delete", "claimRef": {"uid": "c"}}});
         let mut value = bound.clone();
@@ -170,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_of_another_claim_is_not_touched() {
+    fn a_volume_that_another_claim_holds_is_not_changed() {
         let volume: PersistentVolume =
             serde_json::from_value(json!({"metadata": {"uid": "u", "resourceVersion": "7"}, "spec": {"claimRef": {"uid": "ours"}}}))
                 .expect("a volume");

@@ -1,5 +1,5 @@
-//! Builds the machine's pod from its class. Pure. What a template leaves out is filled in to satisfy Pod Security `restricted`;
-//! what it says is kept. A template that is no pod is an error with the parser's message, never a half-built pod.
+//! Builds the machine's pod from its class. Pure. Fields that the template omits are set as Pod Security `restricted` requires; fields that it
+//! sets are kept. A template that cannot be parsed must be an error with the parser's message, never an incomplete pod.
 
 use std::collections::BTreeMap;
 
@@ -14,12 +14,12 @@ use super::children;
 use super::view::View;
 use crate::resources::{ComputerClass, ComputerSpec, POD_FINALIZER, Snapshot};
 
-/// User and group of the machine when the template does not say.
+/// User and group of the machine if the template sets none.
 const DEFAULT_USER: i64 = 1000;
 /// Name of the volume that holds the home.
 const HOME: &str = "computer-home";
 
-/// The pod that a class asks for, without name and identity: what is dry-run, hashed for drift, and built from.
+/// The pod that a class describes, without name, labels and owner. It is used for the dry run and for the real pod.
 ///
 /// # Errors
 /// When the template is not a pod template, or has no container.
@@ -28,7 +28,7 @@ pub fn desired(class: &ComputerClass, computer: &ComputerSpec, claim: &str) -> R
     let mut spec = template.spec.ok_or("podTemplate.spec is missing")?;
     let first = spec.containers.first_mut().ok_or("podTemplate.spec.containers is empty")?;
     mount_home(first, &class.spec.storage.mount_path);
-    tell(first, computer);
+    set_environment(first, computer);
     spec.volumes.get_or_insert_default().push(Volume {
         name: HOME.to_owned(),
         persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource { claim_name: claim.to_owned(), read_only: None }),
@@ -43,7 +43,8 @@ pub fn desired(class: &ComputerClass, computer: &ComputerSpec, claim: &str) -> R
     Ok(pod)
 }
 
-/// A pod of this computer under a name: labels, owner, and the finalizer that lets us see its containers stop (DESIGN.md 4.4).
+/// The pod of this computer with a name: adds labels, owner, and the finalizer that keeps the pod until its containers have stopped (DESIGN.md
+/// 4.4).
 pub fn of_computer(mut pod: Pod, view: &View, name: &str) -> Pod {
     pod.metadata.name = Some(name.to_owned());
     pod.metadata.namespace = Some(view.namespace.clone());
@@ -53,8 +54,8 @@ pub fn of_computer(mut pod: Pod, view: &View, name: &str) -> Pod {
     pod
 }
 
-/// Hash of what the class and the Computer ask of a pod, as an admin and a user wrote it, to show drift. What the operator makes of it is not
-/// part of it: another version may fill in more, and no computer has drifted for that.
+/// Hash of the parts of class and Computer that determine a pod, as the admin and the user wrote them. It detects drift. Defaults that the
+/// operator sets are not included: another version may set more, and that is not drift.
 pub fn hash(class: &ComputerClass, computer: &ComputerSpec) -> String {
     let wanted = json!([
         sorted(&class.spec.pod_template),
@@ -66,7 +67,7 @@ pub fn hash(class: &ComputerClass, computer: &ComputerSpec) -> String {
     short(wanted.to_string())
 }
 
-/// Hash of the pod that is built, as version 0.1 wrote it.
+/// Hash of the built pod, as version 0.1 computed it.
 pub fn built_hash(class: &ComputerClass, computer: &ComputerSpec) -> String {
     short(desired(class, computer, "").ok().and_then(|p| serde_json::to_vec(&p).ok()).unwrap_or_default())
 }
@@ -75,7 +76,7 @@ fn short(text: impl AsRef<[u8]>) -> String {
     hex::encode(&Sha256::digest(text)[..8])
 }
 
-/// The same whatever the order of its fields.
+/// The value with all fields sorted, so that their order does not change the hash.
 fn sorted(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
@@ -87,7 +88,7 @@ fn sorted(value: &Value) -> Value {
     }
 }
 
-/// What deletion will need: the class's word, and what is in effect in this pod (DESIGN.md 4.1).
+/// What a deletion needs later: settings of the class, and the effective settings of this pod (DESIGN.md 4.1).
 pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Pod) -> Snapshot {
     let mut snapshot = Snapshot {
         session_paths: class.spec.session_paths.clone(),
@@ -100,13 +101,13 @@ pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Pod) -> Sn
     snapshot
 }
 
-/// Whether a pod comes from the cache, which keeps nothing of what is in effect in it. Every real pod has a container.
+/// Whether a pod comes from the cache, which drops its effective settings. Every real pod has a container.
 pub fn stripped(pod: &Pod) -> bool {
     pod.spec.as_ref().is_none_or(|s| s.containers.is_empty())
 }
 
-/// Takes over what is in effect in a pod: a class that changed since, or an admission plugin, may have given it another user, and
-/// the archive must read what that user wrote.
+/// Copies the effective settings of a pod. A changed class or an admission plugin may have set another user, and the archive must be able to
+/// read the files of that user.
 pub fn note_effective(snapshot: &mut Snapshot, pod: &Pod) {
     let spec = pod.spec.clone().unwrap_or_default();
     let context = spec.security_context.clone().unwrap_or_default();
@@ -128,7 +129,7 @@ fn mount_home(container: &mut Container, path: &str) {
     env(container, "HOME", path);
 }
 
-fn tell(container: &mut Container, computer: &ComputerSpec) {
+fn set_environment(container: &mut Container, computer: &ComputerSpec) {
     if let Some(user) = &computer.remote_user {
         env(container, "REMOTE_USER", user);
     }
@@ -140,13 +141,13 @@ fn tell(container: &mut Container, computer: &ComputerSpec) {
     }
 }
 
-/// A value as a container's environment takes it, so that the container sees `text` and nothing else. Kubernetes puts the value of a
-/// variable in the place of `$(NAME)`: in the text of a tenant that would read the template's own variables, Secrets among them.
+/// Escapes a value for a container's environment, so that the container gets exactly `text`. Kubernetes replaces `$(NAME)` with the value of
+/// that variable: the text of a tenant could otherwise read the variables of the template, Secrets among them.
 pub fn literal(text: &str) -> String {
     text.replace('$', "$$")
 }
 
-/// The template's own value wins.
+/// Sets a variable unless the template sets it.
 fn env(container: &mut Container, name: &str, value: &str) {
     let list = container.env.get_or_insert_default();
     if !list.iter().any(|e| e.name == name) {
@@ -163,7 +164,7 @@ fn restrict(spec: &mut PodSpec) {
     let user = *context.run_as_user.get_or_insert(DEFAULT_USER);
     context.run_as_group.get_or_insert(user);
     context.fs_group.get_or_insert(user);
-    // Large homes are not chowned file by file at each start.
+    // Otherwise the kubelet changes the owner of every file of a large home at each start.
     context.fs_group_change_policy.get_or_insert_with(|| "OnRootMismatch".to_owned());
     if user != 0 {
         context.run_as_non_root.get_or_insert(true);
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_template_satisfies_restricted_and_a_templates_own_word_is_kept() {
+    fn a_minimal_template_satisfies_restricted_and_fields_of_a_template_are_kept() {
         let bare = class(json!({"spec": {"containers": [{"name": "a", "image": "i"}]}}));
         let spec = desired(&bare, &ComputerSpec::default(), "home").expect("a pod").spec.expect("a spec");
         let context = spec.security_context.expect("a context");
@@ -210,14 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn a_template_that_is_no_pod_says_what_is_wrong() {
+    fn the_error_about_an_invalid_template_says_what_is_wrong() {
         let computer = ComputerSpec::default();
         assert!(desired(&class(json!({})), &computer, "h").expect_err("refused").contains("podTemplate.spec is missing"));
         assert!(desired(&class(json!({"spec": {"containers": []}})), &computer, "h").expect_err("refused").contains("containers is empty"));
         assert!(desired(&class(json!({"spec": {"containers": "x"}})), &computer, "h").expect_err("refused").contains("podTemplate: "));
     }
 
-    /// As Kubernetes does it (`third_party/forked/golang/expansion`): `$(NAME)` is the variable, if there is one, and `$$` is `$`.
+    /// Expands as Kubernetes does (`third_party/forked/golang/expansion`): `$(NAME)` is the variable, if it exists, and `$$` is `$`.
     fn expanded(value: &str, variables: &[(&str, &str)]) -> String {
         let (mut out, mut rest) = (String::new(), value);
         while let Some(at) = rest.find('$') {
@@ -239,14 +240,14 @@ mod tests {
         out + rest
     }
 
-    /// Whoever may create computers, but not read the Secrets of a template, must not get at them through a text of theirs.
+    /// A tenant that may create computers, but not read the Secrets of a template, must not read them through a field of the Computer.
     #[test]
-    fn the_text_of_a_tenant_reads_no_variable_of_the_template() {
+    fn the_text_of_a_tenant_cannot_read_variables_of_the_template() {
         let secret = [("GIT_TOKEN", "hunter2"), ("HOME", "/root")];
         let class =
             class(json!({"spec": {"containers": [{"name": "a", "image": "i", "env": [{"name": "GIT_TOKEN", "value": "hunter2"}]}]}}));
         let texts = ["https://evil.example/$(GIT_TOKEN)", "$(HOME)", "$$(HOME)", "$$$(HOME)", "a$b", "$", "$$", "$(", "$()"];
-        assert_eq!(expanded(texts[0], &secret), "https://evil.example/hunter2", "what Kubernetes makes of it unescaped");
+        assert_eq!(expanded(texts[0], &secret), "https://evil.example/hunter2", "without escaping, Kubernetes expands it");
         for text in texts {
             let computer =
                 ComputerSpec { remote_user: Some(text.to_owned()), repositories: vec![text.to_owned()], ..ComputerSpec::default() };
@@ -270,14 +271,14 @@ mod tests {
         assert_ne!(hash(&one, &computer), hash(&two, &computer));
         let reordered = class(json!({"spec": {"containers": [{"image": "i", "name": "a"}]}}));
         assert_eq!(hash(&one, &computer), hash(&reordered, &computer), "the order of fields");
-        let told = ComputerSpec { remote_user: Some("u".into()), ..ComputerSpec::default() };
-        assert_ne!(hash(&one, &computer), hash(&one, &told), "the computer's own wishes");
+        let with_user = ComputerSpec { remote_user: Some("u".into()), ..ComputerSpec::default() };
+        assert_ne!(hash(&one, &computer), hash(&one, &with_user), "a field of the Computer");
     }
 
-    /// A new version of the operator fills in other things, or knows more fields: nothing has drifted. The figures are those of this
-    /// version; a change of them shows `Drifted` on every computer at the next upgrade.
+    /// A new version of the operator may set other defaults or know more fields: that is not drift. A change of this value reports `Drifted`
+    /// on every computer at the next upgrade.
     #[test]
-    fn the_hash_does_not_depend_on_what_the_operator_makes_of_a_template() {
+    fn the_hash_does_not_depend_on_defaults_that_the_operator_sets() {
         let class = class(json!({"spec": {"containers": [{"name": "a", "image": "i", "aFieldOfTomorrow": true}]}}));
         assert_eq!(hash(&class, &ComputerSpec::default()), "195ba954b595dc57");
         assert_eq!(built_hash(&class, &ComputerSpec::default()).len(), 16);

@@ -1,5 +1,8 @@
-//! The reconciler of one computer: `observe` (caches) → `plan` (pure) → `apply` (one request), again until the plan waits;
-//! then the status. Provisioning and deletion are two such plans.
+//! The reconciler of one computer: `observe` (caches) → `plan` (pure) → `apply` (one request), repeated until the plan waits; then the
+//! status. `reconcile.rs` is that loop. `provision/` and `deletion/` are the two plans, with one file per step; the order of their steps is
+//! in `src/resources/steps.rs`.
+//!
+//! Only `apply` may change a child, the record or the Computer's spec and metadata; a plan must never make a request.
 
 pub mod action;
 pub mod apply;
@@ -16,13 +19,13 @@ pub mod new_record;
 pub mod observe;
 pub mod overrides;
 pub mod plan;
+pub mod pod_writers;
 pub mod provision;
 pub mod reconcile;
 pub mod report;
 pub mod status;
 pub mod step;
 pub mod stop_pod;
-pub mod stopped;
 pub mod sweep;
 pub mod time_to_live;
 pub mod view;

@@ -1,5 +1,5 @@
-//! The write-ahead record's life outside the plans: making it again when it was lost, and its expiry.
-//! It never invents ownership: what a lost record named is taken from the operator's own status of the Computer.
+//! Builds records: an empty one for a new computer, and one that replaces a lost record. It must never invent ownership: the children in a
+//! lost record are taken from the status that the operator wrote to the Computer, as far as that is credible.
 
 use super::children::Child;
 use super::view::View;
@@ -8,7 +8,7 @@ use crate::resources::{
     UID_LABEL, Unknown,
 };
 
-/// An empty record of this view's computer: named by its UID, in the operator's namespace.
+/// An empty record for this view's computer. Its name is the computer's UID; it is in the operator's namespace.
 pub fn new(view: &View, spec: ComputerRecordSpec) -> ComputerRecord {
     let mut record = ComputerRecord::new(&view.uid, spec);
     record.metadata.namespace = Some(view.settings.namespace.clone());
@@ -17,13 +17,14 @@ pub fn new(view: &View, spec: ComputerRecordSpec) -> ComputerRecord {
     record
 }
 
-/// The record of a computer whose record was lost (or never came to be, because the computer was deleted at once): children from
-/// the status of the Computer, everything is archived, `Required` (DESIGN.md 4.1), and the key never authenticates again: its hash is lost.
+/// The record of a computer whose record was lost, or was never created because the computer was deleted at once. The children come from the
+/// status of the Computer. The whole home is archived with policy `Required` (DESIGN.md 4.1). The hash of the key is lost, so the key never
+/// authenticates again.
 pub fn recover(view: &View) -> ComputerRecord {
     let computer = view.computer.as_ref();
     let status = computer.and_then(|c| c.status.as_ref());
     let children = credible(status.and_then(|s| s.children.clone()).unwrap_or_default());
-    // Nobody knows any more as whom the machine ran, or what the class wanted: the defaults give nothing up.
+    // The user of the machine and the settings of the class are lost. The defaults give up nothing.
     let snapshot = Snapshot { session_paths: Vec::new(), archive: ArchiveSettings::default(), ..Snapshot::default() };
     new(
         view,
@@ -39,12 +40,12 @@ pub fn recover(view: &View) -> ComputerRecord {
     )
 }
 
-/// What may be believed of the children in a status, which a tenant may be able to write (S5). Of another name than we draw nothing is
-/// ours: the admission policies would refuse to let us near it, and the deletion would wait for ever. Without a UID a name may be that
-/// of another computer's child, and whatever stands under it would be taken for ours.
+/// The credible part of the children in a status, which a tenant may be able to write (S5). An object with a name that the operator does not
+/// generate is not its child: the admission policies would refuse every change of it, and the deletion would wait forever. A name without a
+/// UID may be that of another computer's child, and any object with that name would be treated as this computer's.
 fn credible(mut children: Children) -> Children {
     let known = |child: Child, name: Option<&String>, uid: Option<&String>| {
-        name.is_some_and(|name| child.drew(name)) && uid.is_some_and(|uid| !uid.is_empty())
+        name.is_some_and(|name| child.matches(name)) && uid.is_some_and(|uid| !uid.is_empty())
     };
     children.pods.retain(|pod| known(Child::Machine, Some(&pod.name), pod.uid.as_ref()));
     if !known(Child::Home, children.claim_name.as_ref(), children.claim_uid.as_ref()) {
@@ -53,9 +54,9 @@ fn credible(mut children: Children) -> Children {
     if !known(Child::Key, children.secret_name.as_ref(), children.secret_uid.as_ref()) {
         (children.secret_name, children.secret_uid) = (None, None);
     }
-    // None of them has a UID.
+    // These names have no UIDs.
     children.former_secret_names.clear();
-    // A volume counts only once it confirms by its own mark that it is this computer's. Until then its policy is not known.
+    // A volume counts only once its own labels confirm that it belongs to this computer. Until then its policy is unknown.
     if let Some(volume) = &mut children.volume {
         volume.original_reclaim_policy.clear();
     }
@@ -80,9 +81,9 @@ mod tests {
         recover(&view).spec.state.children
     }
 
-    /// A tenant that can write a status must not point us at what we are not let near: the deletion would wait for ever.
+    /// A tenant that can write a status must not name objects that the operator may not change: the deletion would wait forever.
     #[test]
-    fn a_recovered_record_names_only_what_can_be_ours() {
+    fn a_recovered_record_names_only_objects_that_the_operator_can_have_created() {
         for (prefixes, ours) in [(["machine-", "home-", "computer-key-"], true), (["web-", "home-of-", "computer-key-x"], false)] {
             let [pod, claim, secret] = prefixes.map(|prefix| format!("{prefix}{HEX}"));
             let children = recovered(&json!({"secretName": secret, "secretUid": "s", "claimName": claim, "claimUid": "c",
@@ -97,9 +98,9 @@ mod tests {
         }
     }
 
-    /// S5: without a UID, what stands under the name of another computer's child would be deleted as ours.
+    /// S5: without a UID, another computer's child with that name would be deleted as this computer's.
     #[test]
-    fn a_recovered_record_takes_no_name_without_a_uid() {
+    fn a_recovered_record_contains_no_name_without_a_uid() {
         for uid in [json!(null), json!("")] {
             let children =
                 recovered(&json!({"secretName": format!("computer-key-{HEX}"), "secretUid": uid, "claimName": format!("home-{HEX}"),
@@ -108,9 +109,9 @@ mod tests {
         }
     }
 
-    /// The names that are recognised are those that are drawn.
+    /// The names that are recognized are those that are generated.
     #[test]
-    fn what_the_operator_draws_is_recovered() {
+    fn names_that_the_operator_generates_are_recovered() {
         let mut view = View::of(
             json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "finalizers": [crate::resources::DELETION_FINALIZER]}, "spec": {}}),
         );
@@ -120,10 +121,10 @@ mod tests {
             "status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
         view.class = ClassState::Found(serde_json::from_value(class).unwrap());
         let Next::Do(Action::CreateRecord(record)) = crate::computer::provision::plan(&view).next else { panic!("a record") };
-        let mut drawn = record.spec.state.children;
-        (drawn.secret_uid, drawn.claim_uid) = (Some("s".to_owned()), Some("c".to_owned()));
-        drawn.pods.iter_mut().for_each(|p| p.uid = Some("p".to_owned()));
-        assert_eq!(drawn.pods.len(), 1);
-        assert_eq!(recovered(&serde_json::to_value(&drawn).unwrap()), drawn);
+        let mut generated = record.spec.state.children;
+        (generated.secret_uid, generated.claim_uid) = (Some("s".to_owned()), Some("c".to_owned()));
+        generated.pods.iter_mut().for_each(|p| p.uid = Some("p".to_owned()));
+        assert_eq!(generated.pods.len(), 1);
+        assert_eq!(recovered(&serde_json::to_value(&generated).unwrap()), generated);
     }
 }

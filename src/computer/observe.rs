@@ -1,5 +1,5 @@
-//! Fills a view from the caches. Caches prove that something is there, never that it is gone: what they do not hold is left
-//! out, and the plan reads it live when it needs to know.
+//! Fills a view from the caches. A cache proves that an object exists, never that it is gone. Objects that the caches do not hold stay
+//! unknown, and the plan reads them live when it needs them.
 
 use kube::ResourceExt;
 use kube::runtime::reflector::ObjectRef;
@@ -12,7 +12,7 @@ use crate::runtime::caches::Caches;
 use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Sources;
 
-/// What the caches know of the computer of this UID. `None`: neither a Computer nor a record of it is known.
+/// What the caches know about the computer with this UID. `None`: they hold neither its Computer nor its record.
 pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Sources) -> Option<View> {
     let computer = caches.computer(uid);
     let record = caches.records.get(&ObjectRef::new(uid).within(&settings.namespace)).map(|r| (*r).clone());
@@ -50,10 +50,10 @@ fn class(caches: &Caches, computer: Option<&Computer>, record: Option<&ComputerR
     }
 }
 
-/// Earlier archive attempts whose pods are looked for: another leader may have made the last one again, on an older word (S10).
+/// How many earlier archive attempts are searched for pods: another leader may have created such a pod from a stale record (S10).
 const EARLIER: i32 = 5;
 
-/// Children and custody objects that the record names, as far as the caches hold them.
+/// The children and custody objects that the record names and the caches hold.
 fn cached_facts(caches: &Caches, view: &mut View) {
     let Some(record) = view.record.clone() else { return };
     let children = &record.spec.state.children;

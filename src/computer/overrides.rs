@@ -1,4 +1,5 @@
-//! Whether a `DeletionOverride` still exists, and what its status says. The deletion plan decides what it skips (S11).
+//! Reads each `DeletionOverride` of a computer live and writes its status. It must never decide what an override skips: the deletion plan
+//! does (S11), see `View::skipped`.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -14,26 +15,25 @@ use crate::resources::reasons::Reason;
 use crate::runtime::client::{ErrorClass, call, classify};
 use crate::runtime::patch;
 
-/// Those of a view's overrides that still stand, as the API server has them. A cache may be minutes behind an admin who has taken one
-/// back (S11).
+/// The overrides of a view that still exist, as the API server returns them. The cache may still hold one that an admin has deleted (S11).
 ///
 /// # Errors
-/// When an answer is unknown: then nothing is decided.
-pub async fn standing(client: &Client, view: &View) -> Result<Vec<DeletionOverride>, Error> {
+/// When one cannot be read: then nothing may be decided.
+pub async fn read_live(client: &Client, view: &View) -> Result<Vec<DeletionOverride>, Error> {
     let api: Api<DeletionOverride> = Api::all(client.clone());
-    let mut standing = Vec::new();
+    let mut existing = Vec::new();
     for cached in &view.overrides {
         match call(api.get(&cached.name_any())).await {
-            Ok(live) if live.metadata.uid == cached.metadata.uid && live.metadata.deletion_timestamp.is_none() => standing.push(live),
+            Ok(live) if live.metadata.uid == cached.metadata.uid && live.metadata.deletion_timestamp.is_none() => existing.push(live),
             Ok(_) => {}
             Err(error) if classify(&error) == ErrorClass::NotFound => {}
             Err(source) => return Err(Error::call(format!("reading DeletionOverride {}", cached.name_any()), source)),
         }
     }
-    Ok(standing)
+    Ok(existing)
 }
 
-/// Writes `Accepted` to overrides that do not say it yet. Best effort: a failure is logged, the deletion goes on.
+/// Writes the condition `Accepted` where it is missing or outdated. Best effort: a failure is logged and the deletion continues.
 pub async fn acknowledge(client: &Client, view: &View) {
     for found in &view.overrides {
         let Some(patch) = patch(found, view) else { continue };
@@ -41,16 +41,16 @@ pub async fn acknowledge(client: &Client, view: &View) {
         let params = PatchParams::default();
         let Err(error) = call(api.patch_status(&found.name_any(), &params, &Patch::<()>::Json(patch))).await else { continue };
         match classify(&error) {
-            // The cache is behind: it is told already, or another version of it will be.
+            // The cache is stale: the status is already written, or the next reconcile writes it to the newer version.
             ErrorClass::Invalid | ErrorClass::Conflict | ErrorClass::NotFound => {
-                tracing::debug!(name = found.name_any(), %error, "the override has changed meanwhile");
+                tracing::debug!(name = found.name_any(), %error, "the status of the override was not written: the object has changed");
             }
-            _ => tracing::warn!(name = found.name_any(), %error, "the override was not acknowledged"),
+            _ => tracing::warn!(name = found.name_any(), %error, "the status of the override was not written; it is retried"),
         }
     }
 }
 
-/// What it does, and what no override does (S5).
+/// What the override does, and what no override ever does (S5).
 const IN_FORCE: &str = "the named steps are skipped, and the receipt records it. An override never removes finalizers of other controllers: if the \
     deletion is Blocked with PodHeld or ClaimHeld, wait for those controllers or remove the finalizers";
 
@@ -68,7 +68,7 @@ fn patch(found: &DeletionOverride, view: &View) -> Option<json_patch::Patch> {
     }
     Some(json_patch::Patch(vec![
         patch::same_uid(&found.metadata),
-        // Of the version that was seen: a cache that is behind would have the same told in every pass (L6).
+        // Fenced by the version that was read: with a stale cache, every reconcile would write the same status again (L6).
         patch::same_version(&found.metadata),
         patch::add(["status"], json!(status)),
     ]))
@@ -84,8 +84,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_override_says_what_it_does_and_what_no_override_does() {
-        let said = |deleting: bool, name: &str| {
+    fn the_status_of_an_override_says_what_it_does_and_what_no_override_does() {
+        let condition = |deleting: bool, name: &str| {
             let deleted = deleting.then_some("2026-01-01T00:00:00Z");
             let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "deletionTimestamp": deleted}, "spec": {}}));
             let target = json!({"namespace": "t", "name": name, "uid": "u"});
@@ -93,17 +93,17 @@ mod tests {
             serde_json::to_value(patch(&serde_json::from_value(found).unwrap(), &view).unwrap()).unwrap()[2]["value"]["conditions"][0]
                 .clone()
         };
-        let in_force = said(true, "c");
+        let in_force = condition(true, "c");
         assert_eq!((&in_force["status"], &in_force["reason"]), (&json!("True"), &json!("InForce")));
         let message = in_force["message"].as_str().unwrap();
         assert!(message.contains("An override never removes finalizers of other controllers") && message.contains("PodHeld"), "{message}");
-        assert_eq!(said(false, "c")["reason"], "NotDeleting");
-        assert_eq!((&said(true, "other")["status"], &said(true, "other")["reason"]), (&json!("False"), &json!("NameMismatch")));
+        assert_eq!(condition(false, "c")["reason"], "NotDeleting");
+        assert_eq!((&condition(true, "other")["status"], &condition(true, "other")["reason"]), (&json!("False"), &json!("NameMismatch")));
     }
 
-    /// S11: the cache still holds what an admin has taken back, or put another one in the place of.
+    /// S11: the cache still holds an override that an admin has deleted or replaced.
     #[tokio::test]
-    async fn what_was_taken_back_does_not_count_and_what_is_not_known_decides_nothing() {
+    async fn a_deleted_override_does_not_count_and_an_unknown_answer_is_an_error() {
         let of = |name: &str, uid: &str| json!({"metadata": {"name": name, "uid": uid}, "spec": {"computer": {"namespace": "t", "name": "c", "uid": "u"}, "skip": ["stop-pods"], "reason": "r"}});
         let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
         let server = move |request: axum::http::Request<kube::client::Body>| {
@@ -111,7 +111,7 @@ mod tests {
             let mut going = of("going", "3");
             going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             let (code, body) = match name.as_str() {
-                "stands" => (200, of("stands", "1")),
+                "exists" => (200, of("exists", "1")),
                 "another" => (200, of("another", "new")),
                 "going" => (200, going),
                 "gone" => (404, json!({"kind": "Status", "status": "Failure", "code": 404, "reason": "NotFound", "message": ""})),
@@ -122,10 +122,10 @@ mod tests {
         };
         let client = Client::new(tower::service_fn(server), "default");
         let cached = |name: &str, uid: &str| serde_json::from_value(of(name, uid)).unwrap();
-        view.overrides = vec![cached("stands", "1"), cached("another", "old"), cached("going", "3"), cached("gone", "4")];
-        let names: Vec<String> = standing(&client, &view).await.unwrap().iter().map(ResourceExt::name_any).collect();
-        assert_eq!(names, ["stands"]);
+        view.overrides = vec![cached("exists", "1"), cached("another", "old"), cached("going", "3"), cached("gone", "4")];
+        let names: Vec<String> = read_live(&client, &view).await.unwrap().iter().map(ResourceExt::name_any).collect();
+        assert_eq!(names, ["exists"]);
         view.overrides.push(cached("unknown", "5"));
-        assert!(standing(&client, &view).await.is_err());
+        assert!(read_live(&client, &view).await.is_err());
     }
 }

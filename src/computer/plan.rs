@@ -1,11 +1,11 @@
-//! The decision: what one computer needs next. Pure and total: the same view gives the same plan. No request is made here.
+//! Decides what one computer needs next: provisioning or deletion. Pure: the same view gives the same plan. It must never make a request.
 
 use super::action::Action;
 use super::report::{Next, Plan};
 use super::view::View;
 use super::{deletion, provision};
 
-/// Plans for a computer that lives or is being deleted.
+/// Plans the next action for a computer, whether it is being deleted or not.
 pub fn plan(view: &View) -> Plan {
     if let Some(subject) = view.unconfirmed() {
         return Plan { next: Next::Do(Action::Read(subject)), report: super::failed::known(view) };

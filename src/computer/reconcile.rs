@@ -120,7 +120,7 @@ impl Reconciler {
             return None;
         };
         self.memory.latest.freshen(&mut view);
-        if view.settled() {
+        if view.only_expiry_left() {
             self.forget(uid);
             return self.expire(&view).await;
         }
@@ -190,7 +190,7 @@ impl Reconciler {
                 self.memory.turns.reset(&view.uid);
                 return (current, None);
             };
-            if action.takes() && !looked && guards::on(Guard::LiveRecord) {
+            if action.acquires_child() && !looked && guards::on(Guard::LiveRecord) {
                 if let Err(error) = self.look_again(view).await {
                     return (current, Some(error));
                 }
@@ -230,7 +230,7 @@ impl Reconciler {
         Ok(of_record)
     }
 
-    /// Reads the record live before a request that [takes](Action::takes) something. A cached record, or one that was read before other
+    /// Reads the record live before a request that [acquires a child](Action::acquires_child). A cached record, or one that was read before other
     /// requests, may be stale: another leader may have finished the deletion since.
     async fn look_again(&self, view: &mut View) -> Result<(), Error> {
         let version = |r: &ComputerRecord| r.metadata.resource_version.clone();
@@ -247,7 +247,7 @@ impl Reconciler {
     /// destroys what nothing brings back: that it still stands is looked up, too.
     async fn confirm(&self, view: &mut View) -> Result<(), Error> {
         if !view.overrides.is_empty() {
-            view.overrides = overrides::standing(&self.client, view).await?;
+            view.overrides = overrides::read_live(&self.client, view).await?;
         }
         if !guards::on(Guard::LiveAbsence) {
             return Ok(());

@@ -1,6 +1,7 @@
-//! The engine that creation and deletion share: what a step may answer, the walk over a sequence of steps, and how a step is reported.
+//! The engine that creation and deletion share: what a step returns, the walk over a sequence of steps, and how a step is reported. The
+//! sequences themselves, with their order, ids and titles, are in `src/resources/steps.rs`.
 //!
-//! A step is a pure function of what was observed. It makes no request itself: it returns the next one. Nothing here knows a particular
+//! A step is a pure function of the view. It must never make a request itself: it returns the next one. Nothing here depends on a particular
 //! step.
 
 use std::time::Duration;
@@ -12,54 +13,54 @@ use crate::resources::reasons::Reason;
 use crate::resources::steps::{Sequence, StepResult};
 use crate::resources::{ComputerRecord, Step, StepStatus};
 
-/// What a finished step came to.
+/// The result of a finished step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
-    /// How it came out.
+    /// Its result.
     pub result: StepResult,
     /// What was verified, or why the step was not needed or skipped.
     pub detail: String,
 }
 
-/// What a step answers.
+/// What a step returns.
 #[derive(Clone, Debug, PartialEq)]
 pub enum State {
     /// The step is finished; the next one may start.
     Done(Finished),
-    /// The next request.
+    /// Send this request and plan again.
     Do(Box<Action>),
     /// Wait for a running archive check; `Some` once it is overdue.
     Checking(Option<Blocker>),
-    /// Wait for something that happens by itself.
+    /// Wait for something that happens without any action of a user.
     Wait(Duration),
-    /// Wait for something that does not happen by itself.
+    /// Wait for something that a user, an admin or another controller must do first.
     Blocked(Blocker, Duration),
 }
 
 impl State {
-    /// A request.
+    /// Sends a request.
     pub fn act(action: Action) -> Self {
         Self::Do(Box::new(action))
     }
 
-    /// A live read.
+    /// Reads a subject live.
     pub fn read(subject: Subject) -> Self {
         Self::act(Action::Read(subject))
     }
 
-    /// A save of the record with a change.
+    /// Saves the record with a change.
     pub fn save(record: &ComputerRecord, change: impl FnOnce(&mut ComputerRecord)) -> Self {
         let mut record = record.clone();
         change(&mut record);
         Self::act(Action::SaveRecord(Box::new(record)))
     }
 
-    /// A wait of this many seconds.
+    /// Waits this many seconds.
     pub fn wait(seconds: u64) -> Self {
         Self::Wait(Duration::from_secs(seconds))
     }
 
-    /// A wait for what is left of a time.
+    /// Waits for the rest of a period.
     pub fn wait_for(seconds_left: i64) -> Self {
         Self::wait(u64::try_from(seconds_left).unwrap_or(1))
     }
@@ -84,7 +85,7 @@ impl State {
         Self::Done(Finished { result: StepResult::Skipped, detail: detail.into() })
     }
 
-    /// Finished, with nothing to say about it.
+    /// Finished, with no detail to report.
     pub fn done() -> Self {
         Self::verified("")
     }
@@ -94,7 +95,7 @@ impl State {
         matches!(self, Self::Done(_))
     }
 
-    /// What comes next, and why that is no progress.
+    /// What to do next, and the reason why the step is blocked, if it is.
     pub fn into_next(self) -> (Next, Option<Blocker>) {
         match self {
             Self::Done(_) => (Next::Settled, None),
@@ -106,29 +107,29 @@ impl State {
     }
 }
 
-/// What steps decide from: the view, its record, and what the steps before came to.
+/// The input of a step: the view, its record, and the results of the previous steps.
 pub struct Context<'a, S, C = ()> {
     /// Everything that was observed.
     pub view: &'a View,
     /// The computer's record.
     pub record: &'a ComputerRecord,
-    /// The Computer, where a plan cannot do without it.
+    /// The Computer, where every step needs it.
     pub computer: C,
     finished: Vec<(S, Finished)>,
 }
 
 impl<'a, S: Sequence, C> Context<'a, S, C> {
-    /// No step is finished.
+    /// A context in which no step is finished.
     pub fn new(view: &'a View, record: &'a ComputerRecord, computer: C) -> Self {
         Self { view, record, computer, finished: Vec::new() }
     }
 
-    /// A save of the record with a change.
+    /// Saves the record with a change.
     pub fn save(&self, change: impl FnOnce(&mut ComputerRecord)) -> State {
         State::save(self.record, change)
     }
 
-    /// Walks these steps in order, up to one that is not finished. `None`: all are.
+    /// Runs these steps in order, up to the first that is not finished, and returns its state. `None`: all are finished.
     pub fn walk(&mut self, steps: impl IntoIterator<Item = S>, run: impl Fn(&Self, S) -> State) -> Option<State> {
         for step in steps {
             match run(self, step) {
@@ -149,7 +150,7 @@ impl<'a, S: Sequence, C> Context<'a, S, C> {
         &self.finished
     }
 
-    /// What a step came to in this walk. `None`: it is not finished.
+    /// The result of a step in this walk. `None`: it is not finished.
     pub fn outcome(&self, step: S) -> Option<&Finished> {
         self.finished.iter().find(|(of, _)| *of == step).map(|(_, finished)| finished)
     }
@@ -160,7 +161,7 @@ impl<'a, S: Sequence, C> Context<'a, S, C> {
     }
 }
 
-/// A step as users see it, without its times. `finished`: what it came to; `current`: it is the first one that is not finished.
+/// A step as users see it, without its times. `finished` is its result; `current` means that it is the first step that is not finished.
 pub fn shown<S: Sequence>(step: S, finished: Option<&Finished>, current: bool, blocker: Option<&Blocker>) -> Step {
     let blocker = blocker.filter(|_| current);
     let (status, error) = match finished {

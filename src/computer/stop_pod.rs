@@ -1,15 +1,16 @@
-//! Stopping a pod (DESIGN.md 4.4): wait until nothing in it can write, put that proof on record, remove our finalizer, and wait until the
-//! pod is gone. Creation and deletion share this; they choose when a pod is late and what an admin can do about a lost node.
+//! Stops a pod (DESIGN.md 4.4): waits until nothing in it can write, records that proof, removes the operator's finalizer, and waits until
+//! the pod is gone. Creation and deletion share this; they decide when a pod is late and what an admin can do about a lost node. Whether a
+//! pod can still write is decided in `pod_writers`.
 //!
-//! Nothing here ever takes a pod for stopped without proof, or removes a finalizer of another controller.
+//! It must never treat a pod as stopped without proof, nor remove a finalizer of another controller.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::action::{Action, Fact, Subject};
+use super::pod_writers::{ORPHAN_KILL_SECONDS, Writers, answers, collected, overstays, remove_finalizer_patch, writers};
 use super::step::State;
-use super::stopped::{ORPHAN_KILL_SECONDS, Writers, answers, collected, overstays, remove_finalizer_patch, writers};
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::reasons::Reason;
@@ -21,9 +22,9 @@ pub struct Stop<'a> {
     pub view: &'a View,
     /// The computer's record.
     pub record: &'a ComputerRecord,
-    /// The pod, as it is on record.
+    /// The pod as the record has it.
     pub recorded: &'a PodRecord,
-    /// The pod should have stopped by now: that its containers are still running is shown.
+    /// The pod should have stopped by now: containers that are still running are reported.
     pub late: bool,
     /// An admin accepts that the pod may still write.
     pub skipped: bool,
@@ -32,19 +33,19 @@ pub struct Stop<'a> {
 }
 
 impl Stop<'_> {
-    /// The pod, to read or delete.
+    /// The pod as a subject.
     pub fn subject(&self) -> Subject {
         Subject::pod(&self.record.spec.namespace, &self.recorded.name)
     }
 
     /// What to do about a pod that is being deleted. `also` changes the record together with the proof that the pod has stopped.
-    /// `keep` says why our finalizer must stay for now.
+    /// `keep` returns what must happen before the operator's finalizer may be removed.
     pub fn terminating(&self, pod: &Pod, also: impl FnOnce(&mut ComputerRecord), keep: impl FnOnce() -> Option<State>) -> State {
         if let Some(state) = self.may_write(pod) {
             return state;
         }
         if self.recorded.stopped_at.is_none() && !self.skipped {
-            // The proof comes first: it is lost with the pod.
+            // The proof is recorded first: it is lost with the pod.
             let (uid, now) = (pod.metadata.uid.clone(), self.view.now);
             return self.note(|p| (p.stopped_at, p.uid) = (Some(Time(now)), uid.clone()), also);
         }
@@ -60,14 +61,14 @@ impl Stop<'_> {
         State::wait(2)
     }
 
-    /// Why a pod that is being deleted may still write. `None`: it cannot, or an admin accepts that.
+    /// What to wait for while a pod that is being deleted may still write. `None`: it cannot, or an admin accepts that.
     fn may_write(&self, pod: &Pod) -> Option<State> {
         let writers = writers(pod);
         let node = pod.spec.as_ref().and_then(|s| s.node_name.as_deref());
         if writers == Writers::Stopped {
             return None;
         }
-        // Its kubelet will report nothing more: the node decides, as for a pod that is gone.
+        // Its kubelet reports nothing more: the state of the node decides, as for a pod that is gone.
         if let Some(since) = collected(pod).filter(|_| !self.skipped) {
             return self.node_may_write(node, since);
         }
@@ -85,26 +86,26 @@ impl Stop<'_> {
         })
     }
 
-    /// What to do about a pod that is gone without proof that its containers stopped: its finalizer was stripped and it was deleted by
-    /// force. A live kubelet kills such containers; a node that is not ready may still run them. `None`: nothing of it can write.
+    /// What to do about a pod that is gone without proof that its containers stopped: its finalizer was removed and it was force-deleted. A
+    /// working kubelet kills such containers; a node that is not ready may still run them. `None`: nothing in it can write.
     pub fn vanished(&self) -> Option<State> {
-        // A time in the future was written by a clock that was set back since: it proves nothing.
+        // A time in the future comes from a clock that has been set back since: it proves nothing.
         match self.recorded.vanished_at.as_ref().filter(|at| at.0 <= self.view.now) {
             None => Some(self.note_vanished()),
             Some(since) => self.node_may_write(self.recorded.node.as_deref(), since.0),
         }
     }
 
-    /// Puts on record that the pod is gone without that proof.
+    /// Records that the pod is gone without that proof.
     pub fn note_vanished(&self) -> State {
         let now = self.view.now;
         self.note(|p| p.vanished_at = Some(Time(now)), |_| ())
     }
 
-    /// A live kubelet kills the containers of a pod that is gone, or that the pod garbage collector has ended, within its grace period and a
-    /// little more; a node that is gone runs none. `None`: nothing of the pod can write.
+    /// A working kubelet kills the containers of a pod that is gone, or that the pod garbage collector has failed, within the grace period
+    /// and [`ORPHAN_KILL_SECONDS`]. A node without a Node object counts as lost and runs none. `None`: nothing in the pod can write.
     fn node_may_write(&self, node: Option<&str>, since: Timestamp) -> Option<State> {
-        // A class may name any grace period.
+        // A class may set any grace period.
         let needed = self.record.spec.snapshot.grace_period_seconds.unwrap_or(30).max(0).saturating_add(ORPHAN_KILL_SECONDS);
         let left = needed.saturating_sub(self.view.now.duration_since(since).as_secs());
         if left > 0 {

@@ -1,7 +1,7 @@
-//! The sweeper (S6): every few minutes it looks through the caches for what no event will ever mention again: records whose
-//! Computer vanished, and objects with our labels that no computer and no record answers for. The first are worked off from
-//! their record; the second are reported, never deleted: a label proves nothing (S5). So are volumes that a provisioner made for a claim
-//! of ours after that claim was deleted: they never came into our care and carry no label.
+//! The sweeper (S6). Every few minutes it searches the caches for what causes no event any more: records whose Computer is gone, and
+//! objects with the operator's labels that belong to no computer and no record. The former are requeued. The latter are reported and must
+//! never be deleted, because a label proves nothing (S5). Volumes that a provisioner created after their home claim was deleted are reported
+//! too; they have no label.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::runtime::caches::Caches;
 use crate::runtime::client::list;
 use crate::runtime::queue::Queue;
 
-/// Time between two sweeps: what was left behind is found within 10 minutes.
+/// Time between two sweeps. What is left behind is found within 10 minutes.
 pub const INTERVAL: Duration = Duration::from_secs(240);
 
 /// What a sweep found.
@@ -25,11 +25,11 @@ pub const INTERVAL: Duration = Duration::from_secs(240);
 pub struct Found {
     /// UIDs of records that are not released and whose Computer the cache does not hold.
     pub unfinished: Vec<String>,
-    /// Objects with our label that nobody answers for, by kind.
+    /// Objects with the operator's label that belong to no computer and no record, by kind.
     pub orphans: BTreeMap<&'static str, Vec<String>>,
 }
 
-/// Looks through the caches.
+/// Searches the caches.
 pub fn sweep(caches: &Caches) -> Found {
     let records = caches.records.state();
     let unfinished: Vec<String> = records
@@ -38,24 +38,24 @@ pub fn sweep(caches: &Caches) -> Found {
         .map(|r| r.name_any())
         .filter(|uid| caches.computer(uid).is_none())
         .collect();
-    let answered: HashSet<String> = records
+    let known: HashSet<String> = records
         .iter()
         .filter(|r| r.spec.state.phase != RecordPhase::Released)
         .map(|r| r.name_any())
         .chain(caches.computers.state().iter().filter_map(|c| c.metadata.uid.clone()))
         .collect();
     let mut orphans = BTreeMap::new();
-    orphans.insert("Pod", unanswered(&caches.pods.state(), &answered));
-    orphans.insert("PersistentVolumeClaim", unanswered(&caches.claims.state(), &answered));
-    orphans.insert("PersistentVolume", unanswered(&caches.volumes.state(), &answered));
+    orphans.insert("Pod", unknown(&caches.pods.state(), &known));
+    orphans.insert("PersistentVolumeClaim", unknown(&caches.claims.state(), &known));
+    orphans.insert("PersistentVolume", unknown(&caches.volumes.state(), &known));
     Found { unfinished, orphans }
 }
 
-fn unanswered<K: Resource>(objects: &[std::sync::Arc<K>], answered: &HashSet<String>) -> Vec<String> {
+fn unknown<K: Resource>(objects: &[std::sync::Arc<K>], known: &HashSet<String>) -> Vec<String> {
     let uid = |o: &K| o.labels().get(UID_LABEL).cloned();
     objects
         .iter()
-        .filter(|o| uid(o).is_some_and(|uid| !answered.contains(&uid)))
+        .filter(|o| uid(o).is_some_and(|uid| !known.contains(&uid)))
         .map(|o| format!("{}/{}", o.namespace().unwrap_or_default(), o.name_any()))
         .collect()
 }
@@ -63,14 +63,14 @@ fn unanswered<K: Resource>(objects: &[std::sync::Arc<K>], answered: &HashSet<Str
 /// Namespace and name of a claim.
 type ClaimName = (String, String);
 
-/// Claims of released records of which no volume was ever known: their provisioning may have been under way when they were deleted.
+/// Claims of released records that never had a known volume: their volume may have been in provisioning when they were deleted.
 fn unprovisioned<'a>(records: impl Iterator<Item = &'a ComputerRecord>) -> HashSet<ClaimName> {
     let claim = |r: &ComputerRecord| Some((r.spec.namespace.clone(), r.spec.state.children.claim_name.clone()?));
     records.filter(|r| r.spec.state.phase == RecordPhase::Released && r.spec.state.children.volume.is_none()).filter_map(claim).collect()
 }
 
-/// Whether a volume was made for one of these claims, and stays. Their names are random and used once, so the name is proof enough for a
-/// report.
+/// Whether a volume was created for one of these claims and is not deleted by its reclaim policy. Their names are random and used once, so
+/// the name is sufficient for a report.
 fn made_for(volume: &PersistentVolume, claims: &HashSet<ClaimName>) -> bool {
     let Some(spec) = volume.spec.as_ref().filter(|s| s.persistent_volume_reclaim_policy.as_deref() != Some("Delete")) else { return false };
     let reference = spec.claim_ref.as_ref();
@@ -78,7 +78,8 @@ fn made_for(volume: &PersistentVolume, claims: &HashSet<ClaimName>) -> bool {
     name.is_some_and(|name| claims.contains(&name))
 }
 
-/// Volumes that came to be too late, by name. They carry no label, so no cache has them: one list, and only while there is such a record.
+/// Names of volumes that were provisioned too late. They have no label, so no cache holds them: they are listed, but only while such a
+/// record exists.
 async fn too_late(client: &Client, caches: &Caches) -> Result<Vec<String>, crate::runtime::client::CallError> {
     let records = caches.records.state();
     let claims = unprovisioned(records.iter().map(AsRef::as_ref));
@@ -99,8 +100,8 @@ pub async fn run(client: Client, caches: Caches, queue: Queue, metrics: std::syn
         tokio::select! { () = stop.cancelled() => return, _ = timer.tick() => {} }
         match too_late(&client, &caches).await {
             Ok(found) => late = found,
-            // What was found before is still reported.
-            Err(error) => tracing::warn!(%error, "the volumes were not listed; they are listed again at the next sweep"),
+            // The result of the last successful list is still reported.
+            Err(error) => tracing::warn!(%error, "PersistentVolumes could not be listed; the next sweep retries"),
         }
         let mut found = sweep(&caches);
         found.orphans.entry("PersistentVolume").or_default().extend(late.iter().cloned());
@@ -108,7 +109,7 @@ pub async fn run(client: Client, caches: Caches, queue: Queue, metrics: std::syn
         for (kind, names) in &found.orphans {
             metrics.set_orphans(kind, names.len());
             if !names.is_empty() {
-                tracing::warn!(kind, count = names.len(), first = ?names.iter().take(5).collect::<Vec<_>>(), "objects with our label that no computer answers for; look at them and delete them by hand");
+                tracing::warn!(kind, count = names.len(), first = ?names.iter().take(5).collect::<Vec<_>>(), "objects have the operator's label but belong to no computer; inspect them and delete them by hand");
             }
         }
     }
@@ -121,7 +122,8 @@ mod tests {
 
     use super::*;
 
-    /// S6: a CSI driver takes minutes, and the claim was deleted meanwhile. The volume comes to be `Released` and `Retain`, without our label.
+    /// S6: provisioning takes minutes, and the claim is deleted meanwhile. The volume ends as `Released` and `Retain`, without the operator's
+    /// label.
     #[test]
     fn a_volume_that_is_provisioned_after_its_claim_is_gone_is_reported() {
         let record = |phase: &str, volume: serde_json::Value| -> ComputerRecord {

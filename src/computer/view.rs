@@ -1,5 +1,5 @@
-//! Everything a plan may look at. Filled from caches at the start of a pass (`observe`) and by the answers to the plan's own
-//! requests during it. A cache only ever proves that something is there; that something is gone is learned live.
+//! The input of a plan. `observe` fills it from the caches at the start of a reconcile; the answers to the plan's own requests complete it.
+//! A cache only proves that an object exists. Absence is never taken from a cache: it needs a live read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ use crate::runtime::time_and_random::Fresh;
 /// The class that a computer names, or the default class.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum ClassState {
-    /// There is none of that name, or no default class.
+    /// No class has that name, or no class is the default.
     #[default]
     Missing,
     /// It exists.
@@ -29,51 +29,51 @@ pub enum ClassState {
     Ambiguous(Vec<String>),
 }
 
-/// What one pass knows of one computer.
+/// What one reconcile knows about one computer.
 #[derive(Clone)]
 pub struct View {
-    /// UID of the computer: the identity of everything here.
+    /// UID of the computer. Everything here belongs to this UID.
     pub uid: String,
     /// Its namespace.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// The Computer; `None`: a live read found it gone or under another UID.
+    /// The Computer. `None` in a plan: a live read found no object with this UID.
     pub computer: Option<Computer>,
-    /// Its namespace is Terminating or gone.
+    /// Its namespace is terminating.
     pub namespace_terminating: bool,
-    /// Its record. `None`: a live read found none.
+    /// Its record. `None` in a plan: a live read found none.
     pub record: Option<ComputerRecord>,
     /// Its class.
     pub class: ClassState,
     /// Overrides that name its UID.
     pub overrides: Vec<DeletionOverride>,
-    /// What is known of other objects. No entry: not known, to be read.
+    /// What is known about other objects. No entry: unknown, a plan must read it.
     pub facts: BTreeMap<Subject, Fact>,
-    /// Objects that a live answer has shown in this pass.
+    /// Objects that this reconcile has read live.
     pub learned: BTreeSet<Subject>,
-    /// How long its deletion has waited while nothing worked on its archive.
+    /// How long its deletion has waited while no work on its archive was in progress.
     pub waited: Waited,
-    /// How its archive stands, if asked in this pass.
+    /// The state of its archive, if this reconcile has checked it.
     pub archive: Option<Verification>,
-    /// The receipt put to the store in this pass.
+    /// The receipt that this reconcile has stored.
     pub receipt: Option<Vec<u8>>,
-    /// The finalizer was seen by a live read in this pass.
+    /// A live read in this reconcile has shown the finalizer.
     pub finalizer_confirmed: bool,
-    /// Steps that an earlier pass of this process has seen finished on this very version of the record (see `memory`).
+    /// Steps that an earlier reconcile of this process found finished with the same version of the record (see `memory`).
     pub passed: BTreeMap<DeletionStep, StepOutcome>,
-    /// When each finished deletion step was first seen finished, on this very version of the record.
+    /// When each finished deletion step was first observed finished with this version of the record.
     pub times: BTreeMap<DeletionStep, Timestamp>,
     /// Settings.
     pub settings: Settings,
-    /// Random material.
+    /// Random data for names and keys.
     pub fresh: Fresh,
-    /// The time of the pass.
+    /// The time of the reconcile.
     pub now: Timestamp,
 }
 
 impl View {
-    /// Of a computer of which nothing is known but its identity.
+    /// The view of a computer of which only the identity is known.
     pub fn new(uid: &str, namespace: &str, name: &str, settings: Settings, fresh: Fresh, now: Timestamp) -> Self {
         Self {
             uid: uid.to_owned(),
@@ -98,12 +98,12 @@ impl View {
         }
     }
 
-    /// Keeps what a plan has seen, for the next one: when a step was finished must not depend on when that is written down.
+    /// Keeps the times that a plan has observed for the next one: the time at which a step finished must not depend on when it is recorded.
     pub fn remember(&mut self, report: &Report) {
         self.times.clone_from(&report.times);
     }
 
-    /// Takes in the answer to an action.
+    /// Adds the answer to an action.
     pub fn absorb(&mut self, effect: Effect) {
         match effect {
             Effect::Learned(subject, fact) => {
@@ -120,9 +120,9 @@ impl View {
                 self.computer = computer.map(|c| *c);
                 self.finalizer_confirmed = self.computer.as_ref().is_some_and(has_finalizer);
             }
-            // What was finished on the version before stands in the new one, if we wrote it ourselves.
+            // This operator wrote the new version, so it contains the steps that were finished with the previous one.
             Effect::Record(record) => {
-                self.drawn(&record);
+                self.note_new_names(&record);
                 self.record = Some(*record);
                 self.passed.clear();
                 self.times.clear();
@@ -131,7 +131,7 @@ impl View {
                 self.record = Some(*record);
                 self.passed.clear();
                 self.times.clear();
-                // What was learned before another writer changed the record is not held against what it says now.
+                // Facts that were read before another writer changed the record are discarded.
                 self.facts.clear();
                 self.learned.clear();
                 self.archive = None;
@@ -141,8 +141,8 @@ impl View {
         }
     }
 
-    /// Names that this pass has drawn, and has just put on record, are nobody's yet: they need not be looked for.
-    fn drawn(&mut self, saved: &ComputerRecord) {
+    /// Names that this reconcile has generated and just recorded cannot exist yet: they count as absent and are not read.
+    fn note_new_names(&mut self, saved: &ComputerRecord) {
         let (claim, pod) = (Child::Home.name(&self.fresh.suffix), Child::Machine.name(&self.fresh.suffix));
         let on_record = |record: Option<&ComputerRecord>| {
             let children = record.map(|r| &r.spec.state.children);
@@ -165,9 +165,10 @@ impl View {
             || self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some() && guards::on(Guard::NoWayBack))
     }
 
-    /// Whether the record is released and the caches hold neither the Computer, nor a pod of its record, nor its custody claim: nothing is left to be done
-    /// but expiry. A create that was given up may come true after the release; our own finalizer would hold that pod for ever (S6).
-    pub fn settled(&self) -> bool {
+    /// Whether the record is released and the caches hold neither the Computer, nor a pod of its record, nor its custody claim: only the
+    /// record's expiry is left. A create that timed out may succeed after the release, and the operator's finalizer would then keep that pod
+    /// forever (S6).
+    pub fn only_expiry_left(&self) -> bool {
         let released = self.record.as_ref().is_some_and(|r| r.spec.state.phase == RecordPhase::Released);
         released
             && self.computer.is_none()
@@ -178,15 +179,15 @@ impl View {
             })
     }
 
-    /// A namespace of the same name that is gone by now may be all that the cache knows. Before its end becomes the end of a
-    /// computer that nobody has deleted (S4), or the cause on record, it is looked at live.
+    /// The namespace, if it must be read live. The cache may hold a deleted namespace of the same name. A live read comes before its
+    /// termination starts the deletion of a computer that no client has deleted (S4), or is recorded as the cause.
     pub fn unconfirmed(&self) -> Option<Subject> {
         let subject = Subject::Namespace { name: self.namespace.clone() };
         let begun = self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some());
         (self.namespace_terminating && !begun && !self.facts.contains_key(&subject)).then_some(subject)
     }
 
-    /// A pod under this name: `None` not known, `Some(None)` gone.
+    /// The pod with this name. `None`: unknown; `Some(None)`: gone.
     pub fn pod(&self, namespace: &str, name: &str) -> Option<Option<&Pod>> {
         match self.facts.get(&Subject::pod(namespace, name))? {
             Fact::Pod(pod) => Some(Some(pod)),
@@ -195,7 +196,7 @@ impl View {
         }
     }
 
-    /// A claim under this name: `None` not known, `Some(None)` gone.
+    /// The claim with this name. `None`: unknown; `Some(None)`: gone.
     pub fn claim(&self, namespace: &str, name: &str) -> Option<Option<&PersistentVolumeClaim>> {
         match self.facts.get(&Subject::claim(namespace, name))? {
             Fact::Claim(claim) => Some(Some(claim)),
@@ -204,7 +205,7 @@ impl View {
         }
     }
 
-    /// A volume: `None` not known, `Some(None)` gone.
+    /// The volume with this name. `None`: unknown; `Some(None)`: gone.
     pub fn volume(&self, name: &str) -> Option<Option<&PersistentVolume>> {
         match self.facts.get(&Subject::volume(name))? {
             Fact::Volume(volume) => Some(Some(volume)),
@@ -212,7 +213,7 @@ impl View {
         }
     }
 
-    /// The override that leaves a step out, if an admin has decided so.
+    /// The override of this computer that skips a step.
     pub fn skipped(&self, step: SkippableStep) -> Option<&DeletionOverride> {
         self.overrides.iter().find(|o| {
             let target = &o.spec.computer;
@@ -236,7 +237,7 @@ impl View {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 impl View {
-    /// Of a computer `t/c` of UID `u`, of which nothing else is known.
+    /// The view of a computer `t/c` with UID `u`, of which nothing else is known.
     pub(crate) fn of(computer: serde_json::Value) -> Self {
         let fresh = Fresh { suffix: "s".into(), key: [0; 32] };
         let nothing = Self::new("u", "t", "c", Settings::default(), fresh, Timestamp::UNIX_EPOCH);
@@ -250,7 +251,7 @@ pub fn terminating(namespace: &Namespace) -> bool {
     namespace.metadata.deletion_timestamp.is_some() || phase == Some("Terminating")
 }
 
-/// Whether a Computer carries our finalizer.
+/// Whether a Computer has the operator's finalizer.
 pub fn has_finalizer(computer: &Computer) -> bool {
     computer.metadata.finalizers.as_ref().is_some_and(|f| f.iter().any(|f| f == crate::resources::DELETION_FINALIZER))
 }
@@ -267,12 +268,12 @@ mod tests {
         Box::new(serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": spec})).unwrap())
     }
 
-    /// A name is only known to be nobody's in the pass that has drawn it, and until something is made under it.
+    /// A name is known to be absent only in the reconcile that has generated it, and until an object is created with it.
     #[test]
-    fn only_names_that_this_pass_has_drawn_are_nobodys() {
+    fn only_names_that_this_reconcile_has_generated_count_as_absent() {
         let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
         view.absorb(Effect::Overtaken(record(&json!({"claimName": "home-s", "pods": [{"name": "machine-s"}]}))));
-        assert!(view.facts.is_empty(), "somebody else's record");
+        assert!(view.facts.is_empty(), "the record of another writer");
         view.absorb(Effect::Learned(Subject::claim("t", "home-s"), Fact::Gone));
         view.absorb(Effect::Archive(Verification::Missing));
         view.absorb(Effect::Overtaken(record(&json!({"claimName": "home-s"}))));
@@ -283,10 +284,10 @@ mod tests {
         let claim = Fact::Claim(Box::default());
         view.absorb(Effect::Learned(Subject::claim("t", "home-s"), claim));
         view.absorb(Effect::Record(record(&json!({"claimName": "home-s", "claimUid": "1", "pods": [{"name": "machine-s"}]}))));
-        assert!(view.claim("t", "home-s").unwrap().is_some(), "it was made since");
+        assert!(view.claim("t", "home-s").unwrap().is_some(), "it was created since");
         assert_eq!(view.pod("t", "machine-s"), Some(None));
         view.absorb(Effect::Learned(Subject::pod("t", "machine-s"), Fact::Pod(Box::default())));
         view.absorb(Effect::Record(record(&json!({"claimName": "home-s", "pods": [{"name": "machine-s", "uid": "2"}]}))));
-        assert!(view.pod("t", "machine-s").unwrap().is_some(), "it was made since");
+        assert!(view.pod("t", "machine-s").unwrap().is_some(), "it was created since");
     }
 }

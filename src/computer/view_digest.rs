@@ -1,5 +1,5 @@
-//! A digest of what a pass is based on. After a failure it decides whether an event ends the pause early: a status that the operator
-//! wrote itself, or an event about something that no plan reads, must not (L6).
+//! A digest of the input of a reconcile. After a failure it decides whether an event ends the backoff early. A status that the operator wrote
+//! itself, or an event about something that no plan reads, must never do so (L6).
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -9,8 +9,8 @@ use super::action::Fact;
 use super::view::{ClassState, View};
 use crate::resources::Computer;
 
-/// Of what the caches hold at the beginning of a pass: spec, deletionTimestamp and finalizers of the Computer, its namespace, class,
-/// overrides, children. Never its status.
+/// The digest of what the caches hold at the start of a reconcile: spec, deletionTimestamp and finalizers of the Computer, its namespace,
+/// class, overrides and children. Never its status.
 pub fn digest(view: &View) -> u64 {
     let mut hasher = DefaultHasher::new();
     view.namespace_terminating.hash(&mut hasher);
@@ -38,7 +38,7 @@ pub fn digest(view: &View) -> u64 {
     hasher.finish()
 }
 
-/// The same with the version of the record: the newest that this process has seen, its own writes included.
+/// The same with the version of the record: the newest that this process has read or written.
 pub fn with_record(digest: u64, view: &View) -> u64 {
     let mut hasher = DefaultHasher::new();
     digest.hash(&mut hasher);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_no_change_and_a_spec_a_deletion_and_a_child_are() {
+    fn the_spec_a_deletion_and_the_children_change_the_digest_and_the_status_does_not() {
         let before = json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "resourceVersion": "1"}, "spec": {}, "status": {"phase": "Deleting"}});
         let changed = |pointer: &str, value: Value| {
             let mut after = before.clone();

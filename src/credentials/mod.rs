@@ -1,4 +1,5 @@
-//! Keys of computers and tokens of `ApiKeys`: their format and their verification. A token must never be logged or stored; only its hash is stored.
+//! Keys of computers (`key`) and tokens of `ApiKeys` (`api_key`): their format and their verification (`verify`, `verify_api_key`). Both are generated, parsed
+//! and hashed in `token.rs`. A token must never be logged or stored; only its hash is stored.
 
 pub mod api_key;
 pub mod cli;

@@ -127,7 +127,7 @@ impl ProvisionStep {
     }
 }
 
-/// The step under way.
+/// The current step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CurrentStep {
     /// Of the creation.

@@ -1,10 +1,11 @@
 //! Leader election with a Lease. It avoids duplicate work; correctness comes from preconditions on writes (S10). It must never delay a shutdown
 //! indefinitely. kube has no leader election, and the alternatives compare clocks of different machines or do not drain before they release the lease.
 //!
-//! Every write is a replace with the `resourceVersion` that was read, so one of two contenders gets a 409. Whether a lease has expired is judged by our own
-//! monotonic clock since we saw it change, and never by another machine's clock. A leader counts from the moment its last successful write was *sent*, so it
-//! stops before another replica may take over. At shutdown the work of the leader is cancelled and awaited while the lease is still renewed; then the lease
-//! is released, so that the next leader takes over at once (L4).
+//! The lease is created once; every later write is a replace with the `resourceVersion` that was read, so one of two contenders gets a 409. A lease has
+//! expired when it has not changed for its duration by this replica's monotonic clock; the clocks of other machines never count. A leader counts from the
+//! moment its last successful write was *sent*, so it stops before another replica may take over. At shutdown the work of the leader is cancelled and awaited
+//! while the lease is still renewed. Then the lease is released, so that the next leader takes over at once (L4). If the work does not end in time, the lease
+//! is not released and expires.
 
 use std::future::Future;
 use std::time::Duration;

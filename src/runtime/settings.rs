@@ -1,4 +1,5 @@
-//! Facts about the operator's own installation that are needed to build objects.
+//! The settings that plans need to build objects: a few values of [`super::config`], which holds the flags, and the certificate authority of the ingest
+//! endpoint. It must not contain what only the process needs.
 
 /// Settings of the operator that plans need.
 #[derive(Clone, Debug, Default)]

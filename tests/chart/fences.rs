@@ -180,27 +180,50 @@ pub fn pod(namespace: &str, name: &str, account: &str) -> Value {
         "automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i", "securityContext": restricted}]}})
 }
 
+const OWN_NAMES: &str = "only Secrets of keys";
+
+fn owner(kind: &str, uid: &str) -> Value {
+    json!([{"apiVersion": "computer-operator.dev/v1alpha1", "kind": kind, "name": "box", "uid": uid, "controller": true}])
+}
+
+/// The Secret of a computer's key, as the operator creates it.
+fn secret(namespace: &str, name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "immutable": true, "stringData": {"token": "t"},
+        "metadata": {"name": name, "namespace": namespace, "ownerReferences": owner("Computer", "u"),
+            "labels": {(UID): "u", "app.kubernetes.io/managed-by": "computer-operator"}},
+    })
+}
+
+fn create(server: &Server, secret: &Value) -> Result<String, String> {
+    server.kubectl(&["create", "-f", "-", OPERATOR], &secret.to_string())
+}
+
 fn it_creates_and_deletes_only_secrets_of_keys(server: &Server) {
-    let owner = |kind: &str, uid: &str| json!([{"apiVersion": "computer-operator.dev/v1alpha1", "kind": kind, "name": "box", "uid": uid, "controller": true}]);
-    let secret = |namespace: &str, name: &str| {
-        json!({
-            "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "immutable": true, "stringData": {"token": "t"},
-            "metadata": {"name": name, "namespace": namespace, "ownerReferences": owner("Computer", "u"),
-                "labels": {(UID): "u", "app.kubernetes.io/managed-by": "computer-operator"}},
-        })
-    };
-    let create = |secret: &Value| server.kubectl(&["create", "-f", "-", OPERATOR], &secret.to_string());
     let (key, api_key) = (format!("computer-key-{HEX}"), format!("api-key-{HEX}"));
+    other_secrets_are_refused(server, &key);
+    create(server, &secret("team", &key)).expect("a computer's key");
+    let mut of_api_key = secret("team", &api_key);
+    of_api_key["metadata"]["ownerReferences"] = owner("ApiKey", "k");
+    of_api_key["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "computer-operator"});
+    create(server, &of_api_key).expect("a caller's key");
+    let certificate = json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "stringData": {"tls.crt": "", "tls.key": ""},
+        "metadata": {"name": "computer-operator-ingest-tls", "namespace": "ops"}});
+    create(server, &certificate).expect("its own certificate");
+    it_deletes_only_secrets_of_keys(server, [&key, &api_key]);
+}
+
+fn other_secrets_are_refused(server: &Server, key: &str) {
+    let create = |secret: &Value| create(server, secret);
     let with = |path: &str, value: Value| {
-        let mut changed = secret("team", &key);
+        let mut changed = secret("team", key);
         *changed.pointer_mut(path).unwrap() = value;
         changed
     };
-    let own_names = "only Secrets of keys";
     for (what, changed, message) in [
-        ("another name", with("/metadata/name", json!("planned")), own_names),
-        ("a name of people", with("/metadata/name", json!("api-key-prod")), own_names),
-        ("the certificate elsewhere", with("/metadata/name", json!("computer-operator-ingest-tls")), own_names),
+        ("another name", with("/metadata/name", json!("planned")), OWN_NAMES),
+        ("a name of people", with("/metadata/name", json!("api-key-prod")), OWN_NAMES),
+        ("the certificate elsewhere", with("/metadata/name", json!("computer-operator-ingest-tls")), OWN_NAMES),
         ("another type", with("/type", json!("example.com/other")), "only Secrets of type Opaque"),
         ("one that can be changed", with("/immutable", json!(false)), "that are immutable"),
         ("no labels", with("/metadata/labels", json!({})), "have its labels"),
@@ -222,31 +245,26 @@ fn it_creates_and_deletes_only_secrets_of_keys(server: &Server) {
     token["metadata"]["namespace"] = json!("ops");
     refused("a token that the operator could read", create(&token), "only Secrets of type Opaque");
     for namespace in ["kube-system", "kube-public", "kube-node-lease"] {
-        refused(namespace, create(&secret(namespace, &key)), "creates nothing in the namespaces of Kubernetes");
+        refused(namespace, create(&secret(namespace, key)), "creates nothing in the namespaces of Kubernetes");
     }
-    create(&secret("team", &key)).expect("a computer's key");
-    let mut of_api_key = secret("team", &api_key);
-    of_api_key["metadata"]["ownerReferences"] = owner("ApiKey", "k");
-    of_api_key["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "computer-operator"});
-    create(&of_api_key).expect("a caller's key");
-    let certificate = json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "stringData": {"tls.crt": "", "tls.key": ""},
-        "metadata": {"name": "computer-operator-ingest-tls", "namespace": "ops"}});
-    create(&certificate).expect("its own certificate");
+}
+
+fn it_deletes_only_secrets_of_keys(server: &Server, [key, api_key]: [&str; 2]) {
     let delete = |namespace: &str, name: &str, more: &[&str]| {
         server.kubectl(&[&["delete", "secret", name, "-n", namespace, "--wait=false", OPERATOR], more].concat(), "")
     };
     let theirs =
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "api-key-prod", "namespace": "team", "labels": {(UID): "u"}}});
     server.kubectl(&["create", "-f", "-"], &theirs.to_string()).unwrap();
-    refused("a tenant's, whatever its labels", delete("team", "api-key-prod", &[]), own_names);
-    refused("a dry run", delete("team", "api-key-prod", &["--dry-run=server"]), own_names);
+    refused("a tenant's, whatever its labels", delete("team", "api-key-prod", &[]), OWN_NAMES);
+    refused("a dry run", delete("team", "api-key-prod", &["--dry-run=server"]), OWN_NAMES);
     // Changes by a tenant, or an object put in its place, do not stop the deletion protocol from finding and deleting the Secret.
-    for (name, kind) in [(&key, "a/b"), (&api_key, "Opaque")] {
+    for (name, kind) in [(key, "a/b"), (api_key, "Opaque")] {
         server.kubectl(&["delete", "secret", name, "-n", "team", "--ignore-not-found"], "").unwrap();
         let planted = json!({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": {"name": name, "namespace": "team"}});
         server.kubectl(&["create", "-f", "-"], &planted.to_string()).unwrap();
     }
-    for name in [&key, &api_key] {
+    for name in [key, api_key] {
         delete("team", name, &["--dry-run=server"]).expect("a dry run finds it");
         delete("team", name, &[]).expect("the operator deletes it");
         let gone = delete("team", name, &["--dry-run=server"]).expect_err("it is gone");

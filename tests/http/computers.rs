@@ -139,7 +139,7 @@ async fn a_list_is_newest_first_and_has_steps_only_on_request(bench: Arc<Bench>)
     bench.send(Ask::delete(one(id)).by(&token)).await?.is(204)?;
     let list = bench.send(Ask::get(ALL).by(&token)).await?.is(200)?;
     ensure!(list.body["computers"].as_array().unwrap().iter().all(|c| c["id"] != made[1]), "{}", list.text);
-    bench.let_go(id).await
+    bench.release(id).await
 }
 
 async fn an_invalid_creation_is_rejected_with_a_remedy(bench: Arc<Bench>) -> Result<()> {
@@ -288,7 +288,7 @@ async fn a_name_can_be_reused_while_its_former_computer_is_being_deleted(bench: 
     let list = bench.send(Ask::get(ALL).by(&token)).await?.is(200)?;
     ensure!(list.body["computers"].as_array().is_some_and(|c| c.len() == 1), "{}", list.text);
     for id in held {
-        bench.let_go(&id).await?;
+        bench.release(&id).await?;
     }
     Ok(())
 }

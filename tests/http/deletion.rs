@@ -55,7 +55,7 @@ async fn a_deletion_is_204_until_it_is_404(bench: Arc<Bench>) -> Result<()> {
     }
     let report = bench.send(Ask::get(format!("{}/deletion", one(&id))).by(&token)).await?.is(200)?;
     ensure!(report.body["state"] == "deleting" && report.body["deletedAt"].is_i64(), "{}", report.text);
-    bench.let_go(&id).await?;
+    bench.release(&id).await?;
     bench.until(404, Ask::delete(one(&id)).by(&token)).await?;
     for _ in 0..3 {
         bench
@@ -115,7 +115,7 @@ async fn a_waiting_deletion_reports_whether_it_is_complete(bench: Arc<Bench>) ->
         let (bench, ask) = (Arc::clone(&bench), Ask::delete(format!("{}?wait=50", one(&held))).by(&token));
         tokio::spawn(async move { bench.send(ask).await })
     };
-    bench.let_go(&id).await?;
+    bench.release(&id).await?;
     let done = waiting.await??;
     // The deletion may be complete before the request arrives.
     ensure!(done.status == 404 || done.header("deletion-state") == "Completed", "{done:?}");
@@ -144,7 +144,7 @@ async fn if_match_deletes_only_the_version_that_was_read(bench: Arc<Bench>) -> R
     bench.send(delete(&now)).await?.is(204)?;
     // A running deletion is independent of the version.
     bench.send(delete(&tag)).await?.is(204)?;
-    bench.let_go(&id).await
+    bench.release(&id).await
 }
 
 async fn deletion_protection_is_a_conflict(bench: Arc<Bench>) -> Result<()> {

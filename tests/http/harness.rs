@@ -335,13 +335,13 @@ impl Bench {
         Ok(())
     }
 
-    /// Blocks the deletion of a computer with a foreign finalizer, until [`Bench::let_go`].
+    /// Blocks the deletion of a computer with a foreign finalizer, until [`Bench::release`].
     pub async fn hold(&self, id: &str) -> Result<()> {
         self.finalizers(id, |all| all.push("example.com/hold".to_owned())).await
     }
 
     /// Removes the foreign finalizer.
-    pub async fn let_go(&self, id: &str) -> Result<()> {
+    pub async fn release(&self, id: &str) -> Result<()> {
         self.finalizers(id, |all| all.retain(|f| f != "example.com/hold")).await
     }
 

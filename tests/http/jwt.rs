@@ -82,9 +82,9 @@ async fn no_jwt_of_the_corpus_authenticates(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
+/// Tokens that must not authenticate.
 fn corpus(signer: &Signer, good: &str, header: &Value, claims: &Value, namespace: &str) -> Result<Vec<(&'static str, String)>> {
-    let now = jiff::Timestamp::now().as_second();
-    let sign = |changes: Value| signer.sign(header, &with(claims, &changes));
+    let mut all = claims_of_the_corpus(signer, header, claims, namespace)?;
     let word = |i: usize| good.split('.').nth(i).unwrap_or_default().to_owned();
     let unsigned = |alg: &str| {
         let body = URL_SAFE_NO_PAD.encode(json!({"alg": alg, "typ": "JWT"}).to_string());
@@ -94,7 +94,32 @@ fn corpus(signer: &Signer, good: &str, header: &Value, claims: &Value, namespace
     tampered.replace_range(10..11, if &tampered[10..11] == "A" { "B" } else { "A" });
     other_account["sub"] = json!("system:serviceaccount:kube-system:default");
     let other_body = URL_SAFE_NO_PAD.encode(other_account.to_string());
-    let mut all = vec![
+    all.extend([
+        ("a signature that was changed", format!("{}.{}.{tampered}", word(0), word(1))),
+        ("claims that were changed", format!("{}.{other_body}.{}", word(0), word(2))),
+        ("the public key as a secret", signer.confused(claims)),
+        ("another key's name", signer.sign(&with(header, &json!({"kid": "../../../dev/null"})), claims)?),
+        ("a key in the header", signer.sign(&json!({"alg": "RS256", "jwk": {"kty": "oct", "k": "AA"}}), &json!({}))?),
+        ("claims that are not an object", signer.sign(header, &json!([]))?),
+        ("empty parts", "..".to_owned()),
+        ("not base64", "a!.b!.c!".to_owned()),
+        ("four parts", format!("{good}.x")),
+        ("two parts", format!("{}.{}", word(0), word(1))),
+        ("longer than any token", format!("{}.{}.{}", word(0), "A".repeat(20_000), word(2))),
+        ("deeply nested", format!("{}.{}.{}", word(0), URL_SAFE_NO_PAD.encode("[".repeat(9000)), word(2))),
+    ]);
+    for alg in ["none", "None", "NONE", "nOnE", ""] {
+        all.extend(unsigned(alg).map(|token| ("no algorithm", token)));
+    }
+    all.push(("another key", another_signer()?.sign(header, claims)?));
+    Ok(all)
+}
+
+/// Tokens with a valid signature and wrong claims.
+fn claims_of_the_corpus(signer: &Signer, header: &Value, claims: &Value, namespace: &str) -> Result<Vec<(&'static str, String)>> {
+    let now = jiff::Timestamp::now().as_second();
+    let sign = |changes: Value| signer.sign(header, &with(claims, &changes));
+    Ok(vec![
         ("expired", sign(json!({"exp": now - 60, "iat": now - 4000, "nbf": now - 4000}))?),
         ("not valid yet", sign(json!({"nbf": now + 3600, "exp": now + 7200}))?),
         ("without an expiry in time", sign(json!({"exp": 0}))?),
@@ -104,34 +129,20 @@ fn corpus(signer: &Signer, good: &str, header: &Value, claims: &Value, namespace
         ("another audience", sign(json!({"aud": ["other"]}))?),
         ("an audience that begins like ours", sign(json!({"aud": [format!("{AUDIENCE}.evil")]}))?),
         ("the API server's audience", sign(json!({"aud": [CLUSTER_AUDIENCE]}))?),
-        ("an account that never was", sign(account(namespace, "ghost", "0"))?),
+        ("an account that never existed", sign(account(namespace, "ghost", "0"))?),
         ("another account's UID", sign(account(namespace, "owner", "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11"))?),
-        ("an account of a namespace that is not there", sign(account("nowhere", "owner", "0"))?),
-        ("a signature that was changed", format!("{}.{}.{tampered}", word(0), word(1))),
-        ("claims that were changed", format!("{}.{other_body}.{}", word(0), word(2))),
-        ("the public key as a secret", signer.confused(claims)),
-        ("another key's name", signer.sign(&with(header, &json!({"kid": "../../../dev/null"})), claims)?),
-        ("a key that it brings along", signer.sign(&json!({"alg": "RS256", "jwk": {"kty": "oct", "k": "AA"}}), &json!({}))?),
-        ("claims that are not an object", signer.sign(header, &json!([]))?),
-        ("nothing in it", "..".to_owned()),
-        ("no base64", "a!.b!.c!".to_owned()),
-        ("four parts", format!("{good}.x")),
-        ("two parts", format!("{}.{}", word(0), word(1))),
-        ("15 KB of it", sign(json!({"pad": "x".repeat(11_000)}))? + "A"),
-        ("longer than any token", format!("{}.{}.{}", word(0), "A".repeat(20_000), word(2))),
-        ("deeply nested", format!("{}.{}.{}", word(0), URL_SAFE_NO_PAD.encode("[".repeat(9000)), word(2))),
-    ];
-    for alg in ["none", "None", "NONE", "nOnE", ""] {
-        all.extend(unsigned(alg).map(|token| ("no algorithm", token)));
-    }
-    // A key pair of the caller.
+        ("an account of a namespace that does not exist", sign(account("nowhere", "owner", "0"))?),
+        ("15 KB long", sign(json!({"pad": "x".repeat(11_000)}))? + "A"),
+    ])
+}
+
+/// A signer with a key pair of the caller.
+fn another_signer() -> Result<Signer> {
     let own = RsaKeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).ok().context("a key")?;
-    let own = Signer {
+    Ok(Signer {
         public_pem: own.as_der().ok().map(|d: aws_lc_rs::encoding::Pkcs8V1Der<'_>| d.as_ref().to_vec()).unwrap_or_default(),
         pair: own,
-    };
-    all.push(("another key", own.sign(header, claims)?));
-    Ok(all)
+    })
 }
 
 fn account(namespace: &str, name: &str, uid: &str) -> Value {

@@ -28,7 +28,7 @@ async fn a_deletion_can_be_followed_until_its_receipt(bench: Arc<Bench>) -> Resu
     bench.send(Ask::delete(format!("/api/v0/computers/{id}")).by(&token)).await?.is(204)?;
     let running = bench.send(of(&id).by(&token)).await?.is(200)?;
     ensure!(running.body["state"] == "deleting" && running.body["computerId"] == id, "{}", running.text);
-    bench.let_go(&id).await?;
+    bench.release(&id).await?;
     let report = eventually("it is deleted", || async {
         let report = bench.send(of(&id).by(&token)).await?.is(200)?;
         Ok((report.body["state"] == "deleted").then_some(report))

@@ -88,5 +88,5 @@ async fn requests_in_flight_are_finished(bench: Arc<Bench>) -> Result<()> {
     ensure!(status.success(), "{status}");
     ensure!(idle.read(&mut [0]).await.unwrap_or(0) == 0, "the idle connection is still open");
     bench.send(Ask::get("/api/v0/computers/name/late").by(&token)).await?.is(200)?;
-    bench.let_go(&held).await
+    bench.release(&held).await
 }

@@ -44,7 +44,7 @@ async fn running_deletions_finish_after_a_change_of_the_store(bench: Arc<Bench>)
         };
         eventually("the store is unavailable", || async { Ok(conditions().await?.contains("StoreUnavailable").then_some(())) }).await?;
         bench.start_operator_on(after).await?;
-        bench.let_go(&held).await?;
+        bench.release(&held).await?;
         for id in [&held, &blocked] {
             let of = ComputerId::decode(id).context("an id")?;
             eventually("the deletion ends", || async {

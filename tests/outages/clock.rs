@@ -160,7 +160,7 @@ async fn a_clock_behind_delays_no_archive(bench: Arc<Bench>) -> Result<()> {
     operator.kill();
     let _operator = clock.operator(&bench).await?;
     let decided = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "DeletionOverride", "metadata": {"name": format!("give-up-{uid}")},
-        "spec": {"computer": {"namespace": namespace, "name": "box", "uid": uid}, "skip": ["unreadable-files"], "reason": "nobody can read it"}});
+        "spec": {"computer": {"namespace": namespace, "name": "box", "uid": uid}, "skip": ["unreadable-files"], "reason": "no user can read it"}});
     bench.kubectl(&["apply", "-f", "-"], &decided.to_string()).await?;
     bench.archived(&uid, 3).await.map(drop)
 }

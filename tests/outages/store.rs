@@ -89,8 +89,8 @@ async fn others_go_on(bench: &Bench, waiting: &Crowd, how: &str) -> Result<Strin
         active < Duration::from_secs(15) && gone < Duration::from_secs(15),
         "L3: while the store {how}, another computer took {active:.1?} to be active, {gone:.1?} to be gone"
     );
-    let told = waiting.members.iter().find(|m| !m.managed).context("a member")?;
-    bench.blocked(&waiting.namespace, &told.name, "StoreUnavailable").await?;
+    let member = waiting.members.iter().find(|m| !m.managed).context("a member")?;
+    bench.blocked(&waiting.namespace, &member.name, "StoreUnavailable").await?;
     Ok(format!("{:.1} s to be active, {:.1} s to be gone", active.as_secs_f64(), gone.as_secs_f64()))
 }
 

@@ -289,7 +289,7 @@ async fn time_to_live(bench: Arc<Bench>) -> Result<()> {
     Ok(())
 }
 
-/// L6: nobody writes to a computer in the steady state.
+/// L6: no client writes to a computer in the steady state.
 async fn steady_state_is_silent(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("silent").await?;
     let uid = bench.active(&namespace, "box", "standard").await?;

@@ -151,8 +151,8 @@ async fn hand_off_while_the_store_is_down(bench: Arc<Bench>) -> Result<()> {
     ensure!(record.spec.state.phase == RecordPhase::Deleting && record.spec.state.deletion.is_some_and(|d| d.handed_off), "not handed off");
     // There is no Computer left whose condition could report it.
     eventually("kubectl describe of the record says why it is stuck", LONG, || async {
-        let told = bench.kubectl(&["describe", "computerrecord", &uid, "-n", SYSTEM], "").await?;
-        Ok((told.contains("Warning") && told.contains("StoreUnavailable")).then_some(()))
+        let described = bench.kubectl(&["describe", "computerrecord", &uid, "-n", SYSTEM], "").await?;
+        Ok((described.contains("Warning") && described.contains("StoreUnavailable")).then_some(()))
     })
     .await?;
     drop(down);

@@ -350,7 +350,7 @@ impl Bench {
     }
 }
 
-/// Moves the store's folder away: every request to it fails until it is put back.
+/// Moves the store's folder away: every request to it fails until the folder is moved back.
 pub struct StoreDown<'a>(&'a Bench);
 
 impl<'a> StoreDown<'a> {

@@ -27,8 +27,8 @@ async fn a_deletion_waits_for_no_resync(bench: Arc<Bench>) -> Result<()> {
         let uid = bench.active(&namespace, "box", "standard").await?;
         bench.work(&namespace, &uid).await?;
         let seen = follow(&bench, &namespace, &uid).await?;
-        let told: Vec<String> = seen.iter().map(|(at, what)| format!("{what} {:.1}", at.as_secs_f64())).collect();
-        println!("pace, seconds after the delete, deletion {round}: {}", told.join(", "));
+        let lines: Vec<String> = seen.iter().map(|(at, what)| format!("{what} {:.1}", at.as_secs_f64())).collect();
+        println!("pace, seconds after the delete, deletion {round}: {}", lines.join(", "));
         bench.archived(&uid, 3).await?;
         let of_claim = ListParams::default().fields(&format!("involvedObject.name=home-{uid},reason=FailedBinding"));
         let refused = Api::<Event>::namespaced(bench.client.clone(), SYSTEM).list(&of_claim).await?;

@@ -39,7 +39,7 @@ async fn a_deletion_stays_within_its_budget_of_writes(bench: Arc<Bench>) -> Resu
         let deleted = settled(&bench).await?;
         let life = [("created", since(&start, &created)), ("deleted", since(&created, &deleted))];
         for (what, counts) in &life {
-            println!("requests, {class}, {what}: {}, effects {}: {}", counts.values().sum::<u64>(), effects(counts), told(counts));
+            println!("requests, {class}, {what}: {}, effects {}: {}", counts.values().sum::<u64>(), effects(counts), by_code(counts));
         }
         let effects = effects(&life[1].1);
         ensure!(effects <= budget, "the deletion of a computer of class {class} took {effects} writes, not {budget}");
@@ -90,6 +90,6 @@ fn effects(counts: &Counts) -> u64 {
     counts.iter().filter(|(key, _)| effect(key)).map(|(_, n)| n).sum()
 }
 
-fn told(counts: &Counts) -> String {
+fn by_code(counts: &Counts) -> String {
     counts.iter().map(|((verb, resource), n)| format!("{n} {verb} {resource}")).collect::<Vec<_>>().join(", ")
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use computer_operator::resources::steps::{DeletionStep, Sequence};
-use computer_operator::resources::{ComputerRecord, CredentialState, RecordPhase, SkippableStep, StepOutcome, VolumeRecord};
+use computer_operator::resources::{ComputerRecord, CredentialState, Deletion, RecordPhase, SkippableStep, StepOutcome, VolumeRecord};
 use serde_json::Value;
 
 use crate::actors::archive::packed;
@@ -77,7 +77,7 @@ fn released(observer: &mut Observer, state: &State, of: &str, by: Actor, in_orde
     let deletion = record.as_ref().and_then(|r| r.spec.state.deletion.clone());
     let handed_off = deletion.as_ref().is_some_and(|d| d.handed_off);
     if handed_off {
-        broken.extend(let_go_wrongly(observer, state, of));
+        broken.extend(wrong_hand_off(observer, state, of));
     }
     for kind in ["pods", "persistentvolumeclaims", "secrets"] {
         for object in state.all(kind).filter(|v| observer.owner(uid(v)).is_some_and(|c| c == of)) {
@@ -106,7 +106,7 @@ fn released(observer: &mut Observer, state: &State, of: &str, by: Actor, in_orde
 }
 
 /// What is wrong with a hand-off. It is allowed only by the class, in a namespace that is being deleted, with the home in custody.
-fn let_go_wrongly(observer: &Observer, state: &State, of: &str) -> Option<String> {
+fn wrong_hand_off(observer: &Observer, state: &State, of: &str) -> Option<String> {
     let fate = observer.fates.get(of)?;
     let going = state.get("namespaces", "", &fate.namespace).is_none_or(|n| deleting(n));
     if !fate.promised.hand_off || !going {
@@ -167,36 +167,30 @@ fn of_record(observer: &mut Observer, change: &Change) {
     }
     match (old.deletion, new.deletion) {
         (Some(_), None) => broken.push("its deletion is no longer recorded".to_owned()),
-        (Some(old), Some(new)) => {
-            broken.extend(
-                DeletionStep::ALL
-                    .iter()
-                    .filter(|step| {
-                        let (before, after) = (old.steps.get(**step), new.steps.get(**step));
-                        let replaced = before.is_some() && after != before;
-                        replaced && !(new.receipt.is_some() && receipted(stored.as_ref(), step.id(), after))
-                    })
-                    .map(|step| format!("step {} changed after it was finished", step.id())),
-            );
-            if old.archive.is_some() && old.archive != new.archive {
-                broken.push("its archive changed".to_owned());
-            }
-            if old.receipt.is_some() && old.receipt != new.receipt {
-                broken.push("its receipt changed".to_owned());
-            }
-            if old.handed_off && !new.handed_off {
-                broken.push("the hand-off was taken back".to_owned());
-            }
-            let attempt = |d: &computer_operator::resources::Deletion| d.custody.as_ref().map_or(0, |c| c.attempt);
-            if attempt(&new) < attempt(&old) {
-                broken.push("the number of archive attempts decreased".to_owned());
-            }
-        }
+        (Some(old), Some(new)) => broken.extend(lost_of_deletion(&old, &new, stored.as_ref())),
         (None, _) => {}
     }
     for why in broken {
         observer.violation(format!("S9: the record of {of}: {why}"));
     }
+}
+
+/// The facts that a recorded deletion has lost. `stored` is the receipt in the store.
+fn lost_of_deletion(old: &Deletion, new: &Deletion, stored: Option<&Value>) -> Vec<String> {
+    let changed = |step: &&DeletionStep| {
+        let (before, after) = (old.steps.get(**step), new.steps.get(**step));
+        let replaced = before.is_some() && after != before;
+        replaced && !(new.receipt.is_some() && receipted(stored, step.id(), after))
+    };
+    let steps = DeletionStep::ALL.iter().filter(changed).map(|step| format!("step {} changed after it was finished", step.id()));
+    let attempt = |d: &Deletion| d.custody.as_ref().map_or(0, |c| c.attempt);
+    let others = [
+        (old.archive.is_some() && old.archive != new.archive, "its archive changed"),
+        (old.receipt.is_some() && old.receipt != new.receipt, "its receipt changed"),
+        (old.handed_off && !new.handed_off, "the hand-off was undone"),
+        (attempt(new) < attempt(old), "the number of archive attempts decreased"),
+    ];
+    steps.chain(others.into_iter().filter(|(lost, _)| *lost).map(|(_, what)| what.to_owned())).collect()
 }
 
 /// Whether the record says of a step what the stored receipt says: with two leaders, the receipt of the other one counts.
@@ -218,7 +212,7 @@ fn child(observer: &mut Observer, state: &State, change: &Change) {
         return;
     }
     if namespace(object) == SYSTEM && change.kind == "pods" {
-        told_to_archive(observer, object, &of);
+        archive_instructions(observer, object, &of);
     }
     let Some(record) = record(state, &of) else { return observer.violation(format!("S5: {what} was created without a record")) };
     let children = &record.spec.state.children;
@@ -229,10 +223,10 @@ fn child(observer: &mut Observer, state: &State, change: &Change) {
         observer.violation(format!("S5: {what} was created before its name was on record"));
     }
     if namespace(object) != SYSTEM
-        && let Some(told) = observer.when_told(&of, change.actor)
-        && told.elapsed() > PASS
+        && let Some(observed) = observer.when_observed(&of, change.actor)
+        && observed.elapsed() > PASS
     {
-        observer.violation(format!("S8: {what} was created {} s after that replica observed the deletion", told.elapsed().as_secs()));
+        observer.violation(format!("S8: {what} was created {} s after that replica observed the deletion", observed.elapsed().as_secs()));
     }
 }
 
@@ -255,14 +249,14 @@ fn unprotected(observer: &mut Observer, state: &State, change: &Change) {
 }
 
 /// S1: an archive pod gets the session paths of the class, and this computer.
-fn told_to_archive(observer: &mut Observer, pod: &Value, of: &str) {
+fn archive_instructions(observer: &mut Observer, pod: &Value, of: &str) {
     let env = pod.pointer("/spec/containers/0/env").and_then(Value::as_array).cloned().unwrap_or_default();
-    let told = |name: &str| env.iter().find(|e| e["name"] == name).and_then(|e| text(e, "/value")).unwrap_or_default().to_owned();
-    let paths: Value = serde_json::from_str(&told("SESSION_PATHS")).unwrap_or_default();
+    let variable = |name: &str| env.iter().find(|e| e["name"] == name).and_then(|e| text(e, "/value")).unwrap_or_default().to_owned();
+    let paths: Value = serde_json::from_str(&variable("SESSION_PATHS")).unwrap_or_default();
     let wanted = observer.fates.get(of).map(|f| f.promised.session_paths.clone());
     // A record that was lost and re-created has no paths: then the whole home is archived.
-    if told("COMPUTER_UID") != of || (wanted.as_ref() != Some(&paths) && paths != serde_json::json!([])) {
-        observer.violation(format!("S1: {} archives {paths} of {}, not {wanted:?} of {of}", name(pod), told("COMPUTER_UID")));
+    if variable("COMPUTER_UID") != of || (wanted.as_ref() != Some(&paths) && paths != serde_json::json!([])) {
+        observer.violation(format!("S1: {} archives {paths} of {}, not {wanted:?} of {of}", name(pod), variable("COMPUTER_UID")));
     }
 }
 

@@ -33,7 +33,7 @@ const ALL: [(&str, Scenario); 13] = [
     ("a replica exits when one of its tasks has died", dead_tasks),
     ("a conflict that lasts is reported", lasting_conflict),
     ("shutdown is prompt, however slow the API server is", prompt_stop),
-    ("BestEffort gives up an archive pod that a quota refuses for the whole deadline", refused_for_good),
+    ("BestEffort gives up an archive pod that a quota refuses for the whole deadline", always_refused),
     ("BestEffort gives up nothing because the API server fails", failing_for_long),
     ("a slow namespace does not delay another one", slow_namespace),
     ("a hundred pods that disappeared do not delay a deletion", many_pods),
@@ -271,9 +271,9 @@ async fn without_archive_pods(world: &World, code: u16) -> Outcome {
     Ok(())
 }
 
-fn refused_for_good() -> Outcome {
+fn always_refused() -> Outcome {
     with_one(Life::BestEffort, async |world| {
-        // Nobody can archive it.
+        // The home cannot be archived.
         world.with(|s| s.observer.store_dead = true);
         without_archive_pods(world, 403).await?;
         check(until(world, 300, |s| blocked(s, "Forbidden")).await, "the refusal of the archive pod is not reported")?;
@@ -294,7 +294,7 @@ fn failing_for_long() -> Outcome {
         without_archive_pods(world, 503).await?;
         check(!until(world, 3 * 3600, gone).await, "S1: given up because the API server failed")?;
         world.faults().denied = None;
-        check(until(world, 900, gone).await, "L1: it does not go on when the API server is back")
+        check(until(world, 900, gone).await, "L1: the deletion does not continue after the API server recovered")
     })
 }
 

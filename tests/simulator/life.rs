@@ -95,21 +95,10 @@ pub const STORM: u64 = 1500;
 /// After the end nothing is written for this long (L6).
 const QUIET: Duration = Duration::from_secs(5 * 60);
 
-/// Runs the life to its end, and returns the broken promises.
+/// Runs a life from the first request to the last and returns the broken promises.
 pub async fn live(world: &World, life: Life) -> Vec<String> {
-    world.with(|s| {
-        moves::furnish(s, &life.class());
-        misdirected_override(s);
-    });
-    world.notify();
-    let created = world.with(|s| moves::create_computer(s, Actor::Tenant, TEAM, BOX, &life.spec()));
-    world.notify();
-    if let Err(code) = created {
+    if let Err(code) = begin(world, life) {
         return vec![format!("the first computer was refused: {code}")];
-    }
-    if matches!(life, Life::Override | Life::GivenUp) {
-        world.with(|s| s.observer.store_dead = true);
-        world.faults().store_down = Some(Instant::now() + Duration::from_secs(1_000_000));
     }
     let mut ending = None;
     let begun = Instant::now();
@@ -120,19 +109,12 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
         while !world.with(|s| over(s)) {
             let _ = tokio::time::timeout(Duration::from_secs(5), changed.changed()).await;
             push(world, life, begun, &mut ending).await;
-            let late = world.with(|s| latest_death(s)).is_some_and(|at| at.elapsed() > BOUND);
             // A promise is broken: the rest of the run adds nothing.
             if !world.with(|s| s.observer.violations().is_empty()) {
                 return Vec::new();
             }
-            if let Some(what) = watchdog.look(world) {
+            if let Some(what) = watchdog.look(world).or_else(|| endless(world, begun)) {
                 return vec![what];
-            }
-            if world.counted() > STORM {
-                return vec![format!("L6: request storm: {} requests in {} s", world.counted(), begun.elapsed().as_secs())];
-            }
-            if late || begun.elapsed() > 3 * BOUND {
-                return vec![format!("L1: not finished after {} s: {}", begun.elapsed().as_secs(), world.with(|s| left(s)))];
             }
         }
         world.note("        -- over".to_owned());
@@ -147,6 +129,33 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
         wrong.push(format!("L6: {what} was written {} s before the end", at.elapsed().as_secs()));
     }
     wrong
+}
+
+/// Creates the class and the computer. An error is the HTTP code of the refusal.
+fn begin(world: &World, life: Life) -> Result<(), u16> {
+    world.with(|s| {
+        moves::furnish(s, &life.class());
+        misdirected_override(s);
+    });
+    world.notify();
+    let created = world.with(|s| moves::create_computer(s, Actor::Tenant, TEAM, BOX, &life.spec()));
+    world.notify();
+    created?;
+    if matches!(life, Life::Override | Life::GivenUp) {
+        world.with(|s| s.observer.store_dead = true);
+        world.faults().store_down = Some(Instant::now() + Duration::from_secs(1_000_000));
+    }
+    Ok(())
+}
+
+/// Why a life that began at `begun` counts as one that never ends: too many requests or too much time.
+fn endless(world: &World, begun: Instant) -> Option<String> {
+    let seconds = begun.elapsed().as_secs();
+    if world.counted() > STORM {
+        return Some(format!("L6: request storm: {} requests in {seconds} s", world.counted()));
+    }
+    let late = world.with(|s| latest_death(s)).is_some_and(|at| at.elapsed() > BOUND);
+    (late || begun.elapsed() > 3 * BOUND).then(|| format!("L1: not finished after {seconds} s: {}", world.with(|s| left(s))))
 }
 
 /// The tenant's and the admin's actions of the life.

@@ -95,7 +95,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     run::notice_panics();
     if let Some(case) = &cli.case {
-        return tell(&cli.without, case);
+        return repeat(&cli.without, case);
     }
     let jobs = cli.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
     let well = match cli.command {
@@ -110,7 +110,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs one case and prints its journal.
-fn tell(off: &[Guard], case: &Case) -> ExitCode {
+fn repeat(off: &[Guard], case: &Case) -> ExitCode {
     println!("simulated seconds, number of the request (`at` counts these; lists and watches have none), client, request, answer;");
     println!("!! a fault, ** a move of the tenant or the admin, -- another event");
     let outcome = run::run_without(off, case);

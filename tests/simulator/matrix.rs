@@ -123,7 +123,7 @@ fn moves(reference: &Reference, all: &mut Vec<Case>) {
     }
 }
 
-/// With two leaders the other one would go on, as in `moves`.
+/// With two leaders the other one would continue, as in `moves`.
 fn down(reference: &Reference, all: &mut Vec<Case>) {
     if reference.leaders > 1 {
         return;

@@ -162,14 +162,7 @@ fn simple(state: &mut State, what: Move) {
         Move::DeleteForeground => delete(state, Some("Foreground")),
         Move::DeleteOrphan => delete(state, Some("Orphan")),
         Move::StripFinalizer => strip(state, "computers"),
-        Move::StripAndForce => {
-            delete(state, None);
-            strip(state, "pods");
-            force(state);
-            strip(state, "computers");
-            all(state, "persistentvolumeclaims", None);
-            all(state, "secrets", None);
-        }
+        Move::StripAndForce => strip_and_force(state),
         Move::ForcePods => force(state),
         Move::DeleteClaims => all(state, "persistentvolumeclaims", None),
         Move::DeleteSecrets => all(state, "secrets", None),
@@ -189,14 +182,7 @@ fn simple(state: &mut State, what: Move) {
             let ttl = json!({"spec": {"timeToLiveSeconds": 900}});
             let _ = state.merge_patch(Actor::Tenant, ("computers", TEAM, BOX), &ttl, Part::Main);
         }
-        Move::DeleteOverHttp => {
-            let of = state.get("computers", TEAM, BOX).map(|c| uid(c).to_owned());
-            delete(state, None);
-            if let Some(of) = of {
-                let revoked = json!({"spec": {"state": {"credential": "Revoked"}}});
-                let _ = state.merge_patch(Actor::Admin, ("computerrecords", SYSTEM, &of), &revoked, Part::Main);
-            }
-        }
+        Move::DeleteOverHttp => delete_over_http(state),
         Move::Recreate
         | Move::LoseNode
         | Move::Impersonate
@@ -207,6 +193,24 @@ fn simple(state: &mut State, what: Move) {
         | Move::SlowArchive
         | Move::UndoWrites
         | Move::EndMachines => {}
+    }
+}
+
+fn strip_and_force(state: &mut State) {
+    delete(state, None);
+    strip(state, "pods");
+    force(state);
+    strip(state, "computers");
+    all(state, "persistentvolumeclaims", None);
+    all(state, "secrets", None);
+}
+
+fn delete_over_http(state: &mut State) {
+    let of = state.get("computers", TEAM, BOX).map(|c| uid(c).to_owned());
+    delete(state, None);
+    if let Some(of) = of {
+        let revoked = json!({"spec": {"state": {"credential": "Revoked"}}});
+        let _ = state.merge_patch(Actor::Admin, ("computerrecords", SYSTEM, &of), &revoked, Part::Main);
     }
 }
 

@@ -27,7 +27,7 @@ use crate::moves::{SYSTEM, holds};
 use crate::store::peek;
 
 /// The class of a computer when it was created, not the operator's copy in the record.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Promised {
     /// `Required`, `BestEffort` or `None`.
     pub archive: String,
@@ -47,7 +47,7 @@ impl Promised {
 }
 
 /// The history of one computer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Fate {
     pub promised: Promised,
     pub namespace: String,
@@ -64,15 +64,15 @@ pub struct Fate {
     /// When its archive was complete.
     pub archived: Option<Instant>,
     /// When each replica observed that it is being deleted.
-    told: BTreeMap<usize, Instant>,
+    observed: BTreeMap<usize, Instant>,
     keys: Vec<Key>,
 }
 
 /// A read this long before a release is not part of the same reconcile, however slow its requests are.
-const LAST_LOOK: Duration = Duration::from_secs(10);
+const LAST_READ: Duration = Duration::from_secs(10);
 
 /// No event is published this often, even by two leaders that are killed and restarted.
-const TOLD: usize = 10;
+const MOST_EVENTS: usize = 10;
 
 /// Kind, namespace and name.
 type Named = (Kind, String, String);
@@ -90,7 +90,7 @@ pub struct Observer {
     /// When the API server last answered each replica that no object of that name exists.
     absent: BTreeMap<(usize, Named), Instant>,
     /// How often each event was published, by the UID of its object and its reason.
-    told: BTreeMap<(String, String), usize>,
+    published: BTreeMap<(String, String), usize>,
     /// Creates and deletes of the operators, by kind.
     pub creates: BTreeMap<Kind, usize>,
     pub deletes: BTreeMap<Kind, usize>,
@@ -195,7 +195,7 @@ impl Observer {
     }
 
     /// The API server answered a replica that the object does not exist.
-    pub fn told_absent(&mut self, actor: Actor, kind: Kind, within: &str, called: &str) {
+    pub fn observed_absent(&mut self, actor: Actor, kind: Kind, within: &str, called: &str) {
         if let Actor::Operator(replica) = actor {
             self.absent.insert((replica, (kind, within.to_owned(), called.to_owned())), Instant::now());
         }
@@ -207,24 +207,24 @@ impl Observer {
     pub fn came_late(&self, actor: Actor, kind: Kind, object: &Value) -> bool {
         let (Actor::Operator(replica), Some((by, born))) = (actor, self.born.get(uid(object))) else { return false };
         let named = (kind, namespace(object).to_owned(), name(object).to_owned());
-        let (Some(ended), Some(looked)) = (self.ended.get(&named), self.absent.get(&(replica, named.clone()))) else { return false };
-        *by != actor && ended <= looked && looked <= born && looked.elapsed() <= LAST_LOOK
+        let (Some(ended), Some(read)) = (self.ended.get(&named), self.absent.get(&(replica, named.clone()))) else { return false };
+        *by != actor && ended <= read && read <= born && read.elapsed() <= LAST_READ
     }
 
     /// A replica's watch has shown a change.
-    pub fn told(&mut self, actor: Actor, change: &Change) {
+    pub fn observed(&mut self, actor: Actor, change: &Change) {
         let Actor::Operator(replica) = actor else { return };
         if change.kind == "computers"
             && (change.after.is_none() || deleting(change.object()))
             && let Some(fate) = self.fates.get_mut(uid(change.object()))
         {
-            fate.told.entry(replica).or_insert_with(Instant::now);
+            fate.observed.entry(replica).or_insert_with(Instant::now);
         }
     }
 
-    pub fn when_told(&self, computer: &str, actor: Actor) -> Option<Instant> {
+    pub fn when_observed(&self, computer: &str, actor: Actor) -> Option<Instant> {
         let Actor::Operator(replica) = actor else { return None };
-        self.fates.get(computer)?.told.get(&replica).copied()
+        self.fates.get(computer)?.observed.get(&replica).copied()
     }
 
     /// A change of the store (S7, S2).
@@ -266,30 +266,7 @@ impl Observer {
     fn note(&mut self, state: &State, change: &Change) {
         let object = change.object();
         if change.kind == "computers" {
-            let dying = deleting(object) || state.get("namespaces", "", namespace(object)).is_none_or(|n| deleting(n));
-            let fate = self.fates.entry(uid(object).to_owned()).or_insert_with(|| Fate {
-                promised: Promised::by(state),
-                namespace: namespace(object).to_owned(),
-                name: name(object).to_owned(),
-                dying: None,
-                gone: None,
-                was_live: false,
-                stripped: false,
-                ended: None,
-                archived: None,
-                told: BTreeMap::new(),
-                keys: Vec::new(),
-            });
-            if fate.dying.is_none() && (dying || change.after.is_none()) {
-                fate.dying = Some(Instant::now());
-            }
-            if change.after.is_none() {
-                fate.gone = Some(Instant::now());
-            }
-            let held = change.before.as_deref().is_some_and(holds);
-            if held && !change.after.as_deref().is_some_and(holds) && !change.actor.is_operator() {
-                fate.stripped = true;
-            }
+            self.note_computer(state, change);
         }
         if change.kind == "persistentvolumes" && change.actor == Actor::Admin {
             self.reset.insert(uid(object).to_owned(), Instant::now());
@@ -315,20 +292,42 @@ impl Observer {
         }
     }
 
+    fn note_computer(&mut self, state: &State, change: &Change) {
+        let object = change.object();
+        let dying = deleting(object) || state.get("namespaces", "", namespace(object)).is_none_or(|n| deleting(n));
+        let fate = self.fates.entry(uid(object).to_owned()).or_insert_with(|| Fate {
+            promised: Promised::by(state),
+            namespace: namespace(object).to_owned(),
+            name: name(object).to_owned(),
+            ..Fate::default()
+        });
+        if fate.dying.is_none() && (dying || change.after.is_none()) {
+            fate.dying = Some(Instant::now());
+        }
+        if change.after.is_none() {
+            fate.gone = Some(Instant::now());
+        }
+        let held = change.before.as_deref().is_some_and(holds);
+        if held && !change.after.as_deref().is_some_and(holds) && !change.actor.is_operator() {
+            fate.stripped = true;
+        }
+    }
+
     /// L6: the same event is not published ten times.
-    fn told_again(&mut self, event: &Value) {
+    fn event_again(&mut self, event: &Value) {
         let part = |pointer| text(event, pointer).unwrap_or_default().to_owned();
-        let told = self.told.entry((part("/regarding/uid"), part("/reason"))).or_default();
-        *told += 1;
-        if *told == TOLD {
-            let what = format!("L6: the event of {} with reason {} was published {TOLD} times", part("/regarding/name"), part("/reason"));
+        let published = self.published.entry((part("/regarding/uid"), part("/reason"))).or_default();
+        *published += 1;
+        if *published == MOST_EVENTS {
+            let what =
+                format!("L6: the event of {} with reason {} was published {MOST_EVENTS} times", part("/regarding/name"), part("/reason"));
             self.violation(what);
         }
     }
 
     fn count(&mut self, change: &Change) {
         if change.kind == "events" {
-            return self.told_again(change.object());
+            return self.event_again(change.object());
         }
         if change.kind == "leases" {
             return;

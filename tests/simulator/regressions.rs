@@ -67,7 +67,7 @@ pub const ALL: [(&str, &str); 18] = [
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":21,"side":"Before","act":{"Crash":{"down":90000,"moves":["Impersonate"]}}}]}"#,
     ),
     (
-        "a leader with a stale record marked a volume that the other leader had archived and given back",
+        "a leader with a stale record marked a volume that the other leader had archived and released",
         r#"{"life":"Retained","leaders":2,"seed":1,"faults":[{"at":81,"side":"Before","act":{"Slow":6000}}]}"#,
     ),
     (

@@ -19,7 +19,7 @@ pub use requests::perform;
 pub const OLD: &str = "old";
 const NEW: &str = "new";
 const OWN: &str = "operator";
-/// In the place of a claim's UID.
+/// Stored instead of a claim's UID.
 const SEEN: &str = "seen";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,7 +113,7 @@ impl Core {
         self.released(OLD) && self.recreated
     }
 
-    pub fn successor_stands(&self) -> bool {
+    pub fn successor_is_unchanged(&self) -> bool {
         self.computer == Some((NEW, 1, false))
     }
 

@@ -47,18 +47,18 @@ pub fn peek(store: &InMemory, key: &str) -> Option<Bytes> {
 
 /// A failure as a real store reports it: no two texts are equal, because they contain the duration and the id of the request.
 #[derive(Debug)]
-struct Told {
+struct ReportedError {
     text: String,
-    cause: Option<Box<Told>>,
+    cause: Option<Box<ReportedError>>,
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for ReportedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl std::error::Error for Told {
+impl std::error::Error for ReportedError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.cause.as_deref().map(|cause| cause as _)
     }
@@ -71,7 +71,10 @@ fn broken(why: &str) -> Error {
         "Server returned non-2xx status code: 503 Service Unavailable: <Error><Code>InternalError</Code><Message>{why}</Message><RequestId>{n:016X}</RequestId></Error>"
     );
     let text = format!("Error performing PUT http://store/key in {n}.{n}ms - {cause}");
-    Error::Generic { store: "simulation", source: Box::new(Told { text, cause: Some(Box::new(Told { text: cause, cause: None })) }) }
+    Error::Generic {
+        store: "simulation",
+        source: Box::new(ReportedError { text, cause: Some(Box::new(ReportedError { text: cause, cause: None })) }),
+    }
 }
 
 impl Shelf {

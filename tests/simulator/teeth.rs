@@ -60,11 +60,11 @@ fn written(verdicts: &[Verdict]) -> bool {
         return true;
     }
     let text = std::fs::read_to_string(&path).unwrap_or_default();
-    let told = verdicts.iter().all(|v| text.contains(&row(v.tooth))) && text.matches("\n| `").count() == verdicts.len();
-    if !told {
+    let complete = verdicts.iter().all(|v| text.contains(&row(v.tooth))) && text.matches("\n| `").count() == verdicts.len();
+    if !complete {
         println!("FAILED  docs/guards.md does not have a row for every guard: run it again with WRITE_GUARDS=1");
     }
-    told
+    complete
 }
 
 /// The beginning of a guard's row.

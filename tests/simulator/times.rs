@@ -83,7 +83,7 @@ pub fn of_receipt(observer: &Observer, state: &State, of: &str, receipt: &Value)
     if !deletion.started.is_empty() {
         return Some(format!("its finished record says that {:?} are in progress", deletion.started));
     }
-    let told = serde_json::to_value(&deletion.steps).ok()?;
-    let other = receipt["steps"].as_array()?.iter().find(|step| told[text(step, "/step").unwrap_or_default()]["at"] != step["at"])?;
-    Some(format!("its receipt says {other}, and its record says {told}"))
+    let recorded = serde_json::to_value(&deletion.steps).ok()?;
+    let other = receipt["steps"].as_array()?.iter().find(|step| recorded[text(step, "/step").unwrap_or_default()]["at"] != step["at"])?;
+    Some(format!("its receipt says {other}, and its record says {recorded}"))
 }

@@ -57,7 +57,7 @@ pub async fn run(workspace: &'static Path, keep: bool) -> Result<()> {
         kubeconfig: cluster.kubeconfig().to_owned(),
         start,
     };
-    let told = demo.tell();
+    let result = demo.run_steps();
     if keep {
         println!(
             "\nThe cluster is still running. To use it: eval \"$(cargo xtask cluster env --name {CLUSTER})\"; to remove it: cargo xtask cluster down --name {CLUSTER}"
@@ -65,11 +65,11 @@ pub async fn run(workspace: &'static Path, keep: bool) -> Result<()> {
     } else {
         cluster.down().await?;
     }
-    told
+    result
 }
 
 impl Demo {
-    fn tell(&self) -> Result<()> {
+    fn run_steps(&self) -> Result<()> {
         println!("\n3. Install the operator with Helm: CRDs, RBAC, admission policies, the HTTP API");
         self.install()?;
         println!("\n4. Show the default class, and create a computer as a team");

@@ -1,5 +1,5 @@
 //! Checks the words of code, chart and documents: some words of the project's former dialect are never right in its domain. Pure functions,
-//! and a test that applies them to the repository. `CONTRIBUTING.md` has the rules and says what to write instead.
+//! and tests that apply them to every text of the repository. `CONTRIBUTING.md` has the rules and says what to write instead.
 //!
 //! It must only list words that are wrong everywhere: a word that is right somewhere is for a reviewer, not for a test.
 
@@ -8,25 +8,47 @@ pub const NEVER: &[(&str, &str)] = &[
     ("anew", "again"),
     ("somebody", "another client, another controller, or the user's role"),
     ("whoever", "the role: user, admin, client"),
-    ("is told", "gets, observes, or is reported"),
-    ("are told", "get, observe, or are reported"),
-    ("nobody is told", "is not reported"),
-    ("is drawn", "is generated"),
+    ("nobody s", "unowned, or the role"),
+    ("told", "got, observed, or reported"),
+    ("tells", "reports, shows, or says"),
+    ("drawn", "generated"),
+    ("drew", "generated"),
     ("mend", "fix"),
     ("mended", "fixed"),
     ("stands still", "is blocked"),
     ("stood still", "was blocked"),
+    ("stands", "exists, holds, or is"),
+    ("stood", "existed, held, or was"),
     ("looked at", "checked or reconciled"),
     ("looks at", "checks or reads"),
     ("goes to its end", "completes"),
     ("gone to its end", "completed"),
     ("not ours to", "the operator does not"),
+    ("take off", "remove"),
     ("takes off", "removes"),
     ("taken off", "removed"),
+    ("come off", "are removed"),
     ("comes off", "is removed"),
     ("no word on", "proves nothing about"),
+    ("hold up", "block or delay"),
     ("holds up", "blocks or delays"),
     ("held up", "blocked or delayed"),
+    ("let go", "release or detach"),
+    ("lets go", "releases or detaches"),
+    ("let it go", "released or detached it"),
+    ("goes by", "depends on, or uses"),
+    ("goes on", "continues"),
+    ("under way", "in progress, or current"),
+    ("made again", "re-created"),
+    ("put back", "restored"),
+    ("given back", "restored or released"),
+    ("worked off", "completed"),
+    ("comes to be", "is created"),
+    ("comes true", "succeeds"),
+    ("whose it is", "its owner"),
+    ("in the place of", "instead of"),
+    ("all the same", "nevertheless"),
+    ("for good", "permanently"),
     ("for ever", "forever, permanently, or without a time limit"),
 ];
 
@@ -39,6 +61,23 @@ pub fn check(text: &str) -> Vec<String> {
         found.extend(hits.map(|(never, instead)| format!("line {}: instead of {never:?} write: {instead}", i + 1)));
     }
     found
+}
+
+/// Runs of blanks inside a line of code: a string that was joined from two lines contains the indentation of the second.
+pub fn gaps(text: &str) -> Vec<String> {
+    let gap = |line: &str| {
+        let code = line.trim_start();
+        !code.starts_with("//")
+            && code.split("   ").skip(1).any(|after| after.trim_start().starts_with(|c: char| c.is_ascii_lowercase() || c == '`'))
+    };
+    let found = text.lines().enumerate().filter(|(_, line)| gap(line));
+    found.map(|(i, _)| format!("line {}: a run of blanks inside the line", i + 1)).collect()
+}
+
+/// A document that shows forbidden words: of its tables only the last column counts.
+fn without_examples(text: &str) -> String {
+    let last = |line: &str| line.trim_end_matches('|').rsplit('|').next().unwrap_or_default().to_owned();
+    text.lines().map(|line| if line.starts_with('|') { last(line) } else { line.to_owned() } + "\n").collect()
 }
 
 /// The words of a line in lower case, each between blanks. Parts of identifiers are words too.
@@ -66,35 +105,46 @@ mod tests {
         assert_eq!(check("the update is withdrawn; a renewed amendment holds upper bounds"), Vec::<String>::new());
     }
 
-    /// What is checked. Directories that still use the former dialect are not listed yet: add each when its text is rewritten.
-    const FOLDERS: &[&str] = &[
+    /// What is checked, besides the documents in the root.
+    const FOLDERS: &[&str] = &[".github", "charts", "crds", "docs", "src", "tests", "xtask"];
+
+    /// Files whose text is being rewritten. Remove each entry when its file passes.
+    const UNFINISHED: &[&str] = &[
         "src/archive",
-        "src/resources",
-        "src/http",
-        "src/apikey",
+        "src/computer/reconcile.rs",
+        "src/computer/memory.rs",
+        "src/computer/events.rs",
+        "src/computer/metrics.rs",
+        "src/computer/status.rs",
+        "src/computer/failed.rs",
+        "src/computer/report.rs",
+        "src/runtime/caches.rs",
+        "src/runtime/backoff.rs",
+        "src/runtime/queue.rs",
+        "src/runtime/client.rs",
         "src/class",
-        "src/credentials",
-        "src/install",
-        "src/session",
-        "charts",
-        "crds",
-        "tests/api_keys",
-        "tests/chart",
-        "tests/chart_cluster",
-        "tests/http",
-        "tests/simulator",
-        "tests/real_cluster",
-        "tests/outages",
-        "xtask/src",
-        "xtask/tests",
+        "src/operator.rs",
     ];
+
+    #[test]
+    fn a_run_of_blanks_inside_a_string_is_found() {
+        assert_eq!(gaps("    \"a ClusterRole of the chart                      that ends in x\"").len(), 1);
+        assert_eq!(gaps("    x();\n    // a   b\n    \"part          RESULT\""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn examples_of_forbidden_words_are_allowed_in_the_first_column_only() {
+        assert_eq!(check(&without_examples("| anew | again |")), Vec::<String>::new());
+        assert_eq!(check(&without_examples("| again | anew |\nanew")).len(), 2);
+    }
 
     fn files(folder: &Path, all: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 files(&path, all);
-            } else if path.extension().is_some_and(|e| ["rs", "yaml", "tpl", "md", "txt", "json"].iter().any(|wanted| e == *wanted)) {
+            } else if path.extension().is_some_and(|e| ["rs", "yaml", "yml", "tpl", "md", "txt", "json"].iter().any(|wanted| e == *wanted))
+            {
                 all.push(path);
             }
         }
@@ -103,16 +153,21 @@ mod tests {
     #[test]
     fn the_repository_uses_none_of_the_forbidden_words() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let mut all: Vec<PathBuf> =
-            ["README.md", "DESIGN.md", "SECURITY.md", "CHANGELOG.md", "src/guards.rs"].map(|name| root.join(name)).to_vec();
+        let names = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+        let mut all: Vec<PathBuf> = names.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
         for folder in FOLDERS {
             files(&root.join(folder), &mut all);
         }
-        let own = |path: &Path| path.ends_with("xtask/src/language.rs");
         let mut wrong = Vec::new();
-        for path in all.iter().filter(|path| !own(path)) {
-            let found = check(&fs::read_to_string(path).unwrap());
-            wrong.extend(found.into_iter().map(|what| format!("{}, {what}", path.strip_prefix(root).unwrap().display())));
+        for path in &all {
+            let name = path.strip_prefix(root).unwrap();
+            if name == Path::new("xtask/src/language.rs") || UNFINISHED.iter().any(|unfinished| name.starts_with(unfinished)) {
+                continue;
+            }
+            let text = fs::read_to_string(path).unwrap();
+            let text = if name == Path::new("CONTRIBUTING.md") { without_examples(&text) } else { text };
+            let gaps = if name.starts_with("src") { gaps(&text) } else { Vec::new() };
+            wrong.extend(check(&text).into_iter().chain(gaps).map(|what| format!("{}, {what}", name.display())));
         }
         assert!(wrong.is_empty(), "CONTRIBUTING.md, \"Language\", has the rules\n{}", wrong.join("\n"));
     }

@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 /// First argument of this program when it must execute another one; `main` passes the rest to [`become_program`].
 pub const TIED_ARGUMENT: &str = "tied";
 
-/// Stands for "no lock" among the arguments.
+/// The argument that means "no lock".
 const NO_LOCK: &str = "-";
 
 /// How often a condition is checked.

@@ -172,8 +172,8 @@ fn build(tool: Tool, path: &Path, number: usize, all: &[Tool]) -> Result<()> {
     let temporary = folder.join(".tmp");
     fs::remove_dir_all(&temporary).ok();
     fs::create_dir(&temporary)?;
-    let go = which_go()?;
-    let mut command = process::tied(&go, None)?;
+    let go_program = which_go()?;
+    let mut command = process::tied(&go_program, None)?;
     command
         .current_dir(&module)
         .args(["build", "-trimpath", "-buildvcs=false", "-ldflags"])
@@ -253,8 +253,8 @@ mod tests {
 
     #[test]
     fn the_version_comes_from_the_module() {
-        let go_mod = "require (\n\tk8s.io/kubernetes v1.37.2 // indirect\n)\n";
-        let flags = link_flags(go_mod);
+        let module_file = "require (\n\tk8s.io/kubernetes v1.37.2 // indirect\n)\n";
+        let flags = link_flags(module_file);
         assert!(flags.contains("gitVersion=v1.37.2 "), "{flags}");
         assert!(flags.ends_with("gitMinor=37"), "{flags}");
         assert_eq!(link_flags("module x"), "-s -w");
@@ -263,8 +263,8 @@ mod tests {
     #[test]
     fn the_modules_have_every_program() {
         for tool in [Tool::Etcd, Tool::Kwok, Tool::LocalPath, Tool::VersityGw] {
-            let go_mod = read(&module_folder(tool.source().module).join("go.mod")).unwrap();
-            assert!(go_mod.contains(tool.source().package), "{tool:?}");
+            let module_file = read(&module_folder(tool.source().module).join("go.mod")).unwrap();
+            assert!(module_file.contains(tool.source().package), "{tool:?}");
         }
     }
 }

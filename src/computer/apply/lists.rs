@@ -1,4 +1,4 @@
-//! The three questions that only a list answers. Read in pages: the cluster may be large, the operator's memory is not.
+//! The three reads that need a list. They must read it in pages: the cluster may be large, but the operator's memory is limited.
 
 use std::fmt::Debug;
 
@@ -33,7 +33,7 @@ impl Applier {
     }
 }
 
-/// Names out of a list that may be as long as the cluster is large.
+/// The names that `pick` returns for the objects of a list, page by page.
 async fn names<K: Clone + DeserializeOwned + Debug>(
     api: &Api<K>,
     what: &str,

@@ -1,4 +1,4 @@
-//! Requests against an API server that refuses, or has a lot to say.
+//! Requests to an API server that refuses them or returns long lists.
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
@@ -33,9 +33,9 @@ fn denied() -> (u16, Value) {
     (422, json!({"kind": "Status", "status": "Failure", "reason": "Invalid", "code": 422, "message": "policy 'fence' denied request: no"}))
 }
 
-/// L2: an admission policy refuses with the same code as a failed test. It does not pass, and somebody must be told.
+/// L2: an admission policy refuses with the same code as a failed test operation. A retry does not help, so a user must see it.
 #[tokio::test]
-async fn a_patch_that_a_policy_refuses_is_no_lost_race() {
+async fn a_patch_that_a_policy_refuses_is_not_a_conflict() {
     for (live, class) in [("pv-uid", ErrorClass::Invalid), ("another", ErrorClass::Conflict)] {
         let (applier, _folder) = applier(move |request| match request.method().as_str() {
             "PATCH" => denied(),
@@ -51,15 +51,15 @@ async fn a_patch_that_a_policy_refuses_is_no_lost_race() {
 }
 
 #[tokio::test]
-async fn a_release_that_a_policy_refuses_is_told() {
+async fn a_release_that_a_policy_refuses_is_reported() {
     let (applier, _folder) = applier(|request| if request.method() == "PATCH" { denied() } else { (200, computer("1")) });
     let error = applier.apply(Action::ReleaseFinalizer, &View::of(computer("1"))).await.unwrap_err();
     assert!(error.class() == ErrorClass::Invalid && error.to_string().contains("denied"), "{error}");
 }
 
-/// Nobody gets a computer back that was deleted on the word of an old cache: its time to live may have been extended meanwhile.
+/// A deletion cannot be undone. With a stale cache, the time to live may have been extended meanwhile.
 #[tokio::test]
-async fn a_computer_that_lives_is_deleted_only_as_it_was_seen() {
+async fn a_deletion_that_the_operator_starts_applies_only_to_the_version_that_it_read() {
     let asked: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
     let seen = Arc::clone(&asked);
     let (applier, _folder) = applier(move |request| {
@@ -75,11 +75,11 @@ async fn a_computer_that_lives_is_deleted_only_as_it_was_seen() {
     let preconditions = params.preconditions.unwrap();
     assert_eq!((preconditions.uid.as_deref(), preconditions.resource_version.as_deref()), (Some("u"), Some("1")));
     let Effect::Computer(Some(found)) = applier.apply(Action::DeleteComputer, &view).await.unwrap() else { panic!("a Computer") };
-    assert_eq!(found.metadata.resource_version.as_deref(), Some("2"), "it is planned again on what is there");
+    assert_eq!(found.metadata.resource_version.as_deref(), Some("2"), "the next plan uses the live object");
     assert_eq!(*asked.lock().unwrap(), ["DELETE", "GET"]);
 }
 
-/// A cluster has as many volumes as it likes; the operator has 256 MiB.
+/// A cluster may have any number of volumes; the operator's memory is limited.
 #[tokio::test]
 async fn a_list_is_read_page_by_page() {
     let (applier, _folder) = applier(|request| {

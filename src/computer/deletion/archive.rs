@@ -1,7 +1,7 @@
 //! Step `archive-sessions`: the volume goes into custody, the archive pod reads it, and the archive in the store is verified.
 //!
-//! Finished only when the verifier has read the whole archive of this UID back (S1), or when the class or an authorised override says that
-//! none is wanted. A pod that says it succeeded proves nothing.
+//! Finished only when the verifier has read back the whole archive of this UID (S1), or when the class or an authorized override says that
+//! none is wanted. The phase `Succeeded` of a pod must never count as proof.
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -30,7 +30,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
     if let Some(archive) = context.deletion().and_then(|d| d.archive.as_ref()) {
         return State::verified(summary_of(archive));
     }
-    // A decision that is not made again: the volume may be gone since (S9).
+    // This is decided once: the volume may be gone by now (S9).
     if let Some(skipped) = context.on_record(DeletionStep::ArchiveSessions).filter(|o| o.result == StepResult::Skipped) {
         return State::skipped(skipped.detail.clone());
     }
@@ -51,7 +51,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
     }
 }
 
-/// How to see what an archive pod does.
+/// The command that shows the logs of the archive pod.
 fn logs(context: &Context<'_>) -> String {
     format!("`kubectl logs -n {} {}`", context.view.settings.namespace, context.view.archive_pod_name(context.attempts()))
 }
@@ -66,7 +66,7 @@ fn overdue(context: &Context<'_>) -> Blocker {
     Blocker { reason: Reason::ArchiveOverdue, message }
 }
 
-/// What the step, its event and the receipt say of a verified archive. What is missing in it comes first.
+/// The text about a verified archive in the step, its event and the receipt. Files that are missing in it come first.
 fn summary_of(archive: &ArchiveResult) -> String {
     let whole = format!("{} {}, manifest sha256:{}", archive.sessions, plural(archive.sessions, "session"), archive.manifest_digest);
     if archive.problems == 0 {
@@ -106,7 +106,7 @@ fn custody_first(context: &Context<'_>) -> State {
     }
 }
 
-/// The archive was read back: its result goes on record, and with it the end of the step, before the volume is deleted (S1).
+/// The archive was read back. Its result and the end of the step are recorded before the volume is deleted (S1).
 pub(super) fn verified(context: &Context<'_>, summary: &Summary) -> State {
     let result = ArchiveResult {
         manifest_digest: summary.manifest_digest.clone(),
@@ -123,8 +123,8 @@ pub(super) fn verified(context: &Context<'_>, summary: &Summary) -> State {
     })
 }
 
-/// The step stays blocked until an attempt succeeds: a store that accepts nothing, say. Shown only between two attempts, it would look
-/// healthy for most of the time, and the alert's waiting time would restart with each of them (L2).
+/// Keeps the step blocked until an attempt succeeds, for example while the store accepts nothing. A blocker only between two attempts would
+/// look healthy most of the time, and the alert's waiting time would restart with each attempt (L2).
 fn repeated(context: &Context<'_>, attempts: i32) -> Blocker {
     let before = i64::from(attempts).saturating_sub(1);
     let failed = plural(before, "earlier attempt");
@@ -161,7 +161,7 @@ fn attempt(context: &Context<'_>) -> State {
     }
 }
 
-/// A pod that has not started and has another image than the operator: an admin has fixed the image since.
+/// Whether a pod has another image than the operator: an admin has fixed the image since the pod was created.
 fn has_other_image(context: &Context<'_>, pod: &Pod) -> bool {
     let image = pod.metadata.annotations.as_ref().and_then(|a| a.get(IMAGE_ANNOTATION));
     image.is_some_and(|i| *i != context.view.settings.image)
@@ -175,12 +175,12 @@ fn record_attempt(context: &Context<'_>, attempt: i32, pod_uid: Option<String>) 
     })
 }
 
-/// An archive pod that ended without an archive in the store is replaced by another attempt, later each time.
+/// An archive pod that ended without an archive in the store is replaced by another attempt. The pause doubles with each attempt.
 fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> State {
     let terminated =
         pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).find_map(|c| c.state.as_ref()?.terminated.as_ref());
     let code = terminated.map(|t| t.exit_code);
-    // The node's clock may be ahead of ours; the pod was created by the API server's.
+    // The node's clock may be ahead of the operator's; the creation time comes from the API server.
     let ended = terminated.and_then(|t| t.finished_at.as_ref()).filter(|at| at.0 <= context.view.now);
     let finished = ended.or(pod.metadata.creation_timestamp.as_ref()).map_or(context.view.now, |t| t.0);
     let pause = match code {
@@ -188,13 +188,13 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
         Some(EXIT_UNREADABLE) => 300,
         _ => retry_pause(attempt),
     };
-    // An API server whose clock was set back must not make it longer.
+    // An API server whose clock was set back must not make the pause longer.
     let left = (pause - seconds_since(context.view.now, finished)).min(pause);
     if left <= 0 {
         return State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() });
     }
     let retry = u64::try_from(left).unwrap_or(1);
-    // An evicted pod has no container that could say anything.
+    // An evicted pod may have no container status.
     let said = terminated.and_then(|t| t.message.clone()).or_else(|| pod.status.as_ref()?.message.clone()).unwrap_or_default();
     if code == Some(EXIT_UNREADABLE) {
         let message = format!(
@@ -217,7 +217,7 @@ fn seconds_since(now: Timestamp, then: Timestamp) -> i64 {
     now.duration_since(then).as_secs()
 }
 
-/// Seconds that an archive pod may take to start before that is shown.
+/// Seconds after which an archive pod that has not started is reported.
 const START_SECONDS: i64 = 60;
 
 fn waiting(context: &Context<'_>, pod: &Pod) -> State {
@@ -250,7 +250,7 @@ fn waiting(context: &Context<'_>, pod: &Pod) -> State {
     }
 }
 
-/// Whether a pod should be running by now. Mostly its volume cannot be mounted.
+/// Whether a pod should be running by now. The usual cause is a volume that cannot be mounted.
 fn late(context: &Context<'_>, pod: &Pod) -> bool {
     let pending = pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_none_or(|phase| phase == "Pending");
     pending && pod.metadata.creation_timestamp.as_ref().is_some_and(|at| seconds_since(context.view.now, at.0) > START_SECONDS)

@@ -1,5 +1,5 @@
-//! The archive pod: our own image, no store credentials, the home read-only, as the user that the machine ran as. Built here; who creates
-//! and watches it is `archive.rs`.
+//! Builds the archive pod: the operator's image, the home mounted read-only, and the user that the machine ran as. It must never get the
+//! credentials of the store. `archive.rs` creates and watches it.
 
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -11,8 +11,8 @@ use crate::computer::machine_pod::literal;
 use crate::computer::view::View;
 use crate::resources::{ComputerRecord, IMAGE_ANNOTATION, SkippableStep, UNREADABLE_ANNOTATION};
 
-/// What to do with files that cannot be read, and by whose decision. The pod writes that into the manifest: once it runs, an override
-/// that is withdrawn was in effect all the same, and is named (S11).
+/// What to do with files that cannot be read, and by which decision. The pod writes both to the manifest. An override that is withdrawn
+/// while the pod runs was in effect, so the manifest names it (S11).
 fn unreadable(view: &View, record: &ComputerRecord) -> (Unreadable, String) {
     match (view.skipped(SkippableStep::UnreadableFiles), record.spec.snapshot.archive.blocks_unreadable()) {
         (Some(by), _) => (Unreadable::GiveUp, skipped_by(by)),
@@ -21,13 +21,14 @@ fn unreadable(view: &View, record: &ComputerRecord) -> (Unreadable, String) {
     }
 }
 
-/// The instructions of a pod, short enough for the caches to keep: an override by its UID, so that one that replaces another counts (S11).
+/// The instructions of a pod, short enough for the caches. An override is identified by its UID, so that its replacement counts as a change
+/// (S11).
 fn instructions(view: &View, record: &ComputerRecord) -> String {
     let by = view.skipped(SkippableStep::UnreadableFiles).and_then(|o| o.metadata.uid.as_deref());
     format!("{} {}", unreadable(view, record).0, by.unwrap_or_default()).trim_end().to_owned()
 }
 
-/// Whether a pod has other instructions than those that count now.
+/// Whether a pod's instructions differ from those that apply now.
 pub(super) fn has_other_instructions(view: &View, record: &ComputerRecord, pod: &Pod) -> bool {
     let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get(UNREADABLE_ANNOTATION));
     annotation.is_some_and(|annotation| *annotation != instructions(view, record))
@@ -50,7 +51,7 @@ fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
     .into()
 }
 
-/// The archive pod of this computer, under this name.
+/// The archive pod of this computer with this name.
 pub fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
     let snapshot = &record.spec.snapshot;
     let settings = &view.settings;
@@ -79,7 +80,7 @@ pub fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
             "volumes": volumes(view),
         },
     });
-    // The literal above is a valid Pod: a test builds it. The API server would refuse an empty pod, and that is shown.
+    // The literal above is a valid Pod: a test builds it. The API server would refuse an empty pod, and that would be reported.
     serde_json::from_value(pod).unwrap_or_default()
 }
 

@@ -1,10 +1,10 @@
-//! When `BestEffort` gives the sessions up: when the deletion has waited for `deadlines.archiveSessionsSeconds` in total while nothing
-//! worked on its archive.
+//! Decides when `BestEffort` gives up the sessions: when the deletion has waited for `deadlines.archiveSessionsSeconds` in total while no
+//! work on its archive was in progress.
 //!
-//! An archive pod that runs and a read-back are work. The pod ends by itself when it makes no progress. A request that the API server
-//! refuses is no work, however often it is retried. A deletion therefore never gives up because an archive is large or slow, because the
-//! operator or the API server was down, or because a clock was set forward ([`crate::archive::waiting_time`]); and not before the store and
-//! the archive pod were read once more, live.
+//! A running archive pod and a read-back are work. The pod ends by itself when it makes no progress. A request that the API server refuses is
+//! not work, however often it is retried. A deletion must never give up because an archive is large or slow, because the operator or the API
+//! server was down, or because a clock was set forward ([`crate::archive::waiting_time`]), nor before it has read the store and the archive
+//! pod live once more.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ use crate::guards::{self, Guard};
 use crate::resources::ArchivePolicy;
 use crate::resources::steps::{DeletionStep, StepResult};
 
-/// A process gives nothing up before it has waited for so long itself.
+/// A process gives up nothing before it has waited this long itself.
 const CONFIRM: Duration = Duration::from_secs(60);
-/// Longest pause between two reconciles of a deletion that waits; below [`crate::archive::waiting_time::INTERVAL`], so that all of it counts.
+/// Longest pause between two reconciles of a waiting deletion: below [`crate::archive::waiting_time::INTERVAL`], so that the whole wait counts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// How long the record says that a deletion which may give up has waited.
+/// The recorded wait of a deletion that may give up its sessions. `None`: this deletion does not count its wait.
 pub fn counts_wait(view: &View) -> Option<Duration> {
     let record = view.record.as_ref().filter(|r| r.spec.snapshot.archive.policy == ArchivePolicy::BestEffort)?;
     let deletion = record.spec.state.deletion.as_ref()?;
@@ -46,7 +46,7 @@ pub fn archive_pod_runs(view: &View) -> bool {
 pub(super) fn step(context: &Context<'_>, state: State) -> State {
     let refused = context.view.waited.refused.as_deref();
     let state = match state {
-        // What the API server refused before is the next request again: it may be given up.
+        // The API server refused this request before: the archive may be given up.
         State::Do(action) if refused.is_some() && action.changes_child() => State::Do(action),
         State::Do(_) | State::Done(..) => return state,
         State::Wait(after) => State::Wait(after.min(LONGEST_PAUSE)),
@@ -73,7 +73,7 @@ pub(super) fn step(context: &Context<'_>, state: State) -> State {
     if waited.total < deadline(context) || waited.here < CONFIRM || working {
         return state;
     }
-    last_look(context).unwrap_or_else(|| give_up(context, why))
+    last_read(context).unwrap_or_else(|| give_up(context, why))
 }
 
 fn deadline(context: &Context<'_>) -> Duration {
@@ -90,8 +90,8 @@ fn note(context: &Context<'_>) -> Option<State> {
     (total.abs_diff(recorded) >= interval).then(|| context.save_deletion(|d| d.waited_seconds = seconds))
 }
 
-/// What is read live before anything is given up; `None`: it was read in this reconcile, and there is no archive.
-fn last_look(context: &Context<'_>) -> Option<State> {
+/// The live reads before the sessions are given up. `None`: this reconcile has made them, and no valid archive exists.
+fn last_read(context: &Context<'_>) -> Option<State> {
     let pod = latest_pod(context.view);
     if !context.view.learned.contains(&pod) {
         return Some(State::read(pod));
@@ -104,7 +104,7 @@ fn last_look(context: &Context<'_>) -> Option<State> {
     }
 }
 
-/// On record before anything is done about it: what comes next destroys the home, and must not depend on another observation (S9).
+/// Recorded before the next step: that step destroys the home and must not depend on another observation (S9).
 fn give_up(context: &Context<'_>, why: &str) -> State {
     let seconds = context.record.spec.snapshot.deadlines.archive_sessions_seconds;
     let detail = format!("class policy BestEffort, deadline exceeded: nothing worked on the archive for {seconds} s in total. Last: {why}");

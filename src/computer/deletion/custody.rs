@@ -1,7 +1,7 @@
-//! The volume's custody (DESIGN.md 4.5): its `claimRef` is pointed at a claim in the operator's namespace, where the archive pod
-//! reads it. Works the same in a terminating namespace, where nothing can be created.
+//! The volume's custody (DESIGN.md 4.5): its `claimRef` is set to a claim in the operator's namespace, where the archive pod reads it. This
+//! also works for a terminating namespace, where nothing can be created.
 //!
-//! Only a volume whose `claimRef.uid` is the recorded claim's is ever taken (S5).
+//! It must never take a volume whose `claimRef` has another UID than the recorded claim (S5).
 //!
 //! The order decides how long the binding takes. The volume controller reconciles a claim when the claim changes. A claim that is created
 //! while its volume still names another one is refused (`FailedBinding`), and is reconciled again at the controller's next resync only, up
@@ -9,9 +9,9 @@
 //! `Available`, which proves that it has seen the reservation. Then the claim is created and bound at once. Creating the claim first and
 //! touching it after the patch would bind as fast, but needs one more write and the right to change claims.
 //!
-//! While the reservation has no UID, any claim of that name in the operator's namespace would be bound. The fence holds all the same:
+//! While the reservation has no UID, any claim of that name in the operator's namespace would be bound. The fences still hold:
 //! - Only the operator and cluster admins may create claims in that namespace. The policy `names` also reserves the name for the operator.
-//!   Without policies RBAC remains, as before: whoever could create that claim first was given the volume in any order.
+//!   Without policies RBAC remains. In any order, a client that could create that claim first would get the volume.
 //! - The reservation itself is fenced by the volume's UID, by the UID of the claim that held it, and by our marks and `Retain`. A leader
 //!   with a stale view cannot reserve a volume whose policy was restored.
 //! - A volume without a UID in its `claimRef` is never reclaimed, whatever its policy says. `delete-volumes` restores a UID.
@@ -43,7 +43,7 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
     if !(held_by_home(record, pv) || refers_to_custody(view, pv)) {
         return Some(taken_by_another(&recorded.name, pv));
     }
-    // The custody claim may be deleted by mistake: then, too, only the policy keeps the home.
+    // If the custody claim is deleted by mistake, only the reclaim policy keeps the home.
     if let Some(state) = super::stop::retain(context, &recorded.name, pv).filter(|_| guards::on(Guard::StillRetained)) {
         return Some(state);
     }
@@ -70,7 +70,7 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
         let bound = holder.is_some() && claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
         return (!bound).then(|| unbound(context, &recorded.name, "has not bound the volume to the claim for the archive"));
     }
-    // A claim from before a disruption: it waits for the controller's resync.
+    // The claim was created before a disruption: it binds at the controller's next resync.
     patched(claim_ref_patch(pv, &view.settings.namespace, &name, custody_uid))
 }
 
@@ -90,10 +90,10 @@ fn taken_by_another(name: &str, pv: &PersistentVolume) -> State {
     State::blocked(Reason::VolumeTaken, message, 60)
 }
 
-/// Seconds that the volume controller may take before that is shown.
+/// Seconds after which a wait for the volume controller is reported.
 const BIND_SECONDS: i64 = 60;
 
-/// A wait for the volume controller, which is shown when it takes long.
+/// Waits for the volume controller. Blocked once that takes longer than [`BIND_SECONDS`].
 fn unbound(context: &Context<'_>, volume: &str, what: &str) -> State {
     if context.running_for(DeletionStep::ArchiveSessions) < BIND_SECONDS {
         return State::wait(15);
@@ -106,35 +106,35 @@ fn unbound(context: &Context<'_>, volume: &str, what: &str) -> State {
     State::blocked(Reason::CustodyNotBound, message, 15)
 }
 
-/// Whether this reconcile has seen the volume in our custody.
+/// Whether this reconcile has observed the volume in custody.
 pub(super) fn taken(view: &View, record: &ComputerRecord) -> bool {
     let Some(volume) = &record.spec.state.children.volume else { return true };
     let holder = view.volume(&volume.name).flatten().and_then(claim_ref_uid);
     holder.is_some() && holder == claim_uid(view).as_deref()
 }
 
-/// UID of the custody claim that this reconcile has seen.
+/// UID of the custody claim that this reconcile has read.
 pub(super) fn claim_uid(view: &View) -> Option<String> {
     view.claim(&view.settings.namespace, &view.custody_claim_name()).flatten()?.metadata.uid.clone()
 }
 
-/// What an archive must say to belong to this deletion. The custody claim is created by this deletion, after all writers have
-/// stopped: an archive that was read through it holds everything that was written.
+/// What an archive's manifest must contain to belong to this deletion. This deletion creates the custody claim after all writers have
+/// stopped: an archive that was read through that claim contains everything that was written.
 pub fn origin(view: &View) -> Origin {
     let deletion = view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref());
     let recorded = || Some(deletion?.custody.as_ref()?.claim_uid.clone()).filter(|uid| !uid.is_empty());
     Origin { custody_claim: claim_uid(view).or_else(recorded), deleted_at: deletion.map_or(i64::MAX, |d| d.deleted_at.0.as_second()) }
 }
 
-/// Whether the volume's `claimRef` names our custody claim, of whatever UID.
+/// Whether the volume's `claimRef` names the custody claim, with any UID.
 pub(super) fn refers_to_custody(view: &View, pv: &PersistentVolume) -> bool {
     let reference = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref());
     reference
         .is_some_and(|r| r.namespace.as_deref() == Some(&view.settings.namespace) && r.name.as_deref() == Some(&view.custody_claim_name()))
 }
 
-/// Reserves a volume for the custody claim before that is created: its claimRef has no UID yet. Also fenced by our mark and `Retain`:
-/// a volume whose policy was restored is about to be deleted, and a leader with a stale view must not hold it.
+/// Reserves a volume for the custody claim before the claim is created: the claimRef has no UID yet. Also fenced by the operator's label and
+/// `Retain`: a volume whose policy was restored is about to be deleted, and a leader with a stale view must not keep it.
 fn reserve_patch(pv: &PersistentVolume, view: &View) -> Patch {
     let (namespace, name) = (&view.settings.namespace, view.custody_claim_name());
     let reference = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": namespace, "name": name});

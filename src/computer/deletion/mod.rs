@@ -1,9 +1,11 @@
-//! The deletion plan (DESIGN.md 4): revoke → stop → archive → delete → receipt → release, one file per step.
+//! The deletion plan (DESIGN.md 4): revoke → stop → archive → delete → receipt → release. The order, ids, titles and deadlines of the steps
+//! are in `src/resources/steps.rs`; each step is a file beside this one, and [`run`] below calls it. `release`, after the last step, removes
+//! the finalizer.
 //!
-//! Every plan walks all steps from the first one. A step is passed on what this reconcile has read live, or because the record, or an
-//! earlier reconcile on the same version of it, says that it was verified (a UID that was gone stays gone): that saves requests, nothing
-//! more. Before the receipt and the release all steps are walked again without that memory, so that S3 rests on live reads of this very
-//! reconcile. Nothing is ever a lock (S9), and a crash anywhere is harmless. The spec is never validated here.
+//! Every plan runs all steps from the first one. A step counts as finished if this reconcile has verified it with live reads, or if the
+//! record, or an earlier reconcile with the same version of the record, says so: a UID that is gone stays gone. That only saves requests.
+//! Before the receipt and the release all steps run again without that memory, so S3 depends on live reads of the same reconcile only. A
+//! recorded step must never act as a lock (S9): a crash at any point is harmless. The spec must never be validated here.
 
 mod archive;
 mod archive_pod;
@@ -37,10 +39,10 @@ use crate::resources::{
     ComputerRecord, DELETION_FINALIZER, Deletion, DeletionOverride, OnNamespaceDeletion, Phase, RecordPhase, Step, StepOutcome, Unknown,
 };
 
-/// What the steps of a deletion decide from.
+/// The input of the deletion's steps.
 type Context<'a> = step::Context<'a, DeletionStep>;
 
-/// What a step answers.
+/// Runs one step.
 fn run(context: &Context<'_>, step: DeletionStep) -> State {
     match step {
         DeletionStep::RevokeCredentials => revoke::step(context),
@@ -52,12 +54,12 @@ fn run(context: &Context<'_>, step: DeletionStep) -> State {
 }
 
 impl Context<'_> {
-    /// The account of this deletion; made by the first step.
+    /// The deletion as it is recorded. The first step creates it.
     fn deletion(&self) -> Option<&Deletion> {
         self.record.spec.state.deletion.as_ref()
     }
 
-    /// A save of the record with a change of that account.
+    /// Saves the record with a change of the deletion.
     fn save_deletion(&self, change: impl FnOnce(&mut Deletion)) -> State {
         self.save(|r| {
             if let Some(deletion) = &mut r.spec.state.deletion {
@@ -71,12 +73,12 @@ impl Context<'_> {
         attempts(self.record)
     }
 
-    /// What the record says of a finished step.
+    /// The recorded result of a finished step.
     fn on_record(&self, step: DeletionStep) -> Option<&StepOutcome> {
         self.deletion()?.steps.get(step)
     }
 
-    /// What the record, or an earlier reconcile on the same version of it, says of a finished step.
+    /// The result of a finished step, by the record or by an earlier reconcile with the same version of it.
     fn noted(&self, step: DeletionStep) -> Option<&StepOutcome> {
         self.on_record(step).or_else(|| self.view.passed.get(&step))
     }
@@ -87,13 +89,13 @@ impl Context<'_> {
         Some(State::Done(step::Finished { result: noted.result.clone(), detail: noted.detail.clone() }))
     }
 
-    /// Whether this walk skips a step.
+    /// Whether a step was skipped in this walk.
     fn skips(&self, step: DeletionStep) -> bool {
         self.outcome(step).is_some_and(|finished| finished.result == StepResult::Skipped)
     }
 
-    /// Whether a step has been in progress for longer than the class wants. A deadline only ever shows that, or skips what a policy allows to
-    /// skip.
+    /// Whether a step has exceeded the deadline of the class. A deadline is only reported, or skips a step where the class policy allows
+    /// that.
     fn overdue(&self, step: DeletionStep) -> bool {
         step.deadline(&self.record.spec.snapshot.deadlines).is_some_and(|seconds| self.running_for(step) >= seconds)
     }
@@ -105,7 +107,7 @@ fn attempts(record: &ComputerRecord) -> i32 {
     custody.map_or(1, |c| c.attempt.max(1))
 }
 
-/// How receipts and statuses name an override.
+/// An override as receipts and statuses name it.
 fn skipped_by(by: &DeletionOverride) -> String {
     format!("by DeletionOverride {}: {}", by.metadata.name.as_deref().unwrap_or_default(), by.spec.reason)
 }
@@ -128,12 +130,12 @@ pub fn plan(view: &View) -> Plan {
 
 /// The plan at a step that is not finished.
 fn planned(context: &Context<'_>, state: State) -> Plan {
-    // The store may be down, and the namespace is asked not to wait for it.
+    // The store may be down, and the class asks not to keep the namespace for it.
     let stalls = match &state {
         State::Do(action) => matches!(**action, Action::PutReceipt(_)),
         _ => true,
     };
-    if stalls && let_go(context) {
+    if stalls && may_hand_off(context) {
         return hand_off(context);
     }
     let (waits, checking) = (matches!(state, State::Wait(_) | State::Blocked(..)), matches!(state, State::Checking(_)));
@@ -173,9 +175,10 @@ fn release(context: &Context<'_>) -> Plan {
     reported(context, next, held.map(|held| Blocker { reason: Reason::ComputerHeld, message: message(held) }))
 }
 
-/// Whether the namespace may be released before the end: the class asks for it, the key is dead, the pods have stopped, the volume is in
-/// custody (or its archive is verified or not wanted) and the record is durable (DESIGN.md 4.7, the stated exception of S3).
-fn let_go(context: &Context<'_>) -> bool {
+/// Whether the namespace may be released before the deletion is complete (`onNamespaceDeletion: HandOff`): the class asks for it, the key is
+/// revoked, the pods have stopped, the volume is in custody (or its archive is verified or not wanted) and the record is stored (DESIGN.md
+/// 4.7, the stated exception of S3).
+fn may_hand_off(context: &Context<'_>) -> bool {
     let asked = context.record.spec.snapshot.archive.on_namespace_deletion == OnNamespaceDeletion::HandOff;
     let held = context.view.computer.as_ref().is_some_and(has_finalizer);
     let in_custody = || context.outcome(DeletionStep::StopPods).is_some() && custody::taken(context.view, context.record);
@@ -183,7 +186,7 @@ fn let_go(context: &Context<'_>) -> bool {
 }
 
 fn hand_off(context: &Context<'_>) -> Plan {
-    // The cache may show a namespace that is gone, while another one of that name exists (S3, S4).
+    // The cache may hold a namespace that is gone while a new one with that name exists (S3, S4).
     let namespace = Subject::Namespace { name: context.view.namespace.clone() };
     let next = if !context.view.facts.contains_key(&namespace) {
         Next::Do(Action::Read(namespace))
@@ -208,7 +211,7 @@ pub fn expires_in(record: &ComputerRecord, now: Timestamp) -> Option<Duration> {
     Some(Duration::try_from(RECORD_RETENTION - age).unwrap_or(Duration::ZERO))
 }
 
-/// The plan with its report. A save of the record takes the outcomes of all finished steps with it: one write serves both.
+/// The plan with its report. A save of the record also stores the results of all finished steps: one write serves both.
 fn reported(context: &Context<'_>, mut next: Next, blocker: Option<Blocker>) -> Plan {
     if let Next::Do(Action::SaveRecord(record)) = &mut next
         && let Some(deletion) = &mut record.spec.state.deletion
@@ -236,7 +239,7 @@ fn shown(context: &Context<'_>, step: DeletionStep, blocker: Option<&Blocker>) -
     }
 }
 
-/// A finished step, as the record keeps it.
+/// A finished step in the form in which the record stores it.
 fn outcome(finished: &step::Finished, at: Timestamp) -> StepOutcome {
     StepOutcome { result: finished.result.clone(), detail: finished.detail.clone(), at: MicroTime(at), unknown: Unknown::new() }
 }

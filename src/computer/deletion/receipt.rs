@@ -1,4 +1,6 @@
-//! Step `write-receipt`: what happened, written create-only to the store (the authoritative copy), its digest to the record.
+//! Step `write-receipt`: writes what happened to the store, create-only, and its digest to the record. The copy in the store is the
+//! authoritative one. This stays the last step: the receipt contains the results of all others. It must never contain a token or session
+//! content.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use serde::Deserialize;
@@ -29,8 +31,8 @@ pub(super) fn step(context: &Context<'_>) -> State {
     }
 }
 
-/// Puts the receipt on record. The stored copy is the authoritative one and may be an earlier attempt's or another leader's, so its
-/// outcomes replace those on record.
+/// Records the receipt. The stored copy is authoritative and may come from an earlier attempt or another leader, so its results replace
+/// those in the record.
 fn save(context: &Context<'_>, store_key: Option<String>, stored: &[u8]) -> State {
     let at = MicroTime(context.not_before(DeletionStep::WriteReceipt));
     let digest = hex::encode(Sha256::digest(stored));
@@ -56,7 +58,7 @@ fn outcomes_in(stored: &[u8]) -> Vec<(DeletionStep, StepOutcome)> {
     receipt["steps"].as_array().into_iter().flatten().filter_map(step).collect()
 }
 
-/// The receipt: who, when, what was revoked, archived, deleted or kept, and by whose decision. No token, no session content.
+/// The receipt: which computer, when, what was revoked, archived, deleted or kept, and by which decision.
 fn text(context: &Context<'_>) -> Vec<u8> {
     let spec = &context.record.spec;
     let step = |(step, o): (DeletionStep, StepOutcome)| json!({"step": step.id(), "result": o.result, "detail": o.detail, "at": o.at});

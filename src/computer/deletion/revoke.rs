@@ -1,5 +1,6 @@
-//! Step `revoke-credentials`: the record becomes a tombstone, then the key's Secret is deleted. Since authentication reads the
-//! Computer and its namespace live (DESIGN.md 4.3), the key was dead before this; from here on it stays dead whatever happens to them.
+//! Step `revoke-credentials`: the record becomes a tombstone, then the key's Secret is deleted. Authentication reads the Computer and its
+//! namespace live (DESIGN.md 4.3), so the key is refused from the start of the deletion; after this step it is refused whatever happens to
+//! them. A Secret must never be read here (DESIGN.md 4.8).
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -24,18 +25,18 @@ pub(super) fn step(context: &Context<'_>) -> State {
                 state.credential = CredentialState::Revoked;
             }
             state.phase = RecordPhase::Deleting;
-            state.deletion.get_or_insert_with(|| begun(context.view));
+            state.deletion.get_or_insert_with(|| new_deletion(context.view));
         });
     }
-    // A terminating namespace marks its other objects only after all pods are gone; the deletion has started all the same.
+    // The namespace controller deletes the Computer only after all pods are gone, but its deletion has already started.
     if context.view.computer.as_ref().is_some_and(|c| c.metadata.deletion_timestamp.is_none()) {
         return State::act(Action::DeleteComputer);
     }
     secrets(context)
 }
 
-/// The account of a deletion that starts: at the API server's own time where there is one.
-fn begun(view: &View) -> Deletion {
+/// The record of a deletion that starts, with the API server's time if it has set one.
+fn new_deletion(view: &View) -> Deletion {
     let namespace = view.facts.get(&Subject::Namespace { name: view.namespace.clone() });
     let namespace = if let Some(Fact::Namespace(namespace)) = namespace { namespace.metadata.deletion_timestamp.clone() } else { None };
     let metadata = view.computer.as_ref().map(|c| &c.metadata);
@@ -56,7 +57,7 @@ fn begun(view: &View) -> Deletion {
     }
 }
 
-/// Whichever deletion came first: that of the Computer, or that of its namespace at `namespace`, which deletes every Computer in it.
+/// The cause is the deletion that came first: that of the Computer, or that of its namespace at the time `namespace`.
 fn cause<'a>(view: &'a View, namespace: Option<&Time>) -> &'a str {
     let ending = view.record.as_ref().and_then(|r| r.spec.state.ending.as_ref());
     let before = |computer: &Computer| computer.metadata.deletion_timestamp.as_ref().zip(namespace).is_some_and(|(own, all)| own.0 < all.0);
@@ -69,13 +70,13 @@ fn cause<'a>(view: &'a View, namespace: Option<&Time>) -> &'a str {
     }
 }
 
-/// Absence is proved by a UID-preconditioned DELETE that answers 404; a Secret is never read (DESIGN.md 4.8).
+/// Deletes the Secrets. A DELETE with a UID precondition that returns 404 proves absence.
 fn secrets(context: &Context<'_>) -> State {
     let children = &context.record.spec.state.children;
     if !guards::on(Guard::SecretGone) {
         return State::not_applicable("not read");
     }
-    // Names for which another Secret was issued are ours, too.
+    // Creates with former names may have succeeded late: these Secrets belong to the computer too.
     let former = children.former_secret_names.iter().map(|name| (name, None));
     let mut all = former.chain(children.secret_name.iter().map(|name| (name, children.secret_uid.as_ref())));
     match all.find_map(|(name, uid)| secret_left(context, name, uid)) {
@@ -98,10 +99,10 @@ fn secret_left(context: &Context<'_>, name: &str, uid: Option<&String>) -> Optio
             ),
             30,
         ),
-        // With no UID on record (a crash after the create), the one found under the unguessable name recorded before it.
+        // Without a recorded UID (a crash after the create), the UID found with the unguessable name that was recorded before it.
         (Some(Fact::Uid(found)), recorded) => State::act(Action::Delete { uid: recorded.unwrap_or(found).clone(), subject }),
         (None, Some(uid)) => State::act(Action::Delete { uid: uid.clone(), subject }),
-        // What an accepted delete has left, or a UID that a crash left unrecorded, is read.
+        // Read whether an accepted delete has finished, or the UID that a crash left unrecorded.
         (_, _) => State::read(subject),
     })
 }

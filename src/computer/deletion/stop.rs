@@ -1,7 +1,7 @@
 //! Step `stop-pods`: nothing may write before the archive is read (DESIGN.md 4.4).
 //!
-//! The claim is deleted first, so that the scheduler refuses new pods on it; then the pods. "Stopped" means that every container has
-//! reported that it terminated, which our pods' finalizer lets us see even after a forced deletion.
+//! The claim is deleted first, so that the scheduler refuses new pods that use it; then the pods. A pod has stopped when its kubelet has
+//! reported that every container terminated; the pods' finalizer keeps that report visible even after a forced deletion.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 
@@ -16,12 +16,12 @@ use crate::resources::reasons::Reason;
 use crate::resources::steps::DeletionStep;
 use crate::resources::{ArchivePolicy, PodRecord, Provider, SkippableStep, VolumeRecord};
 
-/// Seconds that a volume may take to be detached before that is shown.
+/// Seconds after which a volume that is still attached is reported.
 const DETACH_SECONDS: i64 = 30;
-/// Seconds between two reads of the attachments until then. No watch shows them.
+/// Seconds between two reads of the attachments until then. The operator has no watch for them.
 const DETACH_POLL: u64 = 2;
 
-/// Seconds that a claim may take to be gone after its pods, before other pods are looked for.
+/// Seconds after the pods are gone before a claim that still exists causes a list of the pods that use it.
 const CLAIM_SECONDS: i64 = 3;
 /// Seconds after which such a claim is checked less often.
 const CLAIM_LATE_SECONDS: i64 = 15;
@@ -38,7 +38,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
         return state;
     }
     if let Some(claim) = claim.filter(|_| guards::on(Guard::ClaimGone)) {
-        return held(context, claim);
+        return claim_in_use(context, claim);
     }
     if let Some(state) = attached(context) {
         return state;
@@ -49,7 +49,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
     State::verified("every container has stopped, pods and claim are gone")
 }
 
-/// Puts the volume on record, then deletes the claim. `Ok(None)`: the claim is gone.
+/// Records the volume, then deletes the claim. `Ok(None)`: the claim is gone.
 fn home_claim<'a>(context: &Context<'a>) -> Result<Option<&'a PersistentVolumeClaim>, State> {
     let children = &context.record.spec.state.children;
     let namespace = &context.record.spec.namespace;
@@ -77,11 +77,12 @@ fn home_claim<'a>(context: &Context<'a>) -> Result<Option<&'a PersistentVolumeCl
     }
 }
 
-/// The recorded volume is `Retain` at this moment, by a live read. `Err`: it is not, or cannot be saved. Someone may have restored its
-/// policy since it was protected (a `GitOps` tool, say), and deleting its claim would then destroy the home before it is archived (S1).
+/// Verifies with a live read that the recorded volume is `Retain`. `Err`: it is not, or the volume is already being deleted. Another client
+/// may have restored its policy since it was protected (for example a `GitOps` tool), and deleting its claim would then destroy the home before
+/// it is archived (S1).
 fn still_retained(context: &Context<'_>) -> Result<(), State> {
     let Some(recorded) = &context.record.spec.state.children.volume else { return Ok(()) };
-    // Once the archive is decided, the volume may have its own policy back, or be gone.
+    // Once the archive is decided, the volume may have its original policy again, or be gone.
     let decided = context.deletion().is_some_and(|d| d.archive.is_some()) || context.on_record(DeletionStep::ArchiveSessions).is_some();
     if decided || !guards::on(Guard::StillRetained) {
         return Ok(());
@@ -93,14 +94,14 @@ fn still_retained(context: &Context<'_>) -> Result<(), State> {
         Some(_) => None,
     };
     let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
-    // Custody that is not on record is another leader's: it protects the volume, or has given it back already.
+    // Custody that is not recorded is another leader's: that leader protects the volume or has already restored it.
     let in_custody = |pv: &PersistentVolume| {
         context.deletion().is_some_and(|d| d.custody.is_some()) && super::custody::refers_to_custody(context.view, pv)
     };
     let Some(pv) = ours.filter(|pv| held_by_home(context.record, pv) || in_custody(pv)) else {
         return Ok(());
     };
-    // Where no archive is wanted, nothing is lost with the volume, and nothing about it may block the deletion (L1).
+    // If no archive is wanted, nothing is lost with the volume, and it must not block the deletion (L1).
     let wanted = context.record.spec.snapshot.archive.policy != ArchivePolicy::None;
     if pv.metadata.deletion_timestamp.is_some() && wanted && context.view.skipped(SkippableStep::ArchiveSessions).is_none() {
         let message = format!(
@@ -113,7 +114,7 @@ fn still_retained(context: &Context<'_>) -> Result<(), State> {
     retain(context, &recorded.name, pv).filter(|state| wanted || !matches!(state, State::Blocked(..))).map_or(Ok(()), Err)
 }
 
-/// Sets a volume to `Retain` under our mark. `None`: it is.
+/// Sets a volume to `Retain` and labels it. `None`: it is protected.
 pub(super) fn retain(context: &Context<'_>, name: &str, pv: &PersistentVolume) -> Option<State> {
     if home_volume::retained_for(pv, &context.view.uid) {
         return None;
@@ -124,7 +125,8 @@ pub(super) fn retain(context: &Context<'_>, name: &str, pv: &PersistentVolume) -
     Some(State::act(home_volume::retain(name, pv, &context.view.uid)))
 }
 
-/// A volume that only a status has named (see `new_record::recover`) is ours if it says so itself; otherwise it is removed from the record.
+/// A volume that comes from a status (see `new_record::recover`) belongs to this computer if its own labels say so. Otherwise it is removed
+/// from the record.
 fn prove(context: &Context<'_>, recorded: &VolumeRecord) -> State {
     let Some(found) = context.view.volume(&recorded.name) else { return State::read(Subject::volume(&recorded.name)) };
     let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid) && home_volume::marked_for(pv, &context.view.uid));
@@ -135,7 +137,7 @@ fn prove(context: &Context<'_>, recorded: &VolumeRecord) -> State {
     context.save(|r| r.spec.state.children.volume = proved)
 }
 
-/// A volume that was bound but not yet recorded is set to `Retain` and recorded before the claim may be deleted (S1).
+/// Sets a volume that is bound but not recorded to `Retain` and records it, before the claim may be deleted (S1).
 fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Result<(), State> {
     let name = match bound {
         Some(name) => name,
@@ -146,7 +148,7 @@ fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Resu
         },
     };
     let Some(found) = context.view.volume(&name) else { return Err(State::read(Subject::volume(&name))) };
-    // The namespace counts, too: the UID may come from a status that a tenant wrote.
+    // The namespace must match too: the UID may come from a status that a tenant wrote.
     let here = |pv: &&PersistentVolume| claim_ref_namespace(pv) == Some(&context.record.spec.namespace);
     let Some(pv) = found.filter(|pv| claim_ref_uid(pv) == Some(claim_uid)).filter(here) else { return Ok(()) };
     if let Some(state) = retain(context, &name, pv) {
@@ -162,7 +164,7 @@ fn secure(context: &Context<'_>, claim_uid: &str, bound: Option<String>) -> Resu
     }))
 }
 
-/// One pod: `None` when it is stopped and gone.
+/// Stops one pod. `None`: it has stopped and is gone.
 fn stop(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
     let skipped = context.view.skipped(SkippableStep::StopPods).is_some();
     let stop = Stop {
@@ -178,22 +180,22 @@ fn stop(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
     let any = recorded.uid.is_none() || !guards::on(Guard::RecordedUid);
     let Some(pod) = found.filter(|p| any || p.metadata.uid == recorded.uid) else {
         let never_ran = recorded.uid.is_none() || context.record.spec.state.children.volume.is_none();
-        // Whether it may still write was answered before the archive started (S9); here only its absence is verified again.
+        // That it cannot write was proved before the archive started (S9); now only its absence is verified again.
         let answered = recorded.stopped_at.is_some() || context.on_record(DeletionStep::StopPods).is_some();
         return if never_ran || answered || skipped || !guards::on(Guard::VanishedPod) { None } else { stop.vanished() };
     };
     if pod.metadata.deletion_timestamp.is_none() {
         return Some(State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() }));
     }
-    // Without our finalizer the pod goes, and with it the last that keeps a claim which is being deleted.
+    // Once the operator's finalizer is removed, the pod is deleted, and nothing keeps a claim that is being deleted.
     Some(stop.terminating(pod, |_| (), || still_retained(context).err()))
 }
 
-/// Our pods are gone, but the claim is not: other pods use it.
-fn held(context: &Context<'_>, claim: &PersistentVolumeClaim) -> State {
+/// The computer's pods are gone, but its claim is not: other pods may use it.
+fn claim_in_use(context: &Context<'_>, claim: &PersistentVolumeClaim) -> State {
     let namespace = &context.record.spec.namespace;
     let name = claim.metadata.name.clone().unwrap_or_default();
-    // Its protection ends a moment after the last pod, which its watch shows. A list of all pods is for when that takes longer.
+    // The claim's protection normally ends shortly after the last pod, and a watch shows that. All pods are listed only if it takes longer.
     let stopped = context.record.spec.state.children.pods.iter().filter_map(|p| p.stopped_at.as_ref()).map(|at| at.0).max();
     let waited = stopped.map_or(i64::MAX, |at| context.view.now.duration_since(at).as_secs());
     if (0..CLAIM_SECONDS).contains(&waited) {
@@ -210,22 +212,22 @@ fn held(context: &Context<'_>, claim: &PersistentVolumeClaim) -> State {
             ),
             15,
         ),
-        // Its deletion waits for pods only as long as the claim's own protection says so.
+        // No pod uses it: only a finalizer keeps the claim.
         Some(_) => {
             let seconds = if waited < CLAIM_LATE_SECONDS { 2 } else { 15 };
-            super::volumes::leaving(claim, &Subject::claim(namespace, &name), context.overdue(DeletionStep::StopPods), seconds)
+            super::volumes::claim_terminating(claim, &Subject::claim(namespace, &name), context.overdue(DeletionStep::StopPods), seconds)
         }
     }
 }
 
-/// Attachable volumes must be detached from the old node: until then it may still write.
+/// Waits until an attachable volume is detached from the old node: until then that node may still write.
 fn attached(context: &Context<'_>) -> Option<State> {
     let volume = context.record.spec.state.children.volume.as_ref()?;
     if context.deletion()?.custody.is_some() {
         return None;
     }
     let Some(found) = context.view.volume(&volume.name) else { return Some(State::read(Subject::volume(&volume.name))) };
-    // The volume goes into custody only after this. What is attached since is the archive pod's (a crash can leave it unrecorded).
+    // The volume is taken into custody only after this, so an attachment is that of the archive pod (a crash can leave custody unrecorded).
     if found.is_some_and(|pv| super::custody::refers_to_custody(context.view, pv)) {
         return None;
     }

@@ -1,5 +1,6 @@
-//! When the steps of a deletion started and finished. The record and the receipt show the same, true order (S1): a step never finishes
-//! before the deletion, nor before the step before it, because the operator's time may be a little behind the API server's.
+//! When the steps of a deletion started and finished. The record and the receipt show the order in which that happened (S1). A step's time
+//! must never be before the start of the deletion or the end of the previous step, although the operator's clock may be slightly behind the
+//! API server's.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ use crate::resources::steps::{DeletionStep, Sequence};
 use crate::resources::{Deletion, StepOutcome};
 
 impl Context<'_> {
-    /// Notes in a record that is about to be saved which steps are finished, and which one started.
+    /// Adds the finished steps and the start of the current step to a deletion that is about to be saved.
     pub(super) fn note_steps(&self, deletion: &mut Deletion) {
         for (step, outcome) in self.outcomes() {
             deletion.steps.insert_new(step, outcome);
@@ -31,17 +32,17 @@ impl Context<'_> {
         }
     }
 
-    /// The finished steps, as the record keeps them.
+    /// The finished steps in the form in which the record stores them.
     pub(super) fn outcomes(&self) -> BTreeMap<DeletionStep, StepOutcome> {
         self.finished().iter().map(|(step, finished)| (*step, super::outcome(finished, self.finished_at(*step)))).collect()
     }
 
-    /// When each of the finished steps was first seen finished.
+    /// When each of the finished steps was first observed finished.
     pub(super) fn times(&self) -> BTreeMap<DeletionStep, Timestamp> {
         self.finished().iter().map(|(step, _)| (*step, self.finished_at(*step))).collect()
     }
 
-    /// When a step finished: by the record, or by what this process has seen on the same version of the record, else now.
+    /// When a step finished: by the record, else by what this process has observed with the same version of the record, else now.
     pub(super) fn finished_at(&self, step: DeletionStep) -> Timestamp {
         let receipt = self.deletion().and_then(|d| d.receipt.as_ref()).filter(|_| step == DeletionStep::WriteReceipt);
         let noted = self.noted(step).map(|noted| noted.at.0).or(receipt.map(|r| r.at.0));
@@ -49,7 +50,7 @@ impl Context<'_> {
         seen.map_or_else(|| self.not_before(step), |at| at.max(self.floor(step)))
     }
 
-    /// Now, as the time at which a step finishes.
+    /// The time of a step that finishes now.
     pub(super) fn not_before(&self, step: DeletionStep) -> Timestamp {
         self.view.now.max(self.floor(step))
     }
@@ -62,8 +63,8 @@ impl Context<'_> {
         }
     }
 
-    /// When a step started: by the record; else when the one before it finished, which this process may have seen; else now. Never
-    /// when the deletion started: another step may have been blocked since.
+    /// When a step started: by the record, else when the previous step finished, else now. It must never fall back to the start of the
+    /// deletion: another step may have been blocked since.
     pub(super) fn began(&self, step: DeletionStep) -> Timestamp {
         if !guards::on(Guard::StepBeginning) {
             return self.deletion().map_or(self.view.now, |d| d.deleted_at.0);

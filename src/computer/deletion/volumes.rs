@@ -1,5 +1,5 @@
-//! Step `delete-volumes`: the archive pod is deleted, the original reclaim policy is restored and decides: `Delete` → wait until the
-//! volume is gone; `Retain` → it stays and the receipt names it. Never entered before the archive is verified or decided (S1).
+//! Step `delete-volumes`: deletes the archive pod and restores the original reclaim policy, which decides. `Delete`: wait until the volume is
+//! gone. `Retain`: the volume is kept and the receipt names it. This step must never start before the archive is verified or skipped (S1).
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::json;
@@ -19,7 +19,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
     let Some(recorded) = &context.record.spec.state.children.volume else {
         return State::not_applicable("no home volume was ever bound");
     };
-    // That the archive is skipped is on record before anything is destroyed: it is decided once, not again in every reconcile.
+    // A skipped archive is recorded before anything is destroyed: it is decided once, not in every reconcile.
     if context.skips(DeletionStep::ArchiveSessions) && context.on_record(DeletionStep::ArchiveSessions).is_none() {
         return context.save(|_| {});
     }
@@ -51,13 +51,13 @@ pub(super) fn step(context: &Context<'_>) -> State {
     }
 }
 
-/// Restores what the volume had before the operator took it. `None`: it has it.
+/// Restores the volume's original policy. `None`: nothing is left to restore.
 fn give_back(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) -> Option<State> {
     let taken = |why: &str| {
         let message = format!("PersistentVolume {} {why}. Create a DeletionOverride that skips delete-volumes", recorded.name);
         Some(State::blocked(Reason::VolumeTaken, message, 60))
     };
-    if !held_by_us(context, pv) {
+    if !held_by_this_computer(context, pv) {
         return taken("now belongs to another claim, so the operator does not touch it");
     }
     match restore_patch(pv, recorded, dead_claim(context, recorded)) {
@@ -67,12 +67,13 @@ fn give_back(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolu
     }
 }
 
-/// An admin keeps the volume: it keeps its policy and loses our marks, so that the alert for orphans stops, and another
-/// computer can use it. `None`: nothing is left to do, or the volume belongs to another claim by now.
+/// An admin keeps the volume: its policy is not changed, and the operator's labels and annotation are removed, so that the alert for orphans
+/// ends and another computer can use the volume. `None`: nothing is left to do, or the volume now belongs to another claim.
 fn leave(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) -> Option<State> {
     let mut changes = home_volume::unmark(pv);
     let referred = pv.spec.as_ref().is_some_and(|s| s.claim_ref.is_some());
-    if changes.is_empty() || !referred || !held_by_us(context, pv) || home_volume::foreign_mark(pv, &context.view.uid).is_some() {
+    if changes.is_empty() || !referred || !held_by_this_computer(context, pv) || home_volume::foreign_mark(pv, &context.view.uid).is_some()
+    {
         return None;
     }
     let mut operations = home_volume::fence(pv);
@@ -80,32 +81,32 @@ fn leave(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) 
     Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch: json_patch::Patch(operations) }))
 }
 
-/// UID of a claim of ours that is gone or about to go. A volume that was only reserved for custody has no UID in its
-/// claimRef: Kubernetes would keep it for ever.
+/// UID of a claim of this computer that is gone or being deleted. A volume that was only reserved for custody has no UID in its claimRef,
+/// and Kubernetes would never reclaim it.
 fn dead_claim<'a>(context: &'a Context<'_>, recorded: &'a VolumeRecord) -> &'a str {
     let custody = context.deletion().and_then(|d| d.custody.as_ref()).map(|c| c.claim_uid.as_str()).filter(|uid| !uid.is_empty());
     let home = context.record.spec.state.children.claim_uid.as_deref();
     custody.or(home).or(recorded.former_claim_uid.as_deref()).unwrap_or(&recorded.uid)
 }
 
-/// Whether the volume still refers to a claim of ours: the home's, or the one in custody. Nobody else can create a claim of that name
-/// in the operator's namespace, so there the name is proof, whatever a crash left unrecorded.
-fn held_by_us(context: &Context<'_>, pv: &PersistentVolume) -> bool {
+/// Whether the volume still references a claim of this computer: the home's or the custody claim. Only the operator can create a claim with
+/// that name in its namespace, so there the name is proof, even if a crash left the UID unrecorded.
+fn held_by_this_computer(context: &Context<'_>, pv: &PersistentVolume) -> bool {
     pv.spec.as_ref().is_none_or(|s| s.claim_ref.is_none())
         || held_by_home(context.record, pv)
         || super::custody::refers_to_custody(context.view, pv)
 }
 
-/// What the original policy needs.
+/// What restores the original policy.
 enum Restore {
     Nothing,
     Patch(json_patch::Patch),
-    /// The volume no longer refers to a claim.
+    /// The volume no longer references a claim.
     NoClaim,
 }
 
-/// Restores the original policy of a volume that still refers to the claim that was seen (S5); a volume that is kept loses our marks.
-/// One that was reserved without a UID gets that of a claim that is gone.
+/// Restores the original policy of a volume, fenced by the claim that it references (S5). If the volume is kept, the operator's labels and
+/// annotation are removed. A claimRef without a UID gets the UID of a claim that is gone.
 fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord, dead_claim: &str) -> Restore {
     let policy = pv.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
     let mut changes = Vec::new();
@@ -130,19 +131,19 @@ fn restore_patch(pv: &PersistentVolume, recorded: &VolumeRecord, dead_claim: &st
     Restore::Patch(json_patch::Patch(operations))
 }
 
-/// No custody is on record, and no archive was ever wanted. Otherwise a crash may have left a claim or the first pod behind.
+/// Whether no custody is recorded and no archive was ever wanted. Otherwise a crash may have left a claim or the first pod.
 fn never_in_custody(context: &Context<'_>) -> bool {
     let recorded = context.deletion().is_some_and(|d| d.custody.is_some());
     !recorded && context.record.spec.snapshot.archive.policy == ArchivePolicy::None
 }
 
-/// Seconds that an archive pod has to end by itself once its archive is verified. The kubelet reports its end within a second or two, and
-/// then the API server removes it at once; a pod that still counts as running would take its grace period.
+/// Seconds for an archive pod to end by itself once its archive is verified. Its kubelet reports the end within a second or two, and the API
+/// server then deletes the pod at once; the deletion of a pod that still counts as running takes its grace period.
 const END_SECONDS: i64 = 10;
-/// Seconds after the end of its grace period for which a deleted archive pod is left to its kubelet.
+/// Seconds after the end of the grace period before a deleted archive pod is force-deleted.
 const OVERSTAY_SECONDS: i64 = 60;
 
-/// The archive pods of all attempts: in our namespace the name is proof, because nobody else can create one there. `None`: all are gone.
+/// Deletes the archive pods of all attempts. Only the operator can create pods with these names in its namespace. `None`: all are gone.
 fn archive_pods_left(context: &Context<'_>) -> Option<State> {
     if never_in_custody(context) || !guards::on(Guard::CustodyGone) {
         return None;
@@ -160,7 +161,7 @@ fn archive_pods_left(context: &Context<'_>) -> Option<State> {
     (!known).then(|| State::read(Subject::pod(namespace, &name)))
 }
 
-/// One archive pod that still exists. It only reads, and what it read is verified or given up, so a pod whose node is lost is removed.
+/// Deletes one archive pod. It only reads, and its archive is verified or skipped, so a pod on a lost node is force-deleted.
 pub(super) fn remove_archive_pod(context: &Context<'_>, subject: &Subject, pod: &Pod) -> State {
     let (subject, uid) = (subject.clone(), pod.metadata.uid.clone().unwrap_or_default());
     let now = context.view.now;
@@ -184,7 +185,7 @@ pub(super) fn remove_archive_pod(context: &Context<'_>, subject: &Subject, pod: 
     State::wait(15)
 }
 
-/// The custody claim. `None`: it is gone.
+/// Deletes the custody claim. `None`: it is gone.
 fn custody_claim_left(context: &Context<'_>) -> Option<State> {
     if never_in_custody(context) || !guards::on(Guard::CustodyGone) {
         return None;
@@ -197,13 +198,13 @@ fn custody_claim_left(context: &Context<'_>) -> Option<State> {
         Some(Some(claim)) if claim.metadata.deletion_timestamp.is_none() => {
             Some(State::act(Action::Delete { subject, uid: claim.metadata.uid.clone().unwrap_or_default() }))
         }
-        Some(Some(claim)) => Some(leaving(claim, &subject, context.overdue(DeletionStep::DeleteVolumes), 15)),
+        Some(Some(claim)) => Some(claim_terminating(claim, &subject, context.overdue(DeletionStep::DeleteVolumes), 15)),
         Some(None) => None,
     }
 }
 
-/// A claim of ours that is being deleted and used by no known pod.
-pub(super) fn leaving(claim: &PersistentVolumeClaim, subject: &Subject, late: bool, seconds: u64) -> State {
+/// What to wait for while a claim of this computer is being deleted and no known pod uses it.
+pub(super) fn claim_terminating(claim: &PersistentVolumeClaim, subject: &Subject, late: bool, seconds: u64) -> State {
     if let Some(held) = foreign_finalizers(&claim.metadata, &["kubernetes.io/pvc-protection", "foregroundDeletion"]) {
         return State::blocked(Reason::ClaimHeld, format!("{}: {held}", subject.describe()), 15);
     }
@@ -225,7 +226,7 @@ mod tests {
 
     /// S5: the cache of this replica is stale, and an admin has bound the volume to another claim since.
     #[test]
-    fn the_policy_goes_back_only_on_a_volume_that_is_still_ours() {
+    fn the_policy_is_restored_only_on_a_volume_that_this_computer_still_holds() {
         let recorded = VolumeRecord { uid: "pv-uid".into(), original_reclaim_policy: "Delete".into(), ..VolumeRecord::default() };
         let volume = |claim: serde_json::Value| json!({"metadata": {"name": "pv", "uid": "pv-uid"}, "spec": {"persistentVolumeReclaimPolicy": "Retain", "claimRef": claim}});
         let theirs = volume(json!({"namespace": "n", "name": "other", "uid": "another"}));
@@ -235,7 +236,7 @@ mod tests {
             assert!(json_patch::patch(&mut theirs.clone(), &patch).is_err(), "S5");
             json_patch::patch(&mut volume(ours), &patch).unwrap();
         }
-        // Reserved by name and never bound: without a UID Kubernetes would keep it for ever, whatever its policy.
+        // Reserved by name and never bound: without a UID Kubernetes would never reclaim it, whatever its policy.
         let mut reserved = volume(json!({"namespace": "own", "name": "home-u"}));
         let seen = serde_json::from_value(reserved.clone()).unwrap();
         let Restore::Patch(patch) = restore_patch(&seen, &recorded, "dead") else { panic!("nothing to restore") };

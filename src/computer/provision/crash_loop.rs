@@ -1,5 +1,5 @@
-//! Pods that terminate by themselves again and again: a command that exits, a node that rejects every pod. The pause before the next pod
-//! doubles from 10 s to 5 min, and the condition says so. Without that, each such computer would cost ten writes every 12 s (L3, L6).
+//! Delays the next pod of a computer whose pods keep terminating by themselves: a command that exits, a node that rejects every pod. The
+//! pause doubles from 10 s to 5 min, and the condition reports it. Without it, each such computer would cost ten writes every 12 s (L3, L6).
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
@@ -14,20 +14,20 @@ use crate::resources::{CrashLoop, PodRecord, Unknown};
 const FIRST_SECONDS: i64 = 10;
 /// The longest pause.
 const LONGEST_SECONDS: i64 = 300;
-/// A pod that ran for longer than this starts a new count.
+/// A pod that ran for longer than this resets the count.
 const EARLY_SECONDS: i64 = 600;
-/// So many pods in a row are shown as a crash loop.
+/// This many consecutive pods are reported as a crash loop.
 const SHOWN: i32 = 3;
-/// Longest text of a cause.
+/// Maximum length of a cause.
 const CAUSE: usize = 256;
 
-/// The count after a pod that has stopped.
+/// The count after a pod has stopped. `None`: it starts over.
 pub(super) fn counted(before: Option<&CrashLoop>, pod: &Pod) -> Option<CrashLoop> {
     let last = early_end(pod)?;
     Some(CrashLoop { pods: before.map_or(0, |b| b.pods).saturating_add(1), last, unknown: Unknown::new() })
 }
 
-/// Why a pod ended, if that was early and by itself, before its deletion was requested.
+/// Why a pod ended. `None`: it ran long enough, or it ended after its deletion was requested.
 fn early_end(pod: &Pod) -> Option<String> {
     let meta = &pod.metadata;
     let asked = meta.deletion_timestamp.as_ref()?.0.as_second() - meta.deletion_grace_period_seconds.unwrap_or(0);
@@ -51,10 +51,10 @@ fn early_end(pod: &Pod) -> Option<String> {
     Some(truncate(&cause, CAUSE))
 }
 
-/// What is left of the pause before the next pod. `skipped`: a resumed computer does not wait.
+/// The rest of the pause before the next pod. `skipped`: a resumed computer does not wait.
 pub(super) fn pause(pods: &[PodRecord], crash_loop: Option<&CrashLoop>, now: Timestamp, skipped: bool) -> Option<State> {
     let ended = |p: &PodRecord| p.stopped_at.clone().max(p.vanished_at.clone());
-    // A time in the future was written by a clock that was set back since: it says nothing about the pause.
+    // A time in the future comes from a clock that has been set back since: it does not count.
     let last: Time = pods.iter().filter_map(ended).filter(|at| at.0 <= now).max().filter(|_| !skipped)?;
     let wanted = seconds(crash_loop);
     let left = wanted - now.duration_since(last.0).as_secs();
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pause_doubles_is_bounded_and_does_not_outlast_a_clock_that_is_set_back() {
+    fn the_pause_doubles_up_to_a_bound_and_a_clock_that_is_set_back_does_not_extend_it() {
         let crash_loop = |pods| CrashLoop { pods, last: "x".into(), unknown: Unknown::new() };
         let waits: Vec<i64> = [1, 2, 3, 5, 6, 9, i32::MAX].map(|n| seconds(Some(&crash_loop(n)))).into();
         assert_eq!((seconds(None), waits), (10, vec![10, 20, 40, 160, 300, 300, 300]));

@@ -1,5 +1,5 @@
-//! Step `create-record`: finalizer and record, before anything else exists (DESIGN.md 4.1, 4.2). The finalizer counts only after a live
-//! read has shown it: the API server can let a DELETE win against a concurrent "add finalizer" (kubernetes#129584).
+//! Step `create-record`: adds the finalizer and creates the record before any child exists (DESIGN.md 4.1, 4.2). The finalizer counts only
+//! after a live read has shown it: a DELETE can win against a concurrent "add finalizer" (kubernetes#129584).
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt;
@@ -39,7 +39,7 @@ pub(super) fn step(view: &View, computer: &Computer) -> State {
     }
 }
 
-/// Seconds that the check of a new class may take before that is shown.
+/// Seconds after which a new class that has not been checked is reported.
 const CLASS_SECONDS: i64 = 30;
 
 fn blocked(reason: Reason, message: String) -> State {
@@ -53,7 +53,8 @@ fn usable<'a>(view: &'a View, computer: &Computer) -> Result<&'a ComputerClass, 
         ClassState::Missing => {
             let message = match &computer.spec.class_name {
                 Some(name) => format!(
-                    "ComputerClass {name} does not exist. List the classes with `kubectl get computerclasses` (needs the ClusterRole of the chart                      that ends in `-classes`), or omit spec.className to use the default class"
+                    "ComputerClass {name} does not exist. List the classes with `kubectl get computerclasses` (needs the \
+                     ClusterRole of the chart that ends in `-classes`), or omit spec.className to use the default class"
                 ),
                 None => "spec.className is not set and no ComputerClass is the default. Ask an admin to annotate one with \
                          computer-operator.dev/is-default-class=true"
@@ -97,12 +98,12 @@ pub(super) fn size(computer: &Computer, class: &ComputerClass) -> Quantity {
     computer.spec.storage.as_ref().map_or_else(|| class.spec.storage.size.clone(), |s| s.size.clone())
 }
 
-/// A quantity in bytes. One that cannot be parsed counts as infinite, so that it is refused where there is a bound.
+/// A quantity in bytes. One that cannot be parsed counts as infinite, so that a class with a limit refuses it.
 fn bytes(size: &Quantity) -> f64 {
     quantity::value(size).unwrap_or(f64::INFINITY)
 }
 
-/// The record: the names of all children, before the first of them is created (S5).
+/// Creates the record with the names of all children, before the first child is created (S5).
 fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> State {
     let suffix = &view.fresh.suffix;
     let claim = Child::Home.name(suffix);

@@ -1,5 +1,5 @@
-//! Steps `create-volume` and `protect-volume`: the claim of the home, and its volume, which is set to `Retain` as soon as it is bound
-//! (DESIGN.md 4.5). A claim that someone deleted is re-created around the same volume.
+//! Steps `create-volume` and `protect-volume`: creates the claim of the home, and sets its volume to `Retain` as soon as it is bound
+//! (DESIGN.md 4.5). A claim that another client deleted is re-created for the same volume.
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, VolumeResourceRequirements};
 
@@ -14,7 +14,7 @@ use crate::resources::CredentialState;
 use crate::resources::persistent_volume::{claim_ref_namespace, claim_ref_uid};
 use crate::resources::reasons::Reason;
 
-/// The claim exists.
+/// Step `create-volume`: the claim exists.
 pub(super) fn create(context: &Context<'_>) -> State {
     if !context.managed() {
         return State::done();
@@ -27,7 +27,7 @@ pub(super) fn create(context: &Context<'_>) -> State {
     let Some(name) = &children.claim_name else { return rename(context) };
     let Some(found) = context.view.claim(namespace, name) else { return State::read(Subject::claim(namespace, name)) };
     match found.filter(|c| children.claim_uid.is_none() || c.metadata.uid == children.claim_uid) {
-        // The pod keeps running; `going` reports the deleted claim and blocks new pods.
+        // The pod keeps running; `claim_deleted` reports the deleted claim and blocks new pods.
         Some(claim) if claim.metadata.deletion_timestamp.is_some() => State::done(),
         Some(claim) => rebind(context, name, claim),
         None if children.claim_uid.is_some() => keep(context).unwrap_or_else(|| rename(context)),
@@ -35,8 +35,8 @@ pub(super) fn create(context: &Context<'_>) -> State {
     }
 }
 
-/// Another client has set the policy of the recorded volume back or removed our label, as `GitOps` tools do with what they manage. Until it
-/// is `Retain` again, the deletion of the claim destroys the home (S1). Its watch shows it; a settled computer makes no request.
+/// Protects the recorded volume again after another client, for example a `GitOps` tool, has restored its policy or removed the operator's
+/// label. Until then a deletion of the claim destroys the home (S1). A watch shows the change, so no request is needed to detect it.
 fn retain_again(context: &Context<'_>) -> Option<State> {
     let recorded = context.record.spec.state.children.volume.as_ref().filter(|_| guards::on(Guard::StillRetained))?;
     let pv = context.view.volume(&recorded.name).flatten().filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid))?;
@@ -45,8 +45,8 @@ fn retain_again(context: &Context<'_>) -> Option<State> {
     changed.then(|| State::act(home_volume::retain(&recorded.name, pv, &context.view.uid)))
 }
 
-/// A volume that was set to `Retain` for a claim that is gone, and is not on record yet, would be orphaned (S6): it is the
-/// home, and the next claim is created around it.
+/// Records a volume that was set to `Retain` for a claim that is gone and is not recorded yet: it is the home, and the next claim is created
+/// for it. Otherwise it would be orphaned (S6).
 fn keep(context: &Context<'_>) -> Option<State> {
     let children = &context.record.spec.state.children;
     let uid = children.claim_uid.as_ref().filter(|_| children.volume.is_none())?;
@@ -63,11 +63,11 @@ fn keep(context: &Context<'_>) -> Option<State> {
     Some(context.save(|r| r.spec.state.children.volume = Some(recorded)))
 }
 
-/// Another name, on record before the create; the old claim is gone for good.
+/// Records another name before the claim is created; the old claim is gone.
 fn rename(context: &Context<'_>) -> State {
     let recorded = context.record.spec.state.children.volume.as_ref();
     let former = recorded.and_then(|v| v.former_claim_uid.clone());
-    // Two claims may be deleted one after the other before the volume is pointed at either: it still names the first.
+    // Two claims may be deleted one after the other before the volume references either: it still names the first.
     let names_former = match (&former, recorded) {
         (Some(former), Some(recorded)) => match context.view.volume(&recorded.name) {
             None => return State::read(Subject::volume(&recorded.name)),
@@ -80,7 +80,7 @@ fn rename(context: &Context<'_>) -> State {
         let children = &mut r.spec.state.children;
         children.claim_name = Some(name);
         let gone = children.claim_uid.take();
-        // Until the next claim holds it, the volume still names this one: a deletion must know that it is ours.
+        // Until the next claim is bound, the volume still names this one: a deletion must know that the volume belongs to this computer.
         if let Some(volume) = children.volume.as_mut().filter(|_| gone.is_some() && !names_former) {
             volume.former_claim_uid = gone;
         }
@@ -125,19 +125,19 @@ fn lost(name: &str) -> State {
     State::blocked(Reason::HomeVolumeLost, message, RETRY_SECONDS)
 }
 
-/// The volume is bound, `Retain`, and on record; only then is the home safe (S1).
+/// Step `protect-volume`: the volume is bound, `Retain` and recorded. Only then is the home safe (S1).
 pub(super) fn protect(context: &Context<'_>) -> State {
     if !context.managed() {
         return State::done();
     }
-    if let Some(state) = going(context) {
+    if let Some(state) = claim_deleted(context) {
         return state;
     }
     let children = &context.record.spec.state.children;
     let done = match context.record.spec.state.credential {
         CredentialState::Pending => false,
         CredentialState::Live => children.volume.is_some(),
-        // Never undone (S8): the Computer may have been deleted over HTTP, and its watch may be behind that of the record.
+        // A revocation is never undone (S8): the Computer may have been deleted over HTTP, and its cache may be older than the record's.
         CredentialState::Revoked => guards::on(Guard::Tombstone),
     };
     // Before its first pod a suspended computer may have a claim that is not bound yet.
@@ -148,7 +148,7 @@ pub(super) fn protect(context: &Context<'_>) -> State {
     let claim = context.view.claim(&context.view.namespace, name).flatten();
     let Some(bound) = claim.and_then(|c| c.spec.as_ref()?.volume_name.as_deref()) else { return State::wait(10) };
     let Some(found) = context.view.volume(bound) else { return State::read(Subject::volume(bound)) };
-    // A claim can name any volume; it is ours only when the volume names the claim (S5).
+    // A claim can name any volume. The volume belongs to this computer only if it names the claim (S5).
     let here = |pv: &&PersistentVolume| claim_ref_namespace(pv) == Some(&context.view.namespace);
     let Some(pv) = found.filter(|pv| claim_ref_uid(pv) == Some(uid)).filter(here) else { return State::wait(5) };
     if let Some(of) = home_volume::foreign_mark(pv, &context.view.uid) {
@@ -172,8 +172,8 @@ pub(super) fn protect(context: &Context<'_>) -> State {
     })
 }
 
-/// A claim that someone deleted and that waits for its pod to stop.
-pub(super) fn going(context: &Context<'_>) -> Option<State> {
+/// Reports a claim that another client deleted and that exists until its pod has stopped.
+pub(super) fn claim_deleted(context: &Context<'_>) -> Option<State> {
     let name = context.record.spec.state.children.claim_name.as_ref()?;
     let claim = context.view.claim(&context.view.namespace, name).flatten()?;
     claim.metadata.deletion_timestamp.as_ref()?;
@@ -185,7 +185,7 @@ pub(super) fn going(context: &Context<'_>) -> Option<State> {
     Some(State::blocked(Reason::HomeClaimDeleted, message, RETRY_SECONDS))
 }
 
-/// After the claim was re-created, the volume is pointed at the new one. Only a volume that no existing claim holds.
+/// Sets the volume's claimRef to the re-created claim, but only if no existing claim holds the volume.
 fn rebind(context: &Context<'_>, name: &str, claim: &PersistentVolumeClaim) -> State {
     let (Some(recorded), Some(uid)) = (&context.record.spec.state.children.volume, claim.metadata.uid.as_deref()) else {
         return State::done();
@@ -196,7 +196,8 @@ fn rebind(context: &Context<'_>, name: &str, claim: &PersistentVolumeClaim) -> S
     if !released || !ours || claim_ref_uid(pv) == Some(uid) {
         return State::done();
     }
-    // On record before the volume names it: a deletion that starts in between must know that the volume is ours (S5).
+    // The UID is recorded before the volume names it: a deletion that starts in between must know that the volume belongs to this computer
+    // (S5).
     if context.record.spec.state.children.claim_uid.is_none() {
         let uid = uid.to_owned();
         return context.save(|r| r.spec.state.children.claim_uid = Some(uid));

@@ -1,6 +1,6 @@
-//! Steps `issue-key` and `activate-key`: the key's hash is on record before its Secret exists, and it is live only when the home is
-//! protected. The token is in memory between the two writes; a crash there loses it, and the next reconcile issues another. The Secret is
-//! never read.
+//! Steps `issue-key` and `activate-key`: the key's hash is recorded before its Secret exists, and the key is activated only when the home is
+//! protected. The hash itself is computed in `src/credentials/token.rs`. The token is in memory between the two writes; a crash loses it, and
+//! the next reconcile issues another. The Secret must never be read.
 
 use k8s_openapi::api::core::v1::Secret;
 
@@ -22,16 +22,16 @@ pub(super) fn issue(context: &Context<'_>) -> State {
     match context.view.facts.get(&subject) {
         // Its UID goes to the record together with those of the other children.
         Some(Fact::Uid(_) | Fact::Held(_)) => State::done(),
-        // Nothing is read as long as this reconcile holds the token of the recorded hash.
+        // No read is needed while this reconcile holds the token of the recorded hash.
         _ if holds_token(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
-        // The token of that hash is lost, or another leader holds it and is about to write it: wait for that leader.
+        // The token is lost, or another leader holds it and is about to write it: wait for that leader.
         Some(_) if young(context) => State::wait(REISSUE_SECONDS.unsigned_abs()),
         Some(_) => reissue(context),
         None => State::read(subject),
     }
 }
 
-/// Seconds that another leader has to write the Secret of a record it has just created.
+/// Seconds within which another leader writes the Secret of a record that it has just created.
 const REISSUE_SECONDS: i64 = 20;
 
 fn young(context: &Context<'_>) -> bool {
@@ -44,11 +44,10 @@ fn holds_token(context: &Context<'_>) -> bool {
     context.record.spec.state.key_hash.as_deref().is_some_and(|hash| fresh_key(context.view).matches(hash))
 }
 
-/// Most former names of Secrets that a record keeps. A read has shown long ago that the oldest does not exist: no create of it is still
-/// in flight.
+/// Maximum number of former Secret names in a record. The oldest was read and absent long ago, so its create can no longer be in flight.
 const FORMER: usize = 50;
 
-/// Another key, under another name. The former name stays on record: its create may still succeed (S6).
+/// Issues another key with another name. The former name stays in the record: its create may still succeed (S6).
 fn reissue(context: &Context<'_>) -> State {
     let view = context.view;
     context.save(|r| {
@@ -75,7 +74,7 @@ fn secret(context: &Context<'_>, name: &str) -> Secret {
     secret
 }
 
-/// The key goes live when everything that deletion needs is on record: the volume for a managed computer, the Secret's UID always.
+/// Activates the key when everything that a deletion needs is recorded: the Secret's UID, and for a managed computer the volume.
 pub(super) fn activate(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
     if context.managed() && state.children.volume.is_none() {

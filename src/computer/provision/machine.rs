@@ -1,5 +1,5 @@
-//! Step `start-pod`: the pod is started, replaced when it failed or was removed, and stopped while the computer is suspended. At most one
-//! runs; the next one is created only when every container of the last one has stopped.
+//! Step `start-pod`: starts the pod, replaces it when it failed or was deleted, and stops it while the computer is suspended. Two pods must
+//! never run at once: the next one is created only when every container of the last one has stopped.
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -7,17 +7,17 @@ use super::{Context, RETRY_SECONDS, crash_loop, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::children::Child;
 use crate::computer::machine_pod;
+use crate::computer::pod_writers::answers;
 use crate::computer::step::State;
 use crate::computer::stop_pod::Stop;
-use crate::computer::stopped::answers;
 use crate::computer::view::ClassState;
 use crate::guards::{self, Guard};
 use crate::resources::reasons::Reason;
 use crate::resources::{CredentialState, Phase, PodRecord, Snapshot};
 
-/// Seconds for which a pod that vanished is kept on record, so that a deletion would still wait for its node.
+/// Seconds for which a pod that vanished stays in the record, so that a deletion still waits for its node.
 const VANISHED_SECONDS: i64 = 600;
-/// Seconds beyond its grace period after which a pod that does not stop is shown.
+/// Seconds after the grace period after which a pod that has not stopped is reported.
 const LATE_SECONDS: i64 = 30;
 
 pub(super) fn run(context: &Context<'_>) -> State {
@@ -68,7 +68,7 @@ fn here(context: &Context<'_>, recorded: &PodRecord, pod: &Pod) -> State {
         if !over && !context.computer.spec.suspended {
             return State::done();
         }
-        // On record before it is deleted: only what is recorded is ours (S5).
+        // Its UID is recorded before it is deleted: only recorded objects belong to the computer (S5).
         return match recorded.uid.as_ref() {
             Some(uid) => State::act(Action::Delete { subject: Subject::pod(&context.view.namespace, &recorded.name), uid: uid.clone() }),
             None => learn_uids(context),
@@ -115,13 +115,13 @@ fn was_suspended(context: &Context<'_>) -> bool {
     context.computer.status.as_ref().and_then(|s| s.phase) == Some(Phase::Suspended)
 }
 
-/// The next pod's name, on record before the pod, a while after the last pod is gone.
+/// Records the next pod's name before the pod is created, once the pause after the last pod has passed.
 fn next_pod(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
     if let Some(state) = crash_loop::pause(&state.children.pods, state.crash_loop.as_ref(), context.view.now, was_suspended(context)) {
         return state;
     }
-    if let Some(state) = home::going(context) {
+    if let Some(state) = home::claim_deleted(context) {
         return state;
     }
     let name = Child::Machine.name(&context.view.fresh.suffix);
@@ -152,8 +152,7 @@ fn create(context: &Context<'_>, name: &str) -> State {
     }
 }
 
-/// UIDs that this reconcile has learned go to the record in one write; so does what is in effect in a new pod, and the node of a pod
-/// that has been scheduled.
+/// Records in one write the UIDs that this reconcile has learned, the effective settings of a new pod, and the node of a scheduled pod.
 fn learn_uids(context: &Context<'_>) -> State {
     let mut children = context.record.spec.state.children.clone();
     let mut snapshot = context.record.spec.snapshot.clone();
@@ -194,8 +193,8 @@ fn learn_uids(context: &Context<'_>) -> State {
     })
 }
 
-/// The hash of a pod that an earlier version created means nothing to this one. What the class asks for now counts from here on, unless
-/// that version has already shown that the pod differs from it.
+/// Adopts the current hash of the class for a pod that an earlier version created, whose hash this version cannot compare. Not if that
+/// version has already reported that the pod differs from its class.
 fn adopt_hash(context: &Context<'_>, snapshot: &mut Snapshot) {
     if let ClassState::Found(class) = &context.view.class
         && snapshot.template_hash.is_none()
@@ -212,7 +211,7 @@ pub(super) fn node(context: &Context<'_>) -> Option<String> {
     context.view.pod(&context.view.namespace, name).flatten()?.spec.as_ref()?.node_name.clone()
 }
 
-/// Waits for the pod to be ready, and says why it is not. The volume is protected as soon as it is bound, ready or not.
+/// Waits until the pod is ready and reports why it is not. Ends early when the volume is bound, so that it is protected at once.
 fn ready(context: &Context<'_>) -> State {
     let children = &context.record.spec.state.children;
     let Some(pod) = children.pods.last().and_then(|p| context.view.pod(&context.view.namespace, &p.name).flatten()) else {
@@ -244,7 +243,7 @@ pub(super) fn bound(context: &Context<'_>) -> bool {
     claim.and_then(|c| c.status.as_ref()?.phase.as_deref()) == Some("Bound")
 }
 
-/// A container that waits for something that does not happen by itself.
+/// Why a container cannot start, if an admin or a user must fix it.
 fn stuck(pod: &Pod) -> Option<(String, String)> {
     let statuses = pod.status.as_ref().map(|s| [&s.init_container_statuses, &s.container_statuses])?;
     let waiting = statuses.into_iter().flat_map(|l| l.iter().flatten()).find_map(|c| c.state.as_ref()?.waiting.as_ref())?;

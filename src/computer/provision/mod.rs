@@ -1,5 +1,6 @@
-//! The provisioning plan: finalizer → record → key → claim → pod → volume to `Retain` → key live. One request at a time, each
-//! decided from what was observed. A settled computer needs no request at all (L6). Never entered for a deleting computer (S8).
+//! The provisioning plan: finalizer → record → key → claim → pod → volume to `Retain` → key live. The order, ids and titles of the steps are
+//! in `src/resources/steps.rs`; the files beside this one are the steps, and [`run`] below calls them. A computer that is ready or suspended
+//! needs no request (L6). This plan must never run for a computer that is being deleted (S8).
 
 mod crash_loop;
 mod create_record;
@@ -20,13 +21,13 @@ use crate::resources::reasons::Reason;
 use crate::resources::steps::{CurrentStep, ProvisionStep, Sequence, StepResult};
 use crate::resources::{Computer, ComputerClass, CredentialState, Phase, Provider, Step};
 
-/// What the steps of a creation decide from.
+/// The input of the creation's steps.
 type Context<'a> = step::Context<'a, ProvisionStep, &'a Computer>;
 
 /// Seconds after which a blocked step is checked again.
 const RETRY_SECONDS: u64 = 30;
 
-/// What a step answers. The first one was finished before there was a context.
+/// Runs one step. The first one is finished before a context exists.
 fn run(context: &Context<'_>, step: ProvisionStep) -> State {
     match step {
         ProvisionStep::CreateRecord => State::done(),
@@ -45,7 +46,7 @@ impl Context<'_> {
     }
 }
 
-/// Plans the next request of a computer that is not being deleted. The end of its time to live is a deletion like any other.
+/// Plans the next request of a computer that is not being deleted. If its time to live has expired, the request deletes it.
 pub fn plan(view: &View) -> Plan {
     let Some(computer) = &view.computer else { return Plan { next: Next::Settled, report: Report::default() } };
     let mut plan = alive(view, computer);
@@ -63,12 +64,12 @@ fn alive(view: &View, computer: &Computer) -> Plan {
     let mut context = Context::new(view, record, computer);
     match context.walk(ProvisionStep::ALL.iter().copied(), run) {
         Some(state) => planned(view, computer, context.current(), state),
-        None => settled(&context),
+        None => complete(&context),
     }
 }
 
-/// No request is left: the computer is ready or suspended.
-fn settled(context: &Context<'_>) -> Plan {
+/// The plan when all steps are finished: the computer is ready or suspended.
+fn complete(context: &Context<'_>) -> Plan {
     let mut plan = planned(context.view, context.computer, None, State::done());
     plan.report.drift = drift(context);
     plan.report.node_name = machine::node(context);
@@ -86,7 +87,7 @@ fn settled(context: &Context<'_>) -> Plan {
     plan
 }
 
-/// What differs between the class now and the pod that runs. Shown, never applied to a running pod.
+/// How the running pod differs from its class. It is reported and never applied to a running pod.
 fn drift(context: &Context<'_>) -> Option<String> {
     let ClassState::Found(class) = &context.view.class else {
         let name = context.record.spec.class_name.as_ref()?;
@@ -106,15 +107,15 @@ fn drift(context: &Context<'_>) -> Option<String> {
     })
 }
 
-/// Whether a pod that an earlier version created differs from its class. This version builds other pods, so both must say so: the
-/// hash of that version differs, and that version has shown it while it ran.
+/// Whether a pod that an earlier version created differs from its class. This version builds pods differently, so both must agree: the hash
+/// of that version differs, and that version reported the drift while it ran.
 fn drifted_before(context: &Context<'_>, class: &ComputerClass, made: &str) -> bool {
     let conditions = context.computer.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let shown = conditions.iter().any(|c| c.type_ == types::DRIFTED && c.status == "True");
     shown && super::machine_pod::built_hash(class, &context.computer.spec) != made
 }
 
-/// The plan at a step that is not finished; `None`: all are.
+/// The plan at the current step. `None`: all steps are finished.
 fn planned(view: &View, computer: &Computer, current: Option<ProvisionStep>, state: State) -> Plan {
     let (next, blocker) = state.into_next();
     let provider = view.record.as_ref().map_or(computer.spec.provider, |r| r.spec.provider);
@@ -146,7 +147,7 @@ fn shown(view: &View, step: ProvisionStep, current: Option<ProvisionStep>, block
     Step { started_at, ..step::shown(step, finished, is_current, blocker) }
 }
 
-/// Whether the record says that a step was finished before: replacing a pod undoes no other step.
+/// Whether the record says that a step was finished before: replacing a pod does not undo other steps.
 fn on_record(view: &View, step: ProvisionStep) -> bool {
     let Some(state) = view.record.as_ref().map(|r| &r.spec.state) else { return false };
     match step {
@@ -156,7 +157,7 @@ fn on_record(view: &View, step: ProvisionStep) -> bool {
     }
 }
 
-/// When the current pod was created, by the API server: a pod that replaced another one started then.
+/// When the API server created the current pod, which may have replaced another one.
 fn pod_created(view: &View) -> Option<Time> {
     let name = &view.record.as_ref()?.spec.state.children.pods.last()?.name;
     view.pod(&view.namespace, name).flatten()?.metadata.creation_timestamp.clone()

@@ -57,10 +57,10 @@ impl Shared {
         self.pick_computers(namespace, |c| Some(slim(c))).await
     }
 
-    /// What `pick` takes out of the computers of a namespace: nothing else of them is kept while the list is read.
+    /// Lists the computers of a namespace and returns what `pick` selects. Nothing else of them is kept while the list is read.
     ///
     /// # Errors
-    /// 500 when the cluster does not answer.
+    /// 500 if the Kubernetes API does not respond as expected.
     pub(super) async fn pick_computers<T>(&self, namespace: &str, pick: impl Fn(Computer) -> Option<T>) -> Result<Vec<T>, ApiError> {
         let listed = self.computer_pages.list(&self.computers(namespace), namespace, PAGE, pick).await;
         listed.map_err(|e| ApiError::from_call(&e, "computer", "listing the computers"))

@@ -24,14 +24,45 @@ fn volume(server: &Server, name: &str, namespace: &str, claim: &str) {
     });
 }
 
+/// Patches a volume as the operator.
+fn patch(server: &Server, name: &str, patch: &Value) -> Result<String, String> {
+    server.kubectl(&["patch", "pv", name, OPERATOR, "--type=merge", "-p", &patch.to_string()], "")
+}
+
+fn marked(policy: &str, original: &str) -> Value {
+    json!({"metadata": {"labels": {(UID): CUSTODY}, "annotations": {(ORIGINAL): original}}, "spec": {"persistentVolumeReclaimPolicy": policy}})
+}
+
+fn policy(policy: &str) -> Value {
+    json!({"spec": {"persistentVolumeReclaimPolicy": policy}})
+}
+
+fn claim(namespace: &str, name: &str) -> Value {
+    json!({"spec": {"claimRef": {"namespace": namespace, "name": name, "uid": "other", "resourceVersion": null}}})
+}
+
 pub fn it_changes_only_volumes_of_homes(server: &Server) {
     let (home, custody) = (format!("home-{HEX}"), format!("home-{CUSTODY}"));
     volume(server, "home", "team", &home);
-    // Names that a tenant can give its own claims.
+    a_volume_is_marked_when_it_is_protected(server, &custody);
+    other_changes_are_refused(server, &home, &custody);
+    a_volume_is_reserved_only_for_its_custody_claim(server, &home, &custody);
+    patch(server, "home", &policy("Retain")).expect("a reserved volume can be set to Retain");
+    patch(server, "home", &claim("ops", &custody)).expect("custody");
+    patch(server, "home", &policy("Delete")).expect("the original policy");
+    // An override keeps the volume: the operator removes its label and annotation.
+    patch(server, "home", &policy("Retain")).expect("kept");
+    let unmarked = json!({"metadata": {"labels": {(UID): null}, "annotations": {(ORIGINAL): null}}});
+    patch(server, "home", &unmarked).expect("the marks removed");
+    other_volumes_are_refused(server, &custody);
+}
+
+/// Volumes that are not homes, and names that a tenant can give its own claims.
+fn other_volumes_are_refused(server: &Server, custody: &str) {
     let longer = format!("home-{HEX}0");
-    let theirs = [("theirs", "home-sweet-home"), ("longer", longer.as_str()), ("custody", custody.as_str())];
-    for (name, claim) in theirs {
+    for (name, claim) in [("theirs", "home-sweet-home"), ("longer", longer.as_str()), ("custody", custody)] {
         volume(server, name, "team", claim);
+        refused(claim, patch(server, name, &marked("Retain", "Delete")), "only volumes of homes");
     }
     volume(server, "data", "team", "data");
     volume(server, "store", "ops", "co-computer-operator-store");
@@ -39,33 +70,34 @@ pub fn it_changes_only_volumes_of_homes(server: &Server) {
     let loose = json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "loose"},
         "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "unclaimed", "capacity": {"storage": "1Gi"}, "csi": {"driver": "disk.example", "volumeHandle": "l"}}});
     server.kubectl(&["create", "-f", "-"], &loose.to_string()).unwrap();
-    let patch = |name: &str, patch: Value| server.kubectl(&["patch", "pv", name, OPERATOR, "--type=merge", "-p", &patch.to_string()], "");
-    let marked = |policy: &str, original: &str| json!({"metadata": {"labels": {(UID): CUSTODY}, "annotations": {(ORIGINAL): original}}, "spec": {"persistentVolumeReclaimPolicy": policy}});
-    let claim = |namespace: &str, name: &str| json!({"spec": {"claimRef": {"namespace": namespace, "name": name, "uid": "other", "resourceVersion": null}}});
-    refused(
-        "no mark",
-        patch("home", json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})),
-        "takes a volume into its care, it must set",
-    );
-    refused("another policy noted", patch("home", marked("Retain", "Retain")), "takes a volume into its care, it must set");
-    refused("a volume that is not in its care", patch("home", claim("ops", &custody)), "in its care only to claims in its own namespace");
-    patch("home", marked("Retain", "Delete")).expect("taken into its care");
+    refused("not a home", patch(server, "data", &marked("Retain", "Delete")), "only volumes of homes");
+    refused("not bound", patch(server, "loose", &marked("Retain", "Retain")), "only bound volumes");
+    refused("a store with a mark", patch(server, "store", &marked("Retain", "Delete")), "only volumes of homes");
+    patch(server, "store", &policy("Retain")).expect("the store's own volume");
+    refused("deleted", server.kubectl(&["delete", "pv", "loose", OPERATOR, "--wait=false"], ""), "resource \"persistentvolumes\"");
+}
+
+fn a_volume_is_marked_when_it_is_protected(server: &Server, custody: &str) {
+    let patch = |change: Value| patch(server, "home", &change);
+    refused("no mark", patch(policy("Retain")), "takes a volume into its care, it must set");
+    refused("another policy noted", patch(marked("Retain", "Retain")), "takes a volume into its care, it must set");
+    refused("a volume that is not in its care", patch(claim("ops", custody)), "in its care only to claims in its own namespace");
+    patch(marked("Retain", "Delete")).expect("taken into its care");
     // A label that an admin or a tool removed is set again, and the original policy is still known.
     server.kubectl(&["label", "pv", "home", &format!("{UID}-")], "").unwrap();
-    refused("another policy than before", patch("home", marked("Retain", "Retain")), "remove that annotation from it");
-    patch("home", marked("Retain", "Delete")).expect("the label is set again");
+    refused("another policy than before", patch(marked("Retain", "Retain")), "remove that annotation from it");
+    patch(marked("Retain", "Delete")).expect("the label is set again");
+}
+
+fn other_changes_are_refused(server: &Server, home: &str, custody: &str) {
     for (what, change, message) in [
-        ("to another namespace", claim("default", &home), "only to claims in its own namespace"),
+        ("to another namespace", claim("default", home), "only to claims in its own namespace"),
         ("to a claim that is not a home's", claim("ops", "co-computer-operator-store"), "only to claims in its own namespace"),
         ("to a claim with the prefix of a home", claim("ops", "home-server"), "only to claims in its own namespace"),
         ("to a claim of the tenant", claim("team", "home-server"), "only to claims in its own namespace"),
-        ("to a name of custody elsewhere", claim("team", &custody), "only to claims in its own namespace"),
+        ("to a name of custody elsewhere", claim("team", custody), "only to claims in its own namespace"),
         ("no claim", json!({"spec": {"claimRef": null}}), "only bound volumes"),
-        (
-            "a reclaim policy that it never had",
-            json!({"spec": {"persistentVolumeReclaimPolicy": "Recycle"}}),
-            "back to the original policy",
-        ),
+        ("a reclaim policy that it never had", policy("Recycle"), "back to the original policy"),
         ("another label", json!({"metadata": {"labels": {"a": "b"}}}), "only its own labels"),
         ("another computer's", json!({"metadata": {"labels": {(UID): "v"}}}), "only its own labels"),
         ("another annotation", json!({"metadata": {"annotations": {"a": "b"}}}), "only its own annotation"),
@@ -74,29 +106,16 @@ pub fn it_changes_only_volumes_of_homes(server: &Server) {
         ("a finalizer", json!({"metadata": {"finalizers": null}}), "may not change other fields of a volume"),
         ("its size", json!({"spec": {"capacity": {"storage": "20Gi"}}}), "may not change other fields of a volume"),
     ] {
-        refused(what, patch("home", change), message);
+        refused(what, patch(server, "home", &change), message);
     }
-    // Reserved for its custody claim, which does not exist yet; reset if the claim is never created.
+}
+
+/// The custody claim does not exist yet; the reservation is reset if it is never created.
+fn a_volume_is_reserved_only_for_its_custody_claim(server: &Server, home: &str, custody: &str) {
     let by_name = |namespace: &str, name: &str| json!({"spec": {"claimRef": {"namespace": namespace, "name": name, "uid": null, "resourceVersion": null}}});
     let other = "home-22222222-2222-3333-4444-555555555555";
-    for (namespace, name) in
-        [("team", home.as_str()), ("team", custody.as_str()), ("default", custody.as_str()), ("ops", other), ("ops", &home)]
-    {
-        refused(name, patch("home", by_name(namespace, name)), "only bound volumes");
+    for (namespace, name) in [("team", home), ("team", custody), ("default", custody), ("ops", other), ("ops", home)] {
+        refused(name, patch(server, "home", &by_name(namespace, name)), "only bound volumes");
     }
-    patch("home", by_name("ops", &custody)).expect("reserved for custody");
-    patch("home", json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})).expect("a reserved volume can be set to Retain");
-    patch("home", claim("ops", &custody)).expect("custody");
-    patch("home", json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}})).expect("the original policy");
-    // An override keeps the volume: the operator removes its label and annotation.
-    patch("home", json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})).expect("kept");
-    patch("home", json!({"metadata": {"labels": {(UID): null}, "annotations": {(ORIGINAL): null}}})).expect("the marks removed");
-    for (name, claim) in theirs {
-        refused(claim, patch(name, marked("Retain", "Delete")), "only volumes of homes");
-    }
-    refused("not a home", patch("data", marked("Retain", "Delete")), "only volumes of homes");
-    refused("not bound", patch("loose", marked("Retain", "Retain")), "only bound volumes");
-    refused("a store with a mark", patch("store", marked("Retain", "Delete")), "only volumes of homes");
-    patch("store", json!({"spec": {"persistentVolumeReclaimPolicy": "Retain"}})).expect("the store's own volume");
-    refused("deleted", server.kubectl(&["delete", "pv", "loose", OPERATOR, "--wait=false"], ""), "resource \"persistentvolumes\"");
+    patch(server, "home", &by_name("ops", custody)).expect("reserved for custody");
 }

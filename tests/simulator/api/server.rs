@@ -166,7 +166,7 @@ fn perform(
         Method::GET => {
             let found = state.read(kind, within, name);
             if found.is_err() {
-                state.observer.told_absent(caller.actor, kind, within, name);
+                state.observer.observed_absent(caller.actor, kind, within, name);
             }
             found
         }

@@ -71,7 +71,7 @@ impl Watch {
                     self.cursor += 1;
                     match self.event(&change) {
                         Some(line) if self.caller.alive() => {
-                            self.world.with(|s| s.observer.told(self.caller.actor, &change));
+                            self.world.with(|s| s.observer.observed(self.caller.actor, &change));
                             return Some(Ok(line));
                         }
                         _ => continue,

@@ -180,13 +180,13 @@ fn start_namespaces(folder: &Folder) -> Result<Isolated> {
     let log = File::options().append(true).create(true).open(folder.logs().join("supervisor.log"))?;
     let arguments = ["cluster".into(), INSIDE.into(), folder.path().into()];
     let mut isolated = isolation::start(folder.path(), &own_program()?, &arguments, &log)?;
-    let mut told = 0;
+    let mut shown = 0;
     loop {
         let ended = isolated.has_ended();
         let lines = fs::read_to_string(&progress)?;
         // A line is complete only with its newline.
         let whole = lines.rfind('\n').map_or(0, |end| end + 1);
-        for line in lines[told..whole].lines() {
+        for line in lines[shown..whole].lines() {
             if let Some(reason) = line.strip_prefix(FAILED) {
                 bail!("{reason}");
             }
@@ -197,7 +197,7 @@ fn start_namespaces(folder: &Folder) -> Result<Isolated> {
             }
             say(line);
         }
-        told = whole;
+        shown = whole;
         if ended {
             isolated.wait()?;
             bail!("the cluster's namespaces have ended while starting: see logs/supervisor.log");
@@ -214,13 +214,13 @@ pub fn inside(dir: &Path) -> Result<()> {
     let folder = Folder::new("inside", Some(dir))?;
     let spec = folder.read_spec()?.context("no cluster here")?;
     let mut file = File::options().append(true).open(folder.path().join("progress"))?;
-    let tell = |line: &str| {
+    let report = |line: &str| {
         writeln!(&file, "{line}").ok();
     };
-    let mut children = match start_inside(&folder, &spec, &tell) {
+    let mut children = match start_inside(&folder, &spec, &report) {
         Ok(children) => children,
         Err(error) => {
-            tell(&format!("{FAILED}{}", format!("{error:#}").replace('\n', " ")));
+            report(&format!("{FAILED}{}", format!("{error:#}").replace('\n', " ")));
             return Err(error);
         }
     };

@@ -1,5 +1,5 @@
-//! Where a soak keeps its results: one folder for each state of the source, one result for each finished part. An interrupted soak
-//! continues with the part that it was in. A result never counts for another source.
+//! Stores the results of a soak: one folder for each state of the source, one result for each finished part. An interrupted soak continues
+//! with the part that it was in. A result must never count for another source.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -77,11 +77,25 @@ impl Folder {
         Ok(fs::rename(partial, self.result(part))?)
     }
 
-    /// Removes all results of this source.
+    /// Starts a soak: locks the folder and, with `again`, discards its results. `None`: `cargo xtask ARGUMENTS` continues it in the background.
     ///
     /// # Errors
-    /// When one cannot be removed.
-    pub fn discard(&self) -> Result<()> {
+    /// When another soak of the same source is running, or the background process cannot be started.
+    pub fn start(&self, mode: Mode, again: bool, arguments: &[&str]) -> Result<Option<File>> {
+        let lock = self.lock()?;
+        if again {
+            self.discard()?;
+        }
+        if mode != Mode::Detach {
+            return Ok(Some(lock));
+        }
+        drop(lock);
+        self.detach(arguments)?;
+        Ok(None)
+    }
+
+    /// Removes all results of this source.
+    fn discard(&self) -> Result<()> {
         for entry in fs::read_dir(&self.0)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
@@ -91,11 +105,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Held while a soak runs.
-    ///
-    /// # Errors
-    /// When another soak of the same source holds it.
-    pub fn lock(&self) -> Result<File> {
+    /// The lock that is held while a soak runs. An error: another soak of the same source holds it.
+    fn lock(&self) -> Result<File> {
         let lock = File::create(self.path("lock"))?;
         if lock.try_lock().is_err() {
             bail!("a soak of this source is running: see --status, or {}", self.log().display());
@@ -108,11 +119,8 @@ impl Folder {
         format!("source {}, {}\n{}", self.name(), if running { "running" } else { "not running" }, table(&self.rows(parts)))
     }
 
-    /// Runs `cargo xtask ARGUMENTS` in a process group of its own, so that neither Ctrl-C nor the end of a terminal reaches it.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn detach(&self, arguments: &[&str]) -> Result<()> {
+    /// Runs `cargo xtask ARGUMENTS` in its own process group, so that neither Ctrl-C nor the end of a terminal reaches it.
+    fn detach(&self, arguments: &[&str]) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.log())?;
         let child = Command::new(process::own_program()?)
             .args(arguments)

@@ -44,14 +44,7 @@ pub fn run(workspace: &Path, mode: Mode, again: bool) -> Result<()> {
         print!("{}", folder.status(&parts));
         return Ok(());
     }
-    let lock = folder.lock()?;
-    if again {
-        folder.discard()?;
-    }
-    if mode == Mode::Detach {
-        drop(lock);
-        return folder.detach(&["soak", "--load"]);
-    }
+    let Some(_lock) = folder.start(mode, again, &["soak", "--load"])? else { return Ok(()) };
     folder.run(&parts, |part| round(workspace, &folder, part))
 }
 

@@ -32,14 +32,7 @@ pub fn run(workspace: &Path, mode: Mode, again: bool) -> Result<()> {
         }
         return Ok(());
     }
-    let lock = folder.lock()?;
-    if again {
-        folder.discard()?;
-    }
-    if mode == Mode::Detach {
-        drop(lock);
-        return folder.detach(&["soak", "--matrices"]);
-    }
+    let Some(_lock) = folder.start(mode, again, &["soak", "--matrices"])? else { return Ok(()) };
     remove_other_programs(&program);
     build(workspace, &folder, &program)?;
     folder.run(&names(&program)?, |name| matrix(&folder, &program, name))

@@ -1,4 +1,4 @@
-//! `BestEffort` gives up only when nothing works on the archive (S1, L8).
+//! `BestEffort` gives up only while no work on the archive is in progress (S1, L8).
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::resources::reasons::Reason;
 use crate::resources::steps::{DeletionStep, StepResult};
 use crate::resources::*;
 
-/// S9: the step was left out when its deadline had passed; that its volume is gone now is no reason to wait once more.
+/// S9: the step was skipped when its deadline had passed. The volume is gone now, which must not start a second wait.
 #[test]
 fn best_effort_gives_up_once() {
     let mut world = World::new("Delete", ArchivePolicy::BestEffort);
@@ -33,7 +33,7 @@ fn best_effort_gives_up_once() {
     assert!(written.as_second() - begun < 3600 + 300, "a second deadline");
 }
 
-/// A deletion whose archive pod exists, and which began to archive two hours ago by any clock of the wall.
+/// A deletion whose archive pod exists and whose archive step started two hours ago by the wall clock.
 fn two_hours_later() -> World {
     let mut world = World::new("Delete", ArchivePolicy::BestEffort);
     world.no_archive = true;
@@ -60,33 +60,33 @@ fn given_up(world: &World) -> bool {
     world.record.as_ref().unwrap().spec.state.deletion.as_ref().unwrap().steps.get(DeletionStep::ArchiveSessions).is_some()
 }
 
-/// The operator was down for two hours, or a clock was set forward: by the record, the step has taken for longer than its deadline.
+/// The operator was down for two hours, or a clock was set forward: by the recorded times, the step has exceeded its deadline.
 #[test]
-fn time_that_no_operator_has_seen_gives_nothing_up() {
+fn time_without_a_running_operator_does_not_count() {
     let mut world = two_hours_later();
     let last = planned(&mut world, |view| view.archive = Some(Verification::Running));
-    assert!(last.report.checking && !given_up(&world), "a read-back runs: {last:?}");
+    assert!(last.report.checking && !given_up(&world), "a read-back is running: {last:?}");
     let last = planned(&mut world, |_| ());
     assert!(last.report.waits && !given_up(&world), "{last:?}");
-    assert!(matches!(last.next, Next::Wait(after) if after <= Duration::from_secs(30)), "all of the wait counts: {last:?}");
+    assert!(matches!(last.next, Next::Wait(after) if after <= Duration::from_secs(30)), "the whole wait counts: {last:?}");
 }
 
-/// L8: however long it has waited before, an archive pod that runs and a read-back that runs are waited for.
+/// L8: a running archive pod and a running read-back are waited for, however long the deletion has waited before.
 #[test]
-fn what_works_on_the_archive_is_waited_for() {
+fn work_on_the_archive_is_waited_for() {
     let mut world = two_hours_later();
     world.waited = Duration::from_secs(9999);
     archive_pod(&mut world).status = from(json!({"phase": "Running"}));
     let last = planned(&mut world, |_| ());
-    assert!(!last.report.waits && !given_up(&world), "the pod runs: {last:?}");
+    assert!(!last.report.waits && !given_up(&world), "the pod is running: {last:?}");
     archive_pod(&mut world).status = from(json!({"phase": "Pending"}));
     let last = planned(&mut world, |view| view.archive = Some(Verification::Running));
     assert!(last.report.checking && !given_up(&world), "{last:?}");
 }
 
-/// The archive is whole in the store, but its volume was lost before it was read back.
+/// The archive in the store is complete, but the volume was lost before it was read back.
 #[test]
-fn an_archive_that_is_whole_is_taken_and_not_given_up() {
+fn a_complete_archive_is_used_and_not_given_up() {
     let mut world = two_hours_later();
     world.volume = None;
     world.manifest = true;
@@ -98,7 +98,7 @@ fn an_archive_that_is_whole_is_taken_and_not_given_up() {
     assert!(deletion.archive.is_some(), "{deletion:?}");
 }
 
-/// A process gives nothing up on the word of the record alone, and the wait goes on record from time to time.
+/// A process gives up nothing only because of the recorded wait, and it records its own wait periodically.
 #[test]
 fn the_wait_survives_a_restart_and_is_confirmed_by_the_next_process() {
     let mut world = two_hours_later();
@@ -113,9 +113,9 @@ fn the_wait_survives_a_restart_and_is_confirmed_by_the_next_process() {
     assert!(detail.contains("BestEffort, deadline exceeded: nothing worked on the archive for 3600 s in total"), "{detail}");
 }
 
-/// A store that is dead for good is given up, and so is an archive that is damaged there.
+/// The sessions are given up when the store is permanently down, and when the archive in it is damaged.
 #[test]
-fn a_store_that_is_dead_is_given_up() {
+fn a_store_that_is_permanently_down_is_given_up() {
     for verdict in [Verification::Unavailable("no answer".into()), Verification::Invalid("a byte short".into())] {
         let mut world = two_hours_later();
         world.waited = Duration::from_secs(3600);
@@ -124,7 +124,7 @@ fn a_store_that_is_dead_is_given_up() {
     }
 }
 
-/// A deletion whose archive pod is not there, and whose creation the API server refuses: a quota, or a missing right.
+/// A deletion without an archive pod, whose creation the API server refuses: a quota, or a missing right.
 fn refused() -> World {
     let mut world = two_hours_later();
     let attempt = archive_pod(&mut world).metadata.clone();
@@ -156,7 +156,7 @@ fn next_change(world: &World) -> (Plan, Action) {
     }
 }
 
-/// Found by a reader: the wait was never counted while the next request was refused every time, so nothing was ever given up.
+/// Found in a review: the wait was not counted while the next request was always refused, so nothing was ever given up.
 #[test]
 fn a_request_that_is_always_refused_is_given_up() {
     let mut world = refused();
@@ -170,18 +170,18 @@ fn a_request_that_is_always_refused_is_given_up() {
     assert!(outcome.detail.contains("exceeded quota"), "{}", outcome.detail);
 }
 
-/// The same request without a refusal is made: something else may have waited before.
+/// Without a refusal, the same request is sent: the deletion may have waited for something else before.
 #[test]
-fn a_request_that_is_not_refused_is_made_first() {
+fn a_request_that_is_not_refused_is_sent_first() {
     let mut world = refused();
     world.waited = Duration::from_secs(3600);
     world.refused = None;
     assert!(next_change(&world).1.changes_child());
 }
 
-/// Only the answer of an API server that works is a refusal. An outage, a timeout and a lost race give nothing up.
+/// Only the answer of a working API server is a refusal. An outage, a timeout or a conflict gives up nothing.
 #[test]
-fn an_outage_is_no_refusal() {
+fn an_outage_does_not_count_as_a_refusal() {
     let world = refused();
     let (planned, _) = next_change(&world);
     let refused = |code: u16, reason: &str, message: &str| {

@@ -1,4 +1,4 @@
-//! What tenants, admins, lost nodes and caches that are behind do to a deletion.
+//! Deletions disturbed by tenants, admins, lost nodes and stale caches.
 
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use crate::resources::reasons::Reason;
 use crate::resources::steps::CurrentStep;
 use crate::resources::*;
 
-/// One pass, then the others' part.
+/// One reconcile, then one step of the other controllers.
 pub(super) fn pass(world: &mut World) -> Plan {
     let mut view = world.view(true);
     let last = loop {
@@ -34,9 +34,9 @@ pub(super) fn skip(step: &str) -> Vec<DeletionOverride> {
     )]
 }
 
-/// A tenant may be able to write the status of a Computer, from which a lost record is made again. Of a volume it proves nothing.
+/// A tenant may be able to write the status of a Computer, from which a lost record is re-created. The status proves nothing about a volume.
 #[test]
-fn a_forged_status_destroys_no_volume_of_somebody_else() {
+fn a_forged_status_destroys_no_volume_of_another_computer() {
     let volume = json!({"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete"});
     for forged in
         [json!({"claimName": "mine", "claimUid": "victims", "volume": volume}), json!({"claimName": "mine", "claimUid": "victims"})]
@@ -58,9 +58,9 @@ fn a_forged_status_destroys_no_volume_of_somebody_else() {
     }
 }
 
-/// The status of a lost record is still good for what the volume itself confirms.
+/// After the record was lost, the status counts as far as the volume itself confirms it.
 #[test]
-fn a_lost_record_is_made_again_and_its_home_archived() {
+fn a_lost_record_is_re_created_and_its_home_archived() {
     for policy in ["Delete", "Retain"] {
         let mut world = World::new(policy, ArchivePolicy::Required);
         let children = world.record.take().unwrap().spec.state.children;
@@ -73,9 +73,9 @@ fn a_lost_record_is_made_again_and_its_home_archived() {
     }
 }
 
-/// S4: a namespace and a Computer were made again under their old names; the cache still shows the old namespace.
+/// S4: a namespace and a Computer were re-created with their old names; the cache still holds the old namespace.
 #[test]
-fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
+fn a_stale_cache_of_the_old_namespace_deletes_no_new_computer() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.computer.as_mut().unwrap().metadata.deletion_timestamp = None;
     let mut view = world.view(true);
@@ -86,9 +86,9 @@ fn a_stale_cache_of_the_old_namespace_ends_no_new_computer() {
     }
 }
 
-/// S9: an override that was in force is not needed any more once its step is left out and the volume gone.
+/// S9: an override is no longer needed once its step is skipped and the volume is gone.
 #[test]
-fn an_override_that_is_taken_back_too_late_changes_nothing() {
+fn an_override_that_is_deleted_too_late_changes_nothing() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
     world.overrides = skip("archive-sessions");
@@ -104,9 +104,9 @@ fn an_override_that_is_taken_back_too_late_changes_nothing() {
     assert!(world.computer.is_none() && world.receipt.is_some());
 }
 
-/// L1, S11: the admin was told to create exactly this override.
+/// L1, S11: the message asks an admin to create exactly this override.
 #[test]
-fn an_override_lets_the_pod_of_a_lost_node_go() {
+fn an_override_releases_the_pod_of_a_lost_node() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
     world.node_lost = true;
@@ -123,7 +123,7 @@ fn an_override_lets_the_pod_of_a_lost_node_go() {
     assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
 }
 
-/// L1: the kubelet ended the pod (a graceful shutdown of its node), and then the node was gone.
+/// L1: the kubelet stopped the pod (graceful shutdown of its node), then the node was lost.
 #[test]
 fn a_pod_that_has_stopped_does_not_wait_for_its_node() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -138,9 +138,9 @@ fn a_pod_that_has_stopped_does_not_wait_for_its_node() {
     assert!(world.computer.is_none(), "{:?}", pass(&mut world).report);
 }
 
-/// S9: whether its node had stopped writing was asked, and answered, before the archive; the volume is gone now.
+/// S9: the proof that the node no longer writes came before the archive; the volume is gone now.
 #[test]
-fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
+fn a_node_that_is_lost_after_the_archive_delays_nothing() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.pods.clear();
     while world.volume.is_some() {
@@ -153,24 +153,24 @@ fn a_node_that_is_lost_after_the_archive_holds_up_nothing() {
     assert!(world.computer.is_none());
 }
 
-/// S6: a create that was given up is still under way and comes to be after the release: our own finalizer would hold the pod for ever.
+/// S6: a create that timed out succeeds after the release. The operator's own finalizer would keep the pod forever.
 #[test]
-fn a_pod_that_comes_to_be_after_the_release_is_taken_away() {
+fn a_pod_that_is_created_after_the_release_is_removed() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     let late = world.pods.values().next().unwrap().clone();
     world.pods.clear();
     world.record.as_mut().unwrap().spec.state.children.pods[0].uid = None;
     let (mut world, _) = run(world, Crash::Never, true);
-    assert!(world.view(true).settled());
+    assert!(world.view(true).only_expiry_left());
     world.pods.insert(("t".into(), MACHINE.into()), late);
-    assert!(!world.view(true).settled());
+    assert!(!world.view(true).only_expiry_left());
     for _ in 0..20 {
         pass(&mut world);
     }
-    assert!(world.pods.is_empty() && world.view(true).settled());
+    assert!(world.pods.is_empty() && world.view(true).only_expiry_left());
 }
 
-/// L7: with hand-off a store that is down holds no namespace, even if the store is needed for the receipt only.
+/// L7: with hand-off, a store that is down keeps no namespace, even if only the receipt needs the store.
 #[test]
 fn hand_off_does_not_wait_for_the_receipt() {
     let mut world = World::new("Delete", ArchivePolicy::None);
@@ -187,16 +187,16 @@ fn hand_off_does_not_wait_for_the_receipt() {
         }
         world.others();
     }
-    assert!(world.computer.is_none(), "the namespace is held");
+    assert!(world.computer.is_none(), "the namespace is kept");
     for _ in 0..5 {
         pass(&mut world);
     }
     assert!(world.receipt.is_some());
 }
 
-/// L2: a Computer that stays because of somebody else's finalizer is not "at step delete-volumes".
+/// L2: a Computer that is kept by a finalizer of another controller is not "at step delete-volumes".
 #[test]
-fn a_released_computer_that_is_still_held_says_by_whom() {
+fn a_released_computer_that_still_exists_names_the_foreign_finalizer() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     world.computer.as_mut().unwrap().metadata.finalizers.as_mut().unwrap().push("theirs.example/keep".into());
     for _ in 0..20 {
@@ -207,7 +207,7 @@ fn a_released_computer_that_is_still_held_says_by_whom() {
     assert!(report.blocker.is_some_and(|b| b.message.contains("theirs.example/keep")), "L2");
 }
 
-/// The archive pod, as soon as there is one.
+/// The archive pod, as soon as it exists.
 pub(super) fn archive_pod(world: &mut World) -> &mut k8s_openapi::api::core::v1::Pod {
     for _ in 0..20 {
         if world.pods.keys().any(|(_, name)| name.starts_with("archive-")) {
@@ -220,9 +220,9 @@ pub(super) fn archive_pod(world: &mut World) -> &mut k8s_openapi::api::core::v1:
     pod
 }
 
-/// L1, L2: an evicted pod has no container that could say why, or when.
+/// L1, L2: an evicted pod has no container status with a reason or a time.
 #[test]
-fn an_evicted_archive_pod_says_why_and_is_replaced() {
+fn the_eviction_of_an_archive_pod_is_reported_and_the_pod_replaced() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
     archive_pod(&mut world);
@@ -230,24 +230,24 @@ fn an_evicted_archive_pod_says_why_and_is_replaced() {
     let pod = archive_pod(&mut world);
     pod.status = from(json!({"phase": "Failed", "reason": "Evicted", "message": "the node is low on ephemeral-storage"}));
     pod.metadata.creation_timestamp = Some(now);
-    let told = pass(&mut world).report.blocker.expect("L2");
-    assert!(told.message.contains("low on ephemeral-storage"), "{told:?}");
+    let blocker = pass(&mut world).report.blocker.expect("L2");
+    assert!(blocker.message.contains("low on ephemeral-storage"), "{blocker:?}");
     for _ in 0..10 {
         pass(&mut world);
     }
     assert!(world.pods.keys().any(|(_, name)| name.ends_with("-2")), "L1: no second attempt");
 }
 
-/// S1, S11: a locked file waits for an admin; given up, the next attempt begins at once and is told so.
+/// S1, S11: an unreadable file waits for an admin. Once it is given up, the next attempt starts at once with that instruction.
 #[test]
 fn a_file_that_cannot_be_read_blocks_until_it_is_given_up() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
-    let told = |pod: &k8s_openapi::api::core::v1::Pod| {
+    let instruction = |pod: &k8s_openapi::api::core::v1::Pod| {
         pod.spec.as_ref().unwrap().containers[0].env.clone().unwrap().into_iter().find(|e| e.name == "UNREADABLE").unwrap().value
     };
     let locked = json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 3}}}]});
-    assert_eq!(told(archive_pod(&mut world)).as_deref(), Some("Block"));
+    assert_eq!(instruction(archive_pod(&mut world)).as_deref(), Some("Block"));
     let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.time());
     let pod = archive_pod(&mut world);
     (pod.status, pod.metadata.creation_timestamp) = (from(locked), Some(now));
@@ -259,13 +259,13 @@ fn a_file_that_cannot_be_read_blocks_until_it_is_given_up() {
     for _ in 0..3 {
         pass(&mut world);
     }
-    assert_eq!(told(archive_pod(&mut world)).as_deref(), Some("GiveUp"));
+    assert_eq!(instruction(archive_pod(&mut world)).as_deref(), Some("GiveUp"));
     assert!(world.volume.is_some() && world.pods.keys().any(|(_, name)| name.ends_with("-2")), "no second attempt");
 }
 
-/// L1: the pause before the next attempt is measured by clocks that do not agree.
+/// L1: the pause before the next attempt depends on clocks that differ.
 #[test]
-fn a_node_whose_clock_is_ahead_does_not_hold_the_next_attempt_up() {
+fn a_node_whose_clock_is_ahead_does_not_delay_the_next_attempt() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
     archive_pod(&mut world).status = from(
@@ -277,9 +277,9 @@ fn a_node_whose_clock_is_ahead_does_not_hold_the_next_attempt_up() {
     assert!(world.pods.keys().any(|(_, name)| name.ends_with("-2")), "no second attempt");
 }
 
-/// L2: nobody can mount the volume there, say; the pod sits in `ContainerCreating`.
+/// L2: for example the volume cannot be mounted, and the pod stays in `ContainerCreating`.
 #[test]
-fn an_archive_pod_that_does_not_start_is_told_about() {
+fn an_archive_pod_that_does_not_start_is_reported() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
     archive_pod(&mut world).status = from(
@@ -292,9 +292,9 @@ fn an_archive_pod_that_does_not_start_is_told_about() {
     assert!(blocker.reason == Reason::ArchivePodWaiting && blocker.message.contains("kubectl"), "{blocker:?}");
 }
 
-/// Every volume takes a moment to be let go by its node: that is no alarm.
+/// A detachment always takes a moment, which must not be reported.
 #[test]
-fn a_volume_that_is_just_being_detached_blocks_nothing_yet() {
+fn a_volume_that_is_just_being_detached_is_not_reported() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     world.attached = true;
     let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.time());
@@ -313,7 +313,7 @@ fn a_volume_that_is_just_being_detached_blocks_nothing_yet() {
     assert!(world.computer.is_none());
 }
 
-/// L1, found by the simulator: the home's claim was gone and the next one on record, but not made, when the deletion began. The
+/// L1, found by the simulator: when the deletion started, the home's claim was gone and the next one was recorded but not created. The
 /// volume still names the old one.
 #[test]
 fn a_home_between_two_claims_is_archived() {
@@ -331,9 +331,9 @@ fn a_home_between_two_claims_is_archived() {
     assert!(world.computer.is_none() && world.manifest && world.receipt.is_some());
 }
 
-/// S6, S3: a Secret whose create came true after another one was issued.
+/// S6, S3: the create of a Secret succeeded after another one was issued.
 #[test]
-fn a_secret_under_a_former_name_is_gone_before_the_release() {
+fn a_secret_with_a_former_name_is_gone_before_the_release() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     let children = &mut world.record.as_mut().unwrap().spec.state.children;
     children.former_secret_names = vec!["computer-key-never-made".into(), "computer-key-late".into()];

@@ -1,5 +1,5 @@
-//! The deletion plan against a small model of the cluster: whatever crashes, whatever the caches hold, S1, S2, S3 and S8 stand
-//! after every single request, and the deletion ends (L1). The real thing is tested in `tests/`; this finds the order errors.
+//! The deletion plan against a small model of the cluster. With a crash at any request and with any state of the caches, S1, S2, S3 and S8
+//! hold after every request, and the deletion ends (L1). These tests find errors of order; `tests/` tests a real cluster.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod best_effort;
@@ -18,7 +18,7 @@ use crate::resources::reasons::Reason;
 use crate::resources::*;
 use world::{HOME, UID, World, from};
 
-/// Where a run is disturbed: before or after the n-th request.
+/// Where a run crashes: before or after the n-th request.
 #[derive(Clone, Copy, Debug)]
 enum Crash {
     Never,
@@ -26,7 +26,7 @@ enum Crash {
     After(u32),
 }
 
-/// Runs to the end; returns the world and how many requests it took.
+/// Runs until the deletion is complete; returns the world and the number of requests.
 fn run(mut world: World, crash: Crash, cached: bool) -> (World, u32) {
     let mut requests = 0;
     for _ in 0..200 {
@@ -86,7 +86,7 @@ fn a_crash_around_any_request_breaks_no_promise() {
 }
 
 #[test]
-fn a_terminating_namespace_is_the_beginning_of_deletion() {
+fn a_terminating_namespace_starts_the_deletion() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.terminating = true;
     world.computer.as_mut().unwrap().metadata.deletion_timestamp = None;
@@ -94,12 +94,12 @@ fn a_terminating_namespace_is_the_beginning_of_deletion() {
 }
 
 #[test]
-fn a_vanished_computer_is_worked_off_from_its_record() {
+fn the_deletion_of_a_vanished_computer_continues_from_its_record() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.computer = None;
     let mut view = world.view(false);
     let mut record = world.record.clone().unwrap();
-    // S3's check is about the release by us; here an editor stripped the finalizer.
+    // S3 is about the release by the operator; here an editor removed the finalizer.
     record.spec.state.deletion = None;
     for _ in 0..100 {
         while let Next::Do(action) = plan(&view).next {
@@ -114,7 +114,7 @@ fn a_vanished_computer_is_worked_off_from_its_record() {
 }
 
 #[test]
-fn hand_off_lets_the_namespace_go_and_finishes_from_the_record() {
+fn hand_off_releases_the_namespace_and_the_deletion_continues_from_the_record() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.terminating = true;
     world.record.as_mut().unwrap().spec.snapshot.archive.on_namespace_deletion = OnNamespaceDeletion::HandOff;
@@ -145,9 +145,9 @@ fn an_override_skips_its_step_and_never_the_revocation() {
 }
 
 #[test]
-fn a_volume_of_another_claim_is_left_alone() {
+fn a_volume_of_another_claim_is_not_changed() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
-    world.volume.as_mut().unwrap().spec.as_mut().unwrap().claim_ref.as_mut().unwrap().uid = Some("somebody-else".into());
+    world.volume.as_mut().unwrap().spec.as_mut().unwrap().claim_ref.as_mut().unwrap().uid = Some("another-claim".into());
     let before = world.volume.clone();
     for _ in 0..20 {
         let mut view = world.view(true);
@@ -161,9 +161,9 @@ fn a_volume_of_another_claim_is_left_alone() {
     assert!(world.computer.is_some(), "not released");
 }
 
-/// L2: a finalizer that is not ours is named, and not touched.
+/// L2: a finalizer of another controller is reported and not removed.
 #[test]
-fn a_foreign_finalizer_is_told_and_left_alone() {
+fn a_foreign_finalizer_is_reported_and_not_removed() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     let claim = ("t".to_owned(), HOME.to_owned());
     world.claims.get_mut(&claim).unwrap().metadata.finalizers =
@@ -176,7 +176,7 @@ fn a_foreign_finalizer_is_told_and_left_alone() {
             view.absorb(effect);
         }
         last = plan(&view).report.blocker;
-        // pvc-protection lets go, the foreign finalizer does not.
+        // The finalizer of pvc-protection is removed, the foreign one is not.
         let kept = world.claims.get(&claim).cloned();
         world.others();
         world.claims.extend(kept.map(|c| (claim.clone(), c)));
@@ -185,9 +185,9 @@ fn a_foreign_finalizer_is_told_and_left_alone() {
     assert!(blocker.reason == Reason::ClaimHeld && blocker.message.contains("theirs.example/keep"), "{blocker:?}");
 }
 
-/// S1: deleted in the moment between the binding of its volume and the record of it.
+/// S1: the computer is deleted between the binding of its volume and its recording.
 #[test]
-fn a_volume_that_was_bound_but_not_recorded_is_secured_before_its_claim_goes() {
+fn a_volume_that_is_bound_but_not_recorded_is_protected_before_its_claim_is_deleted() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().spec.state.children.volume = None;
     let volume = world.volume.as_mut().unwrap();
@@ -200,9 +200,9 @@ fn a_volume_that_was_bound_but_not_recorded_is_secured_before_its_claim_goes() {
     assert!(end.manifest && end.volume.is_none());
 }
 
-/// C7: after 30 days the record's expiry was zero and the pass was repeated as fast as it could be.
+/// C7: after 30 days the time until the record's expiry was zero, and the reconcile was repeated without a pause.
 #[test]
-fn a_computer_held_by_a_foreign_finalizer_is_never_looked_at_without_a_pause() {
+fn a_computer_with_a_foreign_finalizer_is_never_reconciled_without_a_pause() {
     let (mut world, _) = run(World::new("Delete", ArchivePolicy::None), Crash::Never, true);
     let metadata = json!({"name": "c", "namespace": "t", "uid": UID, "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["x/y"]});
     world.computer = Some(from(json!({"metadata": metadata, "spec": {}})));

@@ -1,4 +1,4 @@
-//! What a process remembers between two passes, and decisions that are withdrawn meanwhile.
+//! What a process remembers between two reconciles, and decisions that are withdrawn meanwhile.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use crate::resources::reasons::Reason;
 use crate::resources::steps::{DeletionStep, StepResult};
 use crate::resources::*;
 
-/// S1: a step is remembered only on the very version of the record on which it was finished: a pod that another leader has put on
-/// record since is stopped before anything is archived.
+/// S1: a finished step is remembered only with the version of the record with which it finished: a pod that another leader has recorded since
+/// is stopped before anything is archived.
 #[test]
-fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
+fn a_step_that_finished_with_another_version_of_the_record_runs_again() {
     let latest = crate::computer::memory::Latest::default();
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
@@ -31,14 +31,14 @@ fn what_was_finished_on_another_version_of_the_record_is_walked_again() {
         latest.freshen(&mut view);
         view.passed
     };
-    assert_eq!(seen(&world), steps, "a request for nothing");
+    assert_eq!(seen(&world), steps, "an unnecessary request");
     world.record.as_mut().unwrap().metadata.resource_version = Some("2".to_owned());
     assert!(seen(&world).is_empty());
 }
 
-/// S1, S11: the save that was to put the decision on record failed, the override was withdrawn, then the API server was back.
+/// S1, S11: the decision could not be recorded, the override was withdrawn, then the API server recovered.
 #[test]
-fn an_override_that_is_withdrawn_before_it_is_on_record_destroys_nothing() {
+fn an_override_that_is_withdrawn_before_it_is_recorded_destroys_nothing() {
     let latest = crate::computer::memory::Latest::default();
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
@@ -74,9 +74,9 @@ fn an_override_that_is_withdrawn_before_it_is_on_record_destroys_nothing() {
     assert!(world.volume.is_some(), "S1: destroyed without an archive");
 }
 
-/// S11: the pod was told by an override that files are given up, and the override was withdrawn while it ran.
+/// S11: by an override, the pod gives up files, and the override is withdrawn while the pod runs.
 #[test]
-fn files_are_said_to_be_given_up_by_whoever_gave_them_up() {
+fn the_manifest_names_the_override_that_was_in_effect_when_the_pod_started() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
     world.overrides = skip("unreadable-files");
@@ -84,10 +84,10 @@ fn files_are_said_to_be_given_up_by_whoever_gave_them_up() {
         let env = pod.spec.as_ref().unwrap().containers[0].env.clone().unwrap();
         env.into_iter().find(|e| e.name == "LEFT_OUT_BY").unwrap().value.unwrap_or_default()
     };
-    assert!(by(archive_pod(&mut world)).starts_with("by DeletionOverride o: "), "the manifest would name nobody");
+    assert!(by(archive_pod(&mut world)).starts_with("by DeletionOverride o: "), "the manifest would name no decision");
     let first = archive_pod(&mut world).metadata.uid.clone();
     world.overrides.clear();
-    // It has not started: nothing is given up yet.
+    // The pod has not started, so it has given up nothing.
     let pod = archive_pod(&mut world);
     pod.status = from(json!({"phase": "Pending"}));
     crate::runtime::cached_fields::pod(pod);
@@ -95,8 +95,8 @@ fn files_are_said_to_be_given_up_by_whoever_gave_them_up() {
         pass(&mut world);
     }
     let pod = archive_pod(&mut world);
-    assert!(by(pod).is_empty() && pod.metadata.uid != first, "S11: a withdrawn override still gives files up");
-    // Two that say the same are two decisions all the same.
+    assert!(by(pod).is_empty() && pod.metadata.uid != first, "S11: a withdrawn override still gives up files");
+    // Two overrides with the same content are two decisions.
     for (name, uid) in [("first", "1"), ("second", "2")] {
         let mut decision = skip("unreadable-files");
         (decision[0].metadata.name, decision[0].metadata.uid) = (Some(name.to_owned()), Some(uid.to_owned()));
@@ -111,9 +111,9 @@ fn files_are_said_to_be_given_up_by_whoever_gave_them_up() {
     }
 }
 
-/// L2: an archive that takes for ever to be read back is told about; a look that is in time is not.
+/// L2: a read-back that exceeds the deadline is reported; one within the deadline is not.
 #[test]
-fn a_look_at_the_archive_is_told_only_when_it_takes_long() {
+fn an_archive_check_is_reported_only_when_it_exceeds_the_deadline() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
     archive_pod(&mut world);
@@ -129,9 +129,9 @@ fn a_look_at_the_archive_is_told_only_when_it_takes_long() {
     assert!(report.checking && report.blocker.is_some_and(|b| b.reason == Reason::ArchiveOverdue), "L2");
 }
 
-/// S5: an admin has bound the volume to another claim in advance, by name only, as one does.
+/// S5: an admin has reserved the volume for another claim by name, without a UID.
 #[test]
-fn a_volume_that_is_given_away_by_name_keeps_its_policy() {
+fn a_volume_that_is_reserved_for_another_claim_keeps_its_policy() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     let now = Time(world.time());
     world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(now);
@@ -146,9 +146,9 @@ fn a_volume_that_is_given_away_by_name_keeps_its_policy() {
     assert_eq!(spec.persistent_volume_reclaim_policy.as_deref(), Some("Retain"), "S5");
 }
 
-/// L1, S10: another leader, on an older word, has made the pod of an earlier attempt again. It would hold the custody claim for good.
+/// L1, S10: another leader has created the pod of an earlier attempt again from a stale record. It would keep the custody claim forever.
 #[test]
-fn the_archive_pods_of_all_attempts_go() {
+fn the_archive_pods_of_all_attempts_are_deleted() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     let late = archive_pod(&mut world).clone();
     let (namespace, name) = (late.metadata.namespace.clone().unwrap(), late.metadata.name.clone().unwrap());
@@ -166,7 +166,7 @@ fn the_archive_pods_of_all_attempts_go() {
     assert!(world.pods.is_empty() && world.computer.is_none(), "{:?}", world.pods.keys());
 }
 
-/// L2: the store takes nothing. Between its attempts the archive is blocked, and while the next one is under way it is, too.
+/// L2: the store accepts nothing. The archive is blocked between two attempts and also while the next one runs.
 #[test]
 fn an_archive_that_has_failed_is_blocked_until_an_attempt_succeeds() {
     let mut world = World::new("Delete", ArchivePolicy::Required);

@@ -1,4 +1,4 @@
-//! Times: the deadline of a step counts from the beginning of that step, and the record and the receipt tell the same, true order.
+//! Times: the deadline of a step counts from the start of that step, and the record and the receipt show the same order, the true one.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -18,7 +18,7 @@ fn time(value: &Value) -> Timestamp {
     from(value.clone())
 }
 
-/// One pass of a process that remembers what it has seen, as the reconciler does.
+/// One reconcile of a process that remembers what it has observed, as the reconciler does.
 pub(super) fn remembering(world: &mut World, latest: &Latest) -> Plan {
     let mut view = world.view(true);
     latest.freshen(&mut view);
@@ -35,8 +35,8 @@ pub(super) fn remembering(world: &mut World, latest: &Latest) -> Plan {
     last
 }
 
-/// What the receipt in the store says of its steps, by id, and the same of the record.
-fn told(world: &World) -> (Value, Vec<(String, Timestamp)>, Value) {
+/// The stored receipt, the times of its steps by id, and the deletion in the record.
+fn written(world: &World) -> (Value, Vec<(String, Timestamp)>, Value) {
     let receipt: Value = serde_json::from_slice(world.receipt.as_ref().expect("a receipt")).unwrap();
     let steps = receipt["steps"].as_array().unwrap();
     let times = steps.iter().map(|s| (s["step"].as_str().unwrap().to_owned(), time(&s["at"]))).collect();
@@ -44,9 +44,9 @@ fn told(world: &World) -> (Value, Vec<(String, Timestamp)>, Value) {
     (receipt, times, record)
 }
 
-/// Every order that a receipt and its record must keep, whatever happened.
+/// Asserts the order of all times in a receipt and its record.
 fn ordered(world: &World, what: &str) {
-    let (receipt, times, record) = told(world);
+    let (receipt, times, record) = written(world);
     let mut last = time(&receipt["deletedAt"]);
     for (step, at) in &times {
         assert!(*at >= last, "{what}: {step} ended at {at}, before {last}: {receipt}");
@@ -59,13 +59,13 @@ fn ordered(world: &World, what: &str) {
     }
     assert!(time(&receipt["writtenAt"]) >= last, "{what}: {receipt}");
     assert!(time(&record["receipt"]["at"]) >= time(&receipt["deletedAt"]), "{what}: {record}");
-    assert!(record.get("started").is_none(), "{what}: a finished record says that a step is under way: {record}");
+    assert!(record.get("started").is_none(), "{what}: a finished record has a current step: {record}");
 }
 
-/// L2, tried on a real cluster: a deletion that was blocked for 13 minutes said "its provisioner has not removed it" two seconds after the
-/// volume was given back.
+/// L2, observed on a real cluster: a deletion that had been blocked for 13 minutes reported "its provisioner has not removed it" two seconds
+/// after the volume's policy was restored.
 #[test]
-fn a_step_that_was_blocked_for_long_leaves_the_next_one_its_time() {
+fn a_step_that_was_blocked_does_not_shorten_the_deadline_of_the_next_one() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     let now = world.time();
     world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(now));
@@ -79,7 +79,7 @@ fn a_step_that_was_blocked_for_long_leaves_the_next_one_its_time() {
         let before = world.volume.clone();
         let blocker = pass(&mut world).report.blocker;
         assert_ne!(blocker.as_ref().map(|b| b.reason), Some(Reason::VolumeNotDeleted), "{blocker:?}");
-        // Its provisioner takes a while.
+        // The provisioner needs some time.
         if let Some(mut volume) = before.filter(|_| world.volume.is_none() && lingers > 0) {
             volume.spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".to_owned());
             world.volume = Some(volume);
@@ -90,9 +90,9 @@ fn a_step_that_was_blocked_for_long_leaves_the_next_one_its_time() {
     assert!(world.computer.is_none(), "L1");
 }
 
-/// The same when a node did not answer for that long, and no archive is wanted; and for the step before it.
+/// The same after a node did not respond for that long and no archive is wanted, and for the previous step.
 #[test]
-fn a_pod_that_stopped_late_leaves_the_volume_its_time() {
+fn a_pod_that_stopped_late_does_not_shorten_the_deadline_of_the_volume() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     let now = world.time();
     world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(now));
@@ -108,9 +108,9 @@ fn a_pod_that_stopped_late_leaves_the_volume_its_time() {
     assert!(world.computer.is_none(), "L1");
 }
 
-/// S1 must show in the authoritative copy: the archive was verified, then the volume went, then the receipt was written.
+/// The authoritative copy must show S1: the archive was verified, then the volume was deleted, then the receipt was written.
 #[test]
-fn the_receipt_shows_that_the_archive_came_before_the_end_of_the_volume() {
+fn the_receipt_shows_that_the_archive_was_verified_before_the_volume_was_deleted() {
     for policy in [ArchivePolicy::Required, ArchivePolicy::None] {
         let (mut world, latest) = (World::new("Delete", policy), Latest::default());
         world.record.as_mut().unwrap().metadata.resource_version = Some("1".to_owned());
@@ -118,7 +118,7 @@ fn the_receipt_shows_that_the_archive_came_before_the_end_of_the_volume() {
             remembering(&mut world, &latest);
         }
         ordered(&world, "undisturbed");
-        let (receipt, times, _) = told(&world);
+        let (receipt, times, _) = written(&world);
         let at = |step: &str| times.iter().find(|(id, _)| id == step).unwrap().1;
         assert!(at("stop-pods") < at("delete-volumes"), "{receipt}");
         if policy == ArchivePolicy::Required {
@@ -127,9 +127,9 @@ fn the_receipt_shows_that_the_archive_came_before_the_end_of_the_volume() {
     }
 }
 
-/// A crash between the receipt and the record must not make them differ, nor may a clock that is behind turn their order.
+/// A crash between the receipt and the record must not make them differ, and a clock that is behind must not change their order.
 #[test]
-fn a_crash_leaves_the_receipt_and_the_record_alike() {
+fn the_receipt_and_the_record_are_equal_after_a_crash() {
     let world = World::new("Delete", ArchivePolicy::Required);
     let (_, requests) = run(world.clone(), Crash::Never, true);
     for n in 1..=requests {
@@ -140,9 +140,9 @@ fn a_crash_leaves_the_receipt_and_the_record_alike() {
     }
 }
 
-/// Found by the simulator (moves, two leaders): the other leader's receipt was stored first and has times of its own.
+/// Found by the simulator (moves, two leaders): the other leader's receipt was stored first and has other times.
 #[test]
-fn a_receipt_that_another_leader_stored_replaces_the_times_on_record() {
+fn the_receipt_of_another_leader_replaces_the_recorded_times() {
     let world = World::new("Delete", ArchivePolicy::None);
     let (end, _) = run(world.clone(), Crash::Never, true);
     let mut receipt: Value = serde_json::from_slice(end.receipt.as_ref().unwrap()).unwrap();
@@ -151,25 +151,25 @@ fn a_receipt_that_another_leader_stored_replaces_the_times_on_record() {
     receipt["steps"][0]["at"] = later;
     let (end, _) = run(World { receipt: Some(serde_json::to_vec(&receipt).unwrap()), ..world }, Crash::Never, true);
     ordered(&end, "the receipt of another leader");
-    let (_, _, record) = told(&end);
+    let (_, _, record) = written(&end);
     assert!(record["steps"]["revoke-credentials"].get("step").is_none(), "{record}");
 }
 
-/// Tried on a real cluster: keys were revoked up to a second before `deletedAt`, because the operator's time was behind.
+/// Observed on a real cluster: keys were revoked up to a second before `deletedAt`, because the operator's time was behind.
 #[test]
-fn nothing_ends_before_the_deletion_begins() {
+fn no_step_ends_before_the_deletion_starts() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     let later = Timestamp::from_second(world.now + 7200).unwrap();
     world.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(later));
     let (end, _) = run(world, Crash::Never, true);
     ordered(&end, "a clock that is two hours behind");
-    let (_, times, _) = told(&end);
+    let (_, times, _) = written(&end);
     assert_eq!(times[0].1, later);
 }
 
-/// The reason for a deletion that the operator itself began is the one on record, whatever the clock says afterwards.
+/// The cause of a deletion that the operator started is the recorded one, whatever the clock says later.
 #[test]
-fn the_cause_on_record_counts_and_not_a_later_guess() {
+fn the_recorded_cause_counts() {
     let cause = |ttl: Value, ending: Value, now: i64| {
         let mut world = World::new("Delete", ArchivePolicy::None);
         let computer = world.computer.as_mut().unwrap();
@@ -183,13 +183,13 @@ fn the_cause_on_record_counts_and_not_a_later_guess() {
         world.record.unwrap().spec.state.deletion.unwrap().cause
     };
     let ours = json!({"cause": "TimeToLiveExpired", "at": "2026-01-01T00:00:00.000000Z"});
-    // The pass that begins the deletion sees the time to live over, the next one does not.
+    // In the reconcile that starts the deletion the time to live has expired; in the next one it has not.
     let behind = 1_767_225_600 - 30;
     assert_eq!(cause(json!(60), ours.clone(), behind), "TimeToLiveExpired");
-    // A tenant deleted it long ago; the operator was down until its time to live was over, too.
+    // A tenant deleted it long ago; the operator was down until its time to live had expired too.
     let late = 1_767_225_600 + 7200;
     assert_eq!(cause(json!(3600), json!(null), late), "ComputerDeleted");
-    // The time to live was extended after the reason went on record, then a tenant deleted the computer.
+    // The time to live was extended after the reason was recorded, then a tenant deleted the computer.
     assert_eq!(cause(json!(604_800), ours, late), "ComputerDeleted");
 }
 
@@ -226,9 +226,9 @@ fn the_deletion_that_came_first_is_the_cause() {
     assert_eq!(cause(early, early, false), "NamespaceTerminating");
 }
 
-/// S3, S4: a namespace was deleted and made again; its cache is old, and the new Computer is being deleted.
+/// S3, S4: a namespace was deleted and re-created; the cache is stale, and the new Computer is being deleted.
 #[test]
-fn an_old_namespace_in_the_cache_hands_nothing_off() {
+fn a_stale_namespace_in_the_cache_causes_no_hand_off() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     world.record.as_mut().unwrap().spec.snapshot.archive.on_namespace_deletion = OnNamespaceDeletion::HandOff;
     for _ in 0..40 {
@@ -245,6 +245,6 @@ fn an_old_namespace_in_the_cache_hands_nothing_off() {
         world.others();
     }
     let deletion = world.record.unwrap().spec.state.deletion.unwrap();
-    assert!(!deletion.handed_off, "S3: handed off in a namespace that is not going ({UID})");
+    assert!(!deletion.handed_off, "S3: handed off in a namespace that is not being deleted ({UID})");
     assert_eq!(deletion.cause, "ComputerDeleted");
 }

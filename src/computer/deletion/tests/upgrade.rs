@@ -11,7 +11,7 @@ use crate::computer::report::Next;
 use crate::resources::steps::{DeletionStep, Sequence};
 use crate::resources::*;
 
-/// The record as b296e59 had written it when this many steps were finished, and a cluster to go with it.
+/// The record as b296e59 wrote it when this many steps were finished, and a matching cluster.
 fn stored(finished: usize, mut state: Value) -> World {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     let record = world.record.as_ref().unwrap();
@@ -34,9 +34,9 @@ fn stored(finished: usize, mut state: Value) -> World {
     world
 }
 
-/// An upgrade with a deletion in each step: it is finished, and what the old version has recorded stays.
+/// An upgrade with a deletion in each step: the deletion is completed, and what the old version recorded is kept.
 #[test]
-fn a_deletion_that_b296e59_started_is_finished() {
+fn a_deletion_that_b296e59_started_is_completed() {
     for finished in 0..DeletionStep::ALL.len() {
         let old = crate::resources::spelling_tests::record_of_b296e59(finished);
         let (end, _) = run(stored(finished, old.clone()), Crash::Never, true);
@@ -52,7 +52,7 @@ fn a_deletion_that_b296e59_started_is_finished() {
     }
 }
 
-/// A deletion in progress keeps the start of its step: an upgrade gives no step its deadline again.
+/// A deletion in progress keeps the start time of its step across an upgrade.
 #[test]
 fn an_upgrade_does_not_restart_the_deadline_of_a_step() {
     let world = stored(3, crate::resources::spelling_tests::record_of_b296e59(3));

@@ -15,7 +15,7 @@ use crate::resources::reasons::Reason;
 use crate::resources::steps::CurrentStep;
 use crate::resources::*;
 
-/// Performs what is planned, until the plan waits; everything that was performed, and the last plan.
+/// Performs the planned actions until the plan waits. Returns the actions and the last plan.
 fn performed(world: &mut World, view: &mut View) -> (Vec<Action>, Plan) {
     let mut actions = Vec::new();
     loop {
@@ -35,10 +35,9 @@ fn deletes_claim(action: &Action) -> bool {
     matches!(action, Action::Delete { subject: Subject::Claim { .. }, .. })
 }
 
-/// S1: a `GitOps` tool has set the policy of the volume back to what its repository says, and the cache has not shown it yet. The claim's
-/// deletion would destroy the home.
+/// S1: a `GitOps` tool has restored the policy of the volume, and the cache does not show that yet. Deleting the claim would destroy the home.
 #[test]
-fn a_volume_that_is_not_retained_any_more_is_retained_before_its_claim_goes() {
+fn a_volume_whose_policy_was_restored_is_set_to_retain_before_its_claim_is_deleted() {
     for stale in [false, true] {
         let mut world = World::new("Delete", ArchivePolicy::Required);
         let mut view = world.view(true);
@@ -49,13 +48,13 @@ fn a_volume_that_is_not_retained_any_more_is_retained_before_its_claim_goes() {
         let (actions, _) = performed(&mut world, &mut view);
         assert_eq!(policy(&world).as_deref(), Some("Retain"), "S1: {actions:?}");
         let patched = actions.iter().position(|a| matches!(a, Action::Retain { .. })).expect("a patch");
-        assert!(patched < actions.iter().position(deletes_claim).expect("the claim goes"), "S1");
+        assert!(patched < actions.iter().position(deletes_claim).expect("the claim is deleted"), "S1");
     }
 }
 
-/// S1: the same between the claim's deletion and the end of the pod, which is the last that keeps the claim.
+/// S1: the same between the claim's deletion and the end of the pod, which alone still keeps the claim.
 #[test]
-fn a_volume_is_retained_before_the_last_pod_lets_its_claim_go() {
+fn a_volume_is_set_to_retain_before_the_last_pod_releases_its_claim() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     let mut view = world.view(true);
     performed(&mut world, &mut view);
@@ -63,7 +62,7 @@ fn a_volume_is_retained_before_the_last_pod_lets_its_claim_go() {
     let mut view = world.view(true);
     world.volume.as_mut().unwrap().spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".into());
     let (actions, _) = performed(&mut world, &mut view);
-    assert!(actions.iter().any(|a| matches!(a, Action::Patch { subject: Subject::Pod { .. }, .. })), "the pod goes: {actions:?}");
+    assert!(actions.iter().any(|a| matches!(a, Action::Patch { subject: Subject::Pod { .. }, .. })), "the pod is released: {actions:?}");
     assert_eq!(policy(&world).as_deref(), Some("Retain"), "S1");
     for _ in 0..40 {
         pass(&mut world);
@@ -71,9 +70,9 @@ fn a_volume_is_retained_before_the_last_pod_lets_its_claim_go() {
     assert!(world.computer.is_none() && world.manifest);
 }
 
-/// S1: an admin's `kubectl delete pv` waits for the claim; our deletion of the claim would complete it.
+/// S1: an admin's `kubectl delete pv` waits for the claim; deleting the claim would complete it.
 #[test]
-fn the_claim_of_a_volume_that_is_being_deleted_is_left_alone_and_reported() {
+fn the_claim_of_a_volume_that_is_being_deleted_is_kept_and_reported() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     let stale = world.view(true);
     world.volume.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(world.time()));
@@ -85,7 +84,7 @@ fn the_claim_of_a_volume_that_is_being_deleted_is_left_alone_and_reported() {
     assert!(actions.iter().any(deletes_claim), "S11: an admin has decided");
 }
 
-/// L1: nothing is lost with that volume where no archive is wanted, so it holds no deletion up.
+/// L1: if no archive is wanted, nothing is lost with that volume, so it must not block the deletion.
 #[test]
 fn a_volume_that_is_being_deleted_does_not_block_a_deletion_that_wants_no_archive() {
     for foreign in [false, true] {
@@ -102,9 +101,9 @@ fn a_volume_that_is_being_deleted_does_not_block_a_deletion_that_wants_no_archiv
     }
 }
 
-/// The volume controller refuses a claim that it meets before the volume names it, and looks again at its resync only.
+/// The volume controller refuses a claim that it reconciles before the volume names it, and retries only at its resync.
 #[test]
-fn the_custody_claim_is_made_when_the_volume_controller_knows_of_it() {
+fn the_custody_claim_is_created_after_the_volume_controller_has_processed_the_reservation() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     let mut reserved = false;
     for _ in 0..20 {
@@ -118,12 +117,12 @@ fn the_custody_claim_is_made_when_the_volume_controller_knows_of_it() {
         reserved = world.volume.as_ref().unwrap().spec.as_ref().unwrap().claim_ref.as_ref().unwrap().uid.is_none();
         world.others();
     }
-    panic!("no custody claim was made");
+    panic!("no custody claim was created");
 }
 
-/// S1, L1: a leader with an old view reserves a volume whose policy has been put back: Kubernetes would keep it for ever.
+/// S1, L1: a leader with a stale view reserves a volume whose policy has been restored. Kubernetes would keep the volume forever.
 #[test]
-fn a_volume_that_is_given_back_is_not_reserved_again() {
+fn a_volume_whose_policy_was_restored_is_not_reserved_again() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.claims.clear();
     world.pods.clear();
@@ -140,7 +139,7 @@ fn a_volume_that_is_given_back_is_not_reserved_again() {
         }
     };
     let mut volume = serde_json::to_value(world.volume.as_ref().unwrap()).unwrap();
-    json_patch::patch(&mut volume.clone(), &reserve).expect("it holds on the volume that was seen");
+    json_patch::patch(&mut volume.clone(), &reserve).expect("the patch applies to the volume that was read");
     volume["spec"]["persistentVolumeReclaimPolicy"] = json!("Delete");
     assert!(json_patch::patch(&mut volume, &reserve).is_err());
 }
@@ -198,7 +197,7 @@ fn pod_fact(pod: &Pod) -> (Subject, Fact) {
     (Subject::pod(OWN, pod.metadata.name.as_deref().unwrap()), Fact::Pod(Box::new(pod.clone())))
 }
 
-/// L1: the node of the archive pod is lost. The pod has done its work, and only reads.
+/// L1: the node of the archive pod is lost. The pod is finished, and it only reads.
 #[test]
 fn a_deleted_archive_pod_whose_node_is_lost_is_removed() {
     let (world, mut pod, _) = archived();
@@ -218,9 +217,9 @@ fn a_deleted_archive_pod_whose_node_is_lost_is_removed() {
     );
 }
 
-/// An archive pod that still counts as running when its archive is verified would take its grace period to be deleted; its end is on its way.
+/// The deletion of an archive pod that still counts as running takes its grace period, although the pod is about to end by itself.
 #[test]
-fn an_archive_pod_may_end_by_itself_for_a_moment() {
+fn an_archive_pod_has_some_seconds_to_end_by_itself() {
     let (mut world, mut pod, _) = archived();
     pod.status = from(json!({"phase": "Running"}));
     let latest = Latest::default();
@@ -242,9 +241,9 @@ fn an_archive_pod_may_end_by_itself_for_a_moment() {
     assert!(matches!(plan(&view).next, Next::Do(Action::Delete { .. })));
 }
 
-/// L2: a backup tool's finalizer holds the custody claim, or nobody takes its protection off.
+/// L2: a backup tool's finalizer keeps the custody claim, or its protection is not removed.
 #[test]
-fn a_custody_claim_that_does_not_go_is_reported() {
+fn a_custody_claim_that_is_not_deleted_is_reported() {
     for (finalizer, named) in [("theirs.example/keep", "theirs.example/keep"), ("kubernetes.io/pvc-protection", "kube-controller-manager")]
     {
         let (mut world, _, mut claim) = archived();
@@ -256,14 +255,14 @@ fn a_custody_claim_that_does_not_go_is_reported() {
             world.claims.insert(key.clone(), claim.clone());
             last = pass(&mut world).report.blocker;
         }
-        let blocker = last.expect("L2: it waits for ever and says nothing");
+        let blocker = last.expect("L2: it waits forever and reports nothing");
         assert!(blocker.reason == Reason::ClaimHeld && blocker.message.contains(named), "{blocker:?}");
     }
 }
 
-/// L2, L3: the home's claim is not let go. All pods of the namespace are listed only when that takes long, and not every two seconds.
+/// L2, L3: the home's claim is not deleted. All pods of the namespace are listed only when that takes long, and not every two seconds.
 #[test]
-fn a_claim_that_is_not_let_go_is_reported_and_not_asked_about_without_end() {
+fn a_claim_that_is_not_deleted_is_reported_without_frequent_lists() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     let key = ("t".to_owned(), HOME.to_owned());
     let (mut last, mut lists) = (None, 0);
@@ -273,7 +272,7 @@ fn a_claim_that_is_not_let_go_is_reported_and_not_asked_about_without_end() {
         lists += actions.iter().filter(|a| matches!(a, Action::Read(Subject::ClaimUsers { .. }))).count();
         let stopped = world.record.as_ref().unwrap().spec.state.children.pods[0].stopped_at.clone();
         if stopped.is_some_and(|at| at.0 == world.time()) {
-            assert_eq!(lists, 0, "its protection ends in a moment, which a watch shows");
+            assert_eq!(lists, 0, "its protection ends soon, which a watch shows");
         }
         last = Some(current);
         let kept = world.claims.get(&key).cloned();
@@ -285,9 +284,9 @@ fn a_claim_that_is_not_let_go_is_reported_and_not_asked_about_without_end() {
     assert!(last.report.blocker.is_some_and(|b| b.reason == Reason::ClaimHeld), "L2");
 }
 
-/// L1: the process ended after it had created the archive pod and before that was on record. The attachment is the archive pod's.
+/// L1: the process ended after it created the archive pod and before it recorded that. The attachment is the archive pod's.
 #[test]
-fn the_attachment_of_the_archive_pod_holds_nothing_up() {
+fn the_attachment_of_the_archive_pod_blocks_nothing() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
     archive_pod(&mut world).status = from(json!({"phase": "Pending"}));
@@ -301,9 +300,9 @@ fn the_attachment_of_the_archive_pod_holds_nothing_up() {
     }
 }
 
-/// S6: an admin keeps the volume. Our marks would name it in the alert on orphans for ever, and keep any other computer from using it.
+/// S6: an admin keeps the volume. With the operator's labels, the alert on orphans would never end, and no other computer could use the volume.
 #[test]
-fn a_volume_that_an_override_keeps_loses_our_marks_and_nothing_else() {
+fn a_volume_that_an_override_keeps_loses_only_the_operators_labels_and_annotation() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.overrides = skip("delete-volumes");
     for _ in 0..60 {
@@ -314,13 +313,13 @@ fn a_volume_that_an_override_keeps_loses_our_marks_and_nothing_else() {
     let metadata = world.volume.unwrap().metadata;
     assert!(
         metadata.labels.unwrap_or_default().is_empty() && metadata.annotations.unwrap_or_default().is_empty(),
-        "our marks are left on it"
+        "the labels or the annotation are left on it"
     );
 }
 
-/// S5: what another computer left on a volume is not taken for ours, nor overwritten.
+/// S5: the labels of another computer on a volume neither count for this one nor are overwritten.
 #[test]
-fn a_volume_with_the_mark_of_another_computer_is_reported() {
+fn a_volume_with_the_label_of_another_computer_is_reported() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().spec.state.children.volume = None;
     world.volume.as_mut().unwrap().metadata.labels.as_mut().unwrap().insert(UID_LABEL.into(), "another".into());
@@ -328,9 +327,9 @@ fn a_volume_with_the_mark_of_another_computer_is_reported() {
     assert!(blocker.reason == Reason::VolumeMarked && blocker.message.contains("another"), "{blocker:?}");
 }
 
-/// S1: a class may name a grace period of any length.
+/// S1: a class may set any grace period.
 #[test]
-fn a_grace_period_without_end_is_not_over_at_once() {
+fn an_extremely_long_grace_period_does_not_end_at_once() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.pods.clear();
     world.record.as_mut().unwrap().spec.snapshot.grace_period_seconds = Some(i64::MAX);
@@ -341,9 +340,10 @@ fn a_grace_period_without_end_is_not_over_at_once() {
     assert!(children.pods[0].vanished_at.is_some() && world.claims.keys().all(|(ns, _)| ns == "t"), "S1: taken into custody at once");
 }
 
-/// S1: the pod garbage collector ends a pod whose node is out of service. Its container was between two runs when the kubelet last reported.
+/// S1: the pod garbage collector sets a pod on an out-of-service node to `Failed`. At the kubelet's last report its container was between two
+/// runs.
 #[test]
-fn a_pod_that_its_kubelet_has_not_ended_waits_for_its_node() {
+fn a_pod_whose_end_its_kubelet_has_not_reported_waits_for_its_node() {
     let mut world = World::new("Delete", ArchivePolicy::None);
     world.node_lost = true;
     let status = json!({"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
@@ -355,7 +355,7 @@ fn a_pod_that_its_kubelet_has_not_ended_waits_for_its_node() {
     }
     let blocker = pass(&mut world).report.blocker.expect("S1: it counts as stopped");
     assert_eq!(blocker.reason, Reason::NodeUnreachable);
-    // The kubelet is back: it kills what it does not know.
+    // The kubelet recovers and kills the containers of pods that no longer exist.
     world.node_lost = false;
     for _ in 0..30 {
         pass(&mut world);
@@ -363,9 +363,9 @@ fn a_pod_that_its_kubelet_has_not_ended_waits_for_its_node() {
     assert!(world.computer.is_none(), "L1");
 }
 
-/// L6: a cache that is behind shows what was deleted a moment ago as it was before.
+/// L6: a stale cache shows an object that was just deleted as it was before.
 #[test]
-fn what_is_being_deleted_is_not_deleted_again() {
+fn an_object_that_is_being_deleted_is_not_deleted_again() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     let (latest, before) = (Latest::default(), world.view(true));
     let of_children = |a: &&Action| matches!(a, Action::Delete { subject: Subject::Claim { .. } | Subject::Pod { .. }, .. });
@@ -381,9 +381,9 @@ fn what_is_being_deleted_is_not_deleted_again() {
     assert!(world.claims[&("t".to_owned(), HOME.to_owned())].metadata.deletion_timestamp.is_some() && view.uid == UID);
 }
 
-/// The same when the computer is deleted before its volume was on record.
+/// The same if the computer is deleted before its volume is recorded.
 #[test]
-fn a_deletion_asks_for_an_original_policy_that_was_lost() {
+fn a_deletion_reports_a_lost_original_policy() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.record.as_mut().unwrap().spec.state.children.volume = None;
     let annotations = world.volume.as_mut().unwrap().metadata.annotations.take();

@@ -1,6 +1,6 @@
-//! A small model of the cluster, as far as a deletion touches it: what the API server, the kubelet and the volume controller do.
+//! A small model of the cluster for deletions: the API server, the kubelet and the volume controller.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -11,14 +11,14 @@ use serde_json::json;
 use crate::archive::waiting_time::Waited;
 use crate::archive::{Summary, Verification};
 use crate::computer::action::{Action, Effect, Fact, Object, Subject};
-use crate::computer::view::{ClassState, View, has_finalizer};
+use crate::computer::view::{View, has_finalizer};
 use crate::resources::*;
 use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Fresh;
 
 pub(super) const UID: &str = "11111111-1111-1111-1111-111111111111";
 pub(super) const OWN: &str = "computer-operator-system";
-/// Names as the operator draws them: from a status no others are taken.
+/// Names as the operator generates them: other names in a status do not count.
 pub(super) const HOME: &str = "home-00000000000000000000000000000001";
 pub(super) const MACHINE: &str = "machine-00000000000000000000000000000001";
 pub(super) const KEY: &str = "computer-key-00000000000000000000000000000001";
@@ -27,7 +27,7 @@ pub(super) fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> 
     serde_json::from_value(value).unwrap()
 }
 
-/// The cluster, as far as a deletion touches it.
+/// The model of the cluster.
 #[derive(Clone)]
 #[allow(clippy::struct_excessive_bools)]
 pub(super) struct World {
@@ -44,13 +44,13 @@ pub(super) struct World {
     pub(super) next_uid: u32,
     pub(super) writes: u32,
     pub(super) overrides: Vec<DeletionOverride>,
-    /// The archive pod never comes to an end.
+    /// The archive pod never ends.
     pub(super) no_archive: bool,
-    /// The kubelet of the machine's node says nothing any more.
+    /// The kubelet of the machine's node no longer reports.
     pub(super) node_lost: bool,
     /// A second Secret: its name and UID.
     pub(super) late_secret: Option<(String, String)>,
-    /// How long the deletion has waited while nothing worked on its archive.
+    /// How long the deletion has waited without work on its archive.
     pub(super) waited: Duration,
     /// What the API server answered when it refused the last request.
     pub(super) refused: Option<String>,
@@ -105,29 +105,15 @@ impl World {
         format!("new-{}", self.next_uid)
     }
 
-    /// A new pass; `cached`: whether the caches hold everything or nothing.
+    /// The view of a new reconcile. `cached`: the caches hold everything; otherwise nothing.
     pub(super) fn view(&self, cached: bool) -> View {
-        let mut view = View {
-            uid: UID.into(),
-            namespace: "t".into(),
-            name: "c".into(),
-            computer: self.computer.clone(),
-            namespace_terminating: self.terminating,
-            record: self.record.clone(),
-            class: ClassState::Missing,
-            overrides: self.overrides.clone(),
-            facts: BTreeMap::new(),
-            learned: BTreeSet::new(),
-            waited: Waited { total: self.waited, here: self.waited, refused: self.refused.clone() },
-            archive: None,
-            receipt: None,
-            finalizer_confirmed: false,
-            passed: BTreeMap::new(),
-            times: BTreeMap::new(),
-            settings: Settings { namespace: OWN.into(), ..Settings::default() },
-            fresh: Fresh { suffix: "s".into(), key: [0; 32] },
-            now: self.time(),
-        };
+        let settings = Settings { namespace: OWN.into(), ..Settings::default() };
+        let mut view = View::new(UID, "t", "c", settings, Fresh { suffix: "s".into(), key: [0; 32] }, self.time());
+        view.computer.clone_from(&self.computer);
+        view.namespace_terminating = self.terminating;
+        view.record.clone_from(&self.record);
+        view.overrides.clone_from(&self.overrides);
+        view.waited = Waited { total: self.waited, here: self.waited, refused: self.refused.clone() };
         if cached {
             for ((ns, name), pod) in &self.pods {
                 view.facts.insert(Subject::pod(ns, name), Fact::Pod(Box::new(pod.clone())));
@@ -178,7 +164,7 @@ impl World {
     pub(super) fn apply(&mut self, action: Action) -> Effect {
         self.writes += match &action {
             Action::Read(_) | Action::ReadComputer | Action::CheckArchive => 0,
-            // A delete that finds nothing has written nothing.
+            // A delete that finds no object writes nothing.
             Action::Delete { subject: Subject::Secret { .. }, .. } => u32::from(self.secret.is_some()),
             _ => 1,
         };
@@ -208,7 +194,7 @@ impl World {
             Action::Remove { subject: Subject::Pod { namespace, name }, uid } => {
                 let key = (namespace.clone(), name.clone());
                 let ours = self.pods.get(&key).filter(|p| p.metadata.uid.as_deref() == Some(&uid)).unwrap();
-                assert!(ours.metadata.finalizers.as_ref().is_none_or(Vec::is_empty), "removed before its finalizer");
+                assert!(ours.metadata.finalizers.as_ref().is_none_or(Vec::is_empty), "deleted before its finalizer was removed");
                 self.pods.remove(&key);
                 Effect::Learned(Subject::pod(&namespace, &name), Fact::Gone)
             }
@@ -287,7 +273,7 @@ impl World {
         }
     }
 
-    /// Kubelet, pvc-protection and the volume controller do their part.
+    /// One step of the kubelet, pvc-protection and the volume controller.
     pub(super) fn others(&mut self) {
         self.now += 10;
         let finished = json!({"phase": "Succeeded", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
@@ -305,7 +291,7 @@ impl World {
                 pod.status = from(finished.clone());
             }
         }
-        // The kubelet has the last word about its pods, unless they are removed.
+        // The kubelet deletes its stopped pods, unless they are force-deleted.
         let held = |p: &Pod| p.metadata.finalizers.as_ref().is_some_and(|f| !f.is_empty());
         let kept = |ns: &str| self.node_lost && ns != OWN;
         self.pods.retain(|(ns, _), p| p.metadata.deletion_timestamp.is_none() || held(p) || kept(ns));
@@ -322,7 +308,7 @@ impl World {
         }
     }
 
-    /// A volume that is reserved by name is `Available`, and bound as soon as its claim is there.
+    /// A volume that is reserved by name is `Available`, and bound as soon as its claim exists.
     fn bind(&mut self) {
         let Some(volume) = &mut self.volume else { return };
         let Some(reference) = volume.spec.as_mut().and_then(|s| s.claim_ref.as_mut()).filter(|r| r.uid.is_none()) else { return };
@@ -332,7 +318,7 @@ impl World {
         volume.status = from(json!({"phase": phase}));
     }
 
-    /// S1, S2 and S3, as far as this world can break them.
+    /// Asserts S1, S2 and S3.
     pub(super) fn check(&self) {
         let state = &self.record.as_ref().unwrap().spec.state;
         let snapshot = &self.record.as_ref().unwrap().spec.snapshot;
@@ -340,7 +326,7 @@ impl World {
         assert!(self.volume.is_some() || self.manifest || !wanted, "S1: destroyed before it was archived");
         assert!(!self.manifest || state.credential == CredentialState::Revoked, "S2: archived before it was revoked");
         if !self.computer.as_ref().is_some_and(has_finalizer) && !state.deletion.as_ref().is_some_and(|d| d.handed_off) {
-            assert!(self.pods.is_empty() && self.claims.is_empty() && self.secret.is_none(), "S3: released before all was gone");
+            assert!(self.pods.is_empty() && self.claims.is_empty() && self.secret.is_none(), "S3: released before everything was gone");
             assert!(self.receipt.is_some() && state.deletion.as_ref().unwrap().receipt.is_some(), "S3: released without a receipt");
         }
     }

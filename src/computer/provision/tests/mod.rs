@@ -1,5 +1,5 @@
-//! The provisioning plan against a small model: it converges, stays silent afterwards (L6), survives a crash around any request,
-//! and never makes anything for a deleting computer (S8).
+//! The provisioning plan against a small model of the cluster: it converges, makes no request afterwards (L6), survives a crash at any
+//! request, and creates nothing for a computer that is being deleted (S8).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::needless_pass_by_value)]
 
 mod upgrade;
@@ -16,7 +16,7 @@ use crate::resources::reasons::Reason;
 use crate::resources::*;
 
 #[test]
-fn it_converges_within_the_budget_and_is_silent_afterwards() {
+fn it_converges_within_the_budget_and_makes_no_request_afterwards() {
     let mut world = World::new(json!({}));
     let end = world.settle(None);
     assert_eq!((end.next, end.report.phase), (Next::Settled, Some(Phase::Active)));
@@ -47,7 +47,7 @@ fn a_crash_after_any_request_leaves_one_of_each_and_nothing_unrecorded() {
 }
 
 #[test]
-fn suspend_stops_the_pod_and_resume_makes_another_on_the_same_volume() {
+fn suspending_stops_the_pod_and_resuming_creates_another_with_the_same_volume() {
     let mut world = World::new(json!({}));
     world.settle(None);
     let first = world.pods.keys().next().unwrap().clone();
@@ -61,16 +61,16 @@ fn suspend_stops_the_pod_and_resume_makes_another_on_the_same_volume() {
     assert_eq!(world.state().children.pods.len(), 1);
 }
 
-/// The archive runs as the user that the machine ran as last, not as the one of the class's first days.
+/// The archive runs as the user of the last machine pod, not as the user that the class had first.
 #[test]
-fn a_pod_made_from_a_changed_class_is_archived_as_its_own_user() {
+fn a_pod_created_from_a_changed_class_is_archived_as_its_own_user() {
     let mut world = World::new(json!({}));
     world.settle(None);
     let user = |world: &World| world.record.as_ref().unwrap().spec.snapshot.run_as_user;
     assert_eq!(user(&world), Some(1000));
     world.user = Some(4242);
     world.settle(None);
-    assert_eq!(user(&world), Some(1000), "the pod that runs is still the old one");
+    assert_eq!(user(&world), Some(1000), "the old pod is still running");
     world.computer.spec.suspended = true;
     world.settle(None);
     world.computer.spec.suspended = false;
@@ -88,9 +88,9 @@ fn a_failed_or_deleted_pod_is_replaced() {
     assert!(!world.pods.contains_key(&first) && world.pods.len() == 1);
 }
 
-/// S1: the containers of a pod that was stripped and forced away go on on a node that does not answer. A deletion must still wait for it.
+/// S1: the containers of a force-deleted pod continue to run on an unreachable node. A deletion must still wait for it.
 #[test]
-fn a_pod_that_vanished_from_a_lost_node_stays_on_record() {
+fn a_pod_that_vanished_from_a_lost_node_stays_in_the_record() {
     let mut world = World::new(json!({}));
     world.settle(None);
     let first = world.state().children.pods[0].clone();
@@ -104,9 +104,9 @@ fn a_pod_that_vanished_from_a_lost_node_stays_on_record() {
     assert!(names(&world).len() == 1 && names(&world)[0] != first.name, "{:?}", names(&world));
 }
 
-/// S6, found by the full matrix: the volume was set to `Retain`, then the operator died, and a tenant deleted the claim meanwhile.
+/// S6, found by the full matrix: the volume was set to `Retain`, then the operator crashed, and a tenant deleted the claim meanwhile.
 #[test]
-fn a_volume_that_lost_its_claim_before_it_was_on_record_is_the_home() {
+fn a_volume_that_lost_its_claim_before_it_was_recorded_is_the_home() {
     let mut world = World::new(json!({}));
     let protected = |world: &World| world.volume.as_ref().is_some_and(|v| v.metadata.labels.is_some());
     for _ in 0..20 {
@@ -120,11 +120,11 @@ fn a_volume_that_lost_its_claim_before_it_was_on_record_is_the_home() {
             world.others();
         }
     }
-    assert!(protected(&world) && world.state().children.volume.is_none(), "it is on record already");
+    assert!(protected(&world) && world.state().children.volume.is_none(), "it is already recorded");
     world.claims.clear();
     world.pods.clear();
     world.settle(None);
-    assert_eq!(world.state().children.volume.as_ref().map(|v| v.name.as_str()), Some("pv"), "S6: it is nobody's");
+    assert_eq!(world.state().children.volume.as_ref().map(|v| v.name.as_str()), Some("pv"), "S6: it is orphaned");
     assert_eq!((world.state().credential, world.claims.len()), (CredentialState::Live, 1));
     assert_eq!(
         crate::resources::persistent_volume::claim_ref_uid(world.volume.as_ref().unwrap()),
@@ -133,13 +133,13 @@ fn a_volume_that_lost_its_claim_before_it_was_on_record_is_the_home() {
 }
 
 #[test]
-fn a_claim_deleted_by_hand_is_made_again_around_the_same_volume() {
+fn a_claim_deleted_by_hand_is_re_created_for_the_same_volume() {
     let mut world = World::new(json!({}));
     world.settle(None);
     let (claim, pod) = (world.claims.keys().next().unwrap().clone(), world.pods.keys().next().unwrap().clone());
     world.claims.get_mut(&claim).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
-    let told = world.settle(None);
-    assert_eq!(told.report.blocker.map(|b| b.reason), Some(Reason::HomeClaimDeleted));
+    let plan = world.settle(None);
+    assert_eq!(plan.report.blocker.map(|b| b.reason), Some(Reason::HomeClaimDeleted));
     world.pods.get_mut(&pod).unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
     assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
     assert!(!world.claims.contains_key(&claim) && world.claims.len() == 1);
@@ -147,9 +147,9 @@ fn a_claim_deleted_by_hand_is_made_again_around_the_same_volume() {
     assert_eq!(holder, world.claims.values().next().unwrap().metadata.uid);
 }
 
-/// The pod garbage collector ends the pods of a node that is gone: what their containers do is known again once the node cannot run any.
+/// The pod garbage collector sets the pods of a lost node to `Failed`. Their containers count as stopped once the node cannot run any.
 #[test]
-fn a_pod_that_the_garbage_collector_has_ended_is_replaced_unless_its_node_may_still_run_it() {
+fn a_pod_that_the_garbage_collector_failed_is_replaced_unless_its_node_may_still_run_it() {
     for lost in [false, true] {
         let mut world = World::new(json!({}));
         world.settle(None);
@@ -172,7 +172,7 @@ fn a_pod_that_the_garbage_collector_has_ended_is_replaced_unless_its_node_may_st
                 }
             }
         };
-        assert!(matches!(next(&mut world).next, Next::Wait(_)), "its kubelet may be about to kill them");
+        assert!(matches!(next(&mut world).next, Next::Wait(_)), "its kubelet may still be killing them");
         world.now += grace + 61;
         let current = next(&mut world);
         if lost {
@@ -185,7 +185,7 @@ fn a_pod_that_the_garbage_collector_has_ended_is_replaced_unless_its_node_may_st
 }
 
 #[test]
-fn the_end_of_a_time_to_live_is_a_deletion_and_protection_outlasts_it() {
+fn an_expired_time_to_live_deletes_the_computer_unless_it_is_protected() {
     let mut world = World::new(json!({"timeToLiveSeconds": 60}));
     world.now += 1_000_000_000;
     assert_eq!(plan(&world.view()).next, Next::Do(Action::DeleteComputer));
@@ -193,9 +193,9 @@ fn the_end_of_a_time_to_live_is_a_deletion_and_protection_outlasts_it() {
     assert_ne!(plan(&world.view()).next, Next::Do(Action::DeleteComputer));
 }
 
-/// The reason is on record before the operator deletes a computer, and goes when its time to live is extended.
+/// The reason is recorded before the operator deletes a computer, and removed when its time to live is extended.
 #[test]
-fn why_a_computer_ends_is_on_record_before_it_ends() {
+fn the_reason_is_recorded_before_the_operator_deletes_a_computer() {
     let mut world = World::new(json!({"timeToLiveSeconds": 3600}));
     world.settle(None);
     world.now += 7200;
@@ -203,7 +203,7 @@ fn why_a_computer_ends_is_on_record_before_it_ends() {
     let Next::Do(Action::SaveRecord(record)) = plan(&world.view()).next else { panic!("{:?}", plan(&world.view()).next) };
     let state = serde_json::to_value(&record.spec.state).unwrap();
     assert_eq!(state["ending"]["cause"], "TimeToLiveExpired", "{state}");
-    assert!(record.spec.state.deletion.is_none() && record.spec.state.credential == CredentialState::Live, "nothing has begun");
+    assert!(record.spec.state.deletion.is_none() && record.spec.state.credential == CredentialState::Live, "no deletion has started");
     world.record = Some(*record);
     assert_eq!(plan(&world.view()).next, Next::Do(Action::DeleteComputer));
     assert_eq!(world.view().computer, before);
@@ -217,9 +217,9 @@ fn why_a_computer_ends_is_on_record_before_it_ends() {
     }
 }
 
-/// S8, S2: over HTTP the record is revoked right after the Computer is deleted, and the two are watched apart.
+/// S8, S2: over HTTP the record is revoked right after the Computer is deleted, and the two have separate watches.
 #[test]
-fn a_tombstone_is_never_taken_back() {
+fn a_tombstone_is_never_undone() {
     for spec in [json!({}), json!({"provider": "BYOM"})] {
         let mut world = World::new(spec);
         world.settle(None);
@@ -229,9 +229,9 @@ fn a_tombstone_is_never_taken_back() {
     }
 }
 
-/// What is on record stays finished while a pod is replaced.
+/// Recorded steps stay finished while a pod is replaced.
 #[test]
-fn a_pod_that_is_replaced_undoes_no_other_step() {
+fn replacing_a_pod_undoes_no_other_step() {
     let mut world = World::new(json!({}));
     let end = world.settle(None);
     assert!(end.report.provisioning.iter().all(|s| s.status == StepStatus::Completed));
@@ -242,16 +242,16 @@ fn a_pod_that_is_replaced_undoes_no_other_step() {
 }
 
 #[test]
-fn a_deleting_computer_never_gets_a_finalizer_or_a_child() {
+fn a_computer_that_is_being_deleted_never_gets_a_finalizer_or_a_child() {
     let mut world = World::new(json!({}));
     world.computer.metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
     let forbidden = |action: &Action| matches!(action, Action::AddFinalizer | Action::Create(_));
     assert!(!matches!(plan(&world.view()).next, Next::Do(a) if forbidden(&a)), "S8");
 }
 
-/// A tenant may be able to write the status of a Computer. Of a volume it proves nothing (S5).
+/// A tenant may be able to write the status of a Computer. The status proves nothing about a volume (S5).
 #[test]
-fn a_forged_status_gets_no_volume_of_somebody_else() {
+fn a_forged_status_takes_no_volume_of_another_computer() {
     let mut world = World::new(json!({}));
     world.volume = from(
         json!({"metadata": {"name": "pv", "uid": "pv-uid", "resourceVersion": "1", "labels": {UID_LABEL: "victim", MANAGED_BY_LABEL: MANAGER}, "annotations": {ORIGINAL_POLICY_ANNOTATION: "Delete"}},
@@ -265,7 +265,7 @@ fn a_forged_status_gets_no_volume_of_somebody_else() {
     assert_eq!(world.volume, before, "S5");
 }
 
-/// L2: the hash of the key went with the record, so the key is dead; that is no computer that can be used.
+/// L2: the hash of the key was lost with the record, so the key never authenticates and the computer cannot be used.
 #[test]
 fn a_computer_whose_record_was_lost_does_not_claim_to_be_ready() {
     for spec in [json!({}), json!({"provider": "BYOM"})] {
@@ -279,9 +279,9 @@ fn a_computer_whose_record_was_lost_does_not_claim_to_be_ready() {
     }
 }
 
-/// L2: a class of which nothing is known for long is not waited for in silence.
+/// L2: a class that is not checked for a long time is reported.
 #[test]
-fn a_class_that_nobody_has_checked_is_told_about() {
+fn a_class_that_has_not_been_checked_is_reported() {
     let world = World::new(json!({}));
     let mut view = world.view();
     view.computer.as_mut().unwrap().metadata.finalizers = Some(vec![DELETION_FINALIZER.into()]);
@@ -295,9 +295,9 @@ fn a_class_that_nobody_has_checked_is_told_about() {
     }
 }
 
-/// S1: somebody sets the policy of the volume back while the computer lives. Its claim is anybody's to delete in its namespace.
+/// S1: another client restores the policy of the volume of a running computer. Any editor of the namespace can delete its claim.
 #[test]
-fn a_volume_that_is_not_retained_any_more_is_retained_again() {
+fn a_volume_whose_policy_was_restored_is_set_to_retain_again() {
     let mut world = World::new(json!({}));
     world.settle(None);
     world.volume.as_mut().unwrap().spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".into());
@@ -306,9 +306,9 @@ fn a_volume_that_is_not_retained_any_more_is_retained_again() {
     assert_eq!(end.report.phase, Some(Phase::Active));
 }
 
-/// S1, L1: a second claim is deleted by hand before the volume was pointed at it. The volume still names the first.
+/// S1, L1: a second claim is deleted by hand before the volume references it. The volume still names the first.
 #[test]
-fn the_claim_that_a_volume_names_is_not_forgotten() {
+fn the_record_keeps_the_claim_that_a_volume_names() {
     let mut world = World::new(json!({}));
     world.settle(None);
     let named = world.volume.as_ref().unwrap().spec.as_ref().unwrap().claim_ref.as_ref().unwrap().uid.clone();
@@ -326,12 +326,16 @@ fn the_claim_that_a_volume_names_is_not_forgotten() {
         }
     }
     let children = &world.state().children;
-    assert_eq!((&children.claim_uid, &children.volume.as_ref().unwrap().former_claim_uid), (&None, &named), "S1: nobody knows whose it is");
+    assert_eq!(
+        (&children.claim_uid, &children.volume.as_ref().unwrap().former_claim_uid),
+        (&None, &named),
+        "S1: the owner of the volume is unknown"
+    );
 }
 
-/// What another computer left on a volume would have the admission policy refuse every patch of ours, without a word to the user.
+/// The admission policy refuses every patch of a volume with the label of another computer, so the user must see why.
 #[test]
-fn a_volume_with_the_mark_of_another_computer_is_reported() {
+fn a_volume_with_the_label_of_another_computer_is_reported() {
     let mut world = World::new(json!({}));
     world.settle(None);
     let record = world.record.as_mut().unwrap();
@@ -341,9 +345,9 @@ fn a_volume_with_the_mark_of_another_computer_is_reported() {
     assert!(blocker.reason == Reason::VolumeMarked && blocker.message.contains("another"), "{blocker:?}");
 }
 
-/// The policy `volumes` refused the patch that puts the label back, because the annotation was left. Nobody was told what to do.
+/// The policy `volumes` refused the patch that restores the label, because the annotation was left, and no message said what to do.
 #[test]
-fn a_label_that_was_removed_from_the_volume_comes_back() {
+fn a_label_that_was_removed_from_the_volume_is_restored() {
     for (label, annotation) in [(true, false), (true, true), (false, true)] {
         let mut world = World::new(json!({}));
         world.settle(None);
@@ -353,13 +357,13 @@ fn a_label_that_was_removed_from_the_volume_comes_back() {
         assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
         let volume = world.volume.as_ref().unwrap();
         assert!(crate::computer::home_volume::retained_for(volume, &world.view().uid));
-        assert_eq!(world.state().children.volume.as_ref().unwrap().original_reclaim_policy, "Delete", "the record knows it");
+        assert_eq!(world.state().children.volume.as_ref().unwrap().original_reclaim_policy, "Delete", "the record has it");
     }
 }
 
-/// A webhook that removes our annotation made a volume of `Delete` one of `Retain`: it was left forever.
+/// When a webhook removed the annotation, the original policy `Delete` was recorded as `Retain`, and the volume was left forever.
 #[test]
-fn an_original_policy_that_was_lost_before_it_was_on_record_is_asked_for() {
+fn a_lost_original_policy_is_reported_before_the_volume_is_recorded() {
     let mut world = World::new(json!({}));
     world.settle(None);
     let record = world.record.as_mut().unwrap();

@@ -11,7 +11,7 @@ fn snapshot(world: &mut World) -> &mut Snapshot {
     &mut world.record.as_mut().unwrap().spec.snapshot
 }
 
-/// A computer whose pod an earlier version made, which built it in another way.
+/// A computer whose pod was created by an earlier version, which built it differently.
 fn upgraded() -> World {
     let mut world = World::new(json!({}));
     world.settle(None);
@@ -35,7 +35,7 @@ fn an_upgrade_shows_no_drift_and_a_change_after_it_does() {
 }
 
 #[test]
-fn what_an_earlier_version_has_shown_to_have_drifted_stays_so() {
+fn drift_that_an_earlier_version_reported_is_still_reported() {
     let mut world = upgraded();
     let drifted = json!([{"type": "Drifted", "status": "True", "reason": "ClassChanged", "message": "", "lastTransitionTime": "2027-01-15T08:00:00Z"}]);
     world.computer.status = from(json!({"conditions": drifted}));
@@ -44,12 +44,12 @@ fn what_an_earlier_version_has_shown_to_have_drifted_stays_so() {
     world.computer.spec.suspended = true;
     world.settle(None);
     world.computer.spec.suspended = false;
-    assert_eq!(world.settle(None).report.drift, None, "another pod was made");
+    assert_eq!(world.settle(None).report.drift, None, "another pod was created");
 }
 
-/// S6: a create that was given up comes true when another Secret has long been issued. With `--cascade=orphan` nothing collects it.
+/// S6: a create that timed out succeeds long after another Secret was issued. With `--cascade=orphan` the garbage collector does not delete it.
 #[test]
-fn a_secret_for_which_another_one_was_issued_is_not_forgotten() {
+fn the_record_keeps_the_name_of_a_secret_that_was_replaced() {
     let mut world = World::new(json!({"provider": "BYOM"}));
     world.settle(None);
     let children = &mut world.record.as_mut().unwrap().spec.state.children;

@@ -1,12 +1,11 @@
-//! A small model of the cluster, which the provisioning plan is run against.
+//! A small model of the cluster for the provisioning plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::json;
 
-use crate::archive::waiting_time::Waited;
 use crate::computer::action::{Action, Effect, Fact, Object, Subject};
 use crate::computer::plan::plan;
 use crate::computer::report::{Next, Plan};
@@ -33,7 +32,7 @@ pub(super) struct World {
     pub(super) volume: Option<PersistentVolume>,
     pub(super) uids: u32,
     pub(super) writes: u32,
-    /// The user that the class's template asks for.
+    /// The user in the class's template.
     pub(super) user: Option<i64>,
     pub(super) node_lost: bool,
 }
@@ -64,27 +63,12 @@ impl World {
             json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"securityContext": {"runAsUser": self.user}, "containers": [{"name": "m", "image": "i"}]}}},
             "status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
         );
-        let mut view = View {
-            uid: UID.into(),
-            namespace: "t".into(),
-            name: "c".into(),
-            computer: Some(self.computer.clone()),
-            namespace_terminating: false,
-            record: self.record.clone(),
-            class: ClassState::Found(Box::new(class)),
-            overrides: Vec::new(),
-            facts: BTreeMap::new(),
-            learned: BTreeSet::new(),
-            waited: Waited::default(),
-            archive: None,
-            receipt: None,
-            finalizer_confirmed: false,
-            passed: BTreeMap::new(),
-            times: BTreeMap::new(),
-            settings: Settings { namespace: "op".into(), ..Settings::default() },
-            fresh: Fresh { suffix: format!("{:032x}", self.passes), key: [self.passes; 32] },
-            now: Timestamp::from_second(self.now).unwrap(),
-        };
+        let settings = Settings { namespace: "op".into(), ..Settings::default() };
+        let fresh = Fresh { suffix: format!("{:032x}", self.passes), key: [self.passes; 32] };
+        let mut view = View::new(UID, "t", "c", settings, fresh, Timestamp::from_second(self.now).unwrap());
+        view.computer = Some(self.computer.clone());
+        view.record.clone_from(&self.record);
+        view.class = ClassState::Found(Box::new(class));
         for (name, pod) in &self.pods {
             let mut cached = pod.clone();
             crate::runtime::cached_fields::pod(&mut cached);
@@ -122,7 +106,7 @@ impl World {
                         let state = if self.node_lost { "Unknown" } else { "True" };
                         Some(Fact::Node(from(json!({"status": {"conditions": [{"type": "Ready", "status": state}]}}))))
                     }
-                    other => panic!("not read here: {other:?}"),
+                    other => panic!("unexpected read: {other:?}"),
                 };
                 Effect::Learned(subject, fact.unwrap_or(Fact::Gone))
             }
@@ -145,7 +129,7 @@ impl World {
             }
             Action::Patch { subject, patch } => self.patch(subject, &patch),
             Action::Retain { volume, patch } => self.patch(Subject::volume(&volume), &patch),
-            other => panic!("S8 or worse: {other:?}"),
+            other => panic!("S8: unexpected action {other:?}"),
         }
     }
 
@@ -191,7 +175,7 @@ impl World {
         Effect::Learned(subject, Fact::Volume(Box::new(self.volume.clone().unwrap())))
     }
 
-    /// Scheduler, kubelet and the volume controller do their part.
+    /// One step of the scheduler, the kubelet and the volume controller.
     pub(super) fn others(&mut self) {
         self.now += 20;
         let running = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}], "containerStatuses": [{"name": "m", "image": "i", "imageID": "i", "ready": true, "restartCount": 0, "state": {"running": {}}}]});
@@ -222,7 +206,7 @@ impl World {
         }
     }
 
-    /// Passes until nothing moves; `crash`: the request after which a pass is cut short.
+    /// Reconciles until nothing changes. `crash`: the request after which a reconcile is interrupted.
     pub(super) fn settle(&mut self, crash: Option<u32>) -> Plan {
         let mut requests = 0;
         let mut last = None;
@@ -236,7 +220,7 @@ impl World {
                     break;
                 };
                 requests += 1;
-                assert!(requests < 300, "it does not settle: {:?}", current.report);
+                assert!(requests < 300, "it does not converge: {:?}", current.report);
                 let effect = self.apply(action);
                 if crash == Some(requests) {
                     break;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::actors::archive::packed;
 use crate::api::kinds::{self, Kind};
-use crate::api::value::{finalizers, name, namespace, uid};
+use crate::api::value::{finalizers, label, name, namespace, uid};
 use crate::api::verbs::{DeleteOptions, Part};
 use crate::api::{Actor, State};
 use crate::world::World;
@@ -146,7 +146,10 @@ pub fn perform(world: &World, what: Move) {
             faults.store_down = faults.store_down.max(Some(until));
         }
         Move::OldArchive => old_archive(world),
-        Move::ClockAhead => world.clock_ahead(3600),
+        Move::ClockAhead => {
+            world.clock_ahead(3600);
+            world.with(|s| s.observer.clock_ahead = true);
+        }
         Move::SlowArchive => world.with(|s| s.observer.slow_pods = true),
         Move::UndoWrites => world.with(|s| s.undone_until = Some(Instant::now() + Duration::from_secs(600))),
         Move::EndMachines => world.with(|s| s.kubelet.ends_at_once = true),
@@ -347,9 +350,14 @@ pub fn uproot(state: &mut State) {
 }
 
 fn reset_policy(state: &mut State) {
-    let names: Vec<String> = state.all("persistentvolumes").map(|v| name(v).to_owned()).collect();
+    let volumes: Vec<_> =
+        state.all("persistentvolumes").map(|v| (name(v).to_owned(), uid(v).to_owned(), label(v, UID_LABEL).is_some())).collect();
     let patch = json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}});
-    for called in names {
+    for (called, of, marked) in volumes {
+        // A policy that changes before the operator has seen the volume is the volume's own.
+        if let Some(disk) = state.disks.get_mut(&of).filter(|_| !marked) {
+            disk.retained = false;
+        }
         let _ = state.merge_patch(Actor::Admin, ("persistentvolumes", "", &called), &patch, Part::Main);
     }
 }

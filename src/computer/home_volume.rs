@@ -129,18 +129,21 @@ pub fn claim_ref_patch(pv: &PersistentVolume, namespace: &str, name: &str, claim
     Patch(operations)
 }
 
-/// The request that sets a volume to `Retain` and labels it.
-pub fn retain(name: &str, volume: &PersistentVolume, computer_uid: &str) -> Action {
-    Action::Retain { volume: name.to_owned(), patch: retain_patch(volume, computer_uid) }
+/// The request that sets a volume to `Retain` and labels it. `recorded`: the volume's record, once there is one. It knows the original
+/// policy; a volume whose annotation was removed shows the operator's own `Retain`.
+pub fn retain(name: &str, volume: &PersistentVolume, recorded: Option<&VolumeRecord>, computer_uid: &str) -> Action {
+    let known = recorded.map(|r| r.original_reclaim_policy.clone()).filter(|policy| !policy.is_empty());
+    let original = known.unwrap_or_else(|| original_policy(volume));
+    Action::Retain { volume: name.to_owned(), patch: retain_patch(volume, &original, computer_uid) }
 }
 
 /// Fenced by the volume's UID, claimRef and resourceVersion: the volume has not changed since the record was read.
-fn retain_patch(volume: &PersistentVolume, computer_uid: &str) -> Patch {
+fn retain_patch(volume: &PersistentVolume, original: &str, computer_uid: &str) -> Patch {
     let mut labels = json!(volume.metadata.labels.clone().unwrap_or_default());
     labels[UID_LABEL] = json!(computer_uid);
     labels[MANAGED_BY_LABEL] = json!(MANAGER);
     let mut annotations = json!(volume.metadata.annotations.clone().unwrap_or_default());
-    annotations[ORIGINAL_POLICY_ANNOTATION] = json!(original_policy(volume));
+    annotations[ORIGINAL_POLICY_ANNOTATION] = json!(original);
     let mut operations = fence(volume);
     operations.extend([
         patch::same_version(&volume.metadata),
@@ -163,7 +166,7 @@ mod tests {
         let mut value = bound.clone();
         for _ in 0..2 {
             let volume: PersistentVolume = serde_json::from_value(value.clone()).expect("a volume");
-            json_patch::patch(&mut value, &retain_patch(&volume, "computer")).expect("the tests hold");
+            json_patch::patch(&mut value, &retain_patch(&volume, &original_policy(&volume), "computer")).expect("the tests hold");
         }
         let volume: PersistentVolume = serde_json::from_value(value).expect("a volume");
         assert!(retained_for(&volume, "computer") && !retained_for(&volume, "another"));
@@ -177,6 +180,6 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"uid": "u", "resourceVersion": "7"}, "spec": {"claimRef": {"uid": "ours"}}}))
                 .expect("a volume");
         let mut other = json!({"metadata": {"uid": "u", "resourceVersion": "7"}, "spec": {"claimRef": {"uid": "theirs"}}});
-        assert!(json_patch::patch(&mut other, &retain_patch(&volume, "computer")).is_err(), "S5");
+        assert!(json_patch::patch(&mut other, &retain_patch(&volume, &original_policy(&volume), "computer")).is_err(), "S5");
     }
 }

@@ -38,11 +38,13 @@ fn holds(ending: &Ending, computer: &Computer) -> bool {
     time_left(ending.at.0, computer).is_some_and(|left| left <= 0)
 }
 
-/// By how much the operator's time may be ahead of the API server's.
+/// By how much the operator's time may be ahead of the API server's, and how soon after its decision the operator sends the DELETE.
 const AHEAD: SignedDuration = SignedDuration::from_secs(5);
 
-/// Whether this decision caused the deletion. It did not if the deletion started earlier.
+/// Whether this decision caused the deletion. It did if both have the same time, even if the time to live was extended afterwards: a crash
+/// can follow the DELETE. It did not if the deletion started earlier.
 pub fn ended(ending: &Ending, computer: &Computer) -> bool {
-    let deleted = computer.metadata.deletion_timestamp.as_ref();
-    holds(ending, computer) && deleted.is_none_or(|at| at.0.duration_since(ending.at.0) >= -AHEAD)
+    let Some(deleted) = &computer.metadata.deletion_timestamp else { return holds(ending, computer) };
+    let after = deleted.0.duration_since(ending.at.0);
+    after.abs() <= AHEAD || (holds(ending, computer) && after.is_positive())
 }

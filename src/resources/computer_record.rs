@@ -302,10 +302,22 @@ pub struct Deletion {
 }
 
 impl Deletion {
+    /// The outcome of a finished step. A result that only a newer version understands does not count: the step runs again.
+    pub fn outcome(&self, step: DeletionStep) -> Option<&StepOutcome> {
+        self.steps.get(step).filter(|outcome| !matches!(outcome.result, StepResult::Unknown(_)))
+    }
+
+    /// Records the outcome of a step, once.
+    pub fn finish(&mut self, step: DeletionStep, outcome: StepOutcome) {
+        if self.outcome(step).is_none() {
+            self.steps.insert(step, outcome);
+        }
+    }
+
     /// When a step finished. `None`: it is not finished.
     pub fn finished_at(&self, step: DeletionStep) -> Option<&MicroTime> {
         let receipt = self.receipt.as_ref().filter(|_| step == DeletionStep::WriteReceipt);
-        self.steps.get(step).map(|outcome| &outcome.at).or(receipt.map(|r| &r.at))
+        self.outcome(step).map(|outcome| &outcome.at).or(receipt.map(|r| &r.at))
     }
 }
 

@@ -116,13 +116,18 @@ pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>) -> Caches 
         let computers = computers.clone();
         move |event: &watcher::Event<ComputerClass>| touched(event).map_or_else(Vec::new, |c| of_class(&computers, &c.name_any()))
     };
+    let records = spawn.watch(
+        Api::<DeserializeGuard<ComputerRecord>>::namespaced(client.clone(), namespace),
+        admins.clone(),
+        cached_fields::managed,
+        |e| touched(e).map(ResourceExt::name_any).into_iter().collect(),
+    );
+    let of_volume = {
+        let records = records.clone();
+        move |event: &watcher::Event<PersistentVolume>| of_volume(&records, event)
+    };
     Caches {
-        records: spawn.watch(
-            Api::<DeserializeGuard<ComputerRecord>>::namespaced(client.clone(), namespace),
-            admins.clone(),
-            cached_fields::managed,
-            |e| touched(e).map(ResourceExt::name_any).into_iter().collect(),
-        ),
+        records,
         classes: spawn.watch(Api::<DeserializeGuard<ComputerClass>>::all(client.clone()), admins.clone(), cached_fields::managed, of_class),
         overrides: spawn.watch(Api::<DeserializeGuard<DeletionOverride>>::all(client.clone()), admins, cached_fields::managed, |e| {
             touched(e).map(|o| o.spec.computer.uid.clone()).into_iter().collect()
@@ -130,7 +135,7 @@ pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>) -> Caches 
         namespaces: spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all, cached_fields::namespace, of_namespace),
         pods: spawn.watch(Api::<DeserializeGuard<Pod>>::all(client.clone()), ours.clone(), cached_fields::pod, labelled),
         claims: spawn.watch(Api::<DeserializeGuard<PersistentVolumeClaim>>::all(client.clone()), ours, cached_fields::claim, labelled),
-        volumes: spawn.watch(Api::<DeserializeGuard<PersistentVolume>>::all(client.clone()), volumes, cached_fields::managed, labelled),
+        volumes: spawn.watch(Api::<DeserializeGuard<PersistentVolume>>::all(client.clone()), volumes, cached_fields::managed, of_volume),
         computers,
         index: known,
         own: namespace.into(),
@@ -265,6 +270,16 @@ pub(crate) fn note<K: Resource>(index: &Index, event: &watcher::Event<K>) {
     } else {
         index.insert(uid, (object.namespace().unwrap_or_default(), object.name_any()));
     }
+}
+
+/// A volume without the label is the one that a record names: another client has removed the label, and its home is not protected until the
+/// operator has restored it (S1).
+fn of_volume(records: &Store<ComputerRecord>, event: &watcher::Event<PersistentVolume>) -> Vec<String> {
+    let labelled = labelled(event);
+    let Some(volume) = touched(event).filter(|_| labelled.is_empty()) else { return labelled };
+    let name = volume.name_any();
+    let names_it = |r: &ComputerRecord| r.spec.state.children.volume.as_ref().is_some_and(|v| v.name == name);
+    records.state_filter(names_it).iter().map(|r| r.name_any()).collect()
 }
 
 fn labelled<K: Resource>(event: &watcher::Event<K>) -> Vec<String> {

@@ -30,6 +30,9 @@ pub enum Error {
     /// The object changed between the read and the write: plan again.
     #[error("{0} changed meanwhile")]
     Conflict(String),
+    /// The API server says that the object exists, and does not say which one it is.
+    #[error("{0}: the answer has no UID")]
+    NoUid(String),
 }
 
 impl Error {
@@ -38,6 +41,7 @@ impl Error {
         match self {
             Self::Call { source, .. } => classify(source),
             Self::Conflict(_) => ErrorClass::Conflict,
+            Self::NoUid(_) => ErrorClass::Transient,
         }
     }
 
@@ -72,11 +76,13 @@ pub async fn get_same<K: Resource + Clone + DeserializeOwned + Debug>(api: &Api<
 /// When the answer is unknown.
 pub async fn secret_uid(api: &Api<Secret>, name: &str, what: &str) -> Found<String> {
     let params = DeleteParams { dry_run: true, ..DeleteParams::default() };
-    let answer = optional(call(api.delete(name, &params)).await, what)?;
-    Ok(answer.and_then(|a| match a {
+    let Some(answer) = optional(call(api.delete(name, &params)).await, what)? else { return Ok(None) };
+    let uid = match answer {
         Either::Left(secret) => secret.metadata.uid,
         Either::Right(status) => status.details.map(|d| d.uid),
-    }))
+    };
+    // A success without a UID proves that there is a Secret, not which one.
+    uid.filter(|uid| !uid.is_empty()).map(Some).ok_or_else(|| Error::NoUid(what.to_owned()))
 }
 
 fn optional<T>(answer: Result<T, CallError>, what: &str) -> Found<T> {
@@ -141,5 +147,36 @@ where
             }
         }
         _ => Err(failed(source)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+    use kube::{Api, Client};
+
+    use super::*;
+
+    /// S3: only a 404 proves absence.
+    #[tokio::test]
+    async fn a_success_without_a_uid_is_no_absence() {
+        let answers = [
+            (r#"{"kind":"Status","apiVersion":"v1","status":"Success"}"#, None),
+            (r#"{"kind":"Status","apiVersion":"v1","status":"Success","details":{"name":"key","uid":""}}"#, None),
+            (r#"{"kind":"Status","apiVersion":"v1","status":"Success","details":{"name":"key","uid":"7"}}"#, Some("7")),
+        ];
+        for (answer, uid) in answers {
+            let service = tower::service_fn(move |_: Request<Body>| async move {
+                Ok::<_, Infallible>(Response::new(Body::from(answer.as_bytes().to_vec())))
+            });
+            let api = Api::<Secret>::default_namespaced(Client::new(service, "t"));
+            let found = secret_uid(&api, "key", "reading the Secret").await;
+            assert_eq!(found.ok().flatten().as_deref(), uid, "{answer}");
+            let unknown = secret_uid(&api, "key", "reading the Secret").await.is_err();
+            assert_eq!(unknown, uid.is_none(), "{answer}");
+        }
     }
 }

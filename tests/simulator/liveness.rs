@@ -1,4 +1,5 @@
-//! Liveness: a usable computer is shown as `Active`, a replica with a dead watch exits, and no replica sends requests without a pause.
+//! Liveness: a usable computer is shown as `Active` and its home stays protected, a replica with a dead watch exits, and no replica sends
+//! requests without a pause.
 //! No other check notices when one of these is missing.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,6 +16,8 @@ use crate::world::World;
 
 /// A status may be this late: a watch that is held back for a minute, and the longest backoff before a failed write is retried.
 const LATE: Duration = Duration::from_secs(150);
+/// A home whose policy another client has set to `Delete` is set to `Retain` again within this time.
+const PROTECTED: Duration = Duration::from_secs(15);
 /// A replica whose task has died exits within this time.
 const ENDS: Duration = Duration::from_secs(60);
 /// The most requests of all replicas together in one minute of one life.
@@ -27,6 +30,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 pub struct Watchdog {
     /// Since when a computer is usable but not shown as `Active`, although a replica runs and its requests are not refused.
     unshown: BTreeMap<String, Instant>,
+    /// The same for a usable computer whose home is not `Retain`.
+    exposed: BTreeMap<String, Instant>,
     counts: VecDeque<(Instant, u64)>,
 }
 
@@ -37,13 +42,12 @@ impl Watchdog {
             return Some("L5: a task of a replica died, and the replica continues without it".to_owned());
         }
         let refused = world.faults().denied.as_ref().is_some_and(|(_, _, until)| Instant::now() < *until);
-        let unshown = if refused || !world.any_alive() { Vec::new() } else { world.with(|s| unshown(s)) };
-        self.unshown.retain(|uid, _| unshown.contains(uid));
-        for uid in unshown {
-            self.unshown.entry(uid).or_insert_with(Instant::now);
-        }
-        if let Some((uid, _)) = self.unshown.iter().find(|(_, since)| since.elapsed() > LATE) {
+        let (shows, protects) = if refused || !world.any_alive() { <_>::default() } else { world.with(|s| (unshown(s), exposed(s))) };
+        if let Some(uid) = longer(&mut self.unshown, shows, LATE) {
             return Some(format!("L5: {uid} is usable, but for {} s its status has not said so", LATE.as_secs()));
+        }
+        if let Some(uid) = longer(&mut self.exposed, protects, PROTECTED) {
+            return Some(format!("S1: for {} s the volume of {uid} has not been set to Retain again", PROTECTED.as_secs()));
         }
         self.storm(world)
     }
@@ -61,13 +65,32 @@ impl Watchdog {
     }
 }
 
+/// Notes since when each computer is in a state, and returns one that has been in it for longer than the limit.
+fn longer(since: &mut BTreeMap<String, Instant>, now: Vec<String>, limit: Duration) -> Option<String> {
+    since.retain(|uid, _| now.contains(uid));
+    for uid in now {
+        since.entry(uid).or_insert_with(Instant::now);
+    }
+    since.iter().find(|(_, since)| since.elapsed() > limit).map(|(uid, _)| uid.clone())
+}
+
+/// Computers that are usable and whose recorded volume is not `Retain`.
+fn exposed(state: &State) -> Vec<String> {
+    let deletes = |c: &Value| {
+        let volume = record(state, uid(c)).and_then(|r| r.spec.state.children.volume);
+        let volume = volume.and_then(|v| state.by_uid("persistentvolumes", &v.uid));
+        volume.is_some_and(|v| !deleting(v) && text(v, "/spec/persistentVolumeReclaimPolicy") == Some("Delete"))
+    };
+    state.all("computers").filter(|c| deletes(c) && usable(state, c)).map(|c| uid(c).to_owned()).collect()
+}
+
 /// Computers that are usable and whose status does not say so.
 fn unshown(state: &State) -> Vec<String> {
     let active = |c: &Value| text(c, "/status/phase") == Some("Active");
     state.all("computers").filter(|c| !active(c) && usable(state, c)).map(|c| uid(c).to_owned()).collect()
 }
 
-/// Whether the computer's pod runs, its home is bound and set to `Retain`, and its key authenticates.
+/// Whether the computer's pod runs, its home is bound, and its key authenticates.
 fn usable(state: &State, computer: &Value) -> bool {
     let going = state.get("namespaces", "", namespace(computer)).is_none_or(|n| deleting(n));
     let suspended = computer.pointer("/spec/suspended") == Some(&Value::Bool(true));

@@ -63,6 +63,8 @@ pub enum Move {
     LoseObject,
     /// An admin's `GitOps` tool resets the reclaim policy of all volumes.
     ResetPolicy,
+    /// The same with one patch that also removes all labels of the volumes.
+    StripVolumes,
     /// Extends the time to live by 15 minutes.
     Prolong,
     /// DELETE over HTTP: the Computer is deleted, then its record is revoked.
@@ -84,7 +86,7 @@ pub enum Move {
 impl Move {
     /// The moves that last longer than a few seconds: the stage `lasting` makes them.
     pub const LASTING: [Self; 2] = [Self::UndoWrites, Self::EndMachines];
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Delete,
         Self::DeleteForeground,
         Self::DeleteOrphan,
@@ -105,6 +107,7 @@ impl Move {
         Self::Impersonate,
         Self::LoseObject,
         Self::ResetPolicy,
+        Self::StripVolumes,
         Self::Prolong,
         Self::DeleteOverHttp,
         Self::StoreOut,
@@ -180,7 +183,8 @@ fn simple(state: &mut State, what: Move) {
         Move::Suspend => suspend(state, true),
         Move::Resume => suspend(state, false),
         Move::WreckCustody => wreck(state),
-        Move::ResetPolicy => reset_policy(state),
+        Move::ResetPolicy => reset_policy(state, false),
+        Move::StripVolumes => reset_policy(state, true),
         Move::Prolong => {
             let ttl = json!({"spec": {"timeToLiveSeconds": 900}});
             let _ = state.merge_patch(Actor::Tenant, ("computers", TEAM, BOX), &ttl, Part::Main);
@@ -349,10 +353,13 @@ pub fn uproot(state: &mut State) {
     }
 }
 
-fn reset_policy(state: &mut State) {
+fn reset_policy(state: &mut State, strip: bool) {
     let volumes: Vec<_> =
         state.all("persistentvolumes").map(|v| (name(v).to_owned(), uid(v).to_owned(), label(v, UID_LABEL).is_some())).collect();
-    let patch = json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}});
+    let mut patch = json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}});
+    if strip {
+        patch["metadata"] = json!({"labels": null});
+    }
     for (called, of, marked) in volumes {
         // A policy that changes before the operator has seen the volume is the volume's own.
         if let Some(disk) = state.disks.get_mut(&of).filter(|_| !marked) {

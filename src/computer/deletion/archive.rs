@@ -118,7 +118,7 @@ pub(super) fn verified(context: &Context<'_>, summary: &Summary) -> State {
     };
     let finished = Finished { result: StepResult::Verified, detail: summary_of(&result) };
     context.save_deletion(|d| {
-        d.steps.insert_new(DeletionStep::ArchiveSessions, outcome(&finished, context.not_before(DeletionStep::ArchiveSessions)));
+        d.finish(DeletionStep::ArchiveSessions, outcome(&finished, context.not_before(DeletionStep::ArchiveSessions)));
         d.archive = Some(result);
     })
 }

@@ -26,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub fn counts_wait(view: &View) -> Option<Duration> {
     let record = view.record.as_ref().filter(|r| r.spec.snapshot.archive.policy == ArchivePolicy::BestEffort)?;
     let deletion = record.spec.state.deletion.as_ref()?;
-    let open = deletion.archive.is_none() && deletion.steps.get(DeletionStep::ArchiveSessions).is_none();
+    let open = deletion.archive.is_none() && deletion.outcome(DeletionStep::ArchiveSessions).is_none();
     open.then(|| Duration::from_secs(deletion.waited_seconds.try_into().unwrap_or(0)))
 }
 
@@ -110,5 +110,5 @@ fn give_up(context: &Context<'_>, why: &str) -> State {
     let detail = format!("class policy BestEffort, deadline exceeded: nothing worked on the archive for {seconds} s in total. Last: {why}");
     let finished = Finished { result: StepResult::Skipped, detail };
     let outcome = outcome(&finished, context.not_before(DeletionStep::ArchiveSessions));
-    context.save_deletion(|d| d.steps.insert_new(DeletionStep::ArchiveSessions, outcome))
+    context.save_deletion(|d| d.finish(DeletionStep::ArchiveSessions, outcome))
 }

@@ -75,7 +75,7 @@ impl Context<'_> {
 
     /// The recorded result of a finished step.
     fn on_record(&self, step: DeletionStep) -> Option<&StepOutcome> {
-        self.deletion()?.steps.get(step)
+        self.deletion()?.outcome(step)
     }
 
     /// The result of a finished step, by the record or by an earlier reconcile with the same version of it.
@@ -85,7 +85,7 @@ impl Context<'_> {
 
     /// The state of a step that need not be verified again.
     fn recorded(&self, step: DeletionStep) -> Option<State> {
-        let noted = self.noted(step).filter(|o| !matches!(o.result, StepResult::Unknown(_)))?;
+        let noted = self.noted(step)?;
         Some(State::Done(step::Finished { result: noted.result.clone(), detail: noted.detail.clone() }))
     }
 

@@ -60,10 +60,15 @@ fn new_deletion(view: &View) -> Deletion {
 /// The cause is the deletion that came first: that of the Computer, or that of its namespace at the time `namespace`.
 fn cause<'a>(view: &'a View, namespace: Option<&Time>) -> &'a str {
     let ending = view.record.as_ref().and_then(|r| r.spec.state.ending.as_ref());
-    let before = |computer: &Computer| computer.metadata.deletion_timestamp.as_ref().zip(namespace).is_some_and(|(own, all)| own.0 < all.0);
+    let ending = ending.zip(view.computer.as_ref()).filter(|(ending, computer)| time_to_live::ended(ending, computer)).map(|(e, _)| e);
+    // In the same second the namespace came first, unless the operator is on record with the deletion of the Computer.
+    let before = |computer: &Computer| {
+        let times = computer.metadata.deletion_timestamp.as_ref().zip(namespace);
+        times.is_some_and(|(own, all)| own.0 < all.0 || (own.0 == all.0 && ending.is_some()))
+    };
     match &view.computer {
         Some(computer) if !view.namespace_terminating || before(computer) => {
-            ending.filter(|ending| time_to_live::ended(ending, computer)).map_or("ComputerDeleted", |ending| ending.cause.as_str())
+            ending.map_or("ComputerDeleted", |ending| ending.cause.as_str())
         }
         _ if view.namespace_terminating => "NamespaceTerminating",
         _ => "ComputerVanished",

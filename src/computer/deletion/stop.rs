@@ -122,7 +122,8 @@ pub(super) fn retain(context: &Context<'_>, name: &str, pv: &PersistentVolume) -
     if let Some(of) = home_volume::foreign_mark(pv, &context.view.uid) {
         return Some(State::blocked(Reason::VolumeMarked, home_volume::foreign_mark_message(name, of), 60));
     }
-    Some(State::act(home_volume::retain(name, pv, &context.view.uid)))
+    let recorded = context.record.spec.state.children.volume.as_ref();
+    Some(State::act(home_volume::retain(name, pv, recorded, &context.view.uid)))
 }
 
 /// A volume that comes from a status (see `new_record::recover`) belongs to this computer if its own labels say so. Otherwise it is removed

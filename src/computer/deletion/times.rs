@@ -16,16 +16,16 @@ impl Context<'_> {
     /// Adds the finished steps and the start of the current step to a deletion that is about to be saved.
     pub(super) fn note_steps(&self, deletion: &mut Deletion) {
         for (step, outcome) in self.outcomes() {
-            deletion.steps.insert_new(step, outcome);
+            deletion.finish(step, outcome);
         }
         let (finished, open): (Vec<DeletionStep>, Vec<_>) =
-            DeletionStep::ALL.iter().copied().partition(|step| deletion.steps.get(*step).is_some());
+            DeletionStep::ALL.iter().copied().partition(|step| deletion.outcome(*step).is_some());
         for step in finished {
             deletion.started.remove(step);
         }
         match open.first() {
             Some(step) if deletion.receipt.is_none() => {
-                let before = step.previous().and_then(|before| deletion.steps.get(before)).map(|outcome| outcome.at.clone());
+                let before = step.previous().and_then(|before| deletion.outcome(before)).map(|outcome| outcome.at.clone());
                 deletion.started.insert_new(*step, before.unwrap_or(MicroTime(self.view.now)));
             }
             _ => deletion.started.clear(),

@@ -54,7 +54,7 @@ fn usable<'a>(view: &'a View, computer: &Computer) -> Result<&'a ComputerClass, 
             let message = match &computer.spec.class_name {
                 Some(name) => format!(
                     "ComputerClass {name} does not exist. List the classes with `kubectl get computerclasses` (needs the \
-                     ClusterRole of the chart that ends in `-classes`), or omit spec.className to use the default class"
+                     ClusterRole of the chart that ends in `-classes`), and ask an admin to create it, or delete this Computer and create one with another class"
                 ),
                 None => "spec.className is not set and no ComputerClass is the default. Ask an admin to annotate one with \
                          computer-operator.dev/is-default-class=true"

@@ -36,13 +36,15 @@ pub(super) fn create(context: &Context<'_>) -> State {
 }
 
 /// Protects the recorded volume again after another client, for example a `GitOps` tool, has restored its policy or removed the operator's
-/// label. Until then a deletion of the claim destroys the home (S1). A watch shows the change, so no request is needed to detect it.
+/// labels. Until then a deletion of the claim destroys the home (S1). A watch shows the change. The watch selects by label, so a volume that
+/// it does not show is read live: it may have lost the label.
 fn retain_again(context: &Context<'_>) -> Option<State> {
     let recorded = context.record.spec.state.children.volume.as_ref().filter(|_| guards::on(Guard::StillRetained))?;
-    let pv = context.view.volume(&recorded.name).flatten().filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid))?;
+    let Some(found) = context.view.volume(&recorded.name) else { return Some(State::read(Subject::volume(&recorded.name))) };
+    let pv = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid))?;
     let ours = held_by_home(context.record, pv) && home_volume::foreign_mark(pv, &context.view.uid).is_none();
     let changed = ours && !home_volume::retained_for(pv, &context.view.uid);
-    changed.then(|| State::act(home_volume::retain(&recorded.name, pv, &context.view.uid)))
+    changed.then(|| State::act(home_volume::retain(&recorded.name, pv, Some(recorded), &context.view.uid)))
 }
 
 /// Records a volume that was set to `Retain` for a claim that is gone and is not recorded yet: it is the home, and the next claim is created
@@ -155,7 +157,7 @@ pub(super) fn protect(context: &Context<'_>) -> State {
         return State::blocked(Reason::VolumeMarked, home_volume::foreign_mark_message(bound, of), RETRY_SECONDS);
     }
     if !home_volume::retained_for(pv, &context.view.uid) {
-        return State::act(home_volume::retain(bound, pv, &context.view.uid));
+        return State::act(home_volume::retain(bound, pv, None, &context.view.uid));
     }
     if let Some(message) = home_volume::policy_unknown(bound, pv, &context.view.uid) {
         return State::blocked(Reason::VolumePolicyUnknown, message, RETRY_SECONDS);

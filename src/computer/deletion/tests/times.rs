@@ -189,8 +189,11 @@ fn the_recorded_cause_counts() {
     // A tenant deleted it long ago; the operator was down until its time to live had expired too.
     let late = 1_767_225_600 + 7200;
     assert_eq!(cause(json!(3600), json!(null), late), "ComputerDeleted");
+    // The operator deleted it and crashed, and the time to live was extended before the next one started.
+    assert_eq!(cause(json!(604_800), ours, late), "TimeToLiveExpired");
     // The time to live was extended after the reason was recorded, then a tenant deleted the computer.
-    assert_eq!(cause(json!(604_800), ours, late), "ComputerDeleted");
+    let before = json!({"cause": "TimeToLiveExpired", "at": "2025-12-31T23:59:50.000000Z"});
+    assert_eq!(cause(json!(604_800), before, late), "ComputerDeleted");
 }
 
 /// Found by the simulator (down, `Expiring`): the namespace was deleted while the operator was down, after the computer had been.
@@ -224,6 +227,7 @@ fn the_deletion_that_came_first_is_the_cause() {
     assert_eq!(cause(early, late, false), "ComputerDeleted");
     assert_eq!(cause(late, early, false), "NamespaceTerminating");
     assert_eq!(cause(early, early, false), "NamespaceTerminating");
+    assert_eq!(cause(early, early, true), "TimeToLiveExpired");
 }
 
 /// S3, S4: a namespace was deleted and re-created; the cache is stale, and the new Computer is being deleted.

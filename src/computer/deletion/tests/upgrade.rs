@@ -8,7 +8,7 @@ use super::{Crash, run};
 use crate::computer::action::Action;
 use crate::computer::plan::plan;
 use crate::computer::report::Next;
-use crate::resources::steps::{DeletionStep, Sequence};
+use crate::resources::steps::{DeletionStep, Sequence, StepResult};
 use crate::resources::*;
 
 /// The record as b296e59 wrote it when this many steps were finished, and a matching cluster.
@@ -62,5 +62,25 @@ fn an_upgrade_does_not_restart_the_deadline_of_a_step() {
     assert_eq!(started(&current).0.as_second(), 1_795_773_607);
     if let Next::Do(Action::SaveRecord(record)) = current.next {
         assert!(record.spec.state.deletion.unwrap().started.get(DeletionStep::DeleteVolumes).is_some());
+    }
+}
+
+/// After a rollback: a result that only a newer version understands is no result. The step runs again, and protects the home first (S1).
+#[test]
+fn a_step_with_a_result_of_a_newer_version_runs_again() {
+    for policy in [ArchivePolicy::Required, ArchivePolicy::BestEffort] {
+        let mut state = crate::resources::spelling_tests::record_of_b296e59(1);
+        for step in [DeletionStep::StopPods, DeletionStep::ArchiveSessions] {
+            state["deletion"]["steps"][step.id()] = json!({"result": "OfTomorrow", "detail": "", "at": "2026-11-27T10:00:03Z"});
+        }
+        let mut world = stored(1, state);
+        world.record.as_mut().unwrap().spec.snapshot.archive.policy = policy;
+        world.volume.as_mut().unwrap().spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".into());
+        let (end, _) = run(world, Crash::Never, true);
+        let steps = end.record.unwrap().spec.state.deletion.unwrap().steps;
+        assert!(end.manifest && end.volume.is_none(), "S1");
+        for step in [DeletionStep::StopPods, DeletionStep::ArchiveSessions] {
+            assert_eq!(steps.get(step).unwrap().result, StepResult::Verified, "{policy:?}: {}", step.id());
+        }
     }
 }

@@ -348,15 +348,21 @@ fn a_volume_with_the_label_of_another_computer_is_reported() {
 /// The policy `volumes` refused the patch that restores the label, because the annotation was left, and no message said what to do.
 #[test]
 fn a_label_that_was_removed_from_the_volume_is_restored() {
-    for (label, annotation) in [(true, false), (true, true), (false, true)] {
+    let labels: [&[&str]; 4] = [&[UID_LABEL], &[MANAGED_BY_LABEL], &[UID_LABEL, MANAGED_BY_LABEL], &[]];
+    for (removed, annotation) in labels.iter().flat_map(|removed| [(removed, false), (removed, true)]) {
         let mut world = World::new(json!({}));
         world.settle(None);
-        let meta = &mut world.volume.as_mut().unwrap().metadata;
-        label.then(|| meta.labels.as_mut().unwrap().remove(UID_LABEL));
-        annotation.then(|| meta.annotations = None);
+        let volume = world.volume.as_mut().unwrap();
+        volume.metadata.labels.as_mut().unwrap().retain(|key, _| !removed.contains(&key.as_str()));
+        annotation.then(|| volume.metadata.annotations = None);
+        if !removed.is_empty() {
+            volume.spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".into());
+        }
         assert_eq!(world.settle(None).report.phase, Some(Phase::Active));
         let volume = world.volume.as_ref().unwrap();
-        assert!(crate::computer::home_volume::retained_for(volume, &world.view().uid));
+        assert!(crate::computer::home_volume::retained_for(volume, &world.view().uid), "S1: {removed:?}");
+        let original = volume.metadata.annotations.as_ref().and_then(|a| a.get(ORIGINAL_POLICY_ANNOTATION)).map(String::as_str);
+        assert!(original == Some("Delete") || removed.is_empty(), "{removed:?}: {original:?}");
         assert_eq!(world.state().children.volume.as_ref().unwrap().original_reclaim_policy, "Delete", "the record has it");
     }
 }

@@ -77,7 +77,9 @@ impl World {
         for (name, claim) in &self.claims {
             view.facts.insert(Subject::claim("t", name), Fact::Claim(Box::new(claim.clone())));
         }
-        if let Some(volume) = self.volume.as_ref().filter(|v| v.metadata.labels.is_some()) {
+        // The watch selects volumes by this label.
+        let managed = |v: &&PersistentVolume| v.metadata.labels.as_ref().is_some_and(|l| l.contains_key(MANAGED_BY_LABEL));
+        if let Some(volume) = self.volume.as_ref().filter(managed) {
             view.facts.insert(Subject::volume("pv"), Fact::Volume(Box::new(volume.clone())));
         }
         view

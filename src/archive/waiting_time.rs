@@ -74,7 +74,10 @@ impl Waits {
     pub fn waited(&self, uid: &str, recorded: Duration) -> Waited {
         let now = Instant::now();
         let mut all = self.locked();
-        all.retain(|_, known| known.asked.elapsed() < FORGOTTEN);
+        // Only a new deletion adds an entry. Every reconcile would look at those of all others.
+        if !all.contains_key(uid) {
+            all.retain(|_, known| known.asked.elapsed() < FORGOTTEN);
+        }
         let begin = || Known { waited: Waited { total: recorded, ..Waited::default() }, recorded, since: None, asked: now };
         let known = all.entry(uid.to_owned()).or_insert_with(begin);
         known.asked = now;

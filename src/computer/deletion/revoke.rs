@@ -12,7 +12,7 @@ use crate::computer::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::reasons::Reason;
 use crate::resources::steps::PerStep;
-use crate::resources::{Computer, CredentialState, Deletion, RecordPhase, Unknown};
+use crate::resources::{Cause, Computer, CredentialState, Deletion, RecordPhase, Unknown};
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
@@ -41,7 +41,7 @@ fn begun(view: &View) -> Deletion {
     let metadata = view.computer.as_ref().map(|c| &c.metadata);
     let marked = metadata.and_then(|m| m.deletion_timestamp.clone());
     let created = metadata.and_then(|m| m.creation_timestamp.as_ref()).map_or(Timestamp::MIN, |t| t.0);
-    let cause = cause(view, namespace.as_ref()).to_owned();
+    let cause = cause(view, namespace.as_ref());
     Deletion {
         deleted_at: marked.into_iter().chain(namespace).min().unwrap_or(Time(view.now)).max(Time(created)),
         cause,
@@ -57,15 +57,15 @@ fn begun(view: &View) -> Deletion {
 }
 
 /// Whichever deletion came first: that of the Computer, or that of its namespace at `namespace`, which deletes every Computer in it.
-fn cause<'a>(view: &'a View, namespace: Option<&Time>) -> &'a str {
+fn cause(view: &View, namespace: Option<&Time>) -> Cause {
     let ending = view.record.as_ref().and_then(|r| r.spec.state.ending.as_ref());
     let before = |computer: &Computer| computer.metadata.deletion_timestamp.as_ref().zip(namespace).is_some_and(|(own, all)| own.0 < all.0);
     match &view.computer {
         Some(computer) if !view.namespace_terminating || before(computer) => {
-            ending.filter(|ending| time_to_live::ended(ending, computer)).map_or("ComputerDeleted", |ending| ending.cause.as_str())
+            ending.filter(|ending| time_to_live::ended(ending, computer)).map_or(Cause::ComputerDeleted, |ending| ending.cause.clone())
         }
-        _ if view.namespace_terminating => "NamespaceTerminating",
-        _ => "ComputerVanished",
+        _ if view.namespace_terminating => Cause::NamespaceTerminating,
+        _ => Cause::ComputerVanished,
     }
 }
 

@@ -185,12 +185,12 @@ fn the_cause_on_record_counts_and_not_a_later_guess() {
     let ours = json!({"cause": "TimeToLiveExpired", "at": "2026-01-01T00:00:00.000000Z"});
     // The pass that begins the deletion sees the time to live over, the next one does not.
     let behind = 1_767_225_600 - 30;
-    assert_eq!(cause(json!(60), ours.clone(), behind), "TimeToLiveExpired");
+    assert_eq!(cause(json!(60), ours.clone(), behind), Cause::TimeToLiveExpired);
     // A tenant deleted it long ago; the operator was down until its time to live was over, too.
     let late = 1_767_225_600 + 7200;
-    assert_eq!(cause(json!(3600), json!(null), late), "ComputerDeleted");
+    assert_eq!(cause(json!(3600), json!(null), late), Cause::ComputerDeleted);
     // The time to live was extended after the reason went on record, then a tenant deleted the computer.
-    assert_eq!(cause(json!(604_800), ours, late), "ComputerDeleted");
+    assert_eq!(cause(json!(604_800), ours, late), Cause::ComputerDeleted);
 }
 
 /// Found by the simulator (down, `Expiring`): the namespace was deleted while the operator was down, after the computer had been.
@@ -220,10 +220,10 @@ fn the_deletion_that_came_first_is_the_cause() {
         panic!("no deletion on record");
     };
     let (early, late) = ("2025-12-31T23:50:00Z", "2025-12-31T23:55:00Z");
-    assert_eq!(cause(early, late, true), "TimeToLiveExpired");
-    assert_eq!(cause(early, late, false), "ComputerDeleted");
-    assert_eq!(cause(late, early, false), "NamespaceTerminating");
-    assert_eq!(cause(early, early, false), "NamespaceTerminating");
+    assert_eq!(cause(early, late, true), Cause::TimeToLiveExpired);
+    assert_eq!(cause(early, late, false), Cause::ComputerDeleted);
+    assert_eq!(cause(late, early, false), Cause::NamespaceTerminating);
+    assert_eq!(cause(early, early, false), Cause::NamespaceTerminating);
 }
 
 /// S3, S4: a namespace was deleted and made again; its cache is old, and the new Computer is being deleted.
@@ -246,5 +246,5 @@ fn an_old_namespace_in_the_cache_hands_nothing_off() {
     }
     let deletion = world.record.unwrap().spec.state.deletion.unwrap();
     assert!(!deletion.handed_off, "S3: handed off in a namespace that is not going ({UID})");
-    assert_eq!(deletion.cause, "ComputerDeleted");
+    assert_eq!(deletion.cause, Cause::ComputerDeleted);
 }

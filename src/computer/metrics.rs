@@ -239,17 +239,20 @@ mod tests {
     use crate::computer::report::{Blocker, Report};
     use crate::resources::reasons::Reason;
 
+    /// The steps take 0, 1, 2, 0, 1, ... seconds.
     fn released() -> ComputerRecord {
-        let step = |at| json!({"result": "Verified", "detail": "", "at": at});
-        serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c", "state": {"deletion": {
-            "deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted",
-            "steps": {
-                "stop-pods": step("2026-01-01T00:00:06Z"), "revoke-credentials": step("2026-01-01T00:00:04Z"),
-                "archive-sessions": step("2026-01-01T00:00:06Z"), "delete-volumes": step("2026-01-01T00:00:07Z"),
-            },
-            "receipt": {"digest": "d", "at": "2026-01-01T00:00:10Z"},
-        }}}}))
-        .unwrap()
+        let at = |seconds: usize| format!("2026-01-01T00:00:{seconds:02}Z");
+        let (mut deletion, mut second) = (json!({"deletedAt": at(0), "cause": "ComputerDeleted", "steps": {}}), 0);
+        for (i, step) in DeletionStep::ALL.iter().enumerate() {
+            second += i % 3;
+            if *step == DeletionStep::WriteReceipt {
+                deletion["receipt"] = json!({"digest": "d", "at": at(second)});
+            } else {
+                deletion["steps"][step.id()] = json!({"result": "Verified", "detail": "", "at": at(second)});
+            }
+        }
+        let spec = json!({"namespace": "t", "computer": "c", "state": {"deletion": deletion}});
+        serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": spec})).unwrap()
     }
 
     #[test]
@@ -260,15 +263,11 @@ mod tests {
             metrics.observe_pass("u", &plan, None, Some(&released()));
         }
         let text = metrics.text().unwrap();
-        assert!(text.contains("computer_operator_deletion_duration_seconds_sum 10.0"), "{text}");
-        for (step, seconds) in [
-            ("revoke-credentials", "4.0"),
-            ("stop-pods", "2.0"),
-            ("archive-sessions", "0.0"),
-            ("delete-volumes", "1.0"),
-            ("write-receipt", "3.0"),
-        ] {
-            assert!(text.contains(&format!("computer_operator_deletion_step_duration_seconds_sum{{step=\"{step}\"}} {seconds}")), "{text}");
+        let whole: usize = (0..DeletionStep::ALL.len()).map(|i| i % 3).sum();
+        assert!(text.contains(&format!("computer_operator_deletion_duration_seconds_sum {whole}.0")), "{text}");
+        for (i, step) in DeletionStep::ALL.iter().enumerate() {
+            let sum = format!("computer_operator_deletion_step_duration_seconds_sum{{step=\"{}\"}} {}.0", step.id(), i % 3);
+            assert!(text.contains(&sum), "{sum}: {text}");
         }
     }
 

@@ -128,24 +128,30 @@ impl Reconciler {
         if let Some(left) = self.paused(uid, view_digest::with_record(seen, &view)) {
             return Some(left);
         }
-        let (mut plan, error) = self.drive(&mut view).await;
+        let (plan, error) = self.drive(&mut view).await;
         if self.stop.is_cancelled() {
             // The next leader goes on from what is stored.
             return None;
         }
-        self.memory.latest.note_passed(&view, &plan.report);
-        self.applier.archives().waits().note(uid, failed::left(&view, &plan, error.as_ref()));
+        self.conclude(&view, plan, error, seen).await
+    }
+
+    /// Remembers, shows and counts the result. Returns when to reconcile again without an event.
+    async fn conclude(&self, view: &View, mut plan: Plan, error: Option<Error>, seen: u64) -> Option<Duration> {
+        let uid = view.uid.as_str();
+        self.memory.latest.note_passed(view, &plan.report);
+        self.applier.archives().waits().note(uid, failed::left(view, &plan, error.as_ref()));
         if let Some(error) = &error {
             failed::explain(&mut plan.report, error, self.memory.backoff.count(uid));
         }
-        overrides::acknowledge(&self.client, &view).await;
-        if error.is_none() && quiet(&view, &plan.report) {
+        overrides::acknowledge(&self.client, view).await;
+        self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
+        if error.is_none() && quiet(view, &plan.report) {
             return after(&plan.next);
         }
-        let told = self.publish(&view, &plan.report).await;
-        self.events.of_record(&view, &plan.report).await;
-        self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
-        let next = self.next_run(uid, &plan, error, view_digest::with_record(seen, &view));
+        let told = self.publish(view, &plan.report).await;
+        self.events.of_record(view, &plan.report).await;
+        let next = self.next_run(uid, &plan, error, view_digest::with_record(seen, view));
         [next, self.retell(uid, told)].into_iter().flatten().min()
     }
 
@@ -311,7 +317,10 @@ impl Reconciler {
 
     fn next_run(&self, uid: &str, plan: &Plan, error: Option<Error>, seen: u64) -> Option<Duration> {
         let Some(error) = error else {
-            self.memory.backoff.reset(uid);
+            // A running archive check is no progress: each retry of a refused request begins with one (L6).
+            if !plan.report.checking {
+                self.memory.backoff.reset(uid);
+            }
             return after(&plan.next);
         };
         let lost_race = failed::lost_race(&error, self.memory.backoff.count(uid));
@@ -372,3 +381,7 @@ fn archived(view: &View) -> Option<Time> {
     let deletion = view.record.as_ref()?.spec.state.deletion.as_ref()?;
     deletion.archive.as_ref().map(|_| deletion.deleted_at.clone())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 
 use super::action::Action;
 use super::view::View;
-use crate::resources::{Computer, Ending, Unknown};
+use crate::resources::{Cause, Computer, Ending, Unknown};
 
 /// Seconds until the time to live expires. `None`: the Computer has none.
 pub fn time_left(now: Timestamp, computer: &Computer) -> Option<i64> {
@@ -27,7 +27,7 @@ pub fn expire(view: &View, computer: &Computer) -> Option<Action> {
     };
     match decided {
         Some(ending) if over && holds(ending, computer) => Some(Action::DeleteComputer),
-        _ if over => save(Some(Ending { cause: "TimeToLiveExpired".to_owned(), at: MicroTime(view.now), unknown: Unknown::new() })),
+        _ if over => save(Some(Ending { cause: Cause::TimeToLiveExpired, at: MicroTime(view.now), unknown: Unknown::new() })),
         Some(_) => save(None),
         None => None,
     }

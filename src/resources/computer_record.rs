@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Unknown;
+use super::cause::Cause;
 use super::class::{ArchiveSettings, StepDeadlines};
 use super::computer::Provider;
 use super::steps::{DeletionStep, PerStep, StepResult};
@@ -239,7 +240,8 @@ pub struct RecordState {
 #[serde(rename_all = "camelCase")]
 pub struct Ending {
     /// `TimeToLiveExpired`.
-    pub cause: String,
+    #[schemars(with = "String")]
+    pub cause: Cause,
     /// When the operator decided so.
     pub at: MicroTime,
     /// Fields of a newer version.
@@ -271,7 +273,8 @@ pub struct Deletion {
     pub deleted_at: Time,
     /// Why, as far as the operator knows: `ComputerDeleted`, `NamespaceTerminating`, `TimeToLiveExpired`, `ComputerVanished`. The user of
     /// a `kubectl delete` is in the API server's audit log.
-    pub cause: String,
+    #[schemars(with = "String")]
+    pub cause: Cause,
     /// When each finished step was finished, and its result.
     #[serde(default)]
     pub steps: PerStep<StepOutcome>,

@@ -3,6 +3,7 @@
 
 mod api_key;
 mod api_key_record;
+mod cause;
 mod class;
 mod computer;
 mod computer_record;
@@ -23,6 +24,7 @@ pub mod steps;
 
 pub use api_key::{ApiKey, ApiKeySpec, ApiKeyStatus};
 pub use api_key_record::{ApiKeyRecord, ApiKeyRecordSpec, SecretRecord, TokenRecord};
+pub use cause::Cause;
 pub use class::{
     ArchivePolicy, ArchiveSettings, ClassLimits, ComputerClass, ComputerClassSpec, ComputerClassStatus, OnNamespaceDeletion, StepDeadlines,
     StorageSettings, UnreadableFiles,

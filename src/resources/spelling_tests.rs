@@ -81,6 +81,13 @@ fn states_keep_their_spelling() {
     spelled(&[(OnNamespaceDeletion::Wait, "Wait"), (OnNamespaceDeletion::HandOff, "HandOff")]);
     spelled(&[(CredentialState::Pending, "Pending"), (CredentialState::Live, "Live"), (CredentialState::Revoked, "Revoked")]);
     spelled(&[(RecordPhase::Live, "Live"), (RecordPhase::Deleting, "Deleting"), (RecordPhase::Released, "Released")]);
+    spelled(&[
+        (Cause::ComputerDeleted, "ComputerDeleted"),
+        (Cause::NamespaceTerminating, "NamespaceTerminating"),
+        (Cause::TimeToLiveExpired, "TimeToLiveExpired"),
+        (Cause::ComputerVanished, "ComputerVanished"),
+        (Cause::Unknown("OfTomorrow".to_owned()), "OfTomorrow"),
+    ]);
     spelled(&[(Provider::Managed, "Managed"), (Provider::BYOM, "BYOM")]);
     spelled(&[
         (Phase::Provisioning, "Provisioning"),
@@ -174,14 +181,30 @@ fn a_status_of_b296e59_is_read_and_written_back() {
     assert_eq!(CurrentStep::from_id(read.step.as_deref().unwrap()), Some(CurrentStep::Deletion(DeletionStep::StopPods)));
 }
 
-/// A step or a result of a newer version must survive that an older one replaces the record.
 #[test]
-fn steps_of_a_newer_version_are_kept() {
+fn a_receipt_on_record_of_b296e59_is_read() {
+    let mut stored = record_of_b296e59(4);
+    stored["phase"] = json!("Released");
+    stored["deletion"]["receipt"] = json!({"storeKey": "computers/u/receipt.json", "digest": "d", "at": "2026-11-27T10:00:09Z"});
+    let state: RecordState = serde_json::from_value(stored).unwrap();
+    let deletion = state.deletion.unwrap();
+    assert_eq!(deletion.finished_at(DeletionStep::WriteReceipt).map(|at| at.0.as_second()), Some(1_795_773_609));
+    let receipt = deletion.receipt.unwrap();
+    assert_eq!((receipt.store_key.as_deref(), receipt.digest.as_str()), (Some("computers/u/receipt.json"), "d"));
+    assert!(receipt.unknown.is_empty());
+}
+
+/// A cause, a step or a result of a newer version must survive that an older one replaces the record.
+#[test]
+fn values_of_a_newer_version_are_kept() {
     let mut stored = record_of_b296e59(2);
     stored["deletion"]["steps"]["shred-disk"] = json!({"result": "Postponed", "detail": "", "at": "2026-11-27T10:00:09.000000Z"});
+    stored["deletion"]["cause"] = json!("DiskFull");
+    stored["ending"] = json!({"cause": "DiskFull", "at": "2026-11-27T10:00:09.000000Z"});
     stored["deletion"]["started"] = json!({"shred-disk": "2026-11-27T10:00:09.000000Z"});
     let read: RecordState = serde_json::from_value(stored.clone()).unwrap();
     let again = serde_json::to_value(&read).unwrap();
     assert_eq!(again["deletion"]["steps"]["shred-disk"], stored["deletion"]["steps"]["shred-disk"]);
     assert_eq!(again["deletion"]["started"], stored["deletion"]["started"]);
+    assert_eq!((&again["deletion"]["cause"], &again["ending"]), (&stored["deletion"]["cause"], &stored["ending"]));
 }

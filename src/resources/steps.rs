@@ -95,6 +95,9 @@ sequence! {
     }
 }
 
+// A receipt states what every other step has done: it must stay the last step.
+const _: () = assert!(matches!(DeletionStep::ALL.last(), Some(DeletionStep::WriteReceipt)));
+
 impl DeletionStep {
     /// How an override names this step. `None`: it cannot be skipped.
     pub fn skippable(self) -> Option<SkippableStep> {

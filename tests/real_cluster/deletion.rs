@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use computer_operator::resources::Phase;
+use computer_operator::resources::{Cause, Phase};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
@@ -74,7 +74,7 @@ async fn namespace_while_running(bench: Arc<Bench>) -> Result<()> {
     bench.namespace_gone(&namespace).await?;
     let (record, _) = bench.archived(&uid, 3).await?;
     let cause = record.spec.state.deletion.context("no deletion")?.cause;
-    ensure!(cause == "NamespaceTerminating" || cause == "ComputerDeleted", "{cause}");
+    ensure!(matches!(cause, Cause::NamespaceTerminating | Cause::ComputerDeleted), "{cause:?}");
     Ok(())
 }
 
@@ -283,7 +283,7 @@ async fn time_to_live(bench: Arc<Bench>) -> Result<()> {
     let uid = bench.create(&namespace, "box", json!({"className": "standard", "timeToLiveSeconds": 60})).await?;
     let record = bench.clean(&uid).await?;
     let cause = record.spec.state.deletion.context("no deletion")?.cause;
-    ensure!(cause == "TimeToLiveExpired", "{cause}");
+    ensure!(cause == Cause::TimeToLiveExpired, "{cause:?}");
     bench.delete(&namespace, "patient", "background").await?;
     bench.clean(&patient).await?;
     Ok(())

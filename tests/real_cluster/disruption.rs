@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use computer_operator::resources::{DELETION_FINALIZER, RecordPhase};
+use computer_operator::resources::{Cause, DELETION_FINALIZER, RecordPhase};
 use serde_json::json;
 
 use crate::Scenario;
@@ -60,7 +60,7 @@ async fn stripped_while_the_operator_is_down(bench: Arc<Bench>) -> Result<()> {
     let _operator = bench.usual_operator(9443).await?;
     let (record, _) = bench.archived(&uid, 3).await?;
     let cause = record.spec.state.deletion.context("no deletion")?.cause;
-    ensure!(cause == "ComputerVanished", "{cause}");
+    ensure!(cause == Cause::ComputerVanished, "{cause:?}");
     Ok(())
 }
 

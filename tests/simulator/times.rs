@@ -32,7 +32,7 @@ pub fn ended(observer: &mut Observer, state: &State, before: &Value) {
     }
     let Some(record) = record(state, &of) else { return };
     match (record.spec.state.ending, observer.fates.get_mut(&of)) {
-        (Some(ending), Some(fate)) => fate.ended = Some(ending.cause),
+        (Some(ending), Some(fate)) => fate.ended = Some(ending.cause.as_str().to_owned()),
         _ => observer.violation(format!("S4: the operator deleted {of}, and the reason is not in the record")),
     }
 }
@@ -74,7 +74,7 @@ pub fn of_receipt(observer: &Observer, state: &State, of: &str, receipt: &Value)
     let fate = observer.fates.get(of);
     let vanished = fate.is_some_and(|fate| fate.stripped) && text(receipt, "/cause") == Some("ComputerVanished");
     let cause = fate.and_then(|fate| fate.ended.clone()).filter(|_| !vanished);
-    if cause.is_some_and(|cause| text(receipt, "/cause") != Some(&cause)) || text(receipt, "/cause") != Some(&deletion.cause) {
+    if cause.is_some_and(|cause| text(receipt, "/cause") != Some(&cause)) || text(receipt, "/cause") != Some(deletion.cause.as_str()) {
         return Some(format!("its receipt has the cause {}", receipt["cause"]));
     }
     // Two leaders may each have observed the end of a handed-off deletion at different times.

@@ -77,3 +77,43 @@ fn text(context: &Context<'_>) -> Vec<u8> {
     });
     serde_json::to_vec_pretty(&receipt).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::resources::steps::StepResult;
+
+    /// A deletion that is upgraded between the write to the store and the save of the record reads this receipt.
+    #[test]
+    fn a_receipt_of_b296e59_is_read() {
+        let stored = r#"{
+  "apiVersion": "computer-operator.dev/v1alpha1",
+  "archive": {"bytes": 12, "manifestDigest": "d", "problems": 0, "sessions": 1},
+  "cause": "ComputerDeleted",
+  "computer": {"className": "standard", "name": "c", "namespace": "t", "provider": "Managed", "uid": "u"},
+  "deletedAt": "2026-11-27T10:00:00Z",
+  "handedOff": false,
+  "kind": "Receipt",
+  "steps": [
+    {"at": "2026-11-27T10:00:01Z", "detail": "the key is revoked and its Secret is gone", "result": "Verified", "step": "revoke-credentials"},
+    {"at": "2026-11-27T10:00:02Z", "detail": "by DeletionOverride o: node lost", "result": "Skipped", "step": "stop-pods"},
+    {"at": "2026-11-27T10:00:03Z", "detail": "no home volume was ever bound", "result": "NotApplicable", "step": "archive-sessions"},
+    {"at": "2026-11-27T10:00:04Z", "detail": "volume pv is gone", "result": "Verified", "step": "delete-volumes"}
+  ],
+  "volume": {"name": "pv", "originalReclaimPolicy": "Delete", "uid": "pv-uid"},
+  "writtenAt": "2026-11-27T10:00:05Z"
+}"#;
+        let read: Vec<_> = outcomes_in(stored.as_bytes())
+            .into_iter()
+            .map(|(step, o)| (step, o.result, o.at.0.as_second() - 1_795_773_600, o.unknown.len()))
+            .collect();
+        let expected = [
+            (DeletionStep::RevokeCredentials, StepResult::Verified, 1, 0),
+            (DeletionStep::StopPods, StepResult::Skipped, 2, 0),
+            (DeletionStep::ArchiveSessions, StepResult::NotApplicable, 3, 0),
+            (DeletionStep::DeleteVolumes, StepResult::Verified, 4, 0),
+        ];
+        assert_eq!(read, expected);
+    }
+}

@@ -13,7 +13,7 @@ use crate::computer::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::reasons::Reason;
 use crate::resources::steps::PerStep;
-use crate::resources::{Computer, CredentialState, Deletion, RecordPhase, Unknown};
+use crate::resources::{Cause, Computer, CredentialState, Deletion, RecordPhase, Unknown};
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
@@ -42,7 +42,7 @@ fn new_deletion(view: &View) -> Deletion {
     let metadata = view.computer.as_ref().map(|c| &c.metadata);
     let marked = metadata.and_then(|m| m.deletion_timestamp.clone());
     let created = metadata.and_then(|m| m.creation_timestamp.as_ref()).map_or(Timestamp::MIN, |t| t.0);
-    let cause = cause(view, namespace.as_ref()).to_owned();
+    let cause = cause(view, namespace.as_ref());
     Deletion {
         deleted_at: marked.into_iter().chain(namespace).min().unwrap_or(Time(view.now)).max(Time(created)),
         cause,
@@ -58,7 +58,7 @@ fn new_deletion(view: &View) -> Deletion {
 }
 
 /// The cause is the deletion that came first: that of the Computer, or that of its namespace at the time `namespace`.
-fn cause<'a>(view: &'a View, namespace: Option<&Time>) -> &'a str {
+fn cause(view: &View, namespace: Option<&Time>) -> Cause {
     let ending = view.record.as_ref().and_then(|r| r.spec.state.ending.as_ref());
     let ending = ending.zip(view.computer.as_ref()).filter(|(ending, computer)| time_to_live::ended(ending, computer)).map(|(e, _)| e);
     // In the same second the namespace came first, unless the operator is on record with the deletion of the Computer.
@@ -68,10 +68,10 @@ fn cause<'a>(view: &'a View, namespace: Option<&Time>) -> &'a str {
     };
     match &view.computer {
         Some(computer) if !view.namespace_terminating || before(computer) => {
-            ending.map_or("ComputerDeleted", |ending| ending.cause.as_str())
+            ending.map_or(Cause::ComputerDeleted, |ending| ending.cause.clone())
         }
-        _ if view.namespace_terminating => "NamespaceTerminating",
-        _ => "ComputerVanished",
+        _ if view.namespace_terminating => Cause::NamespaceTerminating,
+        _ => Cause::ComputerVanished,
     }
 }
 

@@ -139,7 +139,7 @@ fn report(computer_id: String, record: Option<&ComputerRecord>, computer: Option
         computer_id,
         state: if released { DeletionState::Deleted } else { DeletionState::Deleting },
         deleted_at: deletion.map(|d| &d.deleted_at).or(marked).map(|t| t.0.as_millisecond()),
-        cause: deletion.map(|d| d.cause.clone()),
+        cause: deletion.map(|d| d.cause.as_str().to_owned()),
         steps: from_status.unwrap_or_else(|| recorded(deletion)),
         archive: deletion.and_then(|d| d.archive.as_ref()).map(|a| ArchiveReport {
             manifest_digest: a.manifest_digest.clone(),

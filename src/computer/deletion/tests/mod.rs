@@ -110,7 +110,7 @@ fn the_deletion_of_a_vanished_computer_continues_from_its_record() {
         view = world.view(false);
     }
     assert!(world.manifest && world.volume.is_none() && world.receipt.is_some() && world.secret.is_none());
-    assert_eq!(world.record.unwrap().spec.state.deletion.unwrap().cause, "ComputerVanished");
+    assert_eq!(world.record.unwrap().spec.state.deletion.unwrap().cause, Cause::ComputerVanished);
 }
 
 #[test]

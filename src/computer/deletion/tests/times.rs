@@ -185,15 +185,15 @@ fn the_recorded_cause_counts() {
     let ours = json!({"cause": "TimeToLiveExpired", "at": "2026-01-01T00:00:00.000000Z"});
     // In the reconcile that starts the deletion the time to live has expired; in the next one it has not.
     let behind = 1_767_225_600 - 30;
-    assert_eq!(cause(json!(60), ours.clone(), behind), "TimeToLiveExpired");
+    assert_eq!(cause(json!(60), ours.clone(), behind), Cause::TimeToLiveExpired);
     // A tenant deleted it long ago; the operator was down until its time to live had expired too.
     let late = 1_767_225_600 + 7200;
-    assert_eq!(cause(json!(3600), json!(null), late), "ComputerDeleted");
+    assert_eq!(cause(json!(3600), json!(null), late), Cause::ComputerDeleted);
     // The operator deleted it and crashed, and the time to live was extended before the next one started.
-    assert_eq!(cause(json!(604_800), ours, late), "TimeToLiveExpired");
+    assert_eq!(cause(json!(604_800), ours, late), Cause::TimeToLiveExpired);
     // The time to live was extended after the reason was recorded, then a tenant deleted the computer.
     let before = json!({"cause": "TimeToLiveExpired", "at": "2025-12-31T23:59:50.000000Z"});
-    assert_eq!(cause(json!(604_800), before, late), "ComputerDeleted");
+    assert_eq!(cause(json!(604_800), before, late), Cause::ComputerDeleted);
 }
 
 /// Found by the simulator (down, `Expiring`): the namespace was deleted while the operator was down, after the computer had been.
@@ -223,11 +223,11 @@ fn the_deletion_that_came_first_is_the_cause() {
         panic!("no deletion on record");
     };
     let (early, late) = ("2025-12-31T23:50:00Z", "2025-12-31T23:55:00Z");
-    assert_eq!(cause(early, late, true), "TimeToLiveExpired");
-    assert_eq!(cause(early, late, false), "ComputerDeleted");
-    assert_eq!(cause(late, early, false), "NamespaceTerminating");
-    assert_eq!(cause(early, early, false), "NamespaceTerminating");
-    assert_eq!(cause(early, early, true), "TimeToLiveExpired");
+    assert_eq!(cause(early, late, true), Cause::TimeToLiveExpired);
+    assert_eq!(cause(early, late, false), Cause::ComputerDeleted);
+    assert_eq!(cause(late, early, false), Cause::NamespaceTerminating);
+    assert_eq!(cause(early, early, false), Cause::NamespaceTerminating);
+    assert_eq!(cause(early, early, true), Cause::TimeToLiveExpired);
 }
 
 /// S3, S4: a namespace was deleted and re-created; the cache is stale, and the new Computer is being deleted.
@@ -250,5 +250,5 @@ fn a_stale_namespace_in_the_cache_causes_no_hand_off() {
     }
     let deletion = world.record.unwrap().spec.state.deletion.unwrap();
     assert!(!deletion.handed_off, "S3: handed off in a namespace that is not being deleted ({UID})");
-    assert_eq!(deletion.cause, "ComputerDeleted");
+    assert_eq!(deletion.cause, Cause::ComputerDeleted);
 }

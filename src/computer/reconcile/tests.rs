@@ -1,0 +1,111 @@
+use axum::http::{Method, Request, Response};
+use kube::client::Body;
+use kube::runtime::events::Reporter;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::archive::Archives;
+use crate::computer::report::Blocker;
+use crate::resources::Phase;
+use crate::resources::reasons::Reason;
+use crate::resources::steps::DeletionStep;
+use crate::runtime::{caches, queue};
+
+struct World {
+    reconciler: Reconciler,
+    _watches: JoinSet<()>,
+    _store: tempfile::TempDir,
+}
+
+/// A reconciler whose API server holds these objects, by the plural of their kind, and accepts every write.
+async fn world(objects: Vec<(&'static str, Value)>) -> World {
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let (path, watch) = (request.uri().path().to_owned(), request.uri().query().is_some_and(|q| q.contains("watch=true")));
+        let items: Vec<_> = objects.iter().filter(|(plural, _)| path.ends_with(plural)).map(|(_, object)| object.clone()).collect();
+        let answer = if request.method() == Method::GET {
+            json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items})
+        } else {
+            json!({"apiVersion": "v1", "kind": "Status", "status": "Success"})
+        };
+        async move {
+            if watch {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, kube::Error>(Response::new(Body::from(answer.to_string().into_bytes())))
+        }
+    });
+    let (client, sources, stop, mut tasks) = (Client::new(service, "op"), Sources::default(), CancellationToken::new(), JoinSet::new());
+    let settings = Settings { namespace: "op".into(), ..Settings::default() };
+    let (queue, _work) = queue::queue();
+    let mut spawn = caches::Spawn { queue: &queue, tasks: &mut tasks, sources: &sources, stop: &stop };
+    let caches = caches::start(&client, "op", &mut spawn);
+    caches.ready().await.unwrap();
+    let store = tempfile::tempdir().unwrap();
+    let (checked, _) = tokio::sync::mpsc::channel(1);
+    let archives = Arc::new(Archives::open(&format!("file://{}", store.path().display()), checked).unwrap());
+    let reporter = Reporter { controller: "test".into(), instance: None };
+    let reconciler = Reconciler {
+        applier: Applier::new(client.clone(), Arc::clone(&archives), "op".into()),
+        events: Events::new(kube::runtime::events::Recorder::new(client.clone(), reporter)),
+        marker: Marker::new(client.clone(), archives),
+        memory: Memory::new(&sources),
+        metrics: Arc::new(Metrics::new()),
+        client,
+        caches,
+        settings,
+        sources,
+        stop,
+    };
+    World { reconciler, _watches: tasks, _store: store }
+}
+
+/// The archive of a deletion is being read back.
+fn checking(blocker: Option<Reason>) -> Plan {
+    let report = Report {
+        phase: Some(Phase::Deleting),
+        current: Some(CurrentStep::Deletion(DeletionStep::ArchiveSessions)),
+        checking: true,
+        blocker: blocker.map(|reason| Blocker { reason, message: String::new() }),
+        ..Report::default()
+    };
+    Plan { next: Next::Wait(Duration::from_secs(15)), report }
+}
+
+/// A new leader whose first reconcile finds an overdue check already shown in the status raised no alert until the check ended.
+#[tokio::test]
+async fn a_reconcile_that_publishes_nothing_is_counted_and_sets_the_gauge() {
+    let reconciler = world(vec![]).await.reconciler;
+    let step = json!({"id": "archive-sessions", "name": "Archive the sessions", "status": "Blocked"});
+    let status = json!({"phase": "Deleting", "step": "archive-sessions", "deletionSteps": [step]});
+    let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}, "status": status}));
+    let plan = checking(Some(Reason::ArchiveOverdue));
+    assert!(quiet(&view, &plan.report));
+    reconciler.conclude(&view, plan, None, 0).await;
+    let text = reconciler.metrics.text().unwrap();
+    for line in [
+        "deletions_blocked{step=\"archive-sessions\",reason=\"ArchiveOverdue\"} 1",
+        "reconcile_total{path=\"delete\",outcome=\"blocked\"} 1",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+/// L6: each retry of a refused request after a read-back begins with another read-back. If that reset the backoff, the retries would come
+/// every second, for as long as the request is refused.
+#[tokio::test]
+async fn a_running_read_back_keeps_the_backoff_and_progress_resets_it() {
+    let reconciler = world(vec![]).await.reconciler;
+    let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
+    view.computer = None;
+    for _ in 0..3 {
+        reconciler.conclude(&view, checking(None), Some(Error::conflict("x")), 0).await;
+    }
+    assert!(!quiet(&view, &checking(None).report), "without a Computer there is no status to compare");
+    reconciler.conclude(&view, checking(None), None, 0).await;
+    assert_eq!(reconciler.memory.backoff.count("u"), 3);
+    let mut plan = checking(None);
+    plan.report.checking = false;
+    reconciler.conclude(&view, plan, None, 0).await;
+    assert_eq!(reconciler.memory.backoff.count("u"), 0);
+}

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::tenant_limits;
+use super::{page_limits, tenant_limits};
 use crate::runtime::health;
 use crate::runtime::server::Limits;
 
@@ -14,8 +14,6 @@ const SOCKET: (usize, usize) = (16 * 1024, 32 * 1024);
 const BASE: usize = 24 * 1024 * 1024;
 /// The header map of a request; the bytes that it refers to count for the connection.
 const HEADERS: usize = 16 * 1024;
-/// Pages of lists from the API server: two of computers and two of sessions, each in memory up to three times.
-const LISTS: usize = 24 * 1024 * 1024;
 /// Two bodies that are deserialized at the same time: values take up to 72 bytes for each 2 bytes of JSON.
 const PARSING: usize = 2 * 10 * 1024 * 1024;
 
@@ -98,7 +96,7 @@ impl Config {
             + health::LIMITS.memory(false)
             + self.max_in_flight as usize * request
             + 2 * tenant_limits::ANSWERS
-            + LISTS
+            + page_limits::MEMORY
             + PARSING
     }
 

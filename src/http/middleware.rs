@@ -2,8 +2,10 @@
 //! and metrics must name the route and never the path, because paths contain ids.
 //!
 //! A request is in flight until its response has been sent, not until its handler returns. A client that reads slowly therefore uses up its own tenant's
-//! share, and the memory of its response is accounted for. A response for which there is no memory is replaced
-//! by 429, but never the response of a request that may have changed something: its client must learn what was done.
+//! share, and the memory of its response is accounted for. A response for which there is no memory is replaced by 429, but never the response of a request
+//! that may have changed something: its client must learn what was done. Such a response can be cut off later if its client reads slowly.
+//!
+//! A response to a client without a valid credential is static and has no tenant, so it keeps neither a slot nor its connection while it is sent.
 
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
@@ -116,7 +118,13 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
         Ok(slot) => {
             let span = tracing::info_span!("request", %id, method, route);
             let how = Sent { free: free(shared.max_body, writes), writes, seat };
-            sent(next.run(request).instrument(span).await, &who, &how, (slot, counted))
+            let response = next.run(request).instrument(span).await;
+            let slot = who.0.get().map(|_| slot);
+            if let (None, Some(seat)) = (&slot, &how.seat) {
+                // Another connection may take its place. Otherwise anybody could hold all connections by reading the documentation slowly.
+                seat.waits();
+            }
+            sent(response, &who, &how, (slot, counted))
         }
         Err(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are in flight: retry in a second").into_response(),
     };
@@ -235,42 +243,59 @@ mod tests {
 
     const LARGE: usize = 4 * 1024 * 1024;
 
+    async fn serve(shared: &Arc<Shared>, connections: usize) -> (std::net::SocketAddr, tokio_util::sync::DropGuard) {
+        let anonymous = get(|| async { vec![b'x'; LARGE] });
+        let router = crate::http::with_layers(Router::new().route("/large", get(large)).route("/docs", anonymous), Arc::clone(shared));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let limits = server::Limits { connections, ..crate::http::tests::config().limits() };
+        tokio::spawn(server::run(listener, None, router, limits, stop.clone()));
+        (address, stop.drop_guard())
+    }
+
     /// L9: slot and share used to be released when the handler returned, while a slow client could keep the response in memory.
     #[tokio::test]
     async fn a_request_is_in_flight_until_its_response_has_been_read() {
         let shared = crate::http::tests::shared();
         let free = || shared.slots.available_permits();
         let all = free();
-        let router = crate::http::with_layers(Router::new().route("/large", get(|| async { vec![b'x'; LARGE] })), Arc::clone(&shared));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let limits = crate::http::tests::config().limits();
-        let server = tokio::spawn(server::run(listener, None, router, limits, stop.clone()));
-        let mut slow = TcpStream::connect(address).await.unwrap();
-        slow.write_all(b"GET /large HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.unwrap();
-        let mut head = [0; 512];
-        slow.read_exact(&mut head).await.unwrap();
+        let (address, _stop) = serve(&shared, 8).await;
+        let mut slow = ask(address, "one").await.0;
         assert_eq!((free(), shared.metrics.in_flight.get()), (all - 1, 1), "the handler has returned, but the response has not been read");
         let mut rest = Vec::new();
         slow.read_to_end(&mut rest).await.unwrap();
-        assert!(head.len() + rest.len() > LARGE);
+        assert!(rest.len() > LARGE);
         let deadline = Instant::now() + Duration::from_secs(20);
         while free() < all || shared.metrics.in_flight.get() > 0 {
             assert!(Instant::now() < deadline, "a slot was not released");
             tokio::task::yield_now().await;
         }
         // A client that disconnects releases the slot as well.
-        let mut gone = TcpStream::connect(address).await.unwrap();
-        gone.write_all(b"GET /large HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
-        gone.read_exact(&mut head).await.unwrap();
+        let gone = ask(address, "one").await;
         assert_eq!(free(), all - 1);
         drop(gone);
         while free() < all {
             assert!(Instant::now() < deadline, "a slot was not released");
             tokio::task::yield_now().await;
         }
-        stop.cancel();
-        server.await.unwrap();
+    }
+
+    /// L9: clients without any credential that read the documentation slowly held all slots and all connections.
+    #[tokio::test]
+    async fn slow_readers_without_a_credential_hold_neither_slots_nor_connections() {
+        let shared = crate::http::tests::shared();
+        let all = shared.slots.available_permits();
+        let (address, _stop) = serve(&shared, 2).await;
+        let mut slow = Vec::new();
+        for _ in 0..6 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /docs HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+            let mut head = [0; 12];
+            let read = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut head)).await;
+            read.expect("two connections were kept by clients that do not read").unwrap();
+            assert_eq!(shared.slots.available_permits(), all);
+            slow.push(stream);
+        }
     }
 
     #[test]

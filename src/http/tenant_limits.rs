@@ -1,9 +1,13 @@
-//! Limits the share of one tenant: it may hold at most half of the slots for requests in flight, and half of the memory for large responses. A slow or
-//! greedy tenant (slow uploads, waiting for deletions, unread responses) must never block the others.
+//! Limits the share of one tenant in the slots for requests in flight and in the memory for large responses. A slow or greedy tenant (slow uploads, waiting
+//! for deletions, unread responses) must never block the others, and neither must several such tenants together.
 //!
-//! When that memory is used up, the server closes connections whose responses are read too slowly, and then those of tenants that hold more than an equal
-//! share, the slowest first. So no number of slow tenants denies another tenant its equal share. While memory is left, no response is cut off, however
-//! slowly it is read.
+//! Slots: a tenant may hold half of them, and the last quarter is left to tenants that hold none. A slot is never taken back, so without this quarter two
+//! tenants could hold all slots.
+//!
+//! Memory: a tenant may hold half of it. When it is used up, the server closes connections whose responses are read too slowly, and then those of tenants
+//! that hold more than an equal share, the slowest first. Young responses are spared, but not once another tenant has been denied its equal share for
+//! 5 s: tenants that keep replacing their own responses would otherwise never give way. So no number of slow tenants denies another tenant its equal
+//! share. While memory is left, no response is cut off, however slowly it is read.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +23,7 @@ use crate::runtime::server::connections::Seat;
 pub const ANSWERS: usize = 16 * 1024 * 1024;
 /// Smaller responses are not counted; their number is bounded by the requests in flight.
 pub const SMALL: usize = 4 * 1024;
-/// A response is never cut off before it is this old.
+/// A response is not cut off before it is this old, and a tenant is not denied its equal share for longer than this.
 const GRACE: Duration = Duration::from_millis(if cfg!(test) { 1000 } else { 5000 });
 /// Average bytes per second at which a response is read fast enough to keep its memory while other tenants need it.
 const PACE: f64 = 32.0 * 1024.0;
@@ -29,8 +33,8 @@ const AHEAD: u64 = 128 * 1024;
 /// What each tenant holds.
 #[derive(Debug)]
 pub struct Shares {
-    /// Maximum number of requests in flight of one tenant.
-    most: usize,
+    /// Number of slots for requests in flight.
+    in_flight: usize,
     bounds: Bounds,
     taken: Mutex<Taken>,
 }
@@ -44,11 +48,14 @@ struct Bounds {
 
 #[derive(Debug, Default)]
 struct Taken {
+    requests: usize,
     answers: usize,
     tenants: HashMap<String, Held>,
     /// Number of the last response.
     next: u64,
     sending: HashMap<u64, Answer>,
+    /// Tenants that were denied their equal share of the memory: when it was first and when it was last.
+    denied: HashMap<String, (Instant, Instant)>,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +71,8 @@ struct Answer {
     bytes: usize,
     began: Instant,
     sent: Arc<AtomicU64>,
+    /// Whether its request may have changed something.
+    written: bool,
     /// Its connection; `None` if it cannot be closed.
     seat: Option<Arc<Seat>>,
 }
@@ -87,18 +96,20 @@ impl Shares {
     /// Shares of this many requests in flight and this many bytes of large responses.
     pub fn new(in_flight: usize, answers: usize) -> Arc<Self> {
         let bounds = Bounds { of_all: answers, of_one: answers / 2 };
-        Arc::new(Self { most: (in_flight / 2).max(1), bounds, taken: Mutex::default() })
+        Arc::new(Self { in_flight, bounds, taken: Mutex::default() })
     }
 
     /// Takes a share for this caller; `None` if its tenant has reached its limit.
     pub fn take(self: &Arc<Self>, caller: &Caller) -> Option<Share> {
         let tenant = tenant(caller);
         let mut all = self.lock();
-        let held = all.tenants.entry(tenant.clone()).or_default();
-        if held.requests >= self.most {
+        let own = all.tenants.get(&tenant).map_or(0, |held| held.requests);
+        let free = self.in_flight.saturating_sub(all.requests);
+        if own > 0 && (own >= free || free <= self.in_flight / 4) {
             return None;
         }
-        held.requests += 1;
+        all.requests += 1;
+        all.tenants.entry(tenant.clone()).or_default().requests += 1;
         Some(Share { shares: Arc::clone(self), tenant })
     }
 
@@ -120,21 +131,23 @@ impl Share {
                 "closed connections that read large responses too slowly: other tenants need the memory"
             );
         }
-        Some(self.hold(&mut all, bytes, seat))
+        Some(self.hold(&mut all, bytes, false, seat))
     }
 
-    /// Reserves memory for the response of a request that may have changed something. It is counted and never rejected.
+    /// Reserves memory for the response of a request that may have changed something. It is counted and never rejected. It gives way only once it is older
+    /// than 5 s: its client had time to read at least the status.
     pub fn room_after_write(&self, bytes: usize, seat: Option<Arc<Seat>>) -> Room {
-        self.hold(&mut self.shares.lock(), bytes, seat)
+        self.hold(&mut self.shares.lock(), bytes, true, seat)
     }
 
-    fn hold(&self, all: &mut Taken, bytes: usize, seat: Option<Arc<Seat>>) -> Room {
+    fn hold(&self, all: &mut Taken, bytes: usize, written: bool, seat: Option<Arc<Seat>>) -> Room {
         let (tenant, counted) = (self.tenant.clone(), Arc::new(AtomicU64::new(0)));
         all.answers += bytes;
         all.tenants.entry(tenant.clone()).or_default().answers += bytes;
         all.next += 1;
         let number = all.next;
-        all.sending.insert(number, Answer { tenant, bytes, began: Instant::now(), sent: Arc::clone(&counted), seat });
+        let answer = Answer { tenant, bytes, began: Instant::now(), sent: Arc::clone(&counted), written, seat };
+        all.sending.insert(number, answer);
         Room { shares: Arc::clone(&self.shares), number, sent: counted }
     }
 }
@@ -147,13 +160,15 @@ impl Room {
 }
 
 impl Answer {
-    /// Bytes per second that were sent, and whether the client reads too slowly; `None` if the connection must not be closed.
-    fn pace(&self, now: Instant) -> Option<(f64, bool)> {
+    /// Bytes per second that were sent, and whether the client reads too slowly; `None` if the connection must not be closed. `young` responses may be
+    /// closed as well if another tenant has been denied its share; whether they are read too slowly is not known yet.
+    fn pace(&self, now: Instant, young: bool) -> Option<(f64, bool)> {
         let age = now.duration_since(self.began);
-        self.seat.as_ref().filter(|_| age >= GRACE)?;
+        let old = age >= GRACE;
+        self.seat.as_ref().filter(|_| old || (young && !self.written))?;
         let sent = self.sent.load(Ordering::Relaxed);
-        let a_second = |bytes: u64| f64::from(u32::try_from(bytes).unwrap_or(u32::MAX)) / age.as_secs_f64();
-        Some((a_second(sent), a_second(sent.saturating_sub(AHEAD)) < PACE))
+        let a_second = |bytes: u64| f64::from(u32::try_from(bytes).unwrap_or(u32::MAX)) / age.as_secs_f64().max(0.001);
+        Some((a_second(sent), old && a_second(sent.saturating_sub(AHEAD)) < PACE))
     }
 }
 
@@ -162,13 +177,17 @@ impl Taken {
     /// in which case none was closed.
     fn reclaim(&mut self, tenant: &str, bytes: usize, bounds: Bounds) -> Option<usize> {
         let fits = |taken: usize, most: usize| taken == 0 || taken + bytes <= most;
+        let (mut all, mut own) = (self.answers, self.tenants.get(tenant).map_or(0, |held| held.answers));
+        if fits(all, bounds.of_all) && fits(own, bounds.of_one) {
+            return Some(0);
+        }
         let mut held: HashMap<&str, usize> = self.tenants.iter().map(|(name, held)| (name.as_str(), held.answers)).collect();
-        let (mut all, mut own) = (self.answers, held.get(tenant).copied().unwrap_or(0));
         let sharing = held.values().filter(|answers| **answers > 0).count() + usize::from(own == 0);
         let equal = bounds.of_all / sharing;
         let entitled = own + bytes <= equal;
         let now = Instant::now();
-        let mut slowest: Vec<_> = self.sending.iter().filter_map(|(number, a)| Some((a.pace(now)?, *number, a))).collect();
+        let owed = entitled && self.is_owed(tenant, now);
+        let mut slowest: Vec<_> = self.sending.iter().filter_map(|(number, a)| Some((a.pace(now, owed)?, *number, a))).collect();
         slowest.sort_by(|(a, ..), (b, ..)| a.0.total_cmp(&b.0));
         let mut ended = Vec::new();
         for ((_, slow), number, answer) in slowest {
@@ -186,8 +205,24 @@ impl Taken {
                 ended.push(number);
             }
         }
-        let fit = fits(all, bounds.of_all) && fits(own, bounds.of_one);
-        fit.then(|| ended.into_iter().map(|number| self.end(number)).count())
+        if fits(all, bounds.of_all) && fits(own, bounds.of_one) {
+            return Some(ended.into_iter().map(|number| self.end(number)).count());
+        }
+        if entitled && !fits(all, bounds.of_all) {
+            self.deny(tenant, now);
+        }
+        None
+    }
+
+    /// Whether this tenant has been denied its equal share for so long that young responses of others must give way.
+    fn is_owed(&self, tenant: &str, now: Instant) -> bool {
+        self.denied.get(tenant).is_some_and(|(first, last)| now.duration_since(*first) >= GRACE && recent(*last, now))
+    }
+
+    /// Records that this tenant was denied its equal share. A tenant that does not ask again is forgotten.
+    fn deny(&mut self, tenant: &str, now: Instant) {
+        self.denied.retain(|_, (_, last)| recent(*last, now));
+        self.denied.entry(tenant.to_owned()).or_insert((now, now)).1 = now;
     }
 
     /// Closes the connection of a response. Its memory is released as soon as the task of the connection runs.
@@ -201,6 +236,7 @@ impl Taken {
 
     /// Releases resources, and removes a tenant that holds none.
     fn give_back(&mut self, tenant: &str, requests: usize, answers: usize) {
+        self.requests -= requests;
         self.answers -= answers;
         if let Some(held) = self.tenants.get_mut(tenant) {
             held.requests -= requests;
@@ -210,6 +246,11 @@ impl Taken {
             }
         }
     }
+}
+
+/// Whether a tenant that was denied then still counts as waiting.
+fn recent(denied: Instant, now: Instant) -> bool {
+    now.duration_since(denied) <= 2 * GRACE
 }
 
 impl Drop for Share {
@@ -238,97 +279,4 @@ fn tenant(caller: &Caller) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::credentials::ComputerId;
-    use crate::runtime::server::connections::Crowd;
-
-    fn of(namespace: &str) -> Caller {
-        Caller::Computer(ComputerId { namespace: namespace.into(), name: "c".into(), uid: "u".into() })
-    }
-
-    #[test]
-    fn a_tenant_gets_half_of_the_requests_and_releases_them() {
-        let shares = Shares::new(4, 100);
-        let taken: Vec<_> = (0..2).map(|_| shares.take(&of("greedy")).unwrap()).collect();
-        assert!(shares.take(&of("greedy")).is_none());
-        assert!(shares.take(&of("other")).is_some());
-        drop(taken);
-        assert!(shares.lock().tenants.is_empty(), "tenants without requests are removed");
-    }
-
-    #[test]
-    fn large_responses_of_one_tenant_leave_memory_for_others() {
-        let shares = Shares::new(8, 100);
-        let (greedy, other, third) =
-            (shares.take(&of("greedy")).unwrap(), shares.take(&of("other")).unwrap(), shares.take(&of("third")).unwrap());
-        let first = greedy.room(50, None).unwrap();
-        assert!(greedy.room(1, None).is_none(), "the tenant has reached its half");
-        let second = other.room(40, None).unwrap();
-        assert!(third.room(11, None).is_none() && third.room(10, None).is_some(), "the total limit holds");
-        drop((first, second));
-        let huge = greedy.room(1000, None).expect("a response of any size is sent if it is the only one");
-        assert!(other.room(1, None).is_none());
-        drop((huge, greedy, other, third));
-        let all = shares.lock();
-        assert!(all.tenants.is_empty() && all.answers == 0);
-    }
-
-    fn seat() -> Arc<Seat> {
-        Arc::new(Crowd::default()).seat("192.0.2.1".parse().unwrap())
-    }
-
-    fn is_ended(seat: &Seat) -> bool {
-        futures::FutureExt::now_or_never(seat.closed()).is_some()
-    }
-
-    /// Two tenants that read slowly held all of the memory without a time limit.
-    #[tokio::test(start_paused = true)]
-    async fn slow_readers_of_any_number_of_tenants_leave_others_their_equal_share() {
-        let shares = Shares::new(64, 1200);
-        for slow in 2..6 {
-            let tenants: Vec<_> = (0..slow).map(|n| shares.take(&of(&format!("slow-{n}"))).unwrap()).collect();
-            let mut unread = Vec::new();
-            // The tenants take turns until the memory is used up.
-            while let Some(held) = (0..slow).find_map(|n| {
-                let seat = seat();
-                tenants[(unread.len() + n) % slow].room(50, Some(Arc::clone(&seat))).map(|room| (room, seat))
-            }) {
-                // These clients read fast enough, but their tenants hold more than an equal share.
-                held.0.sent().store(u64::MAX, Ordering::Relaxed);
-                unread.push(held);
-            }
-            let other = shares.take(&of("other")).unwrap();
-            let equal = 1200 / (slow + 1);
-            assert!(other.room(equal, None).is_none(), "young responses are not cut off");
-            tokio::time::sleep(GRACE).await;
-            let room = other.room(equal, None).expect("the equal share");
-            let ended = unread.iter().filter(|(_, seat)| is_ended(seat)).count();
-            assert!(ended > 0 && ended <= equal.div_ceil(50), "{ended} were cut off for {equal}");
-            assert!(other.room(51, None).is_none(), "more than the equal share is not taken from fast clients");
-            drop((room, other, unread, tenants));
-            let all = shares.lock();
-            assert_eq!((all.answers, all.sending.len()), (0, 0));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_slowest_responses_are_cut_off_only_when_other_tenants_need_the_memory() {
-        let shares = Shares::new(8, 100);
-        let (one, two, third) = (shares.take(&of("one")).unwrap(), shares.take(&of("two")).unwrap(), shares.take(&of("third")).unwrap());
-        let (stalled, healthy, small) = (seat(), seat(), seat());
-        let _stalled = one.room(50, Some(Arc::clone(&stalled))).unwrap();
-        let room = two.room(30, Some(Arc::clone(&healthy))).unwrap();
-        tokio::time::sleep(GRACE * 100).await;
-        assert!(!is_ended(&stalled) && !is_ended(&healthy), "no tenant needs the memory");
-        let fast = 2.0 * PACE * (GRACE * 100).as_secs_f64();
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        room.sent().store(fast as u64 + AHEAD, Ordering::Relaxed);
-        let more = third.room(30, Some(Arc::clone(&small))).expect("the stalled response is cut off");
-        assert!(is_ended(&stalled) && !is_ended(&healthy));
-        assert!(two.room(70, None).is_none(), "more than half, and a young response is not cut off for it");
-        assert!(!is_ended(&small));
-        drop((more, room));
-        assert_eq!(shares.lock().answers, 0, "memory is not released twice");
-    }
-}
+mod tests;

@@ -23,6 +23,7 @@ pub fn all() -> Vec<Scenario> {
         a_thousand_idle_connections_do_not_block_others,
         slow_headers_do_not_block_others,
         slow_bodies_of_one_tenant_do_not_block_others,
+        slow_bodies_of_two_tenants_do_not_block_others,
         a_large_body_is_rejected_and_the_response_can_be_read,
         a_client_that_never_reads_is_disconnected,
         invalid_http_is_answered_with_the_error_object,
@@ -111,11 +112,10 @@ async fn slow_headers_do_not_block_others(bench: Arc<Bench>) -> Result<()> {
     served(&bench, &replica, &token).await
 }
 
-async fn slow_bodies_of_one_tenant_do_not_block_others(bench: Arc<Bench>) -> Result<()> {
-    let ((_, greedy), (_, other)) = (bench.tenant("greedy").await?, bench.tenant("patient").await?);
-    let replica = bench.replica("slow-bodies", &flags(&["--read-seconds=6", "--max-in-flight=8"])).await?;
+/// Opens 20 requests with a body that never ends.
+async fn slow_bodies(replica: &Replica, token: &str) -> Result<Vec<TcpStream>> {
     let head = format!(
-        "POST /api/v0/computers HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {greedy}\r\nContent-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{{"
+        "POST /api/v0/computers HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{{"
     );
     let mut streams = Vec::new();
     for _ in 0..20 {
@@ -123,6 +123,43 @@ async fn slow_bodies_of_one_tenant_do_not_block_others(bench: Arc<Bench>) -> Res
         stream.write_all(head.as_bytes()).await?;
         streams.push(stream);
     }
+    Ok(streams)
+}
+
+/// Waits until a tenant holds as many slots as it can get.
+async fn limited(bench: &Bench, replica: &Replica, token: &str) -> Result<()> {
+    eventually("the tenant has its share", || async {
+        let answer = Ask::get("/api/v0/computers").by(token).send(&bench.http, &replica.base).await?;
+        Ok((answer.status == 429).then_some(()))
+    })
+    .await
+}
+
+/// L9: two tenants with their halves held all slots, and every other tenant got 503, even for a DELETE.
+async fn slow_bodies_of_two_tenants_do_not_block_others(bench: Arc<Bench>) -> Result<()> {
+    let ((_, one), (_, two), (_, other)) =
+        (bench.tenant("greedy-one").await?, bench.tenant("greedy-two").await?, bench.tenant("third").await?);
+    let id = bench.byom(&other, "box").await?;
+    let replica = bench.replica("two-slow", &flags(&["--read-seconds=60", "--max-in-flight=8"])).await?;
+    let slow = slow_bodies(&replica, &one).await?;
+    limited(&bench, &replica, &one).await?;
+    let more = slow_bodies(&replica, &two).await?;
+    limited(&bench, &replica, &two).await?;
+    for _ in 0..3 {
+        served(&bench, &replica, &other).await?;
+    }
+    Ask::delete(format!("/api/v0/computers/{id}")).by(&other).send(&bench.http, &replica.base).await?.is(204)?;
+    // Both tenants still hold what they got.
+    limited(&bench, &replica, &one).await?;
+    limited(&bench, &replica, &two).await?;
+    drop((slow, more));
+    Ok(())
+}
+
+async fn slow_bodies_of_one_tenant_do_not_block_others(bench: Arc<Bench>) -> Result<()> {
+    let ((_, greedy), (_, other)) = (bench.tenant("greedy").await?, bench.tenant("patient").await?);
+    let replica = bench.replica("slow-bodies", &flags(&["--read-seconds=6", "--max-in-flight=8"])).await?;
+    let streams = slow_bodies(&replica, &greedy).await?;
     // Once the tenant is authenticated, it keeps at most half of the slots.
     let busy = eventually("the tenant has its share", || async {
         let answer = Ask::get("/api/v0/computers").by(&greedy).send(&bench.http, &replica.base).await?;

@@ -68,7 +68,7 @@ fn repositories() -> Array {
         (status = 400, description = "The request is invalid", body = ErrorBody),
         (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may not create computers", body = ErrorBody),
-        (status = 404, description = "The namespace is not that of the computer whose key is used", body = ErrorBody),
+        (status = 404, description = "The namespace does not exist, or it is not that of the computer whose key is used", body = ErrorBody),
         (status = 408, description = "The request body was not received in time", body = ErrorBody),
         (status = 409, description = "A computer with this name already exists, or the namespace is being deleted", body = ErrorBody),
         (status = 413, description = "The request body is too large", body = ErrorBody),
@@ -86,7 +86,8 @@ pub async fn create_computer(
     access::require(&shared, &caller, "create", Target { resource: "computers", namespace: &namespace, name: None }).await?;
     let name = asked.name.clone();
     let spec = spec(asked)?;
-    let all = shared.list_computers(&namespace).await?;
+    let wanted = |c: &Computer| wire::name(c) == name || spec.host_id.as_deref().is_some_and(|host| wire::has_host(c, host));
+    let all = shared.computers_that(&namespace, wanted).await?;
     let holder = if let Some(taken) = living_by_name(&all, &name) {
         Err(taken.clone())
     } else {
@@ -162,7 +163,8 @@ async fn create(shared: &Shared, namespace: &str, name: &str, spec: ComputerSpec
         if classify(&error) != ErrorClass::Conflict {
             return Err(ApiError::from_call(&error, "namespace", "creating the computer"));
         }
-        let all = shared.list_computers(namespace).await?;
+        let wanted = |c: &Computer| wire::name(c) == name || c.metadata.name == computer.metadata.name;
+        let all = shared.computers_that(namespace, wanted).await?;
         if let Some(taken) = living_by_name(&all, name) {
             return Ok(Err(taken.clone()));
         }

@@ -20,7 +20,7 @@ use crate::http::Shared;
 use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::{Id, Params};
-use crate::resources::{ArchivePolicy, Computer, ComputerRecord, ComputerRecordSpec, CredentialState, Provider, Snapshot};
+use crate::resources::{ArchivePolicy, Computer, ComputerRecord, ComputerRecordSpec, CredentialState, Provider, RecordPhase, Snapshot};
 use crate::runtime::client::{ErrorClass, call, classify};
 use crate::runtime::patch;
 
@@ -189,24 +189,48 @@ async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
         patch::test(["spec", "computer"], json!(id.name)),
         patch::add(["spec", "state", "credential"], json!(CredentialState::Revoked)),
     ]));
-    match call(records.patch(&id.uid, &PatchParams::default(), &patch)).await {
-        Ok(_) => Ok(()),
-        Err(error) if classify(&error) == ErrorClass::NotFound => Ok(()),
-        Err(error) => Err(ApiError::from_call(&error, "computer", "revoking the key")),
+    let Err(error) = call(records.patch(&id.uid, &PatchParams::default(), &patch)).await else { return Ok(()) };
+    if classify(&error) != ErrorClass::NotFound {
+        return Err(ApiError::from_call(&error, "computer", "revoking the key"));
+    }
+    // This does not prove that the record is gone, because an admission webhook may reject with any code. A read does.
+    match record(shared, id).await? {
+        Some(record) if record.spec.state.credential != CredentialState::Revoked => {
+            tracing::error!(%error, uid = id.uid, "revoking the key failed");
+            Err(ApiError::internal(
+                "the computer is being deleted, but its key is not revoked yet: the Kubernetes API rejected the change of its record. Retry the request",
+            ))
+        }
+        _ => Ok(()),
     }
 }
 
+/// How often the record is read once the Computer is gone.
+const POLL: Duration = Duration::from_secs(1);
+
 /// Waits for the end of the deletion, unless the process is shutting down or too many requests wait already. An unknown state is never reported as
-/// `Completed`.
-async fn finished(shared: &Shared, id: &ComputerId, wait: Option<u64>) -> &'static str {
+/// `Completed`. The Computer can be gone earlier, if its namespace was released before its sessions were archived or its finalizer was removed by hand;
+/// only the record proves the end.
+pub(super) async fn finished(shared: &Shared, id: &ComputerId, wait: Option<u64>) -> &'static str {
     let Some(seconds) = wait else { return "InProgress" };
     let Ok(_turn) = shared.waiting.try_acquire() else { return "InProgress" };
-    let gone = await_condition(shared.computers(&id.namespace), &id.name, conditions::is_deleted(&id.uid));
+    let complete = async {
+        await_condition(shared.computers(&id.namespace), &id.name, conditions::is_deleted(&id.uid)).await.ok()?;
+        while !matches!(record(shared, id).await, Ok(record) if record.as_ref().is_none_or(is_released)) {
+            tokio::time::sleep(POLL).await;
+        }
+        Some("Completed")
+    };
     tokio::select! {
-        Ok(_) = gone => "Completed",
+        Some(state) = complete => state,
         () = tokio::time::sleep(Duration::from_secs(seconds)) => "InProgress",
         () = shared.stop.cancelled() => "InProgress",
     }
+}
+
+/// Whether the record says that the deletion is complete.
+pub(super) fn is_released(record: &ComputerRecord) -> bool {
+    record.spec.state.phase == RecordPhase::Released
 }
 
 fn preview(id: &ComputerId, computer: &Computer, record: Option<&ComputerRecord>) -> DeletionPreview {
@@ -278,104 +302,4 @@ fn not_archived(preview: &DeletionPreview, spec: &ComputerRecordSpec) -> Vec<Str
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::body::Body;
-    use axum::http::{Method, Request};
-    use tower::ServiceExt as _;
-
-    use super::*;
-
-    const UID: &str = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11";
-
-    /// An API server with a webhook that rejects a DELETE with an arbitrary code. The computer is not deleted.
-    fn refusing(request: &Request<kube::client::Body>, code: u16, reason: &str) -> (u16, serde_json::Value) {
-        let path = request.uri().path();
-        match *request.method() {
-            Method::DELETE => {
-                (code, json!({"kind": "Status", "status": "Failure", "message": "denied the request", "reason": reason, "code": code}))
-            }
-            Method::POST if path.contains("tokenreviews") => (
-                201,
-                json!({"spec": {}, "status": {"authenticated": true, "audiences": ["computer-operator"], "user": {"username": "anna"}}}),
-            ),
-            Method::POST => (201, json!({"spec": {}, "status": {"allowed": true}})),
-            _ if path.contains("computerrecords") => {
-                (404, json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}))
-            }
-            _ => (200, json!({"metadata": {"namespace": "t", "name": "c", "uid": UID, "resourceVersion": "1"}, "spec": {}})),
-        }
-    }
-
-    /// 204 promises that the deletion is durable. A rejection with 404 or 409 is neither an absence nor another UID.
-    #[tokio::test]
-    async fn a_rejected_deletion_is_never_204() {
-        for (code, reason) in [(409, "Conflict"), (404, "NotFound"), (403, "Forbidden"), (500, "InternalError")] {
-            let shared = crate::http::tests::shared_with(move |request| refusing(request, code, reason));
-            let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() }.encode();
-            let request = Request::delete(format!("/api/v0/computers/{id}")).header("authorization", "Bearer a.b.c");
-            let response = crate::http::router(shared).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-            assert!(response.status().as_u16() >= 400, "{code} {reason}: {}", response.status());
-        }
-    }
-
-    #[test]
-    fn a_dry_run_right_after_the_creation_shows_whether_a_key_would_be_revoked() {
-        let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() };
-        let computer = |deleted: Option<&str>| -> Computer {
-            serde_json::from_value(
-                json!({"metadata": {"name": "c", "namespace": "t", "uid": UID, "deletionTimestamp": deleted}, "spec": {}}),
-            )
-            .unwrap()
-        };
-        let record = |state: serde_json::Value| -> ComputerRecord {
-            serde_json::from_value(json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": "c", "state": state}})).unwrap()
-        };
-        let revokes = |record: Option<ComputerRecord>, deleted| preview(&id, &computer(deleted), record.as_ref()).revokes_key;
-        assert!(revokes(None, None), "the operator has not reconciled the computer yet");
-        for (state, expected) in [("Pending", true), ("Live", true), ("Revoked", false)] {
-            assert_eq!(revokes(Some(record(json!({"credential": state, "keyHash": "h"}))), None), expected, "{state}");
-        }
-        assert!(!revokes(Some(record(json!({"credential": "Pending"}))), None), "a key whose hash was lost is invalid");
-        assert!(!revokes(Some(record(json!({"credential": "Live", "keyHash": "h"}))), Some("2026-01-01T00:00:00Z")));
-    }
-
-    /// Review H7: a user who trusted the README lost the data outside of the three default directories.
-    #[test]
-    fn a_dry_run_shows_what_is_archived_and_what_is_lost() {
-        let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() };
-        let computer: Computer =
-            serde_json::from_value(json!({"metadata": {"name": "c", "namespace": "t", "uid": UID}, "spec": {}})).unwrap();
-        let shown = |paths: serde_json::Value, policy: &str, reclaim: &str| {
-            let record: ComputerRecord =
-                serde_json::from_value(json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": "c",
-                "snapshot": {"sessionPaths": paths, "archive": {"policy": policy}},
-                "state": {"children": {"volume": {"name": "v", "uid": "v", "originalReclaimPolicy": reclaim}}}}}))
-                .unwrap();
-            let preview = preview(&id, &computer, Some(&record));
-            (preview.archived_paths.join(" "), preview.not_archived.join("\n"))
-        };
-        let (archived, lost) = shown(json!([".claude/projects"]), "Required", "Delete");
-        assert!(archived == ".claude/projects" && lost.contains("outside of .claude/projects: it is destroyed with the volume"), "{lost}");
-        let (_, lost) = shown(json!([".claude/projects"]), "Required", "Retain");
-        assert!(lost.contains("it is kept on the volume"), "{lost}");
-        for whole in [json!(["."]), json!([])] {
-            let (archived, lost) = shown(whole, "Required", "Delete");
-            assert!(archived == "." && !lost.contains("outside of") && lost.contains("symbolic links"), "{archived}: {lost}");
-        }
-        let (archived, lost) = shown(json!([".claude/projects"]), "None", "Delete");
-        assert!(archived.is_empty() && lost.contains("The whole home"), "{archived}: {lost}");
-        let (_, lost) = shown(json!(["."]), "BestEffort", "Delete");
-        assert!(lost.contains("Everything, if the archive is not complete within 3600 s"), "{lost}");
-    }
-
-    #[tokio::test]
-    async fn waiting_requests_leave_slots_for_others() {
-        let shared = crate::http::tests::shared_with(|request| refusing(request, 500, "InternalError"));
-        let id = ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() };
-        let free = shared.waiting.available_permits();
-        assert!((1..=shared.slots.available_permits() / 4).contains(&free));
-        let _all = shared.waiting.try_acquire_many(u32::try_from(free).unwrap()).unwrap();
-        let asked = tokio::time::timeout(Duration::from_secs(5), finished(&shared, &id, Some(300))).await;
-        assert_eq!(asked.unwrap(), "InProgress");
-    }
-}
+mod tests;

@@ -18,7 +18,7 @@ use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Id;
 use crate::resources::steps::{DeletionStep, Sequence, StepResult};
-use crate::resources::{Computer, ComputerRecord, Deletion, RecordPhase};
+use crate::resources::{Computer, ComputerRecord, Deletion};
 use crate::runtime::client::{ErrorClass, call, classify};
 
 /// A deletion.
@@ -134,7 +134,7 @@ fn report(computer_id: String, record: Option<&ComputerRecord>, computer: Option
     let status = computer.and_then(|c| c.status.as_ref());
     let from_status = status.map(|s| s.deletion_steps.iter().map(WireStep::from).collect::<Vec<_>>()).filter(|s| !s.is_empty());
     let marked = computer.and_then(|c| c.metadata.deletion_timestamp.as_ref());
-    let released = record.is_some_and(|r| r.spec.state.phase == RecordPhase::Released) && computer.is_none();
+    let released = record.is_some_and(super::delete::is_released) && computer.is_none();
     Some(DeletionReport {
         computer_id,
         state: if released { DeletionState::Deleted } else { DeletionState::Deleting },

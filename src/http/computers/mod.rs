@@ -7,6 +7,7 @@ pub mod create;
 pub mod delete;
 pub mod deletion;
 pub mod list;
+mod listed;
 pub mod metrics;
 pub mod read;
 pub mod update;
@@ -21,6 +22,7 @@ use serde_json::{Value, json};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use self::listed::ListedComputer;
 use super::Shared;
 use super::access::{self, Target};
 use super::auth::Caller;
@@ -49,33 +51,25 @@ impl Shared {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Lists the computers of a namespace. The caller must have been authorized.
+    /// Lists the computers of a namespace that are `wanted`, with only the fields that [`listed`] keeps. The caller must have been authorized. Nothing is
+    /// kept of the other computers, so that the size of a namespace does not matter.
     ///
     /// # Errors
     /// 500 if the Kubernetes API does not respond as expected.
-    pub(super) async fn list_computers(&self, namespace: &str) -> Result<Vec<Computer>, ApiError> {
-        self.pick_computers(namespace, |c| Some(slim(c))).await
+    pub(super) async fn computers_that(&self, namespace: &str, wanted: impl Fn(&Computer) -> bool) -> Result<Vec<Computer>, ApiError> {
+        self.pick_computers(namespace, |c| Some(c).filter(&wanted)).await
     }
 
-    /// Lists the computers of a namespace and returns what `pick` selects. Nothing else of them is kept while the list is read.
+    /// Lists the computers of a namespace and returns what `pick` selects. Nothing else of them is kept while the list is read. The caller must
+    /// have been authorized.
     ///
     /// # Errors
     /// 500 if the Kubernetes API does not respond as expected.
     pub(super) async fn pick_computers<T>(&self, namespace: &str, pick: impl Fn(Computer) -> Option<T>) -> Result<Vec<T>, ApiError> {
-        let listed = self.computer_pages.list(&self.computers(namespace), namespace, PAGE, pick).await;
-        listed.map_err(|e| ApiError::from_call(&e, "computer", "listing the computers"))
+        let pick = |listed: ListedComputer| pick(listed.into());
+        let picked = self.computer_pages.list::<Computer, _, _>(&self.client, namespace, pick).await;
+        picked.map_err(|e| ApiError::from_call(&e, "computer", "listing the computers"))
     }
-}
-
-/// Page size of lists; a computer may have some 300 KiB, including annotations.
-const PAGE: u32 = 50;
-
-/// Removes metadata that is never shown: tenants decide how large it is, and all tenants share this server's memory.
-fn slim(mut computer: Computer) -> Computer {
-    computer.metadata.managed_fields = None;
-    computer.metadata.annotations = None;
-    computer.metadata.labels = None;
-    computer
 }
 
 /// Requires that the caller may do `verb` on exactly this computer.

@@ -89,7 +89,8 @@ async fn by_name(shared: &Shared, caller: &Caller, namespace: &str, name: &str) 
     if !access::may(shared, caller, "list", all).await? && !access::may(shared, caller, "get", all).await? {
         return Ok(None);
     }
-    let found = living_by_name(&shared.list_computers(namespace).await?, name).cloned();
+    let named = shared.computers_that(namespace, |c| wire::name(c) == name).await?;
+    let found = living_by_name(&named, name).cloned();
     let Some(computer) = found else { return Ok(None) };
     let id = wire::id(&computer);
     Ok(access::may(shared, caller, "get", Target::computer(&id)).await?.then_some(computer))

@@ -105,7 +105,9 @@ async fn operations(shared: &Shared, computer: &Computer, asked: &UpdateComputer
         operations.push(set("displayName", name));
     }
     if new_name.is_some() || new_host.is_some() {
-        let all = shared.list_computers(&wire::id(computer).namespace).await?;
+        let named = |c: &Computer| new_name.is_some_and(|name| wire::name(c) == name);
+        let wanted = |c: &Computer| named(c) || new_host.is_some_and(|host| wire::has_host(c, host));
+        let all = shared.computers_that(&wire::id(computer).namespace, wanted).await?;
         if let Some(host) = new_host {
             free_host(&all, host, uid)?;
         }

@@ -7,8 +7,6 @@ use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::api::{Api, ApiResource};
-use kube::core::Object;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -19,6 +17,7 @@ use crate::http::access::{self, Target};
 use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Params;
+use crate::http::page_limits::ListedMetadata;
 use crate::resources::{Session, SessionSpec, SessionStatus};
 
 /// Parameters of the list.
@@ -91,19 +90,19 @@ pub async fn list_sessions(
     access::require(&shared, &caller, "list", Target { resource: "sessions", namespace: &namespace, name: None }).await?;
     let wanted = |s: &Session| computer.as_ref().is_none_or(|c| s.spec.computer_uid == c.uid && s.spec.computer_name == c.name);
     let shown = |s: Listed| Some(shown(s)).filter(|s| !wire::is_deleted(s) && super::own(&caller, s) && wanted(s));
-    let api = Api::namespaced_with(shared.client.clone(), &namespace, &ApiResource::erase::<Session>(&()));
-    let all = shared.session_pages.list(&api, &namespace, PAGE, shown).await;
+    let all = shared.session_pages.list::<Session, _, _>(&shared.client, &namespace, shown).await;
     let all = all.map_err(|e| ApiError::from_call(&e, "namespace", "listing the sessions"))?;
     Ok(Json(page(all, after.as_ref(), limit)))
 }
 
-/// Page size of lists from the API server. The admission policy bounds the settings of a session; without it one may have 1.5 MiB, and a page is in memory
-/// about three times while it is read.
-const PAGE: u32 = 10;
-
 /// A Session with only the fields that a list shows. Tenants decide how large the other fields are, deserialized settings are many times larger than on
 /// the wire, and all tenants share this server's memory.
-type Listed = Object<ListedSpec, SessionStatus>;
+#[derive(Clone, Debug, Deserialize)]
+struct Listed {
+    metadata: ListedMetadata,
+    spec: ListedSpec,
+    status: Option<SessionStatus>,
+}
 
 /// The needed part of the spec.
 #[derive(Clone, Debug, Deserialize)]
@@ -119,9 +118,8 @@ struct ListedSpec {
 /// Converts to a Session that has only the shown fields.
 fn shown(listed: Listed) -> Session {
     let ListedSpec { computer_name, computer_uid, title, deleted_at } = listed.spec;
-    let metadata = ObjectMeta { managed_fields: None, annotations: None, labels: None, ..listed.metadata };
     let spec = SessionSpec { computer_name, computer_uid, title, deleted_at, ..SessionSpec::default() };
-    Session { metadata, spec, status: listed.status }
+    Session { metadata: ObjectMeta::from(listed.metadata), spec, status: listed.status }
 }
 
 /// Parses the page size, a decimal number without a sign or leading zeros.

@@ -151,7 +151,7 @@ pub fn perform(world: &World, what: Move) {
         Move::OldArchive => old_archive(world),
         Move::ClockAhead => {
             world.clock_ahead(3600);
-            world.with(|s| s.observer.clock_ahead = true);
+            world.with(|s| s.observer.clock_ahead = Some(Instant::now()));
         }
         Move::SlowArchive => world.with(|s| s.observer.slow_pods = true),
         Move::UndoWrites => world.with(|s| s.undone_until = Some(Instant::now() + Duration::from_secs(600))),

@@ -107,8 +107,8 @@ pub struct Observer {
     asked: BTreeSet<String>,
     pub repeated: BTreeMap<String, usize>,
     store: Option<Arc<InMemory>>,
-    /// The operators' clock jumped an hour ahead.
-    pub clock_ahead: bool,
+    /// When the operators' clock jumped an hour ahead.
+    pub clock_ahead: Option<Instant>,
     /// The store loses objects of every complete archive.
     pub lossy: bool,
     /// The store never answers: nothing can be archived.

@@ -46,7 +46,7 @@ pub fn false_deadline(observer: &mut Observer, computer: &Value) {
         return;
     }
     let archived = observer.fates.get(uid(computer)).and_then(|fate| fate.archived);
-    if let Some(archived) = archived.filter(|at| at.elapsed() < DELETE_VOLUMES && !observer.clock_ahead) {
+    if let Some(archived) = archived.filter(|at| at.elapsed() < DELETE_VOLUMES && observer.clock_ahead.is_none()) {
         let what =
             format!("L2: the volume of {} is reported as overdue {} s after its archive", uid(computer), archived.elapsed().as_secs());
         observer.violation(what);

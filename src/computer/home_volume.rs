@@ -49,7 +49,7 @@ pub fn foreign_mark<'a>(volume: &'a PersistentVolume, computer_uid: &str) -> Opt
 /// The message about a volume with the label of another computer.
 pub fn foreign_mark_message(name: &str, of: &str) -> String {
     format!(
-        "PersistentVolume {name} carries the mark of another computer (UID {of}), so it cannot be protected for this one. If that computer is gone, \
+        "PersistentVolume {name} has the label of another computer (UID {of}), so it cannot be protected for this one. If that computer is gone, \
          remove the label {UID_LABEL} and the annotation {ORIGINAL_POLICY_ANNOTATION} from the volume"
     )
 }

@@ -1,5 +1,5 @@
 //! The commands that the chart's hooks run: apply the definitions, check before an uninstall, test an installation. Each runs once, with its own
-//! permissions, and reports on standard error what to do. This module must never reconcile anything.
+//! permissions, and reports on standard error what to do. [`rbac`] is the source of all RBAC rules of the chart. This module must never reconcile anything.
 
 pub mod check;
 pub mod crds;

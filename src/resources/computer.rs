@@ -19,7 +19,7 @@ pub enum Provider {
     BYOM,
 }
 
-/// A persistent machine: a pod, a home volume, an API key of its own, and the sessions that ran on it.
+/// A persistent machine: a pod, a home volume, a key of its own, and the sessions that ran on it.
 /// Deleting it is terminal: the key is revoked, the sessions are archived, pod and volume are removed.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[kube(
@@ -145,7 +145,7 @@ pub struct ComputerStatus {
     /// The node that the pod runs on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
-    /// The Secret in this namespace whose key `token` holds the computer's API key.
+    /// The Secret in this namespace whose key `token` holds the computer's key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential_secret_name: Option<String>,
     /// The objects that were created for this computer, copied from its record.

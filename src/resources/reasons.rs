@@ -260,28 +260,28 @@ reasons! {
     /// To do: let the operator create pods in its own namespace. The operator retries every minute.
     CheckRefused,
 
-    /// The API key has a token.
+    /// The `ApiKey` has a token.
     /// To do: nothing. `status.secretName` names its Secret.
     Issued,
-    /// The token of the API key is being issued.
+    /// The token of the `ApiKey` is being issued.
     /// To do: wait.
     Issuing,
-    /// `spec.expiresAt` of the API key is past.
+    /// `spec.expiresAt` of the `ApiKey` is past.
     /// To do: set it to a later time or remove it, and change `spec.rotation` if the message says so.
     Expired,
-    /// The token of the API key was revoked.
+    /// The token of the `ApiKey` was revoked.
     /// To do: change `spec.rotation` for another token.
     Revoked,
-    /// The Secret of the API key was deleted. The token still authenticates every client that has a copy of it.
-    /// To do: change `spec.rotation` for another token, or delete the API key to revoke it.
+    /// The Secret of the `ApiKey` was deleted. The token still authenticates every client that has a copy of it.
+    /// To do: change `spec.rotation` for another token, or delete the `ApiKey` to revoke it.
     SecretMissing,
-    /// The ServiceAccount of the API key does not exist.
+    /// The ServiceAccount of the `ApiKey` does not exist.
     /// To do: create it.
     ServiceAccountNotFound,
-    /// The ServiceAccount of the API key was deleted, so its token was revoked.
+    /// The ServiceAccount of the `ApiKey` was deleted, so its token was revoked.
     /// To do: see the message.
     ServiceAccountDeleted,
-    /// The ServiceAccount of the API key was deleted and created again, so its token was revoked.
+    /// The ServiceAccount of the `ApiKey` was deleted and created again, so its token was revoked.
     /// To do: see the message.
     ServiceAccountReplaced,
 }

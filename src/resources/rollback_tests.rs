@@ -9,7 +9,7 @@ fn newer(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
             let known = fields.iter().map(|(name, field)| {
-                // Named by the steps, not by us; and Kubernetes' own type.
+                // The keys of `started` are ids of steps, and tolerations are a type of Kubernetes: neither has unknown fields.
                 let of_others = matches!(name.as_str(), "started" | "tolerations");
                 (name.clone(), if of_others { field.clone() } else { newer(field) })
             });
@@ -45,7 +45,7 @@ fn record() -> Value {
 #[test]
 fn fields_of_a_newer_version_are_written_back() {
     let mut of_tomorrow = newer(&record());
-    // The steps are named by us: the unknown one is within a step, not beside it.
+    // The keys are the ids of the steps: the unknown field is in a step, not beside one.
     of_tomorrow["state"]["deletion"]["steps"] =
         json!({"stop-pods": {"result": "Verified", "detail": "", "at": "2026-11-28T10:00:00.000000Z", "ofTomorrow": 1}});
     let read: ComputerRecordSpec = serde_json::from_value(of_tomorrow.clone()).unwrap();

@@ -84,7 +84,7 @@ pub enum TimingError {
     },
 }
 
-/// The last observed Lease, and when it changed according to our clock.
+/// The last observed Lease, and when it changed by this replica's clock.
 #[derive(Clone, Debug)]
 struct Seen {
     lease: Lease,
@@ -254,7 +254,7 @@ impl Elector {
         }
     }
 
-    /// Renews with one write based on our last write. The lease is read only if that fails.
+    /// Renews with one write based on this replica's last write. The lease is read only if that fails.
     async fn renew(&mut self) -> Attempt {
         let ours = self.seen.as_ref().filter(|s| holder(s, &self.identity, Instant::now()) == Holder::Us).map(|s| s.lease.clone());
         match ours {
@@ -308,7 +308,7 @@ impl Elector {
         Attempt::Held(sent)
     }
 
-    /// One request with a timeout, so that an unresponsive API server cannot delay us beyond the renew deadline.
+    /// One request with a timeout, so that an unresponsive API server cannot delay this replica beyond the renew deadline.
     async fn limited<T>(&self, request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ErrorClass> {
         let error = match timeout(self.timing.request(), request).await {
             Ok(Ok(answer)) => return Ok(answer),
@@ -346,7 +346,7 @@ impl Elector {
             spec.lease_duration_seconds = Some(1);
             match self.limited(self.api.replace(NAME, &PostParams::default(), &lease)).await {
                 Ok(_) => return tracing::info!("released the lease"),
-                // A cancelled renewal of ours may have arrived in between.
+                // A cancelled renewal of this replica may have arrived in between.
                 Err(ErrorClass::Conflict) => {}
                 Err(_) => break,
             }

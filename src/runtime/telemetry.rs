@@ -75,12 +75,12 @@ mod tests {
                     Ok::<_, Infallible>(Response::new(Body::from(broken.as_bytes().to_vec())))
                 });
                 let error = Api::<Secret>::namespaced(Client::new(service, "t"), "t").get("s").await.unwrap_err();
-                tracing::info!(%error, "our own line");
+                tracing::info!(%error, "a line of the operator");
             }
             .with_subscriber(subscriber)
             .await;
             let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-            assert!(text.contains("our own line") && !text.contains("NEVER"), "{text}");
+            assert!(text.contains("a line of the operator") && !text.contains("NEVER"), "{text}");
         }
     }
 }

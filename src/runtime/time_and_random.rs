@@ -23,7 +23,7 @@ impl Default for Sources {
     }
 }
 
-/// Random material for one pass, so that plans stay pure functions of their input.
+/// Random data for one reconcile, so that plans stay pure functions of their input.
 #[derive(Clone)]
 pub struct Fresh {
     /// Suffix of new names: 128 bits, so that a tenant cannot guess it.
@@ -43,7 +43,7 @@ impl Sources {
         (self.now)()
     }
 
-    /// Random material for one pass.
+    /// Random data for one reconcile.
     pub fn fresh(&self) -> Fresh {
         Fresh { key: self.bytes(), suffix: hex::encode(self.bytes::<16>()) }
     }

@@ -254,11 +254,11 @@ async fn attacked<F: Future<Output = Result<()>>>(
         }
         Ok(())
     };
-    let (attacked, served) = tokio::join!(look, ask);
+    let (memory, asked) = tokio::join!(look, ask);
     attackers.shutdown().await;
     let mib = |bytes: u64| bytes / 1024 / 1024;
     println!("    {} -> {} MiB, {served} others served, the slowest after {slowest:?}", mib(before), mib(most));
-    attacked.and(served)?;
+    memory.and(asked)?;
     ensure!(mib(most) <= mib(before) + bound, "{} unfinished heads: {} MiB instead of {}", HEADS.0, mib(most), mib(before));
     Ok(())
 }

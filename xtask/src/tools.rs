@@ -172,8 +172,8 @@ fn build(tool: Tool, path: &Path, number: usize, all: &[Tool]) -> Result<()> {
     let temporary = folder.join(".tmp");
     fs::remove_dir_all(&temporary).ok();
     fs::create_dir(&temporary)?;
-    let go_program = which_go()?;
-    let mut command = process::tied(&go_program, None)?;
+    let compiler = which_go()?;
+    let mut command = process::tied(&compiler, None)?;
     command
         .current_dir(&module)
         .args(["build", "-trimpath", "-buildvcs=false", "-ldflags"])

@@ -12,7 +12,7 @@
 //! While the reservation has no UID, any claim of that name in the operator's namespace would be bound. The fences still hold:
 //! - Only the operator and cluster admins may create claims in that namespace. The policy `names` also reserves the name for the operator.
 //!   Without policies RBAC remains. In any order, a client that could create that claim first would get the volume.
-//! - The reservation itself is fenced by the volume's UID, by the UID of the claim that held it, and by our marks and `Retain`. A leader
+//! - The reservation itself is fenced by the volume's UID, by the UID of the claim that held it, and by the operator's label and `Retain`. A leader
 //!   with a stale view cannot reserve a volume whose policy was restored.
 //! - A volume without a UID in its `claimRef` is never reclaimed, whatever its policy says. `delete-volumes` restores a UID.
 

@@ -39,7 +39,7 @@ async fn world(objects: Vec<(&'static str, Value)>) -> World {
     let settings = Settings { namespace: "op".into(), ..Settings::default() };
     let (queue, _work) = queue::queue();
     let mut spawn = caches::Spawn { queue: &queue, tasks: &mut tasks, sources: &sources, stop: &stop };
-    let caches = caches::start(&client, "op", &mut spawn);
+    let caches = caches::start(&client, "op", &mut spawn, caches::Listeners::default());
     caches.ready().await.unwrap();
     let store = tempfile::tempdir().unwrap();
     let (checked, _) = tokio::sync::mpsc::channel(1);

@@ -24,16 +24,16 @@ use super::queue::Queue;
 use super::time_and_random::Sources;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
 
-/// Seconds after which a watch is renewed: below the idle limit of common load balancers.
+/// Seconds after which a watch is renewed: less than the idle timeout of common load balancers.
 const WATCH_TIMEOUT: u32 = 200;
 
-/// Objects in one page of a first list of what tenants write: a page is in memory about three times before any of it is stripped, and
-/// they decide how large an object is.
+/// Objects in one page of a list of tenants' objects: a page is in memory about three times before fields are removed, and tenants
+/// decide how large an object is.
 pub(crate) const PAGE: u32 = 20;
-/// The same of what only admins and we write: fewer round trips before a new leader can begin (L4).
+/// Objects in one page of a list of objects that only admins and the operator write: fewer requests before a new leader can begin (L4).
 pub(crate) const ADMINS_PAGE: u32 = 500;
 
-/// How everything is watched.
+/// The configuration of every watch.
 pub(crate) fn watched(page: u32) -> watcher::Config {
     watcher::Config::default().timeout(WATCH_TIMEOUT).page_size(page)
 }
@@ -58,7 +58,7 @@ pub struct Caches {
     pub pods: Store<Pod>,
     /// Claims with the UID label, reduced.
     pub claims: Store<PersistentVolumeClaim>,
-    /// Volumes with our label.
+    /// Volumes with the operator's label.
     pub volumes: Store<PersistentVolume>,
     index: Index,
     /// The operator's namespace, where the records are.
@@ -72,17 +72,17 @@ impl Caches {
         self.computers.get(&ObjectRef::new(&name).within(&namespace)).filter(|c| c.metadata.uid.as_deref() == Some(uid))
     }
 
-    /// The namespace of the computer of this UID, as far as it is known.
+    /// The namespace of the computer of this UID; empty if it is not known.
     pub fn namespace(&self, uid: &str) -> String {
         let of_computer = || Some(self.index.read().ok()?.get(uid)?.0.clone());
         let of_record = || self.records.get(&ObjectRef::new(uid).within(&self.own)).map(|r| r.spec.namespace.clone());
         of_computer().or_else(of_record).unwrap_or_default()
     }
 
-    /// Waits until every cache has its first list.
+    /// Waits until every cache is filled.
     ///
     /// # Errors
-    /// When a watch task ended.
+    /// When a watch has ended.
     pub async fn ready(&self) -> Result<(), reflector::store::WriterDropped> {
         self.computers.wait_until_ready().await?;
         self.records.wait_until_ready().await?;
@@ -111,7 +111,7 @@ pub struct Listeners {
 pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>, mut others: Listeners) -> Caches {
     let index = Index::default();
     let (all, admins) = (watched(PAGE), watched(ADMINS_PAGE));
-    // Of tenants' kinds: by the label that only we may set and take off. Anyone may say that we manage a pod, or that we do not.
+    // Tenants' objects are selected by the label that only the operator may set or remove. Anyone may change the managed-by label of a pod.
     let ours = all.clone().labels(UID_LABEL);
     let volumes = admins.clone().labels(&format!("{MANAGED_BY_LABEL}={MANAGER}"));
     let (seen, known) = (index.clone(), index.clone());
@@ -152,9 +152,9 @@ pub struct Spawn<'a> {
     pub queue: &'a Queue,
     /// Where the watches run.
     pub tasks: &'a mut JoinSet<()>,
-    /// Of their backoff.
+    /// Seeds of their backoff.
     pub sources: &'a Sources,
-    /// Ends them.
+    /// Stops them.
     pub stop: &'a CancellationToken,
 }
 
@@ -244,13 +244,13 @@ where
     }
 }
 
-/// A kind as logs name it. All of ours are Rust types of the same name.
+/// The name of a kind for logs, which is that of its Rust type.
 fn kind_of<K>() -> &'static str {
     std::any::type_name::<K>().rsplit("::").next().unwrap_or_default()
 }
 
-/// The event with an object that is understood. One that is not is taken out of the cache: what is done for it is decided by live
-/// reads, which fail with the reason.
+/// The event with its deserialized object. An object that cannot be deserialized is removed from the cache: live reads then decide what is
+/// done for it, and fail with the reason.
 pub fn understood<K: Resource + Default>(event: watcher::Event<DeserializeGuard<K>>) -> watcher::Event<K> {
     let object = match event {
         watcher::Event::Init => return watcher::Event::Init,
@@ -264,7 +264,7 @@ pub fn understood<K: Resource + Default>(event: watcher::Event<DeserializeGuard<
     };
     let (namespace, name) = (object.metadata.namespace.as_deref().unwrap_or_default(), object.metadata.name.as_deref().unwrap_or_default());
     let kind = kind_of::<K>();
-    tracing::error!(kind, namespace, name, error = object.error, "an object cannot be parsed and is ignored: fix or delete it");
+    tracing::error!(kind, namespace, name, error = object.error, "an object cannot be deserialized and is ignored: fix or delete it");
     let mut gone = K::default();
     *gone.meta_mut() = object.metadata;
     watcher::Event::Delete(gone)
@@ -297,7 +297,7 @@ fn labelled<K: Resource>(event: &watcher::Event<K>) -> Vec<String> {
     touched(event).and_then(|o| o.meta().labels.as_ref()?.get(UID_LABEL).cloned()).into_iter().collect()
 }
 
-/// A namespace that begins to go concerns every Computer in it (L7).
+/// The deletion of a namespace concerns every Computer in it (L7).
 fn in_namespace(computers: &Store<Computer>, event: &watcher::Event<Namespace>) -> Vec<String> {
     let Some(namespace) = touched(event).filter(|n| n.metadata.deletion_timestamp.is_some()) else { return Vec::new() };
     let name = namespace.name_any();
@@ -305,7 +305,7 @@ fn in_namespace(computers: &Store<Computer>, event: &watcher::Event<Namespace>) 
     inside.iter().filter_map(|c| c.metadata.uid.clone()).collect()
 }
 
-/// Computers that were made from a class show that it changed; those that are not active yet may wait for it.
+/// Computers that were created from a class report that it has changed; those that are not active yet may be waiting for it.
 fn of_class(computers: &Store<Computer>, name: &str) -> Vec<String> {
     let concerned = |c: &Computer| {
         let status = c.status.as_ref();

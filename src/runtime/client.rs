@@ -1,5 +1,5 @@
-//! The API client and the classes of its failures. Every call has a timeout of its own. An unknown outcome is a failure, never a success, and only the API server's own word that an
-//! object is not there is an absence (S3).
+//! The API client and the classes of its failures. Every call has its own timeout. An unknown outcome must never count as a success, and only
+//! the API server's own answer that an object does not exist proves its absence (S3).
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -50,7 +50,7 @@ impl From<kube::Error> for CallError {
     }
 }
 
-/// The API server's own words, once: kube adds the whole Status as Rust prints it, and users read this in conditions.
+/// The API server's own message, once: kube adds the whole Status as Rust prints it, and users read this in conditions.
 fn said(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => format!("{} ({})", status.message, status.code),
@@ -58,7 +58,7 @@ fn said(error: &kube::Error) -> String {
     }
 }
 
-/// Class of a failure: decides the condition that users see, and how soon it is tried again (DESIGN.md 4.7).
+/// Class of a failure: decides the condition that users see, and how soon it is retried (DESIGN.md 4.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
     /// 404 with reason `NotFound`: the API server says that the object does not exist. Any other 404 (a proxy's, a path that is

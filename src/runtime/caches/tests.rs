@@ -8,7 +8,7 @@ use super::*;
 use crate::runtime::queue;
 
 #[tokio::test]
-async fn an_object_that_is_not_understood_hides_no_other() {
+async fn an_object_that_cannot_be_deserialized_hides_no_other() {
     let service = tower::service_fn(|request: Request<Body>| async move {
         if request.uri().query().is_some_and(|q| q.contains("watch=true")) {
             std::future::pending::<()>().await;
@@ -38,7 +38,7 @@ fn a_log_names_the_kind() {
     assert_eq!((kind_of::<Computer>(), kind_of::<PersistentVolumeClaim>()), ("Computer", "PersistentVolumeClaim"));
 }
 
-/// That a class differs from what runs is shown when the class changes, not when the next pod event happens to come by.
+/// A change of a class is reported at once, not at the next event of a pod.
 #[tokio::test]
 async fn a_class_concerns_the_computers_that_were_made_from_it() {
     let (reader, mut writer) = reflector::store::<Computer>();
@@ -56,10 +56,10 @@ async fn a_class_concerns_the_computers_that_were_made_from_it() {
     assert_eq!(uids, ["runs", "waits"]);
 }
 
-/// Found with an API server that was killed: a new list comes page by page, and the cache shows none of it before its end. Who was
-/// queued at its object's place in the list was looked at as it had been, and never again: a deletion stood still for good.
+/// Found with an API server that was killed: a relist arrives in pages, and the cache shows none of them before the last one. A UID that
+/// was queued at its page was reconciled with the old object, and not again: a deletion made no progress.
 #[tokio::test(start_paused = true)]
-async fn what_a_new_list_shows_or_no_longer_shows_is_looked_at_when_the_cache_shows_it() {
+async fn a_relist_queues_changed_and_missing_objects_when_the_cache_shows_it() {
     let class =
         |name: &str, size: &str| json!({"metadata": {"name": name, "uid": name, "generation": size.len()}, "spec": {"podTemplate": {}}});
     let lists = Arc::new(std::sync::atomic::AtomicUsize::new(0));
@@ -69,7 +69,7 @@ async fn what_a_new_list_shows_or_no_longer_shows_is_looked_at_when_the_cache_sh
         async move {
             let expired = json!({"type": "ERROR", "object": {"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": ""}});
             let answer = if query.contains("continue=next") {
-                // Time for whoever was queued too early.
+                // Time for a UID that was queued too early.
                 tokio::time::sleep(std::time::Duration::from_secs(5)).await;
                 list(&[class("b", "")], "")
             } else if !query.contains("watch=true") {
@@ -90,8 +90,8 @@ async fn what_a_new_list_shows_or_no_longer_shows_is_looked_at_when_the_cache_sh
     let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, sources: &Sources::default(), stop: &stop };
     let named = |e: &watcher::Event<ComputerClass>| touched(e).map(ResourceExt::name_any).into_iter().collect();
     let classes = spawn.watch(api, watcher::Config::default(), cached_fields::managed, named);
-    let looks: Arc<RwLock<HashMap<String, Option<i64>>>> = Arc::default();
-    let seen = Arc::clone(&looks);
+    let reads: Arc<RwLock<HashMap<String, Option<i64>>>> = Arc::default();
+    let seen = Arc::clone(&reads);
     let run = work.run(4, stop.clone(), move |name| {
         let found = classes.get(&ObjectRef::new(&name)).map(|c| c.metadata.generation.unwrap_or_default());
         seen.write().unwrap().insert(name, found);
@@ -99,6 +99,6 @@ async fn what_a_new_list_shows_or_no_longer_shows_is_looked_at_when_the_cache_sh
     });
     let _ = tokio::time::timeout(std::time::Duration::from_secs(120), run).await;
     stop.cancel();
-    let last = looks.read().unwrap().clone();
+    let last = reads.read().unwrap().clone();
     assert_eq!(last, [("a".to_owned(), Some(3)), ("b".to_owned(), Some(0)), ("gone".to_owned(), None)].into());
 }

@@ -14,8 +14,9 @@ use crate::archive::{Archives, ingest, store_volume};
 use crate::class;
 use crate::computer::apply::Applier;
 use crate::computer::events::Events;
+use crate::computer::memory::Memory;
 use crate::computer::metrics::Metrics;
-use crate::computer::reconcile::{Memory, Reconciler};
+use crate::computer::reconcile::Reconciler;
 use crate::computer::sweep;
 use crate::resources::MANAGER;
 use crate::runtime::config::Config;
@@ -187,13 +188,11 @@ impl Leader {
         let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
         Reconciler {
             applier: Applier::new(self.client.clone(), Arc::clone(&self.archives), self.settings.namespace.clone()),
-            events: Events::new(Recorder::new(self.client.clone(), reporter)),
             marker: Marker::new(self.client.clone(), self.archives),
-            memory: Memory::new(&self.sources),
+            memory: Memory::new(&self.sources, Events::new(Recorder::new(self.client.clone(), reporter)), self.metrics),
             client: self.client,
             caches,
             settings: self.settings,
-            metrics: self.metrics,
             sources: self.sources,
             stop,
         }

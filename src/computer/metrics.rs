@@ -174,6 +174,12 @@ impl Metrics {
         }
     }
 
+    /// The blocked deletions.
+    #[cfg(test)]
+    pub fn remembered(&self) -> String {
+        format!("{:?}", self.blocked_by)
+    }
+
     fn set_blocked(&self, uid: &str, now: Option<Blocked>) {
         let mut all = self.blocked_by.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match &now {

@@ -2,7 +2,6 @@
 //! reconcile is retried after a backoff; an event ends the backoff early only if something that a plan reads has changed. It must never
 //! take a cache's word that an object is gone, and makes no request once the process stops.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -13,11 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
-use super::budget::Turns;
-use super::events::Events;
 use super::failed::{self, Accepted};
-use super::memory::Latest;
-use super::metrics::Metrics;
+use super::memory::Memory;
 use super::observe::observe;
 use super::plan::plan;
 use super::report::{Next, Plan, Report};
@@ -50,56 +46,14 @@ pub struct Reconciler {
     pub settings: Settings,
     /// Performs actions.
     pub applier: Applier,
-    /// Figures.
-    pub metrics: Arc<Metrics>,
-    /// Publishes events, best effort.
-    pub events: Events,
     /// Marks Sessions.
     pub marker: Marker,
     /// Time of day and randomness.
     pub sources: Sources,
     /// Cancelled when the process stops: a reconcile makes no further request then.
     pub stop: CancellationToken,
-    /// What is remembered of each computer.
+    /// What this process remembers of each computer.
     pub memory: Memory,
-}
-
-/// What this process remembers of each computer between two reconciles. [`Reconciler::forget`] removes all of it.
-pub struct Memory {
-    /// Backoff of failed reconciles.
-    backoff: Backoff,
-    /// Backoff of failed status writes. Those must not delay the reconciles themselves.
-    unwritten: Backoff,
-    /// Records that are newer than the cache, and finished steps.
-    latest: Latest,
-    /// Statuses written in the last seconds.
-    written: Written,
-    /// Reconciles that exceeded their budget.
-    turns: Turns,
-}
-
-impl Memory {
-    /// Empty; the jitter of its backoff comes from the sources.
-    pub fn new(sources: &Sources) -> Self {
-        let seed = || u64::from_le_bytes(sources.bytes());
-        Self {
-            backoff: Backoff::with_seed(seed()),
-            unwritten: Backoff::with_seed(seed()),
-            latest: Latest::default(),
-            written: Written::default(),
-            turns: Turns::default(),
-        }
-    }
-
-    /// Names every field, so that one that is added cannot be left out.
-    fn forget(&self, uid: &str) {
-        let Self { backoff, unwritten, latest, written, turns } = self;
-        backoff.reset(uid);
-        unwritten.reset(uid);
-        latest.forget(uid);
-        written.forget(uid);
-        turns.reset(uid);
-    }
 }
 
 /// The result of publishing a status.
@@ -115,14 +69,14 @@ enum Published {
 impl Reconciler {
     /// Reconciles once. Returns when to reconcile again without an event.
     pub async fn run(&self, uid: &str) -> Option<Duration> {
-        let _timer = self.metrics.time();
+        let _timer = self.memory.metrics.time();
         let Some(mut view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
-            self.forget(uid);
+            self.memory.forget(uid);
             return None;
         };
         self.memory.latest.freshen(&mut view);
         if view.settled() {
-            self.forget(uid);
+            self.memory.forget(uid);
             return self.expire(&view).await;
         }
         let seen = view_digest::digest(&view);
@@ -146,12 +100,12 @@ impl Reconciler {
             failed::explain(&mut plan.report, error, self.memory.backoff.count(uid));
         }
         overrides::acknowledge(&self.client, view).await;
-        self.metrics.observe(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
+        self.memory.metrics.observe(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
         if error.is_none() && quiet(view, &plan.report) {
             return after(&plan.next);
         }
         let published = self.publish(view, &plan.report).await;
-        self.events.of_record(view, &plan.report).await;
+        self.memory.events.of_record(view, &plan.report).await;
         let next = self.next_run(uid, &plan, error, view_digest::with_record(seen, view));
         [next, self.retry_publish(uid, published)].into_iter().flatten().min()
     }
@@ -169,13 +123,6 @@ impl Reconciler {
     /// The archive store has finished what a reconcile of this computer was waiting for. No watch shows that, so it ends the backoff.
     pub fn store_answered(&self, uid: &str) {
         self.memory.backoff.wake(uid);
-    }
-
-    /// The computer is gone, or nothing is left to do for it.
-    fn forget(&self, uid: &str) {
-        self.memory.forget(uid);
-        self.events.forget(uid);
-        self.metrics.forget(uid);
     }
 
     /// Plans and applies in turn. Ends with the plan that waits, or with the failure that stopped it.
@@ -274,7 +221,7 @@ impl Reconciler {
         let Some(computer) = view.computer.as_ref().filter(|_| report.phase.is_some()) else { return Published::UpToDate };
         // A released Computer is gone, or about to be: there is no status to write, unless a foreign finalizer holds it.
         if computer.metadata.deletion_timestamp.is_some() && computer.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) {
-            self.events.of_release(view, computer, report).await;
+            self.memory.events.of_release(view, computer, report).await;
             return Published::UpToDate;
         }
         let new = status::compute(view, computer, report);
@@ -286,7 +233,7 @@ impl Reconciler {
         match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
             Ok(_) => {
                 self.memory.written.note(&view.uid, &new);
-                self.events.of_steps(view, computer, report).await;
+                self.memory.events.of_steps(view, computer, report).await;
                 Published::UpToDate
             }
             Err(error) if classify(&error) == ErrorClass::NotFound => Published::UpToDate,

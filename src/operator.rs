@@ -9,11 +9,14 @@ use kube::runtime::events::{Recorder, Reporter};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::apikey;
 use crate::archive::{Archives, ingest, store_volume};
+use crate::class;
 use crate::computer::apply::Applier;
 use crate::computer::events::Events;
+use crate::computer::memory::Memory;
 use crate::computer::metrics::Metrics;
-use crate::computer::reconcile::{Memory, Reconciler};
+use crate::computer::reconcile::Reconciler;
 use crate::computer::sweep;
 use crate::resources::MANAGER;
 use crate::runtime::config::Config;
@@ -140,7 +143,9 @@ impl Leader {
         let (queue, work) = queue::queue();
         let mut tasks = JoinSet::new();
         let mut spawn = caches::Spawn { queue: &queue, tasks: &mut tasks, sources: &self.sources, stop: &stop };
-        let caches = caches::start(&self.client, &self.settings.namespace, &mut spawn);
+        let (classes, keys) = (class::Controller::default(), apikey::Controller::start(&self.client, &self.settings.namespace, &mut spawn));
+        let others = caches::Listeners { classes: vec![classes.listener()], namespaces: vec![keys.in_namespace()] };
+        let caches = caches::start(&self.client, &self.settings.namespace, &mut spawn, others);
         let filled = async { caches.ready().await.context("a watch ended") };
         let first = tokio::select! { () = stop.cancelled() => return Ok(()), first = beside(&mut tasks, "watch", &stop, filled) => first };
         if let Err(error) = first {
@@ -149,8 +154,9 @@ impl Leader {
         }
         tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled, reconciling");
         tasks.spawn(sweep::run(self.client.clone(), caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
-        tasks.spawn(crate::class::run(self.client.clone(), self.settings.clone(), self.sources.clone(), stop.clone()));
-        tasks.spawn(crate::apikey::run(self.client.clone(), self.settings.namespace.clone(), self.sources.clone(), stop.clone()));
+        let (client, settings, sources) = (self.client.clone(), self.settings.clone(), self.sources.clone());
+        tasks.spawn(classes.run(client.clone(), settings.clone(), sources.clone(), caches.classes.clone(), stop.clone()));
+        tasks.spawn(apikey::run(keys, client, settings.namespace, caches.namespaces.clone(), sources, stop.clone()));
         let (metrics, concurrency) = (Arc::clone(&self.metrics), self.concurrency);
         let reconciler = Arc::new(self.reconciler(caches.clone(), stop.clone()));
         let of = caches.clone();
@@ -182,15 +188,17 @@ impl Leader {
         let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
         Reconciler {
             applier: Applier::new(self.client.clone(), Arc::clone(&self.archives), self.settings.namespace.clone()),
-            events: Events::new(Recorder::new(self.client.clone(), reporter)),
             marker: Marker::new(self.client.clone(), self.archives),
-            memory: Memory::new(&self.sources),
+            memory: Memory::new(&self.sources, Events::new(Recorder::new(self.client.clone(), reporter)), self.metrics),
             client: self.client,
             caches,
             settings: self.settings,
-            metrics: self.metrics,
             sources: self.sources,
             stop,
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -7,11 +7,14 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use computer_operator::class;
 use computer_operator::resources::{Computer, ComputerClass, crds};
 use computer_operator::runtime::settings::Settings;
 use computer_operator::runtime::time_and_random::Sources;
+use computer_operator::runtime::{caches, queue};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{JSONSchemaProps, JSONSchemaPropsOrArray};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use xtask::cluster::{Cluster, Options, Profile};
 
 const UID: &str = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11";
@@ -150,8 +153,12 @@ async fn a_class_is_checked_where_its_archive_pods_run(server: &Server) {
     let client = kube::Client::try_from(kube::Config::from_custom_kubeconfig(file, &options).await.unwrap()).unwrap();
     let settings =
         Settings { namespace: "ops".into(), image: "operator".into(), archive_service_account: "archive".into(), ..Settings::default() };
-    let stop = tokio_util::sync::CancellationToken::new();
-    let controller = tokio::spawn(computer_operator::class::run(client, settings, Sources::default(), stop.clone()));
+    let (stop, sources) = (tokio_util::sync::CancellationToken::new(), Sources::default());
+    let (controller, (queue, _work), mut watches) = (class::Controller::default(), queue::queue(), JoinSet::new());
+    let mut spawn = caches::Spawn { queue: &queue, tasks: &mut watches, sources: &sources, stop: &stop };
+    let listeners = caches::Listeners { classes: vec![controller.listener()], ..caches::Listeners::default() };
+    let caches = caches::start(&client, "ops", &mut spawn, listeners);
+    let controller = tokio::spawn(controller.run(client, settings, sources, caches.classes, stop.clone()));
     for (name, expected) in [("usual", "True Accepted"), ("root", "False ArchiveNotPossible"), ("root-unarchived", "True NotRestricted")] {
         let shown = |field: &str| format!("{{.status.conditions[?(@.type=='Accepted')].{field}}}");
         let query = format!("jsonpath={} {}", shown("status"), shown("reason"));

@@ -16,10 +16,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, Resource, ResourceExt};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,9 +32,9 @@ use self::watch::Caches;
 use crate::resources::reasons::Reason;
 use crate::resources::{ApiKey, MANAGER};
 use crate::runtime::backoff::Backoff;
-use crate::runtime::caches::Spawn;
+use crate::runtime::caches::{Listener, Spawn};
 use crate::runtime::client::{ErrorClass, call};
-use crate::runtime::queue::{self, Queue};
+use crate::runtime::queue::{self, Queue, Work};
 use crate::runtime::requests::Error;
 use crate::runtime::time_and_random::Sources;
 
@@ -47,24 +47,49 @@ const SWEEP: Duration = Duration::from_secs(240);
 /// Timeout of the request that creates an event.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Runs until `stop` is cancelled, and then waits for running passes.
-pub async fn run(client: Client, namespace: String, sources: Sources, stop: CancellationToken) {
-    let (queue, work) = queue::queue();
-    let mut tasks = JoinSet::new();
-    let mut spawn = Spawn { queue: &queue, tasks: &mut tasks, sources: &sources, stop: &stop };
-    let caches = watch::start(&client, &namespace, &mut spawn);
-    tokio::select! {
-        () = stop.cancelled() => return,
-        ready = caches.ready() => if ready.is_err() { return },
-        Some(ended) = tasks.join_next() => return tracing::error!(?ended, "a watch of the ApiKey controller ended unexpectedly"),
+/// The controller, with its watches, before it runs.
+pub struct Controller {
+    queue: Queue,
+    work: Work,
+    caches: Caches,
+}
+
+impl Controller {
+    /// Starts its watches in `spawn.tasks`. Namespaces are watched for all controllers: see [`Controller::in_namespace`].
+    pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>) -> Self {
+        let (queue, work) = queue::queue();
+        let mut own = Spawn { queue: &queue, tasks: spawn.tasks, sources: spawn.sources, stop: spawn.stop };
+        let caches = watch::start(client, namespace, &mut own);
+        Self { queue, work, caches }
     }
+
+    /// Queues the keys of a namespace that is being deleted.
+    pub fn in_namespace(&self) -> Listener<Namespace> {
+        self.caches.in_namespace(self.queue.clone())
+    }
+}
+
+/// Runs until `stop` is cancelled, and then waits for running passes.
+pub async fn run(
+    Controller { queue, work, caches }: Controller,
+    client: Client,
+    namespace: String,
+    namespaces: Store<Namespace>,
+    sources: Sources,
+    stop: CancellationToken,
+) {
+    let ready = tokio::select! { () = stop.cancelled() => return, ready = caches.ready() => ready };
+    if ready.is_err() {
+        return tracing::error!("a watch of the ApiKey controller ended unexpectedly");
+    }
+    let mut tasks = JoinSet::new();
     tasks.spawn(sweep(caches.clone(), queue, stop.clone()));
     let of = caches.clone();
     let work = work.shared_by(move |uid| of.key(uid).and_then(|k| k.namespace()).unwrap_or_default());
     let reporter = Reporter { controller: MANAGER.into(), instance: std::env::var("POD_NAME").ok() };
     let recorder = Recorder::new(client.clone(), reporter);
     let backoff = Backoff::with_seed(u64::from_le_bytes(sources.bytes()));
-    let reconciler = Arc::new(Reconciler { client, caches, namespace, backoff, recorder, sources, stop: stop.clone() });
+    let reconciler = Arc::new(Reconciler { client, caches, namespace, namespaces, backoff, recorder, sources, stop: stop.clone() });
     let pass = move |uid: String| {
         let reconciler = Arc::clone(&reconciler);
         async move { reconciler.run(&uid).await }
@@ -91,6 +116,7 @@ struct Reconciler {
     client: Client,
     caches: Caches,
     namespace: String,
+    namespaces: Store<Namespace>,
     backoff: Backoff,
     recorder: Recorder,
     sources: Sources,
@@ -148,7 +174,7 @@ impl Reconciler {
             (None, Some(r)) => (r.spec.namespace.clone(), r.spec.api_key.clone()),
             (None, None) => return None,
         };
-        let terminating = self.caches.namespaces.get(&ObjectRef::new(&namespace)).is_some_and(|n| watch::terminating(&n));
+        let terminating = self.namespaces.get(&ObjectRef::new(&namespace)).is_some_and(|n| watch::terminating(&n));
         Some(View {
             uid: uid.to_owned(),
             place: if terminating { Place::CachedTerminating } else { Place::Active },

@@ -1,4 +1,5 @@
-//! The watches for `ApiKeys`: the keys themselves, their records, namespaces, and `ServiceAccounts`, which are not cached. Secrets must never be watched.
+//! The watches for `ApiKeys`: the keys themselves, their records, and `ServiceAccounts`, which are not cached. Namespaces are watched for all
+//! controllers (`runtime/caches.rs`). Secrets must never be watched.
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::resources::{ApiKey, ApiKeyRecord};
 use crate::runtime::backoff::WatchBackoff;
 use crate::runtime::cached_fields;
-use crate::runtime::caches::{ADMINS_PAGE, Index, PAGE, Spawn, note, touched, watched};
+use crate::runtime::caches::{ADMINS_PAGE, Index, Listener, PAGE, Spawn, note, touched, watched};
 use crate::runtime::queue::Queue;
 
 /// Read side of the caches.
@@ -23,8 +24,6 @@ pub struct Caches {
     pub keys: Store<ApiKey>,
     /// Their records.
     pub records: Store<ApiKeyRecord>,
-    /// Namespaces.
-    pub namespaces: Store<Namespace>,
     index: Index,
 }
 
@@ -42,8 +41,18 @@ impl Caches {
     /// When a watch task has ended.
     pub async fn ready(&self) -> Result<(), kube::runtime::reflector::store::WriterDropped> {
         self.keys.wait_until_ready().await?;
-        self.records.wait_until_ready().await?;
-        self.namespaces.wait_until_ready().await
+        self.records.wait_until_ready().await
+    }
+
+    /// Queues the keys of a namespace that is being deleted.
+    pub fn in_namespace(&self, queue: Queue) -> Listener<Namespace> {
+        let keys = self.keys.clone();
+        let inside = move |event: &watcher::Event<Namespace>| {
+            touched(event)
+                .filter(|n| terminating(n))
+                .map_or_else(Vec::new, |n| uids(&keys, |k| k.namespace().as_ref() == Some(&n.name_any())))
+        };
+        (queue, Box::new(inside))
     }
 }
 
@@ -65,16 +74,9 @@ pub fn start(client: &Client, namespace: &str, spawn: &mut Spawn<'_>) -> Caches 
     let records = Api::<DeserializeGuard<ApiKeyRecord>>::namespaced(client.clone(), namespace);
     let records =
         spawn.watch(records, watched(ADMINS_PAGE), cached_fields::managed, |e| touched(e).map(ResourceExt::name_any).into_iter().collect());
-    let inside = keys.clone();
-    let namespaces =
-        spawn.watch(Api::<DeserializeGuard<Namespace>>::all(client.clone()), all.clone(), cached_fields::namespace, move |event| {
-            touched(event)
-                .filter(|n| terminating(n))
-                .map_or_else(Vec::new, |n| uids(&inside, |k| k.namespace().as_ref() == Some(&n.name_any())))
-        });
     let events = watcher(Api::all(client.clone()), all).backoff(WatchBackoff::new(spawn.sources)).boxed();
     spawn.tasks.spawn(accounts(events, keys.clone(), spawn.queue.clone(), spawn.stop.clone()));
-    Caches { keys, records, namespaces, index }
+    Caches { keys, records, index }
 }
 
 fn uids(keys: &Store<ApiKey>, concerned: impl Fn(&ApiKey) -> bool) -> Vec<String> {

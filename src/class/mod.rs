@@ -4,17 +4,17 @@
 
 mod archive;
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
-use kube::core::DeserializeGuard;
-use kube::runtime::controller::{Action, Controller};
-use kube::runtime::{PredicateConfig, WatchStreamExt, predicates, reflector, watcher};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -24,15 +24,23 @@ use crate::computer::machine_pod;
 use crate::resources::conditions::{self, types};
 use crate::resources::reasons::Reason;
 use crate::resources::{ArchivePolicy, ComputerClass, ComputerClassStatus, ComputerSpec};
-use crate::runtime::backoff::WatchBackoff;
-use crate::runtime::caches::{ADMINS_PAGE, understood, watched};
+use crate::runtime::caches::{Listener, touched};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::patch;
+use crate::runtime::queue::{self, Queue, Work};
 use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Sources;
 
 /// Time until a failed check is retried.
 const RETRY: Duration = Duration::from_secs(30);
+/// Number of classes that are checked concurrently.
+const CONCURRENCY: usize = 4;
+
+/// The controller, before it runs.
+pub struct Controller {
+    queue: Queue,
+    work: Work,
+}
 
 struct Shared {
     client: Client,
@@ -40,31 +48,53 @@ struct Shared {
     sources: Sources,
 }
 
-/// Runs the controller until `stop` is cancelled.
-pub async fn run(client: Client, settings: Settings, sources: Sources, stop: CancellationToken) {
-    let (reader, writer) = reflector::store();
-    let all = Api::<DeserializeGuard<ComputerClass>>::all(client.clone());
-    let understood = watcher(all, watched(ADMINS_PAGE)).backoff(WatchBackoff::new(&sources)).map_ok(understood);
-    let classes = understood.reflect(writer).applied_objects();
-    // Ignore status updates: a verdict may quote a message that differs on each attempt, which would make the controller check and write in a loop.
-    let classes = classes.predicate_filter(predicates::generation, PredicateConfig::default());
-    let shared = Arc::new(Shared { client, settings, sources });
-    Controller::for_stream(classes, reader)
-        .with_config(kube::runtime::controller::Config::default().concurrency(4))
-        .graceful_shutdown_on(stop.cancelled_owned())
-        .run(reconcile, |_, _, _| Action::requeue(RETRY), shared)
-        .for_each(|result| {
-            if let Err(error) = result {
-                tracing::warn!(%error, "cannot check a ComputerClass; retrying in {} s", RETRY.as_secs());
-            }
-            futures::future::ready(())
-        })
-        .await;
+impl Default for Controller {
+    fn default() -> Self {
+        let (queue, work) = queue::queue();
+        Self { queue, work }
+    }
 }
 
+impl Controller {
+    /// Queues a class when its spec changes, by name. Status updates are ignored: a verdict may quote a message that differs on each
+    /// attempt, which would make the controller check and write in a loop.
+    pub fn listener(&self) -> Listener<ComputerClass> {
+        let checked = RefCell::new(HashMap::new());
+        let changed = move |event: &watcher::Event<ComputerClass>| {
+            let Some(class) = touched(event) else { return Vec::new() };
+            let (name, spec) = (class.name_any(), (class.metadata.uid.clone(), class.metadata.generation));
+            if matches!(event, watcher::Event::Delete(_)) {
+                checked.borrow_mut().remove(&name);
+                return Vec::new();
+            }
+            let known = checked.borrow_mut().insert(name.clone(), spec.clone()) == Some(spec);
+            // A relist queues every class: one that failed before its end has queued nothing.
+            if known && matches!(event, watcher::Event::Apply(_)) { Vec::new() } else { vec![name] }
+        };
+        (self.queue.clone(), Box::new(changed))
+    }
+
+    /// Runs the controller until `stop` is cancelled.
+    pub async fn run(self, client: Client, settings: Settings, sources: Sources, classes: Store<ComputerClass>, stop: CancellationToken) {
+        let shared = Arc::new(Shared { client, settings, sources });
+        let check = move |name: String| {
+            let (class, shared) = (classes.get(&ObjectRef::new(&name)), Arc::clone(&shared));
+            async move {
+                let result = reconcile(class?, &shared).await;
+                Some(result.unwrap_or_else(|error| {
+                    tracing::warn!(name, %error, "cannot check a ComputerClass; retrying in {} s", RETRY.as_secs());
+                    RETRY
+                }))
+            }
+        };
+        self.work.run(CONCURRENCY, stop, check).await;
+    }
+}
+
+/// Checks one class. Returns when to check it again.
 #[tracing::instrument(skip_all, fields(kind = "ComputerClass", name = class.name_any(), uid = class.metadata.uid))]
-async fn reconcile(class: Arc<ComputerClass>, shared: Arc<Shared>) -> Result<Action, CallError> {
-    let verdict = check(&class, &shared).await?;
+async fn reconcile(class: Arc<ComputerClass>, shared: &Shared) -> Result<Duration, CallError> {
+    let verdict = check(&class, shared).await?;
     let status = status(&class, &verdict, shared.sources.now());
     if class.status.as_ref() != Some(&status) {
         let patch = patch::status(&class.metadata, json!(status));
@@ -72,7 +102,7 @@ async fn reconcile(class: Arc<ComputerClass>, shared: Arc<Shared>) -> Result<Act
         call(api.patch_status(&class.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await?;
     }
     // Pod Security labels, quotas and policies of the namespace can change without an event of the class.
-    Ok(Action::requeue(if verdict.reason == Reason::CheckRefused { Duration::from_secs(60) } else { Duration::from_secs(600) }))
+    Ok(if verdict.reason == Reason::CheckRefused { Duration::from_secs(60) } else { Duration::from_secs(600) })
 }
 
 /// Whether a class can be used.

@@ -105,6 +105,12 @@ impl Events {
         published.until.iter_mut().filter(|((of, _), _)| of == uid).for_each(|(_, until)| *until = (*until).min(limit));
     }
 
+    /// The UIDs and reasons that are not published again for now.
+    #[cfg(test)]
+    pub fn remembered(&self) -> String {
+        format!("{:?}", self.published.lock().unwrap_or_else(PoisonError::into_inner).until)
+    }
+
     /// What blocks a deletion whose Computer is gone: handed off, or its finalizer was stripped. There is no status to show it.
     pub async fn of_record(&self, view: &View, report: &Report) {
         let deleting = view.computer.is_none() && report.phase == Some(Phase::Deleting);

@@ -14,8 +14,8 @@ use crate::resources::steps::{CurrentStep, DeletionStep};
 use crate::resources::{Phase, StepStatus};
 use crate::runtime::client::ErrorClass;
 
-/// Conflicts in a row that are a lost race each: another writer was faster, and its event starts the next pass. More than these do
-/// not come from a race: something answers 409 to every try, and nobody would ever learn of it.
+/// Consecutive conflicts that count as lost races: another client changed the object first, and its event queues the next reconcile. More
+/// of them are not races: something answers 409 to every request, which must be reported.
 const LOST_RACES: u32 = 4;
 
 /// Whether a failure is one more lost race.
@@ -66,7 +66,7 @@ pub fn explain(report: &mut Report, error: &Error, before: u32) {
         step.status = StepStatus::Blocked;
         step.error = Some(message.clone());
     }
-    // A computer that can be used stays usable when a read fails that only looked whether anything has changed.
+    // A failed read does not make a usable computer unusable.
     let usable = matches!(report.phase, Some(Phase::Active | Phase::Suspended));
     if report.deletion.is_empty() && report.phase.is_some() && !usable {
         report.ready = Some(Ready { status: false, reason, message: message.clone() });
@@ -77,7 +77,7 @@ pub fn explain(report: &mut Report, error: &Error, before: u32) {
 /// What can be said of a computer when a read fails that had to come before its plan: what the record and the caches say, or else what
 /// its status says already. Nothing is taken back that was shown before.
 pub fn known(view: &View) -> Report {
-    // An override counts only once a live read has shown that it stands.
+    // An override counts only after a live read has confirmed it.
     let view = &View { overrides: Vec::new(), ..view.clone() };
     let begun = view.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some());
     let ending = view.computer.as_ref().is_some_and(|c| c.metadata.deletion_timestamp.is_some());
@@ -95,15 +95,16 @@ pub fn known(view: &View) -> Report {
     Report { passed: BTreeMap::new(), ..report }
 }
 
-/// The write requests of one pass that were accepted.
+/// The accepted write requests of one reconcile.
 #[derive(Default)]
 pub struct Accepted(Vec<Action>);
 
-/// So often the same request may be accepted in one pass: the second one confirms what the first has done (a pod that was removed).
+/// How often one reconcile may make the same request: the second one confirms the first (a pod that was removed).
 const CONFIRMED: usize = 2;
 
 impl Accepted {
-    /// Whether the plan asks once more for what has been accepted already: the change is not in the answers, somebody undoes it.
+    /// The error if the plan repeats a request that was accepted before: the answers do not contain the change, so a webhook or a policy
+    /// reverts it.
     pub fn undone(&self, action: &Action) -> Option<Error> {
         let times = self.0.iter().filter(|made| same(made, action)).count();
         (times >= CONFIRMED).then(|| Error::Undone(name(action)))
@@ -129,7 +130,7 @@ fn same(a: &Action, b: &Action) -> bool {
     }
 }
 
-/// An action in words, for logs and messages.
+/// Describes an action, for logs and messages.
 pub fn name(action: &Action) -> String {
     match action {
         Action::Read(subject) => format!("read {}", subject.describe()),
@@ -179,19 +180,19 @@ mod tests {
         assert!(accepted.undone(&read).is_none(), "reading again is no change that is undone");
     }
 
-    /// C18: a webhook that answers 409 to everything was never told.
+    /// C18: a webhook that answers 409 to everything was never reported.
     #[test]
     fn a_conflict_is_a_lost_race_until_it_lasts() {
         let error = Error::conflict("PersistentVolume pv");
-        let told = |before| {
+        let reported = |before| {
             let mut report = Report { phase: Some(Phase::Deleting), ..Report::default() };
             explain(&mut report, &error, before);
             report.blocker.map(|b| b.reason)
         };
-        assert_eq!((told(0), told(LOST_RACES - 1), told(LOST_RACES)), (None, None, Some(Reason::Conflict)));
+        assert_eq!((reported(0), reported(LOST_RACES - 1), reported(LOST_RACES)), (None, None, Some(Reason::Conflict)));
     }
 
-    /// C9: what fails before the plan took off what was shown, and what the alert goes by.
+    /// C9: a failure before the plan removed the blocker from the status and reset the alert.
     #[test]
     fn a_read_that_fails_before_the_plan_keeps_what_is_known() {
         let status = json!({"phase": "Active", "step": "archive-sessions"});

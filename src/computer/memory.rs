@@ -7,19 +7,71 @@
 //! - That the Computer, its pods and its claims are being deleted: a stale cache shows them as they were, and they would be deleted again.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::action::{Fact, Subject};
+use super::budget::Turns;
+use super::events::Events;
+use super::metrics::Metrics;
 use super::report::Report;
+use super::status::Written;
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::steps::{DeletionStep, StepResult};
 use crate::resources::{ComputerRecord, StepOutcome};
+use crate::runtime::backoff::Backoff;
+use crate::runtime::time_and_random::Sources;
 
-/// What is known of each UID.
+/// Everything that is remembered of a computer, with one way to forget it.
+pub struct Memory {
+    /// Backoff of failed reconciles.
+    pub backoff: Backoff,
+    /// Backoff of status writes that failed. Those must not delay the reconciles themselves.
+    pub unwritten: Backoff,
+    /// Records that are newer than the cache, and finished steps.
+    pub latest: Latest,
+    /// The last statuses.
+    pub written: Written,
+    /// Reconciles that exceeded their budget.
+    pub turns: Turns,
+    /// Published events.
+    pub events: Events,
+    /// Blocked deletions.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Memory {
+    /// Empty; the jitter of its backoff comes from the sources.
+    pub fn new(sources: &Sources, events: Events, metrics: Arc<Metrics>) -> Self {
+        let backoff = || Backoff::with_seed(u64::from_le_bytes(sources.bytes()));
+        let (latest, written, turns) = (Latest::default(), Written::default(), Turns::default());
+        Self { backoff: backoff(), unwritten: backoff(), latest, written, turns, events, metrics }
+    }
+
+    /// The computer is gone, or nothing is left to do for it. Names every field, so that a new one cannot be left out.
+    pub fn forget(&self, uid: &str) {
+        let Self { backoff, unwritten, latest, written, turns, events, metrics } = self;
+        backoff.reset(uid);
+        unwritten.reset(uid);
+        latest.forget(uid);
+        written.forget(uid);
+        turns.reset(uid);
+        events.forget(uid);
+        metrics.forget(uid);
+    }
+
+    /// All of it, as text. Names every field, too.
+    #[cfg(test)]
+    pub fn text(&self) -> String {
+        let Self { backoff, unwritten, latest, written, turns, events, metrics } = self;
+        format!("{backoff:?} {unwritten:?} {latest:?} {written:?} {turns:?} {} {}", events.remembered(), metrics.remembered())
+    }
+}
+
+/// The newest state of each UID.
 #[derive(Debug, Default)]
 pub struct Latest(Mutex<HashMap<String, Known>>);
 
@@ -102,7 +154,7 @@ impl Latest {
         }
     }
 
-    /// The computer is gone.
+    /// Forgets a computer.
     pub fn forget(&self, uid: &str) {
         self.all().remove(uid);
     }

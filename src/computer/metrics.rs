@@ -1,4 +1,4 @@
-//! Prometheus figures. Labels are bounded: steps, reasons and classes, never names or UIDs.
+//! Prometheus metrics of the operator. Labels must be bounded: steps, reasons and classes, never names or UIDs.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -18,7 +18,7 @@ use crate::runtime::client::ErrorClass;
 use crate::runtime::queue::PANICS;
 use crate::runtime::request_metrics::REQUESTS;
 
-/// Deletions that are remembered as counted: a cache that is behind may show the end of one twice.
+/// Deletions that are remembered as counted: a stale cache may show the end of one twice.
 const REMEMBERED: usize = 1024;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -43,29 +43,29 @@ struct StepLabel {
     step: &'static str,
 }
 
-/// All figures of the operator.
+/// All metrics of the operator.
 pub struct Metrics {
     registry: Registry,
-    passes: Family<Outcome, Counter>,
-    pass_seconds: Histogram,
+    reconciles: Family<Outcome, Counter>,
+    reconcile_seconds: Histogram,
     blocked: Family<Blocked, Gauge>,
     deletions: Histogram,
     steps: Family<StepLabel, Histogram, fn() -> Histogram>,
     orphans: Family<Kind, Gauge>,
     leader: Gauge,
-    /// What each UID is blocked by now, so that a gauge goes down again.
+    /// What each UID is blocked by, so that the gauge can be decremented.
     blocked_by: Mutex<HashMap<String, Blocked>>,
     counted: Mutex<VecDeque<String>>,
 }
 
-/// Measures a pass until it is dropped. See [`Metrics::time_pass`].
-#[must_use = "a pass is measured until this is dropped"]
-pub struct PassTimer<'a> {
+/// Measures a reconcile until it is dropped. See [`Metrics::time`].
+#[must_use = "a reconcile is measured until this is dropped"]
+pub struct ReconcileTimer<'a> {
     histogram: &'a Histogram,
     began: Instant,
 }
 
-impl Drop for PassTimer<'_> {
+impl Drop for ReconcileTimer<'_> {
     fn drop(&mut self) {
         self.histogram.observe(self.began.elapsed().as_secs_f64());
     }
@@ -87,8 +87,8 @@ impl Metrics {
     pub fn new() -> Self {
         let metrics = Self {
             registry: Registry::with_prefix("computer_operator"),
-            passes: Family::default(),
-            pass_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            reconciles: Family::default(),
+            reconcile_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             blocked: Family::default(),
             deletions: deletion_buckets(),
             steps: Family::new_with_constructor(deletion_buckets),
@@ -102,25 +102,29 @@ impl Metrics {
 
     fn registered(mut self) -> Self {
         let registry = &mut self.registry;
-        registry.register("reconcile", "Passes by path (provision, delete) and outcome", self.passes.clone());
-        registry.register("reconcile_duration_seconds", "Time of a pass, requests included", self.pass_seconds.clone());
+        registry.register("reconcile", "Reconciles by path (provision, delete) and outcome", self.reconciles.clone());
+        registry.register("reconcile_duration_seconds", "Duration of a reconcile, including its requests", self.reconcile_seconds.clone());
         registry.register(
             "deletions_blocked",
-            "Deletions that wait for something that does not happen by itself, by step and reason",
+            "Deletions that are blocked until something outside changes, by step and reason",
             self.blocked.clone(),
         );
         registry.register("deletion_duration_seconds", "From deletedAt to the stored receipt", self.deletions.clone());
         registry.register("deletion_step_duration_seconds", "From the end of the step before to the end of this one", self.steps.clone());
-        registry.register("orphans", "Objects with our label that no computer answers for, by kind", self.orphans.clone());
+        registry.register("orphans", "Objects with the operator's label that belong to no computer, by kind", self.orphans.clone());
         registry.register("is_leader", "Whether this replica holds the lease", self.leader.clone());
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
-        registry.register("api_requests", "Requests to the Kubernetes API by verb, resource and code (none: given up)", REQUESTS.clone());
+        registry.register(
+            "api_requests",
+            "Requests to the Kubernetes API by verb, resource and code (none: no response)",
+            REQUESTS.clone(),
+        );
         self
     }
 
-    /// Measures a pass until the result is dropped: `let _timer = metrics.time_pass();`.
-    pub fn time_pass(&self) -> PassTimer<'_> {
-        PassTimer { histogram: &self.pass_seconds, began: Instant::now() }
+    /// Measures a reconcile until the result is dropped: `let _timer = metrics.time();`.
+    pub fn time(&self) -> ReconcileTimer<'_> {
+        ReconcileTimer { histogram: &self.reconcile_seconds, began: Instant::now() }
     }
 
     /// Text exposition.
@@ -133,8 +137,8 @@ impl Metrics {
         Ok(text)
     }
 
-    /// Counts one pass, and keeps the gauge of blocked deletions.
-    pub fn observe_pass(&self, uid: &str, plan: &Plan, error: Option<ErrorClass>, record: Option<&ComputerRecord>) {
+    /// Counts one reconcile and updates the gauge of blocked deletions.
+    pub fn observe(&self, uid: &str, plan: &Plan, error: Option<ErrorClass>, record: Option<&ComputerRecord>) {
         let deleting = plan.report.phase == Some(Phase::Deleting);
         let outcome = match (&plan.next, error) {
             (_, Some(class)) => class.label(),
@@ -143,11 +147,11 @@ impl Metrics {
             (Next::Settled | Next::Finished(_), None) => "settled",
             (Next::Do(_), None) => "yielded",
         };
-        self.passes.get_or_create(&Outcome { path: if deleting { "delete" } else { "provision" }, outcome }).inc();
+        self.reconciles.get_or_create(&Outcome { path: if deleting { "delete" } else { "provision" }, outcome }).inc();
         let blocker = plan.report.blocker.as_ref().filter(|_| deleting);
         let now = blocker.map(|b| Blocked { step: plan.report.current.map_or("", CurrentStep::id), reason: b.reason.as_str() });
-        // Neither a check of the archive that is under way nor a request that failed says that the deletion goes on: clearing the gauge
-        // for that long would reset the alert's timer each time.
+        // Neither a running archive check nor a failed request shows that the deletion makes progress: clearing the gauge for that long
+        // would reset the alert's timer each time.
         let known = now.is_some() || !(plan.report.checking || error.is_some());
         if known {
             self.set_blocked(uid, now);
@@ -157,7 +161,7 @@ impl Metrics {
         }
     }
 
-    /// Nothing is known of this computer any more: its deletion is not blocked.
+    /// The computer is gone, or nothing is left to do for it: its deletion is not blocked.
     pub fn forget(&self, uid: &str) {
         self.set_blocked(uid, None);
     }
@@ -168,6 +172,12 @@ impl Metrics {
         for (_, before) in all.drain() {
             self.blocked.get_or_create(&before).dec();
         }
+    }
+
+    /// The blocked deletions.
+    #[cfg(test)]
+    pub fn remembered(&self) -> String {
+        format!("{:?}", self.blocked_by)
     }
 
     fn set_blocked(&self, uid: &str, now: Option<Blocked>) {
@@ -260,7 +270,7 @@ mod tests {
         let metrics = Metrics::new();
         let plan = Plan { next: Next::Finished(None), report: Report { phase: Some(Phase::Deleting), ..Report::default() } };
         for _ in 0..2 {
-            metrics.observe_pass("u", &plan, None, Some(&released()));
+            metrics.observe("u", &plan, None, Some(&released()));
         }
         let text = metrics.text().unwrap();
         let whole: usize = (0..DeletionStep::ALL.len()).map(|i| i % 3).sum();
@@ -272,20 +282,20 @@ mod tests {
     }
 
     #[test]
-    fn figures_without_labels_are_there_from_the_start() {
+    fn metrics_without_labels_exist_from_the_start() {
         let metrics = Metrics::new();
-        drop(metrics.time_pass());
+        drop(metrics.time());
         metrics.set_orphans("Pod", 2);
         metrics.set_leader(true);
         let text = metrics.text().unwrap();
         for line in ["reconcile_duration_seconds_count 1", "deletion_duration_seconds_count 0", "orphans{kind=\"Pod\"} 2", "is_leader 1"] {
-            // The whole line: help texts name the figures, too.
+            // The whole line: help texts contain the names, too.
             assert!(text.lines().any(|l| l == format!("computer_operator_{line}")), "{line}: {text}");
         }
     }
 
     #[test]
-    fn a_blocked_deletion_is_counted_once_and_taken_off_when_it_goes_on() {
+    fn a_blocked_deletion_is_counted_once_until_it_makes_progress() {
         let metrics = Metrics::new();
         let blocker = Some(Blocker { reason: Reason::StoreUnavailable, message: String::new() });
         let report = Report {
@@ -295,27 +305,27 @@ mod tests {
             ..Report::default()
         };
         let mut plan = Plan { next: Next::Wait(Duration::from_secs(1)), report };
-        metrics.observe_pass("a", &plan, None, None);
-        metrics.observe_pass("a", &plan, None, None);
+        metrics.observe("a", &plan, None, None);
+        metrics.observe("a", &plan, None, None);
         let line = "deletions_blocked{step=\"archive-sessions\",reason=\"StoreUnavailable\"}";
         assert!(metrics.text().unwrap().contains(&format!("{line} 1")));
         plan.report.blocker = None;
-        metrics.observe_pass("a", &plan, None, None);
+        metrics.observe("a", &plan, None, None);
         assert!(metrics.text().unwrap().contains(&format!("{line} 0")));
     }
 
     /// C9: the alert on a blocked deletion resolved when a read before the plan failed. B2: it fired for ever when the computer was gone.
     #[test]
-    fn a_failed_pass_leaves_a_blocked_deletion_counted_and_only_its_end_takes_it_off() {
+    fn a_failed_reconcile_leaves_a_blocked_deletion_counted_until_its_end() {
         let metrics = Metrics::new();
         let blocker = Some(Blocker { reason: Reason::ComputerHeld, message: String::new() });
         let report = Report { phase: Some(Phase::Deleting), current: Some(CurrentStep::Release), blocker, ..Report::default() };
         let held = Plan { next: Next::Finished(None), report };
         let count = |n| assert!(metrics.text().unwrap().contains(&format!("{{step=\"release\",reason=\"ComputerHeld\"}} {n}")), "{n}");
-        metrics.observe_pass("a", &held, None, None);
-        metrics.observe_pass("b", &held, None, None);
+        metrics.observe("a", &held, None, None);
+        metrics.observe("b", &held, None, None);
         count(2);
-        metrics.observe_pass("a", &Plan { next: Next::Settled, report: Report::default() }, Some(ErrorClass::Forbidden), None);
+        metrics.observe("a", &Plan { next: Next::Settled, report: Report::default() }, Some(ErrorClass::Forbidden), None);
         count(2);
         metrics.forget("a");
         metrics.forget("a");

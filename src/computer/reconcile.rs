@@ -1,7 +1,7 @@
-//! One pass over one computer: observe, then plan and apply in turn until the plan waits, then the status and an event. A pass that failed
-//! is repeated after a backoff, and an event ends that early only if something has changed that a plan looks at.
+//! Reconciles one computer: observe, then plan and apply in turn until the plan waits, then publish the status and an event. A failed
+//! reconcile is retried after a backoff; an event ends the backoff early only if something that a plan reads has changed. It must never
+//! take a cache's word that an object is gone, and makes no request once the process stops.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -12,11 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
-use super::budget::Turns;
-use super::events::Events;
 use super::failed::{self, Accepted};
-use super::memory::Latest;
-use super::metrics::Metrics;
+use super::memory::Memory;
 use super::observe::observe;
 use super::plan::plan;
 use super::report::{Next, Plan, Report};
@@ -33,13 +30,13 @@ use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Sources;
 use crate::session::Marker;
 
-/// Longest pause before a status that could not be written is tried again.
+/// Maximum pause before a failed status write is retried.
 const UNWRITTEN: Duration = Duration::from_secs(60);
 
-/// Longest pause before a refused request is retried: no event shows that an admin has granted the right or raised the quota.
+/// Maximum pause before a refused request is retried: no event shows that an admin has granted the right or raised the quota.
 const REFUSED: Duration = Duration::from_secs(60);
 
-/// Everything a pass needs.
+/// Dependencies of a reconcile.
 pub struct Reconciler {
     /// API client, for statuses and expiry.
     pub client: Client,
@@ -49,79 +46,37 @@ pub struct Reconciler {
     pub settings: Settings,
     /// Performs actions.
     pub applier: Applier,
-    /// Figures.
-    pub metrics: Arc<Metrics>,
-    /// Publishes events, best effort.
-    pub events: Events,
     /// Marks Sessions.
     pub marker: Marker,
     /// Time of day and randomness.
     pub sources: Sources,
-    /// Cancelled when the process is to end: a pass makes no further request then.
+    /// Cancelled when the process stops: a reconcile makes no further request then.
     pub stop: CancellationToken,
-    /// What is remembered of each computer.
+    /// What this process remembers of each computer.
     pub memory: Memory,
 }
 
-/// What this process remembers of each computer between two passes. All of it goes with [`Reconciler::forget`].
-pub struct Memory {
-    /// Backoff of failed passes.
-    backoff: Backoff,
-    /// Backoff of statuses that could not be written: those must not hold up the passes themselves.
-    unwritten: Backoff,
-    /// Records that the cache is behind, and finished steps.
-    latest: Latest,
-    /// Statuses of the last seconds.
-    written: Written,
-    /// Passes that did not end within their turn.
-    turns: Turns,
-}
-
-impl Memory {
-    /// Empty; the jitter of its backoff comes from the sources.
-    pub fn new(sources: &Sources) -> Self {
-        let seed = || u64::from_le_bytes(sources.bytes());
-        Self {
-            backoff: Backoff::with_seed(seed()),
-            unwritten: Backoff::with_seed(seed()),
-            latest: Latest::default(),
-            written: Written::default(),
-            turns: Turns::default(),
-        }
-    }
-
-    /// Names every field, so that one that is added cannot be left out.
-    fn forget(&self, uid: &str) {
-        let Self { backoff, unwritten, latest, written, turns } = self;
-        backoff.reset(uid);
-        unwritten.reset(uid);
-        latest.forget(uid);
-        written.forget(uid);
-        turns.reset(uid);
-    }
-}
-
-/// What became of a status.
-enum Told {
-    /// It says what it should, or there is nobody to tell.
-    Yes,
-    /// It was written a moment ago: not yet again.
+/// The result of publishing a status.
+enum Published {
+    /// It is up to date, or there is no Computer.
+    UpToDate,
+    /// The same status was written a moment ago and is not repeated yet.
     Later,
-    /// It could not be written.
+    /// The write failed.
     Failed(CallError),
 }
 
 impl Reconciler {
-    /// One pass. The result is when to look again without an event.
+    /// Reconciles once. Returns when to reconcile again without an event.
     pub async fn run(&self, uid: &str) -> Option<Duration> {
-        let _timer = self.metrics.time_pass();
+        let _timer = self.memory.metrics.time();
         let Some(mut view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
-            self.forget(uid);
+            self.memory.forget(uid);
             return None;
         };
         self.memory.latest.freshen(&mut view);
         if view.only_expiry_left() {
-            self.forget(uid);
+            self.memory.forget(uid);
             return self.expire(&view).await;
         }
         let seen = view_digest::digest(&view);
@@ -130,7 +85,7 @@ impl Reconciler {
         }
         let (plan, error) = self.drive(&mut view).await;
         if self.stop.is_cancelled() {
-            // The next leader goes on from what is stored.
+            // The next leader continues from the record.
             return None;
         }
         self.conclude(&view, plan, error, seen).await
@@ -145,18 +100,18 @@ impl Reconciler {
             failed::explain(&mut plan.report, error, self.memory.backoff.count(uid));
         }
         overrides::acknowledge(&self.client, view).await;
-        self.metrics.observe_pass(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
+        self.memory.metrics.observe(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
         if error.is_none() && quiet(view, &plan.report) {
             return after(&plan.next);
         }
-        let told = self.publish(view, &plan.report).await;
-        self.events.of_record(view, &plan.report).await;
+        let published = self.publish(view, &plan.report).await;
+        self.memory.events.of_record(view, &plan.report).await;
         let next = self.next_run(uid, &plan, error, view_digest::with_record(seen, view));
-        [next, self.retell(uid, told)].into_iter().flatten().min()
+        [next, self.retry_publish(uid, published)].into_iter().flatten().min()
     }
 
-    /// What is left of the pause after a failure. A status that could not be written ends it when it may be tried again: it tells what
-    /// the deletion waits for (L2).
+    /// The rest of the backoff after a failure. The retry of a failed status write ends it early, because the status says what the
+    /// deletion waits for (L2).
     fn paused(&self, uid: &str, seen: u64) -> Option<Duration> {
         let left = self.memory.backoff.left(uid, seen)?;
         if self.memory.unwritten.count(uid) == 0 {
@@ -165,16 +120,9 @@ impl Reconciler {
         self.memory.unwritten.left(uid, 0).map(|owed| owed.min(left))
     }
 
-    /// The archive store has finished what a pass of this computer was waiting for. No cache shows that, so it ends a pause.
+    /// The archive store has finished what a reconcile of this computer was waiting for. No watch shows that, so it ends the backoff.
     pub fn store_answered(&self, uid: &str) {
         self.memory.backoff.wake(uid);
-    }
-
-    /// Nothing is known of this computer any more, or nothing is left to do for it.
-    fn forget(&self, uid: &str) {
-        self.memory.forget(uid);
-        self.events.forget(uid);
-        self.metrics.forget(uid);
     }
 
     /// Plans and applies in turn. Ends with the plan that waits, or with the failure that stopped it.
@@ -182,7 +130,7 @@ impl Reconciler {
         if let Err(error) = self.confirm(view).await {
             return (Plan { next: Next::Settled, report: failed::known(view) }, Some(error));
         }
-        let (turn, mut accepted, mut looked) = (self.memory.turns.begin(&view.uid), Accepted::default(), false);
+        let (turn, mut accepted, mut reread) = (self.memory.turns.begin(&view.uid), Accepted::default(), false);
         let mut made = 0;
         while !turn.over(made) && !self.stop.is_cancelled() {
             made += 1;
@@ -196,15 +144,15 @@ impl Reconciler {
                 self.memory.turns.reset(&view.uid);
                 return (current, None);
             };
-            if action.acquires_child() && !looked && guards::on(Guard::LiveRecord) {
-                if let Err(error) = self.look_again(view).await {
+            if action.acquires_child() && !reread && guards::on(Guard::LiveRecord) {
+                if let Err(error) = self.reread_record(view).await {
                     return (current, Some(error));
                 }
-                looked = true;
+                reread = true;
                 continue;
             }
             match self.request(view, action.clone(), &mut accepted).await {
-                Ok(of_record) => looked = of_record || (looked && !guards::on(Guard::OneLook)),
+                Ok(of_record) => reread = of_record || (reread && !guards::on(Guard::OneLook)),
                 Err(error) => return (current, Some(error)),
             }
         }
@@ -238,7 +186,7 @@ impl Reconciler {
 
     /// Reads the record live before a request that [acquires a child](Action::acquires_child). A cached record, or one that was read before other
     /// requests, may be stale: another leader may have finished the deletion since.
-    async fn look_again(&self, view: &mut View) -> Result<(), Error> {
+    async fn reread_record(&self, view: &mut View) -> Result<(), Error> {
         let version = |r: &ComputerRecord| r.metadata.resource_version.clone();
         match self.applier.find_record(&view.uid).await? {
             Some(found) if view.record.as_ref().map(version) != Some(version(&found)) => view.absorb(Effect::Overtaken(Box::new(found))),
@@ -249,8 +197,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// What a cache does not hold is not gone: a missing Computer or record is looked for live before it means anything. And an override
-    /// destroys what nothing brings back: that it still stands is looked up, too.
+    /// An object that is missing from a cache is not proved to be gone: a missing Computer or record is read live first. Overrides are read
+    /// live as well, because what they destroy cannot be restored.
     async fn confirm(&self, view: &mut View) -> Result<(), Error> {
         if !view.overrides.is_empty() {
             view.overrides = overrides::read_live(&self.client, view).await?;
@@ -268,47 +216,47 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Writes the status if it does not say what it should.
-    async fn publish(&self, view: &View, report: &Report) -> Told {
-        let Some(computer) = view.computer.as_ref().filter(|_| report.phase.is_some()) else { return Told::Yes };
+    /// Writes the status if it is not up to date.
+    async fn publish(&self, view: &View, report: &Report) -> Published {
+        let Some(computer) = view.computer.as_ref().filter(|_| report.phase.is_some()) else { return Published::UpToDate };
         // A released Computer is gone, or about to be: there is no status to write, unless a foreign finalizer holds it.
         if computer.metadata.deletion_timestamp.is_some() && computer.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) {
-            self.events.of_release(view, computer, report).await;
-            return Told::Yes;
+            self.memory.events.of_release(view, computer, report).await;
+            return Published::UpToDate;
         }
         let new = status::compute(view, computer, report);
-        let Some(patch) = status::patch(computer, &new) else { return Told::Yes };
+        let Some(patch) = status::patch(computer, &new) else { return Published::UpToDate };
         if self.memory.written.lately(&view.uid, &new) {
-            return Told::Later;
+            return Published::Later;
         }
         let api: Api<Computer> = Api::namespaced(self.client.clone(), &view.namespace);
         match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
             Ok(_) => {
                 self.memory.written.note(&view.uid, &new);
-                self.events.of_steps(view, computer, report).await;
-                Told::Yes
+                self.memory.events.of_steps(view, computer, report).await;
+                Published::UpToDate
             }
-            Err(error) if classify(&error) == ErrorClass::NotFound => Told::Yes,
-            Err(error) => Told::Failed(error),
+            Err(error) if classify(&error) == ErrorClass::NotFound => Published::UpToDate,
+            Err(error) => Published::Failed(error),
         }
     }
 
     /// When to write the status again.
-    fn retell(&self, uid: &str, told: Told) -> Option<Duration> {
-        match told {
-            Told::Yes => {
+    fn retry_publish(&self, uid: &str, published: Published) -> Option<Duration> {
+        match published {
+            Published::UpToDate => {
                 self.memory.unwritten.reset(uid);
                 None
             }
-            Told::Later => Some(Written::PAUSE),
-            Told::Failed(error) => {
+            Published::Later => Some(Written::PAUSE),
+            Published::Failed(error) => {
                 let (class, before) = (classify(&error), self.memory.unwritten.count(uid));
                 let after = self.memory.unwritten.failed(uid, 0, error.retry_after()).min(UNWRITTEN);
-                // Once, this only says that the cache was behind: another Computer of that name, or one that is gone.
+                // The first time, the cache may be stale: the Computer is gone, or another one has its name.
                 if matches!(class, ErrorClass::Conflict | ErrorClass::Invalid) && before == 0 {
-                    tracing::debug!(uid, %error, ?after, "the status was not written; it is tried again");
+                    tracing::debug!(uid, %error, ?after, "cannot write the status, requeued");
                 } else {
-                    tracing::warn!(uid, %error, ?class, ?after, "the status was not written; it is tried again");
+                    tracing::warn!(uid, %error, ?class, ?after, "cannot write the status, requeued");
                 }
                 Some(after)
             }
@@ -329,9 +277,9 @@ impl Reconciler {
         let longest = if error.refused() { REFUSED } else { Backoff::LONGEST };
         let after = self.memory.backoff.failed_up_to(longest, uid, seen, error.retry_after());
         if lost_race {
-            tracing::debug!(uid, %error, ?after, "planned again");
+            tracing::debug!(uid, %error, ?after, "conflict, requeued");
         } else {
-            tracing::warn!(uid, %error, class = ?error.class(), ?after, "a request failed; it is tried again");
+            tracing::warn!(uid, %error, class = ?error.class(), ?after, "request failed, requeued");
         }
         Some(after)
     }
@@ -348,16 +296,16 @@ impl Reconciler {
         match call(api.delete(&view.uid, &DeleteParams::default().preconditions(preconditions))).await {
             Ok(_) => None,
             Err(error) => {
-                tracing::warn!(uid = %view.uid, %error, "an expired record was not deleted; it is tried again");
+                tracing::warn!(uid = %view.uid, %error, "cannot delete an expired record, requeued");
                 Some(Duration::from_secs(300))
             }
         }
     }
 }
 
-/// Whether a pass that only waits for a look at the archive has nothing to tell: users are shown the step already, and that it is
-/// blocked if that is so. Otherwise each look would be told as a step that goes on, and its end as one that is blocked: the status would
-/// go to and fro, each time waking the next pass (L6).
+/// Whether a reconcile that only waits for an archive check has nothing to publish: the status shows the step already, and whether it is
+/// blocked. Otherwise each check would change the status to running and its end back to blocked, and each write would queue the next
+/// reconcile (L6).
 fn quiet(view: &View, report: &Report) -> bool {
     let Some(status) = view.computer.as_ref().and_then(|c| c.status.as_ref()) else { return false };
     let blocked = status.deletion_steps.iter().any(|step| step.status == StepStatus::Blocked);
@@ -367,7 +315,7 @@ fn quiet(view: &View, report: &Report) -> bool {
         && guards::on(Guard::QuietCheck)
 }
 
-/// When to look again without an event.
+/// When to reconcile again without an event.
 fn after(next: &Next) -> Option<Duration> {
     match next {
         Next::Wait(after) => Some(*after),

@@ -46,7 +46,7 @@ pub struct Ready {
 /// What a plan shows, and what the next plan of this process remembers of it. A plan never reads what is shown (S9).
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Report {
-    /// One word.
+    /// The phase.
     pub phase: Option<Phase>,
     /// The step in progress.
     pub current: Option<CurrentStep>,

@@ -158,7 +158,7 @@ pub fn patch(computer: &Computer, status: &ComputerStatus) -> Option<json_patch:
 pub struct Written(Mutex<HashMap<String, (String, Instant)>>);
 
 impl Written {
-    /// How long a status of ours is not repeated.
+    /// How long the same status is not written again.
     pub const PAUSE: Duration = Duration::from_secs(10);
 
     /// Whether this status, apart from times and texts, was the last one written for the UID, a moment ago. Error texts may differ each time
@@ -214,7 +214,7 @@ mod tests {
         assert!(!written.lately("u", &status(StepStatus::Completed, &old)), "a change is written at once");
         assert!(!written.lately("another", &ours));
         tokio::time::advance(Written::PAUSE).await;
-        assert!(!written.lately("u", &ours), "it is written in the end");
+        assert!(!written.lately("u", &ours), "it is written later");
     }
 
     /// C1: an error text with a counter in it was a new status each time.

@@ -76,7 +76,11 @@ impl Default for Metrics {
         let Self { mut registry, requests, in_flight } = metrics;
         registry.register("http_request_duration_seconds", "HTTP requests by method, route and code", requests.clone());
         registry.register("http_requests_in_flight", "HTTP requests in flight", in_flight.clone());
-        registry.register("api_requests", "Requests to the Kubernetes API by verb, resource and code (none: given up)", REQUESTS.clone());
+        registry.register(
+            "api_requests",
+            "Requests to the Kubernetes API by verb, resource and code (none: no response)",
+            REQUESTS.clone(),
+        );
         Self { registry, requests, in_flight }
     }
 }

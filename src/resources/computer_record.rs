@@ -13,7 +13,8 @@ use super::Unknown;
 use super::cause::Cause;
 use super::class::{ArchiveSettings, StepDeadlines};
 use super::computer::Provider;
-use super::steps::{DeletionStep, PerStep, StepResult};
+use super::step_outcome::StepOutcome;
+use super::steps::PerStep;
 
 /// The operator's record of one computer. Tenants cannot write it. After the deletion it is the receipt.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
@@ -304,46 +305,9 @@ pub struct Deletion {
     pub unknown: Unknown,
 }
 
-impl Deletion {
-    /// The outcome of a finished step. A result that only a newer version understands does not count: the step runs again.
-    pub fn outcome(&self, step: DeletionStep) -> Option<&StepOutcome> {
-        self.steps.get(step).filter(|outcome| !matches!(outcome.result, StepResult::Unknown(_)))
-    }
-
-    /// Records the outcome of a step, once.
-    pub fn finish(&mut self, step: DeletionStep, outcome: StepOutcome) {
-        if self.outcome(step).is_none() {
-            self.steps.insert(step, outcome);
-        }
-    }
-
-    /// When a step finished. `None`: it is not finished.
-    pub fn finished_at(&self, step: DeletionStep) -> Option<&MicroTime> {
-        let receipt = self.receipt.as_ref().filter(|_| step == DeletionStep::WriteReceipt);
-        self.outcome(step).map(|outcome| &outcome.at).or(receipt.map(|r| &r.at))
-    }
-}
-
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it with a reference
 fn is_zero(seconds: &i64) -> bool {
     *seconds == 0
-}
-
-/// The result of a step.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct StepOutcome {
-    /// `Verified`, `NotApplicable` or `Skipped`.
-    #[schemars(with = "String")]
-    pub result: StepResult,
-    /// What was verified, or why the step was not needed or was skipped (class policy, or the override and its reason).
-    pub detail: String,
-    /// When the operator saw that it was finished; never earlier than the start of the deletion or the end of the previous step.
-    pub at: MicroTime,
-    /// Fields of a newer version.
-    #[serde(flatten)]
-    #[schemars(skip)]
-    pub unknown: Unknown,
 }
 
 /// The objects in the operator's namespace that are used to read the volume.

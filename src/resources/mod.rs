@@ -20,6 +20,7 @@ mod session;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod spelling_tests;
+mod step_outcome;
 pub mod steps;
 
 pub use api_key::{ApiKey, ApiKeySpec, ApiKeyStatus};
@@ -32,10 +33,11 @@ pub use class::{
 pub use computer::{Computer, ComputerSpec, ComputerStatus, Phase, Provider};
 pub use computer_record::{
     ArchiveResult, Children, ComputerRecord, ComputerRecordSpec, CrashLoop, CredentialState, Custody, Deletion, Ending, PodRecord, Receipt,
-    RecordPhase, RecordState, Snapshot, StepOutcome, VolumeRecord,
+    RecordPhase, RecordState, Snapshot, VolumeRecord,
 };
 pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOverrideStatus, OverrideTarget, SkippableStep};
 pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};
+pub use step_outcome::StepOutcome;
 pub use steps::{Step, StepStatus};
 
 /// Fields that a newer version of the operator wrote. A record is replaced as a whole, so an older version must write back the fields it

@@ -1,11 +1,12 @@
-//! Backoff of failures, keyed by UID: full jitter below a bound that doubles from 1 s to 5 min. A computer re-created under the
-//! same name starts afresh, and no computer's failures slow another one (L3). Nothing is kept for a UID that does not fail.
+//! Backoff of failures, keyed by UID: full jitter below a bound that doubles from 1 s to 5 min. A computer that is created again under the
+//! same name starts without one, and the failures of one computer never delay another (L3). Nothing is kept for a UID without failures.
 //!
 //! A watch event ends a pause early only if what the caller looks at has changed ([`Backoff::left`]). Without that rule, a status that
-//! quotes an error text with a changing part (a port, a duration, a request id) wakes the next pass as soon as it is written, and the
-//! backoff never takes effect (L6).
+//! quotes an error text with a changing part (a port, a duration, a request id) would queue the next reconcile as soon as it is written,
+//! and the backoff would never take effect (L6).
 //!
-//! [`WatchBackoff`] is that of a watch. Both get their randomness from a seed, so that a simulation can be run again.
+//! [`WatchBackoff`] is the backoff of a watch. Both take their randomness from a seed, so that a simulation can be repeated. Own code: kube's
+//! `DefaultBackoff` has the same bounds but no seed, and backon's seeded one would need the same two trait implementations and a dependency.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 use super::time_and_random::Sources;
 
 const FIRST: Duration = Duration::from_secs(1);
-/// Full jitter may come to nothing; nobody is tried again sooner than this.
+/// Minimum wait: full jitter may be close to zero.
 const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Failures in a row of each UID.
@@ -70,14 +71,14 @@ impl Backoff {
         wait
     }
 
-    /// What is left of the pause, as long as nothing has changed since the failure. `None`: try now.
+    /// The rest of the pause, as long as nothing has changed since the failure. `None`: retry now.
     pub fn left(&self, uid: &str, seen: u64) -> Option<Duration> {
         let state = self.state();
         let failing = state.failures.get(uid).filter(|f| f.seen == seen)?;
         Some(failing.until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
     }
 
-    /// What the attempt waits for has happened, and no digest shows it (the archive store has answered): the pause is over. The failures
+    /// Ends the pause: what the attempt waits for has happened, and no digest shows it (the archive store has answered). The failures
     /// still count.
     pub fn wake(&self, uid: &str) {
         if let Some(failing) = self.state().failures.get_mut(uid) {
@@ -90,7 +91,7 @@ impl Backoff {
         self.state().failures.get(uid).map_or(0, |f| f.count)
     }
 
-    /// A success, or the computer is gone: forgotten.
+    /// Forgets the UID: a success, or the computer is gone.
     pub fn reset(&self, uid: &str) {
         self.state().failures.remove(uid);
     }
@@ -106,14 +107,14 @@ impl Backoff {
     }
 }
 
-/// Pure: anywhere below the bound, which doubles with every failure. Full jitter takes a crowd that failed together (a store or an
-/// API server that was down) apart the most.
+/// Pure: a random wait below the bound, which doubles with every failure. Full jitter spreads the retries of many computers that failed
+/// together (a store or an API server that was down) most evenly.
 fn delay(failures: u32, jitter: f64, longest: Duration) -> Duration {
     let bound = FIRST.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1).min(16))).min(longest);
     bound.mul_f64(jitter.clamp(0.0, 1.0)).max(SHORTEST)
 }
 
-/// Backoff of one watch, with the figures of kube's own: from 0.8 s to 30 s, jitter on top, fresh after every event.
+/// Backoff of one watch, with the bounds of kube's own: from 0.8 s to 30 s plus jitter, reset by every event.
 #[derive(Debug)]
 pub struct WatchBackoff {
     failures: u32,
@@ -196,7 +197,7 @@ mod tests {
         let failures = backoff.count("a");
         backoff.wake("a");
         assert_eq!((backoff.left("a", 7), backoff.count("a")), (None, failures), "the failures still count");
-        backoff.wake("of nobody");
+        backoff.wake("unknown");
         assert_eq!(backoff.failed("b", 0, Some(Duration::from_secs(20))), Duration::from_secs(20), "as long as the server asks for");
         assert_eq!(backoff.failed("b", 0, Some(Duration::from_secs(86_400))), Backoff::LONGEST);
     }

@@ -167,7 +167,7 @@ mod tests {
         let (client, asked) = server();
         let ((queue, _work), mut tasks, stop, sources) = (queue::queue(), JoinSet::new(), CancellationToken::new(), Sources::default());
         let mut spawn = caches::Spawn { queue: &queue, tasks: &mut tasks, sources: &sources, stop: &stop };
-        let caches = caches::start(&client, "own", &mut spawn);
+        let caches = caches::start(&client, "own", &mut spawn, caches::Listeners::default());
         let keys = crate::apikey::watch::start(&client, "own", &mut spawn);
         let ready = async { (caches.ready().await.unwrap(), keys.ready().await.unwrap()) };
         tokio::time::timeout(std::time::Duration::from_secs(20), ready).await.unwrap();
@@ -184,9 +184,7 @@ mod tests {
         for object in [&pod, &claim].into_iter().chain(&own) {
             assert_eq!((&object["metadata"]["uid"], &object["metadata"]["finalizers"]), (&json!("u"), &json!(["f/f"])));
         }
-        for namespaces in [&caches.namespaces, &keys.namespaces] {
-            assert_eq!(kept(&namespaces.state())["status"], json!({"phase": "Active"}));
-        }
+        assert_eq!(kept(&caches.namespaces.state())["status"], json!({"phase": "Active"}));
 
         // A whole page is in memory about three times before it is stripped. Objects that only admins and the operator write are small.
         let ours = ["records?", "/computerclasses?", "/deletionoverrides?", "/persistentvolumes?"];

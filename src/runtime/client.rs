@@ -1,5 +1,5 @@
-//! The API client and the classes of its failures. Every call has a timeout of its own. An unknown outcome is a failure, never a success, and only the API server's own word that an
-//! object is not there is an absence (S3).
+//! The API client and the classes of its failures. Every call has its own timeout. An unknown outcome must never count as a success, and only
+//! the API server's own answer that an object does not exist proves its absence (S3).
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -50,7 +50,7 @@ impl From<kube::Error> for CallError {
     }
 }
 
-/// The API server's own words, once: kube adds the whole Status as Rust prints it, and users read this in conditions.
+/// The API server's own message, once: kube adds the whole Status as Rust prints it, and users read this in conditions.
 fn said(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => format!("{} ({})", status.message, status.code),
@@ -58,23 +58,23 @@ fn said(error: &kube::Error) -> String {
     }
 }
 
-/// Class of a failure: decides the condition that users see, and how soon it is tried again (DESIGN.md 4.7).
+/// Class of a failure: decides the condition that users see, and how soon it is retried (DESIGN.md 4.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorClass {
-    /// 404 with reason `NotFound`: the API server looked and the object is not there. Any other 404 (a proxy's, a path that is
+    /// 404 with reason `NotFound`: the API server says that the object does not exist. Any other 404 (a proxy's, a path that is
     /// not served because the kind is not installed) proves nothing and is [`ErrorClass::Transient`].
     NotFound,
-    /// 409: somebody else was faster, or a precondition does not hold.
+    /// 409: another client changed the object first, or a precondition does not hold.
     Conflict,
-    /// 422, 400: the object or patch is refused as it is.
+    /// 422, 400: the object or patch is invalid.
     Invalid,
-    /// 403 because the namespace is going: not a matter of rights.
+    /// 403 because the namespace is being deleted, not because a permission is missing.
     NamespaceTerminating,
-    /// 403: a right is missing, or an admission policy refuses.
+    /// 403: a permission is missing, or an admission policy rejects the request.
     Forbidden,
     /// 401.
     Unauthorized,
-    /// 429, 5xx, connection failures, answers that nobody understands.
+    /// 429, 5xx, connection failures, responses that cannot be parsed.
     Transient,
     /// No answer.
     Timeout,
@@ -96,9 +96,9 @@ impl ErrorClass {
     }
 }
 
-/// A client from KUBECONFIG or the pod's ServiceAccount. Its requests are counted ([`super::request_metrics`]), and its answers tell the
-/// time ([`super::clock`]). kube retries 429, 503 and 504 inside a call: right for somebody who waits for one answer, an HTTP caller
-/// or a person.
+/// A client from KUBECONFIG or the pod's ServiceAccount. Its requests are counted ([`super::request_metrics`]), and its responses set the
+/// clock ([`super::clock`]). kube retries 429, 503 and 504 inside a call, which is right for a caller that waits for one answer: an HTTP
+/// client or a person.
 ///
 /// # Errors
 /// When neither is there, or it cannot be used.
@@ -168,7 +168,7 @@ where
     list_in_turn(api, page, &Semaphore::const_new(1), pick).await
 }
 
-/// As [`list`]; no more pages are in memory at the same time than there are `turns`, whoever asks for them.
+/// As [`list`]; never more pages are in memory at the same time than there are `turns`, for all callers together.
 ///
 /// # Errors
 /// As [`list`].
@@ -178,7 +178,7 @@ where
 {
     let (mut params, mut picked) = (ListParams::default().limit(page), Vec::new());
     loop {
-        // Never closed: an error could only mean that nobody bounds it any more.
+        // The semaphore is never closed.
         let _turn = turns.acquire().await;
         let answer = call(api.list(&params)).await?;
         picked.extend(answer.items.into_iter().filter_map(&pick));
@@ -262,7 +262,7 @@ mod tests {
             let status = serde_json::from_str::<kube::core::Status>(&status).unwrap();
             assert_eq!(classify(&kube::Error::Api(Box::new(status)).into()), expected, "{code} {reason}");
         }
-        assert_eq!(class(200, "not json").await, ErrorClass::Transient, "an answer that nobody understands is no success");
+        assert_eq!(class(200, "not json").await, ErrorClass::Transient, "a response that cannot be parsed is no success");
     }
 
     #[tokio::test(start_paused = true)]

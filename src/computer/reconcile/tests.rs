@@ -1,15 +1,19 @@
+use std::sync::Arc;
+
 use axum::http::{Method, Request, Response};
 use kube::client::Body;
-use kube::runtime::events::Reporter;
+use kube::runtime::events::{Recorder, Reporter};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::*;
 use crate::archive::Archives;
+use crate::computer::events::Events;
+use crate::computer::metrics::Metrics;
 use crate::computer::report::Blocker;
-use crate::resources::Phase;
 use crate::resources::reasons::Reason;
 use crate::resources::steps::DeletionStep;
+use crate::resources::{ComputerStatus, Phase};
 use crate::runtime::{caches, queue};
 
 struct World {
@@ -39,7 +43,7 @@ async fn world(objects: Vec<(&'static str, Value)>) -> World {
     let settings = Settings { namespace: "op".into(), ..Settings::default() };
     let (queue, _work) = queue::queue();
     let mut spawn = caches::Spawn { queue: &queue, tasks: &mut tasks, sources: &sources, stop: &stop };
-    let caches = caches::start(&client, "op", &mut spawn);
+    let caches = caches::start(&client, "op", &mut spawn, caches::Listeners::default());
     caches.ready().await.unwrap();
     let store = tempfile::tempdir().unwrap();
     let (checked, _) = tokio::sync::mpsc::channel(1);
@@ -47,10 +51,8 @@ async fn world(objects: Vec<(&'static str, Value)>) -> World {
     let reporter = Reporter { controller: "test".into(), instance: None };
     let reconciler = Reconciler {
         applier: Applier::new(client.clone(), Arc::clone(&archives), "op".into()),
-        events: Events::new(kube::runtime::events::Recorder::new(client.clone(), reporter)),
         marker: Marker::new(client.clone(), archives),
-        memory: Memory::new(&sources),
-        metrics: Arc::new(Metrics::new()),
+        memory: Memory::new(&sources, Events::new(Recorder::new(client.clone(), reporter)), Arc::new(Metrics::new())),
         client,
         caches,
         settings,
@@ -82,7 +84,7 @@ async fn a_reconcile_that_publishes_nothing_is_counted_and_sets_the_gauge() {
     let plan = checking(Some(Reason::ArchiveOverdue));
     assert!(quiet(&view, &plan.report));
     reconciler.conclude(&view, plan, None, 0).await;
-    let text = reconciler.metrics.text().unwrap();
+    let text = reconciler.memory.metrics.text().unwrap();
     for line in [
         "deletions_blocked{step=\"archive-sessions\",reason=\"ArchiveOverdue\"} 1",
         "reconcile_total{path=\"delete\",outcome=\"blocked\"} 1",
@@ -108,4 +110,52 @@ async fn a_running_read_back_keeps_the_backoff_and_progress_resets_it() {
     plan.report.checking = false;
     reconciler.conclude(&view, plan, None, 0).await;
     assert_eq!(reconciler.memory.backoff.count("u"), 0);
+}
+
+/// A failed reconcile of a computer leaves traces in every part of the memory.
+async fn fill(reconciler: &Reconciler, uid: &str) {
+    let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": uid}, "spec": {}}));
+    view.uid = uid.to_owned();
+    let memory = &reconciler.memory;
+    reconciler.conclude(&view, checking(Some(Reason::ArchiveOverdue)), Some(Error::conflict("x")), 0).await;
+    memory.written.note(uid, &ComputerStatus::default());
+    memory.turns.ran_out(uid);
+    view.computer = None;
+    view.record = Some(serde_json::from_value(record(uid, "2026-01-01T00:00:00Z")).unwrap());
+    reconciler.conclude(&view, checking(Some(Reason::ArchiveOverdue)), Some(Error::conflict("x")), 0).await;
+}
+
+/// A released record.
+fn record(uid: &str, released: &str) -> Value {
+    let receipt = json!({"digest": "d", "at": released});
+    let deletion = json!({"deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted", "receipt": receipt});
+    let spec = json!({"namespace": "t", "computer": "c", "state": {"phase": "Released", "deletion": deletion}});
+    json!({"metadata": {"name": uid, "namespace": "op", "uid": "of-record"}, "spec": spec})
+}
+
+/// Memory is bounded by the computers that exist: whichever way a computer ends, nothing about its UID stays.
+#[tokio::test(start_paused = true)]
+async fn every_end_of_a_computer_leaves_nothing_in_memory() {
+    let now = Sources::default().now().to_string();
+    let records =
+        vec![("computerrecords", record("settled-uid", &now)), ("computerrecords", record("expired-uid", "2020-01-01T00:00:00Z"))];
+    let reconciler = world(records).await.reconciler;
+    let memory = &reconciler.memory;
+    for uid in ["missing-uid", "settled-uid", "expired-uid"] {
+        fill(&reconciler, uid).await;
+        let parts = [format!("{:?}", memory.backoff), format!("{:?}", memory.unwritten), format!("{:?}", memory.latest)];
+        let parts = parts.into_iter().chain([format!("{:?}", memory.written), format!("{:?}", memory.turns), memory.events.remembered()]);
+        for part in parts.chain([memory.metrics.remembered()]) {
+            assert!(part.contains(uid), "{part}");
+        }
+        let again = reconciler.run(uid).await;
+        assert_eq!(again.is_some(), uid == "settled-uid", "{uid}: {again:?}");
+    }
+    // Published events are kept for as long as a stale cache may show the computer.
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    fill(&reconciler, "another-uid").await;
+    let text = memory.text();
+    for uid in ["missing-uid", "settled-uid", "expired-uid"] {
+        assert!(!text.contains(uid), "{uid}: {text}");
+    }
 }

@@ -1,7 +1,18 @@
 //! The archive pod: our own image, no store credentials, the home read-only, as the user that the machine ran as. Built here; who creates
 //! and watches it is `archive.rs`.
+//!
+//! The pod must run where the volume is, which may be on one node only. People delete computers when that node is cordoned or short of
+//! memory, so the pod tolerates what the machine tolerated, and in addition these taints:
+//! - `node.kubernetes.io/unschedulable`: the admin wants no new workload there. The archive pod ends by itself, and until it has run, the node
+//!   cannot be emptied.
+//! - `node.kubernetes.io/memory-pressure`: the kubelet admits pods that request memory.
+//!
+//! It tolerates no other taint of a node's condition. Under disk or PID pressure the kubelet rejects every pod that is not critical, so each
+//! attempt would fail; a pod that is pending starts when the pressure ends. On a node that is not ready, unreachable or without a network
+//! the pod would hang, although the volume may be attachable to a healthy node. Taints of admins and autoscalers count as well: the condition
+//! shows the scheduler's message, which names them.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Toleration};
 use serde_json::{Value, json};
 
 use super::{custody, skipped_by};
@@ -50,6 +61,20 @@ fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
     .into()
 }
 
+/// Taints that the pod tolerates whatever the machine tolerated.
+const TOLERATED: [&str; 2] = ["node.kubernetes.io/unschedulable", "node.kubernetes.io/memory-pressure"];
+
+fn tolerations(of_machine: &[Toleration]) -> Vec<Toleration> {
+    let (exists, no_schedule) = (Some("Exists".to_owned()), Some("NoSchedule".to_owned()));
+    let own = TOLERATED.map(|key| Toleration {
+        key: Some(key.to_owned()),
+        operator: exists.clone(),
+        effect: no_schedule.clone(),
+        ..Toleration::default()
+    });
+    of_machine.iter().cloned().chain(own.into_iter().filter(|t| !of_machine.contains(t))).collect()
+}
+
 /// The archive pod of this computer, under this name.
 pub fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
     let snapshot = &record.spec.snapshot;
@@ -73,7 +98,7 @@ pub fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
             "terminationGracePeriodSeconds": 5,
-            "tolerations": snapshot.tolerations,
+            "tolerations": tolerations(&snapshot.tolerations),
             "securityContext": security,
             "containers": [container(view, record)],
             "volumes": volumes(view),
@@ -108,4 +133,25 @@ fn volumes(view: &View) -> Value {
         {"name": "spool", "emptyDir": {}},
         {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"audience": "computer-operator.dev/ingest", "path": "token", "expirationSeconds": 3600}}]}},
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The home may be on the cordoned node only, and that node is emptied by deleting its computers.
+    #[test]
+    fn the_archive_pod_runs_on_a_cordoned_node_and_where_the_machine_ran() {
+        let machine = Toleration { key: Some("gpu".to_owned()), operator: Some("Exists".to_owned()), ..Toleration::default() };
+        let all = tolerations(std::slice::from_ref(&machine));
+        assert_eq!(all[0], machine);
+        let effect = |key: &str| all.iter().find(|t| t.key.as_deref() == Some(key)).and_then(|t| t.effect.as_deref());
+        assert_eq!(effect("node.kubernetes.io/unschedulable"), Some("NoSchedule"));
+        assert_eq!(effect("node.kubernetes.io/memory-pressure"), Some("NoSchedule"));
+        // The kubelet rejects the pod there, or it hangs there.
+        for key in ["disk-pressure", "pid-pressure", "not-ready", "unreachable", "network-unavailable"] {
+            assert!(all.iter().all(|t| t.key.as_deref() != Some(&format!("node.kubernetes.io/{key}"))), "{key}");
+        }
+        assert_eq!(tolerations(&all), all, "none twice");
+    }
 }

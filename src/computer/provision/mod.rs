@@ -67,19 +67,20 @@ fn alive(view: &View, computer: &Computer) -> Plan {
     }
 }
 
-/// No request is left: the computer is ready or suspended.
+/// No request is left: the computer is as declared. That is what `Ready` says of a suspended computer, too: tools that wait for declared
+/// objects (kstatus: `helm --wait`, Flux) read `Ready=False` as progress that is still to come, and would wait until they time out.
 fn settled(context: &Context<'_>) -> Plan {
     let mut plan = planned(context.view, context.computer, None, State::done());
     plan.report.drift = drift(context);
     plan.report.node_name = machine::node(context);
-    let (phase, status, reason, message) = if context.computer.spec.suspended && context.managed() {
-        let message = "suspended on request (spec.suspended); the home volume and the key are kept";
-        (Phase::Suspended, false, Reason::Suspended, message)
+    let (phase, reason, message) = if context.computer.spec.suspended && context.managed() {
+        let message = "suspended as declared by spec.suspended: no pod runs; the home volume and the key are kept";
+        (Phase::Suspended, Reason::Suspended, message)
     } else {
-        (Phase::Active, true, Reason::Ready, "the computer can be used")
+        (Phase::Active, Reason::Ready, "the computer can be used")
     };
     plan.report.phase = Some(phase);
-    plan.report.ready = Some(Ready { status, reason, message: message.to_owned() });
+    plan.report.ready = Some(Ready { status: true, reason, message: message.to_owned() });
     if let Some(left) = time_to_live::time_left(context.view.now, context.computer).filter(|l| *l > 0) {
         plan.next = State::wait_for(left).into_next().0;
     }

@@ -21,6 +21,7 @@ use crate::computer::children::labels;
 use crate::computer::machine_pod::literal;
 use crate::computer::view::View;
 use crate::resources::{ComputerRecord, IMAGE_ANNOTATION, SkippableStep, UNREADABLE_ANNOTATION};
+use crate::runtime::ingest_url;
 
 /// What to do with files that cannot be read, and by whose decision. The pod writes that into the manifest: once it runs, an override
 /// that is withdrawn was in effect all the same, and is named (S11).
@@ -46,8 +47,7 @@ pub(super) fn has_other_instructions(view: &View, record: &ComputerRecord, pod: 
 
 fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
     let (unreadable, left_out_by) = unreadable(view, record);
-    [
-        ("INGEST_URL", view.settings.ingest_url.clone()),
+    let variables = [
         ("INGEST_CA", view.settings.ingest_ca.clone()),
         ("COMPUTER_UID", view.uid.clone()),
         ("COMPUTER_NAMESPACE", record.spec.namespace.clone()),
@@ -57,8 +57,10 @@ fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
         ("UNREADABLE", unreadable.to_string()),
         ("LEFT_OUT_BY", left_out_by),
     ]
-    .map(|(name, value)| json!({"name": name, "value": literal(&value)}))
-    .into()
+    .map(|(name, value)| json!({"name": name, "value": literal(&value)}));
+    // The only value that the kubelet expands: it may name the variable of the ingest endpoint's Service.
+    let url = json!({"name": "INGEST_URL", "value": view.settings.ingest_url});
+    [url].into_iter().chain(variables).collect()
 }
 
 /// Taints that the pod tolerates whatever the machine tolerated.
@@ -96,7 +98,8 @@ pub fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
             "restartPolicy": "Never",
             "serviceAccountName": settings.archive_service_account,
             "automountServiceAccountToken": false,
-            "enableServiceLinks": false,
+            // The variables with the addresses of Services.
+            "enableServiceLinks": ingest_url::variable(&settings.ingest_url).is_some(),
             "terminationGracePeriodSeconds": 5,
             "tolerations": tolerations(&snapshot.tolerations),
             "securityContext": security,
@@ -153,5 +156,22 @@ mod tests {
             assert!(all.iter().all(|t| t.key.as_deref() != Some(&format!("node.kubernetes.io/{key}"))), "{key}");
         }
         assert_eq!(tolerations(&all), all, "none twice");
+    }
+
+    /// The Service may have been deleted and created again since the operator started.
+    #[test]
+    fn the_kubelet_fills_in_the_address_of_the_ingest_endpoint_and_nothing_else() {
+        let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
+        let record: ComputerRecord =
+            serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "$(HOSTNAME)"}}))
+                .expect("a record");
+        for (url, links) in [("https://$(OP_INGEST_SERVICE_HOST):8443", true), ("https://192.0.2.7:8443", false)] {
+            view.settings.ingest_url = url.to_owned();
+            let spec = archive_pod(&view, &record, "a").spec.expect("a spec");
+            assert_eq!(spec.enable_service_links, Some(links), "{url}");
+            let value = |name: &str| spec.containers[0].env.iter().flatten().find(|e| e.name == name).and_then(|e| e.value.clone());
+            assert_eq!(value("INGEST_URL").as_deref(), Some(url));
+            assert_eq!(value("COMPUTER_NAME").as_deref(), Some("$$(HOSTNAME)"));
+        }
     }
 }

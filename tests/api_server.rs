@@ -7,15 +7,13 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use computer_operator::class;
 use computer_operator::resources::{Computer, ComputerClass, crds};
-use computer_operator::runtime::settings::Settings;
-use computer_operator::runtime::time_and_random::Sources;
-use computer_operator::runtime::{caches, queue};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{JSONSchemaProps, JSONSchemaPropsOrArray};
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
 use xtask::cluster::{Cluster, Options, Profile};
+
+#[path = "api_server/classes.rs"]
+mod classes;
 
 const UID: &str = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11";
 
@@ -86,7 +84,7 @@ async fn the_kinds_on_a_real_api_server() {
     printer_columns_are_as_documented(&server);
     kubectl_explains_every_field(&server);
     every_accepted_object_can_be_deserialized(&server).await;
-    a_class_is_checked_where_its_archive_pods_run(&server).await;
+    classes::a_class_is_checked_where_its_archive_pods_run(&server).await;
 }
 
 /// The operator can deserialize everything that the API server accepts: a single unreadable object would hide all others of its kind (L3).
@@ -129,51 +127,6 @@ fn a_revoked_credential_stays_revoked(server: &Server) {
     for again in [record("Live"), record("Pending"), json!({"state": null}), json!({"state": {"credential": null}})] {
         rejected(&again.to_string(), server.change("computerrecord", UID, &again), "a revoked credential stays revoked");
     }
-}
-
-/// L1: if Pod Security `restricted` is enforced in the operator's namespace, as the README recommends, a machine that runs as root could not be archived
-/// and thus never be deleted.
-async fn a_class_is_checked_where_its_archive_pods_run(server: &Server) {
-    let label = json!({"pod-security.kubernetes.io/enforce": "restricted"});
-    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "ops", "labels": label}});
-    server.kubectl(&["create", "-f", "-"], &namespace.to_string()).unwrap();
-    server.kubectl(&["create", "serviceaccount", "archive", "-n", "ops"], "").unwrap();
-    // The controller manager creates it, but may be late.
-    let _ = server.kubectl(&["create", "serviceaccount", "default", "-n", "ops"], "");
-    let container = json!([{"name": "a", "image": "i"}]);
-    let root = json!({"spec": {"securityContext": {"runAsUser": 0}, "containers": container}});
-    for (name, template, policy) in [
-        ("usual", json!({"spec": {"containers": container}}), "Required"),
-        ("root", root.clone(), "Required"),
-        ("root-unarchived", root, "None"),
-    ] {
-        server.create("ComputerClass", name, &json!({"podTemplate": template, "archive": {"policy": policy}})).unwrap();
-    }
-    let (file, options) = (kube::config::Kubeconfig::read_from(&server.kubeconfig).unwrap(), kube::config::KubeConfigOptions::default());
-    let client = kube::Client::try_from(kube::Config::from_custom_kubeconfig(file, &options).await.unwrap()).unwrap();
-    let settings =
-        Settings { namespace: "ops".into(), image: "operator".into(), archive_service_account: "archive".into(), ..Settings::default() };
-    let (stop, sources) = (tokio_util::sync::CancellationToken::new(), Sources::default());
-    let (controller, (queue, _work), mut watches) = (class::Controller::default(), queue::queue(), JoinSet::new());
-    let mut spawn = caches::Spawn { queue: &queue, tasks: &mut watches, sources: &sources, stop: &stop };
-    let listeners = caches::Listeners { classes: vec![controller.listener()], ..caches::Listeners::default() };
-    let caches = caches::start(&client, "ops", &mut spawn, listeners);
-    let controller = tokio::spawn(controller.run(client, settings, sources, caches.classes, stop.clone()));
-    for (name, expected) in [("usual", "True Accepted"), ("root", "False ArchiveNotPossible"), ("root-unarchived", "True NotRestricted")] {
-        let shown = |field: &str| format!("{{.status.conditions[?(@.type=='Accepted')].{field}}}");
-        let query = format!("jsonpath={} {}", shown("status"), shown("reason"));
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let verdict = server.kubectl(&["get", "computerclass", name, "-o", &query], "").unwrap();
-            if verdict == expected {
-                break;
-            }
-            assert!(Instant::now() < deadline, "class {name}: {verdict:?}, not {expected:?}");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    }
-    stop.cancel();
-    controller.await.unwrap();
 }
 
 fn computers_are_validated(server: &Server) {

@@ -15,6 +15,7 @@ use super::problems::Problems;
 use super::sender::Sender;
 use super::unreadable::{self, Unreadable};
 use crate::resources::conditions;
+use crate::runtime::ingest_url;
 
 const TOKEN: &str = "/var/run/secrets/ingest/token";
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -44,7 +45,7 @@ impl Job {
             pack::check_path(path).map_err(anyhow::Error::msg)?;
         }
         Ok(Self {
-            url: var("INGEST_URL")?,
+            url: ingest_url::resolved(&var("INGEST_URL")?).map_err(anyhow::Error::msg)?,
             ca: var("INGEST_CA")?,
             computer: ManifestComputer { namespace: var("COMPUTER_NAMESPACE")?, name: var("COMPUTER_NAME")?, uid: var("COMPUTER_UID")? },
             session_paths,

@@ -12,7 +12,9 @@ use reqwest::{Body, Client, RequestBuilder, StatusCode};
 use tokio_util::io::ReaderStream;
 
 use super::ingest::progress;
+use super::ingest::tls::SERVER_NAME;
 use super::transport::{counted, still};
+use crate::runtime::ingest_url;
 
 /// Attempts of one request before the pod gives up. The operator then creates another archive pod.
 const TRIES: u32 = 6;
@@ -38,12 +40,16 @@ impl Sender {
     /// # Errors
     /// When the certificate cannot be used.
     pub fn new(url: &str, ca: &str, uid: &str, token: &Path) -> anyhow::Result<Self> {
-        let client = Client::builder()
+        // The certificate is for a name: the address may change.
+        let address = ingest_url::socket(url);
+        let named = address.map(|address| format!("https://{SERVER_NAME}:{}", address.port()));
+        let client = address.map_or_else(Client::builder, |address| Client::builder().resolve(SERVER_NAME, address));
+        let client = client
             .tls_certs_only([reqwest::Certificate::from_pem(ca.as_bytes()).context("INGEST_CA")?])
             .connect_timeout(Duration::from_secs(5))
             .no_proxy()
             .build()?;
-        let base = format!("{}/ingest/v1/{uid}", url.trim_end_matches('/'));
+        let base = format!("{}/ingest/v1/{uid}", named.as_deref().unwrap_or(url).trim_end_matches('/'));
         Ok(Self { client, base, token: token.to_owned(), silence: SILENCE, tries: TRIES })
     }
 

@@ -3,6 +3,8 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
+use serde_json::Value;
+
 use crate::computer::deletion;
 use crate::computer::machine_pod;
 use crate::computer::view::View;
@@ -14,7 +16,7 @@ use crate::runtime::time_and_random::Fresh;
 const NO_UID: &str = "00000000-0000-0000-0000-000000000000";
 
 /// The snapshot that a computer of this class would have.
-pub(super) fn snapshot(class: &ComputerClass, machine: &Pod) -> Snapshot {
+pub(super) fn snapshot(class: &ComputerClass, machine: &Value) -> Result<Snapshot, String> {
     machine_pod::snapshot(class, &ComputerSpec::default(), machine)
 }
 

@@ -3,6 +3,7 @@
 //! never create an object, and writes a status only when it changes.
 
 mod archive;
+mod dry_run;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,22 +11,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use self::dry_run::Answer;
 use crate::archive::pack;
 use crate::computer::machine_pod;
 use crate::resources::conditions::{self, types};
 use crate::resources::reasons::Reason;
 use crate::resources::{ArchivePolicy, ComputerClass, ComputerClassStatus, ComputerSpec};
 use crate::runtime::caches::{Listener, touched};
-use crate::runtime::client::{CallError, ErrorClass, call, classify};
+use crate::runtime::client::{CallError, call};
 use crate::runtime::patch;
 use crate::runtime::queue::{self, Queue, Work};
 use crate::runtime::settings::Settings;
@@ -94,15 +95,34 @@ impl Controller {
 /// Checks one class. Returns when to check it again.
 #[tracing::instrument(skip_all, fields(kind = "ComputerClass", name = class.name_any(), uid = class.metadata.uid))]
 async fn reconcile(class: Arc<ComputerClass>, shared: &Shared) -> Result<Duration, CallError> {
-    let verdict = check(&class, shared).await?;
-    let status = status(&class, &verdict, shared.sources.now());
-    if class.status.as_ref() != Some(&status) {
-        let patch = patch::status(&class.metadata, json!(status));
-        let api: Api<ComputerClass> = Api::all(shared.client.clone());
-        call(api.patch_status(&class.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await?;
+    let (verdict, failed) = judge(&class, shared).await;
+    if let Some(verdict) = &verdict {
+        let status = status(&class, verdict, shared.sources.now());
+        if class.status.as_ref() != Some(&status) {
+            let patch = patch::status(&class.metadata, json!(status));
+            let api: Api<ComputerClass> = Api::all(shared.client.clone());
+            call(api.patch_status(&class.name_any(), &PatchParams::default(), &Patch::<()>::Json(patch))).await?;
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
     }
     // Pod Security labels, quotas and policies of the namespace can change without an event of the class.
-    Ok(if verdict.reason == Reason::CheckRefused { Duration::from_secs(60) } else { Duration::from_secs(600) })
+    let refused = verdict.is_some_and(|v| v.reason == Reason::CheckRefused);
+    Ok(Duration::from_secs(if refused { 60 } else { 600 }))
+}
+
+/// The verdict to show, and why the check must be repeated. A check that failed does not change a verdict on the same spec; without one, the
+/// condition says why the class is not checked.
+async fn judge(class: &ComputerClass, shared: &Shared) -> (Option<Verdict>, Option<CallError>) {
+    match check(class, shared).await {
+        Ok(verdict) => (Some(verdict), None),
+        Err(error) if judged(class).is_some() => (None, Some(error)),
+        Err(error) => {
+            let message = format!("the check of the class failed and is retried every {} s: {error}", RETRY.as_secs());
+            (Some(refused(Reason::CheckFailed, message)), Some(error))
+        }
+    }
 }
 
 /// Whether a class can be used.
@@ -138,9 +158,13 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
         Err(why) => return Ok(refused(Reason::InvalidPodTemplate, why)),
     };
     let namespace = &shared.settings.namespace;
-    let verdict = match dry_run(shared, machine.clone()).await? {
-        Answer::Accepted => accepted(),
-        Answer::Invalid(message) => return Ok(refused(Reason::InvalidPodTemplate, message)),
+    let verdict = match dry_run::machine(&shared.client, namespace, machine.clone()).await? {
+        // Machines do not run in this namespace: its limits do not apply to them.
+        Answer::Accepted | Answer::Limited(_) => accepted(),
+        Answer::Invalid(message) => {
+            let message = format!("the API server rejects a pod made from spec.podTemplate. Fix the field that it names: {message}");
+            return Ok(refused(Reason::InvalidPodTemplate, message));
+        }
         // The tenant's namespace may allow it, although the operator's namespace is restricted.
         Answer::PodSecurity(message) => {
             let message = format!("the class is usable only in namespaces whose Pod Security level permits its pods: {message}");
@@ -151,10 +175,19 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
     if !archived {
         return Ok(verdict);
     }
-    let snapshot = archive::snapshot(class, &machine);
+    let snapshot = match archive::snapshot(class, &machine) {
+        Ok(snapshot) => snapshot,
+        Err(why) => return Ok(refused(Reason::InvalidPodTemplate, why)),
+    };
     let user = snapshot.run_as_user.unwrap_or_default();
-    match dry_run(shared, archive::archive_pod(&shared.settings, snapshot)).await? {
+    match dry_run::archive(&shared.client, namespace, &archive::archive_pod(&shared.settings, snapshot)).await? {
         Answer::Accepted => Ok(verdict),
+        Answer::Limited(message) => {
+            let blocked = format!(
+                "deletions of its computers are blocked until a LimitRange in namespace {namespace} allows their archive pods. Raise its maximum or exempt that namespace. The API server responded: {message}"
+            );
+            Ok(Verdict { message: format!("{}; {blocked}", verdict.message), ..verdict })
+        }
         Answer::Invalid(message) | Answer::PodSecurity(message) => Ok(refused(
             Reason::ArchiveNotPossible,
             format!(
@@ -165,35 +198,9 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
     }
 }
 
-/// The result of a dry run.
-enum Answer {
-    /// The API server would accept the pod, or rejects it for a reason that is specific to this namespace.
-    Accepted,
-    Invalid(String),
-    PodSecurity(String),
-    Forbidden(CallError),
-}
-
-async fn dry_run(shared: &Shared, mut probe: Pod) -> Result<Answer, CallError> {
-    probe.metadata.generate_name = Some("class-dry-run-".to_owned());
-    let api: Api<Pod> = Api::namespaced(shared.client.clone(), &shared.settings.namespace);
-    let params = PostParams { dry_run: true, ..PostParams::default() };
-    let Err(error) = call(api.create(&params, &probe)).await else { return Ok(Answer::Accepted) };
-    match (classify(&error), error.to_string()) {
-        (ErrorClass::Invalid, message) => Ok(Answer::Invalid(message)),
-        (ErrorClass::Forbidden, message) if message.contains("violates PodSecurity") => Ok(Answer::PodSecurity(message)),
-        // The ServiceAccount of a template exists in the tenants' namespaces. Quotas are checked last, so everything else was valid.
-        (ErrorClass::Forbidden, message) if message.contains("serviceaccount") || message.contains("quota") => Ok(Answer::Accepted),
-        (ErrorClass::Forbidden, _) => Ok(Answer::Forbidden(error)),
-        _ => Err(error),
-    }
-}
-
 /// The API server does not allow the dry run. A class that has been accepted stays accepted; otherwise the verdict says why it cannot be used.
 fn unless_accepted(class: &ComputerClass, namespace: &str, error: CallError) -> Result<Verdict, CallError> {
-    let conditions = class.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-    let of_this = |c: &&Condition| c.type_ == types::ACCEPTED && c.observed_generation == class.metadata.generation;
-    if conditions.iter().find(of_this).is_some_and(|c| c.status == "True") {
+    if judged(class) == Some(true) {
         return Err(error);
     }
     Ok(refused(
@@ -202,6 +209,14 @@ fn unless_accepted(class: &ComputerClass, namespace: &str, error: CallError) -> 
             "cannot check the class: the API server rejects a dry run of its pods in namespace {namespace}. Allow the operator to create pods there; the check is retried every minute. The API server responded: {error}"
         ),
     ))
+}
+
+/// The verdict on the current spec of a class, if there is one. A check that failed is none.
+fn judged(class: &ComputerClass) -> Option<bool> {
+    let conditions = class.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let of_this = |c: &&Condition| c.type_ == types::ACCEPTED && c.observed_generation == class.metadata.generation;
+    let found = conditions.iter().find(of_this).filter(|c| c.reason != Reason::CheckFailed.as_str());
+    found.map(|c| c.status == "True")
 }
 
 fn status(class: &ComputerClass, verdict: &Verdict, now: Timestamp) -> ComputerClassStatus {

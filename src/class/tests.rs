@@ -7,12 +7,18 @@ use super::*;
 /// An API server that responds to every dry run of a pod with `answer`; `None` accepts it.
 fn server(answer: fn(&Value) -> Option<(u16, &'static str)>) -> Shared {
     let service = tower::service_fn(move |request: Request<Body>| async move {
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        assert_eq!(query, "fieldValidation=Strict&dryRun=All", "nothing is created, and no field is dropped");
         let body = request.into_body().collect_bytes().await?.to_vec();
         let pod: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(pod["metadata"]["generateName"], "class-dry-run-", "the admission policy allows only this name");
         assert!(pod["metadata"]["name"].is_null() && pod["spec"]["containers"][0]["image"].is_string(), "{pod}");
         let Some((code, message)) = answer(&pod) else { return Ok(Response::new(Body::from(body))) };
-        let reason = if code == 403 { "Forbidden" } else { "Invalid" };
+        let reason = match code {
+            403 => "Forbidden",
+            422 => "Invalid",
+            _ => "InternalError",
+        };
         let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": message});
         Ok::<_, kube::Error>(Response::builder().status(code).body(Body::from(status.to_string().into_bytes())).unwrap())
     });
@@ -99,6 +105,77 @@ async fn a_class_has_a_verdict_even_if_a_quota_or_a_policy_rejects_the_dry_run()
     assert!(check(&unknown, &shared).await.is_err(), "an accepted class stays accepted and is checked again");
     unknown.status = Some(known(0));
     assert_eq!(check(&unknown, &shared).await.unwrap().reason, Reason::CheckRefused, "the spec has changed since it was accepted");
+}
+
+/// A misspelt `runtimeClassName` would run an untrusted agent without its sandbox.
+#[tokio::test]
+async fn fields_of_the_template_reach_the_dry_run_and_are_refused_with_their_path() {
+    let shared = server(|pod| {
+        let unknown = !pod["spec"]["runtimeClassname"].is_null();
+        unknown.then_some((
+            400,
+            "Pod in version \"v1\" cannot be handled as a Pod: strict decoding error: unknown field \"spec.runtimeClassname\"",
+        ))
+    });
+    let template = json!({"runtimeClassname": "gvisor", "containers": [{"name": "a", "image": "i"}]});
+    let verdict = check(&class(&template, &json!({})), &shared).await.unwrap();
+    assert_eq!((verdict.accepted, verdict.reason), (false, Reason::InvalidPodTemplate));
+    assert!(verdict.message.contains("unknown field \"spec.runtimeClassname\""), "{}", verdict.message);
+}
+
+/// Machines do not run in the operator's namespace: its LimitRange and ServiceAccounts decide nothing, and hide nothing.
+#[tokio::test]
+async fn what_only_the_operators_namespace_refuses_does_not_hide_the_rest() {
+    let local = |pod: &Value| {
+        if pod["spec"]["serviceAccountName"] == "team" {
+            return Some((403, "pods \"x\" is forbidden: error looking up service account op/team: serviceaccount \"team\" not found"));
+        }
+        let big = pod["spec"]["containers"][0]["resources"]["limits"]["memory"] == "1Gi";
+        big.then_some((403, "pods \"x\" is forbidden: maximum memory usage per Container is 512Mi, but limit is 1Gi"))
+    };
+    let template = |user: i64| {
+        json!({"serviceAccountName": "team", "securityContext": {"runAsUser": user},
+            "containers": [{"name": "a", "image": "i", "resources": {"limits": {"memory": "1Gi"}}}]})
+    };
+    let verdict = check(&class(&template(1000), &json!({})), &server(local)).await.unwrap();
+    assert_eq!((verdict.accepted, verdict.reason), (true, Reason::Accepted));
+    let shared = server(|pod| {
+        let root = pod["spec"]["securityContext"]["runAsUser"] == 0;
+        let big = pod["spec"]["containers"][0]["resources"]["limits"]["memory"] == "1Gi";
+        let refused = big.then_some((403, "pods \"x\" is forbidden: maximum memory usage per Container is 512Mi, but limit is 1Gi"));
+        refused
+            .or_else(|| root.then_some((403, "pods \"x\" is forbidden: violates PodSecurity \"restricted:latest\": runAsNonRoot != true")))
+    });
+    assert_eq!(check(&class(&template(0), &json!({})), &shared).await.unwrap().reason, Reason::ArchiveNotPossible);
+    let none = json!({"archive": {"policy": "None"}});
+    assert_eq!(check(&class(&template(0), &none), &shared).await.unwrap().reason, Reason::NotRestricted);
+}
+
+/// The archive pod does run there: the class can be used, and its condition says that deletions wait for the LimitRange.
+#[tokio::test]
+async fn a_limit_range_that_refuses_archive_pods_is_in_the_condition() {
+    let shared = server(|_| Some((403, "pods \"x\" is forbidden: maximum memory usage per Container is 256Mi, but limit is 512Mi")));
+    let verdict = check(&class(&plain(), &json!({})), &shared).await.unwrap();
+    assert_eq!((verdict.accepted, verdict.reason), (true, Reason::Accepted));
+    assert!(verdict.message.contains("deletions of its computers are blocked until a LimitRange in namespace op"), "{}", verdict.message);
+}
+
+/// L2: a webhook that does not answer left a new class without any condition.
+#[tokio::test]
+async fn a_check_that_fails_is_in_the_condition_and_changes_no_verdict() {
+    let shared = server(|_| Some((500, "failed calling webhook \"w.example\": context deadline exceeded")));
+    let mut unknown = class(&plain(), &json!({}));
+    let (verdict, failed) = judge(&unknown, &shared).await;
+    let verdict = verdict.unwrap();
+    assert_eq!((verdict.accepted, verdict.reason, failed.is_some()), (false, Reason::CheckFailed, true));
+    assert!(verdict.message.contains("failed calling webhook"), "{}", verdict.message);
+    unknown.status = Some(verdict.into_status(&unknown, 1));
+    assert_eq!(judge(&unknown, &shared).await.0.unwrap().reason, Reason::CheckFailed, "a failed check is no verdict");
+    for known in [accepted(), refused(Reason::InvalidPodTemplate, "")] {
+        unknown.status = Some(known.into_status(&unknown, 1));
+        let (verdict, failed) = judge(&unknown, &shared).await;
+        assert!(verdict.is_none() && failed.is_some(), "the verdict stays, and the check is repeated");
+    }
 }
 
 impl Verdict {

@@ -54,6 +54,8 @@ pub enum Fact {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     Pod(Box<Pod>),
+    /// A machine's pod: JSON, created with strict field validation, because it has what an admin wrote in a class.
+    Machine(Box<serde_json::Value>),
     Claim(Box<PersistentVolumeClaim>),
     Secret(Box<Secret>),
 }

@@ -232,6 +232,7 @@ impl Applier {
     async fn create(&self, object: Object) -> Result<Effect, Error> {
         match object {
             Object::Pod(pod) => self.create_one(*pod, |p| Fact::Pod(Box::new(p)), Subject::pod).await,
+            Object::Machine(pod) => self.create_machine(&pod).await,
             Object::Claim(claim) => self.create_one(*claim, |c| Fact::Claim(Box::new(c)), Subject::claim).await,
             Object::Secret(secret) => {
                 self.create_one(*secret, |s: Secret| Fact::Uid(s.metadata.uid.unwrap_or_default()), Subject::secret).await
@@ -247,6 +248,17 @@ impl Applier {
         let subject = subject(&namespace, object.meta().name.as_deref().unwrap_or_default());
         match call(self.namespaced::<K>(&namespace).create(&PostParams::default(), &object)).await {
             Ok(created) => Ok(Effect::Learned(subject, fact(created))),
+            Err(source) if classify(&source) == ErrorClass::Conflict => self.read(subject).await,
+            Err(source) => Err(Error::call(format!("creating {}", subject.describe()), source)),
+        }
+    }
+
+    /// The API server refuses a field that it does not know: a machine must not run without something that its class asks for.
+    async fn create_machine(&self, pod: &serde_json::Value) -> Result<Effect, Error> {
+        let text = |name: &str| pod["metadata"][name].as_str().unwrap_or_default();
+        let subject = Subject::pod(text("namespace"), text("name"));
+        match requests::create_strictly::<Pod>(&self.client, text("namespace"), pod, false).await {
+            Ok(created) => Ok(Effect::Learned(subject, Fact::Pod(Box::new(created)))),
             Err(source) if classify(&source) == ErrorClass::Conflict => self.read(subject).await,
             Err(source) => Err(Error::call(format!("creating {}", subject.describe()), source)),
         }

@@ -1,12 +1,13 @@
-//! Builds the machine's pod from its class. Pure. Fields that the template omits are set as Pod Security `restricted` requires; fields that it
-//! sets are kept. A template that cannot be parsed must be an error with the parser's message, never an incomplete pod.
+//! Builds the machine's pod from its class. Pure.
+//!
+//! The pod is JSON. A typed pod would drop the fields that this version of the operator does not know: a misspelt `runtimeClassName` would
+//! start an untrusted agent without its sandbox. Every field that the admin wrote is sent, and the API server decides with strict field
+//! validation whether it knows the field. Fields that the template leaves out are filled in to satisfy Pod Security `restricted`. The code
+//! here must never drop or change what the template says.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{
-    Capabilities, Container, EnvVar, PersistentVolumeClaimVolumeSource, Pod, PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile,
-    SecurityContext, Volume, VolumeMount,
-};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -14,43 +15,57 @@ use super::children;
 use super::view::View;
 use crate::resources::{ComputerClass, ComputerSpec, POD_FINALIZER, Snapshot};
 
-/// User and group of the machine if the template sets none.
+mod json_fields;
+use json_fields::{Fields, fill, list, object, objects, only};
+
+/// User and group of the machine when the template does not say.
 const DEFAULT_USER: i64 = 1000;
 /// Name of the volume that holds the home.
 const HOME: &str = "computer-home";
+/// Fields of a pod template's metadata that a pod gets.
+const KEPT_METADATA: [&str; 2] = ["labels", "annotations"];
+/// Fields of the metadata that workload controllers ignore as well: a pod gets its own.
+const IGNORED_METADATA: [&str; 4] = ["name", "generateName", "namespace", "creationTimestamp"];
 
-/// The pod that a class describes, without name, labels and owner. It is used for the dry run and for the real pod.
+/// The pod that a class asks for, without name and identity.
 ///
 /// # Errors
-/// When the template is not a pod template, or has no container.
-pub fn desired(class: &ComputerClass, computer: &ComputerSpec, claim: &str) -> Result<Pod, String> {
-    let template: PodTemplateSpec = serde_json::from_value(class.spec.pod_template.clone()).map_err(|e| format!("podTemplate: {e}"))?;
-    let mut spec = template.spec.ok_or("podTemplate.spec is missing")?;
-    let first = spec.containers.first_mut().ok_or("podTemplate.spec.containers is empty")?;
-    mount_home(first, &class.spec.storage.mount_path);
-    set_environment(first, computer);
-    spec.volumes.get_or_insert_default().push(Volume {
-        name: HOME.to_owned(),
-        persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource { claim_name: claim.to_owned(), read_only: None }),
-        ..Volume::default()
-    });
-    restrict(&mut spec);
-    let mut pod = Pod { spec: Some(spec), ..Pod::default() };
-    if let Some(metadata) = template.metadata {
-        pod.metadata.labels = metadata.labels;
-        pod.metadata.annotations = metadata.annotations;
+/// When the template is not a pod template, has a field that no pod template has, or has no container. The error names the field. Fields
+/// of the pod's spec are not checked here but by the API server.
+pub fn desired(class: &ComputerClass, computer: &ComputerSpec, claim: &str) -> Result<Value, String> {
+    let mut template = class.spec.pod_template.clone();
+    let fields = template.as_object_mut().ok_or("podTemplate must be an object")?;
+    only(fields, "podTemplate", &["metadata", "spec"])?;
+    let metadata = object(fields, "metadata", "podTemplate")?;
+    only(metadata, "podTemplate.metadata", &[&KEPT_METADATA[..], &IGNORED_METADATA].concat())?;
+    metadata.retain(|name, value| KEPT_METADATA.contains(&name.as_str()) && !value.is_null());
+    object(metadata, "labels", "podTemplate.metadata")?;
+    let metadata = metadata.clone();
+    if fields.get("spec").is_none_or(Value::is_null) {
+        return Err("podTemplate.spec is missing".to_owned());
     }
-    Ok(pod)
+    let spec = object(fields, "spec", "podTemplate")?;
+    let first = objects(spec, "containers", SPEC)?.into_iter().next().ok_or("podTemplate.spec.containers is empty")?;
+    mount_home(first, &class.spec.storage.mount_path)?;
+    describe_computer(first, computer)?;
+    list(spec, "volumes", SPEC)?.push(json!({"name": HOME, "persistentVolumeClaim": {"claimName": claim}}));
+    restrict(spec)?;
+    Ok(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
 }
 
-/// The pod of this computer with a name: adds labels, owner, and the finalizer that keeps the pod until its containers have stopped (DESIGN.md
-/// 4.4).
-pub fn of_computer(mut pod: Pod, view: &View, name: &str) -> Pod {
-    pod.metadata.name = Some(name.to_owned());
-    pod.metadata.namespace = Some(view.namespace.clone());
-    pod.metadata.finalizers = Some(vec![POD_FINALIZER.to_owned()]);
-    pod.metadata.labels.get_or_insert_default().extend(children::labels(view, "machine"));
-    pod.metadata.owner_references = children::owner(view);
+/// Where the pod's spec is in a class.
+const SPEC: &str = "podTemplate.spec";
+
+/// A pod of this computer under a name: labels, owner, and the finalizer that keeps the pod until its containers have stopped (DESIGN.md 4.4).
+pub fn of_computer(mut pod: Value, view: &View, name: &str) -> Value {
+    let metadata = &mut pod["metadata"];
+    for (label, value) in children::labels(view, "machine") {
+        metadata["labels"][label] = json!(value);
+    }
+    metadata["name"] = json!(name);
+    metadata["namespace"] = json!(view.namespace);
+    metadata["finalizers"] = json!([POD_FINALIZER]);
+    metadata["ownerReferences"] = json!(children::owner(view));
     pod
 }
 
@@ -69,7 +84,8 @@ pub fn hash(class: &ComputerClass, computer: &ComputerSpec) -> String {
 
 /// Hash of the built pod, as version 0.1 computed it.
 pub fn built_hash(class: &ComputerClass, computer: &ComputerSpec) -> String {
-    short(desired(class, computer, "").ok().and_then(|p| serde_json::to_vec(&p).ok()).unwrap_or_default())
+    let pod = desired(class, computer, "").ok().and_then(|pod| serde_json::from_value::<Pod>(pod).ok());
+    short(pod.and_then(|pod| serde_json::to_vec(&pod).ok()).unwrap_or_default())
 }
 
 fn short(text: impl AsRef<[u8]>) -> String {
@@ -88,8 +104,11 @@ fn sorted(value: &Value) -> Value {
     }
 }
 
-/// What a deletion needs later: settings of the class, and the effective settings of this pod (DESIGN.md 4.1).
-pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Pod) -> Snapshot {
+/// What deletion will need: the settings of the class, and what is in effect in this pod (DESIGN.md 4.1).
+///
+/// # Errors
+/// When a field that deletion needs has another type than in a pod.
+pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Value) -> Result<Snapshot, String> {
     let mut snapshot = Snapshot {
         session_paths: class.spec.session_paths.clone(),
         archive: class.spec.archive.clone(),
@@ -97,8 +116,16 @@ pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Pod) -> Sn
         template_hash: Some(hash(class, computer)),
         ..Snapshot::default()
     };
-    note_effective(&mut snapshot, pod);
-    snapshot
+    // Only what `note_effective` reads: the API server takes quantities as numbers too, the types do not.
+    let (spec, container) = (&pod["spec"], &pod["spec"]["containers"][0]);
+    let part = json!({"spec": {
+        "containers": [{"name": "", "securityContext": container["securityContext"]}],
+        "securityContext": spec["securityContext"],
+        "tolerations": spec["tolerations"],
+        "terminationGracePeriodSeconds": spec["terminationGracePeriodSeconds"],
+    }});
+    note_effective(&mut snapshot, &serde_json::from_value(part).map_err(|e| format!("{SPEC}: {e}"))?);
+    Ok(snapshot)
 }
 
 /// Whether a pod comes from the cache, which drops its effective settings. Every real pod has a container.
@@ -120,25 +147,26 @@ pub fn note_effective(snapshot: &mut Snapshot, pod: &Pod) {
     snapshot.grace_period_seconds = spec.termination_grace_period_seconds;
 }
 
-fn mount_home(container: &mut Container, path: &str) {
-    container.volume_mounts.get_or_insert_default().push(VolumeMount {
-        name: HOME.to_owned(),
-        mount_path: path.to_owned(),
-        ..VolumeMount::default()
-    });
-    env(container, "HOME", path);
+fn mount_home(container: &mut Fields, path: &str) -> Result<(), String> {
+    list(container, "volumeMounts", FIRST)?.push(json!({"name": HOME, "mountPath": path}));
+    env(container, "HOME", path)
 }
 
-fn set_environment(container: &mut Container, computer: &ComputerSpec) {
+/// Where the first container is in a class.
+const FIRST: &str = "podTemplate.spec.containers[0]";
+
+/// Tells the machine in variables what the Computer asks for.
+fn describe_computer(container: &mut Fields, computer: &ComputerSpec) -> Result<(), String> {
     if let Some(user) = &computer.remote_user {
-        env(container, "REMOTE_USER", user);
+        env(container, "REMOTE_USER", user)?;
     }
     if !computer.repositories.is_empty() {
-        env(container, "REPOSITORIES", &computer.repositories.join(" "));
+        env(container, "REPOSITORIES", &computer.repositories.join(" "))?;
     }
     if computer.auto_install_deps {
-        env(container, "AUTO_INSTALL_DEPS", "true");
+        env(container, "AUTO_INSTALL_DEPS", "true")?;
     }
+    Ok(())
 }
 
 /// Escapes a value for a container's environment, so that the container gets exactly `text`. Kubernetes replaces `$(NAME)` with the value of
@@ -147,36 +175,44 @@ pub fn literal(text: &str) -> String {
     text.replace('$', "$$")
 }
 
-/// Sets a variable unless the template sets it.
-fn env(container: &mut Container, name: &str, value: &str) {
-    let list = container.env.get_or_insert_default();
-    if !list.iter().any(|e| e.name == name) {
-        list.push(EnvVar { name: name.to_owned(), value: Some(literal(value)), value_from: None });
+/// The template's own value wins.
+fn env(container: &mut Fields, name: &str, value: &str) -> Result<(), String> {
+    let variables = list(container, "env", FIRST)?;
+    if !variables.iter().any(|variable| variable["name"] == name) {
+        variables.push(json!({"name": name, "value": literal(value)}));
     }
+    Ok(())
 }
 
-fn restrict(spec: &mut PodSpec) {
-    spec.restart_policy.get_or_insert_with(|| "Always".to_owned());
-    spec.automount_service_account_token.get_or_insert(false);
-    spec.enable_service_links.get_or_insert(false);
-    spec.termination_grace_period_seconds.get_or_insert(30);
-    let context: &mut PodSecurityContext = spec.security_context.get_or_insert_default();
-    let user = *context.run_as_user.get_or_insert(DEFAULT_USER);
-    context.run_as_group.get_or_insert(user);
-    context.fs_group.get_or_insert(user);
-    // Otherwise the kubelet changes the owner of every file of a large home at each start.
-    context.fs_group_change_policy.get_or_insert_with(|| "OnRootMismatch".to_owned());
+fn restrict(spec: &mut Fields) -> Result<(), String> {
+    fill(spec, "restartPolicy", "Always");
+    fill(spec, "automountServiceAccountToken", false);
+    fill(spec, "enableServiceLinks", false);
+    fill(spec, "terminationGracePeriodSeconds", 30);
+    let context = object(spec, "securityContext", SPEC)?;
+    fill(context, "runAsUser", DEFAULT_USER);
+    let user = context["runAsUser"].clone();
+    fill(context, "runAsGroup", user.clone());
+    fill(context, "fsGroup", user.clone());
+    // Large homes are not chowned file by file at each start.
+    fill(context, "fsGroupChangePolicy", "OnRootMismatch");
     if user != 0 {
-        context.run_as_non_root.get_or_insert(true);
+        fill(context, "runAsNonRoot", true);
     }
-    context.seccomp_profile.get_or_insert_with(|| SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None });
-    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
-        let security: &mut SecurityContext = container.security_context.get_or_insert_default();
-        if security.privileged != Some(true) {
-            security.allow_privilege_escalation.get_or_insert(false);
+    fill(context, "seccompProfile", json!({"type": "RuntimeDefault"}));
+    for kind in ["containers", "initContainers"] {
+        if spec.get(kind).is_none_or(Value::is_null) {
+            continue;
         }
-        security.capabilities.get_or_insert_with(|| Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None });
+        for container in objects(spec, kind, SPEC)? {
+            let security = object(container, "securityContext", kind)?;
+            if security.get("privileged") != Some(&json!(true)) {
+                fill(security, "allowPrivilegeEscalation", false);
+            }
+            fill(security, "capabilities", json!({"drop": ["ALL"]}));
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -184,6 +220,10 @@ fn restrict(spec: &mut PodSpec) {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn desired(class: &ComputerClass, computer: &ComputerSpec, claim: &str) -> Result<Pod, String> {
+        super::desired(class, computer, claim).map(|pod| serde_json::from_value(pod).expect("a pod"))
+    }
 
     fn class(template: serde_json::Value) -> ComputerClass {
         serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {"podTemplate": template}})).expect("a class")
@@ -203,7 +243,7 @@ mod tests {
             json!({"spec": {"serviceAccountName": "sa", "automountServiceAccountToken": true, "securityContext": {"runAsUser": 4242}, "containers": [{"name": "a", "image": "i", "env": [{"name": "HOME", "value": "/x"}]}]}}),
         );
         let pod = desired(&own, &ComputerSpec::default(), "home").expect("a pod");
-        let snapshot = snapshot(&own, &ComputerSpec::default(), &pod);
+        let snapshot = snapshot(&own, &ComputerSpec::default(), &serde_json::to_value(&pod).expect("JSON")).expect("a snapshot");
         assert_eq!((snapshot.run_as_user, snapshot.fs_group), (Some(4242), Some(4242)));
         let spec = pod.spec.expect("a spec");
         assert_eq!((spec.service_account_name.as_deref(), spec.automount_service_account_token), (Some("sa"), Some(true)));
@@ -211,11 +251,45 @@ mod tests {
     }
 
     #[test]
-    fn the_error_about_an_invalid_template_says_what_is_wrong() {
-        let computer = ComputerSpec::default();
-        assert!(desired(&class(json!({})), &computer, "h").expect_err("refused").contains("podTemplate.spec is missing"));
-        assert!(desired(&class(json!({"spec": {"containers": []}})), &computer, "h").expect_err("refused").contains("containers is empty"));
-        assert!(desired(&class(json!({"spec": {"containers": "x"}})), &computer, "h").expect_err("refused").contains("podTemplate: "));
+    fn a_template_that_is_no_pod_says_what_is_wrong() {
+        let plain = json!({"containers": [{"name": "a", "image": "i"}]});
+        for (template, message) in [
+            (json!({}), "podTemplate.spec is missing"),
+            (json!({"spec": null}), "podTemplate.spec is missing"),
+            (json!({"spec": {"containers": []}}), "podTemplate.spec.containers is empty"),
+            (json!({"spec": plain, "metadata": {"labels": "x"}}), "podTemplate.metadata.labels must be an object"),
+            (json!({"spec": {"containers": "x"}}), "podTemplate.spec.containers must be a list"),
+            (json!({"spec": {"containers": ["x"]}}), "podTemplate.spec.containers[0] must be an object"),
+            (json!({"spec": plain, "spce": {}}), "podTemplate.spce is not a field of a pod template"),
+            (json!({"spec": plain, "metadata": {"lables": {"a": "b"}}}), "podTemplate.metadata.lables is not a field of a pod template"),
+            (json!({"spec": plain, "metadata": {"finalizers": ["a/b"]}}), "podTemplate.metadata.finalizers is not"),
+        ] {
+            let refused = desired(&class(template.clone()), &ComputerSpec::default(), "h").expect_err("refused");
+            assert!(refused.contains(message), "{template}: {refused}");
+        }
+        let generated =
+            json!({"metadata": {"creationTimestamp": null, "name": "x", "labels": {"a": "b"}, "annotations": null}, "spec": plain});
+        let pod = desired(&class(generated), &ComputerSpec::default(), "h").expect("kubectl generates such a template");
+        assert_eq!((pod.metadata.name, pod.metadata.labels), (None, Some([("a".to_owned(), "b".to_owned())].into())));
+    }
+
+    /// An untrusted agent must not start without the sandbox that the class asks for.
+    #[test]
+    fn every_field_of_a_template_reaches_the_pod() {
+        let spec = json!({
+            "runtimeClassname": "gvisor", "hostnameOverride": "dev1", "aFieldOfTomorrow": [{"x": 1}],
+            "containers": [{"name": "m", "image": "i", "imagePullPolicyy": "Always", "restartPolicyRules": [{"action": "Restart"}],
+                "resources": {"limit": {"memory": "1Gi"}, "requests": {"cpu": 1}}}],
+        });
+        let class = class(json!({"spec": spec}));
+        let pod = super::desired(&class, &ComputerSpec::default(), "home").expect("a pod");
+        assert_eq!((&pod["spec"]["runtimeClassname"], &pod["spec"]["aFieldOfTomorrow"]), (&json!("gvisor"), &json!([{"x": 1}])));
+        for (name, value) in spec["containers"][0].as_object().expect("fields") {
+            assert_eq!(&pod["spec"]["containers"][0][name], value, "{name}");
+        }
+        assert_eq!(pod["spec"]["hostnameOverride"], "dev1");
+        let snapshot = snapshot(&class, &ComputerSpec::default(), &pod).expect("deletion does not depend on the rest of the pod");
+        assert_eq!((snapshot.run_as_user, snapshot.grace_period_seconds), (Some(1000), Some(30)));
     }
 
     /// Expands as Kubernetes does (`third_party/forked/golang/expansion`): `$(NAME)` is the variable, if it exists, and `$$` is `$`.

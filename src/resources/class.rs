@@ -31,8 +31,8 @@ pub struct ComputerClassSpec {
     #[schemars(length(max = 256))]
     pub description: Option<String>,
     /// A pod template (`metadata.labels`, `metadata.annotations`, `spec`). The first container gets the home volume. A server-side dry run
-    /// checks it; its error is in the `Accepted` condition. Defaults satisfy Pod Security `restricted`: user and group 1000, no privileges,
-    /// no service account token.
+    /// with strict field validation checks it: an unknown or misspelt field is an error, which is in the `Accepted` condition. Defaults
+    /// satisfy Pod Security `restricted`: user and group 1000, no privileges, no service account token.
     #[schemars(schema_with = "super::any_object")]
     pub pod_template: serde_json::Value,
     /// The home volume.

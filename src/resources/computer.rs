@@ -79,8 +79,8 @@ pub struct ComputerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 36, max = 36), pattern(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
     pub host_id: Option<String>,
-    /// `true` stops the pod and keeps the home volume and the key; `false`, the default, starts it again. Not supported with provider
-    /// `BYOM`.
+    /// `true` stops the pod and keeps the home volume and the key; `false`, the default, starts it again. Once the pod has stopped, the
+    /// condition `Ready` is `True` with reason `Suspended`. Not supported with provider `BYOM`.
     #[serde(default)]
     pub suspended: bool,
     /// Seconds after creation at which the computer is deleted, as if by `kubectl delete`: 60 to 315360000 (ten years). Default: never.
@@ -135,7 +135,8 @@ pub struct ComputerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub step: Option<String>,
-    /// Conditions: `Ready`, `Drifted`, and during deletion `Deleting` and `Blocked`.
+    /// Conditions: `Ready`, `Drifted`, and during deletion `Deleting` and `Blocked`. `Ready` is `True` when the computer is as its spec
+    /// declares: it can be used (reason `Ready`), or it is suspended (reason `Suspended`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -6,7 +6,8 @@ use super::reasons::Reason;
 
 /// Condition types of a `Computer`, a `ComputerClass` and an `ApiKey`.
 pub mod types {
-    /// The machine can be used and its key is live; the token of an `ApiKey` can be used.
+    /// The computer is as declared: the machine can be used and its key is live, or it is suspended because `spec.suspended` says so (reason
+    /// `Suspended`). The token of an `ApiKey` can be used.
     pub const READY: &str = "Ready";
     /// A deletion is in progress; reason and message name the step, and what it waits for.
     pub const DELETING: &str = "Deleting";

@@ -79,7 +79,8 @@ reasons! {
     /// The computer is being provisioned.
     /// To do: wait. The message names the step.
     Provisioning,
-    /// The computer is suspended. Its home volume and its key are kept.
+    /// The computer is suspended, as `spec.suspended` declares. No pod runs. Its home volume and its key are kept. `Ready` is `True`, so that
+    /// `helm --wait`, Flux and others see that the declared state is reached.
     /// To do: nothing. Set `spec.suspended` to `false` to start it.
     Suspended,
     /// The computer is being deleted, and its key no longer authenticates.
@@ -250,12 +251,15 @@ reasons! {
     /// A path in `spec.sessionPaths` of the class cannot be used.
     /// To do: name folders relative to the home, without `..`.
     InvalidSessionPath,
-    /// The API server refuses pods of the class as invalid.
-    /// To do: see the message, and fix `spec.podTemplate`.
+    /// `spec.podTemplate` of the class has a field that does not exist, or the API server refuses pods of the class as invalid.
+    /// To do: see the message, which names the field, and fix `spec.podTemplate`.
     InvalidPodTemplate,
     /// The archive pods of the class would be refused, so its computers could not be deleted.
     /// To do: change the user in `spec.podTemplate`, permit such pods in the operator's namespace, or set `archive.policy: None`.
     ArchiveNotPossible,
+    /// A request that the check of a new ComputerClass needs failed, so it is not known whether the class can be used.
+    /// To do: see the message. The operator retries every 30 seconds.
+    CheckFailed,
     /// The API server refuses the dry run of the class's pods.
     /// To do: let the operator create pods in its own namespace. The operator retries every minute.
     CheckRefused,

@@ -116,7 +116,7 @@ fn reasons_keep_their_spelling() {
         VolumePolicyUnknown VolumeBeingDeleted VolumeLost VolumeTaken CustodyClaimDeleted CustodyNotBound ArchivePodWaiting ArchivePodUnschedulable \
         ArchiveFailed ArchiveOverdue UnreadableFiles ArchiveDamaged StoreUnavailable ArchivePodHeld VolumeNotDeleted ComputerHeld \
         WriteUndone Conflict Forbidden NamespaceTerminating Refused NotFound ApiServerUnavailable InForce NotDeleting NameMismatch \
-        Accepted NotRestricted NoSessionPaths InvalidSessionPath InvalidPodTemplate ArchiveNotPossible CheckRefused Issued Issuing \
+        Accepted NotRestricted NoSessionPaths InvalidSessionPath InvalidPodTemplate ArchiveNotPossible CheckFailed CheckRefused Issued Issuing \
         Expired Revoked SecretMissing ServiceAccountNotFound ServiceAccountDeleted ServiceAccountReplaced";
     assert_eq!(all, expected.split_whitespace().collect::<Vec<_>>());
 }

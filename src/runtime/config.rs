@@ -24,8 +24,9 @@ pub struct Config {
     /// `PersistentVolumeClaim` of the embedded store in the operator's namespace, whose volume is set to `Retain`
     #[arg(long, env = "RETAIN_STORE_CLAIM")]
     pub retain_store_claim: Option<String>,
-    /// URL at which archive pods reach the ingest endpoint, for example `https://computer-operator-ingest.NAMESPACE.svc:8443`
-    #[arg(long, env = "INGEST_URL", value_parser = ingest_url)]
+    /// URL at which archive pods reach the ingest endpoint, for example `https://computer-operator-ingest.NAMESPACE.svc:8443`. The host may be
+    /// a variable `$(NAME)` of the archive pods
+    #[arg(long, env = "INGEST_URL", value_parser = super::ingest_url::parse)]
     pub ingest_url: String,
     /// Address that the ingest endpoint listens on
     #[arg(long, env = "INGEST_BIND", default_value = "0.0.0.0:8443")]
@@ -106,23 +107,6 @@ fn store(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn ingest_url(text: &str) -> Result<String, String> {
-    let authority = text.strip_prefix("https://").unwrap_or_default();
-    if authority.contains('$') {
-        return Err(format!(
-            "{authority} cannot be resolved, because the Service did not exist when this pod started: create the Service and restart the pod"
-        ));
-    }
-    if authority.is_empty() || authority.starts_with([':', '/']) || authority.contains(['/', '?', '#', '@', ' ']) {
-        return Err("use https://HOST:PORT without a path; archive pods connect only with TLS".to_owned());
-    }
-    // The variable of a Service contains an IPv6 address without brackets.
-    match authority.rsplit_once(':') {
-        Some((host, port)) if host.parse::<std::net::Ipv6Addr>().is_ok() => Ok(format!("https://[{host}]:{port}")),
-        _ => Ok(text.to_owned()),
-    }
-}
-
 fn concurrency(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| (1..=1000).contains(n)).ok_or_else(|| "use a number from 1 to 1000".to_owned())
 }
@@ -179,16 +163,6 @@ mod tests {
             }
         }
         assert!(parse(&["--lease-seconds", "4"]).is_err());
-    }
-
-    #[test]
-    fn the_address_of_a_service_is_accepted_as_its_variable_contains_it() {
-        let url = |given: &str| ingest_url(given).unwrap();
-        assert_eq!(url("https://192.0.2.7:8443"), "https://192.0.2.7:8443");
-        assert_eq!(url("https://2001:db8::7:8443"), "https://[2001:db8::7]:8443");
-        assert_eq!(url("https://[2001:db8::7]:8443"), "https://[2001:db8::7]:8443");
-        assert_eq!(url("https://operator-ingest.ns.svc:8443"), "https://operator-ingest.ns.svc:8443");
-        assert!(ingest_url("https://$(OPERATOR_INGEST_SERVICE_HOST):8443").unwrap_err().contains("the Service did not exist"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod health;
+pub mod ingest_url;
 pub mod lease;
 pub mod patch;
 pub mod queue;

@@ -3,14 +3,16 @@
 
 use std::fmt::Debug;
 
+use axum::http::Request;
+use axum::http::header::CONTENT_TYPE;
 use either::Either;
 use json_patch::PatchOperation;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::{CallError, ErrorClass, call, classify};
 use super::patch;
@@ -83,6 +85,22 @@ pub async fn secret_uid(api: &Api<Secret>, name: &str, what: &str) -> Found<Stri
     };
     // A success without a UID proves that there is a Secret, not which one.
     uid.filter(|uid| !uid.is_empty()).map(Some).ok_or_else(|| Error::NoUid(what.to_owned()))
+}
+
+/// Creates an object with strict field validation: the API server refuses fields that it does not know, or that occur twice, and names them.
+/// By default it drops them. The object is JSON, so that fields that our types do not know arrive.
+///
+/// # Errors
+/// When the API server refuses the object, or the outcome is unknown.
+pub async fn create_strictly<K>(client: &Client, namespace: &str, object: &Value, dry_run: bool) -> Result<K, CallError>
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned,
+{
+    let path = K::url_path(&(), Some(namespace));
+    let dry_run = if dry_run { "&dryRun=All" } else { "" };
+    let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+    let request = Request::post(format!("{path}?fieldValidation=Strict{dry_run}")).header(CONTENT_TYPE, "application/json").body(body);
+    call(client.request(request.map_err(kube::Error::HttpError)?)).await
 }
 
 fn optional<T>(answer: Result<T, CallError>, what: &str) -> Found<T> {

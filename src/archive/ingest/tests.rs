@@ -28,15 +28,17 @@ async fn endpoint_of(store: impl FnOnce(&std::path::Path) -> Store) -> Endpoint 
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(store(folder.path()));
-    let certificate = tls::Certificate::new("https://127.0.0.1:1").unwrap();
+    // It has no address in it: the Service may get another one.
+    let certificate = tls::Certificate::new("https://$(INGEST_SERVICE_HOST):8443").unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let base = format!("https://{address}/ingest/v1/{UID}");
+    let base = format!("https://{}:{}/ingest/v1/{UID}", tls::SERVER_NAME, address.port());
     let stop = CancellationToken::new();
     let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID }, Arc::default(), 0);
     tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
     let client = reqwest::Client::builder()
         .tls_certs_only([reqwest::Certificate::from_pem(certificate.ca_pem.as_bytes()).unwrap()])
+        .resolve(tls::SERVER_NAME, address)
         .no_proxy()
         .build()
         .unwrap();

@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
 use crate::runtime::client::{ErrorClass, call, classify};
+use crate::runtime::ingest_url;
 
 /// Name of the Secret.
 pub const SECRET: &str = "computer-operator-ingest-tls";
@@ -37,7 +38,9 @@ impl Certificate {
     /// When the host is not a valid name.
     pub fn new(url: &str) -> anyhow::Result<Self> {
         let host = host(url).context("the ingest URL has no host")?;
-        let mut params = rcgen::CertificateParams::new(vec![SERVER_NAME.to_owned(), host.to_owned()])?;
+        let mut names = vec![SERVER_NAME.to_owned(), host.to_owned()];
+        names.dedup();
+        let mut params = rcgen::CertificateParams::new(names)?;
         if let Ok(ip) = host.parse::<IpAddr>() {
             params.subject_alt_names.push(rcgen::SanType::IpAddress(ip));
         }
@@ -58,8 +61,11 @@ impl Certificate {
     }
 }
 
-/// The host of a URL, without brackets and port.
+/// The host of a URL, without brackets and port. A variable has no address yet: archive pods expect our own name in the certificate.
 fn host(url: &str) -> Option<&str> {
+    if ingest_url::variable(url).is_some() {
+        return Some(SERVER_NAME);
+    }
     let rest = url.strip_prefix("https://")?;
     let authority = rest.split('/').next()?;
     match authority.strip_prefix('[') {
@@ -77,6 +83,8 @@ pub async fn load_or_create(client: &Client, namespace: &str, url: &str) -> anyh
     for _ in 0..3 {
         match call(api.get(SECRET)).await {
             Ok(secret) if secret.annotations().get(HOST).map(String::as_str) == host(url) => return read(&secret),
+            // Every certificate is for our own name as well, and running archive pods may use the old address.
+            Ok(secret) if host(url) == Some(SERVER_NAME) => return read(&secret),
             // The endpoint's address has changed: archive pods cannot verify the old certificate there.
             Ok(secret) => {
                 let preconditions = Preconditions { uid: secret.metadata.uid, resource_version: None };

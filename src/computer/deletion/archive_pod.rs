@@ -1,7 +1,18 @@
 //! Builds the archive pod: the operator's image, the home mounted read-only, and the user that the machine ran as. It must never get the
 //! credentials of the store. `archive.rs` creates and watches it.
+//!
+//! The pod must run where the volume is, which may be on one node only. People delete computers when that node is cordoned or short of
+//! memory, so the pod tolerates what the machine tolerated, and in addition these taints:
+//! - `node.kubernetes.io/unschedulable`: the admin wants no new workload there. The archive pod ends by itself, and until it has run, the node
+//!   cannot be emptied.
+//! - `node.kubernetes.io/memory-pressure`: the kubelet admits pods that request memory.
+//!
+//! It tolerates no other taint of a node's condition. Under disk or PID pressure the kubelet rejects every pod that is not critical, so each
+//! attempt would fail; a pod that is pending starts when the pressure ends. On a node that is not ready, unreachable or without a network
+//! the pod would hang, although the volume may be attachable to a healthy node. Taints of admins and autoscalers count as well: the condition
+//! shows the scheduler's message, which names them.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Toleration};
 use serde_json::{Value, json};
 
 use super::{custody, skipped_by};
@@ -10,6 +21,7 @@ use crate::computer::children::labels;
 use crate::computer::machine_pod::literal;
 use crate::computer::view::View;
 use crate::resources::{ComputerRecord, IMAGE_ANNOTATION, SkippableStep, UNREADABLE_ANNOTATION};
+use crate::runtime::ingest_url;
 
 /// What to do with files that cannot be read, and by which decision. The pod writes both to the manifest. An override that is withdrawn
 /// while the pod runs was in effect, so the manifest names it (S11).
@@ -36,8 +48,7 @@ pub(super) fn has_other_instructions(view: &View, record: &ComputerRecord, pod: 
 
 fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
     let (unreadable, left_out_by) = unreadable(view, record);
-    [
-        ("INGEST_URL", view.settings.ingest_url.clone()),
+    let variables = [
         ("INGEST_CA", view.settings.ingest_ca.clone()),
         ("COMPUTER_UID", view.uid.clone()),
         ("COMPUTER_NAMESPACE", record.spec.namespace.clone()),
@@ -47,8 +58,24 @@ fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
         ("UNREADABLE", unreadable.to_string()),
         ("LEFT_OUT_BY", left_out_by),
     ]
-    .map(|(name, value)| json!({"name": name, "value": literal(&value)}))
-    .into()
+    .map(|(name, value)| json!({"name": name, "value": literal(&value)}));
+    // The only value that the kubelet expands: it may name the variable of the ingest endpoint's Service.
+    let url = json!({"name": "INGEST_URL", "value": view.settings.ingest_url});
+    [url].into_iter().chain(variables).collect()
+}
+
+/// Taints that the pod tolerates whatever the machine tolerated.
+const TOLERATED: [&str; 2] = ["node.kubernetes.io/unschedulable", "node.kubernetes.io/memory-pressure"];
+
+fn tolerations(of_machine: &[Toleration]) -> Vec<Toleration> {
+    let (exists, no_schedule) = (Some("Exists".to_owned()), Some("NoSchedule".to_owned()));
+    let own = TOLERATED.map(|key| Toleration {
+        key: Some(key.to_owned()),
+        operator: exists.clone(),
+        effect: no_schedule.clone(),
+        ..Toleration::default()
+    });
+    of_machine.iter().cloned().chain(own.into_iter().filter(|t| !of_machine.contains(t))).collect()
 }
 
 /// The archive pod of this computer with this name.
@@ -72,9 +99,10 @@ pub fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
             "restartPolicy": "Never",
             "serviceAccountName": settings.archive_service_account,
             "automountServiceAccountToken": false,
-            "enableServiceLinks": false,
+            // The variables with the addresses of Services.
+            "enableServiceLinks": ingest_url::variable(&settings.ingest_url).is_some(),
             "terminationGracePeriodSeconds": 5,
-            "tolerations": snapshot.tolerations,
+            "tolerations": tolerations(&snapshot.tolerations),
             "securityContext": security,
             "containers": [container(view, record)],
             "volumes": volumes(view),
@@ -109,4 +137,42 @@ fn volumes(view: &View) -> Value {
         {"name": "spool", "emptyDir": {}},
         {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"audience": "computer-operator.dev/ingest", "path": "token", "expirationSeconds": 3600}}]}},
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The home may be on the cordoned node only, and that node is emptied by deleting its computers.
+    #[test]
+    fn the_archive_pod_runs_on_a_cordoned_node_and_where_the_machine_ran() {
+        let machine = Toleration { key: Some("gpu".to_owned()), operator: Some("Exists".to_owned()), ..Toleration::default() };
+        let all = tolerations(std::slice::from_ref(&machine));
+        assert_eq!(all[0], machine);
+        let effect = |key: &str| all.iter().find(|t| t.key.as_deref() == Some(key)).and_then(|t| t.effect.as_deref());
+        assert_eq!(effect("node.kubernetes.io/unschedulable"), Some("NoSchedule"));
+        assert_eq!(effect("node.kubernetes.io/memory-pressure"), Some("NoSchedule"));
+        // The kubelet rejects the pod there, or it hangs there.
+        for key in ["disk-pressure", "pid-pressure", "not-ready", "unreachable", "network-unavailable"] {
+            assert!(all.iter().all(|t| t.key.as_deref() != Some(&format!("node.kubernetes.io/{key}"))), "{key}");
+        }
+        assert_eq!(tolerations(&all), all, "none twice");
+    }
+
+    /// The Service may have been deleted and created again since the operator started.
+    #[test]
+    fn the_kubelet_fills_in_the_address_of_the_ingest_endpoint_and_nothing_else() {
+        let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
+        let record: ComputerRecord =
+            serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "$(HOSTNAME)"}}))
+                .expect("a record");
+        for (url, links) in [("https://$(OP_INGEST_SERVICE_HOST):8443", true), ("https://192.0.2.7:8443", false)] {
+            view.settings.ingest_url = url.to_owned();
+            let spec = archive_pod(&view, &record, "a").spec.expect("a spec");
+            assert_eq!(spec.enable_service_links, Some(links), "{url}");
+            let value = |name: &str| spec.containers[0].env.iter().flatten().find(|e| e.name == name).and_then(|e| e.value.clone());
+            assert_eq!(value("INGEST_URL").as_deref(), Some(url));
+            assert_eq!(value("COMPUTER_NAME").as_deref(), Some("$$(HOSTNAME)"));
+        }
+    }
 }

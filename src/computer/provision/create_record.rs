@@ -108,7 +108,7 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
     let suffix = &view.fresh.suffix;
     let claim = Child::Home.name(suffix);
     let snapshot =
-        match class.map(|c| machine_pod::desired(c, &computer.spec, &claim).map(|p| machine_pod::snapshot(c, &computer.spec, &p))) {
+        match class.map(|c| machine_pod::desired(c, &computer.spec, &claim).and_then(|p| machine_pod::snapshot(c, &computer.spec, &p))) {
             None => Snapshot::default(),
             Some(Ok(snapshot)) => snapshot,
             Some(Err(why)) => return blocked(Reason::ClassNotAccepted, why),

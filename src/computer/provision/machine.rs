@@ -147,7 +147,7 @@ fn create(context: &Context<'_>, name: &str) -> State {
         return State::blocked(Reason::ClassNotFound, message, RETRY_SECONDS);
     };
     match machine_pod::desired(class, &context.computer.spec, claim) {
-        Ok(desired) => State::act(Action::Create(Object::Pod(Box::new(machine_pod::of_computer(desired, context.view, name))))),
+        Ok(desired) => State::act(Action::Create(Object::Machine(Box::new(machine_pod::of_computer(desired, context.view, name))))),
         Err(why) => State::blocked(Reason::ClassNotAccepted, why, RETRY_SECONDS),
     }
 }

@@ -68,19 +68,20 @@ fn alive(view: &View, computer: &Computer) -> Plan {
     }
 }
 
-/// The plan when all steps are finished: the computer is ready or suspended.
+/// The plan when all steps are finished: the computer is as declared, ready or suspended. `Ready` is true of a suspended computer, too: tools
+/// that wait for declared objects (kstatus: `helm --wait`, Flux) take `Ready=False` for progress that is still to come, and would time out.
 fn complete(context: &Context<'_>) -> Plan {
     let mut plan = planned(context.view, context.computer, None, State::done());
     plan.report.drift = drift(context);
     plan.report.node_name = machine::node(context);
-    let (phase, status, reason, message) = if context.computer.spec.suspended && context.managed() {
-        let message = "suspended on request (spec.suspended); the home volume and the key are kept";
-        (Phase::Suspended, false, Reason::Suspended, message)
+    let (phase, reason, message) = if context.computer.spec.suspended && context.managed() {
+        let message = "suspended as declared by spec.suspended: no pod runs; the home volume and the key are kept";
+        (Phase::Suspended, Reason::Suspended, message)
     } else {
-        (Phase::Active, true, Reason::Ready, "the computer can be used")
+        (Phase::Active, Reason::Ready, "the computer can be used")
     };
     plan.report.phase = Some(phase);
-    plan.report.ready = Some(Ready { status, reason, message: message.to_owned() });
+    plan.report.ready = Some(Ready { status: true, reason, message: message.to_owned() });
     if let Some(left) = time_to_live::time_left(context.view.now, context.computer).filter(|l| *l > 0) {
         plan.next = State::wait_for(left).into_next().0;
     }

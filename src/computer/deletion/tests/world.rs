@@ -225,6 +225,7 @@ impl World {
                 self.claims.insert(key.clone(), *claim.clone());
                 Effect::Learned(Subject::claim(&key.0, &key.1), Fact::Claim(claim))
             }
+            Object::Machine(_) => panic!("S8: a machine for a deleting computer"),
             Object::Secret(_) => panic!("S8: a key for a deleting computer"),
         }
     }

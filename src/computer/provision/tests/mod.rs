@@ -52,7 +52,12 @@ fn suspending_stops_the_pod_and_resuming_creates_another_with_the_same_volume() 
     world.settle(None);
     let first = world.pods.keys().next().unwrap().clone();
     world.computer.spec.suspended = true;
-    assert_eq!(world.settle(None).report.phase, Some(Phase::Suspended));
+    let stopping = plan(&world.view()).report;
+    assert!(!stopping.ready.unwrap().status, "the pod still runs");
+    let end = world.settle(None).report;
+    let ready = end.ready.unwrap();
+    assert_eq!((end.phase, ready.reason), (Some(Phase::Suspended), Reason::Suspended));
+    assert!(ready.status, "kstatus reads Ready=False as InProgress: `helm --wait` of a suspended computer would time out");
     assert!(world.pods.is_empty() && world.claims.len() == 1);
     assert_eq!(world.state().credential, CredentialState::Live, "a suspended computer keeps its key");
     world.computer.spec.suspended = false;

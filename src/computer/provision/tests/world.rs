@@ -142,7 +142,9 @@ impl World {
         let pods: Vec<_> = recorded.pods.iter().map(|p| p.name.clone()).collect();
         let uid = self.uid();
         match object {
-            Object::Pod(mut pod) => {
+            Object::Pod(_) => panic!("the pod of an archive"),
+            Object::Machine(pod) => {
+                let mut pod: Box<Pod> = Box::new(from(*pod));
                 let name = pod.metadata.name.clone().unwrap();
                 assert!(pods.contains(&name), "S5: a name that is not on record");
                 pod.metadata.uid = Some(uid);

@@ -112,7 +112,7 @@ fn without_a_computer(phase: Option<&'static str>) -> Arc<Shared> {
     })
 }
 
-/// Found in a hostile review: the namespace was released before the sessions were archived, and the client was reported that the deletion is complete.
+/// Found in a hostile review: the namespace was released before the sessions were archived, and the response said that the deletion is complete.
 #[tokio::test(start_paused = true)]
 async fn a_deletion_is_complete_only_once_the_record_is_released() {
     for (phase, expected) in

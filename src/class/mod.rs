@@ -16,7 +16,7 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use self::dry_run::Answer;
@@ -172,10 +172,13 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
         }
         Answer::Forbidden(error) => return unless_accepted(class, namespace, error),
     };
-    if !archived {
-        return Ok(verdict);
-    }
-    let snapshot = match archive::snapshot(class, &machine) {
+    if archived { check_archive(class, shared, &machine, verdict).await } else { Ok(verdict) }
+}
+
+/// Checks the archive pod of a class whose machine pod has this verdict.
+async fn check_archive(class: &ComputerClass, shared: &Shared, machine: &Value, verdict: Verdict) -> Result<Verdict, CallError> {
+    let namespace = &shared.settings.namespace;
+    let snapshot = match archive::snapshot(class, machine) {
         Ok(snapshot) => snapshot,
         Err(why) => return Ok(refused(Reason::InvalidPodTemplate, why)),
     };

@@ -1,6 +1,5 @@
 use axum::http::{Request, Response};
 use kube::client::Body;
-use serde_json::Value;
 
 use super::*;
 
@@ -123,7 +122,7 @@ async fn fields_of_the_template_reach_the_dry_run_and_are_refused_with_their_pat
     assert!(verdict.message.contains("unknown field \"spec.runtimeClassname\""), "{}", verdict.message);
 }
 
-/// Machines do not run in the operator's namespace: its LimitRange and ServiceAccounts decide nothing, and hide nothing.
+/// Machines do not run in the operator's namespace: its `LimitRange` and ServiceAccounts decide nothing, and hide nothing.
 #[tokio::test]
 async fn what_only_the_operators_namespace_refuses_does_not_hide_the_rest() {
     let local = |pod: &Value| {
@@ -151,7 +150,7 @@ async fn what_only_the_operators_namespace_refuses_does_not_hide_the_rest() {
     assert_eq!(check(&class(&template(0), &none), &shared).await.unwrap().reason, Reason::NotRestricted);
 }
 
-/// The archive pod does run there: the class can be used, and its condition says that deletions wait for the LimitRange.
+/// The archive pod does run there: the class can be used, and its condition says that deletions wait for the `LimitRange`.
 #[tokio::test]
 async fn a_limit_range_that_refuses_archive_pods_is_in_the_condition() {
     let shared = server(|_| Some((403, "pods \"x\" is forbidden: maximum memory usage per Container is 256Mi, but limit is 512Mi")));

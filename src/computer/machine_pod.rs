@@ -155,7 +155,7 @@ fn mount_home(container: &mut Fields, path: &str) -> Result<(), String> {
 /// Where the first container is in a class.
 const FIRST: &str = "podTemplate.spec.containers[0]";
 
-/// Tells the machine in variables what the Computer asks for.
+/// Passes the settings of the Computer to the machine in variables.
 fn describe_computer(container: &mut Fields, computer: &ComputerSpec) -> Result<(), String> {
     if let Some(user) = &computer.remote_user {
         env(container, "REMOTE_USER", user)?;

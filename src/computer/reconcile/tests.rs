@@ -114,15 +114,15 @@ async fn a_running_read_back_keeps_the_backoff_and_progress_resets_it() {
 
 /// A failed reconcile of a computer leaves traces in every part of the memory.
 async fn fill(reconciler: &Reconciler, uid: &str) {
-    let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": uid}, "spec": {}}));
-    view.uid = uid.to_owned();
-    let memory = &reconciler.memory;
-    reconciler.conclude(&view, checking(Some(Reason::ArchiveOverdue)), Some(Error::conflict("x")), 0).await;
-    memory.written.note(uid, &ComputerStatus::default());
-    memory.turns.ran_out(uid);
-    view.computer = None;
-    view.record = Some(serde_json::from_value(record(uid, "2026-01-01T00:00:00Z")).unwrap());
-    reconciler.conclude(&view, checking(Some(Reason::ArchiveOverdue)), Some(Error::conflict("x")), 0).await;
+    let computer = json!({"metadata": {"name": "c", "namespace": "t", "uid": uid}, "spec": {}});
+    let with_computer = View { uid: uid.to_owned(), ..View::of(computer) };
+    let record = serde_json::from_value(record(uid, "2026-01-01T00:00:00Z")).unwrap();
+    let with_record = View { computer: None, record: Some(record), ..with_computer.clone() };
+    for view in [Box::new(with_record), Box::new(with_computer)] {
+        reconciler.conclude(&view, checking(Some(Reason::ArchiveOverdue)), Some(Error::conflict("x")), 0).await;
+    }
+    reconciler.memory.written.note(uid, &ComputerStatus::default());
+    reconciler.memory.turns.ran_out(uid);
 }
 
 /// A released record.

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_of_the_namespace_are_told_from_others() {
+    fn refusals_of_the_namespace_are_distinguished_from_others() {
         let forbidden = |why: &str| local(&format!("pods \"x\" is forbidden: {why} (403)"));
         for (why, expected) in [
             ("exceeded quota: q, requested: cpu=1, used: cpu=1, limited: cpu=1", Some(Local::Quota)),

@@ -314,7 +314,7 @@ mod tests {
         assert!(metrics.text().unwrap().contains(&format!("{line} 0")));
     }
 
-    /// C9: the alert on a blocked deletion resolved when a read before the plan failed. B2: it fired for ever when the computer was gone.
+    /// C9: the alert on a blocked deletion resolved when a read before the plan failed. B2: it fired forever when the computer was gone.
     #[test]
     fn a_failed_reconcile_leaves_a_blocked_deletion_counted_until_its_end() {
         let metrics = Metrics::new();

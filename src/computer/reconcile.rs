@@ -128,7 +128,9 @@ impl Reconciler {
     /// Plans and applies in turn. Ends with the plan that waits, or with the failure that stopped it.
     async fn drive(&self, view: &mut View) -> (Plan, Option<Error>) {
         if let Err(error) = self.confirm(view).await {
-            return (Plan { next: Next::Settled, report: failed::known(view) }, Some(error));
+            // Nothing was learned: the steps that this process remembers as finished stay so.
+            let report = Report { passed: view.passed.clone(), times: view.times.clone(), ..failed::known(view) };
+            return (Plan { next: Next::Settled, report }, Some(error));
         }
         let (turn, mut accepted, mut reread) = (self.memory.turns.begin(&view.uid), Accepted::default(), false);
         let mut made = 0;
@@ -251,7 +253,7 @@ impl Reconciler {
             Published::Later => Some(Written::PAUSE),
             Published::Failed(error) => {
                 let (class, before) = (classify(&error), self.memory.unwritten.count(uid));
-                let after = self.memory.unwritten.failed(uid, 0, error.retry_after()).min(UNWRITTEN);
+                let after = self.memory.unwritten.failed_up_to(UNWRITTEN, uid, 0, error.retry_after());
                 // The first time, the cache may be stale: the Computer is gone, or another one has its name.
                 if matches!(class, ErrorClass::Conflict | ErrorClass::Invalid) && before == 0 {
                     tracing::debug!(uid, %error, ?after, "cannot write the status, requeued");

@@ -66,7 +66,7 @@ impl Backoff {
         let mut state = self.state();
         let jitter = state.random.random();
         let count = state.failures.get(uid).map_or(1, |f| f.count.saturating_add(1));
-        let wait = delay(count, jitter, longest).max(at_least.unwrap_or_default().min(Self::LONGEST));
+        let wait = delay(count, jitter, longest).max(at_least.unwrap_or_default().min(longest));
         state.failures.insert(uid.to_owned(), Failing { count, until: Instant::now() + wait, seen });
         wait
     }
@@ -160,6 +160,7 @@ mod tests {
         let bound = Duration::from_secs(60);
         let worst = (0..200).map(|_| backoff.failed_up_to(bound, "u", 0, None)).max().unwrap();
         assert!((bound / 2..=bound).contains(&worst), "{worst:?}");
+        assert_eq!(backoff.failed_up_to(bound, "u", 0, Some(Duration::from_secs(300))), bound, "the server asks for more");
     }
 
     #[test]

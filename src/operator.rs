@@ -67,6 +67,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             let on_change = |leads| metrics.set_leader(leads);
             lease::run_while_leading(client, &config.namespace, config.lease(), stop.clone(), on_change, lead).await
         } else {
+            leader.metrics.set_leader(true);
             leader.lead(&mut finished_checks, stop.clone()).await
         }
     });

@@ -297,6 +297,8 @@ impl Reconciler {
         let api: Api<ComputerRecord> = Api::namespaced(self.client.clone(), &self.settings.namespace);
         match call(api.delete(&view.uid, &DeleteParams::default().preconditions(preconditions))).await {
             Ok(_) => None,
+            // Another leader has deleted it.
+            Err(error) if classify(&error) == ErrorClass::NotFound => None,
             Err(error) => {
                 tracing::warn!(uid = %view.uid, %error, "cannot delete an expired record, requeued");
                 Some(Duration::from_secs(300))

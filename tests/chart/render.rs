@@ -135,13 +135,17 @@ fn assert_settings_accepted(all: &[Value]) {
     }
 }
 
-/// Replaces the variable of a Service by an address. The Service must be part of the chart.
+/// The value as the program gets it from the kubelet, which replaces the variable of a Service by an address and `$$` by `$`. The Service must
+/// be part of the chart.
 fn service_address(all: &[Value], value: &str) -> String {
     let Some((before, rest)) = value.split_once("$(") else { return value.to_owned() };
     let (variable, after) = rest.split_once(')').unwrap();
     let of_service = |name: &String| format!("{}_SERVICE_HOST", name.to_uppercase().replace('-', "_")) == variable;
     assert!(names_of("Service", all).iter().any(of_service), "{variable} belongs to none of {:?}", names_of("Service", all));
-    format!("{before}192.0.2.7{after}")
+    match before.strip_suffix('$') {
+        Some(before) => format!("{before}$({variable}){after}"),
+        None => format!("{before}192.0.2.7{after}"),
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::actors::archive::packed;
 use crate::api::kinds::{self, Kind};
-use crate::api::value::{finalizers, label, name, namespace, uid};
+use crate::api::value::{finalizers, label, name, namespace, text, uid};
 use crate::api::verbs::{DeleteOptions, Part};
 use crate::api::{Actor, State};
 use crate::world::World;
@@ -354,15 +354,19 @@ pub fn uproot(state: &mut State) {
 }
 
 fn reset_policy(state: &mut State, strip: bool) {
-    let volumes: Vec<_> =
-        state.all("persistentvolumes").map(|v| (name(v).to_owned(), uid(v).to_owned(), label(v, UID_LABEL).is_some())).collect();
+    let on_record = |volume: &Value| {
+        let of = |record: &Value| text(record, "/spec/state/children/volume/uid") == Some(uid(volume));
+        state.all("computerrecords").any(|record| of(record))
+    };
+    let known = |volume: &Value| label(volume, UID_LABEL).is_some() || on_record(volume);
+    let volumes: Vec<_> = state.all("persistentvolumes").map(|v| (name(v).to_owned(), uid(v).to_owned(), known(v))).collect();
     let mut patch = json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}});
     if strip {
         patch["metadata"] = json!({"labels": null});
     }
-    for (called, of, marked) in volumes {
+    for (called, of, known) in volumes {
         // A policy that changes before the operator has seen the volume is the volume's own.
-        if let Some(disk) = state.disks.get_mut(&of).filter(|_| !marked) {
+        if let Some(disk) = state.disks.get_mut(&of).filter(|_| !known) {
             disk.retained = false;
         }
         let _ = state.merge_patch(Actor::Admin, ("persistentvolumes", "", &called), &patch, Part::Main);

@@ -354,11 +354,9 @@ pub fn uproot(state: &mut State) {
 }
 
 fn reset_policy(state: &mut State, strip: bool) {
-    let on_record = |volume: &Value| {
-        let of = |record: &Value| text(record, "/spec/state/children/volume/uid") == Some(uid(volume));
-        state.all("computerrecords").any(|record| of(record))
-    };
-    let known = |volume: &Value| label(volume, UID_LABEL).is_some() || on_record(volume);
+    let recorded: Vec<_> =
+        state.all("computerrecords").filter_map(|r| text(r, "/spec/state/children/volume/uid").map(str::to_owned)).collect();
+    let known = |volume: &Value| label(volume, UID_LABEL).is_some() || recorded.iter().any(|of| of == uid(volume));
     let volumes: Vec<_> = state.all("persistentvolumes").map(|v| (name(v).to_owned(), uid(v).to_owned(), known(v))).collect();
     let mut patch = json!({"spec": {"persistentVolumeReclaimPolicy": "Delete"}});
     if strip {

@@ -28,7 +28,7 @@ guards! {
     RecordVersion,
     /// An object that is missing from a cache is read live.
     LiveAbsence,
-    /// No object is created because of a cached record; the record is read live first.
+    /// The record is read live before an object is created and before a volume is marked.
     LiveRecord,
     /// A live read of the record is valid for the next request only.
     OneLook,

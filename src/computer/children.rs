@@ -1,6 +1,8 @@
 //! The names, labels and owner references of a computer's children. Names are generated, and can be distinguished from other names. The
 //! chart's admission policies (`children`, `secrets`, `volumes`) have the same patterns and refuse the operator access to objects with other
-//! names. A name must never count as proof of ownership: the children of other computers match the same patterns (S5).
+//! names. The policies `children` and `secrets` also refuse children in Kubernetes' own namespaces, and `children` the
+//! pod and the claim of a Computer in the operator's namespace; no Rust code checks that. A name must never count as proof of ownership: the
+//! children of other computers match the same patterns (S5).
 
 use std::collections::BTreeMap;
 

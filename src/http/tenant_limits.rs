@@ -1,5 +1,6 @@
 //! Limits the share of one tenant in the slots for requests in flight and in the memory for large responses. A slow or greedy tenant (slow uploads, waiting
-//! for deletions, unread responses) must never block the others, and neither must several such tenants together.
+//! for deletions, unread responses) must never block the others, and neither must several such tenants together. The answer 429 is
+//! given in `extract.rs` (slots) and `middleware.rs` (memory).
 //!
 //! Slots: a tenant may hold half of them, and the last quarter is left to tenants that hold none. A slot is never taken back, so without this quarter two
 //! tenants could hold all slots.

@@ -1,7 +1,8 @@
 //! `ComputerRecord`: the write-ahead record of one computer, in the operator's namespace, named after the computer's UID (DESIGN.md 4.1).
 //!
 //! It is written before the first child. It lists the objects that the operator owns (S5) and everything that deletion needs, so deletion
-//! depends neither on the class, nor on the spec, nor on objects of a tenant. After the deletion it stays as the receipt.
+//! depends neither on the class, nor on the spec, nor on objects of a tenant. After the deletion it stays as the receipt, for 30 days
+//! (`RECORD_RETENTION` in `computer/deletion/mod.rs`).
 
 use k8s_openapi::api::core::v1::Toleration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};

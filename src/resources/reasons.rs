@@ -55,8 +55,9 @@ impl Reason {
     /// The page `docs/reasons.md`.
     pub fn document() -> String {
         let mut page =
-            "# Reasons\n\nWhat the reasons of conditions and events mean, and what to do. Generated from `src/resources/reasons.rs`: run \
-                        `cargo xtask generate`.\n"
+            "# Reasons\n\nWhat the reasons of conditions, and of the events about them, mean, and what to do. An event of a deletion step has \
+             another reason: the step and\nits state, for example `ArchiveSessionsBlocked`. Generated from `src/resources/reasons.rs`: run \
+             `cargo xtask generate`.\n"
                 .to_owned();
         for reason in Self::ALL {
             let (meaning, remedy) = reason.text();

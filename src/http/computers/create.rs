@@ -1,4 +1,5 @@
-//! `POST /api/v0/computers`.
+//! `POST /api/v0/computers`. The Computer has the deletion finalizer from its creation. Other clients' Computers get it
+//! from the chart's policy (`admission/finalizer.yaml`) or in `computer/provision/create_record.rs`.
 
 use std::sync::Arc;
 

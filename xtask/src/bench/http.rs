@@ -178,7 +178,7 @@ fn table(lines: &[Line], before: &str, build: Build) -> String {
         of the HTTP API (build profile {build}, plain HTTP) and the client; load average before the run {before}. Computers are `BYOM`, and their keys\n\
         authenticate. \"API server\" is the same request sent to the API server over TLS, by the same client in the same run: GET of the `Computer`, or\n\
         DELETE with a UID precondition. An HTTP GET with a key makes three parallel reads and one more; with a ServiceAccount a TokenReview, a\n\
-        SubjectAccessReview and a read; a DELETE makes the same, the deletion, and a read and an update of the record. During DELETEs the operator\n\
+        SubjectAccessReview and a read; a DELETE makes the same, the deletion, and a read and a patch of the record. During DELETEs the operator\n\
         cleans up the deleted computers on the same processors.\n\n\
         | request | in flight | requests | p50 ms | p99 ms | a second |\n|---|---|---|---|---|---|\n",
         date.split('T').next().unwrap_or_default()

@@ -339,7 +339,10 @@ mod tests {
     }
 
     async fn ask(address: std::net::SocketAddr, namespace: &str) -> (TcpStream, String) {
-        let mut stream = TcpStream::connect(address).await.unwrap();
+        // Otherwise the kernel takes a whole response that nobody reads.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(64 * 1024).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
         let head = format!("GET /large HTTP/1.1\r\nHost: h\r\nX-Namespace: {namespace}\r\nConnection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut status = [0; 12];
@@ -352,25 +355,26 @@ mod tests {
     #[tokio::test]
     async fn responses_that_are_not_read_give_way_to_those_of_other_tenants() {
         let shared = crate::http::tests::shared();
-        let router = crate::http::with_layers(Router::new().route("/large", get(large)), Arc::clone(&shared));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let server = tokio::spawn(server::run(listener, None, router, crate::http::tests::config().limits(), stop.clone()));
+        let (address, _stop) = serve(&shared, 16).await;
         let mut healthy = ask(address, "one").await.0;
+        let ((served, enough), (ahead, read)) = (tokio::sync::oneshot::channel::<()>(), tokio::sync::oneshot::channel::<()>());
         let slow = tokio::spawn(async move {
-            // About 600 KB per second.
             let (mut bytes, mut all) = (vec![0; 64 * 1024], 0);
-            loop {
-                let read = healthy.read(&mut bytes).await.unwrap();
-                if read == 0 {
-                    return all;
-                }
-                all += read;
-                tokio::time::sleep(Duration::from_millis(100)).await;
+            while all < LARGE / 4 {
+                all += healthy.read(&mut bytes).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
+            ahead.send(()).unwrap();
+            // It reads on, but very slowly, until the other tenant has been served.
+            tokio::pin!(enough);
+            while tokio::time::timeout(Duration::from_millis(50), &mut enough).await.is_err() {
+                all += healthy.read(&mut bytes[..1]).await.unwrap();
+            }
+            all + healthy.read_to_end(&mut Vec::new()).await.unwrap()
         });
         let mut stalled = vec![ask(address, "one").await, ask(address, "two").await, ask(address, "two").await];
         assert!(stalled.iter().all(|(_, code)| code == "200"), "{stalled:?}");
+        read.await.unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut other = loop {
             match ask(address, "three").await {
@@ -380,6 +384,7 @@ mod tests {
             assert!(Instant::now() < deadline, "L9: two namespaces that do not read block another one");
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
+        served.send(()).unwrap();
         let mut rest = Vec::new();
         other.read_to_end(&mut rest).await.unwrap();
         assert!(rest.len() > LARGE, "the response is complete");
@@ -391,7 +396,5 @@ mod tests {
         }
         assert_eq!(short, 1, "only as many as necessary are closed");
         assert!(slow.await.unwrap() > LARGE, "a slow client was cut off");
-        stop.cancel();
-        server.await.unwrap();
     }
 }

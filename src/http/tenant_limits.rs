@@ -5,10 +5,10 @@
 //! Slots: a tenant may hold half of them, and the last quarter is left to tenants that hold none. A slot is never taken back, so without this quarter two
 //! tenants could hold all slots.
 //!
-//! Memory: a tenant may hold half of it. When it is used up, the server closes connections whose responses are read too slowly, and then those of tenants
-//! that hold more than an equal share, the slowest first. Young responses are spared, but not once another tenant has been denied its equal share for
-//! 5 s: tenants that keep replacing their own responses would otherwise never give way. So no number of slow tenants denies another tenant its equal
-//! share. While memory is left, no response is cut off, however slowly it is read.
+//! Memory: a tenant may hold half of it. When it is used up, the server closes connections whose responses are read too slowly. If a tenant has been denied
+//! its equal share for 5 s nevertheless, responses of tenants that hold more than an equal share give way, the slowest first. Young responses are spared,
+//! but not for longer than these 5 s: tenants that keep replacing their own responses would otherwise never give way. So no number of slow tenants denies
+//! another tenant its equal share. While memory is left, no response is cut off, however slowly it is read.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,7 +129,7 @@ impl Share {
             tracing::info!(
                 tenant = self.tenant,
                 ended,
-                "closed connections that read large responses too slowly: other tenants need the memory"
+                "closed connections whose large responses are read too slowly or exceed their tenant's share: other tenants need the memory"
             );
         }
         Some(self.hold(&mut all, bytes, false, seat))
@@ -198,7 +198,8 @@ impl Taken {
             }
             let mine = answer.tenant == tenant;
             let of_tenant = held.entry(&answer.tenant).or_default();
-            let too_much = entitled && !mine && *of_tenant > equal;
+            // A fast response is not closed while a slow one may only be too young to be recognized.
+            let too_much = owed && !mine && *of_tenant > equal;
             if (slow && (mine || !room)) || (too_much && !room) {
                 *of_tenant -= answer.bytes;
                 all -= answer.bytes;

@@ -138,3 +138,21 @@ async fn the_slowest_responses_are_cut_off_only_when_other_tenants_need_the_memo
     drop((more, room));
     assert_eq!(shares.lock().answers, 0, "memory is not released twice");
 }
+
+/// A fast response was closed in the moment in which it was old enough and the stalled ones were not yet.
+#[tokio::test(start_paused = true)]
+async fn a_fast_response_is_not_closed_because_stalled_ones_are_younger() {
+    let shares = Shares::new(8, 120);
+    let (one, two, third) = (shares.take(&of("one")).unwrap(), shares.take(&of("two")).unwrap(), shares.take(&of("third")).unwrap());
+    let (fast, stalled) = (seat(), seat());
+    let read = one.room(60, Some(Arc::clone(&fast))).unwrap();
+    read.sent().store(u64::MAX, Ordering::Relaxed);
+    tokio::time::sleep(GRACE / 2).await;
+    let _unread = two.room(60, Some(Arc::clone(&stalled))).unwrap();
+    tokio::time::sleep(GRACE / 2).await;
+    assert!(third.room(40, None).is_none(), "the stalled response is young");
+    assert!(!is_ended(&fast) && !is_ended(&stalled));
+    tokio::time::sleep(GRACE / 2).await;
+    assert!(third.room(40, None).is_some(), "the stalled response is old enough");
+    assert!(!is_ended(&fast) && is_ended(&stalled));
+}

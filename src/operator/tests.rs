@@ -65,3 +65,29 @@ async fn each_kind_is_watched_once_and_with_a_timeout() {
         assert!(queries.len() == 1 && queries[0].contains("timeoutSeconds=200"), "{path}: {queries:?}");
     }
 }
+
+/// C17: a task that died, for example one that watches a kind, was not missed: the leader went on with a cache that no longer changed.
+#[tokio::test]
+async fn the_death_of_a_task_ends_the_work_with_an_error() {
+    for ends in ["it panics", "it returns", "it is stopped"] {
+        let (stop, mut tasks) = (CancellationToken::new(), JoinSet::new());
+        let stopped = stop.clone();
+        tasks.spawn(async move {
+            match ends {
+                "it panics" => panic!("{ends}"),
+                "it returns" => {}
+                _ => stopped.cancelled().await,
+            }
+        });
+        if ends == "it is stopped" {
+            stop.cancel();
+        }
+        let graceful = stop.clone();
+        let work = async move {
+            graceful.cancelled().await;
+            Ok(())
+        };
+        let result = tokio::time::timeout(Duration::from_secs(20), beside(&mut tasks, "task", &stop, work)).await;
+        assert_eq!(result.expect("the work continues without a task").is_ok(), ends == "it is stopped", "{ends}");
+    }
+}

@@ -180,6 +180,7 @@ impl Taken {
         let fits = |taken: usize, most: usize| taken == 0 || taken + bytes <= most;
         let (mut all, mut own) = (self.answers, self.tenants.get(tenant).map_or(0, |held| held.answers));
         if fits(all, bounds.of_all) && fits(own, bounds.of_one) {
+            self.denied.remove(tenant);
             return Some(0);
         }
         let mut held: HashMap<&str, usize> = self.tenants.iter().map(|(name, held)| (name.as_str(), held.answers)).collect();
@@ -189,7 +190,8 @@ impl Taken {
         let now = Instant::now();
         let owed = entitled && self.is_owed(tenant, now);
         let mut slowest: Vec<_> = self.sending.iter().filter_map(|(number, a)| Some((a.pace(now, owed)?, *number, a))).collect();
-        slowest.sort_by(|(a, ..), (b, ..)| a.0.total_cmp(&b.0));
+        // Those that are known to be read too slowly first: a young one has not had the time to be read.
+        slowest.sort_by(|((a, slow_a), ..), ((b, slow_b), ..)| slow_b.cmp(slow_a).then(a.total_cmp(b)));
         let mut ended = Vec::new();
         for ((_, slow), number, answer) in slowest {
             let (room, own_room) = (fits(all, bounds.of_all), fits(own, bounds.of_one));
@@ -208,6 +210,7 @@ impl Taken {
             }
         }
         if fits(all, bounds.of_all) && fits(own, bounds.of_one) {
+            self.denied.remove(tenant);
             return Some(ended.into_iter().map(|number| self.end(number)).count());
         }
         if entitled && !fits(all, bounds.of_all) {
@@ -221,7 +224,7 @@ impl Taken {
         self.denied.get(tenant).is_some_and(|(first, last)| now.duration_since(*first) >= GRACE && recent(*last, now))
     }
 
-    /// Records that this tenant was denied its equal share. A tenant that does not ask again is forgotten.
+    /// Records that this tenant was denied its equal share. A tenant that does not ask again for 10 minutes is forgotten.
     fn deny(&mut self, tenant: &str, now: Instant) {
         self.denied.retain(|_, (_, last)| recent(*last, now));
         self.denied.entry(tenant.to_owned()).or_insert((now, now)).1 = now;
@@ -252,7 +255,7 @@ impl Taken {
 
 /// Whether a tenant that was denied then still counts as waiting.
 fn recent(denied: Instant, now: Instant) -> bool {
-    now.duration_since(denied) <= 2 * GRACE
+    now.duration_since(denied) <= 120 * GRACE
 }
 
 impl Drop for Share {

@@ -156,3 +156,37 @@ async fn a_fast_response_is_not_closed_because_stalled_ones_are_younger() {
     assert!(third.room(40, None).is_some(), "the stalled response is old enough");
     assert!(!is_ended(&fast) && is_ended(&stalled));
 }
+
+/// Found in a hostile review: a tenant that retried less often than every 10 s was denied its equal share without a limit.
+#[tokio::test(start_paused = true)]
+async fn a_tenant_that_seldom_asks_gets_its_equal_share_at_its_second_request() {
+    let shares = Shares::new(8, 120);
+    let (one, two, third) = (shares.take(&of("one")).unwrap(), shares.take(&of("two")).unwrap(), shares.take(&of("third")).unwrap());
+    let fast = [one.room(60, Some(seat())).unwrap(), two.room(60, Some(seat())).unwrap()];
+    for room in &fast {
+        room.sent().store(u64::MAX, Ordering::Relaxed);
+    }
+    assert!(third.room(40, None).is_none(), "young responses are not cut off");
+    tokio::time::sleep(GRACE * 100).await;
+    assert!(third.room(40, None).is_some());
+    assert!(shares.lock().denied.is_empty(), "a tenant that was served does not wait any more");
+}
+
+/// Found in a hostile review: a response that had just begun was closed before one that nobody read.
+#[tokio::test(start_paused = true)]
+async fn a_response_that_has_just_begun_is_not_the_slowest() {
+    let shares = Shares::new(8, 120);
+    let (one, two, third) = (shares.take(&of("one")).unwrap(), shares.take(&of("two")).unwrap(), shares.take(&of("third")).unwrap());
+    let (stalled, begun) = (seat(), seat());
+    let read = two.room(60, Some(seat())).unwrap();
+    read.sent().store(u64::MAX, Ordering::Relaxed);
+    let unread = one.room(30, Some(Arc::clone(&stalled))).unwrap();
+    unread.sent().store(AHEAD, Ordering::Relaxed);
+    let full = one.room(30, Some(seat())).unwrap();
+    assert!(third.room(30, None).is_none(), "young responses are not cut off");
+    drop(full);
+    tokio::time::sleep(GRACE * 2).await;
+    let _begun = one.room(30, Some(Arc::clone(&begun))).unwrap();
+    assert!(third.room(30, None).is_some());
+    assert!(!is_ended(&begun));
+}

@@ -156,6 +156,8 @@ async fn slow_bodies_of_two_tenants_do_not_block_others(bench: Arc<Bench>) -> Re
     let replica = bench.replica("two-slow", &flags(&["--read-seconds=60", "--max-in-flight=8"])).await?;
     let slow = greedy(&bench, &replica, &one).await?;
     let more = greedy(&bench, &replica, &two).await?;
+    // The requests that were rejected hold slots until they have been answered.
+    eventually("another tenant is served", || async { served(&bench, &replica, &other).await.map(Some) }).await?;
     for _ in 0..3 {
         served(&bench, &replica, &other).await?;
     }

@@ -1,6 +1,6 @@
 //! Limits the share of one tenant in the slots for requests in flight and in the memory for large responses. A slow or greedy tenant (slow uploads, waiting
-//! for deletions, unread responses) must never block the others, and neither must several such tenants together. The answer 429 is
-//! given in `extract.rs` (slots) and `middleware.rs` (memory).
+//! for deletions, unread responses) must never block the others, and neither must several such tenants together. The callers,
+//! `extract.rs` for slots and `middleware.rs` for memory, respond with 429.
 //!
 //! Slots: a tenant may hold half of them, and the last quarter is left to tenants that hold none. A slot is never taken back, so without this quarter two
 //! tenants could hold all slots.
@@ -26,6 +26,8 @@ pub const ANSWERS: usize = 16 * 1024 * 1024;
 pub const SMALL: usize = 4 * 1024;
 /// A response is not cut off before it is this old, and a tenant is not denied its equal share for longer than this.
 const GRACE: Duration = Duration::from_millis(if cfg!(test) { 1000 } else { 5000 });
+/// A tenant that was denied its equal share is remembered for this long after it last asked: 10 minutes.
+const REMEMBERED: Duration = Duration::from_secs(GRACE.as_secs() * 120);
 /// Average bytes per second at which a response is read fast enough to keep its memory while other tenants need it.
 const PACE: f64 = 32.0 * 1024.0;
 /// Bytes that can be in buffers of this process although the client has not read them.
@@ -224,7 +226,7 @@ impl Taken {
         self.denied.get(tenant).is_some_and(|(first, last)| now.duration_since(*first) >= GRACE && recent(*last, now))
     }
 
-    /// Records that this tenant was denied its equal share. A tenant that does not ask again for 10 minutes is forgotten.
+    /// Records that this tenant was denied its equal share. A tenant that does not ask again is forgotten.
     fn deny(&mut self, tenant: &str, now: Instant) {
         self.denied.retain(|_, (_, last)| recent(*last, now));
         self.denied.entry(tenant.to_owned()).or_insert((now, now)).1 = now;
@@ -255,7 +257,7 @@ impl Taken {
 
 /// Whether a tenant that was denied then still counts as waiting.
 fn recent(denied: Instant, now: Instant) -> bool {
-    now.duration_since(denied) <= 120 * GRACE
+    now.duration_since(denied) <= REMEMBERED
 }
 
 impl Drop for Share {

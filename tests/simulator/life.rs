@@ -95,6 +95,9 @@ pub const STORM: u64 = 1500;
 /// After the end nothing is written for this long (L6).
 const QUIET: Duration = Duration::from_secs(5 * 60);
 
+/// A refused request is repeated within this time after it is no longer refused.
+const OWED: Duration = Duration::from_secs(2 * 60);
+
 /// Runs a life from the first request to the last and returns the broken promises.
 pub async fn live(world: &World, life: Life) -> Vec<String> {
     if let Err(code) = begin(world, life) {
@@ -118,6 +121,9 @@ pub async fn live(world: &World, life: Life) -> Vec<String> {
             }
         }
         world.note("        -- over".to_owned());
+        // What was refused until now is still owed: a life can be over before its fault is.
+        let refused = world.faults().denied.as_ref().map(|(_, _, until)| *until + OWED);
+        tokio::time::sleep_until(refused.unwrap_or(begun)).await;
         tokio::time::sleep(QUIET + Duration::from_secs(60)).await;
     }
     let mut wrong = world.with(|s| end_state(s));

@@ -6,6 +6,7 @@
 //! [`self::stream`] replaces hyper's empty response to it.
 
 pub mod connections;
+pub mod request_body;
 pub mod request_state;
 pub mod stream;
 
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use self::connections::{Crowd, Seat};
+use self::request_body::Received;
 use self::request_state::{Answering, Turn};
 use self::stream::Peer;
 
@@ -172,7 +174,8 @@ where
             turn.begins();
             // What holds memory for this connection can end it.
             request.extensions_mut().insert(Arc::clone(&seat));
-            async move { Ok::<_, std::convert::Infallible>(Answering::wrap(router.oneshot(request).await, turn)) }
+            let (request, unread) = Received::of(request);
+            async move { Ok::<_, std::convert::Infallible>(unread.announce(Answering::wrap(router.oneshot(request).await, turn))) }
         })
     };
     let peer = Peer::new(stream, turn, limits);
@@ -201,7 +204,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
+    use axum::routing::{get, post};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::sync::Notify;
 
@@ -230,7 +233,11 @@ mod tests {
                 "late"
             }
         };
-        let router = Router::new().route("/fast", get(|| async { "now" })).route("/slow", get(slow));
+        let read = post(|body: String| async move { body });
+        let router = Router::new()
+            .route("/fast", get(|| async { "now" }).post(|| async { "unread" }))
+            .route("/slow", get(slow))
+            .route("/read", read);
         tokio::spawn(run(listener, None, router, LIMITS, stop.clone()));
         (address, release, stop.drop_guard())
     }
@@ -275,6 +282,25 @@ mod tests {
         release.notify_one();
         for stream in [&mut one, &mut two] {
             assert!(answer(stream).await.contains("late"), "busy connections are not closed");
+        }
+    }
+
+    /// A client reused a connection on which the server had answered 413 without reading the body, and its next request failed.
+    #[tokio::test]
+    async fn a_response_to_an_unread_request_announces_that_the_connection_is_closed() {
+        let (address, _, _stop) = start().await;
+        let half = "POST /fast HTTP/1.1\r\nHost: h\r\nContent-Length: 300000\r\n\r\nhalf";
+        let mut unread = answer(&mut send(address, half).await).await.to_lowercase();
+        assert!(unread.contains("200 ok") && unread.contains("connection: close"), "{unread}");
+        let whole = "POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nwhole";
+        let chunked = "POST /read HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n\r\n";
+        for request in [whole, chunked, "GET /fast HTTP/1.1\r\nHost: h\r\n\r\n"] {
+            let mut stream = send(address, request).await;
+            let read = answer(&mut stream).await.to_lowercase();
+            assert!(read.contains("200 ok") && !read.contains("connection"), "{read}");
+            stream.write_all(half.as_bytes()).await.unwrap();
+            unread = answer(&mut stream).await.to_lowercase();
+            assert!(unread.contains("connection: close"), "the connection was reused: {unread}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Builds the machine's pod from its class. Pure.
+//! Builds the machine's pod from its class, and the snapshot of the class that a record keeps. Pure.
 //!
 //! The pod is JSON. A typed pod would drop the fields that this version of the operator does not know: a misspelt `runtimeClassName` would
 //! start an untrusted agent without its sandbox. Every field that the admin wrote is sent, and the API server decides with strict field

@@ -112,7 +112,11 @@ impl Metrics {
         registry.register("deletion_duration_seconds", "From deletedAt to the stored receipt", self.deletions.clone());
         registry.register("deletion_step_duration_seconds", "From the end of the step before to the end of this one", self.steps.clone());
         registry.register("orphans", "Objects with the operator's label that belong to no computer, by kind", self.orphans.clone());
-        registry.register("is_leader", "Whether this replica holds the lease", self.leader.clone());
+        registry.register(
+            "is_leader",
+            "Whether this replica reconciles: it holds the lease, or leader election is off",
+            self.leader.clone(),
+        );
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(
             "api_requests",

@@ -101,7 +101,9 @@ pub async fn run(client: Client, caches: Caches, queue: Queue, metrics: std::syn
         match too_late(&client, &caches).await {
             Ok(found) => late = found,
             // The result of the last successful list is still reported.
-            Err(error) => tracing::warn!(%error, "PersistentVolumes could not be listed; the next sweep retries"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot list PersistentVolumes: the number of orphans is that of the last successful list, until the next sweep")
+            }
         }
         let mut found = sweep(&caches);
         found.orphans.entry("PersistentVolume").or_default().extend(late.iter().cloned());

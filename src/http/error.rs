@@ -133,7 +133,13 @@ impl ApiError {
             }
             // The caller sees the message of an admission policy, but not that this server lacks a permission.
             ErrorClass::Forbidden if ADMISSION_REJECTIONS.iter().any(|by| message.contains(by)) => Self::conflict(message),
-            ErrorClass::Forbidden | ErrorClass::Unauthorized | ErrorClass::Transient | ErrorClass::Timeout => {
+            ErrorClass::Forbidden => {
+                tracing::error!(error = %error, "{doing} failed: this server lacks a permission");
+                Self::internal(format!(
+                    "{doing} failed: this server lacks a permission, so a retry does not help. Report the x-request-id to the admin of the cluster"
+                ))
+            }
+            ErrorClass::Unauthorized | ErrorClass::Transient | ErrorClass::Timeout => {
                 tracing::error!(class = class.label(), error = %error, "{doing} failed");
                 Self::internal(format!(
                     "{doing} failed: the Kubernetes API did not respond as expected, so the outcome is unknown. Retry the request"

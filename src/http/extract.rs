@@ -134,7 +134,7 @@ impl FromRequestParts<Arc<Shared>> for Caller {
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, ApiError> {
         let caller = authenticate(shared, &parts.headers).await?;
         let share = shared.shares.take(&caller).ok_or_else(|| {
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many requests of your namespace are in flight: retry in a second")
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many requests of your namespace or user are in flight: retry in a second")
         })?;
         if let Some(who) = parts.extensions.get::<Who>() {
             who.note(&caller, share);

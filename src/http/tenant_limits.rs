@@ -8,7 +8,7 @@
 //! Memory: a tenant may hold half of it. When it is used up, the server closes connections whose responses are read too slowly. If a tenant has been denied
 //! its equal share for 5 s nevertheless, responses of tenants that hold more than an equal share give way, the slowest first. Young responses are spared,
 //! but not for longer than these 5 s: tenants that keep replacing their own responses would otherwise never give way. So no number of slow tenants denies
-//! another tenant its equal share. While memory is left, no response is cut off, however slowly it is read.
+//! another tenant its equal share. While memory is left, no response is cut off for another tenant, however slowly it is read.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -131,7 +131,7 @@ impl Share {
             tracing::info!(
                 tenant = self.tenant,
                 ended,
-                "closed connections whose large responses are read too slowly or exceed their tenant's share: other tenants need the memory"
+                "closed connections whose large responses are read too slowly or exceed their tenant's share: this tenant needs the memory"
             );
         }
         Some(self.hold(&mut all, bytes, false, seat))

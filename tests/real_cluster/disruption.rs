@@ -73,11 +73,14 @@ async fn killed_repeatedly(bench: Arc<Bench>) -> Result<()> {
     while kills < 20 {
         // A different moment each time: the next change of any of the records, and a little later.
         let before = versions(&bench, &uids).await?;
-        let changed = eventually("a record changes", Duration::from_secs(20), || async {
-            Ok((versions(&bench, &uids).await? != before).then_some(()))
+        let released = eventually("a record changes", LONG, || async {
+            if versions(&bench, &uids).await? != before {
+                return Ok(Some(false));
+            }
+            Ok(all_released(&bench, &uids).await?.then_some(true))
         })
-        .await;
-        if changed.is_err() && all_released(&bench, &uids).await? {
+        .await?;
+        if released {
             uids.extend(wave(&bench, &namespace).await?);
             continue;
         }

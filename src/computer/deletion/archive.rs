@@ -203,8 +203,9 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
         );
         return State::blocked(Reason::UnreadableFiles, message, retry);
     }
-    let how = code.map_or_else(|| "without a container".to_owned(), |code| format!("with exit code {code}"));
-    let message = format!("archive attempt {attempt} ended {how}: {said}. The operator retries. See the logs of {}", subject.describe());
+    let how = code.map_or_else(|| "ended without a container".to_owned(), |code| format!("failed with exit code {code}"));
+    let said = if said.is_empty() { said } else { format!(": {said}") };
+    let message = format!("{} {how} (attempt {attempt}){said}. The operator retries. See the logs of this pod", subject.describe());
     State::blocked(Reason::ArchiveFailed, message, retry)
 }
 

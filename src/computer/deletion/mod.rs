@@ -198,7 +198,7 @@ fn hand_off(context: &Context<'_>) -> Plan {
     reported(context, next, None)
 }
 
-/// How long a released record is kept by default: 30 days. The copy in the store stays.
+/// How long a released record is kept: 30 days. The copy in the store stays.
 pub const RECORD_RETENTION: jiff::SignedDuration = jiff::SignedDuration::from_hours(24 * 30);
 
 /// How long until a released record expires; `None`: it is not released.

@@ -53,8 +53,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ingest_url: config.ingest_url.clone(),
         ingest_ca: tls.ca_pem.clone(),
     };
-    let memory = config.memory_limit_bytes;
-    ingest::serve((config.ingest_bind, tls), client.clone(), &settings, memory, Arc::clone(&archives), stop.clone(), &mut servers).await?;
+    ingest::serve((config.ingest_bind, tls), client.clone(), &settings, Arc::clone(&archives), stop.clone(), &mut servers).await?;
     ready.set(true);
     protect_store(&client, &config).await;
 

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use super::delivery;
 use super::store::{Store, StoreError};
 use super::verify::{Verification, verify};
-use super::{Manifest, receipt_key};
+use super::{Archive, receipt_key};
 
 /// Arguments of `archives`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,7 @@ enum Command {
     Show {
         /// UID of the computer.
         uid: String,
-        /// Print the manifest as JSON.
+        /// Print only the manifest, as JSON. It names the objects of the index, which lists the sessions.
         #[arg(long)]
         json: bool,
     },
@@ -104,7 +104,8 @@ async fn execute(args: Args) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
-pub(super) async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manifest, Vec<u8>)> {
+/// The newest archive of a UID, and the bytes of its manifest.
+pub(super) async fn open(store: &Store, uid: &str) -> anyhow::Result<(Archive, Vec<u8>)> {
     let bytes = match store.get(&store.newest_manifest(uid).await?).await {
         Err(StoreError::NotFound(_)) => {
             anyhow::bail!(
@@ -113,13 +114,13 @@ pub(super) async fn manifest(store: &Store, uid: &str) -> anyhow::Result<(Manife
         }
         read => read?,
     };
-    Ok((Manifest::parse(&bytes)?, bytes))
+    Ok((Archive::parse(&bytes)?, bytes))
 }
 
 /// The manifest of a UID. `None`: it does not exist, or it cannot be parsed.
-async fn archive(store: &Store, uid: &str) -> Result<Option<Manifest>, StoreError> {
+async fn archive(store: &Store, uid: &str) -> Result<Option<Archive>, StoreError> {
     match store.get(&store.newest_manifest(uid).await?).await {
-        Ok(bytes) => Ok(Manifest::parse(&bytes).ok()),
+        Ok(bytes) => Ok(Archive::parse(&bytes).ok()),
         Err(StoreError::NotFound(_)) => Ok(None),
         Err(error) => Err(error),
     }
@@ -129,10 +130,10 @@ async fn ls(store: &Store, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     writeln!(out, "{:<36}  {:<40}  {:<20}  {:>8}  {:>12}  {:>8}", "UID", "COMPUTER", "ARCHIVED", "SESSIONS", "BYTES", "LEFT OUT")?;
     for uid in store.uids().await? {
         match archive(store, &uid).await? {
-            Some(m) => {
-                let computer = plain(&format!("{}/{}", m.computer.namespace, m.computer.name));
-                let (at, bytes, lost) = (when(m.created_at), m.stored_bytes(), m.lost());
-                writeln!(out, "{uid:<36}  {computer:<40}  {at:<20}  {:>8}  {bytes:>12}  {lost:>8}", m.sessions.len())?;
+            Some(archive) => {
+                let computer = plain(&format!("{}/{}", archive.computer().namespace, archive.computer().name));
+                let (at, bytes, lost) = (when(archive.created_at()), archive.stored_bytes(), archive.lost());
+                writeln!(out, "{uid:<36}  {computer:<40}  {at:<20}  {:>8}  {bytes:>12}  {lost:>8}", archive.sessions())?;
             }
             None => writeln!(out, "{uid:<36}  (incomplete: no readable manifest)")?,
         }
@@ -141,20 +142,27 @@ async fn ls(store: &Store, out: &mut impl Write) -> anyhow::Result<ExitCode> {
 }
 
 async fn show(store: &Store, uid: &str, json: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let (manifest, bytes) = manifest(store, uid).await?;
+    let (archive, bytes) = open(store, uid).await?;
     if json {
         writeln!(out, "{}", String::from_utf8_lossy(&bytes))?;
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(out, "Computer {}/{} ({uid}), archived {}", manifest.computer.namespace, manifest.computer.name, when(manifest.created_at))?;
-    writeln!(out, "{:<64}  {:>6}  {:>12}  SHA-256 OF ITS OBJECT", "SESSION", "FILES", "BYTES")?;
-    for s in &manifest.sessions {
-        writeln!(out, "{:<64}  {:>6}  {:>12}  {}", plain(&s.id), s.files, s.bytes, s.digest)?;
+    let computer = plain(&format!("{}/{}", archive.computer().namespace, archive.computer().name));
+    writeln!(out, "Computer {computer} ({uid}), archived {}", when(archive.created_at()))?;
+    writeln!(out, "{:<64}  {:>6}  {:>12}  SHA-256", "SESSION", "FILES", "BYTES")?;
+    let mut entries = archive.entries(store);
+    while let Some(entry) = entries.next().await? {
+        // Others are folders and links outside of sessions.
+        if entry.files > 0 {
+            writeln!(out, "{:<64}  {:>6}  {:>12}  {}", plain(&entry.id), entry.files, entry.bytes, entry.digest)?;
+        }
     }
-    for p in &manifest.problems {
+    let (mut problems, mut listed) = (archive.problems(store), 0);
+    while let Some(p) = problems.next().await? {
         writeln!(out, "not archived completely: {} ({:?}: {})", plain(&p.path), p.kind, plain(&p.detail))?;
+        listed += 1;
     }
-    let unlisted = manifest.problem_count - manifest.problems.len() as u64;
+    let unlisted = archive.problem_count().saturating_sub(listed);
     if unlisted > 0 {
         writeln!(out, "not archived completely: {unlisted} more, which the manifest only counts")?;
     }

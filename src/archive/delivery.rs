@@ -6,20 +6,20 @@
 //! lost. Nothing can follow a single file, so `cat` refuses large files with `kubectl exec`.
 
 use std::fs::File;
-use std::io::{IsTerminal as _, Read, Write};
+use std::io::{IsTerminal as _, Write};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
-use tokio::runtime::Handle;
-use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::cli::{manifest, plain};
-use super::object::checked;
-use super::restore::Taken;
-use super::{SessionEntry, Store, object_key, restore};
+use super::cli::{open, plain};
+use super::reading::read;
+use super::restore::{Print, RestoreError, Taken, Unpack};
+use super::tar_header::END;
+use super::tar_scan::{Sink, TarEntry};
+use super::{Archive, Entry, Store};
 
 /// More than the pipes and the sockets between this program and `kubectl` can buffer.
 const IN_FLIGHT: usize = 32 << 20;
@@ -107,32 +107,33 @@ pub fn finish(out: &mut Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The requested sessions.
-async fn wanted(store: &Store, uid: &str, session: Option<String>) -> anyhow::Result<Vec<SessionEntry>> {
-    let (manifest, _) = manifest(store, uid).await?;
-    let wanted: Vec<_> = manifest.sessions.into_iter().filter(|s| session.as_ref().is_none_or(|id| *id == s.id)).collect();
-    ensure!(!wanted.is_empty() || session.is_none(), "no such session; list the sessions with `archives show {uid}`");
-    Ok(wanted)
+/// The requested session. `None`: all of them.
+async fn wanted(store: &Store, archive: &Archive, session: Option<String>) -> anyhow::Result<Option<Entry>> {
+    let Some(id) = session else { return Ok(None) };
+    let mut entries = archive.entries(store);
+    while let Some(entry) = entries.next().await? {
+        if entry.id == id {
+            return Ok(Some(entry));
+        }
+    }
+    anyhow::bail!("no such session; list the sessions with `archives show {}`", archive.computer().uid)
 }
 
-/// Reads an object completely with `read`, and compares its digest.
-fn object<T>(
-    store: &Store,
-    uid: &str,
-    digest: &str,
-    read: impl FnOnce(&mut super::object::Digesting<Box<dyn Read>>) -> Result<T, restore::RestoreError>,
-) -> anyhow::Result<T> {
-    let stream = Handle::current().block_on(store.stream(&object_key(uid, digest)))?;
-    let reader: Box<dyn Read> = Box::new(SyncIoBridge::new(StreamReader::new(stream)));
-    Ok(checked(reader, digest, read)?)
+/// A tar on an output. Its end is written only after all of its content.
+struct Tar<W> {
+    out: W,
+    taken: Taken,
 }
 
-/// A session must contain what the manifest says.
-fn complete(entry: &SessionEntry, taken: Taken) -> anyhow::Result<()> {
-    let said = (entry.files, entry.bytes);
-    let found = (taken.files, taken.bytes);
-    ensure!(found == said, "session {} is damaged: it contains (files, bytes) {found:?}, but the manifest says {said:?}", plain(&entry.id));
-    Ok(())
+impl<W: Write + Send + 'static> Sink for Tar<W> {
+    fn tar(&mut self, bytes: &[u8]) -> Result<(), RestoreError> {
+        self.out.write_all(bytes).map_err(|source| RestoreError::Io { path: "the tar".into(), source })
+    }
+
+    fn end(&mut self, entry: &TarEntry) -> Result<(), RestoreError> {
+        self.taken.count(entry);
+        Ok(())
+    }
 }
 
 /// Writes the sessions as one tar. Messages go to standard error, because standard output is the tar.
@@ -140,20 +141,10 @@ pub(super) async fn export(store: Store, uid: String, session: Option<String>, o
     if out.file.is_terminal() {
         anyhow::bail!("export writes a tar to standard output: redirect it to a file (> {uid}.tar) or a pipe (| tar t)");
     }
-    let entries = wanted(&store, &uid, session).await?;
-    let sessions = entries.len();
-    let (mut out, taken) = tokio::task::spawn_blocking(move || {
-        whole_tar(out, |tar| {
-            let mut all = Taken::default();
-            for entry in entries {
-                let taken = object(&store, &uid, &entry.digest, |object| restore::append(object, tar))?;
-                complete(&entry, taken)?;
-                all = Taken { files: all.files + taken.files, bytes: all.bytes + taken.bytes };
-            }
-            Ok(all)
-        })
-    })
-    .await??;
+    let (archive, _) = open(&store, &uid).await?;
+    let one = wanted(&store, &archive, session).await?;
+    let sessions = if one.is_some() { 1 } else { archive.sessions() };
+    let (mut out, taken) = whole_tar(&store, &archive, one, out).await?;
     let (bytes, digest) = out.digest();
     let exec = out.through_exec();
     if exec {
@@ -168,33 +159,27 @@ pub(super) async fn export(store: Store, uid: String, session: Option<String>, o
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes a tar whose end is only written after all of its content.
-fn whole_tar<W: Write, T>(out: W, fill: impl FnOnce(&mut tar::Builder<W>) -> anyhow::Result<T>) -> anyhow::Result<(W, T)> {
-    let mut tar = tar::Builder::new(out);
-    match fill(&mut tar) {
-        Ok(filled) => Ok((tar.into_inner().context("the tar could not be written: the reader closed it, or the disk is full")?, filled)),
-        Err(error) => {
-            // Dropping it would write the end of the tar.
-            std::mem::forget(tar);
-            Err(error)
-        }
-    }
+async fn whole_tar<W: Write + Send + 'static>(store: &Store, archive: &Archive, one: Option<Entry>, out: W) -> anyhow::Result<(W, Taken)> {
+    let Tar { mut out, taken } = read(store, archive, one, Tar { out, taken: Taken::default() }).await?;
+    out.write_all(&END).context("the tar could not be written: the reader closed it, or the disk is full")?;
+    Ok((out, taken))
 }
 
 /// Prints one file.
 pub(super) async fn cat(store: Store, uid: String, path: PathBuf, mut out: Output) -> anyhow::Result<ExitCode> {
-    let (manifest, _) = manifest(&store, &uid).await?;
-    let entry = manifest.session_of_path(&path.to_string_lossy()).with_context(|| format!("no session contains {}", path.display()))?;
-    let (digest, shown) = (entry.digest.clone(), plain(&path.display().to_string()));
+    let (archive, _) = open(&store, &uid).await?;
+    let entry = archive.session_of_path(&store, &path.to_string_lossy()).await?;
+    let entry = entry.with_context(|| format!("no session contains {}", path.display()))?;
+    let shown = plain(&path.display().to_string());
     if out.through_exec() {
         out.most = Some((SMALL, too_large_for_exec(&uid, &entry.id, &path.to_string_lossy())));
     }
-    let out = tokio::task::spawn_blocking(move || {
-        object(&store, &uid, &digest, |object| restore::print(object, &path, &mut out))?;
-        finish(&mut out)?;
-        anyhow::Ok(out)
-    })
-    .await??;
+    let mut print = read(&store, &archive, Some(entry.clone()), Print::new(&path, out)).await?;
+    if let Some(first) = print.same_as.take().filter(|_| !print.printed) {
+        print = read(&store, &archive, Some(entry), Print::new(&first, print.into_out())).await?;
+    }
+    let mut out = print.finish()?;
+    finish(&mut out)?;
     if !out.file.is_terminal() {
         let (bytes, digest) = out.digest();
         eprintln!("{shown}: {bytes} bytes, sha256 {digest}");
@@ -219,19 +204,16 @@ fn too_large_for_exec(uid: &str, session: &str, path: &str) -> String {
 
 /// Writes the sessions to a folder.
 pub(super) async fn restore(store: Store, uid: String, to: PathBuf, session: Option<String>) -> anyhow::Result<ExitCode> {
-    let entries = wanted(&store, &uid, session).await?;
-    let (sessions, all) = (entries.len(), tokio::task::spawn_blocking(move || unpack_all(&store, &uid, &entries, &to)).await??);
-    eprintln!("restored {sessions} sessions, {} files of {} bytes; each session's SHA-256 is that of the manifest", all.files, all.bytes);
+    let (archive, _) = open(&store, &uid).await?;
+    let one = wanted(&store, &archive, session).await?;
+    let sessions = if one.is_some() { 1 } else { archive.sessions() };
+    let all = unpack(&store, &archive, one, &to).await?;
+    eprintln!("restored {sessions} sessions, {} files of {} bytes; every SHA-256 is that of the archive", all.files, all.bytes);
     Ok(ExitCode::SUCCESS)
 }
 
-fn unpack_all(store: &Store, uid: &str, entries: &[SessionEntry], to: &Path) -> anyhow::Result<Taken> {
-    let mut all = Taken::default();
-    for entry in entries {
-        let taken = object(store, uid, &entry.digest, |object| restore::unpack(object, to))?;
-        complete(entry, taken)?;
-        all = Taken { files: all.files + taken.files, bytes: all.bytes + taken.bytes };
-    }
+async fn unpack(store: &Store, archive: &Archive, one: Option<Entry>, to: &Path) -> anyhow::Result<Taken> {
+    let all = read(store, archive, one, Unpack::new(to)).await?.taken;
     // A disk may report its failure only now.
     if let Ok(folder) = File::open(to) {
         rustix::fs::syncfs(&folder).with_context(|| format!("{} cannot be synced to disk", to.display()))?;
@@ -242,30 +224,22 @@ fn unpack_all(store: &Store, uid: &str, entries: &[SessionEntry], to: &Path) -> 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
-    fn entry(tar: &mut tar::Builder<&mut Vec<u8>>) {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(3);
-        tar.append_data(&mut header, "s/one.jsonl", &b"one"[..]).unwrap();
-    }
-
     /// An export that failed between two sessions was once a valid tar of the first.
-    #[test]
-    fn a_tar_that_fails_has_no_end() {
-        let (mut whole, mut failed) = (Vec::new(), Vec::new());
-        whole_tar(&mut whole, |tar| {
-            entry(tar);
-            Ok(())
-        })
-        .unwrap();
-        whole_tar::<_, ()>(&mut failed, |tar| {
-            entry(tar);
-            Err(anyhow::anyhow!("the second session is damaged"))
-        })
-        .unwrap_err();
-        assert_eq!(whole.len(), failed.len() + 1024, "a tar ends with two blocks of zeros");
-        assert!(whole.starts_with(&failed));
+    #[tokio::test]
+    async fn a_tar_that_fails_has_no_end() {
+        let archived = crate::archive::test_archives::archived(&[("s/one.jsonl", b"one"), ("s/two.jsonl", b"two")]).await;
+        let shared = crate::archive::test_archives::Shared::default();
+        whole_tar(&archived.store, &archived.archive, None, shared.clone()).await.unwrap();
+        let whole = shared.take();
+        assert!(whole.ends_with(&END) && tar::Archive::new(whole.as_slice()).entries().unwrap().count() == 3);
+        archived.damage_session("s/two").await;
+        whole_tar(&archived.store, &archived.archive, None, shared.clone()).await.err().unwrap();
+        let failed = shared.take();
+        assert!(whole.starts_with(&failed) && !failed.ends_with(&END), "{} of {} bytes", failed.len(), whole.len());
     }
 
     /// A closed pipe is an error. The program must neither be killed by the signal nor succeed.

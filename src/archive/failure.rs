@@ -36,11 +36,6 @@ impl Failure {
         failure
     }
 
-    /// The innermost cause, as a text that is the same for each attempt.
-    pub fn cause(&self) -> &str {
-        &self.cause
-    }
-
     /// Whether the store itself says that the object does not exist. A 404 alone is no proof: a proxy also answers it, and so does S3 for a
     /// bucket that does not exist.
     pub fn says_no_such_key(&self) -> bool {

@@ -2,15 +2,21 @@
 //! folder.
 
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::manifest::tests::empty;
-use super::{Manifest, SessionEntry, Store, Verification, manifest_key, object_key, restore, verify};
+use super::old_format::{OldManifest, object_key};
+use super::restore::{Print, RestoreError, Unpack};
+use super::tar_scan::{Scanner, Sink};
+use super::test_archives::{SMALL, home, packed};
+use super::{Archive, Manifest, Store, Verification, chunk_key, manifest_key, verify};
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 
@@ -57,36 +63,66 @@ fn changed(mut bytes: Vec<u8>, changes: &[(Index, u8)], cut: Option<Index>) -> V
     bytes
 }
 
-/// Restores it to a folder, and checks that nothing is written beside that folder.
-fn restored_inside_only(object: &[u8]) -> Result<(), TestCaseError> {
+fn scan<S: Sink>(tar: &[u8], mut sink: S) -> Result<S, RestoreError> {
+    Scanner::default().feed(tar, &mut sink)?;
+    Ok(sink)
+}
+
+/// Restores a tar to a folder, and checks that nothing is written beside that folder.
+fn restored_inside_only(tar: &[u8]) -> Result<(), TestCaseError> {
     let outer = tempfile::tempdir().unwrap();
     let folder = outer.path().join("one/two/folder");
     std::fs::create_dir_all(&folder).unwrap();
-    restore::unpack(object, &folder).ok();
+    scan(tar, Unpack::new(&folder)).ok();
     for found in walkdir::WalkDir::new(outer.path()).into_iter().map(Result::unwrap) {
         let path = found.path();
         prop_assert!(path.starts_with(&folder) || folder.starts_with(path), "written outside: {}", path.display());
-        prop_assert!(!found.path_is_symlink(), "a link: {}", path.display());
     }
-    restore::print(object, Path::new("s/a.jsonl"), &mut std::io::sink()).ok();
-    restore::append(object, &mut tar::Builder::new(std::io::sink())).ok();
+    prop_assert!(std::fs::metadata("/etc/passwd").is_ok_and(|m| m.nlink() == 1), "a hard link to a file outside");
+    scan(tar, Print::new(Path::new("s/a.jsonl"), std::io::sink())).ok();
     Ok(())
 }
 
-/// The verification of an archive of this one object, with these numbers in its manifest.
-fn verified(object: &[u8], files: u64, bytes: u64) -> Verification {
+fn verification(objects: Vec<(String, Vec<u8>)>) -> Verification {
     let folder = tempfile::tempdir().unwrap();
-    let digest = hex::encode(Sha256::digest(object));
-    let mut manifest = empty(UID);
-    let size = object.len() as u64;
-    manifest.sessions.push(SessionEntry { id: "s".into(), files, bytes, digest: digest.clone(), size, last_modified: 0 });
-    for (key, content) in [(object_key(UID, &digest), object.to_vec()), (manifest_key(UID), serde_json::to_vec(&manifest).unwrap())] {
+    for (key, content) in objects {
         let path = folder.path().join(key);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content).unwrap();
     }
     let store = Store::open(&format!("file://{}", folder.path().display())).unwrap();
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(verify::verify(&store, UID))
+}
+
+/// The verification of an archive of version 1 of this one object, with these numbers in its manifest.
+fn verified(object: &[u8], files: u64, bytes: u64) -> Verification {
+    let digest = hex::encode(Sha256::digest(object));
+    let manifest = json!({"version": 1, "computer": {"namespace": "t", "name": "c", "uid": UID}, "createdAt": 1, "sessionPaths": [],
+        "sessions": [{"id": "s", "files": files, "bytes": bytes, "digest": digest, "size": object.len(), "lastModified": 0}],
+        "problems": [], "problemCount": 0});
+    verification(vec![(object_key(UID, &digest), object.to_vec()), (manifest_key(UID), serde_json::to_vec(&manifest).unwrap())])
+}
+
+/// The verification of an archive whose only chunk, or whose index, has these bytes, with names that match.
+fn verified_chunk(bytes: &[u8], of_index: bool) -> Verification {
+    let packed = packed(home(&[("s/a.jsonl", b"one")]).path(), &["s"], super::Unreadable::Block, SMALL);
+    let (mut manifest, mut objects) = (packed.manifest, Vec::new());
+    manifest.computer.uid = UID.to_owned();
+    let digest = hex::encode(Sha256::digest(bytes));
+    let chunk = super::manifest::Chunk { digest: digest.clone(), size: bytes.len() as u64 };
+    if of_index {
+        manifest.entries.pieces = vec![chunk];
+    } else {
+        let line = zstd::bulk::compress(&[serde_json::to_vec(&chunk).unwrap(), b"\n".to_vec()].concat(), 3).unwrap();
+        let name = hex::encode(Sha256::digest(&line));
+        manifest.chunks.pieces = vec![super::manifest::Chunk { digest: name.clone(), size: line.len() as u64 }];
+        manifest.stored_bytes = bytes.len() as u64;
+        objects.push((chunk_key(UID, &name), line));
+    }
+    objects.extend(packed.blobs.iter().map(|blob| (chunk_key(UID, &blob.chunk.digest), blob.bytes.to_vec())));
+    objects.push((chunk_key(UID, &digest), bytes.to_vec()));
+    objects.push((manifest_key(UID), serde_json::to_vec(&manifest).unwrap()));
+    verification(objects)
 }
 
 proptest! {
@@ -96,19 +132,23 @@ proptest! {
     fn an_object_of_any_bytes_is_damaged(bytes in vec(any::<u8>(), 0..2000)) {
         restored_inside_only(&bytes)?;
         prop_assert!(matches!(verified(&bytes, 0, 0), Verification::Invalid(_)));
+        for of_index in [false, true] {
+            prop_assert!(matches!(verified_chunk(&bytes, of_index), Verification::Invalid(_)));
+            prop_assert!(matches!(verified_chunk(&zstd::bulk::compress(&bytes, 3).unwrap(), of_index), Verification::Invalid(_)));
+        }
     }
 
     #[test]
-    fn a_changed_object_restores_nothing_outside(changes in vec((any::<Index>(), any::<u8>()), 0..6), cut: Option<Index>) {
+    fn a_changed_object_is_damaged(changes in vec((any::<Index>(), any::<u8>()), 0..6), cut: Option<Index>) {
         let object = changed(compressed(&tar_of_ours()), &changes, cut);
-        restored_inside_only(&object)?;
         prop_assert!(!matches!(verified(&object, 3, 709), Verification::Unavailable(_) | Verification::Running | Verification::Missing));
     }
 
     #[test]
     fn a_changed_tar_restores_nothing_outside(changes in vec((any::<Index>(), any::<u8>()), 0..6), cut: Option<Index>) {
-        let object = compressed(&changed(tar_of_ours(), &changes, cut));
-        restored_inside_only(&object)?;
+        let tar = changed(tar_of_ours(), &changes, cut);
+        restored_inside_only(&tar)?;
+        let object = compressed(&tar);
         prop_assert!(!matches!(verified(&object, 3, 709), Verification::Unavailable(_) | Verification::Running | Verification::Missing));
     }
 
@@ -121,22 +161,26 @@ proptest! {
         let mut tar = entry(&name, kind, &content);
         tar.truncate(tar.len() - 1024);
         tar.extend(entry(&name, b'0', &content));
-        restored_inside_only(&compressed(&tar))?;
+        restored_inside_only(&tar)?;
     }
 
     #[test]
     fn a_changed_manifest_is_refused_or_within_bounds(changes in vec((any::<Index>(), any::<u8>()), 0..6), cut: Option<Index>, path in "\\PC*") {
-        let mut manifest = empty(UID);
-        manifest.sessions.push(SessionEntry { id: "s/a".into(), files: 1, bytes: u64::MAX, digest: "0".repeat(64), size: u64::MAX, last_modified: i64::MIN });
-        manifest.sessions.push(SessionEntry { id: String::new(), files: u64::MAX, ..manifest.sessions[0].clone() });
-        let bytes = changed(serde_json::to_vec(&manifest).unwrap(), &changes, cut);
-        if let Ok(manifest) = Manifest::parse(&bytes) {
-            prop_assert!(manifest.sessions.iter().all(|s| super::manifest::is_digest(&s.digest)));
-            prop_assert!(manifest.problem_count >= manifest.problems.len() as u64);
-            manifest.session_of_path(&path);
-            manifest.stored_bytes();
-            manifest.lost();
-            prop_assert_eq!(Manifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap(), manifest);
+        let old = json!({"version": 1, "computer": {"namespace": "t", "name": "c", "uid": UID}, "createdAt": 1, "sessionPaths": [path],
+            "sessions": [{"id": "s/a", "files": u64::MAX, "bytes": u64::MAX, "digest": "0".repeat(64), "size": u64::MAX, "lastModified": i64::MIN}],
+            "problems": [], "problemCount": 0});
+        for bytes in [serde_json::to_vec(&empty(UID)).unwrap(), serde_json::to_vec(&old).unwrap()] {
+            match Archive::parse(&changed(bytes, &changes, cut)) {
+                Ok(Archive::New(manifest)) => {
+                    prop_assert!(manifest.pieces().all(super::manifest::Chunk::is_valid));
+                    prop_assert_eq!(&Manifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap(), &*manifest);
+                }
+                Ok(Archive::Old(manifest)) => {
+                    prop_assert!(manifest.sessions.iter().all(|s| super::manifest::is_digest(&s.digest)));
+                    prop_assert_eq!(&OldManifest::parse(&serde_json::to_vec(&manifest).unwrap()).unwrap(), &*manifest);
+                }
+                Err(_) => {}
+            }
         }
     }
 
@@ -175,7 +219,6 @@ fn a_name_without_an_end_is_not_kept_in_memory() {
     let object = zeros(header.as_bytes(), 513 << 20, 20);
     let found = verified(&object, 1, 0);
     assert!(matches!(found, Verification::Invalid(_)), "{found:?}");
-    assert!(restore::unpack(object.as_slice(), tempfile::tempdir().unwrap().path()).is_err());
     let taken = most_memory() - before;
     // Other tests run in this process at the same time; without the bound it is twice as much.
     assert!(taken < 400 << 20, "{} MiB", taken >> 20);
@@ -192,4 +235,18 @@ fn a_frame_with_a_huge_window_is_refused() {
     let object = zeros(header.as_bytes(), content + (1 << 20), 27);
     let found = verified(&object, 1, content);
     assert!(matches!(found, Verification::Invalid(_)), "{found:?}");
+}
+
+/// L3: a frame of a few kilobytes may claim to contain gigabytes.
+#[test]
+fn a_frame_that_contains_too_much_is_refused_before_memory_is_taken() {
+    let mut compressor = zstd::bulk::Compressor::new(1).unwrap();
+    let too_much = compressor.compress(&vec![0; super::manifest::FRAME + 1]).unwrap();
+    let streamed = zstd::encode_all(&b"a frame of unknown size"[..], 1).unwrap();
+    for (frame, why) in [(too_much, "never written"), (streamed, "how many bytes")] {
+        for of_index in [false, true] {
+            let found = verified_chunk(&frame, of_index);
+            assert!(matches!(&found, Verification::Invalid(said) if said.contains(why)), "{found:?}");
+        }
+    }
 }

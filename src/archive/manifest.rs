@@ -1,53 +1,86 @@
-//! The manifest of an archive: its sessions, object by object, and the files that could not be archived. It comes from a pod that reads
-//! files of tenants, so it must never be trusted: it is parsed with bounds.
+//! The manifest of an archive and the lines of its index (docs/archive-format.md). Both come from a pod that reads files of tenants, so they
+//! must never be trusted: they are parsed with bounds.
 
 use serde::{Deserialize, Serialize};
 
-/// Schema version written and read.
-pub const VERSION: u32 = 1;
-/// Largest manifest that is accepted, bytes.
-pub const MAX_BYTES: usize = 32 * 1024 * 1024;
-/// Largest manifest that is read: manifests that an earlier version accepted stay readable.
-const MAX_READ: usize = 64 * 1024 * 1024;
-/// Maximum number of problems that are listed; more are only counted.
-pub const MAX_PROBLEMS: usize = 10_000;
-/// Bytes that the listed problems may take as JSON: a tenant determines their number and length.
-pub const MAX_PROBLEM_BYTES: usize = 4 * 1024 * 1024;
-/// Approximate bytes that the sessions may take as JSON. Together they stay below [`MAX_BYTES`].
-pub const MAX_SESSION_BYTES: usize = 24 * 1024 * 1024;
+/// Schema version that is written.
+pub const VERSION: u32 = 2;
+/// Largest manifest that is accepted, bytes. Whatever grows with the archive is in its index.
+pub const MAX_BYTES: usize = 1024 * 1024;
+/// Most bytes of a frame, decompressed.
+pub const FRAME: usize = 2_000_000;
+/// Most bytes of a chunk, as stored.
+pub const CHUNK: usize = 8 * 1024 * 1024;
 
-/// Id of the session that contains a whole home, if the home has too many sessions to list.
+/// Session path for a whole home.
 pub const WHOLE_HOME: &str = ".";
 
-/// An archive's table of contents.
+/// What an archive is and where its index is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Manifest {
     /// Schema version.
     pub version: u32,
+    /// Algorithm of every digest.
+    pub digest_algorithm: DigestAlgorithm,
+    /// How frames are compressed.
+    pub compression: Compression,
+    /// How chunks are encrypted.
+    pub encryption: Encryption,
     /// Whose archive it is.
     pub computer: ManifestComputer,
     /// When it was packed, Unix seconds.
     pub created_at: i64,
     /// The folders that were searched, relative to the home.
     pub session_paths: Vec<String>,
-    /// The sessions, sorted by id.
-    pub sessions: Vec<SessionEntry>,
-    /// The first [`MAX_PROBLEMS`] files that were not archived completely.
-    pub problems: Vec<Problem>,
-    /// Their total number.
-    pub problem_count: u64,
-    /// How many of them lost content, listed or not.
-    #[serde(default)]
+    /// UID of the claim in the operator's namespace that was used to read the volume. Each deletion creates its own claim, so the UID
+    /// distinguishes the archives of two deletions.
+    pub custody_claim: String,
+    /// Sessions.
+    pub sessions: u64,
+    /// Files in them.
+    pub files: u64,
+    /// Bytes of these files, including holes.
+    pub bytes: u64,
+    /// Bytes of the chunks in order, which are one compressed tar.
+    pub stored_bytes: u64,
+    /// Bytes of that tar.
+    pub tar_bytes: u64,
+    /// How many of the problems lost content.
     pub lost_count: u64,
     /// Why unreadable files were left out (the class, or an override), as given to the archive pod when it was created. Empty: none may be
     /// left out.
-    #[serde(default)]
     pub left_out_by: String,
-    /// UID of the claim in the operator's namespace that was used to read the volume. Each deletion creates its own claim, so the UID
-    /// distinguishes the archives of two deletions. Empty: written by an earlier version.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub custody_claim: String,
+    /// The chunks in order: lines of [`Chunk`].
+    pub chunks: List,
+    /// What lies where in the tar, in order: lines of [`Entry`].
+    pub entries: List,
+    /// Files that were not archived completely: lines of [`Problem`].
+    pub problems: List,
+}
+
+/// Algorithms of digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DigestAlgorithm {
+    /// SHA-256, in lower-case hexadecimal.
+    #[serde(rename = "sha256")]
+    Sha256,
+}
+
+/// Algorithms of compression.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compression {
+    /// Zstandard frames.
+    #[serde(rename = "zstd")]
+    Zstd,
+}
+
+/// Encryption of chunks: the field is reserved. An unknown value is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Encryption {
+    /// Not encrypted by the operator.
+    #[serde(rename = "none")]
+    None,
 }
 
 /// Whose archive it is.
@@ -62,22 +95,53 @@ pub struct ManifestComputer {
     pub uid: String,
 }
 
-/// One session: one object in the store.
+/// A list of the index: JSON lines, in compressed pieces.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct List {
+    /// Lines.
+    pub count: u64,
+    /// The objects that contain them, each one frame of whole lines.
+    pub pieces: Vec<Chunk>,
+}
+
+/// An object in the store: a chunk of the tar, or a piece of the index.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SessionEntry {
+pub struct Chunk {
+    /// Digest of its bytes; also its name.
+    pub digest: String,
+    /// Its bytes.
+    pub size: u64,
+}
+
+impl Chunk {
+    /// Whether it can be a chunk: only a digest names an object, and a reader has memory for it.
+    pub fn is_valid(&self) -> bool {
+        is_digest(&self.digest) && self.size > 0 && self.size <= CHUNK as u64
+    }
+}
+
+/// A session, or a folder or a link that belongs to no session: whole frames, one after the other, that are entries of the tar.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Entry {
     /// Path of its files up to the first dot, relative to the home; bytes that are not UTF-8 are shown as U+FFFD.
     pub id: String,
-    /// Files in it.
+    /// Files in it. Zero: a folder or a link that belongs to no session.
     pub files: u64,
-    /// Their bytes.
+    /// Their bytes, including holes.
     pub bytes: u64,
-    /// SHA-256 of the object, hexadecimal; also its name.
-    pub digest: String,
-    /// Bytes of the object.
-    pub size: u64,
     /// Newest modification, Unix seconds.
     pub last_modified: i64,
+    /// Digest of its part of the tar.
+    pub digest: String,
+    /// Bytes of its part of the tar.
+    pub tar_bytes: u64,
+    /// Where its frames begin in the chunks.
+    pub offset: u64,
+    /// Bytes of its frames.
+    pub size: u64,
 }
 
 /// A file that was not archived completely.
@@ -91,7 +155,7 @@ pub struct Problem {
     pub path_bytes: Option<String>,
     /// What.
     pub kind: ProblemKind,
-    /// Details: the error, or a symlink's target (never followed).
+    /// Details: the error, or a symlink's target.
     pub detail: String,
 }
 
@@ -101,7 +165,7 @@ pub struct Problem {
 pub enum ProblemKind {
     /// Could not be opened or read.
     Unreadable,
-    /// A symbolic link: recorded, never followed.
+    /// A symbolic link to something that is not in the archive. The link itself is. In version 1, any symbolic link.
     Symlink,
     /// A FIFO, socket or device: never opened.
     Special,
@@ -112,49 +176,62 @@ pub enum ProblemKind {
 /// Why a manifest is refused.
 #[derive(Debug, thiserror::Error)]
 #[error("manifest: {0}")]
-pub struct Invalid(String);
+pub struct Invalid(pub String);
 
 impl Manifest {
+    /// A manifest of nothing.
+    pub fn empty(computer: ManifestComputer, created_at: i64) -> Self {
+        Self {
+            version: VERSION,
+            digest_algorithm: DigestAlgorithm::Sha256,
+            compression: Compression::Zstd,
+            encryption: Encryption::None,
+            computer,
+            created_at,
+            session_paths: Vec::new(),
+            custody_claim: String::new(),
+            sessions: 0,
+            files: 0,
+            bytes: 0,
+            stored_bytes: 0,
+            tar_bytes: 0,
+            lost_count: 0,
+            left_out_by: String::new(),
+            chunks: List::default(),
+            entries: List::default(),
+            problems: List::default(),
+        }
+    }
+
     /// Parses and checks.
     ///
     /// # Errors
     /// When it is not a manifest of this version, or breaks a bound.
     pub fn parse(bytes: &[u8]) -> Result<Self, Invalid> {
-        if bytes.len() > MAX_READ {
-            return Err(Invalid(format!("larger than {MAX_READ} bytes")));
+        if bytes.len() > MAX_BYTES {
+            return Err(Invalid(format!("larger than {MAX_BYTES} bytes")));
         }
         let manifest: Self = serde_json::from_slice(bytes).map_err(|e| Invalid(e.to_string()))?;
         if manifest.version != VERSION {
             return Err(Invalid(format!("version {} is not {VERSION}", manifest.version)));
         }
-        let counted = manifest.problem_count >= manifest.problems.len() as u64 && manifest.lost_count <= manifest.problem_count;
-        if manifest.problems.len() > MAX_PROBLEMS || !counted {
-            return Err(Invalid("its problems are counted wrongly".to_owned()));
+        if manifest.lost_count > manifest.problems.count || manifest.sessions > manifest.entries.count {
+            return Err(Invalid("its counts contradict each other".to_owned()));
         }
-        match manifest.sessions.iter().find(|s| !is_digest(&s.digest)) {
-            Some(session) => Err(Invalid(format!("session {:?} has no SHA-256 as its digest", session.id))),
-            None => Ok(manifest),
+        if let Some(piece) = manifest.pieces().find(|piece| !piece.is_valid()) {
+            return Err(Invalid(format!("{:?} of {} bytes cannot be an object", piece.digest, piece.size)));
         }
+        Ok(manifest)
     }
 
-    /// The session that a file belongs to.
-    pub fn session_of_path(&self, path: &str) -> Option<&SessionEntry> {
-        ids_of_path(path).find_map(|id| self.sessions.iter().find(|s| s.id == id))
-    }
-
-    /// Bytes in the store.
-    pub fn stored_bytes(&self) -> u64 {
-        self.sessions.iter().map(|s| s.size).fold(0, u64::saturating_add)
-    }
-
-    /// How many problems lost content: a symlink or a FIFO has none.
-    pub fn lost(&self) -> u64 {
-        self.lost_count.max(self.problems.iter().filter(|p| p.kind.lost()).count() as u64)
+    /// All pieces of its index.
+    pub fn pieces(&self) -> impl Iterator<Item = &Chunk> {
+        [&self.chunks, &self.entries, &self.problems].into_iter().flat_map(|list| &list.pieces)
     }
 }
 
 /// The ids of the sessions that may contain a file; the first one that exists contains it. They are the path itself, its prefixes up to a
-/// dot or a slash from the longest to the shortest, and the session for everything else.
+/// dot or a slash from the longest to the shortest, and the session for everything else in an archive of version 1.
 pub fn ids_of_path(path: &str) -> impl Iterator<Item = &str> {
     let beginnings = path.rmatch_indices(['.', '/']).map(|(end, _)| &path[..end]);
     std::iter::once(path).chain(beginnings).chain([WHOLE_HOME])
@@ -179,18 +256,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     pub(crate) fn empty(uid: &str) -> Manifest {
-        Manifest {
-            version: VERSION,
-            computer: ManifestComputer { namespace: "t".into(), name: "c".into(), uid: uid.into() },
-            created_at: 1,
-            session_paths: Vec::new(),
-            sessions: Vec::new(),
-            problems: Vec::new(),
-            problem_count: 0,
-            lost_count: 0,
-            left_out_by: String::new(),
-            custody_claim: String::new(),
-        }
+        Manifest::empty(ManifestComputer { namespace: "t".into(), name: "c".into(), uid: uid.into() }, 1)
     }
 
     proptest! {
@@ -203,19 +269,22 @@ pub(crate) mod tests {
         #[test]
         fn only_a_digest_names_an_object(name in "[a-f0-9./]{0,70}") {
             let mut manifest = empty("u");
-            manifest.sessions.push(SessionEntry { id: "s".into(), files: 1, bytes: 1, digest: name.clone(), size: 1, last_modified: 0 });
+            manifest.chunks.pieces.push(Chunk { digest: name.clone(), size: 1 });
             let parsed = Manifest::parse(&serde_json::to_vec(&manifest).expect("json"));
             prop_assert_eq!(parsed.is_ok(), is_digest(&name));
         }
     }
 
+    /// A reader that does not know how an archive is encrypted or compressed must not try to read it.
     #[test]
-    fn a_path_belongs_to_the_session_of_its_stem() {
-        let mut manifest = empty("u");
-        let entry = |id: &str| SessionEntry { id: id.into(), files: 1, bytes: 1, digest: "0".repeat(64), size: 1, last_modified: 0 };
-        manifest.sessions = vec![entry("a/one"), entry("a/one-two")];
-        assert_eq!(manifest.session_of_path("a/one-two.jsonl").map(|s| s.id.as_str()), Some("a/one-two"));
-        assert_eq!(manifest.session_of_path("a/one/sub/x").map(|s| s.id.as_str()), Some("a/one"));
-        assert!(manifest.session_of_path("a/on").is_none());
+    fn an_unknown_algorithm_or_field_is_refused() {
+        let good = serde_json::to_value(empty("u")).expect("json");
+        let parse = |value: &serde_json::Value| Manifest::parse(&serde_json::to_vec(value).expect("json"));
+        assert!(parse(&good).is_ok());
+        for (field, value) in [("encryption", "aes"), ("compression", "xz"), ("digestAlgorithm", "md5"), ("another", "x")] {
+            let mut bad = good.clone();
+            bad[field] = value.into();
+            assert!(parse(&bad).is_err(), "{field}");
+        }
     }
 }

@@ -1,28 +1,45 @@
-//! The archive of a computer: each session is one compressed, content-addressed object, and the manifest is written last.
+//! The archive of a computer: one compressed tar in content-addressed chunks, an index of its sessions, and a manifest that is written last
+//! (docs/archive-format.md).
 //!
 //! An archive is create-only (S7) and must never be unpacked in the controller. Keys in the store come from the operator's configuration
 //! and the UID, never from a custom resource.
 
+pub mod chunks;
 pub mod cli;
 mod delivery;
 mod failure;
 mod fixed_size_reader;
+mod folder_names;
+mod frames;
+mod holes;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod hostile_input_tests;
 pub mod ingest;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod large_home_tests;
 pub mod manifest;
-pub mod object;
+pub mod old_format;
+pub mod opened;
 pub mod pack;
-pub mod parts;
 pub mod pod_program;
 pub mod problems;
+pub mod reading;
 mod receipts;
 pub mod restore;
 mod resumable_read;
 pub mod sender;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod standard_tools_tests;
 pub mod store;
 pub mod store_volume;
+mod tar_header;
+pub mod tar_scan;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod test_archives;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod test_relay;
@@ -30,12 +47,14 @@ pub mod transport;
 pub mod unreadable;
 pub mod verify;
 pub mod waiting_time;
+pub mod walk;
 
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-pub use manifest::{Manifest, SessionEntry};
+pub use manifest::{Entry, Manifest};
+pub use opened::Archive;
 pub use store::{ReceiptPut, Store, StoreError};
 pub use unreadable::Unreadable;
 pub use verify::{Origin, Summary, Verification};
@@ -44,9 +63,9 @@ use receipts::Receipts;
 use verify::Verifier;
 use waiting_time::Waits;
 
-/// Key of a session's object in the store.
-pub fn object_key(uid: &str, digest: &str) -> String {
-    format!("archives/{uid}/objects/{digest}.tar.zst")
+/// Key of a chunk, or of a piece of the index, in the store.
+pub fn chunk_key(uid: &str, digest: &str) -> String {
+    format!("archives/{uid}/chunks/{digest}.zst")
 }
 
 /// Key of the manifest: its presence makes an archive.
@@ -104,12 +123,16 @@ impl Archives {
         self.verifier.check(uid, origin)
     }
 
-    /// The result of `take` on the newest manifest of a computer. Manifests are read one at a time: no two are completely in memory.
+    /// The result of `look` on the newest archive of a computer. Manifests are read one at a time: no two are completely in memory.
     ///
     /// # Errors
     /// When it does not exist, it is damaged, or the store does not answer.
-    pub async fn manifest<T>(&self, uid: &str, take: impl FnOnce(Manifest) -> T) -> Result<T, StoreError> {
-        self.verifier.manifest(uid, take).await
+    pub async fn with_archive<T>(
+        &self,
+        uid: &str,
+        look: impl AsyncFnOnce(&Store, Archive) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.verifier.with_archive(uid, look).await
     }
 
     /// Stores a receipt, create-only. Returns the stored bytes, which may be those of an earlier attempt. Never waits for long.

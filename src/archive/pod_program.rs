@@ -1,5 +1,5 @@
-//! The archive pod's program: packs the home, which is mounted read-only, and streams it to the operator's ingest endpoint. It must never
-//! have store credentials, and its exit code proves nothing: the operator reads the archive back.
+//! The archive pod's program: packs the home, which is mounted read-only, and sends it to the operator's ingest endpoint, chunk by chunk while
+//! it is packed. It must never have store credentials, and its exit code proves nothing: the operator reads the archive back.
 //!
 //! Exit codes: 0 stored, 1 retry, 3 unreadable files while the class says `Block` and no override gives them up.
 
@@ -7,15 +7,24 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::mpsc;
 
+use super::chunks::{Blob, Sizes};
 use super::cli::plain;
-use super::manifest::{Manifest, ManifestComputer, VERSION};
-use super::pack::{self, Packed};
+use super::manifest::{Manifest, ManifestComputer};
+use super::pack::{self, Request};
 use super::problems::Problems;
 use super::sender::Sender;
 use super::unreadable::{self, Unreadable};
+use super::walk;
 use crate::resources::conditions;
 use crate::runtime::ingest_url;
+
+/// Chunks that are sent in parallel. Each takes up to 8 MiB.
+const AT_ONCE: usize = 3;
+/// Chunks after which the log says how many were stored.
+const REPORTED: usize = 64;
 
 const TOKEN: &str = "/var/run/secrets/ingest/token";
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -30,7 +39,6 @@ struct Job {
     left_out_by: String,
     custody_claim: String,
     home: PathBuf,
-    spool: PathBuf,
     token: PathBuf,
 }
 
@@ -42,7 +50,7 @@ impl Job {
         let or = |name: &str, default: &str| PathBuf::from(std::env::var(name).unwrap_or_else(|_| default.to_owned()));
         let session_paths: Vec<String> = serde_json::from_str(&var("SESSION_PATHS")?).context("SESSION_PATHS")?;
         for path in &session_paths {
-            pack::check_path(path).map_err(anyhow::Error::msg)?;
+            walk::check_path(path).map_err(anyhow::Error::msg)?;
         }
         Ok(Self {
             url: ingest_url::resolved(&var("INGEST_URL")?).map_err(anyhow::Error::msg)?,
@@ -53,7 +61,6 @@ impl Job {
             left_out_by: std::env::var("LEFT_OUT_BY").unwrap_or_default(),
             custody_claim: std::env::var("CUSTODY_CLAIM").unwrap_or_default(),
             home: or("HOME_VOLUME", "/home-volume"),
-            spool: or("SPOOL", "/spool"),
             token: or("INGEST_TOKEN_FILE", TOKEN),
         })
     }
@@ -90,63 +97,60 @@ fn end(message: &str, code: u8) -> ExitCode {
 /// Packs and sends everything, the manifest last. Returns why unreadable files block the archive, if they do.
 async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     let sender = Sender::new(&job.url, &job.ca, &job.computer.uid, &job.token)?;
-    let found = pack::find(&job.home, &job.session_paths, job.unreadable).map_err(of_home("the home cannot be searched"))?;
-    println!("{} sessions found", found.sessions.len());
-    let (mut problems, mut entries) = (found.problems, Vec::new());
-    let total = found.sessions.len();
-    for (i, (id, files)) in found.sessions.into_iter().enumerate() {
-        let packed = pack_one(job, id, files, &mut problems).await?;
-        let Some(packed) = packed else { continue };
-        sender.object(&packed.entry.digest, packed.entry.size, packed.object.path()).await?;
-        // Names of sessions are content: they are in the manifest and must not be in a log.
-        println!("[{}/{total}] {} files, {} bytes -> {} bytes", i + 1, packed.entry.files, packed.entry.bytes, packed.entry.size);
-        entries.push(packed.entry);
-    }
+    let mut manifest = Manifest::empty(job.computer.clone(), jiff::Timestamp::now().as_second());
+    manifest.custody_claim.clone_from(&job.custody_claim);
+    let (blobs, packed) = mpsc::channel(1);
+    let (home, session_paths, unreadable) = (job.home.clone(), job.session_paths.clone(), job.unreadable);
+    let packing = tokio::task::spawn_blocking(move || {
+        let mut take = |blob| blobs.blocking_send(blob).map_err(|_| std::io::Error::other("a chunk was not stored"));
+        let request = Request { home: &home, session_paths: &session_paths, unreadable, sizes: Sizes::default() };
+        pack::pack(&request, &mut manifest, &mut take).map(|problems| (manifest, problems))
+    });
+    // Why a chunk was not stored says more than that packing ended for it.
+    send(&sender, packed).await?;
+    let (mut manifest, problems) = packing.await?.map_err(of_home)?;
     if job.unreadable == Unreadable::Block && problems.unreadable > 0 {
         return Ok(Some(cannot_be_read(&problems)));
     }
-    entries.sort_by(|a, b| a.id.cmp(&b.id));
-    let manifest = Manifest {
-        version: VERSION,
-        computer: job.computer.clone(),
-        created_at: jiff::Timestamp::now().as_second(),
-        session_paths: job.session_paths.clone(),
-        sessions: entries,
-        problems: problems.listed,
-        problem_count: problems.count,
-        lost_count: problems.lost,
-        left_out_by: if problems.lost > 0 { job.left_out_by.clone() } else { String::new() },
-        custody_claim: job.custody_claim.clone(),
-    };
-    sender.manifest(&serde_json::to_vec_pretty(&manifest)?).await?;
-    println!("manifest stored: {} sessions, {} problems", manifest.sessions.len(), manifest.problem_count);
+    if problems.lost > 0 {
+        manifest.left_out_by.clone_from(&job.left_out_by);
+    }
+    sender.manifest(serde_json::to_vec_pretty(&manifest)?).await?;
+    println!("manifest stored: {} sessions, {} files, {} problems", manifest.sessions, manifest.files, manifest.problems.count);
     Ok(None)
+}
+
+/// Sends chunks as they are packed.
+async fn send(sender: &Sender, packed: mpsc::Receiver<Blob>) -> anyhow::Result<()> {
+    let blobs = futures::stream::unfold(packed, |mut packed| async move { Some((packed.recv().await?, packed)) });
+    let sent = blobs.map(|blob| async move { sender.chunk(&blob).await.map(|()| blob.chunk.size) }).buffer_unordered(AT_ONCE);
+    let (chunks, bytes) = sent
+        .try_fold((0_usize, 0_u64), |(chunks, bytes), size| async move {
+            let (chunks, bytes) = (chunks + 1, bytes + size);
+            if chunks % REPORTED == 0 {
+                println!("{chunks} chunks stored, {bytes} bytes");
+            }
+            Ok((chunks, bytes))
+        })
+        .await?;
+    println!("{chunks} chunks stored, {bytes} bytes, and nothing is left");
+    Ok(())
 }
 
 /// Names the first unreadable files for the computer's owner and the admin, who must decide. The names are not logged.
 fn cannot_be_read(problems: &Problems) -> String {
-    let (first, count) = (problems.first_unreadable(3), problems.unreadable);
+    let (first, count) = (&problems.first_unreadable, problems.unreadable);
     let named: Vec<_> = first.iter().map(|name| conditions::truncate(&plain(name), 120)).collect();
     let more = if count > named.len() as u64 { ", ..." } else { "" };
     format!("{count} {} cannot be read: {}{more}", if count == 1 { "file or folder" } else { "files or folders" }, named.join(", "))
 }
 
 /// The failure of the home, and the remedy if its disk is damaged.
-fn of_home(what: &'static str) -> impl FnOnce(std::io::Error) -> anyhow::Error {
-    move |error| {
-        let help = if unreadable::damaged(&error) {
-            ". The volume is damaged: a DeletionOverride that skips unreadable-files archives what can be read"
-        } else {
-            ""
-        };
-        anyhow::anyhow!("{what}: {error}{help}")
-    }
-}
-
-async fn pack_one(job: &Job, id: PathBuf, files: Vec<PathBuf>, problems: &mut Problems) -> anyhow::Result<Option<Packed>> {
-    let (home, spool, unreadable) = (job.home.clone(), job.spool.clone(), job.unreadable);
-    let mut own = std::mem::take(problems);
-    let (packed, own) = tokio::task::spawn_blocking(move || (pack::pack(&home, &spool, &id, &files, unreadable, &mut own), own)).await?;
-    *problems = own;
-    packed.map_err(of_home("a session cannot be read, or the spool cannot be written"))
+fn of_home(error: std::io::Error) -> anyhow::Error {
+    let help = if unreadable::damaged(&error) {
+        ". The volume is damaged: a DeletionOverride that skips unreadable-files archives what can be read"
+    } else {
+        ""
+    };
+    anyhow::anyhow!("the home cannot be read: {error}{help}")
 }

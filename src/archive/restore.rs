@@ -1,12 +1,15 @@
-//! Writes a session's object to a folder. It must never write outside the folder, overwrite an existing file, or follow or create a link:
-//! an archive contains regular files only.
+//! Writes what an archive contains to a folder, or one of its files to an output. It must never write outside the folder, overwrite an
+//! existing file, or follow a link.
 
-use std::fs::OpenOptions;
-use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
-use super::object::{Entry, each_entry};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+
+use super::tar_header::Kind;
+use super::tar_scan::{Sink, TarEntry, plain};
 
 /// How many files a message lists.
 const LISTED: usize = 20;
@@ -51,151 +54,180 @@ pub struct Taken {
     pub bytes: u64,
 }
 
-/// Unpacks one object below `folder`.
-///
-/// # Errors
-/// At the first entry that is not a regular file with a plain path, or that exists already.
-pub fn unpack(object: impl Read, folder: &Path) -> Result<Taken, RestoreError> {
-    let mut taken = Taken::default();
-    each_file(object, |path, entry| {
-        taken.bytes += write(folder, path, entry)?;
-        taken.files += 1;
-        Ok(true)
-    })?;
-    Ok(taken)
+/// Writes entries below a folder, with their modes, times, links and holes; as root also with their owners. A mode never gets the bits that
+/// run a program as another user.
+pub struct Unpack {
+    folder: PathBuf,
+    file: Option<File>,
+    /// What was written so far.
+    pub taken: Taken,
 }
 
-/// Appends the files of one object to a tar.
-///
-/// # Errors
-/// At the first entry that is not a regular file with a plain path, or when the tar cannot be written.
-pub fn append<W: Write>(object: impl Read, to: &mut tar::Builder<W>) -> Result<Taken, RestoreError> {
-    let mut taken = Taken::default();
-    each_file(object, |path, entry| {
-        let mut header = entry.header().clone();
-        taken.bytes += entry.size();
-        taken.files += 1;
-        to.append_data(&mut header, path, entry).map_err(|source| RestoreError::Io { path: path.to_owned(), source })?;
-        Ok(true)
-    })?;
-    Ok(taken)
-}
-
-/// Writes one file of an object to `out`.
-///
-/// # Errors
-/// When the object does not contain it: the error names the first files that it contains.
-pub fn print(object: impl Read, wanted: &Path, out: &mut impl Write) -> Result<(), RestoreError> {
-    let (mut held, mut printed) = (Vec::new(), false);
-    each_file(object, |path, entry| {
-        if path == wanted {
-            std::io::copy(entry, out).map_err(|source| RestoreError::Io { path: wanted.to_owned(), source })?;
-            printed = true;
-        } else if held.len() < LISTED {
-            held.push(format!("  {}", super::cli::plain(&path.to_string_lossy())));
-        } else if held.len() == LISTED {
-            held.push("  ...".to_owned());
-        }
-        Ok(!printed)
-    })?;
-    if printed { Ok(()) } else { Err(RestoreError::NoSuchFile { wanted: wanted.to_owned(), held: held.join("\n") }) }
-}
-
-/// Passes every file of an object to `see`, until `see` stops.
-fn each_file<R: Read>(object: R, mut see: impl FnMut(&Path, &mut Entry<'_, R>) -> Result<bool, RestoreError>) -> Result<(), RestoreError> {
-    each_entry(object, |entry| {
-        let path = entry.path()?.into_owned();
-        if entry.header().entry_type() != tar::EntryType::Regular || !plain(&path) {
-            return Err(RestoreError::Damaged(format!("entry {} is not a regular file below the home", path.display())));
-        }
-        see(&path, entry)
-    })
-}
-
-fn plain(path: &Path) -> bool {
-    path.components().next().is_some() && path.components().all(|c| matches!(c, Component::Normal(_)))
-}
-
-fn write(folder: &Path, path: &Path, content: &mut impl Read) -> Result<u64, RestoreError> {
-    let to = folder.join(path);
-    let io = |source| RestoreError::Io { path: to.clone(), source };
-    // A link planted in the target folder must not lead out of it.
-    for parent in path.ancestors().skip(1) {
-        if folder.join(parent).symlink_metadata().is_ok_and(|m| m.is_symlink()) && parent != Path::new("") {
-            return Err(io(std::io::Error::other("leads through a symbolic link")));
-        }
+impl Unpack {
+    /// Below this folder, which is made if it does not exist.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), file: None, taken: Taken::default() }
     }
-    if let Some(parent) = to.parent() {
-        std::fs::create_dir_all(parent).map_err(io)?;
+
+    /// Where an entry goes. A link planted in the target folder must not lead out of it.
+    fn place(&self, path: &Path) -> Result<PathBuf, RestoreError> {
+        let to = self.folder.join(path);
+        let leads_away = |parent: &Path| self.folder.join(parent).symlink_metadata().is_ok_and(|m| m.is_symlink());
+        if !plain(path) || path.ancestors().skip(1).any(|parent| !parent.as_os_str().is_empty() && leads_away(parent)) {
+            return Err(at(&to)(std::io::Error::other("leads through a symbolic link")));
+        }
+        Ok(to)
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(io)?;
-    std::io::copy(content, &mut file).map_err(io)
+
+    /// Owner, mode and time of what was written.
+    fn finish(&self, entry: &TarEntry, to: &Path) -> std::io::Result<()> {
+        if is_root() {
+            let id = |id: u64| u32::try_from(id).ok();
+            std::os::unix::fs::lchown(to, id(entry.uid), id(entry.gid))?;
+        }
+        if !matches!(entry.kind, Kind::Link(_)) {
+            std::fs::set_permissions(to, Permissions::from_mode(entry.mode & 0o1777))?;
+        }
+        let time = Timespec { tv_sec: i64::try_from(entry.mtime).unwrap_or(i64::MAX), tv_nsec: 0 };
+        let times = Timestamps { last_access: time, last_modification: time };
+        Ok(utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+}
+
+/// Whether files can be given to other users.
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
+fn at(path: &Path) -> impl FnOnce(std::io::Error) -> RestoreError {
+    let path = path.to_owned();
+    move |source| RestoreError::Io { path, source }
+}
+
+impl Sink for Unpack {
+    fn entry(&mut self, entry: &TarEntry) -> Result<(), RestoreError> {
+        let to = self.place(&entry.path)?;
+        if let Some(parent) = to.parent() {
+            std::fs::create_dir_all(parent).map_err(at(parent))?;
+        }
+        match &entry.kind {
+            Kind::File => {
+                let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&to).map_err(at(&to))?;
+                file.set_len(if entry.extents == [(0, entry.size)] { 0 } else { entry.size }).map_err(at(&to))?;
+                self.file = Some(file);
+            }
+            Kind::HardLink(target) => std::fs::hard_link(self.place(target)?, &to).map_err(at(&to))?,
+            Kind::Link(target) => std::os::unix::fs::symlink(target, &to).map_err(at(&to))?,
+            // It may be there with its content.
+            Kind::Folder if to.symlink_metadata().is_ok_and(|m| m.is_dir()) => {}
+            Kind::Folder => std::fs::create_dir(&to).map_err(at(&to))?,
+        }
+        Ok(())
+    }
+
+    fn content(&mut self, place: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        file.write_all_at(bytes, place).map_err(|source| RestoreError::Io { path: self.folder.clone(), source })
+    }
+
+    fn end(&mut self, entry: &TarEntry) -> Result<(), RestoreError> {
+        self.file = None;
+        self.taken.count(entry);
+        if matches!(entry.kind, Kind::HardLink(_)) {
+            return Ok(());
+        }
+        let to = self.place(&entry.path)?;
+        self.finish(entry, &to).map_err(at(&to))
+    }
+}
+
+impl Taken {
+    /// Counts an entry.
+    pub fn count(&mut self, entry: &TarEntry) {
+        self.files += u64::from(matches!(entry.kind, Kind::File | Kind::HardLink(_)));
+        self.bytes += entry.size;
+    }
+}
+
+/// Writes one file to an output.
+pub struct Print<W> {
+    wanted: PathBuf,
+    out: W,
+    now: Option<u64>,
+    /// Whether it was there.
+    pub printed: bool,
+    /// It is another name of this file.
+    pub same_as: Option<PathBuf>,
+    held: Vec<String>,
+}
+
+impl<W: Write> Print<W> {
+    /// This file.
+    pub fn new(wanted: &Path, out: W) -> Self {
+        Self { wanted: wanted.to_owned(), out, now: None, printed: false, same_as: None, held: Vec::new() }
+    }
+
+    /// The output.
+    ///
+    /// # Errors
+    /// When the file was not there: the error names the first files that were.
+    pub fn finish(self) -> Result<W, RestoreError> {
+        if self.printed {
+            return Ok(self.out);
+        }
+        Err(RestoreError::NoSuchFile { wanted: self.wanted, held: self.held.join("\n") })
+    }
+
+    /// The output, to print another file.
+    pub fn into_out(self) -> W {
+        self.out
+    }
+
+    /// Zeros up to this offset: holes.
+    fn up_to(&mut self, place: u64) -> Result<(), RestoreError> {
+        let Some(now) = &mut self.now else { return Ok(()) };
+        let hole = place.saturating_sub(*now);
+        *now = place;
+        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), hole), &mut self.out).map_err(at(&self.wanted))?;
+        Ok(())
+    }
+}
+
+impl<W: Write + Send + 'static> Sink for Print<W> {
+    fn entry(&mut self, entry: &TarEntry) -> Result<(), RestoreError> {
+        if entry.path == self.wanted {
+            match &entry.kind {
+                Kind::File => self.now = Some(0),
+                Kind::HardLink(target) => self.same_as = Some(target.clone()),
+                Kind::Link(_) | Kind::Folder => {}
+            }
+        } else if self.held.len() < LISTED {
+            self.held.push(format!("  {}", super::cli::plain(&entry.path.to_string_lossy())));
+        } else if self.held.len() == LISTED {
+            self.held.push("  ...".to_owned());
+        }
+        Ok(())
+    }
+
+    fn content(&mut self, place: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+        if self.now.is_none() {
+            return Ok(());
+        }
+        self.up_to(place)?;
+        self.now = Some(place + bytes.len() as u64);
+        self.out.write_all(bytes).map_err(at(&self.wanted))
+    }
+
+    fn end(&mut self, entry: &TarEntry) -> Result<(), RestoreError> {
+        if self.now.is_some() {
+            self.up_to(entry.size)?;
+            self.printed = true;
+            self.now = None;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn object(path: &[u8], kind: tar::EntryType) -> Vec<u8> {
-        let mut header = tar::Header::new_gnu();
-        header.as_old_mut().name[..path.len()].copy_from_slice(path);
-        header.set_entry_type(kind);
-        header.set_size(1);
-        header.set_mode(0o644);
-        header.set_cksum();
-        let mut tar = tar::Builder::new(Vec::new());
-        tar.append(&header, &b"x"[..]).unwrap();
-        zstd::encode_all(tar.into_inner().unwrap().as_slice(), 1).unwrap()
-    }
-
-    #[test]
-    fn the_error_for_a_missing_file_lists_the_existing_ones() {
-        let error = print(object(b"s/one.jsonl", tar::EntryType::Regular).as_slice(), Path::new("s/one"), &mut Vec::new()).unwrap_err();
-        assert_eq!(error.to_string(), "the session has no file s/one. It contains:\n  s/one.jsonl");
-        let mut printed = Vec::new();
-        print(object(b"s/one.jsonl", tar::EntryType::Regular).as_slice(), Path::new("s/one.jsonl"), &mut printed).unwrap();
-        assert_eq!(printed, b"x");
-    }
-
-    /// zstd does not detect a flipped bit in data that it stores uncompressed.
-    #[test]
-    fn an_object_whose_digest_differs_from_its_name_is_an_error() {
-        use sha2::Digest as _;
-        let good = object(b"s/one.jsonl", tar::EntryType::Regular);
-        let name = hex::encode(sha2::Sha256::digest(&good));
-        let print =
-            |bytes: &[u8]| crate::archive::object::checked(bytes, &name, |o| super::print(o, Path::new("s/one.jsonl"), &mut Vec::new()));
-        print(&good).unwrap();
-        let longer = [good.as_slice(), b"x"].concat();
-        assert!(print(&longer).unwrap_err().to_string().contains("do not trust"));
-    }
-
-    #[test]
-    fn an_export_is_a_tar_of_exactly_the_archived_files() {
-        let mut tar = tar::Builder::new(Vec::new());
-        append(object(b"s/one.jsonl", tar::EntryType::Regular).as_slice(), &mut tar).unwrap();
-        append(object(b"s/two.jsonl", tar::EntryType::Regular).as_slice(), &mut tar).unwrap();
-        assert!(append(object(b"../out", tar::EntryType::Regular).as_slice(), &mut tar).is_err());
-        let bytes = tar.into_inner().unwrap();
-        let mut back = tar::Archive::new(bytes.as_slice());
-        let names: Vec<_> = back.entries().unwrap().map(|e| e.unwrap().path().unwrap().into_owned()).collect();
-        assert_eq!(names, [Path::new("s/one.jsonl"), Path::new("s/two.jsonl")]);
-    }
-
-    #[test]
-    fn nothing_is_written_outside_and_nothing_is_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        let inside = folder.path().join("in");
-        std::fs::create_dir(&inside).unwrap();
-        for path in [&b"../out"[..], b"/abs", b"a/../../out"] {
-            assert!(unpack(object(path, tar::EntryType::Regular).as_slice(), &inside).is_err());
-        }
-        assert!(unpack(object(b"link", tar::EntryType::Symlink).as_slice(), &inside).is_err());
-        assert_eq!(unpack(object(b"file", tar::EntryType::Regular).as_slice(), &inside).unwrap(), Taken { files: 1, bytes: 1 });
-        assert!(unpack(object(b"file", tar::EntryType::Regular).as_slice(), &inside).is_err(), "overwritten");
-        std::os::unix::fs::symlink(folder.path(), inside.join("planted")).unwrap();
-        assert!(unpack(object(b"planted/out", tar::EntryType::Regular).as_slice(), &inside).is_err());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something is outside");
-    }
-}
+mod tests;

@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use futures::StreamExt as _;
 use reqwest::{Body, Client, RequestBuilder, StatusCode};
-use tokio_util::io::ReaderStream;
 
+use super::chunks::Blob;
 use super::ingest::progress;
 use super::ingest::tls::SERVER_NAME;
 use super::transport::{counted, still};
@@ -22,6 +23,8 @@ const TRIES: u32 = 6;
 const SILENCE: Duration = Duration::from_secs(120);
 /// Longest time for the answer to a small request.
 const QUESTION: Duration = Duration::from_secs(60);
+/// Bytes of a body that are written at once: progress is measured in these.
+const PART: usize = 64 * 1024;
 /// Longest answer that is read, bytes.
 const LONGEST: usize = 64 * 1024;
 
@@ -49,7 +52,7 @@ impl Sender {
             .connect_timeout(Duration::from_secs(5))
             .no_proxy()
             .build()?;
-        let base = format!("{}/ingest/v1/{uid}", named.as_deref().unwrap_or(url).trim_end_matches('/'));
+        let base = format!("{}/ingest/v2/{uid}", named.as_deref().unwrap_or(url).trim_end_matches('/'));
         Ok(Self { client, base, token: token.to_owned(), silence: SILENCE, tries: TRIES })
     }
 
@@ -65,20 +68,18 @@ impl Sender {
         Ok(std::fs::read_to_string(&self.token).context("the ingest token")?.trim().to_owned())
     }
 
-    /// Stores an object. An object that exists already (from an earlier attempt) is not sent again.
+    /// Stores a chunk. A chunk that exists already (from an earlier attempt) is not sent again.
     ///
     /// # Errors
     /// When it is refused, or was not stored after some attempts.
-    pub async fn object(&self, digest: &str, size: u64, file: &Path) -> anyhow::Result<()> {
-        let url = format!("{}/objects/{digest}", self.base);
-        self.retry("object", || async {
+    pub async fn chunk(&self, blob: &Blob) -> anyhow::Result<()> {
+        let url = format!("{}/chunks/{}", self.base, blob.chunk.digest);
+        self.retry("chunk", || async {
             let there = self.client.head(&url).bearer_auth(self.token()?).timeout(QUESTION).send().await?;
             if there.status() == StatusCode::OK {
                 return Ok((StatusCode::OK, String::new()));
             }
-            let file = tokio::fs::File::open(file).await?;
-            let request = self.client.put(&url).header("content-length", size);
-            self.send(request, ReaderStream::with_capacity(file, 64 * 1024)).await
+            self.put(&url, blob.bytes.clone()).await
         })
         .await
     }
@@ -86,20 +87,22 @@ impl Sender {
     /// Stores the manifest.
     ///
     /// # Errors
-    /// As [`Sender::object`].
-    pub async fn manifest(&self, bytes: &[u8]) -> anyhow::Result<()> {
-        let url = format!("{}/manifest", self.base);
-        self.retry("manifest", || async {
-            let parts: Vec<_> = bytes.chunks(64 * 1024).map(|part| Ok(bytes::Bytes::copy_from_slice(part))).collect();
-            self.send(self.client.put(&url).header("content-length", bytes.len()), futures::stream::iter(parts)).await
-        })
-        .await
+    /// As [`Sender::chunk`].
+    pub async fn manifest(&self, bytes: Vec<u8>) -> anyhow::Result<()> {
+        let (url, bytes) = (format!("{}/manifest", self.base), Bytes::from(bytes));
+        self.retry("manifest", || self.put(&url, bytes.clone())).await
+    }
+
+    async fn put(&self, url: &str, bytes: Bytes) -> anyhow::Result<(StatusCode, String)> {
+        let request = self.client.put(url).header("content-length", bytes.len());
+        let parts: Vec<_> = (0..bytes.len()).step_by(PART).map(|at| Ok(bytes.slice(at..bytes.len().min(at + PART)))).collect();
+        self.send(request, futures::stream::iter(parts)).await
     }
 
     /// Sends one request and waits for its outcome as long as it makes progress.
     async fn send<S>(&self, request: RequestBuilder, body: S) -> anyhow::Result<(StatusCode, String)>
     where
-        S: futures::Stream<Item = std::io::Result<bytes::Bytes>> + Send + 'static,
+        S: futures::Stream<Item = std::io::Result<Bytes>> + Send + 'static,
     {
         let progress = Arc::new(AtomicU64::new(0));
         let body = Body::wrap_stream(counted(body, Arc::clone(&progress)));

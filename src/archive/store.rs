@@ -13,11 +13,9 @@ use futures::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig, WriteMultipart};
-use sha2::{Digest, Sha256};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig};
 
 use super::failure::Failure;
-use super::parts::{PIECE, Parts};
 use super::resumable_read::Reading;
 use super::transport::{Idle, IdleConnector};
 use crate::guards::{self, Guard};
@@ -72,7 +70,6 @@ pub struct Store {
     inner: Arc<dyn ObjectStore>,
     place: Place,
     idle: Idle,
-    parts: Parts,
 }
 
 impl Store {
@@ -106,7 +103,7 @@ impl Store {
             let found = std::fs::metadata(path).map_err(|e| config(&e))?;
             let local = LocalFileSystem::new_with_prefix(path).map_err(|e| config(&e))?.with_fsync(true);
             let place = Place::Folder { path: path.into(), device: found.dev(), number: found.ino() };
-            return Ok(Self { inner: Arc::new(local), place, idle, parts: Parts::new(PIECE, u64::MAX) });
+            return Ok(Self { inner: Arc::new(local), place, idle });
         }
         let Some(rest) = url.strip_prefix("s3://") else {
             return Err(config(&"use file:///path or s3://bucket/prefix"));
@@ -124,23 +121,12 @@ impl Store {
             builder = builder.with_config(key, value);
         }
         let s3 = builder.build().map_err(|e| config(&e))?;
-        Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)), place: Place::Bucket, idle, parts: Parts::default() })
+        Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)), place: Place::Bucket, idle })
     }
 
     /// Wraps any object store.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, place: Place::Memory, idle: Idle::default(), parts: Parts::default() }
-    }
-
-    /// With other bounds for the parts of objects, for tests.
-    #[must_use]
-    pub fn with_parts(self, parts: Parts) -> Self {
-        Self { parts, ..self }
-    }
-
-    /// Most bytes in memory while [`Store::put_addressed`] stores an object of this size.
-    pub fn upload_memory(&self, size: u64) -> u64 {
-        self.parts.memory(size)
+        Self { inner, place: Place::Memory, idle: Idle::default() }
     }
 
     /// A whole small object.
@@ -150,6 +136,22 @@ impl Store {
     pub async fn get(&self, key: &str) -> Result<Vec<u8>, StoreError> {
         let (size, mut stream) = self.sized_stream(key).await?;
         let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(64 << 20));
+        while let Some(chunk) = stream.next().await {
+            bytes.extend_from_slice(&chunk?);
+        }
+        Ok(bytes)
+    }
+
+    /// An object of this size.
+    ///
+    /// # Errors
+    /// As [`Store::get`]. [`StoreError::Corrupt`] when it has another size: nothing of it is read.
+    pub async fn get_sized(&self, key: &str, size: u64) -> Result<Vec<u8>, StoreError> {
+        let (found, mut stream) = self.sized_stream(key).await?;
+        if found != size {
+            return Err(StoreError::Corrupt(format!("{key} has {found} bytes, not {size}")));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
         while let Some(chunk) = stream.next().await {
             bytes.extend_from_slice(&chunk?);
         }
@@ -214,66 +216,6 @@ impl Store {
             },
             Err(error) => Err(failed(key, &error)),
         }
-    }
-
-    /// Stores a content-addressed object of this size from a stream, in bounded memory: see [`Store::upload_memory`]. Bytes that do not
-    /// have this size and digest never become visible.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`] when size or digest are others. Never [`StoreError::NotFound`].
-    pub async fn put_addressed<S>(&self, key: &str, digest: &str, size: u64, mut body: S) -> Result<(), StoreError>
-    where
-        S: futures::Stream<Item = Result<Bytes, std::io::Error>> + Unpin,
-    {
-        let path = path(key)?;
-        let part =
-            usize::try_from(self.parts.size(size)).map_err(|_| StoreError::Config(format!("{key} is too large for this machine")))?;
-        let begun = self.limited(Some(TIMEOUT), key, self.inner.put_multipart(&path)).await?;
-        let mut writer = WriteMultipart::new_with_chunk_size(begun.map_err(|e| failed(key, &e))?, part);
-        match self.receive(key, (digest, size), &mut body, &mut writer).await {
-            Ok(()) => {
-                // The kernel may still hold much of it.
-                let limit = self.write_limit(3 * PIECE).map(|limit| limit + Duration::from_secs((size >> 20).min(3600)));
-                self.limited(limit, key, writer.finish()).await?.map_err(|e| failed(key, &e))?;
-                Ok(())
-            }
-            Err(error) => {
-                match self.limited(self.write_limit(0), key, writer.abort()).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(abort)) => tracing::warn!(key, %abort, "an upload was not aborted: its parts may be left in the store"),
-                    Err(abort) => tracing::warn!(key, %abort, "an upload was not aborted: its parts may be left in the store"),
-                }
-                Err(error)
-            }
-        }
-    }
-
-    async fn receive<S>(&self, key: &str, stated: (&str, u64), body: &mut S, writer: &mut WriteMultipart) -> Result<(), StoreError>
-    where
-        S: futures::Stream<Item = Result<Bytes, std::io::Error>> + Unpin,
-    {
-        let ((digest, stated), mut hash, mut size) = (stated, Sha256::new(), 0_u64);
-        let stalled = |_| StoreError::Unavailable("the upload makes no progress: its sender sends nothing".to_owned());
-        while let Some(chunk) = tokio::time::timeout(self.idle.silence, body.next()).await.map_err(stalled)? {
-            let chunk = chunk.map_err(|e| StoreError::Unavailable(format!("the upload broke off: {}", Failure::of(&e).cause())))?;
-            hash.update(&chunk);
-            size += chunk.len() as u64;
-            if size > stated {
-                break;
-            }
-            let capacity = writer.wait_for_capacity(self.parts.ahead(stated));
-            self.limited(self.write_limit(2 * PIECE), key, capacity).await?.map_err(|e| failed(key, &e))?;
-            // Copied: a chunk may be a few bytes of a large buffer, which would be kept with it.
-            writer.write(&chunk);
-        }
-        if size != stated {
-            return Err(StoreError::Corrupt(format!("the upload has {size} bytes or more, not the {stated} that it stated")));
-        }
-        let found = hex::encode(hash.finalize());
-        if found != digest && guards::on(Guard::ObjectDigest) {
-            return Err(StoreError::Corrupt(format!("the bytes have sha256 {found}, not {digest}")));
-        }
-        Ok(())
     }
 
     /// Key of the manifest of a computer that was stored last. There are several only where the UID was deleted more than once: see

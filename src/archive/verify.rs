@@ -1,22 +1,22 @@
 //! Reads a complete archive back before anything is destroyed (S1): every object exists, has its digest, and contains as many files and
 //! bytes as the manifest says. It runs in the background, so that a slow store does not delay other computers (L3).
 //!
-//! A tenant determines the size of a manifest. Two manifests must never be completely in memory at once; a check keeps only a few bytes
-//! per session.
+//! A tenant determined the size of a manifest of version 1. Two manifests must never be completely in memory at once; a check of such an
+//! archive keeps only a few bytes per session, and any other check reads the index line by line.
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
-use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::object::each_entry;
+use super::opened::Archive;
+use super::reading::{ReadError, read};
 use super::store::{Store, StoreError};
-use super::{Manifest, later_manifest_key, manifest_key, object_key};
+use super::tar_scan::Sink;
+use super::{later_manifest_key, manifest_key};
 use crate::guards::{self, Guard};
 use crate::resources::conditions::truncate;
 
@@ -57,11 +57,11 @@ pub struct Origin {
 
 impl Origin {
     /// Whether this deletion wrote a manifest.
-    fn wrote(&self, manifest: &Manifest) -> bool {
-        if manifest.custody_claim.is_empty() {
-            return manifest.created_at >= self.deleted_at;
+    fn wrote(&self, archive: &Archive) -> bool {
+        if archive.custody_claim().is_empty() {
+            return archive.created_at() >= self.deleted_at;
         }
-        self.custody_claim.as_ref() == Some(&manifest.custody_claim)
+        self.custody_claim.as_deref() == Some(archive.custody_claim())
     }
 
     /// Where its manifest can be.
@@ -162,16 +162,20 @@ impl Verifier {
         last
     }
 
-    /// The result of `take` on the newest manifest, while it is the only one in memory.
+    /// The result of `look` on the newest archive, while its manifest is the only one in memory.
     ///
     /// # Errors
     /// When it does not exist, it is damaged, or the store does not answer.
-    pub async fn manifest<T>(&self, uid: &str, take: impl FnOnce(Manifest) -> T) -> Result<T, StoreError> {
+    pub async fn with_archive<T>(
+        &self,
+        uid: &str,
+        look: impl AsyncFnOnce(&Store, Archive) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let _turn = self.reader.manifests.acquire().await;
         let bytes = self.reader.store.get(&self.reader.store.newest_manifest(uid).await?).await?;
-        let manifest = Manifest::parse(&bytes).map_err(|e| StoreError::Corrupt(e.to_string()))?;
+        let archive = Archive::parse(&bytes).map_err(|e| StoreError::Corrupt(e.to_string()))?;
         drop(bytes);
-        Ok(take(manifest))
+        look(&self.reader.store, archive).await
     }
 
     fn start(&self, uid: String, origin: Origin) {
@@ -204,7 +208,7 @@ impl Reader {
             Ok(contents) => {
                 let slots = if contents.unpacked > LARGE { &self.large } else { &self.slots };
                 if let Ok(_slot) = slots.try_acquire() {
-                    return read_all(&self.store, uid, contents).await;
+                    return read_all(&self.store, contents).await;
                 }
                 slots
             }
@@ -212,7 +216,7 @@ impl Reader {
         // Never closed.
         let _slot = slots.acquire().await;
         match self.contents(uid, origin).await {
-            Ok(contents) => read_all(&self.store, uid, contents).await,
+            Ok(contents) => read_all(&self.store, contents).await,
             Err(other) => other,
         }
     }
@@ -241,29 +245,21 @@ pub async fn verify(store: &Store, uid: &str) -> Verification {
         Err(error) => Err(Verification::Unavailable(error.to_string())),
     };
     match newest {
-        Ok(contents) => read_all(store, uid, contents).await,
+        Ok(contents) => read_all(store, contents).await,
         Err(other) => other,
     }
 }
 
-/// The parts of a manifest that a check needs.
+/// What a check needs of a manifest.
 struct Contents {
-    /// The result, if every object exists.
+    /// The result, if everything is as the manifest says.
     summary: Summary,
     /// Bytes of all sessions, unpacked.
     unpacked: u64,
-    sessions: Vec<Expected>,
+    archive: Archive,
 }
 
-/// The expected content of an object.
-#[derive(Clone, Copy)]
-struct Expected {
-    digest: [u8; 32],
-    files: u64,
-    bytes: u64,
-}
-
-/// The content of this deletion's manifest, or the state of the archive without one. An archive of another deletion of this UID counts
+/// This deletion's manifest, or the state of the archive without one. An archive of another deletion of this UID counts
 /// as none.
 async fn of_deletion(store: &Store, uid: &str, origin: &Origin) -> Result<Contents, Verification> {
     let mut without = Verification::Missing;
@@ -278,7 +274,7 @@ async fn of_deletion(store: &Store, uid: &str, origin: &Origin) -> Result<Conten
     Err(without)
 }
 
-/// The content of a manifest. With an origin, a manifest of another deletion counts as missing.
+/// A manifest. With an origin, a manifest of another deletion counts as missing.
 async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) -> Result<Contents, Verification> {
     let bytes = match store.get(key).await {
         Ok(bytes) => bytes,
@@ -286,112 +282,41 @@ async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) 
         Err(error) => return Err(Verification::Unavailable(error.to_string())),
     };
     let manifest_digest = hex::encode(Sha256::digest(&bytes));
-    let manifest = Manifest::parse(&bytes).map_err(|e| Verification::Invalid(e.to_string()))?;
+    let mut archive = Archive::parse(&bytes).map_err(|e| Verification::Invalid(e.to_string()))?;
     drop(bytes);
-    if manifest.computer.uid != uid {
-        return Err(Verification::Invalid(format!("the manifest is that of {}", manifest.computer.uid)));
+    if archive.computer().uid != uid {
+        return Err(Verification::Invalid(format!("the manifest is that of {}", archive.computer().uid)));
     }
-    if guards::on(Guard::OwnArchive) && origin.is_some_and(|origin| !origin.wrote(&manifest)) {
-        tracing::info!(uid, key, created_at = manifest.created_at, "ignoring the archive of an earlier deletion of this UID");
+    if guards::on(Guard::OwnArchive) && origin.is_some_and(|origin| !origin.wrote(&archive)) {
+        tracing::info!(uid, key, created_at = archive.created_at(), "ignoring the archive of an earlier deletion of this UID");
         return Err(Verification::Missing);
     }
-    let mut sessions = Vec::with_capacity(manifest.sessions.len());
-    for session in &manifest.sessions {
-        let mut digest = [0; 32];
-        hex::decode_to_slice(&session.digest, &mut digest).map_err(|e| Verification::Invalid(e.to_string()))?;
-        sessions.push(Expected { digest, files: session.files, bytes: session.bytes });
-    }
-    Ok(Contents {
-        summary: Summary {
-            manifest_digest,
-            sessions: manifest.sessions.len() as u64,
-            bytes: manifest.stored_bytes(),
-            problems: manifest.lost(),
-            left_out_by: truncate(&manifest.left_out_by, 2048),
-        },
-        unpacked: sessions.iter().map(|s| s.bytes).fold(0, u64::saturating_add),
-        sessions,
-    })
+    let summary = Summary {
+        manifest_digest,
+        sessions: archive.sessions(),
+        bytes: archive.stored_bytes(),
+        problems: archive.lost(),
+        left_out_by: truncate(archive.left_out_by(), 2048),
+    };
+    archive.forget_names();
+    Ok(Contents { summary, unpacked: archive.unpacked_bytes(), archive })
 }
 
-async fn read_all(store: &Store, uid: &str, contents: Contents) -> Verification {
-    let sessions = contents.sessions.into_iter().filter(|_| guards::on(Guard::ReadBack));
-    for session in sessions {
-        match object(store, uid, session).await {
-            Ok(()) => {}
-            Err(StoreError::Unavailable(why)) => return Verification::Unavailable(why),
-            Err(error) => return Verification::Invalid(error.to_string()),
-        }
+async fn read_all(store: &Store, contents: Contents) -> Verification {
+    if !guards::on(Guard::ReadBack) {
+        return Verification::Valid(contents.summary);
     }
-    Verification::Valid(contents.summary)
-}
-
-async fn object(store: &Store, uid: &str, session: Expected) -> Result<(), StoreError> {
-    let key = object_key(uid, &hex::encode(session.digest));
-    let reader = SyncIoBridge::new(StreamReader::new(store.stream(&key).await?));
-    let read = tokio::task::spawn_blocking(move || read_back(reader, session));
-    read.await.unwrap_or_else(|e| Err(StoreError::Unavailable(e.to_string()))).map_err(|e| match e {
-        StoreError::Corrupt(why) => StoreError::Corrupt(format!("{key}: {why}")),
-        other => other,
-    })
-}
-
-/// Digest, number of files and bytes, in one stream and bounded memory.
-fn read_back(object: impl Read, expected: Expected) -> Result<(), StoreError> {
-    let corrupt = |e: &dyn std::fmt::Display| StoreError::Corrupt(e.to_string());
-    let mut hashing = Hashing { inner: object, hash: Sha256::new(), failed: None };
-    let counted = count(&mut hashing, expected.bytes);
-    // Read to the end, so that the digest is that of the whole object.
-    let rest = std::io::copy(&mut hashing, &mut std::io::sink());
-    if let Some(error) = hashing.failed.take() {
-        return Err(StoreError::Unavailable(error));
-    }
-    rest.map_err(|e| StoreError::Unavailable(e.to_string()))?;
-    let (files, bytes) = counted.map_err(|e| corrupt(&e))?;
-    let digest = hashing.hash.finalize();
-    if digest[..] != expected.digest {
-        return Err(corrupt(&format!("its bytes have sha256 {}", hex::encode(digest))));
-    }
-    if (files, bytes) != (expected.files, expected.bytes) {
-        return Err(corrupt(&format!("it contains {files} files of {bytes} bytes, not {} of {}", expected.files, expected.bytes)));
-    }
-    Ok(())
-}
-
-fn count(object: &mut impl Read, most: u64) -> std::io::Result<(u64, u64)> {
-    let (mut files, mut bytes) = (0, 0);
-    each_entry(object, |entry| {
-        files += 1;
-        bytes += std::io::copy(entry, &mut std::io::sink())?;
-        if bytes > most {
-            return Err(std::io::Error::other("it contains more than the manifest says"));
-        }
-        Ok(true)
-    })?;
-    Ok((files, bytes))
-}
-
-/// Hashes the bytes that are read, and records a failure of the store separately from damaged bytes.
-struct Hashing<R> {
-    inner: R,
-    hash: Sha256,
-    failed: Option<String>,
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        match self.inner.read(buffer) {
-            Ok(n) => {
-                self.hash.update(&buffer[..n]);
-                Ok(n)
-            }
-            Err(error) => {
-                self.failed = Some(error.to_string());
-                Err(error)
-            }
-        }
+    match read(store, &contents.archive, None, Nothing).await {
+        Ok(Nothing) => Verification::Valid(contents.summary),
+        Err(ReadError::Store(StoreError::Unavailable(why))) => Verification::Unavailable(why),
+        Err(error) => Verification::Invalid(error.to_string()),
     }
 }
+
+/// Content that is checked and not kept.
+struct Nothing;
+
+impl Sink for Nothing {}
 
 #[cfg(test)]
 mod memory_tests;

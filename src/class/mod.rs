@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use self::dry_run::Answer;
-use crate::archive::pack;
+use crate::archive::walk;
 use crate::computer::machine_pod;
 use crate::resources::conditions::{self, types};
 use crate::resources::reasons::Reason;
@@ -150,7 +150,7 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
             "spec.sessionPaths is empty. List at least one directory ('.' for the whole home), or set spec.archive.policy to None",
         ));
     }
-    if let Some(why) = class.spec.session_paths.iter().find_map(|path| pack::check_path(path).err()) {
+    if let Some(why) = class.spec.session_paths.iter().find_map(|path| walk::check_path(path).err()) {
         return Ok(refused(Reason::InvalidSessionPath, format!("spec.sessionPaths is invalid: {why}")));
     }
     let machine = match machine_pod::desired(class, &ComputerSpec::default(), "dry-run") {

@@ -82,11 +82,11 @@ pub struct SessionStatus {
     /// When its computer was deleted. Nothing runs in the session since then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_time: Option<Time>,
-    /// Key of its object in the archive store.
+    /// Key in the archive store of the archive's manifest, or of its own object in an archive of version 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub archive_key: Option<String>,
-    /// SHA-256 of that object, hexadecimal.
+    /// SHA-256 of its part of the archive's tar, or of that object, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub archive_digest: Option<String>,

@@ -31,10 +31,6 @@ pub struct Config {
     /// Address that the ingest endpoint listens on
     #[arg(long, env = "INGEST_BIND", default_value = "0.0.0.0:8443")]
     pub ingest_bind: SocketAddr,
-    /// Memory limit of this process in bytes. What exceeds 368 MiB, and at least 144 MiB, is used for uploads: S3 accepts at most 10,000 parts per object and a part is kept in
-    /// memory, so larger objects need more
-    #[arg(long, env = "MEMORY_LIMIT_BYTES", default_value_t = 512 * 1024 * 1024)]
-    pub memory_limit_bytes: u64,
     /// Address of /livez, /readyz and /metrics
     #[arg(long, env = "METRICS_BIND", default_value = "0.0.0.0:8080")]
     pub metrics_bind: SocketAddr,

@@ -4,7 +4,7 @@
 //! Tenants decide how many Sessions there are and how large they are. The updates therefore run outside the reconciler's workers, which never wait for
 //! them (L3), for a few computers at a time, in small pages, and for a limited time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,13 +18,17 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::archive::manifest::ids_of_path;
-use crate::archive::{Archives, Manifest};
+use crate::archive::old_format::object_key;
+use crate::archive::store::StoreError;
+use crate::archive::{Archive, Archives, Store, manifest_key};
 use crate::resources::{Session, SessionPhase, SessionStatus};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::patch;
 
 /// Sessions in one page of a list; one may have 1.5 MiB.
 const PAGE: u32 = 10;
+/// Sessions that are looked up in the archive at once: its index is read once for them.
+const LOOKED_UP: usize = 500;
 /// Number of computers whose Sessions are marked concurrently.
 const AT_ONCE: usize = 2;
 /// Time limit for the Sessions of one computer; shorter than the lifetime of a list's continue token.
@@ -85,17 +89,20 @@ async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), d
     let api: Api<Listed> = Api::namespaced_with(client.clone(), namespace, &ApiResource::erase::<Session>(&()));
     let marked = |s: &Listed| matches!(s.status.as_ref().and_then(|s| s.phase), Some(SessionPhase::Archived | SessionPhase::Ended));
     let waits = |s: &Listed| s.spec.computer_uid == uid && !marked(s);
-    let (mut params, mut places, mut written) = (ListParams::default().limit(PAGE), None, 0);
+    let (mut params, mut waiting, mut written) = (ListParams::default().limit(PAGE), Vec::new(), 0);
     loop {
         let page = call(api.list(&params)).await?;
-        for session in page.items.into_iter().filter(waits) {
-            let places = match &mut places {
-                Some(places) => places,
-                none => none.insert(archives.manifest(uid, Places::of).await.map_err(|e| MarkError::Store(e.to_string()))?),
-            };
-            written += usize::from(write(&api, &session, ended(&session, places, uid, deleted_at)).await?);
+        waiting.extend(page.items.into_iter().filter(waits));
+        let next = page.metadata.continue_.filter(|next| !next.is_empty());
+        if !waiting.is_empty() && (waiting.len() >= LOOKED_UP || next.is_none()) {
+            let paths = waiting.iter().filter_map(|s| s.spec.path.as_deref());
+            let places = archives.with_archive(uid, async |store, archive| Places::of(store, &archive, paths).await).await;
+            let places = places.map_err(|e| MarkError::Store(e.to_string()))?;
+            for session in waiting.drain(..) {
+                written += usize::from(write(&api, &session, ended(&session, &places, deleted_at)).await?);
+            }
         }
-        let Some(next) = page.metadata.continue_.filter(|next| !next.is_empty()) else { return Ok(written) };
+        let Some(next) = next else { return Ok(written) };
         params = params.continue_token(&next);
     }
 }
@@ -123,29 +130,41 @@ enum MarkError {
     Store(String),
 }
 
-/// The digest of each archived session, by its id.
-struct Places(HashMap<String, String>);
+/// Key and digest of archived sessions, by id: those that may contain the paths that were looked up.
+struct Places(HashMap<String, (String, String)>);
 
 impl Places {
-    fn of(manifest: Manifest) -> Self {
-        Self(manifest.sessions.into_iter().map(|s| (s.id, s.digest)).collect())
+    /// Reads the index once. An archive may have millions of sessions, so only those that are needed are kept.
+    async fn of(store: &Store, archive: &Archive, paths: impl Iterator<Item = &str>) -> Result<Self, StoreError> {
+        let wanted: HashSet<&str> = paths.flat_map(ids_of_path).collect();
+        let (mut entries, mut places, uid) = (archive.entries(store), HashMap::new(), &archive.computer().uid);
+        while let Some(entry) = entries.next().await? {
+            if entry.files > 0 && wanted.contains(entry.id.as_str()) {
+                let key = match archive {
+                    Archive::Old(_) => object_key(uid, &entry.digest),
+                    Archive::New(_) => manifest_key(uid),
+                };
+                places.insert(entry.id, (key, entry.digest));
+            }
+        }
+        Ok(Self(places))
     }
 
-    /// Digest of the session that contains a path.
-    fn holding(&self, path: &str) -> Option<&String> {
+    /// The session that contains a path.
+    fn holding(&self, path: &str) -> Option<&(String, String)> {
         ids_of_path(path).find_map(|id| self.0.get(id))
     }
 }
 
 /// The status of a session whose computer was deleted: `Archived` if the archive contains its path, otherwise `Ended`.
-fn ended(session: &Listed, places: &Places, uid: &str, deleted_at: &Time) -> SessionStatus {
+fn ended(session: &Listed, places: &Places, deleted_at: &Time) -> SessionStatus {
     let old = session.status.clone().unwrap_or_default();
-    let digest = session.spec.path.as_deref().and_then(|path| places.holding(path));
+    let place = session.spec.path.as_deref().and_then(|path| places.holding(path));
     SessionStatus {
-        phase: Some(if digest.is_some() { SessionPhase::Archived } else { SessionPhase::Ended }),
+        phase: Some(if place.is_some() { SessionPhase::Archived } else { SessionPhase::Ended }),
         completed_time: Some(deleted_at.clone()),
-        archive_key: digest.map(|digest| crate::archive::object_key(uid, digest)),
-        archive_digest: digest.cloned(),
+        archive_key: place.map(|(key, _)| key.clone()),
+        archive_digest: place.map(|(_, digest)| digest.clone()),
         ..old
     }
 }

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::archive::{SessionEntry, Store, manifest_key};
+use crate::archive::old_format::{OldManifest, OldSession};
+use crate::archive::{Store, manifest_key};
 
 /// An API server of Sessions that delays each response by a second.
 #[derive(Default)]
@@ -55,8 +56,7 @@ impl Server {
 #[tokio::test(start_paused = true)]
 async fn marking_sessions_never_blocks_a_worker_and_is_bounded() {
     let store = Arc::new(Store::new(Arc::new(object_store::memory::InMemory::new())));
-    let mut manifest = crate::archive::manifest::tests::empty("u0");
-    manifest.sessions.push(entry("a/one", '1'));
+    let manifest = old(vec![entry("a/one", '1')]);
     store.put_once(&manifest_key("u0"), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
     let (checked, _) = mpsc::channel(1);
     let server = Arc::new(Server::default());
@@ -89,24 +89,31 @@ async fn marking_sessions_never_blocks_a_worker_and_is_bounded() {
     assert_eq!(status(0)["completedTime"], "2026-11-28T17:00:00Z");
 }
 
-fn entry(id: &str, digest: char) -> SessionEntry {
-    SessionEntry { id: id.to_owned(), files: 1, bytes: 1, digest: digest.to_string().repeat(64), size: 1, last_modified: 0 }
+fn old(sessions: Vec<OldSession>) -> OldManifest {
+    let manifest = json!({"version": 1, "computer": {"namespace": "t", "name": "c", "uid": "u0"}, "createdAt": 1, "sessionPaths": [],
+        "sessions": sessions, "problems": [], "problemCount": 0});
+    serde_json::from_value(manifest).unwrap()
 }
 
-#[test]
-fn a_path_belongs_to_the_session_with_the_longest_matching_id() {
-    let mut manifest = crate::archive::manifest::tests::empty("u");
-    manifest.sessions = vec![entry("a/x", '1'), entry("a/x.y/z", '2'), entry("b", '3')];
-    let mut places = Places::of(manifest);
-    let first = |places: &Places, path: &str| places.holding(path).and_then(|digest| digest.chars().next());
-    for (path, digest) in
-        [("a/x", '1'), ("a/x.jsonl", '1'), ("a/x/deep/in", '1'), ("a/x.y/z.jsonl", '2'), ("a/x.y/other", '1'), ("b.é/é.ü", '3')]
-    {
+fn entry(id: &str, digest: char) -> OldSession {
+    OldSession { id: id.to_owned(), files: 1, bytes: 1, digest: digest.to_string().repeat(64), size: 1, last_modified: 0 }
+}
+
+#[tokio::test]
+async fn a_path_belongs_to_the_session_with_the_longest_matching_id() {
+    let archive = Archive::Old(Box::new(old(vec![entry("a/x", '1'), entry("a/x.y/z", '2'), entry("b", '3')])));
+    let store = Store::new(Arc::new(object_store::memory::InMemory::new()));
+    let yes = [("a/x", '1'), ("a/x.jsonl", '1'), ("a/x/deep/in", '1'), ("a/x.y/z.jsonl", '2'), ("a/x.y/other", '1'), ("b.é/é.ü", '3')];
+    let no = ["a/xy", "a", "", "c.d/e"];
+    let paths = yes.iter().map(|(path, _)| *path).chain(no);
+    let mut places = Places::of(&store, &archive, paths).await.unwrap();
+    let first = |places: &Places, path: &str| places.holding(path).and_then(|(_, digest)| digest.chars().next());
+    for (path, digest) in yes {
         assert_eq!(first(&places, path), Some(digest), "{path}");
     }
-    for path in ["a/xy", "a", "", "c.d/e"] {
+    for path in no {
         assert_eq!(first(&places, path), None, "{path}");
     }
-    places.0.insert(".".to_owned(), "4".to_owned());
+    places.0.insert(".".to_owned(), (String::new(), "4".to_owned()));
     assert_eq!(first(&places, "c.d/e"), Some('4'));
 }

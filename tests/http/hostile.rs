@@ -345,7 +345,7 @@ async fn unfinished_heads_use_little_memory_of_the_operator(bench: Arc<Bench>) -
     let tls = TlsConnector::from(Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()));
     let memory = || bench.operator.lock().unwrap().as_ref().context("an operator")?.memory();
     let pods = reqwest::Client::builder().tls_certs_only([reqwest::Certificate::from_pem(&pem)?]).pool_max_idle_per_host(0).build()?;
-    let path = format!("https://{ingest}/ingest/v1/{}/objects/{}", "0".repeat(32), "0".repeat(64));
+    let path = format!("https://{ingest}/ingest/v2/{}/chunks/{}", "0".repeat(32), "0".repeat(64));
     let refused = || async {
         let answer = pods.head(&path).send().await?;
         ensure!(answer.status() == 401, "{answer:?}");

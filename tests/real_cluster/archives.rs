@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
+use computer_operator::archive::Archive;
+use computer_operator::archive::reading::read;
+use computer_operator::archive::restore::Unpack;
 use computer_operator::resources::RecordPhase;
 use computer_operator::resources::steps::{DeletionStep, StepResult};
 use serde_json::json;
@@ -32,8 +35,8 @@ async fn odd_files(bench: Arc<Bench>) -> Result<()> {
         ln -s /etc/passwd link.jsonl; ln -s / root; mkfifo pipe; echo secret > locked.jsonl; chmod 000 locked.jsonl"#;
     bench.shell(&namespace, &uid, script).await?;
     bench.delete(&namespace, "box", "background").await?;
-    let (record, manifest) = bench.archived(&uid, 2005).await?;
-    ensure!(manifest.problem_count == 4, "{:?}", manifest.problems);
+    let (record, archive) = bench.archived(&uid, 2005).await?;
+    ensure!(archive.problem_count() == 4, "{archive:?}");
     ensure!(record.spec.state.deletion.and_then(|d| d.archive).context("no archive")?.problems == 1, "one file was lost");
     Ok(())
 }
@@ -47,13 +50,10 @@ async fn a_whole_home(bench: Arc<Bench>) -> Result<()> {
         "cd $HOME; mkdir -p .claude/projects work/deep; echo note > notes.txt; echo s > .claude/projects/a.jsonl; echo w > work/deep/w.c";
     bench.shell(&namespace, &uid, script).await?;
     bench.delete(&namespace, "box", "background").await?;
-    let (_, manifest) = bench.archived(&uid, 3).await?;
-    ensure!(manifest.session_paths == ["."], "{:?}", manifest.session_paths);
+    let (_, archive) = bench.archived(&uid, 3).await?;
+    ensure!(matches!(&archive, Archive::New(manifest) if manifest.session_paths == ["."]), "{archive:?}");
     let back = tempfile::tempdir()?;
-    for session in &manifest.sessions {
-        let object = bench.store_path().join(computer_operator::archive::object_key(&uid, &session.digest));
-        computer_operator::archive::restore::unpack(std::fs::File::open(object)?, back.path())?;
-    }
+    read(&bench.store()?, &archive, None, Unpack::new(back.path())).await?;
     ensure!(std::fs::read(back.path().join("notes.txt"))? == b"note\n" && std::fs::read(back.path().join("work/deep/w.c"))? == b"w\n");
     Ok(())
 }
@@ -64,11 +64,11 @@ async fn two_hundred_megabytes(bench: Arc<Bench>) -> Result<()> {
     bench.shell(&namespace, &uid, "mkdir -p $HOME/.codex/sessions; cd $HOME/.codex/sessions; dd if=/dev/urandom of=a.jsonl bs=1M count=200 2>/dev/null; sha256sum a.jsonl > b.jsonl").await?;
     let sum = bench.shell(&namespace, &uid, "cat $HOME/.codex/sessions/b.jsonl").await?;
     bench.delete(&namespace, "box", "background").await?;
-    let (_, manifest) = bench.archived(&uid, 2).await?;
-    let entry = manifest.session_of_path(".codex/sessions/a.jsonl").context("the large session")?;
-    let object = bench.store_path().join(computer_operator::archive::object_key(&uid, &entry.digest));
+    let (_, archive) = bench.archived(&uid, 2).await?;
+    let store = bench.store()?;
+    let entry = archive.session_of_path(&store, ".codex/sessions/a.jsonl").await?.context("the large session")?;
     let back = tempfile::tempdir()?;
-    computer_operator::archive::restore::unpack(std::fs::File::open(object)?, back.path())?;
+    read(&store, &archive, Some(entry), Unpack::new(back.path())).await?;
     let digest = hex::encode(sha2::Sha256::digest(std::fs::read(back.path().join(".codex/sessions/a.jsonl"))?));
     ensure!(sum.starts_with(&digest), "the restored file has the digest {digest}, not {sum}");
     Ok(())
@@ -82,8 +82,8 @@ async fn an_archive_that_already_exists(bench: Arc<Bench>) -> Result<()> {
     let planted = json!({"version": 1, "computer": {"namespace": namespace, "name": "box", "uid": uid}, "createdAt": 7, "sessionPaths": [], "sessions": [], "problems": [], "problemCount": 0});
     bench.store()?.put_once(&computer_operator::archive::manifest_key(&uid), serde_json::to_vec(&planted)?).await?;
     bench.delete(&namespace, "box", "background").await?;
-    let (_, manifest) = bench.archived(&uid, 0).await?;
-    ensure!(manifest.created_at == 7, "S7: the archive was overwritten");
+    let (_, archive) = bench.archived(&uid, 0).await?;
+    ensure!(archive.created_at() == 7, "S7: the archive was overwritten");
     Ok(())
 }
 
@@ -116,8 +116,8 @@ async fn unreadable_files_block_until_given_up(bench: Arc<Bench>) -> Result<()> 
     let over = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "DeletionOverride", "metadata": {"name": format!("give-up-{namespace}")},
         "spec": {"computer": {"namespace": namespace, "name": "box", "uid": uid}, "skip": ["unreadable-files"], "reason": "the owner gave the file up"}});
     bench.kubectl(&["create", "-f", "-"], &over.to_string()).await?;
-    let (record, manifest) = bench.archived(&uid, 3).await?;
-    let problem = manifest.problems.first().context("a problem")?;
+    let (record, archive) = bench.archived(&uid, 3).await?;
+    let problem = archive.problems(&bench.store()?).next().await?.context("a problem")?;
     ensure!(problem.path == ".factory/sessions/one.jsonl", "{problem:?}");
     let deletion = record.spec.state.deletion.context("no deletion")?;
     let step = deletion.steps.get(DeletionStep::ArchiveSessions).context("no step")?;

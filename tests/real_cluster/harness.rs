@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use computer_operator::archive::store::Store;
-use computer_operator::archive::{Manifest, Verification, manifest_key, receipt_key, verify};
+use computer_operator::archive::{Archive, Verification, manifest_key, receipt_key, verify};
 use computer_operator::resources::{Computer, ComputerRecord, CredentialState, Phase, RecordPhase, UID_LABEL};
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{Api, ListParams, PostParams};
@@ -332,15 +332,15 @@ impl Bench {
     }
 
     /// As [`Bench::clean`], and the archive verifies and contains this many sessions.
-    pub async fn archived(&self, uid: &str, sessions: usize) -> Result<(ComputerRecord, Manifest)> {
+    pub async fn archived(&self, uid: &str, sessions: usize) -> Result<(ComputerRecord, Archive)> {
         let record = self.clean(uid).await?;
         match verify::verify(&self.store()?, uid).await {
             Verification::Valid(_) => {}
             other => bail!("the archive: {other:?}"),
         }
-        let manifest = Manifest::parse(&self.store()?.get(&manifest_key(uid)).await?)?;
-        ensure!(manifest.sessions.len() == sessions, "{} sessions instead of {sessions}", manifest.sessions.len());
-        Ok((record, manifest))
+        let archive = Archive::parse(&self.store()?.get(&manifest_key(uid)).await?)?;
+        ensure!(archive.sessions() == sessions as u64, "{} sessions instead of {sessions}", archive.sessions());
+        Ok((record, archive))
     }
 
     /// Waits until a namespace is gone.

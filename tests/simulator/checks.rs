@@ -316,10 +316,10 @@ pub fn destroyed(observer: &mut Observer, state: &State, volume: &Value) {
     if !protected || !wanted || overridden(state, of, SkippableStep::ArchiveSessions) {
         return;
     }
-    let expected = packed(disk.written).entry.digest.clone();
+    let expected = packed(disk.written).digests();
     match observer.archive(of) {
         None => observer.violation(format!("S1: the home of {of} was destroyed, and there is no archive")),
-        Some(found) if found != [expected] => {
+        Some(found) if found != expected => {
             observer.violation(format!(
                 "S1: the home of {of} was destroyed, and its archive does not have the last content ({})",
                 disk.written

@@ -317,9 +317,9 @@ pub fn end_state(state: &State) -> Vec<String> {
             let required = state.observer.archive_due(&fate.promised.archive);
             let on_record = record.spec.state.children.volume.as_ref().is_some_and(|v| v.uid == *volume);
             if required && on_record && !overridden(state, of, SkippableStep::ArchiveSessions) {
-                let expected = packed(disk.written).entry.digest.clone();
+                let expected = packed(disk.written).digests();
                 let found = state.observer.archive(of);
-                if found.as_deref() != Some(&[expected][..]) {
+                if found.as_ref() != Some(&expected) {
                     wrong.push(format!("S1: the archive of {of} is {found:?}, the home was written {} times", disk.written));
                 }
             }

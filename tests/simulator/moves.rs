@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use computer_operator::archive::manifest::{Manifest, ManifestComputer, VERSION};
-use computer_operator::archive::{manifest_key, object_key};
+use computer_operator::archive::manifest::ManifestComputer;
+use computer_operator::archive::{chunk_key, manifest_key};
 use computer_operator::resources::{DELETION_FINALIZER, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
 use futures::FutureExt;
 use object_store::path::Path;
@@ -263,20 +263,9 @@ fn old_archive(world: &World) {
     let Some(of) = world.with(|s| s.get("computers", TEAM, BOX).map(|c| uid(c).to_owned())) else { return };
     let home = packed(0);
     let computer = ManifestComputer { namespace: TEAM.to_owned(), name: BOX.to_owned(), uid: of.clone() };
-    let manifest = Manifest {
-        version: VERSION,
-        computer,
-        created_at: 0,
-        session_paths: Vec::new(),
-        sessions: vec![home.entry.clone()],
-        problems: Vec::new(),
-        problem_count: 0,
-        lost_count: 0,
-        left_out_by: String::new(),
-        custody_claim: "of-another-deletion".to_owned(),
-    };
-    let bytes = serde_json::to_vec(&manifest).expect("a manifest");
-    for (key, content) in [(object_key(&of, &home.entry.digest), home.object.clone()), (manifest_key(&of), bytes.into())] {
+    let manifest = home.manifest_of(computer, 0, "of-another-deletion".to_owned());
+    let chunks = home.blobs.iter().map(|blob| (chunk_key(&of, &blob.chunk.digest), blob.bytes.clone()));
+    for (key, content) in chunks.chain([(manifest_key(&of), manifest)]) {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let _ = world.objects().put_opts(&Path::from(key), content.into(), options).now_or_never();
     }

@@ -6,13 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use computer_operator::archive::{Manifest, manifest_key, object_key, receipt_key};
+use computer_operator::archive::{manifest_key, receipt_key};
 use computer_operator::credentials::Key;
 use computer_operator::credentials::verify::decide;
-use futures::FutureExt;
-use object_store::ObjectStore;
 use object_store::memory::InMemory;
-use object_store::path::Path;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
@@ -170,18 +167,9 @@ impl Observer {
         policy == "Required" || (policy == "BestEffort" && !self.store_dead)
     }
 
-    /// The digests of the sessions in the last complete archive of this computer: all objects exist and match their names.
+    /// The digests of the chunks in the last complete archive of this computer: all objects exist and match their names.
     pub fn archive(&self, computer: &str) -> Option<Vec<String>> {
-        let folder = Path::from(format!("archives/{computer}"));
-        let listed = self.store.as_ref()?.list_with_delimiter(Some(&folder)).now_or_never()?.ok()?;
-        let last = listed.objects.iter().max_by_key(|o| o.last_modified)?;
-        let manifest = Manifest::parse(&self.in_store(last.location.as_ref())?).ok().filter(|m| m.computer.uid == computer)?;
-        let whole = |digest: &String| {
-            let object = self.in_store(&object_key(computer, digest));
-            object.is_some_and(|o| hex::encode(Sha256::digest(&o)) == *digest)
-        };
-        let digests: Vec<String> = manifest.sessions.into_iter().map(|s| s.digest).collect();
-        digests.iter().all(whole).then_some(digests)
+        crate::store::archive(self.store.as_ref()?, computer)
     }
 
     /// Whether the store has a manifest whose objects it has lost.
@@ -235,7 +223,10 @@ impl Observer {
             self.violation(format!("S7: {key} was overwritten"));
         }
         let Some(after) = after.filter(|_| before.is_none()) else { return };
-        if let Some(digest) = key.rsplit('/').next().and_then(|f| f.strip_suffix(".tar.zst")).filter(|_| key.contains("/objects/"))
+        if key.contains("/objects/") {
+            self.violation(format!("{key} belongs to an earlier version of the format"));
+        }
+        if let Some(digest) = key.rsplit('/').next().and_then(|f| f.strip_suffix(".zst")).filter(|_| key.contains("/chunks/"))
             && hex::encode(Sha256::digest(after)) != digest
         {
             self.violation(format!("S7: the content of {key} does not match its name"));

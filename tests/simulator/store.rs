@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use computer_operator::archive::manifest::Chunk;
+use computer_operator::archive::{Manifest, chunk_key};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use object_store::memory::InMemory;
@@ -16,6 +18,7 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions,
     PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
+use sha2::{Digest as _, Sha256};
 
 use crate::faults::{Side, Verdict};
 use crate::world::{Caller, World};
@@ -43,6 +46,29 @@ impl fmt::Display for Shelf {
 pub fn peek(store: &InMemory, key: &str) -> Option<Bytes> {
     let read = async { store.get(&Path::from(key)).await.ok()?.bytes().await.ok() };
     read.now_or_never().flatten()
+}
+
+/// The digests of the chunks in the last complete archive of a computer: all objects exist and match their names.
+pub fn archive(store: &InMemory, computer: &str) -> Option<Vec<String>> {
+    let folder = Path::from(format!("archives/{computer}"));
+    let listed = store.list_with_delimiter(Some(&folder)).now_or_never()?.ok()?;
+    let last = listed.objects.iter().max_by_key(|o| o.last_modified)?;
+    let manifest = Manifest::parse(&peek(store, last.location.as_ref())?).ok().filter(|m| m.computer.uid == computer)?;
+    let whole = |chunk: &Chunk| {
+        let object = peek(store, &chunk_key(computer, &chunk.digest))?;
+        (hex::encode(Sha256::digest(&object)) == chunk.digest).then_some(object)
+    };
+    manifest.pieces().try_for_each(|piece| whole(piece).map(drop))?;
+    let mut chunks = Vec::new();
+    for piece in &manifest.chunks.pieces {
+        let lines = zstd::decode_all(&whole(piece)?[..]).ok()?;
+        for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            let chunk: Chunk = serde_json::from_slice(line).ok()?;
+            whole(&chunk)?;
+            chunks.push(chunk.digest);
+        }
+    }
+    Some(chunks)
 }
 
 /// A failure as a real store reports it: no two texts are equal, because they contain the duration and the id of the request.
@@ -114,7 +140,7 @@ impl Shelf {
         if !self.world.with(|s| s.observer.lossy) || !key.ends_with("/manifest.json") {
             return;
         }
-        let prefix = key.replace("manifest.json", "objects");
+        let prefix = key.replace("manifest.json", "chunks");
         let mut objects = self.inner.list(Some(&Path::from(prefix)));
         while let Some(Ok(object)) = objects.next().await {
             let _ = self.inner.delete(&object.location).await;

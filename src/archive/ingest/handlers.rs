@@ -1,5 +1,5 @@
-//! The three requests: check an object, store an object, store the manifest. Errors are short texts for the archive pod's log. A handler
-//! must never write for another UID than the caller's, or overwrite an object.
+//! The three requests: check a chunk, store a chunk, store the manifest. Errors are short texts for the archive pod's log. A handler must never
+//! write for another UID than the caller's, overwrite an object, or store bytes under a name that is not their digest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,64 +9,58 @@ use axum::body::{Body, HttpBody as _};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
-use axum::routing::put;
+use axum::routing::{any, put};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
 use super::auth::Authenticator;
 use super::progress::{self, Outcome};
-use crate::archive::manifest::{MAX_BYTES, is_digest};
+use crate::archive::manifest::{CHUNK, Chunk, MAX_BYTES, is_digest};
+use crate::archive::opened::Lines;
 use crate::archive::store::{ReceiptPut, Store, StoreError};
 use crate::archive::waiting_time::Waits;
-use crate::archive::{Manifest, SessionEntry, later_manifest_key, manifest_key, object_key};
+use crate::archive::{Archive, Manifest, chunk_key, later_manifest_key, manifest_key};
 use crate::guards::{self, Guard};
 
-const MIB: u64 = 1024 * 1024;
-/// Least memory for objects that are received in parallel, MiB: six, each of up to three parts of 8 MiB when the store is slow.
-const UPLOADS: u32 = 144;
-/// Memory that the operator needs besides the uploads, MiB: see docs/memory.md.
-const BESIDE: u64 = 368;
-/// Total bytes of manifests that are received in parallel: as much as the largest one.
-const MANIFESTS: usize = MAX_BYTES;
-/// Longest time without a byte of a manifest. Waiting for a slot or for the store is not limited here: a request that holds a slot ends
-/// when it makes no progress, so each request gets a slot.
-const SILENCE: Duration = Duration::from_secs(60);
-/// Objects of one manifest that are checked in parallel.
+/// Bytes of chunks that are received in parallel: six of the largest.
+const UPLOADS: usize = 6 * CHUNK;
+/// Total bytes of manifests that are received in parallel.
+const MANIFESTS: usize = 4 * MAX_BYTES;
+/// Longest time without a byte of a body. Waiting for a slot or for the store is not limited here: a request that holds a slot ends when it
+/// makes no progress, so each request gets a slot.
+const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
+/// Chunks of one manifest that are checked in parallel.
 const LOOKS: usize = 64;
+/// The answer to an archive pod of version 1. It ends with an error, and the operator creates one of its own version.
+const OLD: &str = "this operator stores archives in chunks, and this archive pod is from an earlier version: the operator replaces it";
 
 #[derive(Clone)]
 struct Shared {
     store: Arc<Store>,
     authenticator: Authenticator,
     waits: Arc<Waits>,
-    /// MiB of memory for uploads, all of them, and those that are free.
-    room: u32,
     uploads: Arc<Semaphore>,
     manifests: Arc<Semaphore>,
 }
 
 impl Shared {
-    fn new(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>, room: u32) -> Self {
+    fn new(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Self {
         let slots = |n| Arc::new(Semaphore::new(n));
-        Self { store, authenticator, waits, room, uploads: slots(room as usize), manifests: slots(MANIFESTS) }
+        Self { store, authenticator, waits, uploads: slots(UPLOADS), manifests: slots(MANIFESTS) }
     }
 }
 
 type Answer = Result<StatusCode, (StatusCode, String)>;
 
-/// MiB for uploads in a process of this limit of memory, bytes. A process with a higher limit stores larger objects.
-fn uploads_of(limit: u64) -> u32 {
-    u32::try_from((limit / MIB).saturating_sub(BESIDE)).unwrap_or(u32::MAX).clamp(UPLOADS, 4096)
-}
-
-/// The routes, in a process that may take this many bytes of memory. Each stored object is reported to `waits`.
-pub fn router(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>, memory: u64) -> Router {
-    let shared = Shared::new(store, authenticator, waits, uploads_of(memory));
+/// The routes. Each stored chunk is reported to `waits`.
+pub fn router(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Router {
     Router::new()
-        .route("/ingest/v1/{uid}/objects/{digest}", put(put_object).head(head_object))
-        .route("/ingest/v1/{uid}/manifest", put(put_manifest))
-        .with_state(shared)
+        .route("/ingest/v2/{uid}/chunks/{digest}", put(put_chunk).head(head_chunk))
+        .route("/ingest/v2/{uid}/manifest", put(put_manifest))
+        .route("/ingest/v1/{*rest}", any(|| async { (StatusCode::GONE, OLD) }))
+        .with_state(Shared::new(store, authenticator, waits))
 }
 
 /// Whether the caller may write for this UID.
@@ -86,17 +80,17 @@ fn valid(uid: &str, digest: &str) -> Result<(), (StatusCode, String)> {
     if uid && is_digest(digest) { Ok(()) } else { Err((StatusCode::BAD_REQUEST, "not a UID and a SHA-256".to_owned())) }
 }
 
-async fn head_object(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Answer {
+async fn head_chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Answer {
     valid(&uid, &digest)?;
     authorize(&shared, &headers, &uid).await?;
-    match shared.store.size(&object_key(&uid, &digest)).await {
+    match shared.store.size(&chunk_key(&uid, &digest)).await {
         Ok(_) => Ok(StatusCode::OK),
         Err(StoreError::NotFound(_)) => Ok(StatusCode::NOT_FOUND),
         Err(error) => Err(failed(&error)),
     }
 }
 
-async fn put_object(
+async fn put_chunk(
     State(shared): State<Shared>,
     Path((uid, digest)): Path<(String, String)>,
     headers: HeaderMap,
@@ -104,47 +98,41 @@ async fn put_object(
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &digest)?;
     authorize(&shared, &headers, &uid).await?;
-    let size = length(&body)?;
-    let room = room_of_object(&shared, size)?;
-    Ok(progress::answer(&headers, store_object(shared, uid, digest, (size, room), body)).await)
+    let room = room(&body, CHUNK, "chunk")?;
+    Ok(progress::answer(&headers, async move { store_chunk(shared, uid, digest, room, body).await.unwrap_or_else(|refused| refused) })
+        .await)
 }
 
-fn length(body: &Body) -> Result<u64, Outcome> {
-    body.size_hint().exact().ok_or_else(|| (StatusCode::LENGTH_REQUIRED, "no Content-Length".to_owned()))
+/// No part of a body is read before the sender is authenticated and the body has room.
+fn room(body: &Body, most: usize, what: &str) -> Result<u32, Outcome> {
+    let length = body.size_hint().exact().ok_or_else(|| (StatusCode::LENGTH_REQUIRED, "no Content-Length".to_owned()))?;
+    let too_long = || (StatusCode::PAYLOAD_TOO_LARGE, format!("a {what} has {most} bytes at most"));
+    u32::try_from(length).ok().filter(|length| *length as usize <= most).ok_or_else(too_long)
 }
 
-/// MiB that an object takes while it is stored.
-fn room_of_object(shared: &Shared, size: u64) -> Result<u32, Outcome> {
-    let needed = shared.store.upload_memory(size).div_ceil(MIB);
-    u32::try_from(needed).ok().filter(|needed| *needed <= shared.room).ok_or_else(|| {
-        let (limit, of) = (needed + BESIDE, size >> 30);
-        let text = format!(
-            "this object has {of} GiB, so the operator stores it in parts of {needed} MiB, and has memory for {} MiB. Raise the memory limit \
-             of the operator (chart value controller.resources.limits.memory) to {limit}Mi or more",
-            shared.room
-        );
-        (StatusCode::PAYLOAD_TOO_LARGE, text)
-    })
-}
-
-async fn store_object(shared: Shared, uid: String, digest: String, (size, room): (u64, u32), body: Body) -> Outcome {
-    let key = object_key(&uid, &digest);
+async fn store_chunk(shared: Shared, uid: String, digest: String, size: u32, body: Body) -> Result<Outcome, Outcome> {
+    let key = chunk_key(&uid, &digest);
     match shared.store.size(&key).await {
-        // Content-addressed: an existing object was verified when it was stored (S7).
-        Ok(_) => return (StatusCode::OK, String::new()),
+        // Content-addressed: an existing object was verified when it was stored (S7). The read-back verifies it again.
+        Ok(_) => return Ok((StatusCode::OK, String::new())),
         Err(StoreError::NotFound(_)) => {}
-        Err(error) => return failed(&error),
+        Err(error) => return Err(failed(&error)),
     }
     // Never closed.
-    let _turn = shared.uploads.acquire_many(room).await;
-    let stream = Box::pin(body.into_data_stream().map_err(std::io::Error::other));
-    match shared.store.put_addressed(&key, &digest, size, stream).await {
-        Ok(()) => {
-            tracing::debug!(uid, size, "object stored");
+    let _room = shared.uploads.acquire_many(size).await;
+    let bytes = Bytes::from(receive(body, size).await?);
+    let found = hex::encode(Sha256::digest(&bytes));
+    if found != digest && guards::on(Guard::ObjectDigest) {
+        return Err((StatusCode::BAD_REQUEST, format!("the bytes have sha256 {found}, not {digest}")));
+    }
+    match shared.store.put_once(&key, bytes).await {
+        Ok(ReceiptPut::Other(_)) => Err((StatusCode::BAD_REQUEST, format!("damaged: {key} is in the store with other bytes"))),
+        Ok(_) => {
+            tracing::debug!(uid, size, "chunk stored");
             shared.waits.stored(&uid);
-            (StatusCode::CREATED, String::new())
+            Ok((StatusCode::CREATED, String::new()))
         }
-        Err(error) => failed(&error),
+        Err(error) => Err(failed(&error)),
     }
 }
 
@@ -156,7 +144,7 @@ async fn put_manifest(
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &"0".repeat(64))?;
     authorize(&shared, &headers, &uid).await?;
-    let room = room(&body)?;
+    let room = room(&body, MAX_BYTES, "manifest")?;
     Ok(progress::answer(&headers, async move { store_manifest(shared, uid, room, body).await.unwrap_or_else(|refused| refused) }).await)
 }
 
@@ -173,9 +161,7 @@ async fn store_manifest(shared: Shared, uid: String, room: u32, body: Body) -> R
         valid(&manifest.custody_claim, &"0".repeat(64))?;
     }
     all_there(&shared.store, &uid, &manifest).await?;
-    let (sessions, problems, claim) = (manifest.sessions.len(), manifest.problem_count, manifest.custody_claim.clone());
-    // The bytes are enough, while the store takes its time.
-    drop(manifest);
+    let (sessions, problems, claim) = (manifest.sessions, manifest.problems.count, manifest.custody_claim);
     match put_once_per_deletion(&shared.store, &uid, &claim, body.into()).await {
         Ok(ReceiptPut::Created) => {
             tracing::info!(uid, sessions, problems, "manifest stored");
@@ -190,7 +176,7 @@ async fn store_manifest(shared: Shared, uid: String, room: u32, body: Body) -> R
 /// Stores a manifest, create-only. If another deletion of this UID has stored a manifest, this one gets a separate key (S7).
 async fn put_once_per_deletion(store: &Store, uid: &str, claim: &str, body: Bytes) -> Result<ReceiptPut, StoreError> {
     let first = store.put_once(&manifest_key(uid), body.clone()).await?;
-    let other = |existing: &[u8]| !Manifest::parse(existing).is_ok_and(|m| m.custody_claim == claim);
+    let other = |existing: &[u8]| !Archive::parse(existing).is_ok_and(|archive| archive.custody_claim() == claim);
     match first {
         ReceiptPut::Other(existing) if !claim.is_empty() && other(&existing) => {
             drop(existing);
@@ -201,39 +187,38 @@ async fn put_once_per_deletion(store: &Store, uid: &str, claim: &str, body: Byte
     }
 }
 
-/// No part of a body is read before the sender is authenticated and the body has room.
-fn room(body: &Body) -> Result<u32, (StatusCode, String)> {
-    let length = length(body)?;
-    let too_long = || (StatusCode::PAYLOAD_TOO_LARGE, format!("a manifest has {MAX_BYTES} bytes at most"));
-    u32::try_from(length).ok().filter(|l| *l as usize <= MANIFESTS).ok_or_else(too_long)
-}
-
 /// A body of this length. It may take as long as it makes progress.
 async fn receive(body: Body, length: u32) -> Result<Vec<u8>, Outcome> {
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::with_capacity(length as usize);
-    let silent = |_| (StatusCode::REQUEST_TIMEOUT, "the manifest makes no progress: its sender sends nothing".to_owned());
+    let silent = |_| (StatusCode::REQUEST_TIMEOUT, "the request makes no progress: its sender sends nothing".to_owned());
     while let Some(chunk) = tokio::time::timeout(SILENCE, stream.next()).await.map_err(silent)? {
         match chunk {
             Ok(chunk) if bytes.len() + chunk.len() <= length as usize => bytes.extend_from_slice(&chunk),
-            _ => return Err((StatusCode::BAD_REQUEST, "the manifest is incomplete: the connection was closed".to_owned())),
+            _ => break,
         }
     }
-    Ok(bytes)
+    let complete = bytes.len() == length as usize;
+    let broken = || (StatusCode::REQUEST_TIMEOUT, "the request is incomplete: the connection was closed".to_owned());
+    if complete { Ok(bytes) } else { Err(broken()) }
 }
 
-/// A stored manifest is permanent, so it must not name objects that do not exist. Many are checked in parallel, because the pod waits.
-async fn all_there(store: &Store, uid: &str, manifest: &Manifest) -> Result<(), (StatusCode, String)> {
-    let there = |session: SessionEntry| async move {
-        match store.size(&object_key(uid, &session.digest)).await {
-            Ok(size) if size == session.size => Ok(()),
+/// A stored manifest is permanent, so it must not name chunks that do not exist. Many are checked in parallel, because the pod waits.
+async fn all_there(store: &Store, uid: &str, manifest: &Manifest) -> Result<(), Outcome> {
+    let there = |chunk: Chunk| async move {
+        match store.size(&chunk_key(uid, &chunk.digest)).await {
+            Ok(size) if size == chunk.size && chunk.is_valid() => Ok(()),
             Ok(_) | Err(StoreError::NotFound(_)) => {
-                Err((StatusCode::BAD_REQUEST, format!("object {} is not in the store with the stated size", session.digest)))
+                Err((StatusCode::BAD_REQUEST, format!("chunk {:?} is not in the store with the stated size", chunk.digest)))
             }
             Err(error) => Err(failed(&error)),
         }
     };
-    futures::stream::iter(manifest.sessions.iter().cloned().map(there)).buffer_unordered(LOOKS).try_collect().await
+    let pieces = futures::stream::iter(manifest.pieces().cloned().map(there));
+    pieces.buffer_unordered(LOOKS).try_collect::<()>().await?;
+    let chunks = Lines::<Chunk>::new(store, uid, &manifest.chunks);
+    let chunks = futures::stream::try_unfold(chunks, |mut lines| async move { Ok(lines.next().await?.map(|chunk| (chunk, lines))) });
+    chunks.map_err(|error: StoreError| failed(&error)).map_ok(there).try_buffer_unordered(LOOKS).try_collect().await
 }
 
 fn failed(error: &StoreError) -> (StatusCode, String) {

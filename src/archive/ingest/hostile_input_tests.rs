@@ -11,7 +11,7 @@ use tower::ServiceExt as _;
 
 use super::{auth, handlers};
 use crate::archive::manifest::tests::empty;
-use crate::archive::{Manifest, Store, object_key};
+use crate::archive::{Manifest, Store, chunk_key};
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 const OTHER: &str = "00000000-e89b-12d3-a456-426614174000";
@@ -21,7 +21,7 @@ fn sent(request: Request<Body>) -> (StatusCode, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("one/two/store");
     let store = Arc::new(Store::open(&format!("file://{}", root.display())).unwrap());
-    let router = handlers::router(store, auth::Authenticator::Fixed { token: "good", uid: UID }, Arc::default(), 0);
+    let router = handlers::router(store, auth::Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let status = runtime.block_on(async { router.oneshot(request).await.unwrap().status() });
     let files = walkdir::WalkDir::new(folder.path()).into_iter().map(Result::unwrap).filter(|e| e.file_type().is_file());
@@ -35,7 +35,7 @@ fn segment() -> impl Strategy<Value = String> {
     prop_oneof![
         Just(UID.to_owned()),
         Just(OTHER.to_owned()),
-        Just("objects".to_owned()),
+        Just("chunks".to_owned()),
         Just("manifest".to_owned()),
         Just("..%2f..%2fmanifest.json".to_owned()),
         "[0-9a-f]{64}",
@@ -79,7 +79,7 @@ proptest! {
     ) {
         let own = hex::encode(Sha256::digest(&body));
         let name = if deep { name } else { own.clone() };
-        let path = if what == "manifest" { format!("/ingest/v1/{uid}/manifest") } else { format!("/ingest/v1/{uid}/{what}/{name}") };
+        let path = if what == "manifest" { format!("/ingest/v2/{uid}/manifest") } else { format!("/ingest/v2/{uid}/{what}/{name}") };
         let mut request = Request::builder().method(method.clone()).uri(path);
         if let Some(token) = &token {
             request = request.header("authorization", token);
@@ -96,7 +96,7 @@ proptest! {
         prop_assert_eq!(files.len(), usize::from(status == StatusCode::CREATED), "{:?}", files);
         for file in files {
             let whole = file == format!("archives/{UID}/manifest.json") && Manifest::parse(&body).is_ok_and(|m| m.computer.uid == UID);
-            prop_assert!(whole || file == object_key(UID, &own), "{file}");
+            prop_assert!(whole || file == chunk_key(UID, &own), "{file}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The ingest endpoint: archive pods stream sessions here; only the operator has the store's credentials.
+//! The ingest endpoint: archive pods send chunks here; only the operator has the store's credentials.
 //!
 //! Writes are create-only, for the caller's own UID, in bounded memory. It must never return content of an archive.
 
@@ -36,7 +36,7 @@ pub const LIMITS: server::Limits = server::Limits {
     refusal: None,
 };
 
-/// Serves at this address until `stop`, in a process that may take this many bytes of memory.
+/// Serves at this address until `stop`.
 ///
 /// # Errors
 /// When the address cannot be bound or the certificate cannot be used.
@@ -44,14 +44,13 @@ pub async fn serve(
     (address, tls): (SocketAddr, tls::Certificate),
     client: Client,
     settings: &Settings,
-    memory: u64,
     archives: Arc<Archives>,
     stop: CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let pods = auth::PodTokens::new(client, settings.namespace.clone(), settings.archive_service_account.clone());
     let pods = auth::Authenticator::Pods(Arc::new(pods));
-    let router = handlers::router(Arc::clone(archives.store()), pods, Arc::clone(archives.waits()), memory);
+    let router = handlers::router(Arc::clone(archives.store()), pods, Arc::clone(archives.waits()));
     let listener = tokio::net::TcpListener::bind(address).await?;
     let acceptor = tls.acceptor()?;
     tasks.spawn(server::run(listener, Some(acceptor), router, LIMITS, stop));

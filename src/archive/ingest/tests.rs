@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::archive::chunks::Blob;
+use crate::archive::manifest::Chunk;
 use crate::archive::manifest::tests::empty;
 use crate::archive::sender::Sender;
+use crate::archive::test_archives::{SMALL, home, noise, packed};
 use crate::archive::transport::Idle;
-use crate::archive::{Store, Verification, object_key, test_relay, verify};
+use crate::archive::{Store, Unreadable, Verification, chunk_key, test_relay, verify};
 use sha2::{Digest, Sha256};
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
@@ -32,9 +35,9 @@ async fn endpoint_of(store: impl FnOnce(&std::path::Path) -> Store) -> Endpoint 
     let certificate = tls::Certificate::new("https://$(INGEST_SERVICE_HOST):8443").unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let base = format!("https://{}:{}/ingest/v1/{UID}", tls::SERVER_NAME, address.port());
+    let base = format!("https://{}:{}/ingest/v2/{UID}", tls::SERVER_NAME, address.port());
     let stop = CancellationToken::new();
-    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID }, Arc::default(), 0);
+    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
     tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
     let client = reqwest::Client::builder()
         .tls_certs_only([reqwest::Certificate::from_pem(certificate.ca_pem.as_bytes()).unwrap()])
@@ -55,7 +58,7 @@ impl Endpoint {
 async fn only_the_pod_of_a_computer_writes_its_archive() {
     let endpoint = endpoint().await;
     let digest = hex::encode(Sha256::digest(b"data"));
-    let path = format!("objects/{digest}");
+    let path = format!("chunks/{digest}");
     assert_eq!(endpoint.put(&path, "bad", b"data".to_vec()).await, 401);
     let other = endpoint.base.replace(UID, "00000000-e89b-12d3-a456-426614174000");
     let answer = endpoint.client.put(format!("{other}/{path}")).bearer_auth("good").body("data").send().await.unwrap();
@@ -70,20 +73,47 @@ async fn only_the_pod_of_a_computer_writes_its_archive() {
 async fn wrong_bytes_wrong_names_and_a_second_archive_are_refused() {
     let endpoint = endpoint().await;
     let digest = hex::encode(Sha256::digest(b"data"));
-    assert_eq!(endpoint.put(&format!("objects/{digest}"), "good", b"other".to_vec()).await, 400);
-    assert_eq!(endpoint.put("objects/..%2f..%2fmanifest.json", "good", b"x".to_vec()).await, 400);
-    assert!(endpoint.store.size(&object_key(UID, &digest)).await.is_err(), "wrong bytes became visible");
+    assert_eq!(endpoint.put(&format!("chunks/{digest}"), "good", b"other".to_vec()).await, 400);
+    assert_eq!(endpoint.put("chunks/..%2f..%2fmanifest.json", "good", b"x".to_vec()).await, 400);
+    assert!(endpoint.store.size(&chunk_key(UID, &digest)).await.is_err(), "wrong bytes became visible");
     let mut manifest = empty(UID);
     assert_eq!(endpoint.put("manifest", "good", serde_json::to_vec(&empty("another")).unwrap()).await, 400);
-    manifest.sessions.push(crate::archive::SessionEntry { id: "s".into(), files: 1, bytes: 1, digest, size: 4, last_modified: 0 });
-    assert_eq!(endpoint.put("manifest", "good", serde_json::to_vec(&manifest).unwrap()).await, 400, "an object is missing");
-    manifest.sessions.clear();
+    manifest.chunks.pieces.push(Chunk { digest, size: 4 });
+    assert_eq!(endpoint.put("manifest", "good", serde_json::to_vec(&manifest).unwrap()).await, 400, "a piece of the index is missing");
+    let mut packed = packed(home(&[("s/a", b"one")]).path(), &["s"], Unreadable::Block, SMALL);
+    let chunk = packed.chunks()[0].chunk.digest.clone();
+    manifest = packed.manifest;
+    manifest.computer.uid = UID.to_owned();
+    packed.blobs.sort_by_key(|blob| blob.chunk.digest == chunk);
+    let last = packed.blobs.pop().unwrap();
+    for blob in &packed.blobs {
+        assert_eq!(endpoint.put(&format!("chunks/{}", blob.chunk.digest), "good", blob.bytes.to_vec()).await, 201);
+    }
+    assert_eq!(endpoint.put("manifest", "good", serde_json::to_vec(&manifest).unwrap()).await, 400, "a chunk is missing");
+    assert_eq!(endpoint.put(&format!("chunks/{chunk}"), "good", last.bytes.to_vec()).await, 201);
     let bytes = serde_json::to_vec(&manifest).unwrap();
     assert_eq!(endpoint.put("manifest", "good", bytes.clone()).await, 201);
     assert_eq!(endpoint.put("manifest", "good", bytes).await, 200);
     manifest.created_at += 1;
     assert_eq!(endpoint.put("manifest", "good", serde_json::to_vec(&manifest).unwrap()).await, 409, "S7");
     assert!(matches!(verify::verify(&endpoint.store, UID).await, Verification::Valid(_)));
+}
+
+/// An archive pod of b296e59 or of any version with one object a session, in the middle of its upload while the operator is upgraded: it is
+/// refused at once, with the reason, so that the operator creates a pod of its own version. Nothing of it is stored.
+#[tokio::test]
+async fn a_pod_of_an_earlier_version_is_refused_and_says_why() {
+    let endpoint = endpoint().await;
+    let old = endpoint.base.replace("/v2/", "/v1/");
+    let url = format!("{old}/objects/{}", hex::encode(Sha256::digest(b"data")));
+    let head = endpoint.client.head(&url).bearer_auth("good").send().await.unwrap().status();
+    assert!(head.is_client_error() && head != 404, "{head}");
+    for url in [url, format!("{old}/manifest")] {
+        let answer = endpoint.client.put(url).bearer_auth("good").body("data").send().await.unwrap();
+        assert_eq!(answer.status(), 410, "the pod must not try again");
+        assert!(answer.text().await.unwrap().contains("the operator replaces it"));
+    }
+    assert_eq!(endpoint.store.uids().await.unwrap(), Vec::<String>::new());
 }
 
 /// The archive pod's client, over a separate connection.
@@ -94,24 +124,22 @@ fn sender(endpoint: &Endpoint, line: SocketAddr, silence: Duration) -> (tempfile
     (token, sender.with_limits(silence, 1))
 }
 
-fn file(size: usize) -> (tempfile::NamedTempFile, String) {
-    let bytes: Vec<u8> = (0..size).map(|i| u8::try_from(i % 251).unwrap()).collect();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), &bytes).unwrap();
-    (file, hex::encode(Sha256::digest(&bytes)))
+fn blob(size: usize) -> Blob {
+    let bytes = bytes::Bytes::from(noise(size, 1));
+    Blob { chunk: Chunk { digest: hex::encode(Sha256::digest(&bytes)), size: size as u64 }, bytes }
 }
 
 /// A limit that counted from the start of the request once ended every upload that took two minutes.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_may_take_as_long_as_it_makes_progress() {
     let endpoint = endpoint().await;
-    let line = test_relay::relay(endpoint.address, 1_500_000, u64::MAX);
+    let line = test_relay::relay(endpoint.address, 1_000_000, u64::MAX);
     let (_token, sender) = sender(&endpoint, line, Duration::from_secs(2));
-    let (file, digest) = file(16_000_000);
+    let blob = blob(8_000_000);
     let began = std::time::Instant::now();
-    sender.object(&digest, 16_000_000, file.path()).await.unwrap();
+    sender.chunk(&blob).await.unwrap();
     assert!(began.elapsed() > Duration::from_secs(6), "the connection is not slow: {:?}", began.elapsed());
-    assert_eq!(endpoint.store.size(&object_key(UID, &digest)).await.unwrap(), 16_000_000);
+    assert_eq!(endpoint.store.size(&chunk_key(UID, &blob.chunk.digest)).await.unwrap(), 8_000_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,8 +149,7 @@ async fn an_upload_that_makes_no_progress_ends() {
     let endpoint = endpoint_of(|folder| Store::open_with(&format!("file://{}", folder.display()), idle).unwrap()).await;
     let line = test_relay::relay(endpoint.address, 50_000_000, 1_000_000);
     let (_token, sender) = sender(&endpoint, line, Duration::from_secs(2));
-    let (file, digest) = file(16_000_000);
-    let ended = tokio::time::timeout(Duration::from_secs(60), sender.object(&digest, 16_000_000, file.path())).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), sender.chunk(&blob(8_000_000))).await;
     let error = format!("{:#}", ended.expect("it hangs").unwrap_err());
     assert!(error.contains("no progress"), "{error}");
 }
@@ -135,11 +162,10 @@ async fn a_store_that_takes_long_is_waited_for_while_the_operator_works() {
     let slow = ThrottledStore::new(object_store::memory::InMemory::new(), config);
     let endpoint = endpoint_of(|_| Store::new(Arc::new(slow))).await;
     let (_token, sender) = sender(&endpoint, endpoint.address, Duration::from_secs(1));
-    let (file, digest) = file(100);
     let began = std::time::Instant::now();
-    sender.object(&digest, 100, file.path()).await.unwrap();
-    sender.manifest(&serde_json::to_vec(&empty(UID)).unwrap()).await.unwrap();
+    sender.chunk(&blob(100)).await.unwrap();
+    sender.manifest(serde_json::to_vec(&empty(UID)).unwrap()).await.unwrap();
     assert!(began.elapsed() > Duration::from_secs(6), "{:?}", began.elapsed());
-    let error = sender.manifest(b"{}").await.unwrap_err().to_string();
+    let error = sender.manifest(b"{}".to_vec()).await.unwrap_err().to_string();
     assert!(error.contains("refused") && error.contains("manifest"), "{error}");
 }

@@ -1,150 +1,172 @@
-//! Tests of packing: sessions, links, special files, whole homes, and restoring byte for byte.
+//! Tests of packing: what is in an archive, what is only listed, and that all of it comes back.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
+
+use proptest::prelude::*;
 
 use super::*;
-use proptest::prelude::*;
-use std::os::unix::ffi::OsStringExt;
+use crate::archive::manifest::{Problem, WHOLE_HOME};
+use crate::archive::reading::read;
+use crate::archive::restore::{Print, Taken, Unpack};
+use crate::archive::test_archives::{Archived, SMALL, Shared, home, noise, packed};
 
-fn write(home: &Path, path: impl AsRef<Path>, content: &[u8]) {
-    let path = home.join(path);
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(path, content).unwrap();
+async fn archived(home: &Path, paths: &[&str]) -> Archived {
+    Archived::of(packed(home, paths, Unreadable::Block, SMALL)).await
 }
 
-fn ids(found: &Found) -> Vec<String> {
-    found.sessions.keys().map(|p| p.to_string_lossy().into_owned()).collect()
-}
-
-#[test]
-fn files_of_one_stem_and_their_folder_are_one_session() {
-    let home = tempfile::tempdir().unwrap();
-    for path in ["s/a.jsonl", "s/a.settings.json", "s/a/sub/agent.jsonl", "s/b.jsonl", "other/x.jsonl"] {
-        write(home.path(), path, b"x");
+async fn problems(archived: &Archived) -> Vec<Problem> {
+    let (mut lines, mut all) = (archived.archive.problems(&archived.store), Vec::new());
+    while let Some(problem) = lines.next().await.unwrap() {
+        all.push(problem);
     }
-    let found = find(home.path(), &["s".into(), "missing".into()], Unreadable::Record).unwrap();
-    assert_eq!(ids(&found), ["s/a", "s/b"]);
-    assert_eq!(found.sessions[Path::new("s/a")].len(), 3);
+    all
 }
 
-/// A whole home of small files once made a manifest that was always refused.
-#[test]
-fn more_sessions_than_a_manifest_can_list_become_one_per_path() {
-    for (paths, id) in [(vec![], WHOLE_HOME), (vec!["s/".to_owned()], "s")] {
-        let mut sessions: BTreeMap<PathBuf, Files> =
-            (0..90_000).map(|n| (PathBuf::from(format!("s/{n}")), vec![PathBuf::from(format!("s/{n}.jsonl"))])).collect();
-        fold(&mut sessions, &paths);
-        assert_eq!(sessions.keys().collect::<Vec<_>>(), [Path::new(id)]);
-        assert_eq!(sessions[Path::new(id)].len(), 90_000, "S1");
-        assert!(crate::archive::manifest::ids_of_path("s/7.jsonl").any(|found| found == id), "its files cannot be found");
-    }
-}
-
-#[test]
-fn links_and_special_files_are_recorded_and_never_opened() {
-    let (home, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    write(outside.path(), "secret.jsonl", b"not yours");
-    write(home.path(), "s/a.jsonl", b"x");
-    std::os::unix::fs::symlink(outside.path().join("secret.jsonl"), home.path().join("s/link.jsonl")).unwrap();
-    std::os::unix::fs::symlink(outside.path(), home.path().join("linked")).unwrap();
-    rustix::fs::mknodat(rustix::fs::CWD, home.path().join("s/pipe"), rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
-    let found = find(home.path(), &["s".into(), "linked".into()], Unreadable::Record).unwrap();
-    assert_eq!(ids(&found), ["s/a"]);
-    let kinds: Vec<_> = found.problems.listed.iter().map(|p| p.kind).collect();
-    assert_eq!(kinds, [ProblemKind::Symlink, ProblemKind::Special, ProblemKind::Unreadable]);
-    // A file that became a link after it was listed.
-    let mut problems = Problems::default();
-    let packed =
-        pack(home.path(), home.path(), Path::new("s/link"), &["s/link.jsonl".into(), "../x".into()], Unreadable::Record, &mut problems)
-            .unwrap();
-    assert!(packed.is_none() && problems.unreadable == 2);
-}
-
-#[test]
-fn a_whole_home_is_archived_with_a_session_for_each_entry_at_its_top() {
-    let home = tempfile::tempdir().unwrap();
-    for path in ["notes.txt", ".claude/projects/p/a.jsonl", "work/x/y.c", "work/z", "work.md"] {
-        write(home.path(), path, b"x");
-    }
-    std::os::unix::fs::symlink("work", home.path().join("link")).unwrap();
-    for paths in [vec![".".to_owned()], vec!["work".to_owned(), ".".to_owned()], vec![]] {
-        let found = find(home.path(), &paths, Unreadable::Block).unwrap();
-        assert_eq!(ids(&found), [".claude", "notes", "work"], "{paths:?}");
-        assert_eq!(found.sessions[Path::new("work")].len(), 3, "work.md belongs to work");
-        assert_eq!((found.problems.count, found.problems.lost), (1, 0), "{paths:?}: the link, once");
-    }
+async fn unpacked(archived: &Archived) -> (tempfile::TempDir, Taken) {
     let back = tempfile::tempdir().unwrap();
-    let mut problems = Problems::default();
-    for (id, files) in find(home.path(), &[".".into()], Unreadable::Block).unwrap().sessions {
-        let packed = pack(home.path(), back.path(), &id, &files, Unreadable::Block, &mut problems).unwrap().unwrap();
-        super::super::restore::unpack(packed.object.reopen().unwrap(), &back.path().join("home")).unwrap();
-    }
-    for path in ["notes.txt", ".claude/projects/p/a.jsonl", "work/x/y.c", "work/z", "work.md"] {
-        assert_eq!(std::fs::read(back.path().join("home").join(path)).unwrap(), b"x", "{path}");
-        let mut ids = crate::archive::manifest::ids_of_path(path);
-        assert!(ids.any(|id| [".claude", "notes", "work"].contains(&id)), "{path} cannot be found");
-    }
+    let unpack = read(&archived.store, &archived.archive, None, Unpack::new(back.path())).await.unwrap();
+    (back, unpack.taken)
 }
 
-#[test]
-fn a_file_below_two_session_paths_is_archived_once() {
-    let home = tempfile::tempdir().unwrap();
-    write(home.path(), "s/a/one.jsonl", b"x");
-    std::os::unix::fs::symlink("one.jsonl", home.path().join("s/a/link")).unwrap();
-    let found = find(home.path(), &["s/a".into(), "s".into(), "s/".into()], Unreadable::Record).unwrap();
-    assert_eq!((ids(&found), found.problems.count), (vec!["s/a/one".to_owned()], 1));
-}
-
-#[test]
-fn a_session_path_is_plain_or_the_whole_home() {
-    for path in [".", "a", "a/b", ".claude/projects", "a/", "a..b", "..."] {
-        assert_eq!(check_path(path), Ok(()), "{path}");
+#[tokio::test]
+async fn modes_times_links_holes_and_empty_folders_come_back() {
+    let home = home(&[("s/a.jsonl", b"one"), ("s/big.bin", &noise(30_000, 1)), ("s/run.sh", b"#!"), ("s/empty/x", b"")]);
+    let at = |path: &str| home.path().join(path);
+    std::fs::remove_file(at("s/empty/x")).unwrap();
+    std::fs::create_dir(at("s/a")).unwrap();
+    std::fs::hard_link(at("s/a.jsonl"), at("s/a/again")).unwrap();
+    std::fs::hard_link(at("s/a.jsonl"), at("s/other")).unwrap();
+    symlink("a.jsonl", at("s/near")).unwrap();
+    symlink("../../etc/passwd", at("s/far")).unwrap();
+    symlink("/etc/passwd", at("s/absolute")).unwrap();
+    let sparse = std::fs::File::create(at("s/disk.img")).unwrap();
+    sparse.write_all_at(b"middle", 5 << 30).unwrap();
+    sparse.set_len(1 << 42).unwrap();
+    std::fs::set_permissions(at("s/run.sh"), std::fs::Permissions::from_mode(0o750)).unwrap();
+    std::fs::set_permissions(at("s/empty"), std::fs::Permissions::from_mode(0o555)).unwrap();
+    let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    for path in ["s/run.sh", "s/empty", "s"] {
+        std::fs::File::open(at(path)).unwrap().set_modified(old).unwrap();
     }
-    for path in ["", "./", "./a", "a/.", "a/./b", "..", "../a", "a/..", "/a", "/"] {
-        assert!(check_path(path).is_err_and(|why| why.contains("'.' alone for the whole home")), "{path}");
+    let began = std::time::Instant::now();
+    let archived = archived(home.path(), &["s"]).await;
+    let (back, taken) = unpacked(&archived).await;
+    assert!(began.elapsed() < std::time::Duration::from_secs(30), "a hole of 4 TiB takes {:?}", began.elapsed());
+    let back_at = |path: &str| back.path().join(path);
+    assert_eq!(taken.files, 6);
+    for path in ["s/run.sh", "s/empty", "s"] {
+        let (was, is) = (at(path).metadata().unwrap(), back_at(path).metadata().unwrap());
+        assert_eq!((was.mode(), was.mtime(), was.uid()), (is.mode(), is.mtime(), is.uid()), "{path}");
     }
+    let again = (back_at("s/a.jsonl").metadata().unwrap(), back_at("s/a/again").metadata().unwrap());
+    assert_eq!(again.0.ino(), again.1.ino(), "a hard link within a session");
+    let other = back_at("s/other").metadata().unwrap();
+    assert!(other.ino() != again.0.ino() && std::fs::read(back_at("s/other")).unwrap() == b"one", "another session has a copy");
+    for (path, target) in [("s/near", "a.jsonl"), ("s/far", "../../etc/passwd"), ("s/absolute", "/etc/passwd")] {
+        assert_eq!(std::fs::read_link(back_at(path)).unwrap(), Path::new(target));
+    }
+    let disk = back_at("s/disk.img").metadata().unwrap();
+    let mut middle = [0; 6];
+    std::fs::File::open(back_at("s/disk.img")).unwrap().read_exact_at(&mut middle, 5 << 30).unwrap();
+    assert!(disk.len() == 1 << 42 && disk.blocks() < 1000 && &middle == b"middle", "{} blocks", disk.blocks());
+    let listed = problems(&archived).await;
+    let listed: Vec<_> = listed.iter().map(|p| (p.path.as_str(), p.kind)).collect();
+    assert_eq!(listed, [("s/absolute", ProblemKind::Symlink), ("s/far", ProblemKind::Symlink)], "links that lead out of the archive");
+    std::fs::set_permissions(back_at("s/empty"), std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// If a session path is a link to another place (for example for dotfiles), its sessions are lost; `Block` must detect that.
-#[test]
-fn a_session_path_behind_a_link_is_lost_content() {
-    let home = tempfile::tempdir().unwrap();
-    write(home.path(), "dotfiles/claude/a.jsonl", b"x");
-    std::os::unix::fs::symlink("dotfiles/claude", home.path().join("s")).unwrap();
-    let found = find(home.path(), &["s".into()], Unreadable::Record).unwrap();
-    assert_eq!((found.problems.unreadable, found.problems.listed[0].kind), (1, ProblemKind::Unreadable));
-}
-
-#[test]
-fn the_same_files_make_the_same_object() {
-    let home = tempfile::tempdir().unwrap();
-    write(home.path(), "s/a.jsonl", b"content");
-    let digest = || {
-        let mut problems = Problems::default();
-        let found = find(home.path(), &[], Unreadable::Record).unwrap();
-        let (id, files) = found.sessions.iter().next().unwrap();
-        pack(home.path(), std::env::temp_dir().as_path(), id, files, Unreadable::Record, &mut problems).unwrap().unwrap().entry.digest
+/// Cat of a file with holes, and of a file by its second name.
+#[tokio::test]
+async fn one_file_is_printed_with_its_holes_and_by_each_name() {
+    let home = home(&[("s/a.jsonl", b"one")]);
+    std::fs::create_dir(home.path().join("s/a")).unwrap();
+    std::fs::hard_link(home.path().join("s/a.jsonl"), home.path().join("s/a/z")).unwrap();
+    let sparse = std::fs::File::create(home.path().join("s/a/hole")).unwrap();
+    sparse.write_all_at(b"x", 100_000).unwrap();
+    sparse.set_len(200_000).unwrap();
+    let archived = archived(home.path(), &["s"]).await;
+    let mut wanted = vec![0; 200_000];
+    wanted[100_000] = b'x';
+    let print = |path: &'static str| {
+        let archived = &archived;
+        async move {
+            let entry = archived.archive.session_of_path(&archived.store, path).await.unwrap().unwrap();
+            let shared = Shared::default();
+            let print = read(&archived.store, &archived.archive, Some(entry), Print::new(Path::new(path), shared.clone())).await.unwrap();
+            (print.same_as.clone(), print.finish().is_ok(), shared.take())
+        }
     };
-    assert_eq!(digest(), digest());
+    let (_, there, printed) = print("s/a/hole").await;
+    assert!(there && printed == wanted);
+    assert_eq!(print("s/a.jsonl").await, (None, true, b"one".to_vec()));
+    assert_eq!(print("s/a/z").await, (Some("s/a.jsonl".into()), false, Vec::new()));
+    assert!(!print("s/a/missing").await.1);
+}
+
+#[tokio::test]
+async fn the_files_of_a_home_are_sessions_that_can_be_found_by_their_path() {
+    let files = ["notes.txt", ".claude/projects/p/a.jsonl", "work/x/y.c", "work/z", "work.md"];
+    let home = home(&files.map(|path| (path, &b"x"[..])));
+    let archived = archived(home.path(), &[WHOLE_HOME]).await;
+    assert_eq!(archived.sessions().await, [".claude", "notes", "work"]);
+    let (back, taken) = unpacked(&archived).await;
+    assert_eq!(taken, Taken { files: 5, bytes: 5 });
+    for path in files {
+        assert_eq!(std::fs::read(back.path().join(path)).unwrap(), b"x", "{path}");
+        let session = archived.archive.session_of_path(&archived.store, path).await.unwrap();
+        assert!(session.is_some_and(|s| path.starts_with(&s.id)), "{path} cannot be found");
+    }
+    assert_eq!(archived.archive.session_of_path(&archived.store, "wor").await.unwrap(), None);
+}
+
+#[test]
+fn the_same_files_make_the_same_chunks() {
+    let home = home(&[("s/a.jsonl", b"content"), ("s/b.jsonl", &noise(9000, 3))]);
+    let digests = || packed(home.path(), &["s"], Unreadable::Record, SMALL).blobs.into_iter().map(|b| b.chunk.digest).collect::<Vec<_>>();
+    assert_eq!(digests(), digests());
+}
+
+/// Each counts and is listed, however many there are; the first are named for the user who must decide.
+#[tokio::test]
+async fn unreadable_files_are_listed_and_the_rest_is_archived() {
+    let home = home(&[("s/a.jsonl", b"x")]);
+    for n in 0..30 {
+        symlink("elsewhere", home.path().join(format!("root-{n:02}"))).unwrap();
+    }
+    let paths: Vec<String> = (0..30).map(|n| format!("root-{n:02}")).chain(["s".to_owned()]).collect();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let packed = packed(home.path(), &paths, Unreadable::Record, SMALL);
+    assert_eq!((packed.problems.lost, packed.problems.unreadable, packed.problems.first_unreadable.len()), (30, 30, 3));
+    assert_eq!((packed.manifest.lost_count, packed.manifest.problems.count), (30, 30));
+    let archived = Archived::of(packed).await;
+    assert_eq!(problems(&archived).await.len(), 30);
+    assert_eq!(archived.sessions().await, ["s/a"]);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn every_tree_is_restored_byte_for_byte(files in proptest::collection::btree_map(proptest::collection::vec(1_u8..=255, 1..40), proptest::collection::vec(any::<u8>(), 0..2000), 1..12)) {
-        let (home, back) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fn every_tree_is_restored_byte_for_byte(files in proptest::collection::btree_map(proptest::collection::vec(1_u8..=255, 1..40), proptest::collection::vec(any::<u8>(), 0..12_000), 1..12), long: bool) {
+        let home = tempfile::tempdir().unwrap();
+        let folder = if long { format!("s/{}", "long/".repeat(60)) } else { "s".to_owned() };
         let mut kept = BTreeMap::new();
+        std::fs::create_dir_all(home.path().join(&folder)).unwrap();
         for (name, content) in files {
             let name: Vec<u8> = name.into_iter().map(|b| if b == b'/' { b'_' } else { b }).collect();
             if name == b"." || name == b".." { continue; }
-            let path = PathBuf::from("s").join(std::ffi::OsString::from_vec(name));
-            write(home.path(), &path, &content);
+            let path = PathBuf::from(&folder).join(std::ffi::OsString::from_vec(name));
+            std::fs::write(home.path().join(&path), &content).unwrap();
             kept.insert(path, content);
         }
-        let mut problems = Problems::default();
-        for (id, files) in find(home.path(), &["s".into()], Unreadable::Record).unwrap().sessions {
-            let packed = pack(home.path(), home.path(), &id, &files, Unreadable::Record, &mut problems).unwrap().unwrap();
-            super::super::restore::unpack(packed.object.reopen().unwrap(), back.path()).unwrap();
-        }
-        prop_assert_eq!(problems.count, 0);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (back, taken, lost) = runtime.block_on(async {
+            let archived = archived(home.path(), &["s"]).await;
+            let (back, taken) = unpacked(&archived).await;
+            (back, taken, archived.archive.problem_count())
+        });
+        prop_assert_eq!((lost, taken.files), (0, kept.len() as u64));
         for (path, content) in kept {
             prop_assert_eq!(std::fs::read(back.path().join(&path)).unwrap(), content, "{:?}", path);
         }

@@ -1,17 +1,11 @@
 //! Tests of the store in a folder: create-only, digests, and what does not prove absence.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use super::*;
 
 fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().expect("a folder");
     let store = Store::open(&format!("file://{}", folder.path().display())).expect("a store");
     (folder, store)
-}
-
-fn body(bytes: &'static [u8]) -> impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Unpin {
-    futures::stream::iter(bytes.chunks(3).map(|c| Ok(Bytes::from_static(c))))
 }
 
 #[tokio::test]
@@ -24,20 +18,14 @@ async fn what_is_there_is_never_overwritten() {
 }
 
 #[tokio::test]
-async fn bytes_of_another_digest_never_become_visible() {
+async fn an_object_of_another_size_is_not_read() {
     let (_folder, store) = store();
-    let digest = hex::encode(Sha256::digest(b"hello world"));
-    let key = super::super::object_key("u", &digest);
-    assert!(matches!(store.put_addressed(&key, &digest, 11, body(b"hello mars!")).await, Err(StoreError::Corrupt(_))));
-    assert!(matches!(store.size(&key).await, Err(StoreError::NotFound(_))));
-    for size in [10, 12] {
-        let put = store.put_addressed(&key, &digest, size, body(b"hello world")).await;
-        assert!(matches!(&put, Err(StoreError::Corrupt(why)) if why.contains(&format!("not the {size}"))), "{put:?}");
-        assert!(matches!(store.size(&key).await, Err(StoreError::NotFound(_))));
-    }
-    store.put_addressed(&key, &digest, 11, body(b"hello world")).await.expect("put");
-    assert_eq!(store.size(&key).await.expect("head"), 11);
+    store.put_once("archives/u/chunks/a.zst", b"hello".to_vec()).await.expect("put");
+    assert_eq!(store.get_sized("archives/u/chunks/a.zst", 5).await.expect("get"), b"hello");
     assert_eq!(store.uids().await.expect("list"), ["u"]);
+    for size in [0, 4, 6, u64::MAX] {
+        assert!(matches!(store.get_sized("archives/u/chunks/a.zst", size).await, Err(StoreError::Corrupt(_))), "{size}");
+    }
 }
 
 #[test]
@@ -87,39 +75,4 @@ fn a_misspelt_folder_is_not_an_empty_store() {
 fn an_error_about_a_url_does_not_show_its_keys() {
     let error = Store::open("s3://b?secret_access_key=hunter2&nonsense=1").expect_err("refused").to_string();
     assert!(!error.contains("hunter2"), "{error}");
-}
-
-/// A buffer of a connection, of which a few bytes are a chunk.
-struct Buffer(Vec<u8>, Arc<AtomicUsize>);
-
-impl AsRef<[u8]> for Buffer {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        self.1.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// L9: a sender of one byte at a time had a buffer of 8 KiB kept for each until a part was full: 64 GiB for one of 8 MiB.
-#[tokio::test]
-async fn an_upload_holds_its_bytes_and_not_the_buffers_that_they_came_in() {
-    let (_folder, store) = store();
-    let (held, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let size = 20_000;
-    let chunks = futures::stream::iter((0..size).map({
-        let (held, most) = (Arc::clone(&held), Arc::clone(&most));
-        move |_| {
-            most.fetch_max(held.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
-            Ok(Bytes::from_owner(Buffer(vec![b'x'; 8192], Arc::clone(&held))).slice(..1))
-        }
-    }));
-    let digest = hex::encode(Sha256::digest(vec![b'x'; size]));
-    let key = super::super::object_key("u", &digest);
-    store.put_addressed(&key, &digest, size as u64, chunks).await.expect("put");
-    assert!(most.load(Ordering::Relaxed) < 4, "{most:?} buffers were kept");
-    assert_eq!(store.size(&key).await.expect("head"), size as u64);
 }

@@ -2,23 +2,40 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::archive::pack;
-use crate::archive::problems::Problems;
-use crate::archive::{SessionEntry, Unreadable};
+use crate::archive::old_format::{OldManifest, OldSession, object_key};
+use crate::archive::test_archives::{SMALL, home, packed, put};
+use crate::archive::{Unreadable, chunk_key};
 
+/// An archive of the current version in a folder. Returns the key of its chunk.
 async fn archived(folder: &std::path::Path) -> (Store, String) {
-    let home = tempfile::tempdir().unwrap();
-    std::fs::write(home.path().join("a.jsonl"), b"hello").unwrap();
-    let found = pack::find(home.path(), &[], Unreadable::Block).unwrap();
-    let (id, files) = found.sessions.iter().next().unwrap();
-    let packed = pack::pack(home.path(), folder, id, files, Unreadable::Block, &mut Problems::default()).unwrap().unwrap();
+    let packed = packed(home(&[("a.jsonl", b"hello")]).path(), &[], Unreadable::Block, SMALL);
     let store = Store::open(&format!("file://{}", folder.display())).unwrap();
-    let key = object_key("u", &packed.entry.digest);
-    let body = futures::stream::iter([Ok(bytes::Bytes::from(std::fs::read(packed.object.path()).unwrap()))]);
-    store.put_addressed(&key, &packed.entry.digest, packed.entry.size, body).await.unwrap();
-    let mut manifest = crate::archive::manifest::tests::empty("u");
-    manifest.sessions.push(packed.entry);
-    store.put_once(&manifest_key("u"), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+    put(&store, "u", &packed).await;
+    (store, chunk_key("u", &packed.chunks()[0].chunk.digest))
+}
+
+fn old_manifest(uid: &str, sessions: Vec<OldSession>) -> OldManifest {
+    serde_json::from_value(serde_json::json!({"version": 1, "computer": {"namespace": "t", "name": "c", "uid": uid}, "createdAt": 1,
+        "sessionPaths": [], "sessions": sessions, "problems": [], "problemCount": 0}))
+    .unwrap()
+}
+
+/// An archive of version 1, as b296e59 wrote it. Returns the key of its object.
+async fn old_archive(folder: &std::path::Path, files: u64) -> (Store, String) {
+    let mut tar = tar::Builder::new(Vec::new());
+    for name in ["s/a.jsonl", &format!("s/{}b", "long/".repeat(40))] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, &b"hello"[..]).unwrap();
+    }
+    let object = zstd::encode_all(tar.into_inner().unwrap().as_slice(), 3).unwrap();
+    let digest = hex::encode(Sha256::digest(&object));
+    let session = OldSession { id: "s/a".into(), files, bytes: 10, digest: digest.clone(), size: object.len() as u64, last_modified: 0 };
+    let store = Store::open(&format!("file://{}", folder.display())).unwrap();
+    let key = object_key("u", &digest);
+    store.put_once(&key, object).await.unwrap();
+    store.put_once(&manifest_key("u"), serde_json::to_vec(&old_manifest("u", vec![session])).unwrap()).await.unwrap();
     (store, key)
 }
 
@@ -45,16 +62,50 @@ async fn a_store_that_is_down_is_checked_again_after_a_pause_and_the_result_is_k
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_an_archive_that_is_read_back_completely_is_valid() {
+    for old in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, key) = if old { old_archive(folder.path(), 2).await } else { archived(folder.path()).await };
+        let valid = verify(&store, "u").await;
+        assert!(matches!(valid, Verification::Valid(Summary { sessions: 1, .. })), "{valid:?}");
+        assert_eq!(verify(&store, "nobody").await, Verification::Missing);
+        let file = folder.path().join(&key);
+        let whole = std::fs::read(&file).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        for (what, bytes) in
+            [("a byte short", &whole[..whole.len() - 1]), ("a byte longer", &[&whole[..], b"x"].concat()), ("a bit", &flipped)]
+        {
+            std::fs::write(&file, bytes).unwrap();
+            let found = verify(&store, "u").await;
+            assert!(matches!(found, Verification::Invalid(_)), "{what}: {found:?}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "an object is missing");
+    }
+}
+
+/// What the index or the manifest says must be what is in the chunks, or in the objects.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_with_other_content_than_its_manifest_says_is_invalid() {
     let folder = tempfile::tempdir().unwrap();
-    let (store, key) = archived(folder.path()).await;
-    assert!(matches!(verify(&store, "u").await, Verification::Valid(Summary { sessions: 1, .. })));
-    assert_eq!(verify(&store, "nobody").await, Verification::Missing);
-    let file = folder.path().join(&key);
-    let whole = std::fs::read(&file).unwrap();
-    std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
-    assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "a byte short");
-    std::fs::remove_file(&file).unwrap();
-    assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "an object is missing");
+    let (store, _) = old_archive(folder.path(), 3).await;
+    assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "a file less");
+    for change in 0..5 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut packed = packed(home(&[("s/a.jsonl", b"one"), ("s/b.jsonl", b"two")]).path(), &["s"], Unreadable::Block, SMALL);
+        let manifest = &mut packed.manifest;
+        match change {
+            0 => manifest.files += 1,
+            1 => manifest.sessions -= 1,
+            2 => manifest.stored_bytes -= 1,
+            3 => manifest.tar_bytes += 512,
+            _ => manifest.entries.count -= 1,
+        }
+        let store = Store::open(&format!("file://{}", folder.path().display())).unwrap();
+        put(&store, "u", &packed).await;
+        let found = verify(&store, "u").await;
+        assert!(matches!(found, Verification::Invalid(_)), "{change}: {found:?}");
+    }
 }
 
 /// L3: some archives are huge, or their objects are not delivered.
@@ -66,15 +117,8 @@ async fn large_archives_do_not_delay_small_ones() {
     for n in 0..AT_ONCE {
         let uid = format!("large-{n}");
         let digest = "0".repeat(64);
-        let mut manifest = crate::archive::manifest::tests::empty(&uid);
-        manifest.sessions.push(SessionEntry {
-            id: "s".into(),
-            files: 1,
-            bytes: 1 << 40,
-            digest: digest.clone(),
-            size: 1,
-            last_modified: 0,
-        });
+        let session = OldSession { id: "s".into(), files: 1, bytes: 1 << 40, digest: digest.clone(), size: 1, last_modified: 0 };
+        let manifest = old_manifest(&uid, vec![session]);
         store.put_once(&manifest_key(&uid), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
         // Opening a pipe for reading blocks until there is a writer.
         let pipe = folder.path().join(object_key(&uid, &digest));
@@ -105,21 +149,24 @@ async fn large_archives_do_not_delay_small_ones() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_archive_of_an_earlier_deletion_of_the_same_uid_does_not_count() {
     let folder = tempfile::tempdir().unwrap();
-    let (store, _) = archived(folder.path()).await;
+    let (store, _) = old_archive(folder.path(), 2).await;
     let origin = |claim: &str, deleted_at| Origin { custody_claim: Some(claim.to_owned()), deleted_at };
     let shared = &store;
     let stands = |origin: Origin| async move {
         match of_deletion(shared, "u", &origin).await {
-            Ok(contents) => read_all(shared, "u", contents).await,
+            Ok(contents) => read_all(shared, contents).await,
             Err(other) => other,
         }
     };
     // Written by an earlier version at second 1, which names no claim: its time decides.
     assert!(matches!(stands(origin("now", 1)).await, Verification::Valid(_)), "that of this deletion, begun before an upgrade");
     assert_eq!(stands(origin("now", 2)).await, Verification::Missing);
-    let mut manifest = crate::archive::manifest::tests::empty("u");
-    manifest.custody_claim = "now".into();
-    store.put_once(&later_manifest_key("u", "now"), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+    let mut packed = packed(home(&[]).path(), &[], Unreadable::Block, SMALL);
+    packed.manifest.custody_claim = "now".into();
+    for blob in &packed.blobs {
+        store.put_once(&chunk_key("u", &blob.chunk.digest), blob.bytes.clone()).await.unwrap();
+    }
+    store.put_once(&later_manifest_key("u", "now"), serde_json::to_vec(&packed.manifest).unwrap()).await.unwrap();
     assert!(matches!(stands(origin("now", 2)).await, Verification::Valid(Summary { sessions: 0, .. })));
     assert_eq!(stands(origin("another", 2)).await, Verification::Missing);
     assert!(matches!(verify(&store, "u").await, Verification::Valid(Summary { sessions: 0, .. })), "the newest one is shown");

@@ -120,21 +120,19 @@ fn container(view: &View, record: &ComputerRecord) -> Value {
         "args": ["archive"],
         "env": environment(view, record),
         "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "home", "mountPath": "/home-volume", "readOnly": true},
-            {"name": "spool", "mountPath": "/spool"},
             {"name": "token", "mountPath": "/var/run/secrets/ingest", "readOnly": true},
         ],
     })
 }
 
-/// The home from the custody claim, a spool, and a token that only the ingest endpoint accepts.
+/// The home from the custody claim, and a token that only the ingest endpoint accepts.
 fn volumes(view: &View) -> Value {
     json!([
         {"name": "home", "persistentVolumeClaim": {"claimName": view.custody_claim_name(), "readOnly": true}},
-        {"name": "spool", "emptyDir": {}},
         {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"audience": "computer-operator.dev/ingest", "path": "token", "expirationSeconds": 3600}}]}},
     ])
 }

@@ -8,11 +8,10 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Method, Request};
 use bytes::Bytes;
-use computer_operator::archive::SessionEntry;
 use computer_operator::archive::Unreadable;
-use computer_operator::archive::manifest::{Manifest, ManifestComputer, VERSION};
-use computer_operator::archive::pack;
-use computer_operator::archive::problems::Problems;
+use computer_operator::archive::chunks::{Blob, Sizes};
+use computer_operator::archive::manifest::{Chunk, Manifest, ManifestComputer};
+use computer_operator::archive::pack::{self, Request as Packing};
 use futures::FutureExt;
 use http_body_util::BodyExt;
 use serde_json::Value;
@@ -22,10 +21,26 @@ use super::kubelet;
 use crate::api::value::{name, namespace, text, uid};
 use crate::world::World;
 
-/// A packed home: its one session.
+/// A packed home.
 pub struct Packed {
-    pub entry: SessionEntry,
-    pub object: Bytes,
+    /// What the manifest says of it.
+    pub manifest: Manifest,
+    /// Its chunks and its index.
+    pub blobs: Vec<Blob>,
+}
+
+impl Packed {
+    /// Digests of its chunks, without the index.
+    pub fn digests(&self) -> Vec<String> {
+        let index: Vec<&Chunk> = self.manifest.pieces().collect();
+        self.blobs.iter().map(|blob| &blob.chunk).filter(|chunk| !index.contains(chunk)).map(|chunk| chunk.digest.clone()).collect()
+    }
+
+    /// The manifest of this home as that of a computer.
+    pub fn manifest_of(&self, computer: ManifestComputer, created_at: i64, custody_claim: String) -> Bytes {
+        let manifest = Manifest { computer, created_at, custody_claim, ..self.manifest.clone() };
+        serde_json::to_vec(&manifest).expect("a manifest").into()
+    }
 }
 
 static PACKED: LazyLock<Mutex<HashMap<u64, Arc<Packed>>>> = LazyLock::new(Mutex::default);
@@ -41,12 +56,19 @@ fn pack_home(version: u64) -> Packed {
     let sessions = folder.path().join(".claude/projects");
     std::fs::create_dir_all(&sessions).expect("a folder");
     std::fs::write(sessions.join("session.jsonl"), format!("{{\"write\": {version}}}\n")).expect("a file");
-    let found = pack::find(folder.path(), &[".claude/projects".to_owned()], Unreadable::Block).expect("a home");
-    let (id, files) = found.sessions.iter().next().expect("a session");
-    let packed = pack::pack(folder.path(), folder.path(), id, files, Unreadable::Block, &mut Problems::default());
-    let packed = packed.expect("packed").expect("a session");
-    let object = std::fs::read(packed.object.path()).expect("the object").into();
-    Packed { entry: packed.entry, object }
+    let (mut manifest, mut blobs) = (empty(), Vec::new());
+    let mut take = |blob| {
+        blobs.push(blob);
+        Ok(())
+    };
+    let paths = [".claude/projects".to_owned()];
+    let packing = Packing { home: folder.path(), session_paths: &paths, unreadable: Unreadable::Block, sizes: Sizes::default() };
+    pack::pack(&packing, &mut manifest, &mut take).expect("packed");
+    Packed { manifest, blobs }
+}
+
+fn empty() -> Manifest {
+    Manifest::empty(ManifestComputer { namespace: "other".to_owned(), name: "other".to_owned(), uid: "another-computer".to_owned() }, 0)
 }
 
 /// Longer than the deadline of any class in the simulator.
@@ -79,48 +101,25 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
     let home = packed(version);
     let computer =
         ManifestComputer { namespace: variable("COMPUTER_NAMESPACE"), name: variable("COMPUTER_NAME"), uid: variable("COMPUTER_UID") };
-    let base = format!("/ingest/v1/{}", computer.uid);
+    let base = format!("/ingest/v2/{}", computer.uid);
     let token = format!("pod/{}/{}/{}", namespace(pod), name(pod), uid(pod));
-    let object = format!("{base}/objects/{}", home.entry.digest);
-    // First the requests of a broken or hostile pod: wrong bytes, another computer's archive. Both must be refused.
-    let _ = put(world, pod, &object, &token, home.object.slice(1..)).await;
-    let _ = put(world, pod, "/ingest/v1/another-computer/manifest", &token, foreign_manifest()).await;
-    put(world, pod, &object, &token, home.object.clone()).await?;
+    // First the requests of a broken or hostile pod: wrong bytes, another computer's archive, an earlier version. All must be refused.
+    let chunk = |blob: &Blob| format!("{base}/chunks/{}", blob.chunk.digest);
+    let first = home.blobs.first().ok_or("nothing was packed")?;
+    let _ = put(world, pod, &chunk(first), &token, first.bytes.slice(1..)).await;
+    let _ = put(world, pod, "/ingest/v2/another-computer/manifest", &token, serde_json::to_vec(&empty()).expect("a manifest").into()).await;
+    let old = format!("/ingest/v1/{}/objects/{}", computer.uid, first.chunk.digest);
+    if put(world, pod, &old, &token, first.bytes.clone()).await.is_ok() {
+        return Err("an archive pod of an earlier version was accepted".to_owned());
+    }
+    for blob in &home.blobs {
+        put(world, pod, &chunk(blob), &token, blob.bytes.clone()).await?;
+    }
     if world.with(|s| s.observer.slow_pods) {
         tokio::time::sleep(SLOW).await;
     }
-    let manifest = Manifest {
-        version: VERSION,
-        computer,
-        created_at: world.sources().now().as_second(),
-        session_paths: Vec::new(),
-        sessions: vec![home.entry.clone()],
-        problems: Vec::new(),
-        problem_count: 0,
-        lost_count: 0,
-        left_out_by: String::new(),
-        custody_claim: variable("CUSTODY_CLAIM"),
-    };
-    let bytes = serde_json::to_vec_pretty(&manifest).map_err(|e| e.to_string())?;
-    put(world, pod, &format!("{base}/manifest"), &token, bytes.into()).await
-}
-
-fn foreign_manifest() -> Bytes {
-    let computer = ManifestComputer { namespace: "other".to_owned(), name: "other".to_owned(), uid: "another-computer".to_owned() };
-    let (created_at, problem_count) = (0, 0);
-    let manifest = Manifest {
-        version: VERSION,
-        computer,
-        created_at,
-        session_paths: vec![],
-        sessions: vec![],
-        problems: vec![],
-        problem_count,
-        lost_count: 0,
-        left_out_by: String::new(),
-        custody_claim: String::new(),
-    };
-    serde_json::to_vec(&manifest).expect("a manifest").into()
+    let manifest = home.manifest_of(computer, world.sources().now().as_second(), variable("CUSTODY_CLAIM"));
+    put(world, pod, &format!("{base}/manifest"), &token, manifest).await
 }
 
 async fn put(world: &World, pod: &Value, path: &str, token: &str, body: Bytes) -> Result<(), String> {

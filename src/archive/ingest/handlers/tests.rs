@@ -15,30 +15,43 @@ use crate::archive::manifest::tests::empty;
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
 
-/// L1: the archive pod gives a request 120 s, and every attempt would fail in the same way.
+/// Each chunk of a manifest is looked up before it is stored, and the archive pod waits meanwhile.
 #[tokio::test(start_paused = true)]
-async fn a_manifest_of_many_sessions_is_stored_in_time_in_a_store_with_high_latency() {
+async fn a_manifest_of_many_chunks_is_stored_in_time_in_a_store_with_high_latency() {
     let memory = InMemory::new();
-    let mut manifest = empty(UID);
+    let (mut manifest, mut lines) = (empty(UID), Vec::new());
     for n in 0..20_000 {
-        let digest = format!("{n:064x}");
-        memory.put(&object_key(UID, &digest).as_str().into(), PutPayload::from_static(b"x")).await.unwrap();
-        manifest.sessions.push(SessionEntry { id: n.to_string(), files: 1, bytes: 1, digest, size: 1, last_modified: 0 });
+        let chunk = Chunk { digest: format!("{n:064x}"), size: 1 };
+        memory.put(&chunk_key(UID, &chunk.digest).as_str().into(), PutPayload::from_static(b"x")).await.unwrap();
+        lines.extend(serde_json::to_vec(&chunk).unwrap());
+        lines.push(b'\n');
     }
+    let piece = |lines: &[u8]| {
+        let bytes = zstd::bulk::compress(lines, 3).unwrap();
+        (Chunk { digest: hex::encode(Sha256::digest(&bytes)), size: bytes.len() as u64 }, bytes)
+    };
+    for lines in lines.chunks(lines.len() / 4) {
+        let (chunk, bytes) = piece(lines);
+        memory.put(&chunk_key(UID, &chunk.digest).as_str().into(), bytes.into()).await.unwrap();
+        manifest.chunks.pieces.push(chunk);
+    }
+    manifest.chunks.count = 20_000;
     let config = ThrottleConfig { wait_get_per_call: Duration::from_millis(30), ..ThrottleConfig::default() };
     let store = Store::new(Arc::new(ThrottledStore::new(memory, config)));
     let began = tokio::time::Instant::now();
     all_there(&store, UID, &manifest).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
-    manifest.sessions[7].size = 2;
-    assert!(all_there(&store, UID, &manifest).await.is_err());
+    let (chunk, bytes) = piece(&[&serde_json::to_vec(&Chunk { digest: "0".repeat(64), size: 2 }).unwrap()[..], b"\n"].concat());
+    store.put_once(&chunk_key(UID, &chunk.digest), bytes).await.unwrap();
+    (manifest.chunks.count, manifest.chunks.pieces) = (1, vec![chunk]);
+    assert!(all_there(&store, UID, &manifest).await.unwrap_err().1.contains("with the stated size"));
 }
 
 /// Every client that can connect can send: the body of an unknown client is not read, and an endless body is never accepted.
 #[tokio::test]
 async fn a_manifest_is_accepted_from_an_authenticated_client_when_there_is_room() {
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default(), UPLOADS);
+    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
     let send = |token: &'static str, body: Body| {
         let headers: HeaderMap = [(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())].into_iter().collect();
         let sent = put_manifest(State(shared.clone()), Path(UID.to_owned()), headers, body);
@@ -94,37 +107,34 @@ impl axum::body::HttpBody for Stated {
     }
 }
 
-/// L3: received bytes are kept in parts of 8 MiB or more, and the operator's memory is limited.
+/// L3: a chunk is in memory until it is stored, and the operator's memory is limited.
 #[tokio::test(start_paused = true)]
-async fn a_limited_number_of_objects_is_received_in_parallel() {
-    let tib = 1 << 40;
-    for (size, expected) in [(1, 6), (10_000 * 8 * MIB, 6), (200 << 30, 6), (500 << 30, 2), (tib, 1), (tib + tib / 4, 1)] {
+async fn a_limited_number_of_chunks_is_received_in_parallel() {
+    for (size, expected) in [(CHUNK, 6), (CHUNK / 2, 12), (1, 40)] {
         let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default(), UPLOADS);
+        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
         let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
         let read = Arc::new(AtomicUsize::new(0));
         let mut uploads = tokio::task::JoinSet::new();
         for n in 0..40 {
-            let body = Body::new(Stated(size, Arc::clone(&read), n));
-            uploads.spawn(put_object(State(shared.clone()), Path((UID.to_owned(), format!("{n:064x}"))), headers.clone(), body));
+            let body = Body::new(Stated(size as u64, Arc::clone(&read), n));
+            uploads.spawn(put_chunk(State(shared.clone()), Path((UID.to_owned(), format!("{n:064x}"))), headers.clone(), body));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(read.load(Ordering::SeqCst).count_ones(), expected, "{size}");
     }
 }
 
-/// What does not fit is refused with what to do, and fits when that was done.
+/// A chunk that is larger than any is refused before it is read, and so is one without a length.
 #[tokio::test]
-async fn an_object_that_the_memory_has_no_room_for_says_what_to_do() {
-    let put = |size: u64, limit: u64| {
-        let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default(), uploads_of(limit * MIB));
-        room_of_object(&shared, size)
-    };
-    assert_eq!(put(10_000 * 143 * MIB, 512), Ok(144));
-    let (status, text) = put(5 << 40, 512).unwrap_err();
-    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
-    assert!(text.contains("controller.resources.limits.memory) to 894Mi"), "{text}");
-    assert_eq!(put(5 << 40, 894), Ok(526));
-    assert_eq!((uploads_of(0), uploads_of(u64::MAX)), (UPLOADS, 4096));
+async fn a_chunk_has_a_length_and_a_bound() {
+    let store = Arc::new(Store::new(Arc::new(InMemory::new())));
+    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
+    let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
+    let read = Arc::new(AtomicUsize::new(0));
+    let put = |body: Body| put_chunk(State(shared.clone()), Path((UID.to_owned(), "0".repeat(64))), headers.clone(), body);
+    let large = put(Body::new(Stated(CHUNK as u64 + 1, Arc::clone(&read), 0))).await.unwrap_err();
+    assert_eq!((large.0, read.load(Ordering::SeqCst)), (StatusCode::PAYLOAD_TOO_LARGE, 0));
+    let endless = Body::from_stream(futures::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(b"x"))));
+    assert_eq!(put(endless).await.unwrap_err().0, StatusCode::LENGTH_REQUIRED);
 }

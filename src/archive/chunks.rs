@@ -1,0 +1,259 @@
+//! Writes the objects of an archive: the tar in compressed frames, frames gathered into chunks, and the index of both. Memory is bounded by
+//! one frame, one chunk and one piece of each list of the index.
+//!
+//! Where a chunk ends depends on what is near, so that a change of one session changes only the chunks around it: a session of more than one
+//! frame has chunks of its own, and after a small one the chunk ends by chance, decided by the session's id.
+
+use std::io::{Result, Write};
+
+use bytes::Bytes;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use zstd::bulk::Compressor;
+
+use super::manifest::{CHUNK, Chunk, Entry, FRAME, List, Manifest, Problem};
+use super::tar_header::END;
+
+/// Level of compression. Another level, or another version of zstd, makes other chunks of the same home: an attempt after an upgrade sends
+/// everything again.
+const LEVEL: i32 = 3;
+
+/// An object for the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blob {
+    /// Its name and size.
+    pub chunk: Chunk,
+    /// Its bytes.
+    pub bytes: Bytes,
+}
+
+impl Blob {
+    fn new(bytes: Vec<u8>) -> Self {
+        let chunk = Chunk { digest: hex::encode(Sha256::digest(&bytes)), size: bytes.len() as u64 };
+        Self { chunk, bytes: bytes.into() }
+    }
+}
+
+/// Takes an object: it is sent meanwhile.
+pub type Take<'a> = dyn FnMut(Blob) -> Result<()> + 'a;
+
+/// Sizes of what is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Most bytes of a frame, decompressed.
+    pub frame: usize,
+    /// Most bytes of a chunk.
+    pub chunk: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { frame: FRAME, chunk: CHUNK }
+    }
+}
+
+/// Writes an archive.
+pub struct Writer<'a> {
+    take: &'a mut Take<'a>,
+    compressor: Compressor<'static>,
+    sizes: Sizes,
+    /// The frame that is being filled.
+    plain: Vec<u8>,
+    /// The chunk that is being filled.
+    chunk: Vec<u8>,
+    /// Bytes of the chunks before it.
+    before: u64,
+    tar_bytes: u64,
+    /// The current entry: digest of its tar, bytes of its tar, where its frames begin, and how many there are.
+    digest: Sha256,
+    of_entry: u64,
+    offset: u64,
+    frames: u64,
+    chunks: Lines,
+    entries: Lines,
+    problems: Lines,
+}
+
+/// What an entry is, besides its place.
+#[derive(Clone, Debug, Default)]
+pub struct Described {
+    /// Its id as the home has it.
+    pub id: Vec<u8>,
+    /// Files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Newest modification.
+    pub last_modified: i64,
+}
+
+impl Write for Writer<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        let taken = bytes.len().min(self.sizes.frame - self.plain.len());
+        self.plain.extend_from_slice(&bytes[..taken]);
+        if self.plain.len() == self.sizes.frame {
+            if self.frames == 0 {
+                // It may be a large one.
+                self.seal()?;
+            }
+            self.frame()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> Writer<'a> {
+    /// Gives the objects to `take`, in order.
+    ///
+    /// # Errors
+    /// When there is no memory for the compressor.
+    pub fn new(sizes: Sizes, take: &'a mut Take<'a>) -> Result<Self> {
+        Ok(Self {
+            take,
+            compressor: Compressor::new(LEVEL)?,
+            sizes,
+            plain: Vec::with_capacity(sizes.frame),
+            chunk: Vec::new(),
+            before: 0,
+            tar_bytes: 0,
+            digest: Sha256::new(),
+            of_entry: 0,
+            offset: 0,
+            frames: 0,
+            chunks: Lines::default(),
+            entries: Lines::default(),
+            problems: Lines::default(),
+        })
+    }
+
+    /// The entry is complete: what was written since the one before is its part of the tar.
+    ///
+    /// # Errors
+    /// When an object is not taken.
+    pub fn end_entry(&mut self, described: &Described) -> Result<()> {
+        self.frame()?;
+        let size = self.before + self.chunk.len() as u64 - self.offset;
+        let entry = Entry {
+            id: String::from_utf8_lossy(&described.id).into_owned(),
+            files: described.files,
+            bytes: described.bytes,
+            last_modified: described.last_modified,
+            digest: hex::encode(std::mem::take(&mut self.digest).finalize()),
+            tar_bytes: self.of_entry,
+            offset: self.offset,
+            size,
+        };
+        self.entries.push(&entry, &mut self.compressor, self.take)?;
+        let large = self.frames > 1;
+        (self.of_entry, self.frames) = (0, 0);
+        if large || ends_chunk(&described.id, size, self.sizes.chunk as u64 / 2) { self.seal() } else { Ok(()) }
+    }
+
+    /// Lists a problem.
+    ///
+    /// # Errors
+    /// When an object is not taken.
+    pub fn problem(&mut self, problem: &Problem) -> Result<()> {
+        self.problems.push(problem, &mut self.compressor, self.take)
+    }
+
+    /// Writes the end of the tar and of the index. The manifest gets what it says about them.
+    ///
+    /// # Errors
+    /// When an object is not taken.
+    pub fn finish(mut self, manifest: &mut Manifest) -> Result<()> {
+        self.plain.extend_from_slice(&END);
+        self.frame()?;
+        self.seal()?;
+        manifest.stored_bytes = self.before;
+        manifest.tar_bytes = self.tar_bytes;
+        for (lines, list) in
+            [(self.chunks, &mut manifest.chunks), (self.entries, &mut manifest.entries), (self.problems, &mut manifest.problems)]
+        {
+            *list = lines.finish(&mut self.compressor, self.take)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a frame. It lies whole within one chunk.
+    fn frame(&mut self) -> Result<()> {
+        if self.plain.is_empty() {
+            return Ok(());
+        }
+        let frame = self.compressor.compress(&self.plain)?;
+        if self.chunk.len() + frame.len() > self.sizes.chunk {
+            self.seal()?;
+        }
+        if self.frames == 0 {
+            self.offset = self.before + self.chunk.len() as u64;
+        }
+        self.frames += 1;
+        self.digest.update(&self.plain);
+        self.of_entry += self.plain.len() as u64;
+        self.tar_bytes += self.plain.len() as u64;
+        self.plain.clear();
+        self.chunk.extend_from_slice(&frame);
+        Ok(())
+    }
+
+    /// Ends a chunk.
+    fn seal(&mut self) -> Result<()> {
+        if self.chunk.is_empty() {
+            return Ok(());
+        }
+        let blob = Blob::new(std::mem::take(&mut self.chunk));
+        self.before += blob.chunk.size;
+        self.chunks.push(&blob.chunk, &mut self.compressor, self.take)?;
+        (self.take)(blob)
+    }
+}
+
+/// Whether a chunk ends after this small entry: chunks have `mean` bytes on average. Only the entry itself decides.
+fn ends_chunk(id: &[u8], size: u64, mean: u64) -> bool {
+    let digest = Sha256::digest(id);
+    let chance = digest.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    u128::from(chance) * u128::from(mean.max(1)) < u128::from(size) << 64
+}
+
+/// A list of the index.
+#[derive(Default)]
+struct Lines {
+    text: Vec<u8>,
+    list: List,
+}
+
+impl Lines {
+    fn push(&mut self, line: &impl Serialize, compressor: &mut Compressor<'_>, take: &mut Take<'_>) -> Result<()> {
+        let line = serde_json::to_vec(line)?;
+        if self.text.len() + line.len() >= FRAME / 2 {
+            self.piece(compressor, take)?;
+        }
+        self.text.extend_from_slice(&line);
+        self.text.push(b'\n');
+        self.list.count += 1;
+        Ok(())
+    }
+
+    fn piece(&mut self, compressor: &mut Compressor<'_>, take: &mut Take<'_>) -> Result<()> {
+        if self.text.is_empty() {
+            return Ok(());
+        }
+        let blob = Blob::new(compressor.compress(&self.text)?);
+        self.text.clear();
+        self.list.pieces.push(blob.chunk.clone());
+        take(blob)
+    }
+
+    fn finish(mut self, compressor: &mut Compressor<'_>, take: &mut Take<'_>) -> Result<List> {
+        self.piece(compressor, take)?;
+        Ok(self.list)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

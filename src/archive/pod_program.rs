@@ -108,7 +108,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     });
     // Why a chunk was not stored says more than that packing ended for it.
     send(&sender, packed).await?;
-    let (mut manifest, problems) = packing.await?.map_err(of_home)?;
+    let (mut manifest, problems) = packing.await?.map_err(|error| of_home(&error))?;
     if job.unreadable == Unreadable::Block && problems.unreadable > 0 {
         return Ok(Some(cannot_be_read(&problems)));
     }
@@ -146,8 +146,8 @@ fn cannot_be_read(problems: &Problems) -> String {
 }
 
 /// The failure of the home, and the remedy if its disk is damaged.
-fn of_home(error: std::io::Error) -> anyhow::Error {
-    let help = if unreadable::damaged(&error) {
+fn of_home(error: &std::io::Error) -> anyhow::Error {
+    let help = if unreadable::damaged(error) {
         ". The volume is damaged: a DeletionOverride that skips unreadable-files archives what can be read"
     } else {
         ""

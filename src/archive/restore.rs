@@ -78,20 +78,20 @@ impl Unpack {
         }
         Ok(to)
     }
+}
 
-    /// Owner, mode and time of what was written.
-    fn finish(&self, entry: &TarEntry, to: &Path) -> std::io::Result<()> {
-        if is_root() {
-            let id = |id: u64| u32::try_from(id).ok();
-            std::os::unix::fs::lchown(to, id(entry.uid), id(entry.gid))?;
-        }
-        if !matches!(entry.kind, Kind::Link(_)) {
-            std::fs::set_permissions(to, Permissions::from_mode(entry.mode & 0o1777))?;
-        }
-        let time = Timespec { tv_sec: i64::try_from(entry.mtime).unwrap_or(i64::MAX), tv_nsec: 0 };
-        let times = Timestamps { last_access: time, last_modification: time };
-        Ok(utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+/// Sets owner, mode and time of what was written.
+fn set_metadata(entry: &TarEntry, to: &Path) -> std::io::Result<()> {
+    if is_root() {
+        let id = |id: u64| u32::try_from(id).ok();
+        std::os::unix::fs::lchown(to, id(entry.uid), id(entry.gid))?;
     }
+    if !matches!(entry.kind, Kind::Link(_)) {
+        std::fs::set_permissions(to, Permissions::from_mode(entry.mode & 0o1777))?;
+    }
+    let time = Timespec { tv_sec: i64::try_from(entry.mtime).unwrap_or(i64::MAX), tv_nsec: 0 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    Ok(utimensat(CWD, to, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Whether files can be given to other users.
@@ -137,7 +137,7 @@ impl Sink for Unpack {
             return Ok(());
         }
         let to = self.place(&entry.path)?;
-        self.finish(entry, &to).map_err(at(&to))
+        set_metadata(entry, &to).map_err(at(&to))
     }
 }
 

@@ -190,7 +190,7 @@ impl Scanner {
             return Ok(());
         }
         let path = self.path(header, kind)?;
-        let target = self.link.take().map_or_else(|| header.link_name_bytes().map(|l| l.into_owned()), |long| Some(text(long)));
+        let target = self.link.take().map_or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned), |long| Some(text(long)));
         let target = target.map(|target| PathBuf::from(std::ffi::OsStr::from_bytes(&target)));
         let kind = match kind {
             EntryType::Regular | EntryType::GNUSparse => Kind::File,

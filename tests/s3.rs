@@ -217,7 +217,9 @@ async fn an_archive_in_s3_is_create_only_and_reads_back() {
     let store = Store::open(&url).expect("a store");
     // Several chunks, and small sessions beside a large one.
     std::fs::write(home.path().join("a.jsonl"), noise(20_000_000).0).unwrap();
-    (0..20).for_each(|n| std::fs::write(home.path().join(format!("small-{n}")), noise(1000 + n).0).unwrap());
+    for n in 0..20 {
+        std::fs::write(home.path().join(format!("small-{n}")), noise(1000 + n).0).unwrap();
+    }
     let (manifest, blobs) = packed(home.path());
     assert!(manifest.chunks.count >= 3 && manifest.sessions == 21, "{manifest:?}");
     for blob in &blobs {

@@ -149,7 +149,9 @@ mod tests {
     fn every_name_is_found_once_and_in_order_however_few_fit_in_memory() {
         let folder = tempfile::tempdir().unwrap();
         let wanted: Vec<String> = (0..300).map(|n| format!("{:03}.{}", n * 7 % 300, "x".repeat(n % 90))).collect();
-        wanted.iter().for_each(|name| std::fs::write(folder.path().join(name), b"").unwrap());
+        for name in &wanted {
+            std::fs::write(folder.path().join(name), b"").unwrap();
+        }
         for budget in [1, 1000, 20_000, usize::MAX] {
             let (mut found, mut last) = (Vec::new(), None);
             loop {

@@ -70,7 +70,9 @@ mod tests {
     fn extents_of(size: u64, data: &[(u64, &[u8])]) -> Option<Vec<Extent>> {
         let file = tempfile::tempfile().unwrap();
         file.set_len(size).unwrap();
-        data.iter().for_each(|(at, bytes)| file.write_all_at(bytes, *at).unwrap());
+        for (at, bytes) in data {
+            file.write_all_at(bytes, *at).unwrap();
+        }
         extents(&file, &file.metadata().unwrap()).unwrap()
     }
 
@@ -82,7 +84,7 @@ mod tests {
         assert_eq!(extents_of(1 << 42, &[]), Some(vec![(1 << 42, 0)]), "a hole of 4 TiB");
         let found = extents_of(9 * MIB, &[(MIB, &[1; 8192]), (5 * MIB, &[2; 4096])]);
         assert_eq!(found, Some(vec![(MIB, 8192), (5 * MIB, 4096), (9 * MIB, 0)]));
-        let found = extents_of(4 * MIB, &[(3 * MIB, &[1; 1 << 20])]);
+        let found = extents_of(4 * MIB, &[(3 * MIB, &vec![1; 1 << 20])]);
         assert_eq!(found, Some(vec![(3 * MIB, MIB)]));
     }
 

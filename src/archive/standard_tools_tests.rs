@@ -14,7 +14,7 @@ fn commands() -> Vec<&'static str> {
 
 #[tokio::test]
 async fn an_archive_is_listed_verified_and_unpacked_with_standard_tools() {
-    let home = home(&[("s/one.jsonl", b"one\n"), ("s/two.jsonl", &noise(50_000, 5)), ("s/zeros", &[b'z'; 70_000])]);
+    let home = home(&[("s/one.jsonl", b"one\n"), ("s/two.jsonl", &noise(50_000, 5)), ("s/zeros", &vec![b'z'; 70_000])]);
     let long = format!("s/{}deep", "long name/".repeat(30));
     std::fs::create_dir_all(home.path().join(&long)).unwrap();
     std::fs::write(home.path().join(&long).join("file.txt"), b"deep").unwrap();

@@ -56,7 +56,7 @@ impl Server {
 #[tokio::test(start_paused = true)]
 async fn marking_sessions_never_blocks_a_worker_and_is_bounded() {
     let store = Arc::new(Store::new(Arc::new(object_store::memory::InMemory::new())));
-    let manifest = old(vec![entry("a/one", '1')]);
+    let manifest = old(&[entry("a/one", '1')]);
     store.put_once(&manifest_key("u0"), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
     let (checked, _) = mpsc::channel(1);
     let server = Arc::new(Server::default());
@@ -89,7 +89,7 @@ async fn marking_sessions_never_blocks_a_worker_and_is_bounded() {
     assert_eq!(status(0)["completedTime"], "2026-11-28T17:00:00Z");
 }
 
-fn old(sessions: Vec<OldSession>) -> OldManifest {
+fn old(sessions: &[OldSession]) -> OldManifest {
     let manifest = json!({"version": 1, "computer": {"namespace": "t", "name": "c", "uid": "u0"}, "createdAt": 1, "sessionPaths": [],
         "sessions": sessions, "problems": [], "problemCount": 0});
     serde_json::from_value(manifest).unwrap()
@@ -101,7 +101,7 @@ fn entry(id: &str, digest: char) -> OldSession {
 
 #[tokio::test]
 async fn a_path_belongs_to_the_session_with_the_longest_matching_id() {
-    let archive = Archive::Old(Box::new(old(vec![entry("a/x", '1'), entry("a/x.y/z", '2'), entry("b", '3')])));
+    let archive = Archive::Old(Box::new(old(&[entry("a/x", '1'), entry("a/x.y/z", '2'), entry("b", '3')])));
     let store = Store::new(Arc::new(object_store::memory::InMemory::new()));
     let yes = [("a/x", '1'), ("a/x.jsonl", '1'), ("a/x/deep/in", '1'), ("a/x.y/z.jsonl", '2'), ("a/x.y/other", '1'), ("b.é/é.ü", '3')];
     let no = ["a/xy", "a", "", "c.d/e"];

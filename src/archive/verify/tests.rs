@@ -14,7 +14,7 @@ async fn archived(folder: &std::path::Path) -> (Store, String) {
     (store, chunk_key("u", &packed.chunks()[0].chunk.digest))
 }
 
-fn old_manifest(uid: &str, sessions: Vec<OldSession>) -> OldManifest {
+fn old_manifest(uid: &str, sessions: &[OldSession]) -> OldManifest {
     serde_json::from_value(serde_json::json!({"version": 1, "computer": {"namespace": "t", "name": "c", "uid": uid}, "createdAt": 1,
         "sessionPaths": [], "sessions": sessions, "problems": [], "problemCount": 0}))
     .unwrap()
@@ -35,7 +35,7 @@ async fn old_archive(folder: &std::path::Path, files: u64) -> (Store, String) {
     let store = Store::open(&format!("file://{}", folder.display())).unwrap();
     let key = object_key("u", &digest);
     store.put_once(&key, object).await.unwrap();
-    store.put_once(&manifest_key("u"), serde_json::to_vec(&old_manifest("u", vec![session])).unwrap()).await.unwrap();
+    store.put_once(&manifest_key("u"), serde_json::to_vec(&old_manifest("u", &[session])).unwrap()).await.unwrap();
     (store, key)
 }
 
@@ -118,7 +118,7 @@ async fn large_archives_do_not_delay_small_ones() {
         let uid = format!("large-{n}");
         let digest = "0".repeat(64);
         let session = OldSession { id: "s".into(), files: 1, bytes: 1 << 40, digest: digest.clone(), size: 1, last_modified: 0 };
-        let manifest = old_manifest(&uid, vec![session]);
+        let manifest = old_manifest(&uid, &[session]);
         store.put_once(&manifest_key(&uid), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
         // Opening a pipe for reading blocks until there is a writer.
         let pipe = folder.path().join(object_key(&uid, &digest));

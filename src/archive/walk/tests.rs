@@ -6,12 +6,14 @@ use std::os::unix::fs::symlink;
 use super::*;
 use crate::archive::test_archives::home;
 
+type Sessions = BTreeMap<String, Vec<String>>;
+
 /// The paths of each session, those of none under an empty name, and the problems.
-fn found(home: &Path, session_paths: &[&str], budget: usize) -> (BTreeMap<String, Vec<String>>, Vec<(String, ProblemKind)>) {
+fn found(home: &Path, session_paths: &[&str], budget: usize) -> (Sessions, Vec<(String, ProblemKind)>) {
     let paths: Vec<String> = session_paths.iter().map(|path| (*path).to_owned()).collect();
     let fd = rustix::fs::open(home, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
     let mut walk = Walk { budget, ..Walk::new(Rc::new(fd), roots(&paths), Unreadable::Record) };
-    let (mut sessions, mut problems, mut order) = (BTreeMap::<String, Vec<String>>::new(), Vec::new(), Vec::new());
+    let (mut sessions, mut problems, mut order) = (Sessions::new(), Vec::new(), Vec::new());
     while let Some(found) = walk.find_next().unwrap() {
         match found {
             Found::Item { session, path, .. } => {

@@ -196,7 +196,7 @@ fn too_large_for_exec(uid: &str, session: &str, path: &str) -> String {
         _ => format!("`archives export {uid}` with the session's ID, and unpack the file from the tar"),
     };
     format!(
-        "the file is larger than {} KiB. The end of a large file can be lost through `kubectl exec`, and its exit code is 0 all the same. \
+        "the file is larger than {} KiB. The end of a large file can be lost through `kubectl exec`, and its exit code is 0 nevertheless. \
          Use {command}, which fails when something is missing",
         SMALL / 1024
     )

@@ -143,38 +143,39 @@ mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct Told(String, Option<Box<Told>>);
+    struct Reported(String, Option<Box<Reported>>);
 
-    impl std::fmt::Display for Told {
+    impl std::fmt::Display for Reported {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str(&self.0)
         }
     }
 
-    impl Error for Told {
+    impl Error for Reported {
         fn source(&self) -> Option<&(dyn Error + 'static)> {
             self.1.as_deref().map(|e| e as _)
         }
     }
 
-    fn refused(status: &str, code: &str, try_: u32) -> Told {
+    fn refused(status: &str, code: &str, try_: u32) -> Reported {
         let body = format!(
             "Server returned non-2xx status code: {status}: <Error><Code>{code}</Code><RequestId>{try_:X}F{try_}</RequestId></Error>"
         );
         let outer = format!("Error performing PUT http://s3/b/k in {}.{try_}ms - {body}", try_ + 3);
-        Told(outer, Some(Box::new(Told(body, None))))
+        Reported(outer, Some(Box::new(Reported(body, None))))
     }
 
     /// Each different text is a status write, and each status write triggers the next attempt.
     #[test]
     fn the_same_failure_has_the_same_text_each_time() {
         for (status, code) in [("403 Forbidden", "AccessDenied"), ("503 Service Unavailable", "SlowDown"), ("500 Oops", "InternalError")] {
-            let told = |n| Failure::of(&refused(status, code, n)).explain();
-            assert_eq!(told(1), told(2));
-            assert!(told(1).contains(code) && told(1).contains(&status[..3]), "{}", told(1));
+            let reported = |n| Failure::of(&refused(status, code, n)).explain();
+            assert_eq!(reported(1), reported(2));
+            assert!(reported(1).contains(code) && reported(1).contains(&status[..3]), "{}", reported(1));
         }
-        let told = |port: u32| Failure::of(&Told(format!("read tcp 10.0.0.5:{port}->10.0.0.9:443: reset in {port}.5ms"), None)).explain();
-        assert_eq!(told(49_152), told(50_001));
+        let reported =
+            |port: u32| Failure::of(&Reported(format!("read tcp 10.0.0.5:{port}->10.0.0.9:443: reset in {port}.5ms"), None)).explain();
+        assert_eq!(reported(49_152), reported(50_001));
     }
 
     #[test]
@@ -188,8 +189,8 @@ mod tests {
             ("507 Insufficient Storage", "XMinioStorageFull", "is full"),
             ("301 Moved Permanently", "PermanentRedirect", "region"),
         ] {
-            let told = Failure::of(&refused(status, code, 1)).explain();
-            assert!(told.contains(words), "{told}");
+            let reported = Failure::of(&refused(status, code, 1)).explain();
+            assert!(reported.contains(words), "{reported}");
         }
         let full = Failure::of(&std::io::Error::from_raw_os_error(28)).explain();
         assert!(full.contains("is full") && full.contains("free space"), "{full}");

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Dir, FileType, statat};
 /// Memory of a name besides its bytes.
 const BESIDE: usize = 64;
 
-/// What a name stands for. Names of one stem are sorted by it: files first.
+/// What a name is. Names of one stem are sorted by it: files first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A regular file.
@@ -30,7 +30,7 @@ pub enum Kind {
 pub struct Name {
     bytes: Box<[u8]>,
     stem: usize,
-    /// What it stands for.
+    /// What it is.
     pub kind: Kind,
 }
 

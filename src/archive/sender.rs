@@ -109,7 +109,7 @@ impl Sender {
         let request = request.bearer_auth(self.token()?).header(progress::HEADER, "1").body(body);
         let answered = async {
             let answer = request.send().await?;
-            let (status, told) = (answer.status(), answer.headers().contains_key(progress::HEADER));
+            let (status, progress_lines) = (answer.status(), answer.headers().contains_key(progress::HEADER));
             let (mut text, mut parts) = (Vec::new(), answer.bytes_stream());
             while let Some(part) = parts.next().await {
                 let part = part?;
@@ -121,7 +121,7 @@ impl Sender {
                 text.extend_from_slice(&part[..part.len().min(LONGEST.saturating_sub(text.len()))]);
             }
             let text = String::from_utf8_lossy(&text).into_owned();
-            if !told {
+            if !progress_lines {
                 return Ok((status, text));
             }
             progress::outcome(&text).context("the operator's answer is incomplete: the connection was closed")

@@ -137,7 +137,7 @@ impl Scanner {
                 }
                 State::End => {
                     if bytes.iter().any(|b| *b != 0) {
-                        return Err(damaged("the tar goes on after its end"));
+                        return Err(damaged("the tar continues after its end"));
                     }
                     bytes.len()
                 }

@@ -88,7 +88,7 @@ pub enum Verification {
 
 impl Verification {
     /// How long a bad result is reused before the next check. `None`: the result is returned once.
-    fn stands(&self) -> Option<Duration> {
+    fn valid_for(&self) -> Option<Duration> {
         match self {
             Self::Unavailable(_) => Some(Duration::from_secs(10)),
             Self::Invalid(_) => Some(Duration::from_secs(50)),
@@ -148,7 +148,7 @@ impl Verifier {
         if known.running {
             return known.last.clone();
         }
-        let begin = match (&known.last, known.last.stands()) {
+        let begin = match (&known.last, known.last.valid_for()) {
             (Verification::Running, _) => true,
             (_, Some(time)) => known.since.elapsed() >= time,
             (_, None) => return state.remove(uid).map_or(Verification::Running, |k| k.last),

@@ -152,22 +152,22 @@ async fn an_archive_of_an_earlier_deletion_of_the_same_uid_does_not_count() {
     let (store, _) = old_archive(folder.path(), 2).await;
     let origin = |claim: &str, deleted_at| Origin { custody_claim: Some(claim.to_owned()), deleted_at };
     let shared = &store;
-    let stands = |origin: Origin| async move {
+    let state_of = |origin: Origin| async move {
         match of_deletion(shared, "u", &origin).await {
             Ok(contents) => read_all(shared, contents).await,
             Err(other) => other,
         }
     };
     // Written by an earlier version at second 1, which names no claim: its time decides.
-    assert!(matches!(stands(origin("now", 1)).await, Verification::Valid(_)), "that of this deletion, begun before an upgrade");
-    assert_eq!(stands(origin("now", 2)).await, Verification::Missing);
+    assert!(matches!(state_of(origin("now", 1)).await, Verification::Valid(_)), "that of this deletion, begun before an upgrade");
+    assert_eq!(state_of(origin("now", 2)).await, Verification::Missing);
     let mut packed = packed(home(&[]).path(), &[], Unreadable::Block, SMALL);
     packed.manifest.custody_claim = "now".into();
     for blob in &packed.blobs {
         store.put_once(&chunk_key("u", &blob.chunk.digest), blob.bytes.clone()).await.unwrap();
     }
     store.put_once(&later_manifest_key("u", "now"), serde_json::to_vec(&packed.manifest).unwrap()).await.unwrap();
-    assert!(matches!(stands(origin("now", 2)).await, Verification::Valid(Summary { sessions: 0, .. })));
-    assert_eq!(stands(origin("another", 2)).await, Verification::Missing);
+    assert!(matches!(state_of(origin("now", 2)).await, Verification::Valid(Summary { sessions: 0, .. })));
+    assert_eq!(state_of(origin("another", 2)).await, Verification::Missing);
     assert!(matches!(verify(&store, "u").await, Verification::Valid(Summary { sessions: 0, .. })), "the newest one is shown");
 }

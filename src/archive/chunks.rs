@@ -136,6 +136,9 @@ impl<'a> Writer<'a> {
     /// When an object is not taken.
     pub fn end_entry(&mut self, described: &Described) -> Result<()> {
         self.frame()?;
+        if self.frames == 0 {
+            return Err(std::io::Error::other("an entry of the archive has no content"));
+        }
         let size = self.before + self.chunk.len() as u64 - self.offset;
         let entry = Entry {
             id: String::from_utf8_lossy(&described.id).into_owned(),
@@ -229,7 +232,7 @@ struct Lines {
 impl Lines {
     fn push(&mut self, line: &impl Serialize, compressor: &mut Compressor<'_>, take: &mut Take<'_>) -> Result<()> {
         let line = serde_json::to_vec(line)?;
-        if self.text.len() + line.len() >= FRAME / 2 {
+        if self.text.len() + line.len() >= FRAME {
             self.piece(compressor, take)?;
         }
         self.text.extend_from_slice(&line);

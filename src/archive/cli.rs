@@ -83,7 +83,7 @@ enum Command {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(execute(args).await.unwrap_or_else(|error| {
         // Standard error may be closed as well.
-        let _ = writeln!(std::io::stderr(), "Error: {error:#}");
+        let _ = writeln!(std::io::stderr(), "Error: {}", plain_lines(&format!("{error:#}")));
         ExitCode::FAILURE
     }))
 }
@@ -201,7 +201,7 @@ async fn check(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Result
             Ok(ExitCode::FAILURE)
         }
         Verification::Invalid(why) => {
-            writeln!(out, "damaged: {why}")?;
+            writeln!(out, "damaged: {}", plain_lines(&why))?;
             Ok(ExitCode::FAILURE)
         }
         Verification::Unavailable(why) => anyhow::bail!("the archive store is unavailable: {why}"),
@@ -213,6 +213,11 @@ async fn check(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Result
 pub(super) fn plain(text: &str) -> String {
     let odd = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.chars().map(|c| if odd(c) { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+/// A message of several lines that may contain names of a tenant.
+fn plain_lines(text: &str) -> String {
+    text.lines().map(plain).collect::<Vec<_>>().join("\n")
 }
 
 fn when(seconds: i64) -> String {

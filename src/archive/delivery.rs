@@ -176,7 +176,10 @@ pub(super) async fn cat(store: Store, uid: String, path: PathBuf, mut out: Outpu
     }
     let mut print = read(&store, &archive, Some(entry.clone()), Print::new(&path, out)).await?;
     if let Some(first) = print.same_as.take().filter(|_| !print.printed) {
-        print = read(&store, &archive, Some(entry), Print::new(&first, print.into_out())).await?;
+        let mut out = print.into_out();
+        // tar prints nothing for another name of a file.
+        out.most = out.most.map(|(most, _)| (most, too_large_for_exec(&uid, &entry.id, &first.to_string_lossy())));
+        print = read(&store, &archive, Some(entry), Print::new(&first, out)).await?;
     }
     let mut out = print.finish()?;
     finish(&mut out)?;

@@ -250,3 +250,50 @@ fn a_frame_that_contains_too_much_is_refused_before_memory_is_taken() {
         }
     }
 }
+
+/// An archive whose index a hostile pod wrote, in a store without the objects after the first that is wrong.
+fn verified_index(change: impl FnOnce(&mut Manifest, &mut Vec<super::chunks::Blob>)) -> Verification {
+    let home = home(&[("s/a.jsonl", b"one"), ("s/b.jsonl", &super::test_archives::noise(20_000, 3))]);
+    let mut packed = packed(home.path(), &["s"], super::Unreadable::Block, SMALL);
+    change(&mut packed.manifest, &mut packed.blobs);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = Store::new(std::sync::Arc::new(object_store::memory::InMemory::new()));
+        super::test_archives::put(&store, super::test_archives::UID, &packed).await;
+        verify::verify(&store, super::test_archives::UID).await
+    })
+}
+
+/// A piece of an index with these lines.
+fn piece(lines: &str) -> super::chunks::Blob {
+    let bytes = zstd::bulk::compress(lines.as_bytes(), 3).unwrap();
+    let chunk = super::manifest::Chunk { digest: hex::encode(Sha256::digest(&bytes)), size: bytes.len() as u64 };
+    super::chunks::Blob { chunk, bytes: bytes.into() }
+}
+
+/// L3: the entries of a chunk were once collected before the first was checked: a piece that was named many times took gigabytes.
+#[test]
+fn entries_that_overlap_are_refused_before_the_next_piece_is_read() {
+    for (offset, size) in [(0, 0), (0, 40), (1, 40)] {
+        let line = json!({"id": "", "files": 0, "bytes": 0, "lastModified": 0, "digest": "0".repeat(64), "tarBytes": 0, "offset": offset, "size": size});
+        let found = verified_index(|manifest, blobs| {
+            let blob = piece(&format!("{line}\n{line}\n"));
+            let missing = super::manifest::Chunk { digest: "1".repeat(64), size: 10 };
+            manifest.entries = super::manifest::List { count: 1_000_000, pieces: vec![blob.chunk.clone(), missing] };
+            blobs.push(blob);
+        });
+        assert!(matches!(&found, Verification::Invalid(why) if why.contains("one after the other")), "{found:?}");
+    }
+}
+
+/// L3: a chunk may contain hundreds of gigabytes of zeros.
+#[test]
+fn more_than_the_manifest_says_is_not_read() {
+    let found = verified_index(|manifest, blobs| {
+        manifest.tar_bytes = 1;
+        let index: Vec<_> = manifest.pieces().cloned().collect();
+        let last = blobs.iter().rposition(|blob| !index.contains(&blob.chunk)).unwrap();
+        blobs.remove(last);
+    });
+    assert!(matches!(&found, Verification::Invalid(why) if why.contains("more than the manifest says")), "{found:?}");
+}

@@ -9,6 +9,8 @@ pub const VERSION: u32 = 2;
 pub const MAX_BYTES: usize = 1024 * 1024;
 /// Most bytes of a frame, decompressed.
 pub const FRAME: usize = 2_000_000;
+/// Most bytes of a piece of the index, as stored.
+pub const PIECE: usize = FRAME + 64 * 1024;
 /// Most bytes of a chunk, as stored.
 pub const CHUNK: usize = 8 * 1024 * 1024;
 
@@ -218,8 +220,14 @@ impl Manifest {
         if manifest.lost_count > manifest.problems.count || manifest.sessions > manifest.entries.count {
             return Err(Invalid("its counts contradict each other".to_owned()));
         }
-        if let Some(piece) = manifest.pieces().find(|piece| !piece.is_valid()) {
+        if let Some(piece) = manifest.pieces().find(|piece| !piece.is_valid() || piece.size > PIECE as u64) {
             return Err(Invalid(format!("{:?} of {} bytes cannot be an object", piece.digest, piece.size)));
+        }
+        for list in [&manifest.entries, &manifest.problems] {
+            let mut seen = std::collections::HashSet::new();
+            if let Some(piece) = list.pieces.iter().find(|piece| !seen.insert(&piece.digest)) {
+                return Err(Invalid(format!("it names the piece {} of its index twice", piece.digest)));
+            }
         }
         Ok(manifest)
     }
@@ -230,11 +238,14 @@ impl Manifest {
     }
 }
 
-/// The ids of the sessions that may contain a file; the first one that exists contains it. They are the path itself, its prefixes up to a
-/// dot or a slash from the longest to the shortest, and the session for everything else in an archive of version 1.
+/// The ids of the sessions that may contain a file; the first one that exists contains it. They are the path itself, the path up to the first
+/// dot in the file's name, the folders above it from the innermost to the outermost, and for archives of version 1 the other prefixes up to a
+/// dot, and the session for everything else.
 pub fn ids_of_path(path: &str) -> impl Iterator<Item = &str> {
-    let beginnings = path.rmatch_indices(['.', '/']).map(|(end, _)| &path[..end]);
-    std::iter::once(path).chain(beginnings).chain([WHOLE_HOME])
+    let name = path.rfind('/').map_or(0, |slash| slash + 1);
+    let stem = path[name..].char_indices().skip(1).find(|(_, c)| *c == '.').map(|(dot, _)| &path[..name + dot]);
+    let beginnings = |end| path.rmatch_indices(end).map(|(end, _)| &path[..end]);
+    std::iter::once(path).chain(stem).chain(beginnings('/')).chain(beginnings('.')).chain([WHOLE_HOME])
 }
 
 impl ProblemKind {

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
@@ -21,7 +22,7 @@ const AHEAD: usize = 2;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Archive {
     /// Version 1: one object a session.
-    Old(Box<OldManifest>),
+    Old(Arc<OldManifest>),
     /// The current version.
     New(Box<Manifest>),
 }
@@ -38,7 +39,7 @@ impl Archive {
         }
         let version = serde_json::from_slice::<Version>(bytes).map_err(|e| Invalid(e.to_string()))?.version;
         match version {
-            1 => OldManifest::parse(bytes).map(|m| Self::Old(Box::new(m))),
+            1 => OldManifest::parse(bytes).map(|m| Self::Old(Arc::new(m))),
             VERSION => Manifest::parse(bytes).map(|m| Self::New(Box::new(m))),
             other => Err(Invalid(format!("version {other} is not known to this version of the operator: upgrade it"))),
         }
@@ -119,6 +120,7 @@ impl Archive {
     /// Forgets what reading the content does not need: a manifest of version 1 may list tens of thousands of sessions.
     pub fn forget_names(&mut self) {
         if let Self::Old(m) = self {
+            let m = Arc::make_mut(m);
             m.problems = Vec::new();
             for session in &mut m.sessions {
                 session.id = String::new();
@@ -129,7 +131,7 @@ impl Archive {
     /// Its entries, in order.
     pub fn entries(&self, store: &Store) -> Entries {
         match self {
-            Self::Old(m) => Entries::Old(m.sessions.clone().into_iter()),
+            Self::Old(m) => Entries::Old(Arc::clone(m), 0),
             Self::New(m) => Entries::New(Box::new(Lines::new(store, &m.computer.uid, &m.entries))),
         }
     }
@@ -184,7 +186,7 @@ impl<T: DeserializeOwned> Listed<T> {
 /// The entries of an archive.
 pub enum Entries {
     /// Of version 1: each has an object of its own.
-    Old(std::vec::IntoIter<OldSession>),
+    Old(Arc<OldManifest>, usize),
     /// Of the current version.
     New(Box<Lines<Entry>>),
     /// One that is known already.
@@ -198,20 +200,19 @@ impl Entries {
     /// As [`Lines::next`].
     pub async fn next(&mut self) -> Result<Option<Entry>, StoreError> {
         match self {
-            Self::Old(sessions) => Ok(sessions.next().map(|s| Entry {
-                id: s.id,
-                files: s.files,
-                bytes: s.bytes,
-                last_modified: s.last_modified,
-                digest: s.digest,
-                tar_bytes: 0,
-                offset: 0,
-                size: s.size,
-            })),
+            Self::Old(manifest, n) => {
+                *n += 1;
+                Ok(manifest.sessions.get(*n - 1).map(of_old))
+            }
             Self::New(lines) => lines.next().await,
             Self::One(entry) => Ok(entry.take()),
         }
     }
+}
+
+fn of_old(session: &OldSession) -> Entry {
+    let OldSession { files, bytes, last_modified, size, .. } = *session;
+    Entry { id: session.id.clone(), digest: session.digest.clone(), files, bytes, last_modified, size, tar_bytes: 0, offset: 0 }
 }
 
 /// Reads an object and checks that its bytes have the digest in its name.
@@ -234,7 +235,8 @@ pub struct Lines<T> {
     store: Store,
     uid: String,
     pieces: std::vec::IntoIter<Chunk>,
-    left: u64,
+    /// Lines that are left. `None`: as many as there are.
+    left: Option<u64>,
     text: Vec<u8>,
     at: usize,
     of: PhantomData<T>,
@@ -243,8 +245,17 @@ pub struct Lines<T> {
 impl<T: DeserializeOwned> Lines<T> {
     /// Of this list.
     pub fn new(store: &Store, uid: &str, list: &List) -> Self {
-        let pieces = list.pieces.clone().into_iter();
-        Self { store: store.clone(), uid: uid.to_owned(), pieces, left: list.count, text: Vec::new(), at: 0, of: PhantomData }
+        Self::of(store, uid, list.pieces.clone(), Some(list.count))
+    }
+
+    /// Of these pieces, whatever their number of lines.
+    pub fn uncounted(store: &Store, uid: &str, pieces: Vec<Chunk>) -> Self {
+        Self::of(store, uid, pieces, None)
+    }
+
+    fn of(store: &Store, uid: &str, pieces: Vec<Chunk>, left: Option<u64>) -> Self {
+        let pieces = pieces.into_iter();
+        Self { store: store.clone(), uid: uid.to_owned(), pieces, left, text: Vec::new(), at: 0, of: PhantomData }
     }
 
     /// The next line; `None` after as many as the manifest says.
@@ -255,7 +266,8 @@ impl<T: DeserializeOwned> Lines<T> {
         let corrupt = |e: &dyn std::fmt::Display| StoreError::Corrupt(format!("the index: {e}"));
         while self.at == self.text.len() {
             let Some(piece) = self.pieces.next() else {
-                return if self.left == 0 { Ok(None) } else { Err(corrupt(&format!("{} lines are missing", self.left))) };
+                let left = self.left.unwrap_or(0);
+                return if left == 0 { Ok(None) } else { Err(corrupt(&format!("{left} lines are missing"))) };
             };
             let bytes = blob(&self.store, &self.uid, &piece).await?;
             (self.text, self.at) = (super::frames::only(&bytes, FRAME).map_err(|e| corrupt(&e))?, 0);
@@ -264,7 +276,9 @@ impl<T: DeserializeOwned> Lines<T> {
         let end = rest.iter().position(|b| *b == b'\n').ok_or_else(|| corrupt(&"a line has no end"))?;
         let line = serde_json::from_slice(&rest[..end]).map_err(|e| corrupt(&e))?;
         self.at += end + 1;
-        self.left = self.left.checked_sub(1).ok_or_else(|| corrupt(&"it has more lines than the manifest says"))?;
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(1).ok_or_else(|| corrupt(&"it has more lines than the manifest says"))?;
+        }
         Ok(Some(line))
     }
 }

@@ -20,7 +20,7 @@ use super::folder_names::Kind as Found;
 use super::holes;
 use super::manifest::{Manifest, ProblemKind};
 use super::problems::Problems;
-use super::tar_header::{self, Kind, padding};
+use super::tar_header::{self, Extent, Kind, padding};
 use super::unreadable::Unreadable;
 use super::walk::{self, Walk, open};
 
@@ -47,6 +47,13 @@ pub struct Request<'a> {
 /// # Errors
 /// When the home's device fails, or an object is not taken. Files of a tenant never cause an error.
 pub fn pack<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut Take<'a>) -> io::Result<Problems> {
+    pack_with(request, manifest, take, holes::extents)
+}
+
+/// Finds the parts of a file that are not holes.
+type Extents = fn(&File, &Metadata) -> io::Result<Option<Vec<Extent>>>;
+
+fn pack_with<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut Take<'a>, extents: Extents) -> io::Result<Problems> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let home = Rc::new(rustix::fs::open(request.home, flags, Mode::empty())?);
     let roots = walk::roots(request.session_paths);
@@ -54,6 +61,7 @@ pub fn pack<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut Ta
         home: Rc::clone(&home),
         roots: roots.clone(),
         unreadable: request.unreadable,
+        extents,
         out: Writer::new(request.sizes, take)?,
         problems: Problems::default(),
         session: None,
@@ -86,6 +94,7 @@ struct Packer<'a> {
     home: Rc<OwnedFd>,
     roots: Vec<PathBuf>,
     unreadable: Unreadable,
+    extents: Extents,
     out: Writer<'a>,
     problems: Problems,
     session: Option<Rc<Path>>,
@@ -96,6 +105,18 @@ struct Packer<'a> {
     names: HashMap<(u64, u64), PathBuf>,
     names_bytes: usize,
     buffer: Vec<u8>,
+}
+
+/// What was read of an item before anything of it is written: an item that cannot be read must leave nothing in the tar or in the index.
+enum Content {
+    File(Option<Vec<Extent>>),
+    Link(PathBuf),
+    Folder,
+}
+
+/// What changes with the content of a file.
+fn state(metadata: &Metadata) -> (u64, [i64; 4]) {
+    (metadata.len(), [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()])
 }
 
 /// Copies everything, with few requests to the kernel.
@@ -145,9 +166,13 @@ impl Packer<'_> {
                 Found::Link => metadata.is_symlink(),
                 _ => metadata.is_dir(),
             };
-            if same { Ok((file, metadata)) } else { Err(io::Error::other("it is no longer what it was when the folder was read")) }
+            if !same {
+                return Err(io::Error::other("it is no longer what it was when the folder was read"));
+            }
+            let content = self.content(kind, &file, &metadata)?;
+            Ok((file, metadata, content))
         });
-        let (file, metadata) = match opened {
+        let (file, metadata, content) = match opened {
             Ok(opened) => opened,
             Err(error) if self.unreadable.names(&error) => return self.problem(path, ProblemKind::Unreadable, error),
             Err(error) => return Err(error),
@@ -157,25 +182,32 @@ impl Packer<'_> {
             self.entry = Described { id, last_modified: metadata.mtime(), ..Described::default() };
         }
         (self.session, self.began) = (session, true);
-        match kind {
-            Found::File => self.file(path, file, &metadata),
-            Found::Link => self.link(path, &file, &metadata),
-            _ => tar_header::write(&mut self.out, path, &Kind::Folder, &metadata, &[]),
+        match content {
+            Content::File(extents) => self.file(path, file, &metadata, extents),
+            Content::Link(target) => self.link(path, target, &metadata),
+            Content::Folder => tar_header::write(&mut self.out, path, &Kind::Folder, &metadata, &[]),
         }
     }
 
-    fn file(&mut self, path: &Path, mut file: File, metadata: &Metadata) -> io::Result<()> {
+    fn content(&self, kind: Found, file: &File, metadata: &Metadata) -> io::Result<Content> {
+        Ok(match kind {
+            Found::File if self.names.contains_key(&(metadata.dev(), metadata.ino())) => Content::File(None),
+            Found::File => Content::File((self.extents)(file, metadata)?),
+            Found::Link => {
+                let target = rustix::fs::readlinkat(file, "", Vec::new())?;
+                Content::Link(PathBuf::from(std::ffi::OsStr::from_bytes(target.as_bytes())))
+            }
+            _ => Content::Folder,
+        })
+    }
+
+    fn file(&mut self, path: &Path, mut file: File, metadata: &Metadata, extents: Option<Vec<Extent>>) -> io::Result<()> {
         self.entry.files += 1;
         self.entry.last_modified = self.entry.last_modified.max(metadata.mtime());
         if let Some(first) = self.another_name(path, metadata) {
             return tar_header::write(&mut self.out, path, &Kind::HardLink(first), metadata, &[]);
         }
         self.entry.bytes = self.entry.bytes.saturating_add(metadata.len());
-        let extents = match holes::extents(&file, metadata) {
-            Ok(extents) => extents,
-            Err(error) if self.unreadable.names(&error) => return self.problem(path, ProblemKind::Unreadable, error),
-            Err(error) => return Err(error),
-        };
         tar_header::write(&mut self.out, path, &Kind::File, metadata, extents.as_deref().unwrap_or_default())?;
         let (mut changed, mut broken, mut stored) = (false, None, 0);
         for (at, bytes) in extents.unwrap_or_else(|| vec![(0, metadata.len())]) {
@@ -189,8 +221,8 @@ impl Packer<'_> {
         if let Some(error) = broken {
             return self.problem(path, ProblemKind::Unreadable, format!("cut and padded with zeros: {error}"));
         }
-        if changed || file.metadata()?.len() != metadata.len() {
-            return self.problem(path, ProblemKind::Changed, "its size changed while it was read");
+        if changed || state(&file.metadata()?) != state(metadata) {
+            return self.problem(path, ProblemKind::Changed, "it changed while it was read");
         }
         Ok(())
     }
@@ -211,9 +243,7 @@ impl Packer<'_> {
         None
     }
 
-    fn link(&mut self, path: &Path, link: &File, metadata: &Metadata) -> io::Result<()> {
-        let target = rustix::fs::readlinkat(link, "", Vec::new())?;
-        let target = PathBuf::from(std::ffi::OsStr::from_bytes(target.as_bytes()));
+    fn link(&mut self, path: &Path, target: PathBuf, metadata: &Metadata) -> io::Result<()> {
         if !self.leads_into_the_archive(path, &target) {
             self.problem(path, ProblemKind::Symlink, target.display())?;
         }

@@ -115,7 +115,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     if problems.lost > 0 {
         manifest.left_out_by.clone_from(&job.left_out_by);
     }
-    sender.manifest(serde_json::to_vec_pretty(&manifest)?).await?;
+    sender.manifest(serde_json::to_vec(&manifest)?).await?;
     println!("manifest stored: {} sessions, {} files, {} problems", manifest.sessions, manifest.files, manifest.problems.count);
     Ok(None)
 }

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io::Write;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 use zstd::bulk::Decompressor;
@@ -18,6 +19,8 @@ use super::store::{Store, StoreError};
 use super::tar_header::END;
 use super::tar_scan::{Scanner, Sink};
 
+/// Entries of the index that wait for their frames: a chunk may contain tens of thousands.
+const QUEUED: usize = 4096;
 /// Bytes of an old object that are decompressed at once.
 const AT_ONCE: usize = 1 << 20;
 
@@ -50,7 +53,7 @@ pub async fn read<S: Sink>(store: &Store, archive: &Archive, one: Option<Entry>,
     }
 }
 
-/// What the index says of an entry, without its id: a chunk may contain tens of thousands.
+/// What the index says of an entry, without its id.
 struct Expected {
     digest: [u8; 32],
     files: u64,
@@ -72,26 +75,83 @@ impl Expected {
 async fn chunks<S: Sink>(store: &Store, manifest: &Manifest, archive: &Archive, one: Option<Entry>, sink: S) -> Result<S, ReadError> {
     let whole = one.is_none();
     let range = one.as_ref().map_or(0..manifest.stored_bytes, |entry| entry.offset..entry.offset.saturating_add(entry.size));
-    let mut entries = one.map_or_else(|| archive.entries(store), |entry| Entries::One(Some(entry)));
+    let most = one.as_ref().map_or(manifest.tar_bytes, |entry| entry.tar_bytes);
+    let entries = one.map_or_else(|| archive.entries(store), |entry| Entries::One(Some(entry)));
+    let mut entries = InOrder { entries, end: range.start, sessions: 0, files: 0, bytes: 0 };
     let mut chunks = Chunks::new(store, manifest, range);
-    let mut checker = Checker::new(sink).map_err(RestoreError::from)?;
-    let (mut next, mut sessions, mut files) = (entries.next().await?, 0, 0);
-    while let Some((offset, bytes)) = chunks.next().await? {
-        while let Some(entry) = next.take_if(|entry| entry.offset < offset + bytes.len() as u64) {
-            sessions += u64::from(entry.files > 0);
-            files += entry.files;
-            checker.expected.push_back(Expected::of(&entry)?);
-            next = entries.next().await?;
+    let mut checker = Checker::new(sink, most).map_err(RestoreError::from)?;
+    let mut next = entries.next().await?;
+    while let Some((mut at, bytes)) = chunks.next().await? {
+        let (end, mut bytes) = (at + bytes.len() as u64, Bytes::from(bytes));
+        while !bytes.is_empty() {
+            while checker.expected.len() < QUEUED
+                && let Some(entry) = next.take_if(|entry| entry.offset < end)
+            {
+                checker.expected.push_back(Expected::of(&entry)?);
+                next = entries.next().await?;
+            }
+            // More entries begin in this chunk than are queued: up to the first of them.
+            let until = next.as_ref().map_or(end, |entry| entry.offset.clamp(at, end));
+            let part = bytes.split_to(usize::try_from(until - at).unwrap_or(usize::MAX).min(bytes.len()));
+            if part.is_empty() {
+                return Err(not_as_listed().into());
+            }
+            checker = blocking(move || {
+                checker.chunk(at, &part)?;
+                Ok(checker)
+            })
+            .await?;
+            at = until;
         }
-        checker = blocking(move || {
-            checker.chunk(offset, &bytes)?;
-            Ok(checker)
-        })
-        .await?;
     }
-    let counted = !whole || (sessions == manifest.sessions && files == manifest.files && checker.tar_bytes == manifest.tar_bytes);
+    let found = (entries.sessions, entries.files, entries.bytes, checker.tar_bytes);
+    let counted = !whole || found == (manifest.sessions, manifest.files, manifest.bytes, manifest.tar_bytes);
     let complete = checker.complete(whole) && next.is_none() && counted && (!whole || chunks.at_end().await?);
-    if complete { Ok(checker.sink) } else { Err(RestoreError::Damaged("its chunks are not what the index says".to_owned()).into()) }
+    if complete { Ok(checker.sink) } else { Err(not_as_listed().into()) }
+}
+
+fn not_as_listed() -> RestoreError {
+    RestoreError::Damaged("its chunks are not what the index says".to_owned())
+}
+
+/// The entries of an index that is not trusted, each of which begins where the one before it ends: so no more of them can wait for a chunk
+/// than it has bytes.
+struct InOrder {
+    entries: Entries,
+    end: u64,
+    sessions: u64,
+    files: u64,
+    bytes: u64,
+}
+
+impl InOrder {
+    async fn next(&mut self) -> Result<Option<Entry>, StoreError> {
+        let Some(entry) = self.entries.next().await? else { return Ok(None) };
+        let end = entry.offset.checked_add(entry.size).filter(|end| entry.offset == self.end && *end > entry.offset);
+        self.end = end.ok_or_else(|| StoreError::Corrupt("the index: its entries do not lie one after the other".to_owned()))?;
+        self.sessions += u64::from(entry.files > 0);
+        self.files = self.files.saturating_add(entry.files);
+        self.bytes = self.bytes.saturating_add(entry.bytes);
+        Ok(Some(entry))
+    }
+}
+
+/// Reads the list of what was not archived completely.
+///
+/// # Errors
+/// When it is missing, damaged, or lists another number of losses than the manifest says.
+pub async fn problems(store: &Store, archive: &Archive) -> Result<(), StoreError> {
+    let Archive::New(manifest) = archive else { return Ok(()) };
+    let (mut problems, mut lost) = (archive.problems(store), 0);
+    while let Some(problem) = problems.next().await? {
+        lost += u64::from(problem.kind.lost());
+    }
+    let said = manifest.lost_count;
+    if lost == said {
+        Ok(())
+    } else {
+        Err(StoreError::Corrupt(format!("the index lists {lost} files that lost content, the manifest {said}")))
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static) -> Result<T, ReadError> {
@@ -110,11 +170,13 @@ struct Checker<S> {
     read: u64,
     of_entry: u64,
     tar_bytes: u64,
+    /// Most bytes of the tar: a chunk may contain hundreds of gigabytes of zeros.
+    most: u64,
     ended: bool,
 }
 
 impl<S: Sink> Checker<S> {
-    fn new(sink: S) -> std::io::Result<Self> {
+    fn new(sink: S, most: u64) -> std::io::Result<Self> {
         Ok(Self {
             sink,
             decompressor: Decompressor::new()?,
@@ -124,6 +186,7 @@ impl<S: Sink> Checker<S> {
             read: 0,
             of_entry: 0,
             tar_bytes: 0,
+            most,
             ended: false,
         })
     }
@@ -147,6 +210,9 @@ impl<S: Sink> Checker<S> {
     fn frame(&mut self, offset: u64, size: u64, plain: &[u8]) -> Result<(), RestoreError> {
         let damaged = |why: String| RestoreError::Damaged(format!("the frame at {offset} {why}"));
         self.tar_bytes += plain.len() as u64;
+        if self.tar_bytes > self.most {
+            return Err(damaged("contains more than the manifest says".to_owned()));
+        }
         let Some(entry) = self.expected.front() else {
             // Only the end of the tar belongs to no entry.
             if self.ended || plain != END {

@@ -145,7 +145,7 @@ impl Taken {
     /// Counts an entry.
     pub fn count(&mut self, entry: &TarEntry) {
         self.files += u64::from(matches!(entry.kind, Kind::File | Kind::HardLink(_)));
-        self.bytes += entry.size;
+        self.bytes = self.bytes.saturating_add(entry.size);
     }
 }
 

@@ -75,7 +75,8 @@ impl Sender {
     pub async fn chunk(&self, blob: &Blob) -> anyhow::Result<()> {
         let url = format!("{}/chunks/{}", self.base, blob.chunk.digest);
         self.retry("chunk", || async {
-            let there = self.client.head(&url).bearer_auth(self.token()?).timeout(QUESTION).send().await?;
+            let there =
+                self.client.head(format!("{url}?size={}", blob.chunk.size)).bearer_auth(self.token()?).timeout(QUESTION).send().await?;
             if there.status() == StatusCode::OK {
                 return Ok((StatusCode::OK, String::new()));
             }
@@ -158,6 +159,7 @@ impl Sender {
     }
 }
 
+/// During an upgrade, a replica of the version before may answer: it does not know this address.
 fn may_pass(status: StatusCode) -> bool {
-    matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }

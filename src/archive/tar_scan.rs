@@ -10,7 +10,7 @@ use super::restore::RestoreError;
 use super::tar_header::{BLOCK, Extent, Kind, padding};
 
 /// Most bytes before the content of an entry: its headers, its name, and the list of its parts.
-const HEADERS: usize = 1 << 20;
+const HEADERS: usize = 2 << 20;
 
 /// An entry of a tar.
 #[derive(Clone, Debug, PartialEq, Eq)]

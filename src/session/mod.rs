@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, ApiResource, ListParams, Patch, PatchParams};
 use kube::core::Object;
 use kube::{Client, ResourceExt};
@@ -83,6 +83,12 @@ struct ListedSpec {
     path: Option<String>,
 }
 
+/// A Session that waits to be looked up, without annotations, labels and managed fields: a tenant decides how large they are.
+fn bounded(session: Listed) -> Listed {
+    let ObjectMeta { name, namespace, uid, resource_version, .. } = session.metadata;
+    Listed { metadata: ObjectMeta { name, namespace, uid, resource_version, ..ObjectMeta::default() }, ..session }
+}
+
 /// Writes the status of every Session of a computer that is not marked yet. Returns how many were written.
 async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), deleted_at: &Time) -> Result<usize, MarkError> {
     let (namespace, uid) = of;
@@ -92,7 +98,7 @@ async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), d
     let (mut params, mut waiting, mut written) = (ListParams::default().limit(PAGE), Vec::new(), 0);
     loop {
         let page = call(api.list(&params)).await?;
-        waiting.extend(page.items.into_iter().filter(waits));
+        waiting.extend(page.items.into_iter().filter(waits).map(bounded));
         let next = page.metadata.continue_.filter(|next| !next.is_empty());
         if !waiting.is_empty() && (waiting.len() >= LOOKED_UP || next.is_none()) {
             let paths = waiting.iter().filter_map(|s| s.spec.path.as_deref());

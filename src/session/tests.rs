@@ -101,7 +101,7 @@ fn entry(id: &str, digest: char) -> OldSession {
 
 #[tokio::test]
 async fn a_path_belongs_to_the_session_with_the_longest_matching_id() {
-    let archive = Archive::Old(Box::new(old(&[entry("a/x", '1'), entry("a/x.y/z", '2'), entry("b", '3')])));
+    let archive = Archive::Old(Arc::new(old(&[entry("a/x", '1'), entry("a/x.y/z", '2'), entry("b", '3')])));
     let store = Store::new(Arc::new(object_store::memory::InMemory::new()));
     let yes = [("a/x", '1'), ("a/x.jsonl", '1'), ("a/x/deep/in", '1'), ("a/x.y/z.jsonl", '2'), ("a/x.y/other", '1'), ("b.é/é.ü", '3')];
     let no = ["a/xy", "a", "", "c.d/e"];

@@ -1,22 +1,24 @@
 //! The three requests: check a chunk, store a chunk, store the manifest. Errors are short texts for the archive pod's log. A handler must never
 //! write for another UID than the caller's, overwrite an object, or store bytes under a name that is not their digest.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody as _};
-use axum::extract::{Path, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{any, put};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 
 use super::auth::Authenticator;
 use super::progress::{self, Outcome};
+use super::room::Room;
 use crate::archive::manifest::{CHUNK, Chunk, MAX_BYTES, is_digest};
 use crate::archive::opened::Lines;
 use crate::archive::store::{ReceiptPut, Store, StoreError};
@@ -26,11 +28,13 @@ use crate::guards::{self, Guard};
 
 /// Bytes of chunks that are received in parallel: six of the largest.
 const UPLOADS: usize = 6 * CHUNK;
-/// Total bytes of manifests that are received in parallel.
-const MANIFESTS: usize = 4 * MAX_BYTES;
+/// Manifests that are received and checked in parallel, one of each computer.
+const MANIFESTS: usize = 2;
 /// Longest time without a byte of a body. Waiting for a slot or for the store is not limited here: a request that holds a slot ends when it
 /// makes no progress, so each request gets a slot.
 const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
+/// Fewest bytes of a body in that time: six slow senders could otherwise hold all of the room.
+const LEAST: usize = 64 * 1024;
 /// Chunks of one manifest that are checked in parallel.
 const LOOKS: usize = 64;
 /// The answer to an archive pod of version 1. It ends with an error, and the operator creates one of its own version.
@@ -41,14 +45,14 @@ struct Shared {
     store: Arc<Store>,
     authenticator: Authenticator,
     waits: Arc<Waits>,
-    uploads: Arc<Semaphore>,
-    manifests: Arc<Semaphore>,
+    uploads: Arc<Room>,
+    manifests: Arc<Room>,
 }
 
 impl Shared {
     fn new(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Self {
-        let slots = |n| Arc::new(Semaphore::new(n));
-        Self { store, authenticator, waits, uploads: slots(UPLOADS), manifests: slots(MANIFESTS) }
+        let (uploads, manifests) = (Arc::new(Room::new(UPLOADS, UPLOADS / 2)), Arc::new(Room::new(MANIFESTS, 1)));
+        Self { store, authenticator, waits, uploads, manifests }
     }
 }
 
@@ -80,12 +84,18 @@ fn valid(uid: &str, digest: &str) -> Result<(), (StatusCode, String)> {
     if uid && is_digest(digest) { Ok(()) } else { Err((StatusCode::BAD_REQUEST, "not a UID and a SHA-256".to_owned())) }
 }
 
-async fn head_chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Answer {
+/// Whether a chunk is in the store with this size.
+async fn head_chunk(
+    State(shared): State<Shared>,
+    Path((uid, digest)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Answer {
     valid(&uid, &digest)?;
     authorize(&shared, &headers, &uid).await?;
     match shared.store.size(&chunk_key(&uid, &digest)).await {
-        Ok(_) => Ok(StatusCode::OK),
-        Err(StoreError::NotFound(_)) => Ok(StatusCode::NOT_FOUND),
+        Ok(size) if query.is_none_or(|query| query == format!("size={size}")) => Ok(StatusCode::OK),
+        Ok(_) | Err(StoreError::NotFound(_)) => Ok(StatusCode::NOT_FOUND),
         Err(error) => Err(failed(&error)),
     }
 }
@@ -114,19 +124,19 @@ async fn store_chunk(shared: Shared, uid: String, digest: String, size: u32, bod
     let key = chunk_key(&uid, &digest);
     match shared.store.size(&key).await {
         // Content-addressed: an existing object was verified when it was stored (S7). The read-back verifies it again.
-        Ok(_) => return Ok((StatusCode::OK, String::new())),
+        Ok(stored) if stored == u64::from(size) => return Ok((StatusCode::OK, String::new())),
+        Ok(_) => return Err(damaged(&key)),
         Err(StoreError::NotFound(_)) => {}
         Err(error) => return Err(failed(&error)),
     }
-    // Never closed.
-    let _room = shared.uploads.acquire_many(size).await;
+    let _room = shared.uploads.take(&uid, size).await;
     let bytes = Bytes::from(receive(body, size).await?);
     let found = hex::encode(Sha256::digest(&bytes));
     if found != digest && guards::on(Guard::ObjectDigest) {
         return Err((StatusCode::BAD_REQUEST, format!("the bytes have sha256 {found}, not {digest}")));
     }
     match shared.store.put_once(&key, bytes).await {
-        Ok(ReceiptPut::Other(_)) => Err((StatusCode::BAD_REQUEST, format!("damaged: {key} is in the store with other bytes"))),
+        Ok(ReceiptPut::Other(_)) => Err(damaged(&key)),
         Ok(_) => {
             tracing::debug!(uid, size, "chunk stored");
             shared.waits.stored(&uid);
@@ -134,6 +144,10 @@ async fn store_chunk(shared: Shared, uid: String, digest: String, size: u32, bod
         }
         Err(error) => Err(failed(&error)),
     }
+}
+
+fn damaged(key: &str) -> Outcome {
+    (StatusCode::BAD_REQUEST, format!("damaged: {key} is in the store with other bytes: remove this object"))
 }
 
 async fn put_manifest(
@@ -149,8 +163,7 @@ async fn put_manifest(
 }
 
 async fn store_manifest(shared: Shared, uid: String, room: u32, body: Body) -> Result<Outcome, Outcome> {
-    // Never closed.
-    let _room = shared.manifests.acquire_many(room).await;
+    let _room = shared.manifests.take(&uid, 1).await;
     let body = receive(body, room).await?;
     let manifest = Manifest::parse(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
     if manifest.computer.uid != uid {
@@ -187,15 +200,19 @@ async fn put_once_per_deletion(store: &Store, uid: &str, claim: &str, body: Byte
     }
 }
 
-/// A body of this length. It may take as long as it makes progress.
+/// A body of this length. It may take as long as it makes progress: [`LEAST`] bytes in [`SILENCE`].
 async fn receive(body: Body, length: u32) -> Result<Vec<u8>, Outcome> {
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::with_capacity(length as usize);
-    let silent = |_| (StatusCode::REQUEST_TIMEOUT, "the request makes no progress: its sender sends nothing".to_owned());
-    while let Some(chunk) = tokio::time::timeout(SILENCE, stream.next()).await.map_err(silent)? {
+    let silent = |_| (StatusCode::REQUEST_TIMEOUT, "the request makes no progress: its sender sends hardly anything".to_owned());
+    let (mut since, mut had) = (Instant::now(), 0);
+    while let Some(chunk) = timeout_at(since + SILENCE, stream.next()).await.map_err(silent)? {
         match chunk {
             Ok(chunk) if bytes.len() + chunk.len() <= length as usize => bytes.extend_from_slice(&chunk),
             _ => break,
+        }
+        if bytes.len() - had >= LEAST {
+            (since, had) = (Instant::now(), bytes.len());
         }
     }
     let complete = bytes.len() == length as usize;
@@ -216,7 +233,10 @@ async fn all_there(store: &Store, uid: &str, manifest: &Manifest) -> Result<(), 
     };
     let pieces = futures::stream::iter(manifest.pieces().cloned().map(there));
     pieces.buffer_unordered(LOOKS).try_collect::<()>().await?;
-    let chunks = Lines::<Chunk>::new(store, uid, &manifest.chunks);
+    // A piece that is named often is read once: the requests are bounded by what the pod has sent.
+    let mut seen = HashSet::new();
+    let pieces = manifest.chunks.pieces.iter().filter(|piece| seen.insert(&piece.digest)).cloned().collect();
+    let chunks = Lines::<Chunk>::uncounted(store, uid, pieces);
     let chunks = futures::stream::try_unfold(chunks, |mut lines| async move { Ok(lines.next().await?.map(|chunk| (chunk, lines))) });
     chunks.map_err(|error: StoreError| failed(&error)).map_ok(there).try_buffer_unordered(LOOKS).try_collect().await
 }

@@ -8,6 +8,7 @@ pub mod handlers;
 #[allow(clippy::unwrap_used)]
 mod hostile_input_tests;
 pub mod progress;
+mod room;
 #[cfg(test)]
 mod tests;
 pub mod tls;

@@ -169,3 +169,32 @@ async fn a_store_that_takes_long_is_waited_for_while_the_operator_works() {
     let error = sender.manifest(b"{}".to_vec()).await.unwrap_err().to_string();
     assert!(error.contains("refused") && error.contains("manifest"), "{error}");
 }
+
+/// A body that never ends, one byte at a time.
+fn trickle() -> reqwest::Body {
+    reqwest::Body::wrap_stream(futures::stream::unfold((), |()| async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Some((Ok::<_, std::io::Error>("x"), ()))
+    }))
+}
+
+/// L3: six bodies of a byte a minute once held all of the room forever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_that_hardly_sends_anything_is_ended() {
+    let endpoint = endpoint().await;
+    let url = format!("{}/chunks/{}", endpoint.base, "0".repeat(64));
+    let request = endpoint.client.put(url).bearer_auth("good").header("content-length", 8_000_000).body(trickle()).send();
+    let answer = tokio::time::timeout(Duration::from_secs(30), request).await.expect("it holds its room");
+    assert_eq!(answer.unwrap().status(), 408);
+}
+
+/// A chunk that an aborted attempt left damaged must not count as stored.
+#[tokio::test]
+async fn a_chunk_of_another_size_does_not_count_as_stored() {
+    let endpoint = endpoint().await;
+    let blob = blob(100);
+    endpoint.store.put_once(&chunk_key(UID, &blob.chunk.digest), b"cut".to_vec()).await.unwrap();
+    let (_token, sender) = sender(&endpoint, endpoint.address, Duration::from_secs(5));
+    let error = format!("{:#}", sender.chunk(&blob).await.unwrap_err());
+    assert!(error.contains("with other bytes"), "{error}");
+}

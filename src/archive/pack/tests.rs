@@ -107,16 +107,19 @@ async fn one_file_is_printed_with_its_holes_and_by_each_name() {
 
 #[tokio::test]
 async fn the_files_of_a_home_are_sessions_that_can_be_found_by_their_path() {
-    let files = ["notes.txt", ".claude/projects/p/a.jsonl", "work/x/y.c", "work/z", "work.md"];
+    let files =
+        ["notes.txt", ".claude/projects/p/a.jsonl", "work/x/y.c", "work/z", "work.md", "my.project/x.y.z", "my.project.tar.gz", ".bashrc"];
     let home = home(&files.map(|path| (path, &b"x"[..])));
     let archived = archived(home.path(), &[WHOLE_HOME]).await;
-    assert_eq!(archived.sessions().await, [".claude", "notes", "work"]);
+    assert_eq!(archived.sessions().await, [".bashrc", ".claude", "my", "my.project", "notes", "work"]);
     let (back, taken) = unpacked(&archived).await;
-    assert_eq!(taken, Taken { files: 5, bytes: 5 });
+    assert_eq!(taken, Taken { files: 8, bytes: 8 });
     for path in files {
         assert_eq!(std::fs::read(back.path().join(path)).unwrap(), b"x", "{path}");
         let session = archived.archive.session_of_path(&archived.store, path).await.unwrap();
-        assert!(session.is_some_and(|s| path.starts_with(&s.id)), "{path} cannot be found");
+        let print = Print::new(Path::new(path), Shared::default());
+        let print = read(&archived.store, &archived.archive, session, print).await.unwrap();
+        print.finish().unwrap_or_else(|error| panic!("{path} cannot be found: {error}"));
     }
     assert_eq!(archived.archive.session_of_path(&archived.store, "wor").await.unwrap(), None);
 }
@@ -143,6 +146,52 @@ async fn unreadable_files_are_listed_and_the_rest_is_archived() {
     let archived = Archived::of(packed).await;
     assert_eq!(problems(&archived).await.len(), 30);
     assert_eq!(archived.sessions().await, ["s/a"]);
+}
+
+/// Packs a home with another search for holes.
+async fn packed_with(home: &Path, extents: Extents) -> (Archived, Problems) {
+    let (mut manifest, mut blobs) = (crate::archive::manifest::tests::empty(crate::archive::test_archives::UID), Vec::new());
+    let mut take = |blob| {
+        blobs.push(blob);
+        Ok(())
+    };
+    let request = Request { home, session_paths: &["s".to_owned()], unreadable: Unreadable::GiveUp, sizes: SMALL };
+    let problems = pack_with(&request, &mut manifest, &mut take, extents).unwrap();
+    let counts = Problems { lost: problems.lost, ..Problems::default() };
+    (Archived::of(crate::archive::test_archives::Packed { manifest, blobs, problems }).await, counts)
+}
+
+/// L1: a file whose map of holes is damaged once counted as archived without being in the tar: the archive could never be verified.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_an_admin_gave_up_leaves_nothing_in_the_index() {
+    let home = home(&[("s/a.jsonl", b"one"), ("s/b.jsonl", b"bad"), ("s/c.jsonl", b"bad"), ("s/c.txt", b"two")]);
+    std::fs::hard_link(home.path().join("s/c.jsonl"), home.path().join("s/c.link")).unwrap();
+    let damaged: Extents = |file, _| {
+        let mut content = String::new();
+        let read = rustix::io::pread(file, &mut [0; 3][..], 0)?;
+        std::io::Read::read_to_string(&mut file.try_clone()?, &mut content)?;
+        file.try_clone()?.rewind()?;
+        if read == 3 && content == "bad" { Err(io::Error::from_raw_os_error(5)) } else { Ok(None) }
+    };
+    let (archived, problems) = packed_with(home.path(), damaged).await;
+    assert_eq!((archived.sessions().await, problems.lost), (vec!["s/a".to_owned(), "s/c".to_owned()], 3));
+    let verified = crate::archive::verify::verify(&archived.store, crate::archive::test_archives::UID).await;
+    assert!(matches!(&verified, crate::archive::Verification::Valid(summary) if summary.problems == 3), "{verified:?}");
+    assert_eq!(unpacked(&archived).await.1.files, 2);
+}
+
+/// S1: content that is written into a file of the same size after its holes were found was once lost without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_changes_while_it_is_read_is_listed_also_with_the_same_size() {
+    let home = home(&[("s/a.jsonl", b"one")]);
+    let changed: Extents = |file, _| {
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::fs::OpenOptions::new().write(true).open(path)?.write_all_at(b"two", 0)?;
+        Ok(None)
+    };
+    let (archived, _) = packed_with(home.path(), changed).await;
+    assert_eq!(problems(&archived).await[0].kind, ProblemKind::Changed);
 }
 
 proptest! {

@@ -90,15 +90,20 @@ async fn an_archive_with_other_content_than_its_manifest_says_is_invalid() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = old_archive(folder.path(), 3).await;
     assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "a file less");
-    for change in 0..5 {
+    for change in 0..7 {
         let folder = tempfile::tempdir().unwrap();
-        let mut packed = packed(home(&[("s/a.jsonl", b"one"), ("s/b.jsonl", b"two")]).path(), &["s"], Unreadable::Block, SMALL);
+        let home = home(&[("s/a.jsonl", b"one"), ("s/b.jsonl", b"two")]);
+        std::os::unix::fs::symlink("/etc/passwd", home.path().join("s/link")).unwrap();
+        let mut packed = packed(home.path(), &["s"], Unreadable::Block, SMALL);
         let manifest = &mut packed.manifest;
         match change {
             0 => manifest.files += 1,
             1 => manifest.sessions -= 1,
             2 => manifest.stored_bytes -= 1,
             3 => manifest.tar_bytes += 512,
+            // A loss that the list of problems does not have, or that the manifest does not count.
+            4 => manifest.lost_count += 1,
+            5 => manifest.bytes += 1,
             _ => manifest.entries.count -= 1,
         }
         let store = Store::open(&format!("file://{}", folder.path().display())).unwrap();
@@ -106,6 +111,51 @@ async fn an_archive_with_other_content_than_its_manifest_says_is_invalid() {
         let found = verify(&store, "u").await;
         assert!(matches!(found, Verification::Invalid(_)), "{change}: {found:?}");
     }
+}
+
+/// Each object of an archive is read back: those of the index as well, and the list of what was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_archive_without_one_of_its_objects_is_invalid() {
+    let home = home(&[("s/a.jsonl", b"one"), ("s/b.jsonl", &[7; 9000])]);
+    std::os::unix::fs::symlink("/etc/passwd", home.path().join("s/link")).unwrap();
+    let packed = packed(home.path(), &["s"], Unreadable::Block, SMALL);
+    assert_eq!(packed.manifest.problems.pieces.len(), 1);
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&format!("file://{}", folder.path().display())).unwrap();
+    put(&store, "u", &packed).await;
+    for blob in &packed.blobs {
+        let file = folder.path().join(chunk_key("u", &blob.chunk.digest));
+        let mut flipped = blob.bytes.to_vec();
+        flipped[blob.bytes.len() / 2] ^= 1;
+        std::fs::write(&file, flipped).unwrap();
+        assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "{:?} is damaged", blob.chunk);
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(verify(&store, "u").await, Verification::Invalid(_)), "{:?} is missing", blob.chunk);
+        std::fs::write(&file, &blob.bytes).unwrap();
+    }
+    assert!(matches!(verify(&store, "u").await, Verification::Valid(_)));
+}
+
+/// L3: Sessions were once looked up in the index while the only permit to read a manifest was held.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_into_one_index_does_not_delay_the_checks_of_other_archives() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = archived(folder.path()).await;
+    let (sender, mut checked) = mpsc::channel(8);
+    let verifier = Arc::new(Verifier::new(Arc::new(store), sender));
+    let (looking, looks) = tokio::sync::oneshot::channel();
+    let other = Arc::clone(&verifier);
+    let look = tokio::spawn(async move {
+        let endless = async |_: &Store, _| {
+            looking.send(()).unwrap();
+            std::future::pending::<Result<(), StoreError>>().await
+        };
+        other.with_archive("u", endless).await
+    });
+    looks.await.unwrap();
+    assert_eq!(verifier.check("u", &Origin::default()), Verification::Running);
+    tokio::time::timeout(Duration::from_secs(10), checked.recv()).await.expect("the check waits for the look");
+    look.abort();
 }
 
 /// L3: some archives are huge, or their objects are not delivered.

@@ -1,5 +1,5 @@
 //! Homes as large as they get: a million files in one folder, a hundred thousand sessions, a session of 50 GB. The memory of this process must
-//! stay below the limit of an archive pod. Run each alone: `cargo test --lib -- --ignored --exact archive::large_home_tests::NAME`.
+//! stay below the limit of an archive pod. CONTRIBUTING.md has the command that runs each alone.
 
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;

@@ -285,9 +285,7 @@ fn not_archived(preview: &DeletionPreview, spec: &ComputerRecordSpec) -> Vec<Str
     if !preview.archived_paths.iter().any(|path| path == WHOLE_HOME) {
         lost.push(format!("Everything in the home outside of {}: {fate}.", preview.archived_paths.join(", ")));
     }
-    lost.push(
-        "The targets of symbolic links: links are archived but not followed. Sockets, FIFOs and devices are only listed.".to_owned(),
-    );
+    lost.push("The targets of symbolic links: links are archived but not followed. Sockets, FIFOs and devices are only listed.".to_owned());
     lost.push("Extended attributes, ACLs and access times.".to_owned());
     if !spec.snapshot.archive.blocks_unreadable() {
         lost.push("Files that the machine's user cannot read: they are listed in the manifest, and the deletion continues.".to_owned());

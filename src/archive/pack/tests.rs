@@ -180,7 +180,7 @@ async fn a_file_that_an_admin_gave_up_leaves_nothing_in_the_index() {
     assert_eq!(unpacked(&archived).await.1.files, 2);
 }
 
-/// S1: content that is written into a file of the same size after its holes were found was once lost without a word.
+/// S1: content that is written into a file of the same size after its holes were found was once lost and not listed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_changes_while_it_is_read_is_listed_also_with_the_same_size() {
     let home = home(&[("s/a.jsonl", b"one")]);

@@ -15,12 +15,14 @@ mod holes;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod hostile_input_tests;
+pub mod index;
 pub mod ingest;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod large_home_tests;
 pub mod manifest;
 pub mod old_format;
+mod old_objects;
 pub mod opened;
 pub mod pack;
 pub mod pod_program;
@@ -43,6 +45,9 @@ mod test_archives;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod test_relay;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod test_store;
 pub mod transport;
 pub mod unreadable;
 pub mod verify;

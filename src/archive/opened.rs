@@ -1,22 +1,14 @@
-//! An archive in the store, of either version, for reading: what its manifest says, its index line by line, and its chunks in order. Memory is
-//! bounded: of the index, one piece of a list is in memory, and of the chunks, those that are read ahead.
+//! An archive in the store, of either version, for reading: what its manifest says, its entries and its problems. Memory is bounded: of the
+//! index, one piece of a list is in memory.
 
-use std::collections::VecDeque;
-use std::marker::PhantomData;
-use std::ops::Range;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use sha2::{Digest as _, Sha256};
-use tokio_util::task::AbortOnDropHandle;
 
-use super::chunk_key;
-use super::manifest::{Chunk, Entry, FRAME, Invalid, List, Manifest, ManifestComputer, Problem, VERSION, ids_of_path};
+use super::index::Lines;
+use super::manifest::{Entry, Invalid, Manifest, ManifestComputer, Problem, VERSION, ids_of_path};
 use super::old_format::{OldManifest, OldSession};
 use super::store::{Store, StoreError};
-
-/// Chunks of one archive that are read ahead.
-const AHEAD: usize = 2;
 
 /// The manifest of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,125 +205,4 @@ impl Entries {
 fn of_old(session: &OldSession) -> Entry {
     let OldSession { files, bytes, last_modified, size, .. } = *session;
     Entry { id: session.id.clone(), digest: session.digest.clone(), files, bytes, last_modified, size, tar_bytes: 0, offset: 0 }
-}
-
-/// Reads an object and checks that its bytes have the digest in its name.
-///
-/// # Errors
-/// [`StoreError::Corrupt`] when they do not, or it has another size.
-pub async fn blob(store: &Store, uid: &str, chunk: &Chunk) -> Result<Vec<u8>, StoreError> {
-    let key = chunk_key(uid, &chunk.digest);
-    if !chunk.is_valid() {
-        return Err(StoreError::Corrupt(format!("the index names {key} of {} bytes, which cannot be a chunk", chunk.size)));
-    }
-    let bytes = store.get_sized(&key, chunk.size).await?;
-    let hashed = tokio::task::spawn_blocking(move || (hex::encode(Sha256::digest(&bytes)), bytes)).await;
-    let (found, bytes) = hashed.map_err(|e| StoreError::Unavailable(e.to_string()))?;
-    if found == chunk.digest { Ok(bytes) } else { Err(StoreError::Corrupt(format!("{key}: its bytes have sha256 {found}"))) }
-}
-
-/// The lines of a list of the index.
-pub struct Lines<T> {
-    store: Store,
-    uid: String,
-    pieces: std::vec::IntoIter<Chunk>,
-    /// Lines that are left. `None`: as many as there are.
-    left: Option<u64>,
-    text: Vec<u8>,
-    at: usize,
-    of: PhantomData<T>,
-}
-
-impl<T: DeserializeOwned> Lines<T> {
-    /// Of this list.
-    pub fn new(store: &Store, uid: &str, list: &List) -> Self {
-        Self::of(store, uid, list.pieces.clone(), Some(list.count))
-    }
-
-    /// Of these pieces, whatever their number of lines.
-    pub fn uncounted(store: &Store, uid: &str, pieces: Vec<Chunk>) -> Self {
-        Self::of(store, uid, pieces, None)
-    }
-
-    fn of(store: &Store, uid: &str, pieces: Vec<Chunk>, left: Option<u64>) -> Self {
-        let pieces = pieces.into_iter();
-        Self { store: store.clone(), uid: uid.to_owned(), pieces, left, text: Vec::new(), at: 0, of: PhantomData }
-    }
-
-    /// The next line; `None` after as many as the manifest says.
-    ///
-    /// # Errors
-    /// When the store does not answer, or the index is damaged.
-    pub async fn next(&mut self) -> Result<Option<T>, StoreError> {
-        let corrupt = |e: &dyn std::fmt::Display| StoreError::Corrupt(format!("the index: {e}"));
-        while self.at == self.text.len() {
-            let Some(piece) = self.pieces.next() else {
-                let left = self.left.unwrap_or(0);
-                return if left == 0 { Ok(None) } else { Err(corrupt(&format!("{left} lines are missing"))) };
-            };
-            let bytes = blob(&self.store, &self.uid, &piece).await?;
-            (self.text, self.at) = (super::frames::only(&bytes, FRAME).map_err(|e| corrupt(&e))?, 0);
-        }
-        let rest = &self.text[self.at..];
-        let end = rest.iter().position(|b| *b == b'\n').ok_or_else(|| corrupt(&"a line has no end"))?;
-        let line = serde_json::from_slice(&rest[..end]).map_err(|e| corrupt(&e))?;
-        self.at += end + 1;
-        if let Some(left) = &mut self.left {
-            *left = left.checked_sub(1).ok_or_else(|| corrupt(&"it has more lines than the manifest says"))?;
-        }
-        Ok(Some(line))
-    }
-}
-
-/// A chunk that is being read.
-type Ahead = AbortOnDropHandle<Result<Vec<u8>, StoreError>>;
-
-/// The chunks of an archive in order, or those in a range of its bytes. The next ones are read ahead.
-pub struct Chunks {
-    lines: Lines<Chunk>,
-    range: Range<u64>,
-    /// Bytes of the chunks so far.
-    offset: u64,
-    ahead: VecDeque<(u64, Ahead)>,
-}
-
-impl Chunks {
-    /// The chunks in this range of bytes.
-    pub fn new(store: &Store, manifest: &Manifest, range: Range<u64>) -> Self {
-        Self { lines: Lines::new(store, &manifest.computer.uid, &manifest.chunks), range, offset: 0, ahead: VecDeque::new() }
-    }
-
-    /// The next bytes, all of one chunk within the range, and their offset.
-    ///
-    /// # Errors
-    /// When the store does not answer, or a chunk is damaged or missing.
-    pub async fn next(&mut self) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
-        while self.ahead.len() < AHEAD && self.offset < self.range.end {
-            let Some(chunk) = self.lines.next().await? else {
-                return Err(StoreError::Corrupt("the index: its chunks have fewer bytes than the manifest says".to_owned()));
-            };
-            let (from, to) = (self.offset, self.offset.saturating_add(chunk.size));
-            self.offset = to;
-            if to > self.range.start {
-                let (store, uid) = (self.lines.store.clone(), self.lines.uid.clone());
-                let read = tokio::spawn(async move { blob(&store, &uid, &chunk).await });
-                self.ahead.push_back((from, AbortOnDropHandle::new(read)));
-            }
-        }
-        let Some((from, read)) = self.ahead.pop_front() else { return Ok(None) };
-        let mut bytes = read.await.map_err(|e| StoreError::Unavailable(e.to_string()))??;
-        let within = |place: u64| usize::try_from(place.saturating_sub(from)).unwrap_or(usize::MAX);
-        bytes.truncate(within(self.range.end));
-        let skip = within(self.range.start).min(bytes.len());
-        bytes.drain(..skip);
-        Ok(Some((from.max(self.range.start), bytes)))
-    }
-
-    /// Whether no chunk is left.
-    ///
-    /// # Errors
-    /// When the index cannot be read.
-    pub async fn at_end(&mut self) -> Result<bool, StoreError> {
-        Ok(self.ahead.is_empty() && self.lines.next().await?.is_none())
-    }
 }

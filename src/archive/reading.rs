@@ -2,18 +2,16 @@
 //! files, bytes, and where each entry lies. What is read goes to a [`Sink`].
 
 use std::collections::VecDeque;
-use std::io::Write;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 use zstd::bulk::Decompressor;
-use zstd::stream::write::Decoder;
 
 use super::frames;
+use super::index::Chunks;
 use super::manifest::{Entry, FRAME, Manifest};
-use super::old_format::{WINDOW_LOG, object_key};
-use super::opened::{Archive, Chunks, Entries};
+use super::old_objects;
+use super::opened::{Archive, Entries};
 use super::restore::RestoreError;
 use super::store::{Store, StoreError};
 use super::tar_header::END;
@@ -21,8 +19,6 @@ use super::tar_scan::{Scanner, Sink};
 
 /// Entries of the index that wait for their frames: a chunk may contain tens of thousands.
 const QUEUED: usize = 4096;
-/// Bytes of an old object that are decompressed at once.
-const AT_ONCE: usize = 1 << 20;
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -40,17 +36,20 @@ pub enum ReadError {
 /// # Errors
 /// When something is missing, damaged, or not what the index says. What the sink received before must then not be trusted.
 pub async fn read<S: Sink>(store: &Store, archive: &Archive, one: Option<Entry>, sink: S) -> Result<S, ReadError> {
-    match archive {
-        Archive::Old(manifest) => {
-            let mut entries = one.map_or_else(|| archive.entries(store), |entry| Entries::One(Some(entry)));
-            let mut sink = sink;
-            while let Some(entry) = entries.next().await? {
-                sink = object(store, &manifest.computer.uid, entry, sink).await?;
-            }
-            Ok(sink)
-        }
-        Archive::New(manifest) => chunks(store, manifest, archive, one, sink).await,
-    }
+    let mut reading = Reading::new(archive, one, sink);
+    reading.run(store, archive).await?;
+    reading.checked.map_or_else(|| Err(not_as_listed().into()), |checker| Ok(checker.sink))
+}
+
+/// A read of an archive, or of one entry, that continues where it was after the store has failed. What was read before is not read again.
+pub struct Reading<S> {
+    one: Option<Entry>,
+    /// `None`: the content is damaged, or the sink failed.
+    checked: Option<Box<Checker<S>>>,
+    /// Where the bytes begin that are not checked yet.
+    at: u64,
+    /// Entries that the checker has got.
+    begun: u64,
 }
 
 /// What the index says of an entry, without its id.
@@ -72,42 +71,89 @@ impl Expected {
     }
 }
 
-async fn chunks<S: Sink>(store: &Store, manifest: &Manifest, archive: &Archive, one: Option<Entry>, sink: S) -> Result<S, ReadError> {
-    let whole = one.is_none();
-    let range = one.as_ref().map_or(0..manifest.stored_bytes, |entry| entry.offset..entry.offset.saturating_add(entry.size));
-    let most = one.as_ref().map_or(manifest.tar_bytes, |entry| entry.tar_bytes);
-    let entries = one.map_or_else(|| archive.entries(store), |entry| Entries::One(Some(entry)));
-    let mut entries = InOrder { entries, end: range.start, sessions: 0, files: 0, bytes: 0 };
-    let mut chunks = Chunks::new(store, manifest, range);
-    let mut checker = Checker::new(sink, most).map_err(RestoreError::from)?;
-    let mut next = entries.next().await?;
-    while let Some((mut at, bytes)) = chunks.next().await? {
-        let (end, mut bytes) = (at + bytes.len() as u64, Bytes::from(bytes));
+impl<S: Sink> Reading<S> {
+    /// A read from the beginning.
+    pub fn new(archive: &Archive, one: Option<Entry>, sink: S) -> Self {
+        let most = one.as_ref().map_or(archive.unpacked_bytes(), |entry| entry.tar_bytes);
+        let at = one.as_ref().map_or(0, |entry| entry.offset);
+        Self { one, checked: Some(Box::new(Checker::new(sink, most))), at, begun: 0 }
+    }
+
+    /// Whether it can be continued: it has read something, and only the store failed.
+    pub fn can_continue(&self) -> bool {
+        self.begun > 0 && self.checked.is_some()
+    }
+
+    /// Reads what is left.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub async fn run(&mut self, store: &Store, archive: &Archive) -> Result<(), ReadError> {
+        match archive {
+            Archive::Old(manifest) => {
+                let mut entries = self.one.clone().map_or_else(|| archive.entries(store), |entry| Entries::One(Some(entry)));
+                let mut checker = self.checked.take().ok_or_else(not_as_listed)?;
+                while let Some(entry) = entries.next().await? {
+                    checker.sink = old_objects::read(store, &manifest.computer.uid, entry, checker.sink).await?;
+                }
+                self.checked = Some(checker);
+                Ok(())
+            }
+            Archive::New(manifest) => self.chunks(store, manifest, archive).await,
+        }
+    }
+
+    async fn chunks(&mut self, store: &Store, manifest: &Manifest, archive: &Archive) -> Result<(), ReadError> {
+        let whole = self.one.is_none();
+        let range = self.one.as_ref().map_or(0..manifest.stored_bytes, |entry| entry.offset..entry.offset.saturating_add(entry.size));
+        let entries = self.one.clone().map_or_else(|| archive.entries(store), |entry| Entries::One(Some(entry)));
+        let mut entries = InOrder { entries, end: range.start, sessions: 0, files: 0, bytes: 0 };
+        for _ in 0..self.begun {
+            entries.next().await?;
+        }
+        let mut chunks = Chunks::new(store, manifest, self.at..range.end);
+        let mut next = entries.next().await?;
+        while let Some((at, bytes)) = chunks.next().await? {
+            if at != self.at {
+                return Err(not_as_listed().into());
+            }
+            self.chunk(Bytes::from(bytes), &mut entries, &mut next).await?;
+        }
+        let checker = self.checked.as_ref().ok_or_else(not_as_listed)?;
+        let found = (entries.sessions, entries.files, entries.bytes, checker.tar_bytes);
+        let counted = !whole || found == (manifest.sessions, manifest.files, manifest.bytes, manifest.tar_bytes);
+        let complete = checker.complete(whole) && next.is_none() && counted && (!whole || chunks.at_end().await?);
+        if complete { Ok(()) } else { Err(not_as_listed().into()) }
+    }
+
+    /// Checks the next bytes, all of one chunk.
+    async fn chunk(&mut self, mut bytes: Bytes, entries: &mut InOrder, next: &mut Option<Entry>) -> Result<(), ReadError> {
+        let end = self.at + bytes.len() as u64;
         while !bytes.is_empty() {
+            let checker = self.checked.as_mut().ok_or_else(not_as_listed)?;
             while checker.expected.len() < QUEUED
                 && let Some(entry) = next.take_if(|entry| entry.offset < end)
             {
                 checker.expected.push_back(Expected::of(&entry)?);
-                next = entries.next().await?;
+                self.begun += 1;
+                *next = entries.next().await?;
             }
             // More entries begin in this chunk than are queued: up to the first of them.
-            let until = next.as_ref().map_or(end, |entry| entry.offset.clamp(at, end));
-            let part = bytes.split_to(usize::try_from(until - at).unwrap_or(usize::MAX).min(bytes.len()));
+            let until = next.as_ref().map_or(end, |entry| entry.offset.clamp(self.at, end));
+            let part = bytes.split_to(usize::try_from(until - self.at).unwrap_or(usize::MAX).min(bytes.len()));
             if part.is_empty() {
                 return Err(not_as_listed().into());
             }
-            checker = blocking(move || {
+            let (mut checker, at) = (self.checked.take().ok_or_else(not_as_listed)?, self.at);
+            let checked = blocking(move || {
                 checker.chunk(at, &part)?;
                 Ok(checker)
-            })
-            .await?;
-            at = until;
+            });
+            self.checked = Some(checked.await?);
+            self.at = until;
         }
+        Ok(())
     }
-    let found = (entries.sessions, entries.files, entries.bytes, checker.tar_bytes);
-    let counted = !whole || found == (manifest.sessions, manifest.files, manifest.bytes, manifest.tar_bytes);
-    let complete = checker.complete(whole) && next.is_none() && counted && (!whole || chunks.at_end().await?);
-    if complete { Ok(checker.sink) } else { Err(not_as_listed().into()) }
 }
 
 fn not_as_listed() -> RestoreError {
@@ -154,7 +200,7 @@ pub async fn problems(store: &Store, archive: &Archive) -> Result<(), StoreError
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static) -> Result<T, ReadError> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static) -> Result<T, ReadError> {
     let done = tokio::task::spawn_blocking(work).await;
     Ok(done.map_err(|e| StoreError::Unavailable(e.to_string()))??)
 }
@@ -162,7 +208,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RestoreErr
 /// Checks chunks against the index.
 struct Checker<S> {
     sink: S,
-    decompressor: Decompressor<'static>,
     scanner: Scanner,
     expected: VecDeque<Expected>,
     /// Of the current entry: its digest so far, and bytes of its frames that were read.
@@ -176,10 +221,9 @@ struct Checker<S> {
 }
 
 impl<S: Sink> Checker<S> {
-    fn new(sink: S, most: u64) -> std::io::Result<Self> {
-        Ok(Self {
+    fn new(sink: S, most: u64) -> Self {
+        Self {
             sink,
-            decompressor: Decompressor::new()?,
             scanner: Scanner::default(),
             expected: VecDeque::new(),
             hash: Sha256::new(),
@@ -188,7 +232,7 @@ impl<S: Sink> Checker<S> {
             tar_bytes: 0,
             most,
             ended: false,
-        })
+        }
     }
 
     fn complete(&self, whole: bool) -> bool {
@@ -197,14 +241,12 @@ impl<S: Sink> Checker<S> {
 
     /// Checks a chunk that begins at this offset. The entries that begin in it are expected.
     fn chunk(&mut self, mut offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
-        let mut decompressor = std::mem::replace(&mut self.decompressor, Decompressor::new()?);
+        let mut decompressor = Decompressor::new()?;
         frames::each(&mut decompressor, bytes, FRAME, |size, plain| {
             self.frame(offset, size, plain)?;
             offset += size;
-            Ok::<(), RestoreError>(())
-        })?;
-        self.decompressor = decompressor;
-        Ok(())
+            Ok(())
+        })
     }
 
     fn frame(&mut self, offset: u64, size: u64, plain: &[u8]) -> Result<(), RestoreError> {
@@ -243,82 +285,6 @@ impl<S: Sink> Checker<S> {
         }
         (self.read, self.of_entry, self.scanner) = (0, 0, Scanner::default());
         self.expected.pop_front();
-        Ok(())
-    }
-}
-
-/// Reads an object of version 1.
-async fn object<S: Sink>(store: &Store, uid: &str, entry: Entry, sink: S) -> Result<S, ReadError> {
-    let key = object_key(uid, &entry.digest);
-    let mut stream = store.stream(&key).await?;
-    let mut decoder = Decoder::new(Unpacked { scanner: Scanner::default(), sink, failed: None }).map_err(RestoreError::from)?;
-    decoder.window_log_max(WINDOW_LOG).map_err(RestoreError::from)?;
-    let (mut hash, mut pending, mut open) = (Sha256::new(), Vec::new(), true);
-    while open {
-        match stream.next().await {
-            Some(bytes) => pending.extend_from_slice(&bytes.map_err(|e| StoreError::Unavailable(e.to_string()))?),
-            None => open = false,
-        }
-        if open && pending.len() < AT_ONCE {
-            continue;
-        }
-        let (bytes, most) = (std::mem::take(&mut pending), entry.bytes);
-        (decoder, hash) = blocking(move || {
-            hash.update(&bytes);
-            let written = decoder.write_all(&bytes).and_then(|()| if open { Ok(()) } else { decoder.flush() });
-            if let Some(error) = decoder.get_mut().failed.take() {
-                return Err(error);
-            }
-            written?;
-            if decoder.get_ref().scanner.bytes > most {
-                return Err(RestoreError::Damaged("it contains more than the manifest says".to_owned()));
-            }
-            Ok((decoder, hash))
-        })
-        .await
-        .map_err(|error| named(&key, error))?;
-    }
-    let found = hex::encode(hash.finalize());
-    let Unpacked { scanner, sink, .. } = decoder.into_inner();
-    let damaged = |why: String| named(&key, RestoreError::Damaged(why).into());
-    if found != entry.digest {
-        return Err(damaged(format!("its bytes have sha256 {found}")));
-    }
-    if !scanner.ended() {
-        return Err(damaged("its tar has no end".to_owned()));
-    }
-    if (scanner.files, scanner.bytes) != (entry.files, entry.bytes) {
-        let (files, bytes) = (scanner.files, scanner.bytes);
-        return Err(damaged(format!("it contains {files} files of {bytes} bytes, not {} of {}", entry.files, entry.bytes)));
-    }
-    Ok(sink)
-}
-
-fn named(key: &str, error: ReadError) -> ReadError {
-    match error {
-        ReadError::Content(RestoreError::Damaged(why)) => ReadError::Content(RestoreError::Damaged(format!("{key}: {why}"))),
-        other => other,
-    }
-}
-
-/// Scans what is decompressed.
-struct Unpacked<S> {
-    scanner: Scanner,
-    sink: S,
-    failed: Option<RestoreError>,
-}
-
-impl<S: Sink> Write for Unpacked<S> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.scanner.feed(bytes, &mut self.sink).map_err(|error| {
-            let shown = std::io::Error::other(error.to_string());
-            self.failed = Some(error);
-            shown
-        })?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use reqwest::{Body, Client, RequestBuilder, StatusCode};
+use tokio::time::Instant;
 
 use super::chunks::Blob;
 use super::ingest::progress;
@@ -17,8 +18,10 @@ use super::ingest::tls::SERVER_NAME;
 use super::transport::{counted, still};
 use crate::runtime::ingest_url;
 
-/// Attempts of one request before the pod gives up. The operator then creates another archive pod.
-const TRIES: u32 = 6;
+/// How long one request is repeated after its first failure before the pod gives up. The operator then creates another archive pod, which reads the whole home again.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Longest pause between two attempts.
+const PAUSE: Duration = Duration::from_secs(30);
 /// Longest time without progress.
 const SILENCE: Duration = Duration::from_secs(120);
 /// Longest time for the answer to a small request.
@@ -34,7 +37,7 @@ pub struct Sender {
     base: String,
     token: PathBuf,
     silence: Duration,
-    tries: u32,
+    patience: Duration,
 }
 
 impl Sender {
@@ -53,14 +56,14 @@ impl Sender {
             .no_proxy()
             .build()?;
         let base = format!("{}/ingest/v2/{uid}", named.as_deref().unwrap_or(url).trim_end_matches('/'));
-        Ok(Self { client, base, token: token.to_owned(), silence: SILENCE, tries: TRIES })
+        Ok(Self { client, base, token: token.to_owned(), silence: SILENCE, patience: PATIENCE })
     }
 
     /// With other limits, for tests.
     #[cfg(test)]
     #[must_use]
-    pub fn with_limits(self, silence: Duration, tries: u32) -> Self {
-        Self { silence, tries, ..self }
+    pub fn with_limits(self, silence: Duration, patience: Duration) -> Self {
+        Self { silence, patience, ..self }
     }
 
     /// Read for each request: the kubelet renews it.
@@ -139,23 +142,25 @@ impl Sender {
         F: Fn() -> R,
         R: Future<Output = anyhow::Result<(StatusCode, String)>>,
     {
-        let mut last = anyhow::anyhow!("not tried");
-        for n in 0..self.tries {
-            if n > 0 {
-                tokio::time::sleep(Duration::from_secs(1 << n.min(4))).await;
-            }
-            match send().await {
+        let (mut failing, mut pause) = (None, Duration::from_secs(2));
+        loop {
+            let error = match send().await {
                 Ok((status, _)) if status.is_success() => return Ok(()),
                 Ok((status, text)) if status.is_client_error() && !may_pass(status) => {
                     bail!("the operator refused the {what}: {status} {text}");
                 }
-                Ok((status, text)) => last = anyhow::anyhow!("{status} {text}"),
-                Err(error) => last = error,
+                Ok((status, text)) => anyhow::anyhow!("{status} {text}"),
+                Err(error) => error,
+            };
+            // A large chunk may take longer than this on a slow line: only the time since the first failure counts.
+            let last = failing.get_or_insert_with(Instant::now).elapsed() + pause > self.patience;
+            println!("the {what} is not stored yet{}: {error:#}", if last { "" } else { ", retrying" });
+            if last {
+                return Err(error.context(format!("the {what} was not stored")));
             }
-            let next = if n + 1 < self.tries { ", retrying" } else { "" };
-            println!("the {what} is not stored yet{next}: {last:#}");
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(PAUSE);
         }
-        Err(last.context(format!("the {what} was not stored")))
     }
 }
 

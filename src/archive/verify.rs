@@ -4,7 +4,7 @@
 //! A tenant determined the size of a manifest of version 1. Two manifests must never be completely in memory at once; a check of such an
 //! archive keeps only a few bytes per session, and any other check reads the index line by line.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::opened::Archive;
-use super::reading::{ReadError, problems, read};
+use super::reading::{ReadError, Reading, problems};
 use super::store::{Store, StoreError};
 use super::tar_scan::Sink;
 use super::{later_manifest_key, manifest_key};
@@ -29,6 +29,8 @@ const LARGE: u64 = 4 << 30;
 
 /// Manifests that may be completely in memory.
 const MANIFESTS: usize = 1;
+/// Checks that ended before the end of their archive, and that the next check continues. One takes 2 MiB at most.
+const KEPT: usize = 8;
 
 /// The content of a verified archive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -128,13 +130,15 @@ struct Reader {
     slots: Arc<Semaphore>,
     large: Arc<Semaphore>,
     manifests: Arc<Semaphore>,
+    kept: Arc<Mutex<VecDeque<(String, Reading<Nothing>)>>>,
 }
 
 impl Verifier {
     /// The UID of every finished check is sent to `checked`.
     pub fn new(store: Arc<Store>, checked: mpsc::Sender<String>) -> Self {
         let slots = |n| Arc::new(Semaphore::new(n));
-        let reader = Reader { store, slots: slots(AT_ONCE), large: slots(LARGE_AT_ONCE), manifests: slots(MANIFESTS) };
+        let (large, manifests) = (slots(LARGE_AT_ONCE), slots(MANIFESTS));
+        let reader = Reader { store, slots: slots(AT_ONCE), large, manifests, kept: Arc::default() };
         Self { checked, reader, state: Arc::default() }
     }
 
@@ -210,7 +214,7 @@ impl Reader {
             Ok(contents) => {
                 let slots = if contents.unpacked > LARGE { &self.large } else { &self.slots };
                 if let Ok(_slot) = slots.try_acquire() {
-                    return read_all(&self.store, contents).await;
+                    return self.read_back(contents).await;
                 }
                 slots
             }
@@ -218,9 +222,33 @@ impl Reader {
         // Never closed.
         let _slot = slots.acquire().await;
         match self.contents(uid, origin).await {
-            Ok(contents) => read_all(&self.store, contents).await,
+            Ok(contents) => self.read_back(contents).await,
             Err(other) => other,
         }
+    }
+
+    /// Reads an archive back from where an earlier check of the same manifest has ended: a store that fails every few hours must not keep a
+    /// large archive from being verified (L8).
+    async fn read_back(&self, contents: Contents) -> Verification {
+        let digest = contents.summary.manifest_digest.clone();
+        let mut reading = self.earlier(&digest).unwrap_or_else(|| Reading::new(&contents.archive, None, Nothing));
+        let result = read_all(&self.store, contents, &mut reading).await;
+        if !matches!(result, Verification::Valid(_))
+            && reading.can_continue()
+            && let Ok(mut kept) = self.kept.lock()
+        {
+            kept.push_back((digest, reading));
+            while kept.len() > KEPT {
+                kept.pop_front();
+            }
+        }
+        result
+    }
+
+    fn earlier(&self, digest: &str) -> Option<Reading<Nothing>> {
+        let mut kept = self.kept.lock().ok()?;
+        let found = kept.iter().position(|(of, _)| of == digest)?;
+        kept.remove(found).map(|(_, reading)| reading)
     }
 
     async fn any(&self, keys: &[String]) -> Result<bool, StoreError> {
@@ -247,7 +275,10 @@ pub async fn verify(store: &Store, uid: &str) -> Verification {
         Err(error) => Err(Verification::Unavailable(error.to_string())),
     };
     match newest {
-        Ok(contents) => read_all(store, contents).await,
+        Ok(contents) => {
+            let mut reading = Reading::new(&contents.archive, None, Nothing);
+            read_all(store, contents, &mut reading).await
+        }
         Err(other) => other,
     }
 }
@@ -304,12 +335,12 @@ async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) 
     Ok(Contents { summary, unpacked: archive.unpacked_bytes().max(archive.stored_bytes()), archive })
 }
 
-async fn read_all(store: &Store, contents: Contents) -> Verification {
+async fn read_all(store: &Store, contents: Contents, reading: &mut Reading<Nothing>) -> Verification {
     if !guards::on(Guard::ReadBack) {
         return Verification::Valid(contents.summary);
     }
     let everything = async {
-        read(store, &contents.archive, None, Nothing).await?;
+        reading.run(store, &contents.archive).await?;
         Ok::<_, ReadError>(problems(store, &contents.archive).await?)
     };
     match everything.await {
@@ -326,5 +357,7 @@ impl Sink for Nothing {}
 
 #[cfg(test)]
 mod memory_tests;
+#[cfg(test)]
+mod outage_tests;
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,7 @@ use super::auth::Authenticator;
 use super::progress::{self, Outcome};
 use super::room::Room;
 use crate::archive::manifest::{CHUNK, Chunk, MAX_BYTES, is_digest};
-use crate::archive::opened::Lines;
+use crate::archive::index::Lines;
 use crate::archive::store::{ReceiptPut, Store, StoreError};
 use crate::archive::waiting_time::Waits;
 use crate::archive::{Archive, Manifest, chunk_key, later_manifest_key, manifest_key};

@@ -121,7 +121,7 @@ fn sender(endpoint: &Endpoint, line: SocketAddr, silence: Duration) -> (tempfile
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), "good").unwrap();
     let sender = Sender::new(&format!("https://{line}"), &endpoint.ca, UID, token.path()).unwrap();
-    (token, sender.with_limits(silence, 1))
+    (token, sender.with_limits(silence, Duration::ZERO))
 }
 
 fn blob(size: usize) -> Blob {

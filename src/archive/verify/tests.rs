@@ -204,7 +204,10 @@ async fn an_archive_of_an_earlier_deletion_of_the_same_uid_does_not_count() {
     let shared = &store;
     let state_of = |origin: Origin| async move {
         match of_deletion(shared, "u", &origin).await {
-            Ok(contents) => read_all(shared, contents).await,
+            Ok(contents) => {
+                let mut reading = Reading::new(&contents.archive, None, Nothing);
+                read_all(shared, contents, &mut reading).await
+            }
             Err(other) => other,
         }
     };

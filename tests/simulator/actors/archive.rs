@@ -73,7 +73,7 @@ fn empty() -> Manifest {
 
 /// Longer than the deadline of any class in the simulator.
 const SLOW: Duration = Duration::from_secs(1500);
-/// Attempts of one request, as in the real program.
+/// Attempts of one request. The real program repeats it for ten minutes.
 const TRIES: u32 = 6;
 
 pub async fn run(world: World, pod: Arc<Value>) {

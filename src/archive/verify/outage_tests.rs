@@ -1,0 +1,114 @@
+//! Tests of a store that fails while an archive is read back: what was read before is not read again.
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use object_store::ObjectStoreExt as _;
+
+use super::*;
+use crate::archive::test_archives::{SMALL, UID, home, noise, packed, put};
+use crate::archive::test_store::TestStore;
+use crate::archive::{Unreadable, chunk_key};
+
+/// An archive of many chunks, and a verifier of it. Returns the keys of its chunks in order.
+async fn archived() -> (Arc<TestStore>, Verifier, mpsc::Receiver<String>, Vec<String>) {
+    let home = home(&[("s/a.jsonl", &noise(60_000, 1)), ("s/b.jsonl", b"two"), ("s/c.jsonl", &noise(30_000, 2))]);
+    let packed = packed(home.path(), &["s"], Unreadable::Block, SMALL);
+    let test = Arc::new(TestStore::default());
+    let store = Arc::new(Store::new(Arc::<TestStore>::clone(&test)));
+    put(&store, UID, &packed).await;
+    let keys: Vec<String> = packed.chunks().iter().map(|blob| chunk_key(UID, &blob.chunk.digest)).collect();
+    assert!(keys.len() > 20, "{} chunks", keys.len());
+    let (sender, checked) = mpsc::channel(8);
+    (test, Verifier::new(store, sender), checked, keys)
+}
+
+/// The result of one check.
+async fn one_check(verifier: &Verifier, checked: &mut mpsc::Receiver<String>) -> Verification {
+    verifier.check(UID, &Origin::default());
+    tokio::time::timeout(Duration::from_secs(7200), checked.recv()).await.expect("the check does not end");
+    verifier.check(UID, &Origin::default())
+}
+
+/// L8: a store that was restarted once made the check begin at the first byte again: a large archive was never verified.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_restarted_does_not_restart_the_read_back() {
+    let (store, verifier, mut checked, keys) = archived().await;
+    let (middle, until) = (keys[keys.len() / 2].clone(), Mutex::new(None));
+    store.fail(move |key| {
+        let mut until = until.lock().unwrap();
+        if key == middle && until.is_none() {
+            *until = Some(Instant::now() + Duration::from_secs(60));
+        }
+        until.is_some_and(|until| Instant::now() < until)
+    });
+    let found = one_check(&verifier, &mut checked).await;
+    assert!(matches!(found, Verification::Valid(_)), "{found:?}");
+    let reads: Vec<usize> = keys.iter().map(|key| store.reads(key)).collect();
+    assert!(reads.iter().all(|reads| *reads == 1), "{reads:?}");
+}
+
+/// L8: one object that cannot be read for a long time must not hold its slot, and the next check goes on where this one ended.
+#[tokio::test(start_paused = true)]
+async fn a_check_that_a_long_outage_has_ended_is_continued() {
+    let (store, verifier, mut checked, keys) = archived().await;
+    for outage in 1..4 {
+        let broken = keys[keys.len() * outage / 4].clone();
+        store.fail(move |key| key == broken);
+        let found = one_check(&verifier, &mut checked).await;
+        assert!(matches!(found, Verification::Unavailable(_)), "{found:?}");
+        tokio::time::sleep(Duration::from_secs(11)).await;
+    }
+    store.fail(|_| false);
+    let found = one_check(&verifier, &mut checked).await;
+    assert!(matches!(found, Verification::Valid(_)), "{found:?}");
+    // A chunk that was read ahead when the check ended is read again.
+    let reads: usize = keys.iter().map(|key| store.reads(key)).sum();
+    assert!(reads <= keys.len() + 3 * 2, "{reads} reads of {} chunks", keys.len());
+}
+
+/// Changes a byte of an object. Returns its bytes.
+async fn damage(store: &TestStore, key: &str) -> Bytes {
+    let path = object_store::path::Path::from(key);
+    let right = store.inner.get(&path).await.unwrap().bytes().await.unwrap();
+    let mut wrong = right.to_vec();
+    wrong[10] ^= 1;
+    store.inner.put(&path, wrong.into()).await.unwrap();
+    right
+}
+
+/// Seen with several stores: one response has wrong bytes, and the next one is right.
+#[tokio::test(start_paused = true)]
+async fn wrong_bytes_are_read_a_second_time() {
+    let (store, verifier, mut checked, keys) = archived().await;
+    let (key, right) = (keys[5].clone(), damage(&store, &keys[5]).await);
+    let (mut reads, inner) = (0, Arc::clone(&store));
+    store.fail(move |read| {
+        reads += usize::from(read == key);
+        if reads == 2 {
+            inner.inner.put(&key.as_str().into(), right.clone().into()).now_or_never().unwrap().unwrap();
+        }
+        false
+    });
+    let found = one_check(&verifier, &mut checked).await;
+    assert!(matches!(found, Verification::Valid(_)), "{found:?}");
+    assert_eq!(store.reads(&keys[5]), 2);
+}
+
+/// L9: an archive that is damaged was once read from its first byte to the damage every minute, for as long as nobody repaired it.
+#[tokio::test(start_paused = true)]
+async fn a_damaged_archive_is_not_read_from_its_beginning_again() {
+    let (store, verifier, mut checked, keys) = archived().await;
+    let last = keys.len() - 2;
+    let right = damage(&store, &keys[last]).await;
+    for _ in 0..3 {
+        let found = one_check(&verifier, &mut checked).await;
+        assert!(matches!(found, Verification::Invalid(_)), "{found:?}");
+        tokio::time::sleep(Duration::from_secs(51)).await;
+    }
+    let reads: Vec<usize> = keys[..last].iter().map(|key| store.reads(key)).collect();
+    assert!(reads.iter().all(|reads| *reads == 1), "{reads:?}");
+    store.inner.put(&keys[last].as_str().into(), right.into()).await.unwrap();
+    let found = one_check(&verifier, &mut checked).await;
+    assert!(matches!(found, Verification::Valid(_)), "{found:?}");
+}

@@ -1,5 +1,6 @@
-//! Authenticates archive pods: a pod in the operator's namespace, with a token bound to it, may write for the computer in its label.
-//! Tenants cannot create pods there. An unknown answer must never authenticate.
+//! Authenticates archive pods: a pod in the operator's namespace, with a token bound to it, may write for the computer in its label, while
+//! that computer's record names it as the pod of the latest attempt and the archive is not decided. Tenants cannot create pods there. An unknown
+//! answer must never authenticate.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,8 @@ use kube::{Client, ResourceExt};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::resources::UID_LABEL;
+use crate::resources::steps::DeletionStep;
+use crate::resources::{ComputerRecord, UID_LABEL};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 
 /// Audience of the pods' tokens.
@@ -20,7 +22,44 @@ pub const AUDIENCE: &str = "computer-operator.dev/ingest";
 /// How long a result is cached: a pod sends thousands of objects. It may only create objects in its own archive.
 const REMEMBER: Duration = Duration::from_secs(60);
 
-/// Answers which computer a token may write for.
+/// What an archive pod may write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// UID of the computer whose archive it is.
+    pub uid: String,
+    /// UID of the claim of the deletion that the archive belongs to.
+    pub custody_claim: String,
+}
+
+/// Whose token it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Not the token of an archive pod.
+    Unknown,
+    /// An archive pod that may not write, and why.
+    Refused(&'static str),
+    /// An archive pod that the record does not name yet.
+    NotYet,
+    /// The archive pod of the latest attempt.
+    Pod(Caller),
+}
+
+impl Access {
+    /// What a pod of this UID may write, by the record of its computer.
+    fn by(record: &ComputerRecord, uid: &str, pod_uid: &str) -> Self {
+        let Some(deletion) = &record.spec.state.deletion else { return Self::Refused("its computer is not being deleted") };
+        if deletion.archive.is_some() || deletion.outcome(DeletionStep::ArchiveSessions).is_some() {
+            return Self::Refused("the archive of this deletion is decided, and it is never changed");
+        }
+        match deletion.custody.as_ref().and_then(|custody| Some((custody.pod_uid.as_deref()?, &custody.claim_uid))) {
+            None => Self::NotYet,
+            Some((recorded, claim)) if recorded == pod_uid => Self::Pod(Caller { uid: uid.to_owned(), custody_claim: claim.clone() }),
+            Some(_) => Self::Refused("the record of its computer names another archive pod"),
+        }
+    }
+}
+
+/// Answers what a token may write.
 #[derive(Clone)]
 pub enum Authenticator {
     /// Pod tokens, reviewed by the API server.
@@ -32,19 +71,24 @@ pub enum Authenticator {
         token: &'static str,
         /// UID of the computer whose archive it may write.
         uid: &'static str,
+        /// The claim of its deletion.
+        custody_claim: &'static str,
     },
 }
 
 impl Authenticator {
-    /// UID that the token may write for; `None`: none.
+    /// What the token may write.
     ///
     /// # Errors
     /// When the API server does not answer.
-    pub async fn computer_of(&self, token: &str) -> Result<Option<String>, CallError> {
+    pub async fn access(&self, token: &str) -> Result<Access, CallError> {
         match self {
-            Self::Pods(pods) => pods.computer_of(token).await,
+            Self::Pods(pods) => pods.access(token).await,
             #[cfg(test)]
-            Self::Fixed { token: known, uid } => Ok((token == *known).then(|| (*uid).to_owned())),
+            Self::Fixed { token: known, uid, custody_claim } => {
+                let caller = Caller { uid: (*uid).to_owned(), custody_claim: (*custody_claim).to_owned() };
+                Ok(if token == *known { Access::Pod(caller) } else { Access::Unknown })
+            }
         }
     }
 }
@@ -54,7 +98,7 @@ pub struct PodTokens {
     client: Client,
     namespace: String,
     account: String,
-    known: Mutex<HashMap<[u8; 32], (String, Instant)>>,
+    known: Mutex<HashMap<[u8; 32], (Caller, Instant)>>,
 }
 
 impl PodTokens {
@@ -63,29 +107,29 @@ impl PodTokens {
         Self { client, namespace, account, known: Mutex::default() }
     }
 
-    async fn computer_of(&self, token: &str) -> Result<Option<String>, CallError> {
+    async fn access(&self, token: &str) -> Result<Access, CallError> {
         let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        if let Some(uid) = self.remembered(&key) {
-            return Ok(Some(uid));
+        if let Some(caller) = self.remembered(&key) {
+            return Ok(Access::Pod(caller));
         }
-        let Some((pod_name, pod_uid)) = self.review(token).await? else { return Ok(None) };
+        let Some((pod_name, pod_uid)) = self.review(token).await? else { return Ok(Access::Unknown) };
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
-        let pod = match call(pods.get(&pod_name)).await {
-            Ok(pod) => pod,
-            Err(error) if classify(&error) == ErrorClass::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let uid = pod.labels().get(UID_LABEL).cloned().filter(|_| pod.metadata.uid.as_deref() == Some(&pod_uid));
-        if let (Some(uid), Ok(mut known)) = (&uid, self.known.lock()) {
+        let Some(pod) = found(call(pods.get(&pod_name)).await)? else { return Ok(Access::Unknown) };
+        let uid = pod.labels().get(UID_LABEL).filter(|_| pod.metadata.uid.as_deref() == Some(&pod_uid));
+        let Some(uid) = uid else { return Ok(Access::Unknown) };
+        let records: Api<ComputerRecord> = Api::namespaced(self.client.clone(), &self.namespace);
+        let Some(record) = found(call(records.get(uid)).await)? else { return Ok(Access::Unknown) };
+        let access = Access::by(&record, uid, &pod_uid);
+        if let (Access::Pod(caller), Ok(mut known)) = (&access, self.known.lock()) {
             known.retain(|_, (_, until)| *until > Instant::now());
-            known.insert(key, (uid.clone(), Instant::now() + REMEMBER));
+            known.insert(key, (caller.clone(), Instant::now() + REMEMBER));
         }
-        Ok(uid)
+        Ok(access)
     }
 
-    fn remembered(&self, key: &[u8; 32]) -> Option<String> {
+    fn remembered(&self, key: &[u8; 32]) -> Option<Caller> {
         let known = self.known.lock().ok()?;
-        known.get(key).filter(|(_, until)| *until > Instant::now()).map(|(uid, _)| uid.clone())
+        known.get(key).filter(|(_, until)| *until > Instant::now()).map(|(caller, _)| caller.clone())
     }
 
     /// Name and UID of the pod that the token is bound to.
@@ -95,6 +139,15 @@ impl PodTokens {
         let api: Api<TokenReview> = Api::all(self.client.clone());
         let status = call(api.create(&PostParams::default(), &review)).await?.status;
         Ok(status.and_then(|s| pod_of(&s, &format!("system:serviceaccount:{}:{}", self.namespace, self.account))))
+    }
+}
+
+/// An object; `None`: the API server says that it does not exist.
+fn found<T>(read: Result<T, CallError>) -> Result<Option<T>, CallError> {
+    match read {
+        Ok(object) => Ok(Some(object)),
+        Err(error) if classify(&error) == ErrorClass::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -128,5 +181,30 @@ mod tests {
             *bad.pointer_mut(pointer).unwrap() = value;
             assert_eq!(of(bad), None, "{pointer}");
         }
+    }
+
+    /// An archive pod of an earlier attempt, or one whose archive is already verified, could once store any number of objects.
+    #[test]
+    fn only_the_pod_of_the_recorded_attempt_writes_and_only_until_the_archive_is_decided() {
+        let record = |deletion: serde_json::Value| -> ComputerRecord {
+            let state = if deletion.is_null() { json!({}) } else { json!({"deletion": deletion}) };
+            serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c", "state": state}})).unwrap()
+        };
+        let began = json!({"deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted"});
+        let with = |field: &str, value: serde_json::Value| {
+            let mut deletion = began.clone();
+            deletion["custody"] = json!({"claimUid": "claim", "podUid": "p"});
+            deletion[field] = value;
+            Access::by(&record(deletion), "u", "p")
+        };
+        let pod = Access::Pod(Caller { uid: "u".into(), custody_claim: "claim".into() });
+        assert_eq!(with("handedOff", json!(false)), pod);
+        assert_eq!(Access::by(&record(began.clone()), "u", "p"), Access::NotYet, "no attempt is recorded yet");
+        assert!(matches!(with("custody", json!({"claimUid": "claim", "podUid": "another"})), Access::Refused(_)));
+        assert!(matches!(
+            with("archive", json!({"manifestDigest": "d", "sessions": 0, "bytes": 0})),
+            Access::Refused(why) if why.contains("decided")
+        ));
+        assert!(matches!(Access::by(&record(json!(null)), "u", "p"), Access::Refused(_)));
     }
 }

@@ -16,7 +16,7 @@ use futures::{StreamExt, TryStreamExt};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 
-use super::auth::Authenticator;
+use super::auth::{Access, Authenticator, Caller};
 use super::progress::{self, Outcome};
 use super::room::Room;
 use crate::archive::manifest::{CHUNK, Chunk, MAX_BYTES, is_digest};
@@ -67,14 +67,16 @@ pub fn router(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>
         .with_state(Shared::new(store, authenticator, waits))
 }
 
-/// Whether the caller may write for this UID.
-async fn authorize(shared: &Shared, headers: &HeaderMap, uid: &str) -> Result<(), (StatusCode, String)> {
+/// The caller, if it may write for this UID.
+async fn authorize(shared: &Shared, headers: &HeaderMap, uid: &str) -> Result<Caller, (StatusCode, String)> {
     let token = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
     let Some(token) = token else { return Err((StatusCode::UNAUTHORIZED, "no bearer token".to_owned())) };
-    match shared.authenticator.computer_of(token).await {
-        Ok(Some(own)) if own == uid || !guards::on(Guard::IngestUid) => Ok(()),
-        Ok(Some(_)) => Err((StatusCode::FORBIDDEN, "this pod belongs to another computer".to_owned())),
-        Ok(None) => Err((StatusCode::UNAUTHORIZED, "not the token of an archive pod".to_owned())),
+    match shared.authenticator.access(token).await {
+        Ok(Access::Pod(caller)) if caller.uid == uid || !guards::on(Guard::IngestUid) => Ok(caller),
+        Ok(Access::Pod(_)) => Err((StatusCode::FORBIDDEN, "this pod belongs to another computer".to_owned())),
+        Ok(Access::Refused(why)) => Err((StatusCode::FORBIDDEN, format!("this pod may not write: {why}"))),
+        Ok(Access::NotYet) => Err((StatusCode::SERVICE_UNAVAILABLE, "the record of the computer does not name this pod yet".to_owned())),
+        Ok(Access::Unknown) => Err((StatusCode::UNAUTHORIZED, "not the token of an archive pod".to_owned())),
         Err(error) => Err((StatusCode::SERVICE_UNAVAILABLE, format!("the token cannot be checked: {error}"))),
     }
 }
@@ -157,21 +159,22 @@ async fn put_manifest(
     body: Body,
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &"0".repeat(64))?;
-    authorize(&shared, &headers, &uid).await?;
+    let claim = authorize(&shared, &headers, &uid).await?.custody_claim;
     let room = room(&body, MAX_BYTES, "manifest")?;
-    Ok(progress::answer(&headers, async move { store_manifest(shared, uid, room, body).await.unwrap_or_else(|refused| refused) }).await)
+    let stored = async move { store_manifest(shared, (uid, claim), room, body).await.unwrap_or_else(|refused| refused) };
+    Ok(progress::answer(&headers, stored).await)
 }
 
-async fn store_manifest(shared: Shared, uid: String, room: u32, body: Body) -> Result<Outcome, Outcome> {
+async fn store_manifest(shared: Shared, (uid, recorded): (String, String), room: u32, body: Body) -> Result<Outcome, Outcome> {
     let _room = shared.manifests.take(&uid, 1).await;
     let body = receive(body, room).await?;
     let manifest = Manifest::parse(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
     if manifest.computer.uid != uid {
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
     }
-    if !manifest.custody_claim.is_empty() {
-        // It becomes part of a key.
-        valid(&manifest.custody_claim, &"0".repeat(64))?;
+    // A pod that was created before the claim had a UID does not know it. Otherwise it becomes part of a key, and each deletion has one.
+    if !manifest.custody_claim.is_empty() && manifest.custody_claim != recorded {
+        return Err((StatusCode::FORBIDDEN, format!("the manifest names the claim {:?}, the deletion another", manifest.custody_claim)));
     }
     all_there(&shared.store, &uid, &manifest).await?;
     let (sessions, problems, claim) = (manifest.sessions, manifest.problems.count, manifest.custody_claim);

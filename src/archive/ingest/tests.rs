@@ -37,7 +37,7 @@ async fn endpoint_of(store: impl FnOnce(&std::path::Path) -> Store) -> Endpoint 
     let address = listener.local_addr().unwrap();
     let base = format!("https://{}:{}/ingest/v2/{UID}", tls::SERVER_NAME, address.port());
     let stop = CancellationToken::new();
-    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
+    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" }, Arc::default());
     tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
     let client = reqwest::Client::builder()
         .tls_certs_only([reqwest::Certificate::from_pem(certificate.ca_pem.as_bytes()).unwrap()])
@@ -97,6 +97,9 @@ async fn wrong_bytes_wrong_names_and_a_second_archive_are_refused() {
     manifest.created_at += 1;
     assert_eq!(endpoint.put("manifest", "good", serde_json::to_vec(&manifest).unwrap()).await, 409, "S7");
     assert!(matches!(verify::verify(&endpoint.store, UID).await, Verification::Valid(_)));
+    // Each claim has a key: a pod could once store any number of manifests.
+    manifest.custody_claim = "another".to_owned();
+    assert_eq!(endpoint.put("manifest", "good", serde_json::to_vec(&manifest).unwrap()).await, 403, "that of another deletion");
 }
 
 /// An archive pod of b296e59 or of any version with one object a session, in the middle of its upload while the operator is upgraded: it is

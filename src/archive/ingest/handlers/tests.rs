@@ -51,7 +51,7 @@ async fn a_manifest_of_many_chunks_is_stored_in_time_in_a_store_with_high_latenc
 #[tokio::test]
 async fn a_manifest_is_accepted_from_an_authenticated_client_when_there_is_room() {
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
+    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" }, Arc::default());
     let send = |token: &'static str, body: Body| {
         let headers: HeaderMap = [(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())].into_iter().collect();
         let sent = put_manifest(State(shared.clone()), Path(UID.to_owned()), headers, body);
@@ -112,7 +112,7 @@ impl axum::body::HttpBody for Stated {
 async fn a_limited_number_of_chunks_is_received_in_parallel() {
     for (size, expected) in [(CHUNK, 3), (CHUNK / 2, 6), (1, 40)] {
         let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
+        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" }, Arc::default());
         let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
         let read = Arc::new(AtomicUsize::new(0));
         let mut uploads = tokio::task::JoinSet::new();
@@ -129,7 +129,7 @@ async fn a_limited_number_of_chunks_is_received_in_parallel() {
 #[tokio::test]
 async fn a_chunk_has_a_length_and_a_bound() {
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID }, Arc::default());
+    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" }, Arc::default());
     let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
     let read = Arc::new(AtomicUsize::new(0));
     let put = |body: Body| put_chunk(State(shared.clone()), Path((UID.to_owned(), "0".repeat(64))), headers.clone(), body);

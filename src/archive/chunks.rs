@@ -6,6 +6,7 @@
 
 use std::io::{Result, Write};
 
+use base64::Engine as _;
 use bytes::Bytes;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
@@ -17,6 +18,8 @@ use super::tar_header::END;
 /// Level of compression. Another level, or another version of zstd, makes other chunks of the same home: an attempt after an upgrade sends
 /// everything again.
 const LEVEL: i32 = 3;
+/// Pieces of a list that the manifest names itself.
+const NAMED: usize = if cfg!(test) { 40 } else { 2000 };
 
 /// An object for the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,9 +127,10 @@ impl<'a> Writer<'a> {
             of_entry: 0,
             offset: 0,
             frames: 0,
-            chunks: Lines::default(),
-            entries: Lines::default(),
-            problems: Lines::default(),
+            // Pieces of 2000 times 20,000 chunks are more than any volume has.
+            chunks: Lines::new(sizes.frame, usize::MAX),
+            entries: Lines::new(sizes.frame, NAMED),
+            problems: Lines::new(sizes.frame, NAMED),
         })
     }
 
@@ -142,6 +146,7 @@ impl<'a> Writer<'a> {
         let size = self.before + self.chunk.len() as u64 - self.offset;
         let entry = Entry {
             id: String::from_utf8_lossy(&described.id).into_owned(),
+            id_bytes: exact(&described.id),
             files: described.files,
             bytes: described.bytes,
             last_modified: described.last_modified,
@@ -222,38 +227,83 @@ fn ends_chunk(id: &[u8], size: u64, mean: u64) -> bool {
     u128::from(chance) * u128::from(mean.max(1)) < u128::from(size) << 64
 }
 
-/// A list of the index.
-#[derive(Default)]
-struct Lines {
-    text: Vec<u8>,
-    list: List,
+/// The exact bytes of a name that is not UTF-8, base64.
+fn exact(name: &[u8]) -> Option<String> {
+    std::str::from_utf8(name).is_err().then(|| base64::engine::general_purpose::STANDARD.encode(name))
 }
 
-impl Lines {
+/// Lines in pieces.
+struct Pieces {
+    /// Bytes of the lines of a piece.
+    most: usize,
+    text: Vec<u8>,
+    done: Vec<Chunk>,
+}
+
+impl Pieces {
+    fn new(most: usize) -> Self {
+        Self { most, text: Vec::new(), done: Vec::new() }
+    }
+
     fn push(&mut self, line: &impl Serialize, compressor: &mut Compressor<'_>, take: &mut Take<'_>) -> Result<()> {
         let line = serde_json::to_vec(line)?;
-        if self.text.len() + line.len() >= FRAME {
-            self.piece(compressor, take)?;
+        if self.text.len() + line.len() >= self.most {
+            self.end(compressor, take)?;
         }
         self.text.extend_from_slice(&line);
         self.text.push(b'\n');
-        self.list.count += 1;
         Ok(())
     }
 
-    fn piece(&mut self, compressor: &mut Compressor<'_>, take: &mut Take<'_>) -> Result<()> {
+    fn end(&mut self, compressor: &mut Compressor<'_>, take: &mut Take<'_>) -> Result<()> {
         if self.text.is_empty() {
             return Ok(());
         }
         let blob = Blob::new(compressor.compress(&self.text)?);
         self.text.clear();
-        self.list.pieces.push(blob.chunk.clone());
+        self.done.push(blob.chunk.clone());
         take(blob)
+    }
+}
+
+/// A list of the index. If it has many pieces, their list is in pieces itself: the manifest has a bound, whatever the home contains.
+struct Lines {
+    pieces: Pieces,
+    count: u64,
+    /// Most pieces that the manifest names itself.
+    named: usize,
+    of_pieces: Option<Pieces>,
+}
+
+impl Lines {
+    fn new(most: usize, named: usize) -> Self {
+        Self { pieces: Pieces::new(most), count: 0, named, of_pieces: None }
+    }
+
+    fn push(&mut self, line: &impl Serialize, compressor: &mut Compressor<'_>, take: &mut Take<'_>) -> Result<()> {
+        self.count += 1;
+        self.pieces.push(line, compressor, take)?;
+        if self.pieces.done.len() > self.named { self.nest(compressor, take) } else { Ok(()) }
+    }
+
+    fn nest(&mut self, compressor: &mut Compressor<'_>, take: &mut Take<'_>) -> Result<()> {
+        let most = self.pieces.most;
+        let outer = self.of_pieces.get_or_insert_with(|| Pieces::new(most));
+        std::mem::take(&mut self.pieces.done).iter().try_for_each(|piece| outer.push(piece, compressor, take))
     }
 
     fn finish(mut self, compressor: &mut Compressor<'_>, take: &mut Take<'_>) -> Result<List> {
-        self.piece(compressor, take)?;
-        Ok(self.list)
+        self.pieces.end(compressor, take)?;
+        if self.of_pieces.is_some() {
+            self.nest(compressor, take)?;
+        }
+        match self.of_pieces {
+            None => Ok(List { count: self.count, pieces: self.pieces.done, nested: false }),
+            Some(mut outer) => {
+                outer.end(compressor, take)?;
+                Ok(List { count: self.count, pieces: outer.done, nested: true })
+            }
+        }
     }
 }
 

@@ -279,7 +279,7 @@ fn entries_that_overlap_are_refused_before_the_next_piece_is_read() {
         let found = verified_index(|manifest, blobs| {
             let blob = piece(&format!("{line}\n{line}\n"));
             let missing = super::manifest::Chunk { digest: "1".repeat(64), size: 10 };
-            manifest.entries = super::manifest::List { count: 1_000_000, pieces: vec![blob.chunk.clone(), missing] };
+            manifest.entries = super::manifest::List { count: 1_000_000, pieces: vec![blob.chunk.clone(), missing], nested: false };
             blobs.push(blob);
         });
         assert!(matches!(&found, Verification::Invalid(why) if why.contains("one after the other")), "{found:?}");

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::chunk_key;
-use super::manifest::{Chunk, FRAME, List, Manifest};
+use super::manifest::{Chunk, FRAME, List, Manifest, distinct};
 use super::store::{Store, StoreError};
 
 /// Chunks of one archive that are read ahead.
@@ -21,6 +21,9 @@ const AHEAD: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Longest pause between two requests for one object.
 const PAUSE: Duration = Duration::from_secs(20);
+
+/// Most pieces of a list that is nested: a pod that is not trusted must not cause any number of requests with one manifest.
+const PIECES: usize = 4_000_000;
 
 /// Reads an object and checks that its bytes have the digest in its name. A store that is unavailable for some time does not end the read,
 /// and wrong bytes are read a second time: some stores deliver them once.
@@ -56,11 +59,67 @@ async fn read_once(store: &Store, uid: &str, chunk: &Chunk) -> Result<Vec<u8>, S
     if found == chunk.digest { Ok(bytes) } else { Err(StoreError::Corrupt(format!("{key}: its bytes have sha256 {found}"))) }
 }
 
-/// The lines of a list of the index.
-pub struct Lines<T> {
+fn corrupt(why: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(format!("the index: {why}"))
+}
+
+/// The pieces of a list that contain its lines, in order.
+pub struct Pieces {
     store: Store,
     uid: String,
-    pieces: std::vec::IntoIter<Chunk>,
+    nested: bool,
+    /// Those that the manifest names.
+    named: std::vec::IntoIter<Chunk>,
+    /// Those that the last of them names.
+    inner: std::vec::IntoIter<Chunk>,
+    /// How many a nested list may still name.
+    left: usize,
+}
+
+impl Pieces {
+    /// Of this list.
+    pub fn new(store: &Store, uid: &str, list: &List) -> Self {
+        let (named, inner) = (list.pieces.clone().into_iter(), Vec::new().into_iter());
+        Self { store: store.clone(), uid: uid.to_owned(), nested: list.nested, named, inner, left: PIECES }
+    }
+
+    /// The next one.
+    ///
+    /// # Errors
+    /// As [`Lines::next`].
+    pub async fn next(&mut self) -> Result<Option<Chunk>, StoreError> {
+        loop {
+            if let Some(piece) = self.inner.next() {
+                return Ok(Some(piece));
+            }
+            let Some(piece) = self.named.next() else { return Ok(None) };
+            if !self.nested {
+                return Ok(Some(piece));
+            }
+            let text = self.text(&piece).await?;
+            let lines = text.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+            let inner: Vec<Chunk> = lines.map(serde_json::from_slice).collect::<Result<_, _>>().map_err(corrupt)?;
+            self.left = self.left.checked_sub(inner.len()).ok_or_else(|| corrupt("it names too many pieces"))?;
+            if !distinct(&inner) {
+                return Err(corrupt("it names a piece twice"));
+            }
+            self.inner = inner.into_iter();
+        }
+    }
+
+    /// The content of a piece.
+    async fn text(&self, piece: &Chunk) -> Result<Vec<u8>, StoreError> {
+        if !piece.is_piece() {
+            return Err(corrupt(format_args!("{:?} of {} bytes cannot be a piece of it", piece.digest, piece.size)));
+        }
+        let bytes = blob(&self.store, &self.uid, piece).await?;
+        super::frames::only(&bytes, FRAME).map_err(corrupt)
+    }
+}
+
+/// The lines of a list of the index.
+pub struct Lines<T> {
+    pieces: Pieces,
     /// Lines that are left. `None`: as many as there are.
     left: Option<u64>,
     text: Vec<u8>,
@@ -71,17 +130,16 @@ pub struct Lines<T> {
 impl<T: DeserializeOwned> Lines<T> {
     /// Of this list.
     pub fn new(store: &Store, uid: &str, list: &List) -> Self {
-        Self::of(store, uid, list.pieces.clone(), Some(list.count))
+        Self::of(Pieces::new(store, uid, list), Some(list.count))
     }
 
-    /// Of these pieces, whatever their number of lines.
-    pub fn uncounted(store: &Store, uid: &str, pieces: Vec<Chunk>) -> Self {
-        Self::of(store, uid, pieces, None)
+    /// Of this list, whatever its number of lines.
+    pub fn uncounted(store: &Store, uid: &str, list: &List) -> Self {
+        Self::of(Pieces::new(store, uid, list), None)
     }
 
-    fn of(store: &Store, uid: &str, pieces: Vec<Chunk>, left: Option<u64>) -> Self {
-        let pieces = pieces.into_iter();
-        Self { store: store.clone(), uid: uid.to_owned(), pieces, left, text: Vec::new(), at: 0, of: PhantomData }
+    fn of(pieces: Pieces, left: Option<u64>) -> Self {
+        Self { pieces, left, text: Vec::new(), at: 0, of: PhantomData }
     }
 
     /// The next line; `None` after as many as the manifest says.
@@ -89,21 +147,19 @@ impl<T: DeserializeOwned> Lines<T> {
     /// # Errors
     /// When the store does not answer, or the index is damaged.
     pub async fn next(&mut self) -> Result<Option<T>, StoreError> {
-        let corrupt = |e: &dyn std::fmt::Display| StoreError::Corrupt(format!("the index: {e}"));
         while self.at == self.text.len() {
-            let Some(piece) = self.pieces.next() else {
+            let Some(piece) = self.pieces.next().await? else {
                 let left = self.left.unwrap_or(0);
-                return if left == 0 { Ok(None) } else { Err(corrupt(&format!("{left} lines are missing"))) };
+                return if left == 0 { Ok(None) } else { Err(corrupt(format_args!("{left} lines are missing"))) };
             };
-            let bytes = blob(&self.store, &self.uid, &piece).await?;
-            (self.text, self.at) = (super::frames::only(&bytes, FRAME).map_err(|e| corrupt(&e))?, 0);
+            (self.text, self.at) = (self.pieces.text(&piece).await?, 0);
         }
         let rest = &self.text[self.at..];
-        let end = rest.iter().position(|b| *b == b'\n').ok_or_else(|| corrupt(&"a line has no end"))?;
-        let line = serde_json::from_slice(&rest[..end]).map_err(|e| corrupt(&e))?;
+        let end = rest.iter().position(|b| *b == b'\n').ok_or_else(|| corrupt("a line has no end"))?;
+        let line = serde_json::from_slice(&rest[..end]).map_err(corrupt)?;
         self.at += end + 1;
         if let Some(left) = &mut self.left {
-            *left = left.checked_sub(1).ok_or_else(|| corrupt(&"it has more lines than the manifest says"))?;
+            *left = left.checked_sub(1).ok_or_else(|| corrupt("it has more lines than the manifest says"))?;
         }
         Ok(Some(line))
     }
@@ -134,12 +190,12 @@ impl Chunks {
     pub async fn next(&mut self) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
         while self.ahead.len() < AHEAD && self.offset < self.range.end {
             let Some(chunk) = self.lines.next().await? else {
-                return Err(StoreError::Corrupt("the index: its chunks have fewer bytes than the manifest says".to_owned()));
+                return Err(corrupt("its chunks have fewer bytes than the manifest says"));
             };
             let (from, to) = (self.offset, self.offset.saturating_add(chunk.size));
             self.offset = to;
             if to > self.range.start {
-                let (store, uid) = (self.lines.store.clone(), self.lines.uid.clone());
+                let (store, uid) = (self.lines.pieces.store.clone(), self.lines.pieces.uid.clone());
                 let read = tokio::spawn(async move { blob(&store, &uid, &chunk).await });
                 self.ahead.push_back((from, AbortOnDropHandle::new(read)));
             }

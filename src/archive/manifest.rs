@@ -105,6 +105,10 @@ pub struct List {
     pub count: u64,
     /// The objects that contain them, each one frame of whole lines.
     pub pieces: Vec<Chunk>,
+    /// There are so many of these objects that their list is in pieces itself: `pieces` contain lines of [`Chunk`], which name those with the
+    /// lines.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nested: bool,
 }
 
 /// An object in the store: a chunk of the tar, or a piece of the index.
@@ -122,6 +126,17 @@ impl Chunk {
     pub fn is_valid(&self) -> bool {
         is_digest(&self.digest) && self.size > 0 && self.size <= CHUNK as u64
     }
+
+    /// Whether it can be a piece of the index.
+    pub fn is_piece(&self) -> bool {
+        self.is_valid() && self.size <= PIECE as u64
+    }
+}
+
+/// Whether each of these objects is named once.
+pub fn distinct(objects: &[Chunk]) -> bool {
+    let mut seen = std::collections::HashSet::new();
+    objects.iter().all(|object| seen.insert(object.digest.as_str()))
 }
 
 /// A session, or a folder or a link that belongs to no session: whole frames, one after the other, that are entries of the tar.
@@ -130,6 +145,9 @@ impl Chunk {
 pub struct Entry {
     /// Path of its files up to the first dot, relative to the home; bytes that are not UTF-8 are shown as U+FFFD.
     pub id: String,
+    /// The exact bytes of the id, base64, when they are not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id_bytes: Option<String>,
     /// Files in it. Zero: a folder or a link that belongs to no session.
     pub files: u64,
     /// Their bytes, including holes.
@@ -220,14 +238,14 @@ impl Manifest {
         if manifest.lost_count > manifest.problems.count || manifest.sessions > manifest.entries.count {
             return Err(Invalid("its counts contradict each other".to_owned()));
         }
-        if let Some(piece) = manifest.pieces().find(|piece| !piece.is_valid() || piece.size > PIECE as u64) {
+        if let Some(piece) = manifest.pieces().find(|piece| !piece.is_piece()) {
             return Err(Invalid(format!("{:?} of {} bytes cannot be an object", piece.digest, piece.size)));
         }
-        for list in [&manifest.entries, &manifest.problems] {
-            let mut seen = std::collections::HashSet::new();
-            if let Some(piece) = list.pieces.iter().find(|piece| !seen.insert(&piece.digest)) {
-                return Err(Invalid(format!("it names the piece {} of its index twice", piece.digest)));
-            }
+        if [&manifest.entries, &manifest.problems].into_iter().any(|list| !distinct(&list.pieces)) {
+            return Err(Invalid("it names a piece of its index twice".to_owned()));
+        }
+        if manifest.chunks.nested {
+            return Err(Invalid("its list of chunks is nested, which is never written".to_owned()));
         }
         Ok(manifest)
     }

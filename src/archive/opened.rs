@@ -93,6 +93,11 @@ impl Archive {
         }
     }
 
+    /// Whether its index is so large that reading it takes long, whatever its content.
+    pub fn has_large_index(&self) -> bool {
+        matches!(self, Self::New(m) if m.entries.nested || m.problems.nested)
+    }
+
     /// Problems that lost content.
     pub fn lost(&self) -> u64 {
         match self {
@@ -204,5 +209,5 @@ impl Entries {
 
 fn of_old(session: &OldSession) -> Entry {
     let OldSession { files, bytes, last_modified, size, .. } = *session;
-    Entry { id: session.id.clone(), digest: session.digest.clone(), files, bytes, last_modified, size, tar_bytes: 0, offset: 0 }
+    Entry { id: session.id.clone(), id_bytes: None, digest: session.digest.clone(), files, bytes, last_modified, size, tar_bytes: 0, offset: 0 }
 }

@@ -25,8 +25,13 @@ async fn an_archive_is_listed_verified_and_unpacked_with_standard_tools() {
     sparse.set_len(100 << 20).unwrap();
     std::os::unix::fs::symlink("one.jsonl", home.path().join("s/two.link")).unwrap();
     std::fs::hard_link(home.path().join("s/two.jsonl"), home.path().join("s/two.again")).unwrap();
+    // So many that the index is nested.
+    for n in 0..3000 {
+        std::os::unix::fs::symlink("/elsewhere", home.path().join(format!("s/far-{n}"))).unwrap();
+    }
     let store = tempfile::tempdir().unwrap();
     let packed = packed(home.path(), &["s"], Unreadable::Block, SMALL);
+    assert!(packed.manifest.entries.nested && packed.manifest.problems.nested);
     put(&Store::open(&format!("file://{}", store.path().display())).unwrap(), UID, &packed).await;
     let back = tempfile::tempdir().unwrap();
     assert!(commands().len() >= 4, "docs/archive-format.md has no commands");
@@ -35,6 +40,7 @@ async fn an_archive_is_listed_verified_and_unpacked_with_standard_tools() {
         let run = Command::new("bash").args(["-c", &script]).env("UID_OF_COMPUTER", UID).env("SESSION", "s/two").output().unwrap();
         let (out, err) = (String::from_utf8_lossy(&run.stdout).into_owned(), String::from_utf8_lossy(&run.stderr).into_owned());
         assert!(run.status.success(), "command {n} failed:\n{command}\n{out}\n{err}");
+        assert!(n > 0 || out.matches("symlink\ts/far-").count() == 3000, "{out}");
     }
     for path in ["s/one.jsonl", "s/two.jsonl", "s/two.again", "s/zeros", "s/disk.img"] {
         let (was, is) = (home.path().join(path), back.path().join("all").join(path));

@@ -32,8 +32,14 @@ pub struct Packed {
 impl Packed {
     /// Names of its chunks, without the index.
     pub fn chunks(&self) -> Vec<&Blob> {
-        let index: Vec<_> = self.manifest.pieces().collect();
-        self.blobs.iter().filter(|blob| !index.contains(&&blob.chunk)).collect()
+        let named = |line: &[u8]| serde_json::from_slice::<Chunk>(line).ok();
+        let lines = |piece: &Chunk| {
+            let blob = self.blobs.iter().find(|blob| blob.chunk == *piece).unwrap();
+            let text = zstd::decode_all(&blob.bytes[..]).unwrap();
+            text.split(|b| *b == b'\n').filter_map(named).collect::<Vec<_>>()
+        };
+        let chunks: Vec<Chunk> = self.manifest.chunks.pieces.iter().flat_map(lines).collect();
+        self.blobs.iter().filter(|blob| chunks.contains(&blob.chunk)).collect()
     }
 }
 

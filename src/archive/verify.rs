@@ -332,7 +332,8 @@ async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) 
         left_out_by: truncate(archive.left_out_by(), 2048),
     };
     archive.forget_names();
-    Ok(Contents { summary, unpacked: archive.unpacked_bytes().max(archive.stored_bytes()), archive })
+    let unpacked = if archive.has_large_index() { u64::MAX } else { archive.unpacked_bytes().max(archive.stored_bytes()) };
+    Ok(Contents { summary, unpacked, archive })
 }
 
 async fn read_all(store: &Store, contents: Contents, reading: &mut Reading<Nothing>) -> Verification {

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::*;
+use crate::archive::manifest::{MAX_BYTES, PIECE};
 use crate::archive::test_archives::{Packed, UID, noise};
 
 const SIZES: Sizes = Sizes { frame: 20_000, chunk: 84_000 };
@@ -66,21 +67,26 @@ fn chunks_are_whole_frames() {
     assert!(plain == wanted && plain.len() as u64 == packed.manifest.tar_bytes && all.len() as u64 == packed.manifest.stored_bytes);
 }
 
-/// 5 TiB are 655,360 chunks; a manifest has one MiB at most.
+/// 5 TiB are 655,360 chunks, and a tenant may make any number of links with the longest names: a manifest has one MiB at most.
 #[test]
 fn a_manifest_stays_small_whatever_its_index_lists() {
-    let mut pieces = 0;
-    let mut take = |blob: Blob| {
-        assert!(blob.bytes.len() <= CHUNK);
-        pieces += 1;
-        Ok(())
-    };
-    let (mut lines, mut compressor) = (Lines::default(), Compressor::new(LEVEL).unwrap());
-    let line = Chunk { digest: "0".repeat(64), size: CHUNK as u64 };
-    for _ in 0..655_360 {
-        lines.push(&line, &mut compressor, &mut take).unwrap();
+    let chunk = serde_json::to_value(Chunk { digest: "0".repeat(64), size: CHUNK as u64 }).unwrap();
+    // As JSON, a control character has six bytes.
+    let link = serde_json::json!({"path": "\u{1}".repeat(4095), "kind": "symlink", "detail": "\u{1}".repeat(512)});
+    for (line, lines, named) in [(chunk, 655_360, usize::MAX), (link, 4_000, NAMED)] {
+        let (mut seen, mut largest) = (0_u64, 0);
+        let mut take = |blob: Blob| {
+            largest = largest.max(blob.bytes.len());
+            seen += 1;
+            Ok(())
+        };
+        let (mut list, mut compressor) = (Lines::new(FRAME, named), Compressor::new(1).unwrap());
+        for _ in 0..lines {
+            list.push(&line, &mut compressor, &mut take).unwrap();
+        }
+        let list = list.finish(&mut compressor, &mut take).unwrap();
+        assert_eq!((list.count, list.nested), (lines, named == NAMED));
+        assert!(list.pieces.len() <= NAMED && serde_json::to_vec(&list.pieces[0]).unwrap().len() * 2000 < MAX_BYTES / 4);
+        assert!(largest <= PIECE && seen > 10);
     }
-    let list = lines.finish(&mut compressor, &mut take).unwrap();
-    assert_eq!((list.count, list.pieces.len()), (655_360, pieces));
-    assert!(serde_json::to_vec_pretty(&list).unwrap().len() < super::super::manifest::MAX_BYTES / 10);
 }

@@ -19,8 +19,8 @@ use tokio::time::{Instant, timeout_at};
 use super::auth::{Access, Authenticator, Caller};
 use super::progress::{self, Outcome};
 use super::room::Room;
-use crate::archive::manifest::{CHUNK, Chunk, MAX_BYTES, is_digest};
-use crate::archive::index::Lines;
+use crate::archive::manifest::{CHUNK, Chunk, List, MAX_BYTES, is_digest};
+use crate::archive::index::{Lines, Pieces};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
 use crate::archive::waiting_time::Waits;
 use crate::archive::{Archive, Manifest, chunk_key, later_manifest_key, manifest_key};
@@ -236,10 +236,15 @@ async fn all_there(store: &Store, uid: &str, manifest: &Manifest) -> Result<(), 
     };
     let pieces = futures::stream::iter(manifest.pieces().cloned().map(there));
     pieces.buffer_unordered(LOOKS).try_collect::<()>().await?;
+    for list in [&manifest.entries, &manifest.problems].into_iter().filter(|list| list.nested) {
+        let pieces = Pieces::new(store, uid, list);
+        let pieces = futures::stream::try_unfold(pieces, |mut pieces| async move { Ok(pieces.next().await?.map(|piece| (piece, pieces))) });
+        pieces.map_err(|error: StoreError| failed(&error)).map_ok(there).try_buffer_unordered(LOOKS).try_collect::<()>().await?;
+    }
     // A piece that is named often is read once: the requests are bounded by what the pod has sent.
     let mut seen = HashSet::new();
     let pieces = manifest.chunks.pieces.iter().filter(|piece| seen.insert(&piece.digest)).cloned().collect();
-    let chunks = Lines::<Chunk>::uncounted(store, uid, pieces);
+    let chunks = Lines::<Chunk>::uncounted(store, uid, &List { pieces, ..List::default() });
     let chunks = futures::stream::try_unfold(chunks, |mut lines| async move { Ok(lines.next().await?.map(|chunk| (chunk, lines))) });
     chunks.map_err(|error: StoreError| failed(&error)).map_ok(there).try_buffer_unordered(LOOKS).try_collect().await
 }

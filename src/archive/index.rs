@@ -7,11 +7,10 @@ use std::ops::Range;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::chunk_key;
+use super::copies;
 use super::manifest::{Chunk, FRAME, List, Manifest, distinct};
 use super::store::{Store, StoreError};
 
@@ -31,9 +30,12 @@ const PIECES: usize = 4_000_000;
 /// # Errors
 /// [`StoreError::Corrupt`] when the bytes do not have the digest, or the object has another size.
 pub async fn blob(store: &Store, uid: &str, chunk: &Chunk) -> Result<Vec<u8>, StoreError> {
+    if !chunk.is_valid() {
+        return Err(corrupt(format_args!("it names {:?} of {} bytes, which cannot be a chunk", chunk.digest, chunk.size)));
+    }
     let (mut failing, mut pause, mut wrong) = (None, Duration::from_secs(1), false);
     loop {
-        match read_once(store, uid, chunk).await {
+        match copies::read(store, uid, chunk).await {
             Err(error @ StoreError::Unavailable(_)) if failing.get_or_insert_with(Instant::now).elapsed() + pause < PATIENCE => {
                 tracing::info!(uid, digest = chunk.digest, %error, "an object of an archive cannot be read; retrying");
                 tokio::time::sleep(pause).await;
@@ -46,17 +48,6 @@ pub async fn blob(store: &Store, uid: &str, chunk: &Chunk) -> Result<Vec<u8>, St
             read => return read,
         }
     }
-}
-
-async fn read_once(store: &Store, uid: &str, chunk: &Chunk) -> Result<Vec<u8>, StoreError> {
-    let key = chunk_key(uid, &chunk.digest);
-    if !chunk.is_valid() {
-        return Err(StoreError::Corrupt(format!("the index names {key} of {} bytes, which cannot be a chunk", chunk.size)));
-    }
-    let bytes = store.get_sized(&key, chunk.size).await?;
-    let hashed = tokio::task::spawn_blocking(move || (hex::encode(Sha256::digest(&bytes)), bytes)).await;
-    let (found, bytes) = hashed.map_err(|e| StoreError::Unavailable(e.to_string()))?;
-    if found == chunk.digest { Ok(bytes) } else { Err(StoreError::Corrupt(format!("{key}: its bytes have sha256 {found}"))) }
 }
 
 fn corrupt(why: impl std::fmt::Display) -> StoreError {

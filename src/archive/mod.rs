@@ -6,6 +6,7 @@
 
 pub mod chunks;
 pub mod cli;
+pub mod copies;
 mod delivery;
 mod failure;
 mod fixed_size_reader;

@@ -195,25 +195,36 @@ impl Store {
         }
     }
 
-    /// Creates an object. An existing object is not changed.
+    /// Creates an object. An existing object is not changed, and is compared.
     ///
     /// # Errors
     /// When the outcome is not known. Never [`StoreError::NotFound`].
     pub async fn put_once(&self, key: &str, bytes: impl Into<Bytes>) -> Result<ReceiptPut, StoreError> {
         let bytes = bytes.into();
+        if self.create(key, bytes.clone()).await? {
+            return Ok(ReceiptPut::Created);
+        }
+        match self.get(key).await {
+            Ok(existing) => Ok(if existing == bytes { ReceiptPut::SameAlready } else { ReceiptPut::Other(existing) }),
+            Err(StoreError::NotFound(_)) => Err(StoreError::Unavailable(format!(
+                "{key} was refused because it exists, but it cannot be found: another write may be in progress"
+            ))),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates an object. Returns whether it did not exist. An existing object is not changed.
+    ///
+    /// # Errors
+    /// When the outcome is not known. Never [`StoreError::NotFound`].
+    pub async fn create(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
         let mode = if guards::on(Guard::CreateOnly) { PutMode::Create } else { PutMode::Overwrite };
         let options = PutOptions { mode, ..PutOptions::default() };
-        let path = path(key)?;
-        let put = self.inner.put_opts(&path, PutPayload::from(bytes.clone()), options);
-        match self.limited(self.write_limit(bytes.len() as u64), key, put).await? {
-            Ok(_) => Ok(ReceiptPut::Created),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => match self.get(key).await {
-                Ok(existing) => Ok(if existing == bytes { ReceiptPut::SameAlready } else { ReceiptPut::Other(existing) }),
-                Err(StoreError::NotFound(_)) => Err(StoreError::Unavailable(format!(
-                    "{key} was refused because it exists, but it cannot be found: another write may be in progress"
-                ))),
-                Err(error) => Err(error),
-            },
+        let (path, size) = (path(key)?, bytes.len() as u64);
+        let put = self.inner.put_opts(&path, PutPayload::from(bytes), options);
+        match self.limited(self.write_limit(size), key, put).await? {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
             Err(error) => Err(failed(key, &error)),
         }
     }

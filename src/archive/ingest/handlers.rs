@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody as _};
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{any, put};
@@ -20,10 +20,11 @@ use super::auth::{Access, Authenticator, Caller};
 use super::progress::{self, Outcome};
 use super::room::Room;
 use crate::archive::manifest::{CHUNK, Chunk, List, MAX_BYTES, is_digest};
+use crate::archive::copies;
 use crate::archive::index::{Lines, Pieces};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
 use crate::archive::waiting_time::Waits;
-use crate::archive::{Archive, Manifest, chunk_key, later_manifest_key, manifest_key};
+use crate::archive::{Archive, Manifest, later_manifest_key, manifest_key};
 use crate::guards::{self, Guard};
 
 /// Bytes of chunks that are received in parallel: six of the largest.
@@ -35,6 +36,8 @@ const MANIFESTS: usize = 2;
 const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// Fewest bytes of a body in that time: six slow senders could otherwise hold all of the room.
 const LEAST: usize = 64 * 1024;
+/// Chunks of earlier attempts that are read back in parallel before they are used again, and those of one computer.
+const READ_BACK: (usize, usize) = (12, 3);
 /// Chunks of one manifest that are checked in parallel.
 const LOOKS: usize = 64;
 /// The answer to an archive pod of version 1. It ends with an error, and the operator creates one of its own version.
@@ -47,12 +50,14 @@ struct Shared {
     waits: Arc<Waits>,
     uploads: Arc<Room>,
     manifests: Arc<Room>,
+    read_back: Arc<Room>,
 }
 
 impl Shared {
     fn new(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Self {
         let (uploads, manifests) = (Arc::new(Room::new(UPLOADS, UPLOADS / 2)), Arc::new(Room::new(MANIFESTS, 1)));
-        Self { store, authenticator, waits, uploads, manifests }
+        let read_back = Arc::new(Room::new(READ_BACK.0, READ_BACK.1));
+        Self { store, authenticator, waits, uploads, manifests, read_back }
     }
 }
 
@@ -86,18 +91,15 @@ fn valid(uid: &str, digest: &str) -> Result<(), (StatusCode, String)> {
     if uid && is_digest(digest) { Ok(()) } else { Err((StatusCode::BAD_REQUEST, "not a UID and a SHA-256".to_owned())) }
 }
 
-/// Whether a chunk is in the store with this size.
-async fn head_chunk(
-    State(shared): State<Shared>,
-    Path((uid, digest)): Path<(String, String)>,
-    RawQuery(query): RawQuery,
-    headers: HeaderMap,
-) -> Answer {
+/// Whether a chunk of an earlier attempt is in the store. It is read back before it is used again: if it is damaged, the pod must send it while
+/// it has its bytes.
+async fn head_chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Answer {
     valid(&uid, &digest)?;
     authorize(&shared, &headers, &uid).await?;
-    match shared.store.size(&chunk_key(&uid, &digest)).await {
-        Ok(size) if query.is_none_or(|query| query == format!("size={size}")) => Ok(StatusCode::OK),
-        Ok(_) | Err(StoreError::NotFound(_)) => Ok(StatusCode::NOT_FOUND),
+    let _room = shared.read_back.take(&uid, 1).await;
+    match copies::is_whole(&shared.store, &uid, &digest).await {
+        Ok(true) => Ok(StatusCode::OK),
+        Ok(false) => Ok(StatusCode::NOT_FOUND),
         Err(error) => Err(failed(&error)),
     }
 }
@@ -123,33 +125,22 @@ fn room(body: &Body, most: usize, what: &str) -> Result<u32, Outcome> {
 }
 
 async fn store_chunk(shared: Shared, uid: String, digest: String, size: u32, body: Body) -> Result<Outcome, Outcome> {
-    let key = chunk_key(&uid, &digest);
-    match shared.store.size(&key).await {
-        // Content-addressed: an existing object was verified when it was stored (S7). The read-back verifies it again.
-        Ok(stored) if stored == u64::from(size) => return Ok((StatusCode::OK, String::new())),
-        Ok(_) => return Err(damaged(&key)),
-        Err(StoreError::NotFound(_)) => {}
-        Err(error) => return Err(failed(&error)),
-    }
     let _room = shared.uploads.take(&uid, size).await;
     let bytes = Bytes::from(receive(body, size).await?);
     let found = hex::encode(Sha256::digest(&bytes));
     if found != digest && guards::on(Guard::ObjectDigest) {
         return Err((StatusCode::BAD_REQUEST, format!("the bytes have sha256 {found}, not {digest}")));
     }
-    match shared.store.put_once(&key, bytes).await {
-        Ok(ReceiptPut::Other(_)) => Err(damaged(&key)),
-        Ok(_) => {
-            tracing::debug!(uid, size, "chunk stored");
-            shared.waits.stored(&uid);
-            Ok((StatusCode::CREATED, String::new()))
+    match copies::store(&shared.store, &uid, &digest, &bytes).await {
+        Ok(created) => {
+            tracing::debug!(uid, size, created, "chunk stored");
+            if created {
+                shared.waits.stored(&uid);
+            }
+            Ok((if created { StatusCode::CREATED } else { StatusCode::OK }, String::new()))
         }
         Err(error) => Err(failed(&error)),
     }
-}
-
-fn damaged(key: &str) -> Outcome {
-    (StatusCode::BAD_REQUEST, format!("damaged: {key} is in the store with other bytes: remove this object"))
 }
 
 async fn put_manifest(
@@ -226,11 +217,9 @@ async fn receive(body: Body, length: u32) -> Result<Vec<u8>, Outcome> {
 /// A stored manifest is permanent, so it must not name chunks that do not exist. Many are checked in parallel, because the pod waits.
 async fn all_there(store: &Store, uid: &str, manifest: &Manifest) -> Result<(), Outcome> {
     let there = |chunk: Chunk| async move {
-        match store.size(&chunk_key(uid, &chunk.digest)).await {
-            Ok(size) if size == chunk.size && chunk.is_valid() => Ok(()),
-            Ok(_) | Err(StoreError::NotFound(_)) => {
-                Err((StatusCode::BAD_REQUEST, format!("chunk {:?} is not in the store with the stated size", chunk.digest)))
-            }
+        match copies::is_stored(store, uid, &chunk).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err((StatusCode::BAD_REQUEST, format!("chunk {:?} is not in the store with the stated size", chunk.digest))),
             Err(error) => Err(failed(&error)),
         }
     };

@@ -108,15 +108,22 @@ pub fn finish(out: &mut Output) -> anyhow::Result<()> {
 }
 
 /// The requested session. `None`: all of them.
-async fn wanted(store: &Store, archive: &Archive, session: Option<String>) -> anyhow::Result<Option<Entry>> {
+pub(super) async fn wanted(store: &Store, archive: &Archive, session: Option<String>) -> anyhow::Result<Option<Entry>> {
     let Some(id) = session else { return Ok(None) };
-    let mut entries = archive.entries(store);
+    let (mut entries, mut found, mut count) = (archive.entries(store), None, 0);
     while let Some(entry) = entries.next().await? {
-        if entry.id == id {
-            return Ok(Some(entry));
+        // Others are folders and links outside of sessions.
+        if entry.id == id && entry.files > 0 {
+            count += 1;
+            found = Some(entry);
         }
     }
-    anyhow::bail!("no such session; list the sessions with `archives show {}`", archive.computer().uid)
+    let uid = &archive.computer().uid;
+    match count {
+        0 => anyhow::bail!("no such session; list the sessions with `archives show {uid}`"),
+        1 => Ok(found),
+        _ => anyhow::bail!("{count} sessions have the id {}, as it is shown: use the command without --session", plain(&id)),
+    }
 }
 
 /// A tar on an output. Its end is written only after all of its content.
@@ -177,6 +184,8 @@ pub(super) async fn cat(store: Store, uid: String, path: PathBuf, mut out: Outpu
     let mut print = read(&store, &archive, Some(entry.clone()), Print::new(&path, out)).await?;
     if let Some(first) = print.same_as.take().filter(|_| !print.printed) {
         let mut out = print.into_out();
+        // It may be in another session.
+        let entry = archive.session_of_path(&store, &first.to_string_lossy()).await?.unwrap_or(entry);
         // tar prints nothing for another name of a file.
         out.most = out.most.map(|(most, _)| (most, too_large_for_exec(&uid, &entry.id, &first.to_string_lossy())));
         print = read(&store, &archive, Some(entry), Print::new(&first, out)).await?;

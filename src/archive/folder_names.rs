@@ -128,6 +128,13 @@ impl Names {
     pub fn cost(&self) -> usize {
         self.cost
     }
+
+    /// Forgets the names after this one: they are found by another scan.
+    pub fn forget(&mut self, last: Option<&Name>) {
+        if let (Some(last), Some(_)) = (last, self.found.first()) {
+            *self = Self { more: Some(last.clone()), ..Self::default() };
+        }
+    }
 }
 
 fn kind_of(kind: FileType) -> Kind {

@@ -26,8 +26,13 @@ use super::walk::{self, Walk, open};
 
 /// Bytes that are read at once.
 const BUFFER: usize = 128 * 1024;
-/// Memory for the names of files that have several. Above it, another name of a file is archived as a copy.
+/// Memory for the names of files that have several, in a session and in all of them. Above it, another name of a file is archived as a copy.
 const LINKS: usize = 16 * 1024 * 1024;
+/// Bytes of files that are archived again because they have names in several sessions. Above it, another name is a hard link to the other session:
+/// 65,000 names of one file must not become 65,000 copies (L1).
+const COPIES: u64 = if cfg!(test) { 300_000 } else { 1 << 30 };
+/// Files up to this size are always copied, as other small files are.
+const SMALL: u64 = 64 * 1024;
 
 /// What is packed, and how.
 #[derive(Clone, Debug)]
@@ -67,8 +72,9 @@ fn pack_with<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut T
         session: None,
         entry: Described::default(),
         began: false,
-        names: HashMap::new(),
-        names_bytes: 0,
+        names: Links::default(),
+        everywhere: Links::default(),
+        copied: 0,
         buffer: vec![0; BUFFER],
     };
     let mut walk = Walk::new(home, roots, request.unreadable);
@@ -101,15 +107,44 @@ struct Packer<'a> {
     entry: Described,
     /// Something of the entry was written.
     began: bool,
-    /// Files of the session with several names, by device and inode.
-    names: HashMap<(u64, u64), PathBuf>,
-    names_bytes: usize,
+    /// Files of the session with several names.
+    names: Links,
+    /// Larger files of all sessions with several names.
+    everywhere: Links,
+    /// Bytes of files that are in another session as well.
+    copied: u64,
     buffer: Vec<u8>,
+}
+
+/// First names of files that have several, by device and inode.
+#[derive(Default)]
+struct Links {
+    names: HashMap<(u64, u64), PathBuf>,
+    bytes: usize,
+}
+
+impl Links {
+    fn get(&self, file: &Metadata) -> Option<&PathBuf> {
+        self.names.get(&(file.dev(), file.ino())).filter(|_| file.nlink() > 1)
+    }
+
+    fn add(&mut self, path: &Path, file: &Metadata) {
+        self.bytes += path.as_os_str().len() + 100;
+        if self.bytes <= LINKS {
+            self.names.insert((file.dev(), file.ino()), path.to_owned());
+        }
+    }
+}
+
+/// Bytes of a file that are on its disk.
+fn on_disk(file: &Metadata) -> u64 {
+    file.len().min(file.blocks().saturating_mul(512))
 }
 
 /// What was read of an item before anything of it is written: an item that cannot be read must leave nothing in the tar or in the index.
 enum Content {
     File(Option<Vec<Extent>>),
+    HardLink(PathBuf),
     Link(PathBuf),
     Folder,
 }
@@ -145,8 +180,7 @@ impl Packer<'_> {
     fn end(&mut self, manifest: &mut Manifest) -> io::Result<()> {
         let entry = std::mem::take(&mut self.entry);
         self.session = None;
-        self.names = HashMap::new();
-        self.names_bytes = 0;
+        self.names = Links::default();
         if !std::mem::take(&mut self.began) {
             return Ok(());
         }
@@ -184,6 +218,10 @@ impl Packer<'_> {
         (self.session, self.began) = (session, true);
         match content {
             Content::File(extents) => self.file(path, file, &metadata, extents),
+            Content::HardLink(first) => {
+                self.count(&metadata);
+                tar_header::write(&mut self.out, path, &Kind::HardLink(first), &metadata, &[])
+            }
             Content::Link(target) => self.link(path, target, &metadata),
             Content::Folder => tar_header::write(&mut self.out, path, &Kind::Folder, &metadata, &[]),
         }
@@ -191,8 +229,10 @@ impl Packer<'_> {
 
     fn content(&self, kind: Found, file: &File, metadata: &Metadata) -> io::Result<Content> {
         Ok(match kind {
-            Found::File if self.names.contains_key(&(metadata.dev(), metadata.ino())) => Content::File(None),
-            Found::File => Content::File((self.extents)(file, metadata)?),
+            Found::File => match self.first_name(metadata) {
+                Some(first) => Content::HardLink(first.clone()),
+                None => Content::File((self.extents)(file, metadata)?),
+            },
             Found::Link => {
                 let target = rustix::fs::readlinkat(file, "", Vec::new())?;
                 Content::Link(PathBuf::from(std::ffi::OsStr::from_bytes(target.as_bytes())))
@@ -202,11 +242,8 @@ impl Packer<'_> {
     }
 
     fn file(&mut self, path: &Path, mut file: File, metadata: &Metadata, extents: Option<Vec<Extent>>) -> io::Result<()> {
-        self.entry.files += 1;
-        self.entry.last_modified = self.entry.last_modified.max(metadata.mtime());
-        if let Some(first) = self.another_name(path, metadata) {
-            return tar_header::write(&mut self.out, path, &Kind::HardLink(first), metadata, &[]);
-        }
+        self.count(metadata);
+        self.remember(path, metadata);
         self.entry.bytes = self.entry.bytes.saturating_add(metadata.len());
         tar_header::write(&mut self.out, path, &Kind::File, metadata, extents.as_deref().unwrap_or_default())?;
         let (mut changed, mut broken, mut stored) = (false, None, 0);
@@ -227,20 +264,28 @@ impl Packer<'_> {
         Ok(())
     }
 
-    /// The first name of this file in the session, if this is another one.
-    fn another_name(&mut self, path: &Path, metadata: &Metadata) -> Option<PathBuf> {
-        if metadata.nlink() < 2 {
-            return None;
+    fn count(&mut self, file: &Metadata) {
+        self.entry.files += 1;
+        self.entry.last_modified = self.entry.last_modified.max(file.mtime());
+    }
+
+    /// The name that another name of a file is a hard link to: in the session, or in an earlier one when too much was copied.
+    fn first_name(&self, file: &Metadata) -> Option<&PathBuf> {
+        let enough = self.copied.saturating_add(on_disk(file)) > COPIES;
+        self.names.get(file).or_else(|| self.everywhere.get(file).filter(|_| enough))
+    }
+
+    /// Remembers the first name of a file with several, in its session and in all of them.
+    fn remember(&mut self, path: &Path, file: &Metadata) {
+        if file.nlink() < 2 {
+            return;
         }
-        let file = (metadata.dev(), metadata.ino());
-        if let Some(first) = self.names.get(&file) {
-            return Some(first.clone());
+        self.names.add(path, file);
+        if self.everywhere.get(file).is_some() {
+            self.copied = self.copied.saturating_add(on_disk(file));
+        } else if on_disk(file) > SMALL {
+            self.everywhere.add(path, file);
         }
-        self.names_bytes += path.as_os_str().len() + 100;
-        if self.names_bytes <= LINKS {
-            self.names.insert(file, path.to_owned());
-        }
-        None
     }
 
     fn link(&mut self, path: &Path, target: PathBuf, metadata: &Metadata) -> io::Result<()> {

@@ -104,6 +104,12 @@ fn at(path: &Path) -> impl FnOnce(std::io::Error) -> RestoreError {
     move |source| RestoreError::Io { path, source }
 }
 
+/// A file with very many names is archived once.
+fn elsewhere(first: &Path) -> std::io::Error {
+    let first = super::cli::plain(&first.to_string_lossy());
+    std::io::Error::other(format!("it is another name of {first}, which is in another session: restore the archive without --session"))
+}
+
 impl Sink for Unpack {
     fn entry(&mut self, entry: &TarEntry) -> Result<(), RestoreError> {
         let to = self.place(&entry.path)?;
@@ -116,7 +122,11 @@ impl Sink for Unpack {
                 file.set_len(if entry.extents == [(0, entry.size)] { 0 } else { entry.size }).map_err(at(&to))?;
                 self.file = Some(file);
             }
-            Kind::HardLink(target) => std::fs::hard_link(self.place(target)?, &to).map_err(at(&to))?,
+            Kind::HardLink(target) => {
+                let first = self.place(target)?;
+                let linked = std::fs::hard_link(&first, &to);
+                linked.map_err(|error| if first.symlink_metadata().is_err() { elsewhere(target) } else { error }).map_err(at(&to))?;
+            }
             Kind::Link(target) => std::os::unix::fs::symlink(target, &to).map_err(at(&to))?,
             // It may be there with its content.
             Kind::Folder if to.symlink_metadata().is_ok_and(|m| m.is_dir()) => {}

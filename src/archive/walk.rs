@@ -19,6 +19,8 @@ use super::unreadable::Unreadable;
 const NAMES: usize = 32 * 1024 * 1024;
 /// What a folder may take in any case. A path has 4096 bytes, so at most 2048 folders lie in each other.
 const LEAST: usize = 16 * 1024;
+/// How often a folder is read before the folders around it give their memory to it. They are read again later.
+const SCANS: u32 = 16;
 /// A folder that the file system itself keeps at the top of a volume, readable by root only: not content of a machine.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -51,6 +53,8 @@ struct Level {
     session: Option<Rc<Path>>,
     names: Names,
     last: Option<Name>,
+    /// How often it was read.
+    scans: u32,
     /// The session of the last file.
     group: Option<Rc<Path>>,
 }
@@ -63,6 +67,9 @@ pub struct Walk {
     levels: Vec<Level>,
     unreadable: Unreadable,
     budget: usize,
+    /// Reads of folders so far.
+    #[cfg(test)]
+    scans: std::cell::Cell<usize>,
 }
 
 /// Checks a session path of a class: `.` for the whole home, or relative without a part that is `.` or `..`.
@@ -87,7 +94,10 @@ pub fn roots(session_paths: &[String]) -> Vec<PathBuf> {
     // Without a trailing slash.
     let roots: Vec<PathBuf> = session_paths.iter().map(|path| Path::new(path).components().collect()).collect();
     let inner = |(n, root): (usize, &PathBuf)| roots.iter().enumerate().any(|(m, r)| root.starts_with(r) && (root != r || m < n));
-    roots.iter().enumerate().filter(|found| !inner(*found)).map(|(_, root)| root.clone()).collect()
+    let mut outer: Vec<PathBuf> = roots.iter().enumerate().filter(|found| !inner(*found)).map(|(_, root)| root.clone()).collect();
+    // Files of one session are neighbours.
+    outer.sort();
+    outer
 }
 
 /// Opens a path below the home, without following a link in any part of it, and without blocking.
@@ -103,7 +113,16 @@ impl Walk {
     /// Searches these folders of a home.
     pub fn new(home: Rc<OwnedFd>, roots: Vec<PathBuf>, unreadable: Unreadable) -> Self {
         let whole = roots.iter().any(|root| root.as_os_str().is_empty());
-        Self { home, roots: roots.into_iter(), whole, levels: Vec::new(), unreadable, budget: NAMES }
+        Self {
+            home,
+            roots: roots.into_iter(),
+            whole,
+            levels: Vec::new(),
+            unreadable,
+            budget: NAMES,
+            #[cfg(test)]
+            scans: std::cell::Cell::default(),
+        }
     }
 
     /// The next one; `None` at the end.
@@ -164,7 +183,7 @@ impl Walk {
     fn enter(&mut self, path: PathBuf, session: Option<Rc<Path>>) -> io::Result<Option<Found>> {
         match self.names(&path, None) {
             Ok(names) => {
-                self.levels.push(Level { path, session, names, last: None, group: None });
+                self.levels.push(Level { path, session, names, last: None, scans: 1, group: None });
                 Ok(None)
             }
             Err(error) => self.failed(path, error),
@@ -178,9 +197,12 @@ impl Walk {
             let home = level.path.as_os_str().is_empty();
             return Ok((!home).then(|| item(level.session, level.path, Kind::Folder)));
         }
+        if level.scans.is_multiple_of(SCANS) {
+            self.levels.iter_mut().for_each(|outer| outer.names.forget(outer.last.as_ref()));
+        }
         match self.names(&level.path, level.last.as_ref()) {
             Ok(names) => {
-                self.levels.push(Level { names, ..level });
+                self.levels.push(Level { names, scans: level.scans + 1, ..level });
                 Ok(None)
             }
             Err(error) => self.failed(level.path, error),
@@ -188,6 +210,8 @@ impl Walk {
     }
 
     fn names(&self, path: &Path, last: Option<&Name>) -> io::Result<Names> {
+        #[cfg(test)]
+        self.scans.set(self.scans.get() + 1);
         let held: usize = self.levels.iter().map(|level| level.names.cost()).sum();
         let budget = (self.budget.saturating_sub(held) / 2).max(LEAST.min(self.budget));
         Names::after(open(&self.home, path, OFlags::RDONLY | OFlags::DIRECTORY)?, last, budget)

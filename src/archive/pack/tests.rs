@@ -124,6 +124,47 @@ async fn the_files_of_a_home_are_sessions_that_can_be_found_by_their_path() {
     assert_eq!(archived.archive.session_of_path(&archived.store, "wor").await.unwrap(), None);
 }
 
+/// L1: 65,000 names of one file were once 65,000 copies: a deletion that takes weeks, as a tenant likes.
+#[tokio::test]
+async fn a_file_with_names_in_very_many_sessions_is_archived_a_few_times() {
+    let content = noise(100_000, 9);
+    let home = home(&[("s/00.jsonl", &content)]);
+    for n in 1..20 {
+        std::fs::hard_link(home.path().join("s/00.jsonl"), home.path().join(format!("s/{n:02}.jsonl"))).unwrap();
+    }
+    let archived = archived(home.path(), &["s"]).await;
+    assert!(archived.archive.stored_bytes() < 450_000, "{} bytes", archived.archive.stored_bytes());
+    assert_eq!(archived.sessions().await.len(), 20);
+    let verified = crate::archive::verify::verify(&archived.store, crate::archive::test_archives::UID).await;
+    assert!(matches!(verified, crate::archive::Verification::Valid(_)), "{verified:?}");
+    let (back, _) = unpacked(&archived).await;
+    for n in 0..20 {
+        assert!(std::fs::read(back.path().join(format!("s/{n:02}.jsonl"))).unwrap() == content, "{n}");
+    }
+    let last = archived.archive.session_of_path(&archived.store, "s/19.jsonl").await.unwrap();
+    let alone = tempfile::tempdir().unwrap();
+    let error = read(&archived.store, &archived.archive, last, Unpack::new(alone.path())).await.err().unwrap().to_string();
+    assert!(error.contains("another name of s/00.jsonl") && error.contains("without --session"), "{error}");
+}
+
+/// S12: two names that are not UTF-8 look the same, and of two session paths with one stem each has a session.
+#[tokio::test]
+async fn sessions_are_distinguished_by_the_bytes_of_their_ids() {
+    let home = home(&[("notes.txt", b"1"), ("notes.md", b"2"), ("x/a", b"3")]);
+    for byte in [0xfe_u8, 0xff] {
+        std::fs::write(home.path().join("x").join(std::ffi::OsString::from_vec(vec![byte])), [byte]).unwrap();
+    }
+    let archived = archived(home.path(), &["notes.txt", "x", "notes.md"]).await;
+    let mut ids: Vec<_> = archived.entries().await.into_iter().filter(|e| e.files > 0).map(|e| (e.id, e.id_bytes)).collect();
+    assert_eq!(ids.iter().filter(|(id, _)| id == "notes").count(), 1, "{ids:?}");
+    let count = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "two sessions have one id");
+    let error = crate::archive::delivery::wanted(&archived.store, &archived.archive, Some("x/\u{fffd}".to_owned())).await.unwrap_err();
+    assert!(error.to_string().contains("2 sessions"), "{error}");
+}
+
 #[test]
 fn the_same_files_make_the_same_chunks() {
     let home = home(&[("s/a.jsonl", b"content"), ("s/b.jsonl", &noise(9000, 3))]);

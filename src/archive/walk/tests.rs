@@ -64,6 +64,29 @@ fn little_memory_changes_nothing_that_is_found() {
     }
 }
 
+/// L1: folders around a large one once left it memory for 51 names, and it was read again for each 51 of its million.
+#[test]
+fn a_large_folder_below_others_gets_memory() {
+    let (mut folder, mut files) = ("s".to_owned(), 0);
+    let home = home(&[("s/a", b"")]);
+    for n in [1000, 1000, 1000, 1000, 1000, 1000, 8000] {
+        folder.push_str("/m");
+        std::fs::create_dir(home.path().join(&folder)).unwrap();
+        for file in 0..n {
+            std::fs::write(home.path().join(&folder).join(format!("z{file:04}{}", "-".repeat(95))), b"").unwrap();
+            files += 1;
+        }
+    }
+    let fd = rustix::fs::open(home.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+    let mut walk = Walk { budget: 200_000, ..Walk::new(Rc::new(fd), roots(&["s".to_owned()]), Unreadable::Record) };
+    let mut found = 0;
+    while let Some(item) = walk.find_next().unwrap() {
+        found += usize::from(matches!(item, Found::Item { kind: Kind::File, .. }));
+    }
+    assert_eq!(found, files + 1);
+    assert!(walk.scans.get() < 60, "{} scans", walk.scans.get());
+}
+
 #[test]
 fn links_are_not_followed_and_special_files_are_problems() {
     let (home, outside) = (home(&[("s/a.jsonl", b"")]), home(&[("secret.jsonl", b"not yours")]));

@@ -1,8 +1,8 @@
 //! Writes the objects of an archive: the tar in compressed frames, frames gathered into chunks, and the index of both. Memory is bounded by
 //! one frame, one chunk and one piece of each list of the index.
 //!
-//! Where a chunk ends depends on what is near, so that a change of one session changes only the chunks around it: a session of more than one
-//! frame has chunks of its own, and after a small one the chunk ends by chance, decided by the session's id.
+//! Where a chunk ends depends on what is near, so that a change of one session changes only the chunks around it: a large session has chunks of its
+//! own, and after a small one the chunk ends by chance, decided by the session's id. A tenant chooses the sessions, so a chunk has a least size.
 
 use std::io::{Result, Write};
 
@@ -18,6 +18,8 @@ use super::tar_header::END;
 /// Level of compression. Another level, or another version of zstd, makes other chunks of the same home: an attempt after an upgrade sends
 /// everything again.
 const LEVEL: i32 = 3;
+/// The part of the largest chunk that a chunk has before it ends because of a session.
+const LEAST: usize = 8;
 /// Pieces of a list that the manifest names itself.
 const NAMED: usize = if cfg!(test) { 40 } else { 2000 };
 
@@ -95,10 +97,6 @@ impl Write for Writer<'_> {
         let taken = bytes.len().min(self.sizes.frame - self.plain.len());
         self.plain.extend_from_slice(&bytes[..taken]);
         if self.plain.len() == self.sizes.frame {
-            if self.frames == 0 {
-                // It may be a large one.
-                self.seal()?;
-            }
             self.frame()?;
         }
         Ok(taken)
@@ -158,7 +156,8 @@ impl<'a> Writer<'a> {
         self.entries.push(&entry, &mut self.compressor, self.take)?;
         let large = self.frames > 1;
         (self.of_entry, self.frames) = (0, 0);
-        if large || ends_chunk(&described.id, size, self.sizes.chunk as u64 / 2) { self.seal() } else { Ok(()) }
+        let ends = large || ends_chunk(&described.id, size, self.sizes.chunk as u64 / 2);
+        if ends && self.chunk.len() >= self.sizes.chunk / LEAST { self.seal() } else { Ok(()) }
     }
 
     /// Lists a problem.
@@ -193,7 +192,9 @@ impl<'a> Writer<'a> {
             return Ok(());
         }
         let frame = self.compressor.compress(&self.plain)?;
-        if self.chunk.len() + frame.len() > self.sizes.chunk {
+        // The first frame of a session that is going to have chunks of its own.
+        let large = self.frames == 0 && self.plain.len() == self.sizes.frame && frame.len() >= self.sizes.chunk / LEAST;
+        if large || self.chunk.len() + frame.len() > self.sizes.chunk {
             self.seal()?;
         }
         if self.frames == 0 {

@@ -113,5 +113,8 @@ pub async fn store(store: &Store, uid: &str, digest: &str, bytes: &Bytes) -> Res
             Err(error) => return Err(error),
         }
     }
-    Err(StoreError::Corrupt(format!("all {COPIES} copies of {} in the archive store have other bytes: remove them", chunk_key(uid, digest))))
+    Err(StoreError::Corrupt(format!(
+        "all {COPIES} copies of {} in the archive store have other bytes: remove them",
+        chunk_key(uid, digest)
+    )))
 }

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::copies;
-use super::manifest::{Chunk, FRAME, List, Manifest, distinct};
+use super::manifest::{CHUNK, Chunk, FRAME, List, Manifest, distinct};
 use super::store::{Store, StoreError};
 
-/// Chunks of one archive that are read ahead.
-const AHEAD: usize = 2;
+/// Chunks of one archive that are read ahead: this many, and two of the largest at most.
+const AHEAD: usize = 16;
 /// How long one object is requested again after its first failure while the store is unavailable. The objects before it are not read again.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Longest pause between two requests for one object.
@@ -165,7 +165,7 @@ pub struct Chunks {
     range: Range<u64>,
     /// Bytes of the chunks so far.
     offset: u64,
-    ahead: VecDeque<(u64, Ahead)>,
+    ahead: VecDeque<(Range<u64>, Ahead)>,
 }
 
 impl Chunks {
@@ -179,7 +179,7 @@ impl Chunks {
     /// # Errors
     /// When the store does not answer, or a chunk is damaged or missing.
     pub async fn next(&mut self) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
-        while self.ahead.len() < AHEAD && self.offset < self.range.end {
+        while self.has_room() && self.offset < self.range.end {
             let Some(chunk) = self.lines.next().await? else {
                 return Err(corrupt("its chunks have fewer bytes than the manifest says"));
             };
@@ -188,10 +188,10 @@ impl Chunks {
             if to > self.range.start {
                 let (store, uid) = (self.lines.pieces.store.clone(), self.lines.pieces.uid.clone());
                 let read = tokio::spawn(async move { blob(&store, &uid, &chunk).await });
-                self.ahead.push_back((from, AbortOnDropHandle::new(read)));
+                self.ahead.push_back((from..to, AbortOnDropHandle::new(read)));
             }
         }
-        let Some((from, read)) = self.ahead.pop_front() else { return Ok(None) };
+        let Some((Range { start: from, .. }, read)) = self.ahead.pop_front() else { return Ok(None) };
         let mut bytes = read.await.map_err(|e| StoreError::Unavailable(e.to_string()))??;
         let within = |place: u64| usize::try_from(place.saturating_sub(from)).unwrap_or(usize::MAX);
         bytes.truncate(within(self.range.end));
@@ -200,11 +200,17 @@ impl Chunks {
         Ok(Some((from.max(self.range.start), bytes)))
     }
 
-    /// Whether no chunk is left.
+    /// Whether another chunk may be read ahead.
+    fn has_room(&self) -> bool {
+        let bytes: u64 = self.ahead.iter().map(|(range, _)| range.end - range.start).sum();
+        self.ahead.len() < AHEAD && bytes <= CHUNK as u64
+    }
+
+    /// Whether no chunk is left, and no byte of the last one.
     ///
     /// # Errors
     /// When the index cannot be read.
     pub async fn at_end(&mut self) -> Result<bool, StoreError> {
-        Ok(self.ahead.is_empty() && self.lines.next().await?.is_none())
+        Ok(self.ahead.is_empty() && self.offset == self.range.end && self.lines.next().await?.is_none())
     }
 }

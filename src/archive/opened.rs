@@ -10,6 +10,11 @@ use super::manifest::{Entry, Invalid, Manifest, ManifestComputer, Problem, VERSI
 use super::old_format::{OldManifest, OldSession};
 use super::store::{Store, StoreError};
 
+/// Bytes above which an archive takes so long that small ones must not wait for it.
+const LARGE: u64 = 4 << 30;
+/// Objects above which it does.
+const LARGE_OBJECTS: u64 = 4096;
+
 /// The manifest of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Archive {
@@ -93,9 +98,14 @@ impl Archive {
         }
     }
 
-    /// Whether its index is so large that reading it takes long, whatever its content.
-    pub fn has_large_index(&self) -> bool {
-        matches!(self, Self::New(m) if m.entries.nested || m.problems.nested)
+    /// Whether reading it takes long: it has many bytes, many objects, or a large index.
+    pub fn is_large(&self) -> bool {
+        let objects = match self {
+            Self::Old(m) => m.sessions.len() as u64,
+            Self::New(m) if m.entries.nested || m.problems.nested => u64::MAX,
+            Self::New(m) => m.chunks.count,
+        };
+        self.unpacked_bytes().max(self.stored_bytes()) > LARGE || objects > LARGE_OBJECTS
     }
 
     /// Problems that lost content.
@@ -209,5 +219,15 @@ impl Entries {
 
 fn of_old(session: &OldSession) -> Entry {
     let OldSession { files, bytes, last_modified, size, .. } = *session;
-    Entry { id: session.id.clone(), id_bytes: None, digest: session.digest.clone(), files, bytes, last_modified, size, tar_bytes: 0, offset: 0 }
+    Entry {
+        id: session.id.clone(),
+        id_bytes: None,
+        digest: session.digest.clone(),
+        files,
+        bytes,
+        last_modified,
+        size,
+        tar_bytes: 0,
+        offset: 0,
+    }
 }

@@ -56,7 +56,7 @@ pub fn pack<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut Ta
 }
 
 /// Finds the parts of a file that are not holes.
-type Extents = fn(&File, &Metadata) -> io::Result<Option<Vec<Extent>>>;
+type Extents = fn(&File, &Metadata, &mut u64) -> io::Result<Option<Vec<Extent>>>;
 
 fn pack_with<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut Take<'a>, extents: Extents) -> io::Result<Problems> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -67,6 +67,7 @@ fn pack_with<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut T
         roots: roots.clone(),
         unreadable: request.unreadable,
         extents,
+        zeros: holes::ZEROS,
         out: Writer::new(request.sizes, take)?,
         problems: Problems::default(),
         session: None,
@@ -101,6 +102,8 @@ struct Packer<'a> {
     roots: Vec<PathBuf>,
     unreadable: Unreadable,
     extents: Extents,
+    /// Holes that may still be read as zeros.
+    zeros: u64,
     out: Writer<'a>,
     problems: Problems,
     session: Option<Rc<Path>>,
@@ -227,11 +230,11 @@ impl Packer<'_> {
         }
     }
 
-    fn content(&self, kind: Found, file: &File, metadata: &Metadata) -> io::Result<Content> {
+    fn content(&mut self, kind: Found, file: &File, metadata: &Metadata) -> io::Result<Content> {
         Ok(match kind {
-            Found::File => match self.first_name(metadata) {
-                Some(first) => Content::HardLink(first.clone()),
-                None => Content::File((self.extents)(file, metadata)?),
+            Found::File => match self.first_name(metadata).cloned() {
+                Some(first) => Content::HardLink(first),
+                None => Content::File((self.extents)(file, metadata, &mut self.zeros)?),
             },
             Found::Link => {
                 let target = rustix::fs::readlinkat(file, "", Vec::new())?;

@@ -7,9 +7,9 @@ use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
 use super::chunks::{Blob, Sizes};
+use super::index::Lines;
 use super::manifest::tests::empty;
 use super::manifest::{Chunk, Manifest};
-use super::index::Lines;
 use super::opened::Archive;
 use super::pack::{Request, pack};
 use super::problems::Problems;

@@ -22,10 +22,8 @@ use crate::resources::conditions::truncate;
 
 /// Small archives that are read back in parallel.
 const AT_ONCE: usize = 3;
-/// Archives of more than [`LARGE`] bytes that are read back in parallel, separately from the small ones.
+/// Large archives that are read back in parallel, separately from the small ones.
 const LARGE_AT_ONCE: usize = 1;
-/// Unpacked bytes above which an archive takes so long that small ones must not wait for it.
-const LARGE: u64 = 4 << 30;
 
 /// Manifests that may be completely in memory.
 const MANIFESTS: usize = 1;
@@ -212,7 +210,7 @@ impl Reader {
         let slots = match self.contents(uid, origin).await {
             Err(other) => return other,
             Ok(contents) => {
-                let slots = if contents.unpacked > LARGE { &self.large } else { &self.slots };
+                let slots = if contents.large { &self.large } else { &self.slots };
                 if let Ok(_slot) = slots.try_acquire() {
                     return self.read_back(contents).await;
                 }
@@ -287,8 +285,8 @@ pub async fn verify(store: &Store, uid: &str) -> Verification {
 struct Contents {
     /// The result, if everything is as the manifest says.
     summary: Summary,
-    /// Bytes of all sessions, unpacked.
-    unpacked: u64,
+    /// Whether small archives must not wait for it.
+    large: bool,
     archive: Archive,
 }
 
@@ -332,8 +330,7 @@ async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) 
         left_out_by: truncate(archive.left_out_by(), 2048),
     };
     archive.forget_names();
-    let unpacked = if archive.has_large_index() { u64::MAX } else { archive.unpacked_bytes().max(archive.stored_bytes()) };
-    Ok(Contents { summary, unpacked, archive })
+    Ok(Contents { summary, large: archive.is_large(), archive })
 }
 
 async fn read_all(store: &Store, contents: Contents, reading: &mut Reading<Nothing>) -> Verification {

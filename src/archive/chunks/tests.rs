@@ -52,6 +52,17 @@ fn a_change_of_an_early_session_changes_only_the_chunks_around_it() {
     assert!(share >= 0.95, "{share}");
 }
 
+/// L3: a tenant chooses the ids, and once made an object of each session of some bytes: their check took minutes in a slot for small archives.
+#[test]
+fn sessions_do_not_make_an_object_each() {
+    let ends = |id: &String| ends_chunk(id.as_bytes(), 60, SIZES.chunk as u64 / 2);
+    let by_chance = (0..).map(|n| format!("s/{n}")).filter(ends).take(200).map(|id| (id, noise(60, 1)));
+    let zeros = (0..200).map(|n| (format!("t/{n}"), vec![0; 50_000]));
+    let entries: Vec<_> = by_chance.chain(zeros).collect();
+    let packed = written(&entries);
+    assert!(packed.manifest.chunks.count <= 10, "{} chunks of {} bytes", packed.manifest.chunks.count, packed.manifest.stored_bytes);
+}
+
 /// The chunks in order are one file that zstd reads, and each is.
 #[test]
 fn chunks_are_whole_frames() {

@@ -37,7 +37,11 @@ async fn endpoint_of(store: impl FnOnce(&std::path::Path) -> Store) -> Endpoint 
     let address = listener.local_addr().unwrap();
     let base = format!("https://{}:{}/ingest/v2/{UID}", tls::SERVER_NAME, address.port());
     let stop = CancellationToken::new();
-    let router = handlers::router(Arc::clone(&store), auth::Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" }, Arc::default());
+    let router = handlers::router(
+        Arc::clone(&store),
+        auth::Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" },
+        Arc::default(),
+    );
     tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
     let client = reqwest::Client::builder()
         .tls_certs_only([reqwest::Certificate::from_pem(certificate.ca_pem.as_bytes()).unwrap()])

@@ -158,7 +158,7 @@ mod tests {
 
     /// A file system that answers from a list of parts.
     fn of(size: u64, allocated: u64, most: usize, data: &[Extent]) -> io::Result<Option<Vec<Extent>>> {
-        parts(size, allocated, most, &mut ZEROS.clone(), |from| match from {
+        parts(size, allocated, most, &mut { ZEROS }, |from| match from {
             SeekFrom::Data(at) => {
                 let part = data.iter().find(|(begin, bytes)| begin + bytes > at);
                 part.map(|(begin, _)| at.max(*begin)).ok_or(Errno::NXIO)
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_file_system_that_contradicts_itself_is_not_believed() {
         let read =
-            |allocated, answer: fn(SeekFrom) -> Result<u64, Errno>| parts(100 << 20, allocated, 100, &mut ZEROS.clone(), answer).unwrap();
+            |allocated, answer: fn(SeekFrom) -> Result<u64, Errno>| parts(100 << 20, allocated, 100, &mut { ZEROS }, answer).unwrap();
         let itself = |from| match from {
             SeekFrom::Data(at) | SeekFrom::Hole(at) => Ok(at),
             _ => Err(Errno::INVAL),

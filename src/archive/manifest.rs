@@ -13,6 +13,8 @@ pub const FRAME: usize = 2_000_000;
 pub const PIECE: usize = FRAME + 64 * 1024;
 /// Most bytes of a chunk, as stored.
 pub const CHUNK: usize = 8 * 1024 * 1024;
+/// Most chunks of an archive. The operator asks the store about each of them when it gets the manifest.
+const CHUNKS: u64 = 1 << 24;
 
 /// Session path for a whole home.
 pub const WHOLE_HOME: &str = ".";
@@ -244,8 +246,8 @@ impl Manifest {
         if [&manifest.entries, &manifest.problems].into_iter().any(|list| !distinct(&list.pieces)) {
             return Err(Invalid("it names a piece of its index twice".to_owned()));
         }
-        if manifest.chunks.nested {
-            return Err(Invalid("its list of chunks is nested, which is never written".to_owned()));
+        if manifest.chunks.nested || manifest.chunks.count > manifest.stored_bytes.min(CHUNKS) {
+            return Err(Invalid(format!("{} chunks of {} bytes cannot be", manifest.chunks.count, manifest.stored_bytes)));
         }
         Ok(manifest)
     }
@@ -259,11 +261,13 @@ impl Manifest {
 /// The ids of the sessions that may contain a file; the first one that exists contains it. They are the path itself, the path up to the first
 /// dot in the file's name, the folders above it from the innermost to the outermost, and for archives of version 1 the other prefixes up to a
 /// dot, and the session for everything else.
-pub fn ids_of_path(path: &str) -> impl Iterator<Item = &str> {
+pub fn ids_of_path(path: &str, old: bool) -> impl Iterator<Item = &str> {
     let name = path.rfind('/').map_or(0, |slash| slash + 1);
     let stem = path[name..].char_indices().skip(1).find(|(_, c)| *c == '.').map(|(dot, _)| &path[..name + dot]);
     let beginnings = |end| path.rmatch_indices(end).map(|(end, _)| &path[..end]);
-    std::iter::once(path).chain(stem).chain(beginnings('/')).chain(beginnings('.')).chain([WHOLE_HOME])
+    // A path may have a thousand dots.
+    let of_old = old.then(|| beginnings('.').chain([WHOLE_HOME])).into_iter().flatten();
+    std::iter::once(path).chain(stem).chain(beginnings('/')).chain(of_old)
 }
 
 impl ProblemKind {

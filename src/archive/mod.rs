@@ -42,7 +42,7 @@ mod tar_header;
 pub mod tar_scan;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod test_archives;
+pub mod test_archives;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod test_relay;
@@ -129,14 +129,14 @@ impl Archives {
         self.verifier.check(uid, origin)
     }
 
-    /// The result of `look` on the newest archive of a computer. Manifests are read one at a time: no two are completely in memory.
+    /// The result of `look` on the key of the newest manifest of a computer, and on its archive. Manifests are read one at a time: no two are completely in memory.
     ///
     /// # Errors
     /// When it does not exist, it is damaged, or the store does not answer.
     pub async fn with_archive<T>(
         &self,
         uid: &str,
-        look: impl AsyncFnOnce(&Store, Archive) -> Result<T, StoreError>,
+        look: impl AsyncFnOnce(&Store, &str, Archive) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         self.verifier.with_archive(uid, look).await
     }

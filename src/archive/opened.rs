@@ -156,7 +156,7 @@ impl Archive {
     /// # Errors
     /// When the index cannot be read.
     pub async fn session_of_path(&self, store: &Store, path: &str) -> Result<Option<Entry>, StoreError> {
-        let ids: Vec<&str> = ids_of_path(path).collect();
+        let ids: Vec<&str> = ids_of_path(path, matches!(self, Self::Old(_))).collect();
         let (mut entries, mut best) = (self.entries(store), None);
         while let Some(entry) = entries.next().await? {
             // A loose folder or link never contains a file, but a link is one itself.

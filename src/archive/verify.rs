@@ -28,7 +28,7 @@ const LARGE_AT_ONCE: usize = 1;
 /// Manifests that may be completely in memory.
 const MANIFESTS: usize = 1;
 /// Checks that ended before the end of their archive, and that the next check continues. One takes 2 MiB at most.
-const KEPT: usize = 8;
+const KEPT: usize = 3;
 
 /// The content of a verified archive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -164,22 +164,23 @@ impl Verifier {
         last
     }
 
-    /// The result of `look` on the newest archive, while its manifest is the only one in memory.
+    /// The result of `look` on the key and the content of the newest archive, while its manifest is the only one in memory.
     ///
     /// # Errors
     /// When it does not exist, it is damaged, or the store does not answer.
     pub async fn with_archive<T>(
         &self,
         uid: &str,
-        look: impl AsyncFnOnce(&Store, Archive) -> Result<T, StoreError>,
+        look: impl AsyncFnOnce(&Store, &str, Archive) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let turn = self.reader.manifests.acquire().await;
-        let bytes = self.reader.store.get(&self.reader.store.newest_manifest(uid).await?).await?;
+        let key = self.reader.store.newest_manifest(uid).await?;
+        let bytes = self.reader.store.get(&key).await?;
         let archive = Archive::parse(&bytes).map_err(|e| StoreError::Corrupt(e.to_string()))?;
         drop(bytes);
         // A manifest of the current version is small, and a look into its index may take long.
         let _turn = matches!(archive, Archive::Old(_)).then_some(turn);
-        look(&self.reader.store, archive).await
+        look(&self.reader.store, &key, archive).await
     }
 
     fn start(&self, uid: String, origin: Origin) {

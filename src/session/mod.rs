@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use crate::archive::manifest::ids_of_path;
 use crate::archive::old_format::object_key;
 use crate::archive::store::StoreError;
-use crate::archive::{Archive, Archives, Store, manifest_key};
+use crate::archive::{Archive, Archives, Store};
 use crate::resources::{Session, SessionPhase, SessionStatus};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::patch;
@@ -29,6 +29,8 @@ use crate::runtime::patch;
 const PAGE: u32 = 10;
 /// Sessions that are looked up in the archive at once: its index is read once for them.
 const LOOKED_UP: usize = 500;
+/// Bytes of their paths: each folder above a path may be its session, and is kept in memory.
+const LOOKED_UP_BYTES: usize = 100_000;
 /// Number of computers whose Sessions are marked concurrently.
 const AT_ONCE: usize = 2;
 /// Time limit for the Sessions of one computer; shorter than the lifetime of a list's continue token.
@@ -100,9 +102,10 @@ async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), d
         let page = call(api.list(&params)).await?;
         waiting.extend(page.items.into_iter().filter(waits).map(bounded));
         let next = page.metadata.continue_.filter(|next| !next.is_empty());
-        if !waiting.is_empty() && (waiting.len() >= LOOKED_UP || next.is_none()) {
+        let bytes: usize = waiting.iter().filter_map(|s: &Listed| s.spec.path.as_deref()).map(str::len).sum();
+        if !waiting.is_empty() && (waiting.len() >= LOOKED_UP || bytes >= LOOKED_UP_BYTES || next.is_none()) {
             let paths = waiting.iter().filter_map(|s| s.spec.path.as_deref());
-            let places = archives.with_archive(uid, async |store, archive| Places::of(store, &archive, paths).await).await;
+            let places = archives.with_archive(uid, async |store, key, archive| Places::of(store, key, &archive, paths).await).await;
             let places = places.map_err(|e| MarkError::Store(e.to_string()))?;
             for session in waiting.drain(..) {
                 written += usize::from(write(&api, &session, ended(&session, &places, deleted_at)).await?);
@@ -137,28 +140,33 @@ enum MarkError {
 }
 
 /// Key and digest of archived sessions, by id: those that may contain the paths that were looked up.
-struct Places(HashMap<String, (String, String)>);
+struct Places {
+    found: HashMap<String, (String, String)>,
+    /// The archive has version 1.
+    old: bool,
+}
 
 impl Places {
     /// Reads the index once. An archive may have millions of sessions, so only those that are needed are kept.
-    async fn of(store: &Store, archive: &Archive, paths: impl Iterator<Item = &str>) -> Result<Self, StoreError> {
-        let wanted: HashSet<&str> = paths.flat_map(ids_of_path).collect();
+    async fn of(store: &Store, manifest: &str, archive: &Archive, paths: impl Iterator<Item = &str>) -> Result<Self, StoreError> {
+        let old = matches!(archive, Archive::Old(_));
+        let wanted: HashSet<&str> = paths.flat_map(|path| ids_of_path(path, old)).collect();
         let (mut entries, mut places, uid) = (archive.entries(store), HashMap::new(), &archive.computer().uid);
         while let Some(entry) = entries.next().await? {
             if entry.files > 0 && wanted.contains(entry.id.as_str()) {
                 let key = match archive {
                     Archive::Old(_) => object_key(uid, &entry.digest),
-                    Archive::New(_) => manifest_key(uid),
+                    Archive::New(_) => manifest.to_owned(),
                 };
                 places.insert(entry.id, (key, entry.digest));
             }
         }
-        Ok(Self(places))
+        Ok(Self { found: places, old })
     }
 
     /// The session that contains a path.
     fn holding(&self, path: &str) -> Option<&(String, String)> {
-        ids_of_path(path).find_map(|id| self.0.get(id))
+        ids_of_path(path, self.old).find_map(|id| self.found.get(id))
     }
 }
 

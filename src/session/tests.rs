@@ -106,7 +106,7 @@ async fn a_path_belongs_to_the_session_with_the_longest_matching_id() {
     let yes = [("a/x", '1'), ("a/x.jsonl", '1'), ("a/x/deep/in", '1'), ("a/x.y/z.jsonl", '2'), ("a/x.y/other", '1'), ("b.é/é.ü", '3')];
     let no = ["a/xy", "a", "", "c.d/e"];
     let paths = yes.iter().map(|(path, _)| *path).chain(no);
-    let mut places = Places::of(&store, &archive, paths).await.unwrap();
+    let mut places = Places::of(&store, "archives/u0/manifest.json", &archive, paths).await.unwrap();
     let first = |places: &Places, path: &str| places.holding(path).and_then(|(_, digest)| digest.chars().next());
     for (path, digest) in yes {
         assert_eq!(first(&places, path), Some(digest), "{path}");
@@ -114,6 +114,16 @@ async fn a_path_belongs_to_the_session_with_the_longest_matching_id() {
     for path in no {
         assert_eq!(first(&places, path), None, "{path}");
     }
-    places.0.insert(".".to_owned(), (String::new(), "4".to_owned()));
+    places.found.insert(".".to_owned(), (String::new(), "4".to_owned()));
     assert_eq!(first(&places, "c.d/e"), Some('4'));
+}
+
+/// S12: of two deletions of one UID, the key once led to the older archive, with the digest of the newer one.
+#[tokio::test]
+async fn the_key_of_an_archived_session_is_that_of_the_manifest_that_lists_it() {
+    let archived = crate::archive::test_archives::archived(&[("s/a.b.jsonl", b"one")]).await;
+    let places =
+        Places::of(&archived.store, "archives/u/manifest-claim.json", &archived.archive, ["s/a.b.jsonl"].into_iter()).await.unwrap();
+    assert_eq!(places.holding("s/a.b.jsonl").unwrap().0, "archives/u/manifest-claim.json");
+    assert_eq!(crate::archive::manifest::ids_of_path(&"a.".repeat(500), false).count(), 2, "dots are no candidates");
 }

@@ -40,6 +40,8 @@ const LEAST: usize = 64 * 1024;
 const READ_BACK: (usize, usize) = (12, 3);
 /// Chunks of one manifest that are checked in parallel.
 const LOOKS: usize = 64;
+/// Chunks that were looked up last, and are not looked up again.
+const RECENT: usize = 8192;
 /// The answer to an archive pod of version 1. It ends with an error, and the operator creates one of its own version.
 const OLD: &str = "this operator stores archives in chunks, and this archive pod is from an earlier version: the operator replaces it";
 
@@ -230,11 +232,21 @@ async fn all_there(store: &Store, uid: &str, manifest: &Manifest) -> Result<(), 
         let pieces = futures::stream::try_unfold(pieces, |mut pieces| async move { Ok(pieces.next().await?.map(|piece| (piece, pieces))) });
         pieces.map_err(|error: StoreError| failed(&error)).map_ok(there).try_buffer_unordered(LOOKS).try_collect::<()>().await?;
     }
-    // A piece that is named often is read once: the requests are bounded by what the pod has sent.
+    // What is named often is looked up once: the requests are bounded by what the pod has sent.
     let mut seen = HashSet::new();
     let pieces = manifest.chunks.pieces.iter().filter(|piece| seen.insert(&piece.digest)).cloned().collect();
     let chunks = Lines::<Chunk>::uncounted(store, uid, &List { pieces, ..List::default() });
-    let chunks = futures::stream::try_unfold(chunks, |mut lines| async move { Ok(lines.next().await?.map(|chunk| (chunk, lines))) });
+    let chunks = futures::stream::try_unfold((chunks, HashSet::new()), |(mut lines, mut recent)| async move {
+        while let Some(chunk) = lines.next().await? {
+            if recent.len() > RECENT {
+                recent.clear();
+            }
+            if recent.insert(chunk.digest.clone()) {
+                return Ok(Some((chunk, (lines, recent))));
+            }
+        }
+        Ok(None)
+    });
     chunks.map_err(|error: StoreError| failed(&error)).map_ok(there).try_buffer_unordered(LOOKS).try_collect().await
 }
 

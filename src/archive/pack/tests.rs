@@ -147,6 +147,20 @@ async fn a_file_with_names_in_very_many_sessions_is_archived_a_few_times() {
     assert!(error.contains("another name of s/00.jsonl") && error.contains("without --session"), "{error}");
 }
 
+/// More sessions begin in a chunk than are queued.
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_sessions_in_one_chunk_are_verified() {
+    let home = home(&[("s/0", b"x")]);
+    for n in 1..9000 {
+        std::fs::write(home.path().join(format!("s/{n}")), b"x").unwrap();
+    }
+    let packed = packed(home.path(), &["s"], Unreadable::Block, crate::archive::chunks::Sizes::default());
+    assert!(packed.manifest.chunks.count <= 2 && packed.manifest.sessions == 9000);
+    let archived = Archived::of(packed).await;
+    let verified = crate::archive::verify::verify(&archived.store, crate::archive::test_archives::UID).await;
+    assert!(matches!(verified, crate::archive::Verification::Valid(_)), "{verified:?}");
+}
+
 /// S12: two names that are not UTF-8 look the same, and of two session paths with one stem each has a session.
 #[tokio::test]
 async fn sessions_are_distinguished_by_the_bytes_of_their_ids() {

@@ -26,7 +26,7 @@ async fn one_manifest_is_in_memory_however_many_checks_wait() {
     // Whether an archive exists does not need a slot.
     assert_eq!(checked.recv().await.as_deref(), Some("nobody"));
     assert_eq!(verifier.check("nobody", &Origin::default()), Verification::Missing);
-    let asked = verifier.with_archive("u0", async |_, archive| Ok(archive.computer().uid.clone()));
+    let asked = verifier.with_archive("u0", async |_, _, archive| Ok(archive.computer().uid.clone()));
     assert_eq!(asked.await.unwrap(), "u0");
     for _ in &uids {
         checked.recv().await.unwrap();

@@ -112,3 +112,19 @@ async fn a_damaged_archive_is_not_read_from_its_beginning_again() {
     let found = one_check(&verifier, &mut checked).await;
     assert!(matches!(found, Verification::Valid(_)), "{found:?}");
 }
+
+/// L3: a tenant decides how many objects an archive has; a small archive must not wait for them.
+#[test]
+fn an_archive_of_many_objects_or_bytes_is_large() {
+    let small = crate::archive::manifest::tests::empty(UID);
+    let is_large = |change: fn(&mut crate::archive::Manifest)| {
+        let mut manifest = small.clone();
+        change(&mut manifest);
+        Archive::New(Box::new(manifest)).is_large()
+    };
+    assert!(!is_large(|m| (m.tar_bytes, m.stored_bytes, m.chunks.count) = (1 << 30, 1 << 30, 1000)));
+    assert!(is_large(|m| m.tar_bytes = 5 << 30));
+    assert!(is_large(|m| m.stored_bytes = 5 << 30));
+    assert!(is_large(|m| m.chunks.count = 70_000));
+    assert!(is_large(|m| m.problems.nested = true));
+}

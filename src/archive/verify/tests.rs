@@ -146,7 +146,7 @@ async fn a_look_into_one_index_does_not_delay_the_checks_of_other_archives() {
     let (looking, looks) = tokio::sync::oneshot::channel();
     let other = Arc::clone(&verifier);
     let look = tokio::spawn(async move {
-        let endless = async |_: &Store, _| {
+        let endless = async |_: &Store, _: &str, _| {
             looking.send(()).unwrap();
             std::future::pending::<Result<(), StoreError>>().await
         };

@@ -11,6 +11,7 @@ use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use object_store::{ObjectStoreExt, PutPayload};
 
 use super::*;
+use crate::archive::chunk_key;
 use crate::archive::manifest::tests::empty;
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";

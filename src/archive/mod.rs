@@ -42,7 +42,7 @@ mod tar_header;
 pub mod tar_scan;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-pub mod test_archives;
+pub(crate) mod test_archives;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod test_relay;

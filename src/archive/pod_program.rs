@@ -85,13 +85,14 @@ pub async fn main() -> ExitCode {
     }
 }
 
-/// Writes the termination message, where `kubectl describe` and the operator find it.
-fn end(message: &str, code: u8) -> ExitCode {
+/// Writes the termination message, where `kubectl describe` and the operator find it, and ends the process. The thread that packs is not waited
+/// for: it may be in a read that never returns.
+fn end(message: &str, code: i32) -> ! {
     let text = conditions::truncate(message, 1000);
     if let Err(error) = std::fs::write(TERMINATION_LOG, text) {
         eprintln!("the termination log cannot be written: {error}");
     }
-    ExitCode::from(code)
+    std::process::exit(code)
 }
 
 /// Packs and sends everything, the manifest last. Returns why unreadable files block the archive, if they do.

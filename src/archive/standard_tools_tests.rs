@@ -53,13 +53,21 @@ async fn an_archive_is_listed_verified_and_unpacked_with_standard_tools() {
     let alone = std::fs::read(back.path().join("one/s/two.jsonl")).unwrap();
     assert!(alone == noise(50_000, 5), "a session alone");
     assert!(!back.path().join("one/s/one.jsonl").exists());
-    // Without one of its chunks, nothing verifies or unpacks.
-    let lost = packed.chunks()[0].chunk.digest.clone();
-    std::fs::remove_file(store.path().join(super::chunk_key(UID, &lost))).unwrap();
-    for command in &commands()[1..3] {
+    // Without one of its chunks, nothing verifies or unpacks; without its whole manifest, nothing at all is read.
+    let run = |command: &str| {
         let again = tempfile::tempdir().unwrap();
         let script = format!("STORE={} NEW={}\n{command}", store.path().display(), again.path().display());
-        let run = Command::new("bash").args(["-c", &script]).env("UID_OF_COMPUTER", UID).output().unwrap();
-        assert!(!run.status.success(), "succeeds without a chunk:\n{command}");
-    }
+        let run = Command::new("bash").args(["-c", &script]).env("UID_OF_COMPUTER", UID).env("SESSION", "s/two").output().unwrap();
+        assert!(!run.status.success(), "succeeds without an object:\n{command}");
+    };
+    let chunk = store.path().join(super::chunk_key(UID, &packed.chunks()[0].chunk.digest));
+    std::fs::remove_file(&chunk).unwrap();
+    commands()[1..3].iter().for_each(|command| run(command));
+    std::fs::write(&chunk, &packed.chunks()[0].bytes).unwrap();
+    let manifest = store.path().join(super::manifest_key(UID));
+    let whole = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, &whole[..whole.len() / 2]).unwrap();
+    commands().iter().for_each(|command| run(command));
+    std::fs::remove_file(&manifest).unwrap();
+    commands().iter().for_each(|command| run(command));
 }

@@ -30,7 +30,7 @@ pub struct TestStore {
     pub most: AtomicUsize,
     /// Decides which reads fail.
     pub fails: Mutex<Option<Box<Fails>>>,
-    now: AtomicUsize,
+    pub now: AtomicUsize,
 }
 
 impl std::fmt::Debug for TestStore {

@@ -100,7 +100,13 @@ async fn has_digest(store: &Store, key: &str, digest: &str) -> Result<bool, Stor
 pub async fn store(store: &Store, uid: &str, digest: &str, bytes: &Bytes) -> Result<bool, StoreError> {
     for copy in 0..COPIES {
         let key = copy_key(uid, digest, copy);
-        if store.create(&key, bytes.clone()).await? {
+        // A server that refuses a large object while it is being sent closes the connection, so the store is asked first.
+        let exists = match store.size(&key).await {
+            Ok(_) => true,
+            Err(StoreError::NotFound(_)) => false,
+            Err(error) => return Err(error),
+        };
+        if !exists && store.create(&key, bytes.clone()).await? {
             return Ok(true);
         }
         match has_digest(store, &key, digest).await {

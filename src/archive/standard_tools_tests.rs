@@ -1,8 +1,10 @@
 //! An archive is read with `tar`, `zstd`, `jq` and `sha256sum` alone: listed, verified and unpacked as docs/archive-format.md says.
 
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
 use std::process::Command;
 
+use super::chunks::Blob;
 use super::test_archives::{SMALL, UID, home, noise, packed, put};
 use super::{Store, Unreadable};
 
@@ -53,18 +55,22 @@ async fn an_archive_is_listed_verified_and_unpacked_with_standard_tools() {
     let alone = std::fs::read(back.path().join("one/s/two.jsonl")).unwrap();
     assert!(alone == noise(50_000, 5), "a session alone");
     assert!(!back.path().join("one/s/one.jsonl").exists());
-    // Without one of its chunks, nothing verifies or unpacks; without its whole manifest, nothing at all is read.
+    no_command_succeeds_without_an_object(store.path(), packed.chunks()[0]);
+}
+
+/// Without one of its chunks, nothing verifies or unpacks; without its whole manifest, nothing at all is read.
+fn no_command_succeeds_without_an_object(store: &Path, first: &Blob) {
     let run = |command: &str| {
         let again = tempfile::tempdir().unwrap();
-        let script = format!("STORE={} NEW={}\n{command}", store.path().display(), again.path().display());
+        let script = format!("STORE={} NEW={}\n{command}", store.display(), again.path().display());
         let run = Command::new("bash").args(["-c", &script]).env("UID_OF_COMPUTER", UID).env("SESSION", "s/two").output().unwrap();
         assert!(!run.status.success(), "succeeds without an object:\n{command}");
     };
-    let chunk = store.path().join(super::chunk_key(UID, &packed.chunks()[0].chunk.digest));
+    let chunk = store.join(super::chunk_key(UID, &first.chunk.digest));
     std::fs::remove_file(&chunk).unwrap();
     commands()[1..3].iter().for_each(|command| run(command));
-    std::fs::write(&chunk, &packed.chunks()[0].bytes).unwrap();
-    let manifest = store.path().join(super::manifest_key(UID));
+    std::fs::write(&chunk, &first.bytes).unwrap();
+    let manifest = store.join(super::manifest_key(UID));
     let whole = std::fs::read(&manifest).unwrap();
     std::fs::write(&manifest, &whole[..whole.len() / 2]).unwrap();
     commands().iter().for_each(|command| run(command));

@@ -184,7 +184,13 @@ async fn store_manifest(shared: Shared, (uid, recorded): (String, String), room:
 
 /// Stores a manifest, create-only. If another deletion of this UID has stored a manifest, this one gets a separate key (S7).
 async fn put_once_per_deletion(store: &Store, uid: &str, claim: &str, body: Bytes) -> Result<ReceiptPut, StoreError> {
-    let first = store.put_once(&manifest_key(uid), body.clone()).await?;
+    // A server that refuses a large object while it is being sent closes the connection, so the store is asked first.
+    let first = match store.get(&manifest_key(uid)).await {
+        Ok(existing) if existing == body => ReceiptPut::SameAlready,
+        Ok(existing) => ReceiptPut::Other(existing),
+        Err(StoreError::NotFound(_)) => store.put_once(&manifest_key(uid), body.clone()).await?,
+        Err(error) => return Err(error),
+    };
     let other = |existing: &[u8]| !Archive::parse(existing).is_ok_and(|archive| archive.custody_claim() == claim);
     match first {
         ReceiptPut::Other(existing) if !claim.is_empty() && other(&existing) => {

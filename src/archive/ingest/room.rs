@@ -20,7 +20,7 @@ struct Share {
     turn: Semaphore,
 }
 
-/// Room that is given back when it is dropped.
+/// Room that is released when it is dropped.
 pub struct Taken {
     _room: Option<OwnedSemaphorePermit>,
     /// The share lives as long as a request that has some of it.

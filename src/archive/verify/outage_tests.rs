@@ -48,7 +48,7 @@ async fn a_store_that_is_restarted_does_not_restart_the_read_back() {
     assert!(reads.iter().all(|reads| *reads == 1), "{reads:?}");
 }
 
-/// L8: one object that cannot be read for a long time must not hold its slot, and the next check goes on where this one ended.
+/// L8: one object that cannot be read for a long time must not hold its slot, and the next check continues where this one ended.
 #[tokio::test(start_paused = true)]
 async fn a_check_that_a_long_outage_has_ended_is_continued() {
     let (store, verifier, mut checked, keys) = archived().await;

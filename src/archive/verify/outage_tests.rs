@@ -12,13 +12,13 @@ use crate::archive::{Unreadable, chunk_key};
 
 /// An archive of many chunks, and a verifier of it. Returns the keys of its chunks in order.
 async fn archived() -> (Arc<TestStore>, Verifier, mpsc::Receiver<String>, Vec<String>) {
-    let home = home(&[("s/a.jsonl", &noise(60_000, 1)), ("s/b.jsonl", b"two"), ("s/c.jsonl", &noise(30_000, 2))]);
+    let home = home(&[("s/a.jsonl", &noise(600_000, 1)), ("s/b.jsonl", b"two"), ("s/c.jsonl", &noise(30_000, 2))]);
     let packed = packed(home.path(), &["s"], Unreadable::Block, SMALL);
     let test = Arc::new(TestStore::default());
     let store = Arc::new(Store::new(Arc::<TestStore>::clone(&test)));
     put(&store, UID, &packed).await;
     let keys: Vec<String> = packed.chunks().iter().map(|blob| chunk_key(UID, &blob.chunk.digest)).collect();
-    assert!(keys.len() > 20, "{} chunks", keys.len());
+    assert!(keys.len() > 150, "{} chunks", keys.len());
     let (sender, checked) = mpsc::channel(8);
     (test, Verifier::new(store, sender), checked, keys)
 }
@@ -62,9 +62,9 @@ async fn a_check_that_a_long_outage_has_ended_is_continued() {
     store.fail(|_| false);
     let found = one_check(&verifier, &mut checked).await;
     assert!(matches!(found, Verification::Valid(_)), "{found:?}");
-    // A chunk that was read ahead when the check ended is read again.
+    // Chunks that were read ahead when a check ended are read again.
     let reads: usize = keys.iter().map(|key| store.reads(key)).sum();
-    assert!(reads <= keys.len() + 3 * 2, "{reads} reads of {} chunks", keys.len());
+    assert!(reads <= keys.len() + 3 * 16, "{reads} reads of {} chunks", keys.len());
 }
 
 /// Changes a byte of an object. Returns its bytes.

@@ -97,7 +97,7 @@ fn links_are_not_followed_and_special_files_are_problems() {
     let (sessions, problems) = found(home.path(), &["s", "linked", "linked/below", "s/pipe"], NAMES);
     assert_eq!(sessions["s/a"], ["s/a.jsonl"]);
     assert_eq!(sessions[""], ["s/folder", "s/link.jsonl", "s"]);
-    let kinds = [("s/pipe", ProblemKind::Special), ("linked", ProblemKind::Unreadable)];
+    let kinds = [("linked", ProblemKind::Unreadable), ("s/pipe", ProblemKind::Special)];
     assert_eq!(problems, kinds.map(|(path, kind)| (path.to_owned(), kind)));
 }
 

@@ -145,11 +145,11 @@ impl<S: Sink> Reading<S> {
                 return Err(not_as_listed().into());
             }
             let (mut checker, at) = (self.checked.take().ok_or_else(not_as_listed)?, self.at);
-            let checked = blocking(move || {
+            let done = blocking(move || {
                 checker.chunk(at, &part)?;
                 Ok(checker)
             });
-            self.checked = Some(checked.await?);
+            self.checked = Some(done.await?);
             self.at = until;
         }
         Ok(())

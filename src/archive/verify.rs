@@ -121,6 +121,9 @@ pub struct Verifier {
     state: Arc<Mutex<HashMap<String, Checked>>>,
 }
 
+/// A check that a failure of the store has ended, and the digest of the manifest.
+type Kept = (String, Reading<Nothing>);
+
 /// Reads archives back, a few at a time.
 #[derive(Clone)]
 struct Reader {
@@ -128,7 +131,7 @@ struct Reader {
     slots: Arc<Semaphore>,
     large: Arc<Semaphore>,
     manifests: Arc<Semaphore>,
-    kept: Arc<Mutex<VecDeque<(String, Reading<Nothing>)>>>,
+    kept: Arc<Mutex<VecDeque<Kept>>>,
 }
 
 impl Verifier {

@@ -68,12 +68,18 @@ fn no_command_succeeds_without_an_object(store: &Path, first: &Blob) {
     };
     let chunk = store.join(super::chunk_key(UID, &first.chunk.digest));
     std::fs::remove_file(&chunk).unwrap();
-    commands()[1..3].iter().for_each(|command| run(command));
+    for command in &commands()[1..3] {
+        run(command);
+    }
     std::fs::write(&chunk, &first.bytes).unwrap();
     let manifest = store.join(super::manifest_key(UID));
     let whole = std::fs::read(&manifest).unwrap();
     std::fs::write(&manifest, &whole[..whole.len() / 2]).unwrap();
-    commands().iter().for_each(|command| run(command));
+    for command in commands() {
+        run(command);
+    }
     std::fs::remove_file(&manifest).unwrap();
-    commands().iter().for_each(|command| run(command));
+    for command in commands() {
+        run(command);
+    }
 }

@@ -91,7 +91,7 @@ pub const STAGES: &[Stage] = &[
     })
     .fast(Check::Cargo(&["test", "--features", "guards-off", "--test", "crds", "--test", "openapi"])),
     stage("simulator", "simulated lives keep every promise: a sample of five matrices", {
-        simulator!("--stages", "undisturbed,crash,lost,refused,recreated", "--thin", "5")
+        simulator!("--stages", "undisturbed,crash,lost,refused,recreated", "--thin", "8")
     })
     .fast(simulator!("--stages", "undisturbed,crash", "--thin", "50")),
     stage("simulator-soak", "many simulated computers keep every promise under random faults: one fixed seed", {

@@ -102,7 +102,7 @@ pub async fn run(client: Client, caches: Caches, queue: Queue, metrics: std::syn
             Ok(found) => late = found,
             // The result of the last successful list is still reported.
             Err(error) => {
-                tracing::warn!(%error, "cannot list PersistentVolumes: the number of orphans is that of the last successful list, until the next sweep")
+                tracing::warn!(%error, "cannot list PersistentVolumes: the next sweep repeats it, orphans are those found before");
             }
         }
         let mut found = sweep(&caches);

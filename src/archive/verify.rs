@@ -29,6 +29,8 @@ const LARGE_AT_ONCE: usize = 1;
 const MANIFESTS: usize = 1;
 /// Checks that ended before the end of their archive, and that the next check continues. One takes 2 MiB at most.
 const KEPT: usize = 3;
+/// How long after its beginning such a check is continued. Later, the archive is read from its beginning: what was read may be gone (S1).
+const CONTINUED: Duration = Duration::from_secs(24 * 3600);
 
 /// The content of a verified archive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,8 +123,8 @@ pub struct Verifier {
     state: Arc<Mutex<HashMap<String, Checked>>>,
 }
 
-/// A check that a failure of the store has ended, and the digest of the manifest.
-type Kept = (String, Reading<Nothing>);
+/// A check that a failure of the store has ended: the digest of the manifest, what is left to read, and when it began.
+type Kept = (String, Reading<Nothing>, Instant);
 
 /// Reads archives back, a few at a time.
 #[derive(Clone)]
@@ -233,13 +235,14 @@ impl Reader {
     /// large archive from being verified (L8).
     async fn read_back(&self, contents: Contents) -> Verification {
         let digest = contents.summary.manifest_digest.clone();
-        let mut reading = self.earlier(&digest).unwrap_or_else(|| Reading::new(&contents.archive, None, Nothing));
+        let earlier = self.earlier(&digest);
+        let (mut reading, began) = earlier.unwrap_or_else(|| (Reading::new(&contents.archive, None, Nothing), Instant::now()));
         let result = read_all(&self.store, contents, &mut reading).await;
         if !matches!(result, Verification::Valid(_))
             && reading.can_continue()
             && let Ok(mut kept) = self.kept.lock()
         {
-            kept.push_back((digest, reading));
+            kept.push_back((digest, reading, began));
             while kept.len() > KEPT {
                 kept.pop_front();
             }
@@ -247,10 +250,11 @@ impl Reader {
         result
     }
 
-    fn earlier(&self, digest: &str) -> Option<Reading<Nothing>> {
+    fn earlier(&self, digest: &str) -> Option<(Reading<Nothing>, Instant)> {
         let mut kept = self.kept.lock().ok()?;
-        let found = kept.iter().position(|(of, _)| of == digest)?;
-        kept.remove(found).map(|(_, reading)| reading)
+        kept.retain(|(_, _, began)| began.elapsed() < CONTINUED);
+        let found = kept.iter().position(|(of, ..)| of == digest)?;
+        kept.remove(found).map(|(_, reading, began)| (reading, began))
     }
 
     async fn any(&self, keys: &[String]) -> Result<bool, StoreError> {

@@ -13,7 +13,7 @@ use kube::{Client, ResourceExt};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::resources::steps::DeletionStep;
+use crate::resources::steps::{DeletionStep, StepResult};
 use crate::resources::{ComputerRecord, UID_LABEL};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 
@@ -48,7 +48,9 @@ impl Access {
     /// What a pod of this UID may write, by the record of its computer.
     fn by(record: &ComputerRecord, uid: &str, pod_uid: &str) -> Self {
         let Some(deletion) = &record.spec.state.deletion else { return Self::Refused("its computer is not being deleted") };
-        if deletion.archive.is_some() || deletion.outcome(DeletionStep::ArchiveSessions).is_some() {
+        // `NotApplicable` is not decided: a volume can appear after it (`deletion/archive.rs`).
+        let skipped = deletion.outcome(DeletionStep::ArchiveSessions).is_some_and(|outcome| outcome.result == StepResult::Skipped);
+        if deletion.archive.is_some() || skipped {
             return Self::Refused("the archive of this deletion is decided, and it is never changed");
         }
         match deletion.custody.as_ref().and_then(|custody| Some((custody.pod_uid.as_deref()?, &custody.claim_uid))) {
@@ -205,6 +207,9 @@ mod tests {
             with("archive", json!({"manifestDigest": "d", "sessions": 0, "bytes": 0})),
             Access::Refused(why) if why.contains("decided")
         ));
+        let finished = |result: &str| json!({"archive-sessions": {"result": result, "detail": "", "at": "2026-01-01T00:00:00.000000Z"}});
+        assert!(matches!(with("steps", finished("Skipped")), Access::Refused(why) if why.contains("decided")));
+        assert_eq!(with("steps", finished("NotApplicable")), pod, "a volume appeared after the step was not needed");
         assert!(matches!(Access::by(&record(json!(null)), "u", "p"), Access::Refused(_)));
     }
 }

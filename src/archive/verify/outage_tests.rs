@@ -67,6 +67,21 @@ async fn a_check_that_a_long_outage_has_ended_is_continued() {
     assert!(reads <= keys.len() + 3 * 16, "{reads} reads of {} chunks", keys.len());
 }
 
+/// S1: the first objects of an archive can be gone when its last ones are read, for instance by a lifecycle rule of the bucket.
+#[tokio::test(start_paused = true)]
+async fn a_check_that_began_long_ago_is_not_continued() {
+    let (store, verifier, mut checked, keys) = archived().await;
+    let broken = keys[keys.len() / 2].clone();
+    store.fail(move |key| key == broken);
+    let found = one_check(&verifier, &mut checked).await;
+    assert!(matches!(found, Verification::Unavailable(_)), "{found:?}");
+    store.inner.delete(&keys[0].as_str().into()).await.unwrap();
+    tokio::time::sleep(CONTINUED).await;
+    store.fail(|_| false);
+    let found = one_check(&verifier, &mut checked).await;
+    assert!(!matches!(found, Verification::Valid(_)), "{found:?}");
+}
+
 /// Changes a byte of an object. Returns its bytes.
 async fn damage(store: &TestStore, key: &str) -> Bytes {
     let path = object_store::path::Path::from(key);

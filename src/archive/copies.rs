@@ -53,9 +53,12 @@ async fn read_copy(store: &Store, uid: &str, chunk: &Chunk, copy: u32) -> Result
 /// # Errors
 /// When the store does not answer.
 pub async fn is_stored(store: &Store, uid: &str, chunk: &Chunk) -> Result<bool, StoreError> {
+    if !chunk.is_valid() {
+        return Ok(false);
+    }
     for copy in 0..COPIES {
         match store.size(&copy_key(uid, &chunk.digest, copy)).await {
-            Ok(size) if size == chunk.size => return Ok(chunk.is_valid()),
+            Ok(size) if size == chunk.size => return Ok(true),
             Ok(_) => {}
             Err(StoreError::NotFound(_)) => break,
             Err(error) => return Err(error),

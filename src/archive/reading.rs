@@ -4,21 +4,25 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use futures::TryStreamExt as _;
+use futures::stream::try_unfold;
 use sha2::{Digest as _, Sha256};
 use zstd::bulk::Decompressor;
 
-use super::frames;
-use super::index::Chunks;
-use super::manifest::{Entry, FRAME, Manifest};
+use super::index::{Chunks, Lines};
+use super::manifest::{Chunk, Entry, FRAME, Manifest};
 use super::old_objects;
 use super::opened::{Archive, Entries};
 use super::restore::RestoreError;
 use super::store::{Store, StoreError};
 use super::tar_header::END;
 use super::tar_scan::{Scanner, Sink};
+use super::{copies, frames};
 
 /// Entries of the index that wait for their frames: a chunk may contain tens of thousands.
 const QUEUED: usize = 4096;
+/// Chunks that are looked up in parallel.
+const LOOKS: usize = 64;
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +115,8 @@ impl<S: Sink> Reading<S> {
         for _ in 0..self.begun {
             entries.next().await?;
         }
-        let mut chunks = Chunks::new(store, manifest, self.at..range.end);
+        let read_before = self.at;
+        let mut chunks = Chunks::new(store, manifest, read_before..range.end);
         let mut next = entries.next().await?;
         while let Some((at, bytes)) = chunks.next().await? {
             if at != self.at {
@@ -123,7 +128,16 @@ impl<S: Sink> Reading<S> {
         let found = (entries.sessions, entries.files, entries.bytes, checker.tar_bytes);
         let counted = !whole || found == (manifest.sessions, manifest.files, manifest.bytes, manifest.tar_bytes);
         let complete = checker.complete(whole) && next.is_none() && counted && (!whole || chunks.at_end().await?);
-        if complete { Ok(()) } else { Err(not_as_listed().into()) }
+        if !complete {
+            return Err(not_as_listed().into());
+        }
+        if whole {
+            let found = still_there(store, manifest, read_before).await;
+            // Another check of a damaged archive must not continue here.
+            self.checked.take_if(|_| found.as_ref().is_err_and(|error| !matches!(error, StoreError::Unavailable(_))));
+            found?;
+        }
+        Ok(())
     }
 
     /// Checks the next bytes, all of one chunk.
@@ -154,6 +168,21 @@ impl<S: Sink> Reading<S> {
         }
         Ok(())
     }
+}
+
+/// Checks that the chunks up to this offset exist, which an earlier run has read: days may have passed since (S1).
+async fn still_there(store: &Store, manifest: &Manifest, until: u64) -> Result<(), StoreError> {
+    let uid = &manifest.computer.uid;
+    let lines = Lines::<Chunk>::new(store, uid, &manifest.chunks);
+    let chunks = try_unfold((lines, 0_u64), |(mut lines, offset)| async move {
+        let chunk = if offset < until { lines.next().await? } else { None };
+        Ok(chunk.map(|chunk| (offset.saturating_add(chunk.size), chunk)).map(|(end, chunk)| (chunk, (lines, end))))
+    });
+    let looked_up = chunks.map_ok(|chunk| async move {
+        let gone = || StoreError::Corrupt(format!("chunk {} was read back, and is no longer in the store", chunk.digest));
+        if copies::is_stored(store, uid, &chunk).await? { Ok(()) } else { Err(gone()) }
+    });
+    looked_up.try_buffer_unordered(LOOKS).try_collect().await
 }
 
 fn not_as_listed() -> RestoreError {

@@ -246,7 +246,6 @@ impl Packer<'_> {
 
     fn file(&mut self, path: &Path, mut file: File, metadata: &Metadata, extents: Option<Vec<Extent>>) -> io::Result<()> {
         self.count(metadata);
-        self.remember(path, metadata);
         self.entry.bytes = self.entry.bytes.saturating_add(metadata.len());
         tar_header::write(&mut self.out, path, &Kind::File, metadata, extents.as_deref().unwrap_or_default())?;
         let (mut changed, mut broken, mut stored) = (false, None, 0);
@@ -264,6 +263,8 @@ impl Packer<'_> {
         if changed || state(&file.metadata()?) != state(metadata) {
             return self.problem(path, ProblemKind::Changed, "it changed while it was read");
         }
+        // Another name of a file that lost content is read and listed itself.
+        self.remember(path, metadata);
         Ok(())
     }
 

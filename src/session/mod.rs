@@ -29,8 +29,10 @@ use crate::runtime::patch;
 const PAGE: u32 = 10;
 /// Sessions that are looked up in the archive at once: its index is read once for them.
 const LOOKED_UP: usize = 500;
-/// Bytes of their paths: each folder above a path may be its session, and is kept in memory.
-const LOOKED_UP_BYTES: usize = 100_000;
+/// Memory for the sessions that may contain their paths, in bytes; a page adds 8 MiB at most. A tenant decides how many folders a path has.
+const LOOKED_UP_BYTES: usize = 1 << 20;
+/// Memory of a session besides its id: digest, and what the table takes.
+const BESIDES_ID: usize = 300;
 /// Number of computers whose Sessions are marked concurrently.
 const AT_ONCE: usize = 2;
 /// Time limit for the Sessions of one computer; shorter than the lifetime of a list's continue token.
@@ -91,6 +93,11 @@ fn bounded(session: Listed) -> Listed {
     Listed { metadata: ObjectMeta { name, namespace, uid, resource_version, ..ObjectMeta::default() }, ..session }
 }
 
+/// Most memory for the sessions that may contain a path.
+fn memory(path: &str) -> usize {
+    ids_of_path(path, true).map(|id| id.len() + BESIDES_ID).sum()
+}
+
 /// Writes the status of every Session of a computer that is not marked yet. Returns how many were written.
 async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), deleted_at: &Time) -> Result<usize, MarkError> {
     let (namespace, uid) = of;
@@ -102,7 +109,7 @@ async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), d
         let page = call(api.list(&params)).await?;
         waiting.extend(page.items.into_iter().filter(waits).map(bounded));
         let next = page.metadata.continue_.filter(|next| !next.is_empty());
-        let bytes: usize = waiting.iter().filter_map(|s: &Listed| s.spec.path.as_deref()).map(str::len).sum();
+        let bytes: usize = waiting.iter().filter_map(|s: &Listed| s.spec.path.as_deref()).map(memory).sum();
         if !waiting.is_empty() && (waiting.len() >= LOOKED_UP || bytes >= LOOKED_UP_BYTES || next.is_none()) {
             let paths = waiting.iter().filter_map(|s| s.spec.path.as_deref());
             let places = archives.with_archive(uid, async |store, key, archive| Places::of(store, key, &archive, paths).await).await;
@@ -139,9 +146,12 @@ enum MarkError {
     Store(String),
 }
 
-/// Key and digest of archived sessions, by id: those that may contain the paths that were looked up.
+/// Digests of archived sessions, by id: those that may contain the paths that were looked up.
 struct Places {
-    found: HashMap<String, (String, String)>,
+    found: HashMap<String, String>,
+    uid: String,
+    /// Key of the manifest.
+    manifest: String,
     /// The archive has version 1.
     old: bool,
 }
@@ -151,22 +161,20 @@ impl Places {
     async fn of(store: &Store, manifest: &str, archive: &Archive, paths: impl Iterator<Item = &str>) -> Result<Self, StoreError> {
         let old = matches!(archive, Archive::Old(_));
         let wanted: HashSet<&str> = paths.flat_map(|path| ids_of_path(path, old)).collect();
-        let (mut entries, mut places, uid) = (archive.entries(store), HashMap::new(), &archive.computer().uid);
+        let (mut entries, mut found) = (archive.entries(store), HashMap::new());
         while let Some(entry) = entries.next().await? {
             if entry.files > 0 && wanted.contains(entry.id.as_str()) {
-                let key = match archive {
-                    Archive::Old(_) => object_key(uid, &entry.digest),
-                    Archive::New(_) => manifest.to_owned(),
-                };
-                places.insert(entry.id, (key, entry.digest));
+                found.insert(entry.id, entry.digest);
             }
         }
-        Ok(Self { found: places, old })
+        Ok(Self { found, uid: archive.computer().uid.clone(), manifest: manifest.to_owned(), old })
     }
 
-    /// The session that contains a path.
-    fn holding(&self, path: &str) -> Option<&(String, String)> {
-        ids_of_path(path, self.old).find_map(|id| self.found.get(id))
+    /// Key and digest of the session that contains a path.
+    fn holding(&self, path: &str) -> Option<(String, String)> {
+        let digest = ids_of_path(path, self.old).find_map(|id| self.found.get(id))?;
+        let key = if self.old { object_key(&self.uid, digest) } else { self.manifest.clone() };
+        Some((key, digest.clone()))
     }
 }
 
@@ -177,8 +185,8 @@ fn ended(session: &Listed, places: &Places, deleted_at: &Time) -> SessionStatus 
     SessionStatus {
         phase: Some(if place.is_some() { SessionPhase::Archived } else { SessionPhase::Ended }),
         completed_time: Some(deleted_at.clone()),
-        archive_key: place.map(|(key, _)| key.clone()),
-        archive_digest: place.map(|(_, digest)| digest.clone()),
+        archive_key: place.as_ref().map(|(key, _)| key.clone()),
+        archive_digest: place.map(|(_, digest)| digest),
         ..old
     }
 }

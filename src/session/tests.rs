@@ -114,7 +114,7 @@ async fn a_path_belongs_to_the_session_with_the_longest_matching_id() {
     for path in no {
         assert_eq!(first(&places, path), None, "{path}");
     }
-    places.found.insert(".".to_owned(), (String::new(), "4".to_owned()));
+    places.found.insert(".".to_owned(), "4".to_owned());
     assert_eq!(first(&places, "c.d/e"), Some('4'));
 }
 

@@ -239,7 +239,7 @@ async fn a_file_that_an_admin_gave_up_leaves_nothing_in_the_index() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_changes_while_it_is_read_is_listed_also_with_the_same_size() {
     let home = home(&[("s/a.jsonl", b"one")]);
-    std::fs::hard_link(home.path().join("s/a.jsonl"), home.path().join("s/b.jsonl")).unwrap();
+    std::fs::hard_link(home.path().join("s/a.jsonl"), home.path().join("s/a.txt")).unwrap();
     let changed: Extents = |file, _, _| {
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
         std::thread::sleep(std::time::Duration::from_millis(20));

@@ -67,6 +67,16 @@ fn delete_is_the_published_operation() {
     assert_eq!((&id["in"], &id["required"], &id["schema"]["type"]), (&json!("path"), &json!(true), &json!("string")));
     // A client that knows only the published operation does not have to send additional parameters.
     assert!(parameters.iter().filter(|p| p["name"] != "computerId").all(|p| p["required"] != json!(true)), "{parameters:#?}");
+    // Codes that are not published belong to extensions, or to an overload, which is refused before the request is served.
+    let codes = |of: &dyn Fn(&Value) -> bool| -> Vec<String> {
+        let all = delete["responses"].as_object().unwrap().iter();
+        all.filter(|(_, response)| of(&response["description"])).map(|(code, _)| code.clone()).collect()
+    };
+    let extension = |text: &Value| text.as_str().unwrap().starts_with("Extension: ");
+    let overload = |text: &Value| text.as_str().unwrap().starts_with("Too many requests");
+    assert_eq!(codes(&extension), ["200", "400", "409", "412"]);
+    assert_eq!(codes(&overload), ["429", "503"]);
+    assert_eq!(codes(&|text| !extension(text) && !overload(text)), ["204", "401", "404", "500"]);
     let body = |code: &str| plain(delete["responses"][code]["content"]["application/json"]["schema"].clone());
     for code in ["401", "404", "500"] {
         assert_eq!(body(code), published_error(), "{code}");

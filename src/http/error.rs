@@ -110,6 +110,12 @@ impl ApiError {
         self
     }
 
+    /// The same detail as 500.
+    #[must_use]
+    pub fn into_internal(self) -> Self {
+        Self { status: StatusCode::INTERNAL_SERVER_ERROR, ..self }
+    }
+
     /// The status code.
     pub fn status(&self) -> StatusCode {
         self.status

@@ -72,10 +72,12 @@ async fn a_computer_has_the_published_fields_and_types(bench: Arc<Bench>) -> Res
     let (_, token) = bench.tenant("fields").await?;
     let body = json!({
         "name": "box", "remoteUser": "dev", "provider": "byom", "repos": ["https://github.com/team/project"], "hostId": HOST,
-        "autoInstallDeps": true,
+        "autoInstallDeps": true, "serviceAccountId": "sa_1",
     });
     let made = bench.send(Ask::post(ALL).by(&token).json(&body)).await?.is(201)?;
     published(&made.body)?;
+    // As published: such a machine exists already. The official client also sends `serviceAccountId`.
+    ensure!(made.body["status"] == "active", "{}", made.text);
     let now = jiff::Timestamp::now().as_millisecond();
     ensure!(made.body["createdAt"].as_i64().is_some_and(|t| (now - t).abs() < 60_000), "{}", made.text);
     ensure!(made.body["name"] == "box" && made.body["remoteUser"] == "dev" && made.body["hostId"] == HOST, "{}", made.text);
@@ -165,7 +167,7 @@ async fn an_invalid_creation_is_rejected_with_a_remedy(bench: Arc<Bench>) -> Res
             "repos is invalid: it must have 1 to 2048",
         ),
         (json!({"name": "box", "remoteUser": "dev", "hostId": "mine"}), "hostId is invalid: it must be a UUID"),
-        (json!({"name": "box", "remoteUser": "dev", "serviceAccountId": "x"}), "unknown field `serviceAccountId`"),
+        (json!({"name": "box", "remoteUser": "dev", "computerSource": {}}), "unknown field `computerSource`"),
         (json!([]), "the request body is invalid"),
         (json!(null), "the request body is invalid"),
     ] {

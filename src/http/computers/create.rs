@@ -47,6 +47,9 @@ pub struct CreateComputer {
     /// Passed to the machine as the environment variable `AUTO_INSTALL_DEPS`.
     #[serde(skip_serializing_if = "Option::is_none")]
     auto_install_deps: Option<bool>,
+    /// Accepted, because clients of the published API send it, and ignored: RBAC in the namespace decides who may use the computer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_account_id: Option<String>,
 }
 
 fn repositories() -> Array {

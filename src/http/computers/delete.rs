@@ -96,12 +96,11 @@ pub struct Nothing {}
     responses(
         (status = 200, description = "Extension: the effects of the deletion, with `dryRun=All`", body = DeletionPreview),
         (status = 204, description = "The key is revoked, and the deletion has been durably started", body = Nothing),
-        (status = 400, description = "A parameter of an extension is invalid", body = ErrorBody),
+        (status = 400, description = "Extension: `dryRun` or `wait` is invalid", body = ErrorBody),
         (status = 401, description = "Missing or invalid credential", body = ErrorBody),
-        (status = 403, description = "The caller may view but not delete the computer", body = ErrorBody),
-        (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 409, description = "The computer is protected from deletion", body = ErrorBody),
-        (status = 412, description = "The computer does not match If-Match", body = ErrorBody),
+        (status = 404, description = "The computer does not exist, or the caller may not delete it", body = ErrorBody),
+        (status = 409, description = "Extension: the computer is protected from deletion, or it keeps changing with If-Match", body = ErrorBody),
+        (status = 412, description = "Extension: the computer does not match If-Match", body = ErrorBody),
         (status = 500, description = "The request failed, or its outcome is unknown. Retry it", body = ErrorBody),
     )
 )]
@@ -115,22 +114,33 @@ pub async fn delete_computer(
     if params.wait.is_some_and(|s| !(1..=300).contains(&s)) {
         return Err(ApiError::invalid("wait is invalid: it must be 1 to 300 seconds"));
     }
-    super::permit(&shared, &caller, "delete", &id).await?;
-    let computer = super::find(&shared, &id).await?.ok_or_else(|| ApiError::not_found("computer"))?;
+    super::permit(&shared, &caller, "delete", &id).await.map_err(published)?;
+    let computer = super::find(&shared, &id).await.map_err(published)?.ok_or_else(|| ApiError::not_found("computer"))?;
     let deleting = super::wire::is_deleted(&computer);
     if !deleting {
         super::check_match(&headers, &computer)?;
         protected(&computer)?;
     }
     if params.dry_run.is_some() {
-        return Ok(Json(preview(&id, &computer, record(&shared, &id).await?.as_ref())).into_response());
+        let record = record(&shared, &id).await.map_err(published)?;
+        return Ok(Json(preview(&id, &computer, record.as_ref())).into_response());
     }
     if !deleting {
         delete(&shared, &id, &headers, computer).await?;
     }
-    tombstone(&shared, &id).await?;
+    tombstone(&shared, &id).await.map_err(published)?;
     let state = finished(&shared, &id, params.wait).await;
     Ok((StatusCode::NO_CONTENT, [(STATE, HeaderValue::from_static(state))]).into_response())
+}
+
+/// An error that clients of the published operation know: 401, 404 or 500. What may be seen but not deleted is 404, and an answer of the Kubernetes API
+/// that no request of this operation should get is 500. The other codes of this operation belong to its extensions.
+fn published(error: ApiError) -> ApiError {
+    match error.status() {
+        StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND | StatusCode::INTERNAL_SERVER_ERROR => error,
+        StatusCode::FORBIDDEN => ApiError::not_found("computer"),
+        _ => error.into_internal(),
+    }
 }
 
 fn protected(computer: &Computer) -> Result<(), ApiError> {
@@ -152,18 +162,21 @@ async fn delete(shared: &Shared, id: &ComputerId, headers: &HeaderMap, mut compu
             Err(error) => match classify(&error) {
                 // Neither proves that the computer is gone, because an admission webhook may reject with any code. A read does.
                 ErrorClass::NotFound | ErrorClass::Conflict => {}
-                _ => return Err(ApiError::from_call(&error, "computer", "deleting the computer")),
+                // 409 if an admission policy protects the computer.
+                ErrorClass::Forbidden => return Err(ApiError::from_call(&error, "computer", "deleting the computer")),
+                _ => return Err(published(ApiError::from_call(&error, "computer", "deleting the computer"))),
             },
         }
         // Usually the operator has only updated the status; the check of If-Match decides about other changes.
-        computer = match super::find(shared, id).await? {
+        computer = match super::find(shared, id).await.map_err(published)? {
             Some(now) if !super::wire::is_deleted(&now) => now,
             _ => return Ok(()),
         };
         super::check_match(headers, &computer)?;
         protected(&computer)?;
     }
-    Err(ApiError::conflict("other clients keep changing the computer: retry the request"))
+    let busy = ApiError::conflict("other clients keep changing the computer: retry the request");
+    Err(if exact { busy } else { published(busy) })
 }
 
 /// Reads the record of a computer, if it exists.
@@ -299,5 +312,7 @@ fn not_archived(preview: &DeletionPreview, spec: &ComputerRecordSpec) -> Vec<Str
     lost
 }
 
+#[cfg(test)]
+mod published_codes_tests;
 #[cfg(test)]
 mod tests;

@@ -46,7 +46,8 @@ pub enum ProviderType {
     E2b,
 }
 
-/// The status of a computer. A suspended computer is `active`, because it is resumed on use.
+/// The status of a computer. A suspended computer is `active`, because it is resumed on use. A `byom` computer is `active` from its creation, even before
+/// its key has been issued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = ComputerStatus)]
@@ -145,6 +146,8 @@ pub fn wire(computer: &Computer, with_steps: bool) -> WireComputer {
     let shown = match status.and_then(|s| s.phase) {
         Some(Phase::Active | Phase::Suspended) => WireStatus::Active,
         Some(Phase::Error) => WireStatus::Error,
+        // As published: the machine exists already, so nothing is provisioned.
+        _ if computer.spec.provider == Provider::BYOM => WireStatus::Active,
         Some(Phase::Provisioning | Phase::Deleting) | None => WireStatus::Provisioning,
     };
     let steps = with_steps.then(|| status.map(|s| s.provisioning_steps.iter().map(WireStep::from).collect()).unwrap_or_default());
@@ -157,5 +160,26 @@ pub fn wire(computer: &Computer, with_steps: bool) -> WireComputer {
         status: shown,
         provisioning_steps: steps,
         remote_user: computer.spec.remote_user.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_byom_computer_is_active_from_its_creation() {
+        let shown = |provider: &str, phase: Option<&str>| {
+            let object = json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"},
+                "spec": {"provider": provider}, "status": phase.map(|phase| json!({"phase": phase}))});
+            wire(&serde_json::from_value(object).unwrap(), false).status
+        };
+        for phase in [None, Some("Provisioning"), Some("Active")] {
+            assert_eq!(shown("BYOM", phase), WireStatus::Active, "{phase:?}");
+        }
+        assert_eq!(shown("BYOM", Some("Error")), WireStatus::Error);
+        assert_eq!(shown("Managed", None), WireStatus::Provisioning);
     }
 }

@@ -42,7 +42,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut servers = JoinSet::new();
     let exposed = Arc::clone(&metrics);
     let rendered: health::Metrics = Arc::new(move || exposed.text());
-    let ready = health::serve(config.metrics_bind, rendered, stop.clone(), &mut servers).await?;
+    let ready = health::serve(config.metrics_bind, rendered, stop.clone(), &mut servers)?;
     let tls = ingest::tls::load_or_create(&client, &config.namespace, &config.ingest_url)
         .await
         .context("cannot load or create the certificate of the ingest endpoint")?;
@@ -53,9 +53,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ingest_url: config.ingest_url.clone(),
         ingest_ca: tls.ca_pem.clone(),
     };
-    ingest::serve((config.ingest_bind, tls), client.clone(), &settings, Arc::clone(&archives), stop.clone(), &mut servers).await?;
+    ingest::serve((config.ingest_bind, tls), client.clone(), &settings, Arc::clone(&archives), stop.clone(), &mut servers)?;
     ready.set(true);
-    protect_store(&client, &config).await;
+    if let Some(claim) = config.retain_store_claim.clone() {
+        let (client, namespace, metrics) = (client.clone(), config.namespace.clone(), Arc::clone(&metrics));
+        let report = move |retained| metrics.set_store_retained(retained);
+        servers.spawn(store_volume::keep_retained(client, namespace, claim, report, stop.clone()));
+    }
 
     let leader =
         Leader { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency, sources: Sources::default() };
@@ -74,20 +78,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     while servers.join_next().await.is_some() {}
     result
-}
-
-/// Best effort: an archive must not depend on a right to change volumes.
-async fn protect_store(client: &Client, config: &Config) {
-    let Some(claim) = &config.retain_store_claim else { return };
-    match store_volume::retain(client, &config.namespace, claim).await {
-        Ok(true) => tracing::info!(claim, "set the reclaim policy of the store's volume to Retain"),
-        Ok(false) => {}
-        Err(error) => tracing::error!(
-            error = format!("{error:#}"),
-            "cannot protect the store's volume: set the reclaim policy of the volume of pvc/{claim} -n {} to Retain manually",
-            config.namespace
-        ),
-    }
 }
 
 /// Runs `work` until it ends. If one of the concurrent tasks ends before `stop` is cancelled, `work` is shut down gracefully and the result is an error, so

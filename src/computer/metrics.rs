@@ -53,6 +53,7 @@ pub struct Metrics {
     steps: Family<StepLabel, Histogram, fn() -> Histogram>,
     orphans: Family<Kind, Gauge>,
     leader: Gauge,
+    store_not_retained: Gauge,
     /// What each UID is blocked by, so that the gauge can be decremented.
     blocked_by: Mutex<HashMap<String, Blocked>>,
     counted: Mutex<VecDeque<String>>,
@@ -94,6 +95,7 @@ impl Metrics {
             steps: Family::new_with_constructor(deletion_buckets),
             orphans: Family::default(),
             leader: Gauge::default(),
+            store_not_retained: Gauge::default(),
             blocked_by: Mutex::default(),
             counted: Mutex::default(),
         };
@@ -117,6 +119,11 @@ impl Metrics {
             "Whether this replica reconciles: it holds the lease, or leader election is off",
             self.leader.clone(),
         );
+        registry.register(
+            "store_volume_not_retained",
+            "Whether the volume of the local archive store is not Retain, or could not be checked",
+            self.store_not_retained.clone(),
+        );
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(
             "api_requests",
@@ -124,6 +131,11 @@ impl Metrics {
             REQUESTS.clone(),
         );
         self
+    }
+
+    /// Reports whether the volume of the archive store is `Retain`.
+    pub fn set_store_retained(&self, retained: bool) {
+        self.store_not_retained.set(i64::from(!retained));
     }
 
     /// Measures a reconcile until the result is dropped: `let _timer = metrics.time();`.

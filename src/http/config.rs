@@ -23,11 +23,11 @@ pub struct Config {
     /// Namespace of the operator, which contains the records
     #[arg(long, env = "OPERATOR_NAMESPACE", default_value = "computer-operator-system", value_parser = crate::runtime::config::namespace)]
     pub namespace: String,
-    /// Address that the API listens on
-    #[arg(long, env = "API_BIND", default_value = "0.0.0.0:8000")]
+    /// Address that the API listens on; `[::]` accepts IPv4 and IPv6
+    #[arg(long, env = "API_BIND", default_value = "[::]:8000")]
     pub bind: SocketAddr,
     /// Address of /livez, /readyz and /metrics
-    #[arg(long, env = "METRICS_BIND", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "METRICS_BIND", default_value = "[::]:8080")]
     pub metrics_bind: SocketAddr,
     /// PEM file with the certificate chain of the server. It is reloaded when it changes. Without certificate and key the API serves plain HTTP, for use
     /// behind an ingress that terminates TLS
@@ -53,8 +53,9 @@ pub struct Config {
     #[arg(long, env = "MAX_BODY_BYTES", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(1024..=10_485_760))]
     pub max_body_bytes: u32,
     /// Seconds an idle connection is kept open, 1 to 3600. Use a longer time than the proxy in front of the API; otherwise the proxy sends requests on
-    /// connections that are being closed
-    #[arg(long, env = "IDLE_SECONDS", default_value_t = 90, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    /// connections that are being closed. The default is longer than that of a Google Cloud load balancer (600 s), AWS ALB (60 s) and nginx (60 s)
+    // It costs no memory: the number of connections is bounded, and an idle one gives way to a new one.
+    #[arg(long, env = "IDLE_SECONDS", default_value_t = 620, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub idle_seconds: u32,
     /// Seconds within which the header of a request, and then its body, must have been received
     #[arg(long, env = "READ_SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=300))]

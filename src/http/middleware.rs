@@ -7,7 +7,6 @@
 //!
 //! A response to a client without a valid credential is static and has no tenant, so it keeps neither a slot nor its connection while it is sent.
 
-use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -16,11 +15,6 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
 use rand::RngCore;
 use tracing::Instrument as _;
 
@@ -29,7 +23,6 @@ use super::auth::Caller;
 use super::error::ApiError;
 use super::response_body;
 use super::tenant_limits::{Room, SMALL, Share};
-use crate::runtime::request_metrics::REQUESTS;
 use crate::runtime::server::Refused;
 use crate::runtime::server::connections::Seat;
 
@@ -46,66 +39,6 @@ impl Who {
     }
 }
 
-/// Labels of a request. They are bounded: the template of the route instead of the path.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Labels {
-    method: String,
-    route: String,
-    code: u16,
-}
-
-/// Metrics of the HTTP API.
-pub struct Metrics {
-    registry: Registry,
-    requests: Family<Labels, Histogram, fn() -> Histogram>,
-    in_flight: Gauge<i64, AtomicI64>,
-}
-
-/// Buckets from one millisecond to about half a minute.
-fn buckets() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 2.0, 15))
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        let metrics = Self {
-            registry: Registry::with_prefix("computer_operator"),
-            requests: Family::new_with_constructor(buckets),
-            in_flight: Gauge::default(),
-        };
-        let Self { mut registry, requests, in_flight } = metrics;
-        registry.register("http_request_duration_seconds", "HTTP requests by method, route and code", requests.clone());
-        registry.register("http_requests_in_flight", "HTTP requests in flight", in_flight.clone());
-        registry.register(
-            "api_requests",
-            "Requests to the Kubernetes API by verb, resource and code (none: no response)",
-            REQUESTS.clone(),
-        );
-        Self { registry, requests, in_flight }
-    }
-}
-
-impl Metrics {
-    /// The metrics in the text format.
-    ///
-    /// # Errors
-    /// Never in practice: writing to a string does not fail.
-    pub fn text(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
-    }
-}
-
-/// Decrements the gauge when dropped, whether the request was answered or cancelled by its client.
-struct InFlight(Gauge<i64, AtomicI64>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 /// The outermost layer of every route. Log lines of the handlers carry the request id in their span.
 pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
@@ -116,8 +49,7 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
     let route = request.extensions().get::<MatchedPath>().map_or_else(|| "none".to_owned(), |m| m.as_str().to_owned());
     let who = Who::default();
     request.extensions_mut().insert(who.clone());
-    shared.metrics.in_flight.inc();
-    let counted = InFlight(shared.metrics.in_flight.clone());
+    let counted = shared.metrics.begins();
     let mut response = match Arc::clone(&shared.slots).try_acquire_owned() {
         Ok(slot) => {
             let span = tracing::info_span!("request", %id, method, route);
@@ -133,7 +65,7 @@ pub async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, ne
         Err(_) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are in flight: retry in a second").into_response(),
     };
     let (code, took) = (response.status().as_u16(), began.elapsed());
-    shared.metrics.requests.get_or_create(&Labels { method: method.to_owned(), route: route.clone(), code }).observe(took.as_secs_f64());
+    shared.metrics.answered(method, &route, code, took);
     let caller = who.0.get().map_or("-", |known| &known.0);
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     tracing::info!(target: "computer_operator::access", %id, method, route, code, millis, caller);
@@ -265,12 +197,12 @@ mod tests {
         let all = free();
         let (address, _stop) = serve(&shared, 8).await;
         let mut slow = ask(address, "one").await.0;
-        assert_eq!((free(), shared.metrics.in_flight.get()), (all - 1, 1), "the handler has returned, but the response has not been read");
+        assert_eq!((free(), shared.metrics.in_flight()), (all - 1, 1), "the handler has returned, but the response has not been read");
         let mut rest = Vec::new();
         slow.read_to_end(&mut rest).await.unwrap();
         assert!(rest.len() > LARGE);
         let deadline = Instant::now() + Duration::from_secs(20);
-        while free() < all || shared.metrics.in_flight.get() > 0 {
+        while free() < all || shared.metrics.in_flight() > 0 {
             assert!(Instant::now() < deadline, "a slot was not released");
             tokio::task::yield_now().await;
         }

@@ -4,6 +4,7 @@
 //! request: no state is kept between requests, and nothing may be cached that could outlive a revocation.
 
 pub mod access;
+pub mod api_metrics;
 pub mod auth;
 pub mod computers;
 pub mod config;
@@ -28,7 +29,6 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use kube::Client;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -74,7 +74,7 @@ pub struct Shared {
     /// Records when an `ApiKey` was last used.
     pub last_used: last_used::LastUsed,
     /// Metrics of the HTTP API.
-    pub metrics: middleware::Metrics,
+    pub metrics: api_metrics::Metrics,
 }
 
 impl Shared {
@@ -94,7 +94,7 @@ impl Shared {
             session_pages: page_limits::Pages::default(),
             stop,
             last_used: last_used::LastUsed::default(),
-            metrics: middleware::Metrics::default(),
+            metrics: api_metrics::Metrics::default(),
         }
     }
 }
@@ -142,7 +142,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::new(client, &config, stop.clone()));
     let mut tasks = JoinSet::new();
     let exposed = Arc::clone(&shared);
-    let ready = health::serve(config.metrics_bind, Arc::new(move || exposed.metrics.text()), stop.clone(), &mut tasks).await?;
+    let ready = health::serve(config.metrics_bind, Arc::new(move || exposed.metrics.text()), stop.clone(), &mut tasks)?;
     let acceptor = match (&config.tls_cert, &config.tls_key) {
         (Some(cert), Some(key)) => {
             let current = tls::Current::load(cert, key).context("cannot load the TLS certificate of the HTTP API")?;
@@ -151,22 +151,27 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    let listener = TcpListener::bind(config.bind).await.with_context(|| format!("cannot listen on {}", config.bind))?;
+    let listener = server::listen(config.bind).with_context(|| format!("cannot listen on {}", config.bind))?;
     tracing::info!(address = %config.bind, tls = acceptor.is_some(), "serving the HTTP API");
     tokio::select! {
         () = signalled.cancelled() => return Ok(()),
-        () = wait_until_able_to_authorize(&shared) => ready.set(true),
+        () = wait_until_able_to_authorize(&shared) => {}
     }
-    tasks.spawn(close(signalled, ready, config.shutdown_delay(), stop.clone()));
-    server::run(listener, acceptor, router(shared), config.limits(), stop).await;
+    ready.set(true);
+    shared.metrics.set_ready(true);
+    // Outside of the layers: a replica with many requests in flight is not removed from a load balancer, which would overload the others.
+    let router = router(Arc::clone(&shared)).merge(health::probes(ready.clone()));
+    tasks.spawn(close(signalled, ready, shared, config.shutdown_delay(), stop.clone()));
+    server::run(listener, acceptor, router, config.limits(), stop).await;
     while tasks.join_next().await.is_some() {}
     Ok(())
 }
 
 /// Reports "not ready" as soon as the signal arrives, and stops accepting requests after the shutdown delay.
-async fn close(signalled: CancellationToken, ready: health::Ready, delay: Duration, stop: CancellationToken) {
+async fn close(signalled: CancellationToken, ready: health::Ready, shared: Arc<Shared>, delay: Duration, stop: CancellationToken) {
     signalled.cancelled().await;
     ready.set(false);
+    shared.metrics.set_ready(false);
     tokio::time::sleep(delay).await;
     stop.cancel();
 }

@@ -29,10 +29,10 @@ pub struct Config {
     #[arg(long, env = "INGEST_URL", value_parser = super::ingest_url::parse)]
     pub ingest_url: String,
     /// Address that the ingest endpoint listens on
-    #[arg(long, env = "INGEST_BIND", default_value = "0.0.0.0:8443")]
+    #[arg(long, env = "INGEST_BIND", default_value = "[::]:8443")]
     pub ingest_bind: SocketAddr,
     /// Address of /livez, /readyz and /metrics
-    #[arg(long, env = "METRICS_BIND", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "METRICS_BIND", default_value = "[::]:8080")]
     pub metrics_bind: SocketAddr,
     /// Use leader election, so that only one of several replicas reconciles. `false` is safe, but duplicates work
     #[arg(long, env = "LEADER_ELECTION", default_value_t = true, action = clap::ArgAction::Set)]

@@ -7,13 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::server::connections::Seat;
 use super::server::{self, Limits};
 
 /// Maximum lifetime of a connection, which serves one request.
@@ -53,29 +56,45 @@ impl Ready {
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve(address: SocketAddr, metrics: Metrics, stop: CancellationToken, tasks: &mut JoinSet<()>) -> std::io::Result<Ready> {
+pub fn serve(address: SocketAddr, metrics: Metrics, stop: CancellationToken, tasks: &mut JoinSet<()>) -> std::io::Result<Ready> {
     let ready = Ready::default();
-    let listener = TcpListener::bind(address).await?;
+    let listener = server::listen(address)?;
     tasks.spawn(server::run(listener, None, router(ready.clone(), metrics), LIMITS, stop));
     Ok(ready)
 }
 
 fn router(ready: Ready, metrics: Metrics) -> Router {
+    let text = move || async move { metrics().map(|t| ([(CONTENT_TYPE, OPENMETRICS)], t)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) };
+    probes(ready).route("/metrics", get(text))
+}
+
+/// `/livez` and `/readyz`, for a load balancer too: it checks the port that it sends requests to, without a credential.
+pub fn probes(ready: Ready) -> Router {
     let readyz = move || async move {
         if ready.is_set() {
-            (StatusCode::OK, "ok")
+            "ok".into_response()
         } else {
-            (StatusCode::SERVICE_UNAVAILABLE, "not ready: the process is starting or shutting down")
+            let detail = "not ready: the process is starting or shutting down";
+            (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")], detail).into_response()
         }
     };
-    let text = move || async move { metrics().map(|t| ([(CONTENT_TYPE, OPENMETRICS)], t)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) };
-    Router::new().route("/livez", get(|| async { "ok" })).route("/readyz", get(readyz)).route("/metrics", get(text))
+    Router::new().route("/livez", get(|| async { "ok" })).route("/readyz", get(readyz)).layer(from_fn(replaceable))
+}
+
+/// A client without a credential must not keep its connection by reading slowly: another connection may take its place.
+async fn replaceable(request: Request, next: Next) -> Response {
+    let seat = request.extensions().get::<Arc<Seat>>().cloned();
+    let response = next.run(request).await;
+    if let Some(seat) = seat {
+        seat.waits();
+    }
+    response
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
@@ -103,7 +122,8 @@ mod tests {
         ready.set(true);
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         ready.set(false);
-        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+        let unready = get(address, "/readyz").await;
+        assert!(unready.starts_with("HTTP/1.1 503") && unready.contains("retry-after: 1"), "{unready}");
         let metrics = get(address, "/metrics").await;
         assert!(metrics.contains(OPENMETRICS) && metrics.ends_with("# EOF\n"), "{metrics}");
         assert!(get(address, "/other").await.starts_with("HTTP/1.1 404"));

@@ -10,7 +10,7 @@ pub mod request_body;
 pub mod request_state;
 pub mod stream;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +18,9 @@ use axum::Router;
 use axum::http::StatusCode;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::io::Errno;
 use rustix::net::sockopt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -71,6 +72,35 @@ impl Limits {
         let tls = if tls { TLS } else { 0 };
         self.connections * (2 * self.head + 2 * (self.socket.0 + self.socket.1) + tls + STATE)
     }
+}
+
+/// Connections that the kernel accepts before this program does.
+const BACKLOG: u32 = 1024;
+
+/// Listens on an address. `[::]` accepts IPv4 and IPv6, whatever `net.ipv6.bindv6only` is on the node, and only IPv4 on a node without IPv6. It must be
+/// called in a tokio runtime.
+///
+/// # Errors
+/// When the address is not one of this machine, or is in use.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let any = address.ip().is_unspecified();
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        match TcpSocket::new_v6() {
+            Ok(socket) => {
+                sockopt::set_ipv6_v6only(&socket, !any)?;
+                socket
+            }
+            Err(error) if any && Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) => {
+                return listen((Ipv4Addr::UNSPECIFIED, address.port()).into());
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Accepts connections until `stop` is cancelled, and then lets requests in flight finish.
@@ -301,6 +331,20 @@ mod tests {
             stream.write_all(half.as_bytes()).await.unwrap();
             unread = answer(&mut stream).await.to_lowercase();
             assert!(unread.contains("connection: close"), "the connection was reused: {unread}");
+        }
+    }
+
+    /// A Service with an IPv6 address reached no pod, and on a cluster with IPv6 only no probe succeeded.
+    #[tokio::test]
+    async fn the_unspecified_address_accepts_ipv4_and_ipv6() {
+        let listener = listen("[::]:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(run(listener, None, Router::new().route("/fast", get(|| async { "now" })), LIMITS, CancellationToken::new()));
+        // A machine without IPv6 has no such loopback address.
+        let six = tokio::net::TcpListener::bind("[::1]:0").await.is_ok();
+        for host in ["127.0.0.1", "::1"].iter().take(1 + usize::from(six)) {
+            let address = SocketAddr::new(host.parse().unwrap(), port);
+            assert!(answer(&mut send(address, "GET /fast HTTP/1.1\r\nHost: h\r\n\r\n").await).await.contains("200 OK"), "{host}");
         }
     }
 

@@ -116,14 +116,16 @@ fn names_and_times_match_the_code() {
 #[test]
 fn every_alert_uses_exposed_metrics_and_says_what_to_do() {
     // A metric family without a sample is not exposed yet, so the test reads the registrations in the source.
-    let registered = concat!(include_str!("../../src/computer/metrics.rs"), include_str!("../../src/http/middleware.rs"));
+    let registered = concat!(include_str!("../../src/computer/metrics.rs"), include_str!("../../src/http/api_metrics.rs"));
     let all = render("computer-operator", "ns", &["metrics.prometheusRule.enabled=true"]);
     let rules = one(&all, "PrometheusRule", "computer-operator")["spec"]["groups"][0]["rules"].as_array().unwrap();
     let mut names: Vec<&str> = rules.iter().map(|r| r["alert"].as_str().unwrap()).collect();
     names.sort_unstable();
     let expected = [
         "ComputerApiErrors",
+        "ComputerApiUnavailable",
         "ComputerArchiveStoreUnavailable",
+        "ComputerArchiveVolumeNotRetained",
         "ComputerDeletionBlocked",
         "ComputerOperatorNoLeader",
         "ComputerOperatorPanics",
@@ -157,6 +159,23 @@ fn expressions(set: &[&str]) -> std::collections::BTreeMap<String, String> {
     rules.iter().map(|rule| (text(rule, "alert"), text(rule, "expr"))).collect()
 }
 
+/// An alert on something that is not installed would never be true, or for ever.
+#[test]
+fn alerts_are_only_for_what_is_installed() {
+    for monitor in ["false", "true"] {
+        let monitor = format!("metrics.serviceMonitor.enabled={monitor}");
+        let with = |set: &[&str]| expressions(&[&[monitor.as_str()], set].concat());
+        let (all, without_api) = (with(&[]), with(&["api.enabled=false"]));
+        let without_volume = with(&["archive.type=S3", "archive.s3.bucket=b", "archive.s3.region=r"]);
+        for alert in ["ComputerApiUnavailable", "ComputerApiErrors"] {
+            assert!(all.contains_key(alert) && !without_api.contains_key(alert), "{alert}");
+        }
+        let volume = "ComputerArchiveVolumeNotRetained";
+        assert!(all[volume].ends_with("> 0") && !without_volume.contains_key(volume));
+        assert!(!with(&["archive.local.retainVolume=false"]).contains_key(volume), "the operator does not check it");
+    }
+}
+
 /// 501 is the correct response to a request for something that no agent supports; there is nothing to repair.
 #[test]
 fn the_alert_on_errors_does_not_count_501() {
@@ -179,8 +198,10 @@ fn without_the_service_monitor_no_alert_fires_for_missing_metrics() {
     for (alert, expression) in &monitored {
         assert!(expression.contains(r#"{namespace="ops",service="co-computer-operator-metrics""#), "{alert}: {expression}");
     }
-    assert!(monitored["ComputerOperatorNoLeader"].contains("vector(0)"), "does not fire when all replicas are gone");
-    assert!(bare["ComputerOperatorNoLeader"].contains("max_over_time(computer_operator_is_leader{}[6h])"));
+    for (alert, metric) in [("ComputerOperatorNoLeader", "is_leader"), ("ComputerApiUnavailable", "http_ready")] {
+        assert!(monitored[alert].contains("vector(0)"), "{alert} does not fire when all replicas are gone");
+        assert!(bare[alert].contains(&format!("max_over_time(computer_operator_{metric}{{}}[6h])")), "{}", bare[alert]);
+    }
 }
 
 /// Bytes of a quantity such as 256Mi.
@@ -209,6 +230,8 @@ fn the_bounds_of_the_api_stay_below_its_memory_limit() {
     for bound in [sum, config.limits().memory(true), computer_operator::runtime::health::LIMITS.memory(false)] {
         assert!(stated.contains(&mib(bound)), "docs/memory.md does not say {}", mib(bound));
     }
+    // A proxy must close an idle connection before the API does: 600 s is the longest time of the usual ones (Google Cloud load balancers).
+    assert!(value("IDLE_SECONDS").parse::<u32>().unwrap() > 600);
     // The operator: what docs/memory.md adds up.
     let container = &one(&all, "Deployment", "co")["spec"]["template"]["spec"]["containers"][0];
     let clients = computer_operator::archive::ingest::LIMITS.memory(true) + computer_operator::runtime::health::LIMITS.memory(false);

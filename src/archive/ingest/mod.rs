@@ -41,7 +41,7 @@ pub const LIMITS: server::Limits = server::Limits {
 ///
 /// # Errors
 /// When the address cannot be bound or the certificate cannot be used.
-pub async fn serve(
+pub fn serve(
     (address, tls): (SocketAddr, tls::Certificate),
     client: Client,
     settings: &Settings,
@@ -52,7 +52,7 @@ pub async fn serve(
     let pods = auth::PodTokens::new(client, settings.namespace.clone(), settings.archive_service_account.clone());
     let pods = auth::Authenticator::Pods(Arc::new(pods));
     let router = handlers::router(Arc::clone(archives.store()), pods, Arc::clone(archives.waits()));
-    let listener = tokio::net::TcpListener::bind(address).await?;
+    let listener = server::listen(address)?;
     let acceptor = tls.acceptor()?;
     tasks.spawn(server::run(listener, Some(acceptor), router, LIMITS, stop));
     Ok(())

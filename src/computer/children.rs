@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::view::View;
-use crate::resources::{COMPONENT_LABEL, MANAGED_BY_LABEL, MANAGER, UID_LABEL};
+use crate::resources::{COMPONENT_LABEL, MANAGED_BY_LABEL, MANAGER, NAME_LABEL, UID_LABEL};
 
 /// What a name is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,24 @@ pub fn labels(view: &View, component: &str) -> BTreeMap<String, String> {
         .into()
 }
 
+/// The longest value of a label, and the longest host name.
+const LABEL_LENGTH: usize = 63;
+
+/// The labels of a child in the computer's namespace: the operator's, and [`NAME_LABEL`], by which users find it.
+pub fn labels_with_name(view: &View, component: &str) -> BTreeMap<String, String> {
+    let mut labels = labels(view, component);
+    if view.name.len() <= LABEL_LENGTH {
+        labels.insert(NAME_LABEL.to_owned(), view.name.clone());
+    }
+    labels
+}
+
+/// The name of a computer as the host name of its machine: the dots of a name become hyphens, and it ends after 63 characters.
+pub fn host_name(computer: &str) -> String {
+    let name = computer.replace('.', "-");
+    name[..name.len().min(LABEL_LENGTH)].trim_end_matches('-').to_owned()
+}
+
 /// The owner reference: the garbage collector deletes the child if everything else fails. It blocks nothing.
 pub fn owner(view: &View) -> Option<Vec<OwnerReference>> {
     Some(vec![OwnerReference {
@@ -67,6 +85,14 @@ mod tests {
     use super::*;
 
     const HEX: &str = "0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn the_host_name_of_a_machine_is_valid_for_every_name_of_a_computer() {
+        let long = format!("{}-b.c", "a".repeat(62));
+        for (name, expected) in [("box", "box"), ("a.b", "a-b"), (long.as_str(), &long[..62])] {
+            assert_eq!(host_name(name), expected);
+        }
+    }
 
     #[test]
     fn only_a_name_that_matches_completely_counts_as_generated() {

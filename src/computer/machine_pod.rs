@@ -15,7 +15,9 @@ use super::children;
 use super::view::View;
 use crate::resources::{ComputerClass, ComputerSpec, POD_FINALIZER, Snapshot};
 
+mod identity;
 mod json_fields;
+use identity::identify;
 use json_fields::{Fields, fill, list, object, objects, only};
 
 /// User and group of the machine when the template does not say.
@@ -59,13 +61,14 @@ const SPEC: &str = "podTemplate.spec";
 /// A pod of this computer under a name: labels, owner, and the finalizer that keeps the pod until its containers have stopped (DESIGN.md 4.4).
 pub fn of_computer(mut pod: Value, view: &View, name: &str) -> Value {
     let metadata = &mut pod["metadata"];
-    for (label, value) in children::labels(view, "machine") {
+    for (label, value) in children::labels_with_name(view, "machine") {
         metadata["labels"][label] = json!(value);
     }
     metadata["name"] = json!(name);
     metadata["namespace"] = json!(view.namespace);
     metadata["finalizers"] = json!([POD_FINALIZER]);
     metadata["ownerReferences"] = json!(children::owner(view));
+    identify(&mut pod["spec"], &view.name);
     pod
 }
 

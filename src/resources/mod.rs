@@ -53,6 +53,9 @@ pub const DELETION_FINALIZER: &str = "computer-operator.dev/deletion";
 pub const POD_FINALIZER: &str = "computer-operator.dev/stopped";
 /// Label that narrows lists to one computer; it never proves ownership (promise S5).
 pub const UID_LABEL: &str = "computer-operator.dev/computer-uid";
+/// Label for users, with the name of the Computer, on its pod, claim and Secret. A name of more than 63 characters is no label value: then there is
+/// no such label, and no selector could name it either. The operator never reads it.
+pub const NAME_LABEL: &str = "computer-operator.dev/computer";
 /// Label: the purpose of an object: `home`, `machine`, `key`, `api-key` or `archive`.
 pub const COMPONENT_LABEL: &str = "computer-operator.dev/component";
 /// Recommended label, with the value [`MANAGER`], on every object that the operator creates.

@@ -117,7 +117,7 @@ fn claim(context: &Context<'_>, name: &str) -> State {
     let mut claim = PersistentVolumeClaim { spec: Some(spec), ..PersistentVolumeClaim::default() };
     claim.metadata.name = Some(name.to_owned());
     claim.metadata.namespace = Some(context.view.namespace.clone());
-    claim.metadata.labels = Some(children::labels(context.view, "home"));
+    claim.metadata.labels = Some(children::labels_with_name(context.view, "home"));
     claim.metadata.owner_references = children::owner(context.view);
     State::act(Action::Create(Object::Claim(Box::new(claim))))
 }

@@ -69,7 +69,7 @@ fn secret(context: &Context<'_>, name: &str) -> Secret {
     };
     secret.metadata.name = Some(name.to_owned());
     secret.metadata.namespace = Some(context.view.namespace.clone());
-    secret.metadata.labels = Some(children::labels(context.view, "key"));
+    secret.metadata.labels = Some(children::labels_with_name(context.view, "key"));
     secret.metadata.owner_references = children::owner(context.view);
     secret
 }

@@ -20,6 +20,22 @@ fn upgraded() -> World {
     world
 }
 
+/// A pod that an earlier version created has no label with the name, no host name and another folder. It is kept, and it is no drift.
+#[test]
+fn an_existing_pod_is_kept_and_the_next_one_has_the_host_name() {
+    let mut world = World::new(json!({}));
+    world.settle(None);
+    let name = world.pods.keys().next().unwrap().clone();
+    let pod = world.pods.get_mut(&name).unwrap();
+    let spec = pod.spec.as_mut().unwrap();
+    let made = (spec.hostname.take(), spec.containers[0].working_dir.take());
+    assert_eq!(made, (Some("c".to_owned()), Some("/home/user".to_owned())));
+    pod.metadata.labels.as_mut().unwrap().remove(NAME_LABEL);
+    let before = world.writes;
+    let end = world.settle(None);
+    assert!(world.writes == before && end.report.drift.is_none() && world.pods.contains_key(&name), "{:?}", end.report);
+}
+
 #[test]
 fn an_upgrade_shows_no_drift_and_a_change_after_it_does() {
     let mut world = upgraded();

@@ -141,6 +141,14 @@ impl World {
         let (claim, secret) = (recorded.claim_name.clone(), recorded.secret_name.clone());
         let pods: Vec<_> = recorded.pods.iter().map(|p| p.name.clone()).collect();
         let uid = self.uid();
+        let metadata = match &object {
+            Object::Claim(claim) => &claim.metadata,
+            Object::Secret(secret) => &secret.metadata,
+            Object::Machine(pod) => &from(pod["metadata"].clone()),
+            Object::Pod(_) => panic!("the pod of an archive"),
+        };
+        let named = metadata.labels.as_ref().and_then(|labels| labels.get(NAME_LABEL)).map(String::as_str);
+        assert_eq!(named, Some("c"), "`kubectl get -l {NAME_LABEL}=c` does not find it");
         match object {
             Object::Pod(_) => panic!("the pod of an archive"),
             Object::Machine(pod) => {

@@ -14,6 +14,8 @@ use xtask::cluster::{Cluster, Options, Profile};
 
 #[path = "api_server/classes.rs"]
 mod classes;
+#[path = "api_server/examples.rs"]
+mod examples;
 
 const UID: &str = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11";
 
@@ -84,6 +86,7 @@ async fn the_kinds_on_a_real_api_server() {
     printer_columns_are_as_documented(&server);
     kubectl_explains_every_field(&server);
     every_accepted_object_can_be_deserialized(&server).await;
+    examples::every_example_is_accepted(&server);
     classes::a_class_is_checked_where_its_archive_pods_run(&server).await;
 }
 
@@ -297,8 +300,30 @@ fn printer_columns_are_as_documented(server: &Server) {
         let text = server.kubectl(arguments, "").unwrap();
         text.lines().next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(header(&["get", "computers"]), "NAME PROVIDER STATUS STEP AGE");
-    assert_eq!(header(&["get", "computers", "-o", "wide"]), "NAME PROVIDER STATUS STEP AGE CLASS NODE");
+    assert_eq!(header(&["get", "computers"]), "NAME READY STATUS STEP REASON CLASS AGE");
+    assert_eq!(header(&["get", "comp", "-o", "wide"]), "NAME READY STATUS STEP REASON CLASS AGE PROVIDER POD NODE TTL");
+    // kubectl prints the object's own namespace in a column NAMESPACE.
+    assert_eq!(header(&["get", "computerrecords", "-A"]), "NAMESPACE NAME COMPUTER NAMESPACE COMPUTER PHASE KEY SESSIONS LEFT OUT AGE");
+    let row = |arguments: &[&str]| {
+        let text = server.kubectl(arguments, "").unwrap();
+        text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    server.create("Computer", "blocked", &json!({"timeToLiveSeconds": 600})).unwrap();
+    let condition = |type_: &str, status: &str, reason: &str| json!({"type": type_, "status": status, "reason": reason, "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let status = json!({"status": {
+        "phase": "Deleting", "step": "archive-sessions", "className": "standard", "nodeName": "n1",
+        "conditions": [condition("Ready", "False", "Deleting"), condition("Blocked", "True", "StoreUnavailable")],
+        "children": {"pods": [{"name": "machine-1"}, {"name": "machine-2"}]},
+    }});
+    server.kubectl(&["patch", "computer", "blocked", "--subresource=status", "--type=merge", "-p", &status.to_string()], "").unwrap();
+    let shown = row(&["get", "comp", "blocked", "-o", "wide", "--no-headers"]);
+    assert_eq!(shown[..6], ["blocked", "False", "Deleting", "archive-sessions", "StoreUnavailable", "standard"].map(str::to_owned));
+    assert_eq!(shown[7..], ["Managed", "machine-2", "n1", "600"].map(str::to_owned));
+    // A short name of one kind hides no other kind.
+    let resources = server.kubectl(&["api-resources", "--no-headers"], "").unwrap();
+    let named: Vec<&str> =
+        resources.lines().filter(|line| line.split_whitespace().any(|word| word.split(',').any(|w| w == "comp"))).collect();
+    assert!(named.len() == 1 && named[0].starts_with("computers "), "{named:?}");
     assert_eq!(header(&["get", "computerclasses"]), "NAME ACCEPTED ARCHIVE DESCRIPTION AGE");
     assert_eq!(header(&["get", "deletionoverrides"]), "NAME NAMESPACE COMPUTER SKIP ACCEPTED REASON AGE");
     assert_eq!(header(&["get", "sessions"]), "NAME COMPUTER TITLE STATUS AGE");

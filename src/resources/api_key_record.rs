@@ -19,7 +19,7 @@ use super::computer_record::CredentialState;
     namespaced,
     derive = "PartialEq",
     derive = "Default",
-    printcolumn = r#"{"name":"Namespace","type":"string","jsonPath":".spec.namespace"}"#,
+    printcolumn = r#"{"name":"ApiKey namespace","type":"string","jsonPath":".spec.namespace"}"#,
     printcolumn = r#"{"name":"ApiKey","type":"string","jsonPath":".spec.apiKey"}"#,
     printcolumn = r#"{"name":"ServiceAccount","type":"string","jsonPath":".spec.serviceAccountName"}"#,
     printcolumn = r#"{"name":"Token","type":"string","jsonPath":".spec.token.state"}"#,

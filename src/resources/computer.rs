@@ -31,12 +31,17 @@ pub enum Provider {
     derive = "Default",
     status = "ComputerStatus",
     category = "computer-operator",
-    printcolumn = r#"{"name":"Provider","type":"string","jsonPath":".spec.provider"}"#,
+    shortname = "comp",
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type=='Ready')].status"}"#,
     printcolumn = r#"{"name":"Status","type":"string","jsonPath":".status.phase"}"#,
     printcolumn = r#"{"name":"Step","type":"string","jsonPath":".status.step"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type=='Blocked')].reason","description":"Why it is blocked. Empty: it is not blocked"}"#,
+    printcolumn = r#"{"name":"Class","type":"string","jsonPath":".status.className"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
-    printcolumn = r#"{"name":"Class","type":"string","priority":1,"jsonPath":".status.className"}"#,
-    printcolumn = r#"{"name":"Node","type":"string","priority":1,"jsonPath":".status.nodeName"}"#
+    printcolumn = r#"{"name":"Provider","type":"string","priority":1,"jsonPath":".spec.provider"}"#,
+    printcolumn = r#"{"name":"Pod","type":"string","priority":1,"jsonPath":".status.children.pods[-1:].name"}"#,
+    printcolumn = r#"{"name":"Node","type":"string","priority":1,"jsonPath":".status.nodeName"}"#,
+    printcolumn = r#"{"name":"TTL","type":"integer","priority":1,"jsonPath":".spec.timeToLiveSeconds","description":"Seconds after its creation at which it is deleted. Empty: never"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(

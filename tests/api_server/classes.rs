@@ -67,7 +67,10 @@ fn classes() -> Vec<(&'static str, Value, &'static str)> {
 }
 
 /// Status, reason, and a part of the message.
-const VERDICTS: [(&str, [&str; 3]); 9] = [
+const VERDICTS: [(&str, [&str; 3]); 11] = [
+    // From `examples/`.
+    ("agents", ["True", "Accepted", ""]),
+    ("sandboxed", ["True", "Accepted", ""]),
     ("usual", ["True", "Accepted", ""]),
     ("root", ["False", "ArchiveNotPossible", "runAsUser 0"]),
     ("root-unarchived", ["True", "NotRestricted", ""]),

@@ -166,7 +166,8 @@ fn alerts_are_only_for_what_is_installed() {
         let monitor = format!("metrics.serviceMonitor.enabled={monitor}");
         let with = |set: &[&str]| expressions(&[&[monitor.as_str()], set].concat());
         let (all, without_api) = (with(&[]), with(&["api.enabled=false"]));
-        let without_volume = with(&["archive.type=S3", "archive.s3.bucket=b", "archive.s3.region=r"]);
+        let without_volume =
+            with(&["archive.type=S3", "archive.s3.bucket=archives", "archive.s3.region=eu-1", "archive.s3.credentialsSecret=keys"]);
         for alert in ["ComputerApiUnavailable", "ComputerApiErrors"] {
             assert!(all.contains_key(alert) && !without_api.contains_key(alert), "{alert}");
         }

@@ -53,7 +53,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ingest_url: config.ingest_url.clone(),
         ingest_ca: tls.ca_pem.clone(),
     };
-    ingest::serve((config.ingest_bind, tls), client.clone(), &settings, Arc::clone(&archives), stop.clone(), &mut servers)?;
+    ingest::serve((config.ingest_bind, tls), client.clone(), &settings, &archives, stop.clone(), &mut servers)?;
     ready.set(true);
     if let Some(claim) = config.retain_store_claim.clone() {
         let (client, namespace, metrics) = (client.clone(), config.namespace.clone(), Arc::clone(&metrics));

@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(60);
 pub async fn keep_retained(client: Client, namespace: String, claim: String, report: impl Fn(bool), stop: CancellationToken) {
     let forever = async {
         loop {
-            let outcome = retain(&client, &namespace, &claim).await;
+            let outcome = Box::pin(retain(&client, &namespace, &claim)).await;
             report(outcome.is_ok());
             match &outcome {
                 Ok(true) => tracing::info!(claim, "set the reclaim policy of the store's volume to Retain"),
@@ -128,7 +128,7 @@ mod tests {
         assert!(patches.lock().unwrap().is_empty() && others.lock().unwrap().is_empty());
     }
 
-    /// A GitOps tool that sets the policy back was noticed only at the next start, and a failure only in the log.
+    /// A `GitOps` tool that sets the policy back was noticed only at the next start, and a failure only in the log.
     #[tokio::test(start_paused = true)]
     async fn the_policy_is_checked_again_and_a_failure_is_reported() {
         for (policy, refuses, expected) in [("Delete", false, true), ("Delete", true, false), ("Retain", true, true)] {

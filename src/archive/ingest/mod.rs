@@ -45,7 +45,7 @@ pub fn serve(
     (address, tls): (SocketAddr, tls::Certificate),
     client: Client,
     settings: &Settings,
-    archives: Arc<Archives>,
+    archives: &Archives,
     stop: CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {

@@ -27,7 +27,7 @@ enum Command {
     Crds(install::crds::Args),
     /// Fail if any Computer, `ApiKey` or unfinished deletion remains. Runs before `helm uninstall`.
     UninstallCheck(install::uninstall::Args),
-    /// Check that every kind is served and every replica is ready. Runs in `helm test`.
+    /// Check that every kind is served, every replica is ready, and the archive store can be used. Runs in `helm test`.
     InstallCheck(install::check::Args),
 }
 

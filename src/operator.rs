@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::apikey;
-use crate::archive::{Archives, ingest, store_volume};
+use crate::archive::{Archives, ingest, store_check, store_volume};
 use crate::class;
 use crate::computer::apply::Applier;
 use crate::computer::events::Events;
@@ -42,7 +42,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut servers = JoinSet::new();
     let exposed = Arc::clone(&metrics);
     let rendered: health::Metrics = Arc::new(move || exposed.text());
-    let ready = health::serve(config.metrics_bind, rendered, stop.clone(), &mut servers)?;
+    let store = Arc::new(store_check::Health::default());
+    let reported = Arc::clone(&store);
+    let checks: health::Checks = vec![("store", Arc::new(move || reported.report()))];
+    let ready = health::serve(config.metrics_bind, rendered, checks, stop.clone(), &mut servers)?;
     let tls = ingest::tls::load_or_create(&client, &config.namespace, &config.ingest_url)
         .await
         .context("cannot load or create the certificate of the ingest endpoint")?;
@@ -54,7 +57,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ingest_ca: tls.ca_pem.clone(),
     };
     ingest::serve((config.ingest_bind, tls), client.clone(), &settings, &archives, stop.clone(), &mut servers)?;
-    ready.set(true);
+    let (of_store, counted) = (Arc::clone(&store), Arc::clone(&metrics));
+    let checked = move |passed| {
+        // An outage that begins later does not make the replica unready: uploads and deletions continue when it ends.
+        if passed {
+            ready.set(true);
+        }
+        counted.set_store(passed, of_store.space());
+    };
+    servers.spawn(store_check::watch(Arc::clone(archives.store()), store, checked, stop.clone()));
     if let Some(claim) = config.retain_store_claim.clone() {
         let (client, namespace, metrics) = (client.clone(), config.namespace.clone(), Arc::clone(&metrics));
         let report = move |retained| metrics.set_store_retained(retained);

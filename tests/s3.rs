@@ -14,6 +14,7 @@ use computer_operator::archive::chunks::{Blob, Sizes};
 use computer_operator::archive::manifest::{Manifest, ManifestComputer};
 use computer_operator::archive::pack::{self, Request};
 use computer_operator::archive::store::{ReceiptPut, Store, StoreError};
+use computer_operator::archive::store_check;
 use computer_operator::archive::transport::Idle;
 use computer_operator::archive::{Unreadable, Verification, chunk_key, manifest_key, verify};
 use sha2::{Digest as _, Sha256};
@@ -29,11 +30,24 @@ impl Drop for Server {
 }
 
 fn serve(folder: &std::path::Path) -> (Server, String) {
+    let port = free_port();
+    let server = serve_with(folder, port, "tester-secret", &[]);
+    let credentials = "access_key_id=tester&secret_access_key=tester-secret";
+    (server, format!("s3://archives/of-a-cluster?endpoint=http://127.0.0.1:{port}&region=us-east-1&allow_http=true&{credentials}"))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A server at this port, with this secret key and further arguments.
+fn serve_with(folder: &std::path::Path, port: u16, secret: &str, more: &[&str]) -> Server {
     let program = tools::ensure(&[Tool::VersityGw]).expect("versitygw");
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     std::fs::create_dir_all(folder.join("archives")).unwrap();
     let child = Command::new(program.path(Tool::VersityGw))
-        .args(["--access", "tester", "--secret", "tester-secret", "--port", &format!("127.0.0.1:{port}"), "posix"])
+        .args(["--access", "tester", "--secret", secret, "--port", &format!("127.0.0.1:{port}")])
+        .args(more)
+        .arg("posix")
         .arg(folder)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -45,8 +59,7 @@ fn serve(folder: &std::path::Path) -> (Server, String) {
         assert!(Instant::now() < deadline, "versitygw does not listen");
         std::thread::sleep(Duration::from_millis(50));
     }
-    let credentials = "access_key_id=tester&secret_access_key=tester-secret";
-    (server, format!("s3://archives/of-a-cluster?endpoint=http://127.0.0.1:{port}&region=us-east-1&allow_http=true&{credentials}"))
+    server
 }
 
 /// Performs every operation of a store and returns the errors.
@@ -85,6 +98,80 @@ async fn a_missing_bucket_or_permission_is_reported_as_unavailable_with_a_consta
         }
         assert!(matches!(verify::verify(&store, "uid").await, Verification::Unavailable(_)), "{words}");
     }
+}
+
+/// The check of the store at the start, on a server that refuses to overwrite: 32 creators of one object, one winner.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_passes_and_names_what_is_wrong() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, url) = serve(folder.path());
+    let store = Store::open(&url).unwrap();
+    for _ in 0..3 {
+        assert_eq!(store_check::whole(&store).await, Ok(()));
+        assert_eq!(store_check::short(&store).await, Ok(()));
+    }
+    let left: Vec<_> =
+        std::fs::read_dir(folder.path().join("archives/of-a-cluster/checks")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["exists"], "the check removes its objects");
+    for (broken, words) in [
+        (url.replace("s3://archives/", "s3://archvies/"), "no such bucket"),
+        (url.replace("tester-secret", "another-secret"), "check the access key"),
+        (url.replace("endpoint=http://127.0.0.1:", "endpoint=http://127.0.0.2:"), "check that it is running"),
+    ] {
+        let store = Store::open(&broken).unwrap();
+        for result in [store_check::whole(&store).await, store_check::short(&store).await] {
+            let why = result.unwrap_err().to_string();
+            assert!(why.contains(words) && why.contains("writing an object failed, which needs s3:PutObject"), "{why}");
+        }
+    }
+}
+
+/// A rotated key needed a restart of the operator.
+#[tokio::test(flavor = "multi_thread")]
+async fn rotated_credentials_are_used_without_a_restart() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let (folder, secret) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mounted = |key: &str| {
+        std::fs::write(secret.path().join("AWS_ACCESS_KEY_ID"), "tester").unwrap();
+        std::fs::write(secret.path().join("AWS_SECRET_ACCESS_KEY"), key).unwrap();
+    };
+    let port = free_port();
+    let server = serve_with(folder.path(), port, "first-secret", &[]);
+    mounted("first-secret");
+    let endpoint = format!("endpoint=http://127.0.0.1:{port}&region=us-east-1&allow_http=true");
+    let store = Store::open(&format!("s3://archives?{endpoint}&credentials_folder={}", secret.path().display())).unwrap();
+    assert_eq!(store_check::whole(&store).await, Ok(()));
+    drop(server);
+    let _server = serve_with(folder.path(), port, "second-secret", &[]);
+    let why = store_check::short(&store).await.unwrap_err().to_string();
+    assert!(why.contains("check the access key"), "{why}");
+    mounted("second-secret");
+    assert_eq!(store_check::short(&store).await, Ok(()));
+}
+
+/// A private certificate authority could not be configured.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_certificate_authority_is_trusted_and_no_other_one() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let (folder, files) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let path = |name: &str| files.path().join(name).display().to_string();
+    let signed = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(path("tls.crt"), signed.cert.pem()).unwrap();
+    std::fs::write(path("tls.key"), signed.signing_key.serialize_pem()).unwrap();
+    std::fs::write(path("other.crt"), other.cert.pem()).unwrap();
+    let port = free_port();
+    let _server = serve_with(folder.path(), port, "tester-secret", &["--cert", &path("tls.crt"), "--key", &path("tls.key")]);
+    let url =
+        format!("s3://archives?endpoint=https://127.0.0.1:{port}&region=us-east-1&access_key_id=tester&secret_access_key=tester-secret");
+    let trusting = |name: &str| Store::open(&format!("{url}&ca_file={}", path(name))).unwrap();
+    assert_eq!(store_check::whole(&trusting("tls.crt")).await, Ok(()));
+    for store in [Store::open(&url).unwrap(), trusting("other.crt")] {
+        let why = store_check::short(&store).await.unwrap_err().to_string();
+        assert!(why.contains("certificate of the archive store is not accepted"), "{why}");
+    }
+    assert!(Store::open(&format!("{url}&ca_file={}", path("missing.crt"))).unwrap_err().to_string().contains("missing.crt"));
 }
 
 /// Without a server, and with a proxy that responds to everything with 404.

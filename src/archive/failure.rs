@@ -86,17 +86,20 @@ fn of_answer(status: u16, code: &str) -> (&'static str, &'static str) {
             _,
             "InvalidAccessKeyId" | "XAdminUserNotFound" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "InvalidSecurity",
         )
-        | (401, _) => ("does not accept the credentials", "check the access key and the secret key that the operator was started with"),
+        | (401, _) => ("does not accept the credentials", "check the access key and the secret key"),
         (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull" | "StorageFull" | "InsufficientCapacity") => {
             ("is full", "free space in it, or raise its quota")
         }
         (403, _) => (
             "denies access",
-            "the credentials need s3:GetObject, s3:PutObject, s3:AbortMultipartUpload and, to distinguish missing objects from denied ones, s3:ListBucket",
+            "the credentials need s3:GetObject, s3:PutObject and, to distinguish missing objects from denied ones, s3:ListBucket",
         ),
         (404, _) => ("does not say that the object is missing", "check bucket and endpoint: a proxy or another server may have answered"),
         (_, "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException") | (300..=399, _) => {
             ("is in another region or has another endpoint", "check region and endpoint")
+        }
+        (_, "NotImplemented") | (501, _) => {
+            ("does not support the request", "use a store that supports conditional writes (If-None-Match: *)")
         }
         (429, _) | (_, "SlowDown" | "RequestLimitExceeded" | "ServiceUnavailable" | "Throttling" | "TooManyRequests") => {
             ("limits requests, or is overloaded", "wait until its load is lower")
@@ -188,6 +191,7 @@ mod tests {
             ("503 Slow Down", "SlowDown", "limits requests"),
             ("507 Insufficient Storage", "XMinioStorageFull", "is full"),
             ("301 Moved Permanently", "PermanentRedirect", "region"),
+            ("501 Not Implemented", "NotImplemented", "conditional writes"),
         ] {
             let reported = Failure::of(&refused(status, code, 1)).explain();
             assert!(reported.contains(words), "{reported}");

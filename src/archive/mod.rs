@@ -37,6 +37,7 @@ pub mod sender;
 #[allow(clippy::unwrap_used)]
 mod standard_tools_tests;
 pub mod store;
+pub mod store_check;
 pub mod store_volume;
 mod tar_header;
 pub mod tar_scan;

@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,13 +12,17 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::prefix::PrefixStore;
-use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use super::failure::Failure;
 use super::resumable_read::Reading;
-use super::transport::{Idle, IdleConnector};
+use super::transport::Idle;
 use crate::guards::{self, Guard};
+
+mod bucket;
+mod space;
+
+pub use space::Space;
 
 /// Longest time for a small answer, and for the first part of a large one.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -70,6 +74,8 @@ pub struct Store {
     inner: Arc<dyn ObjectStore>,
     place: Place,
     idle: Idle,
+    /// Why nothing may be written now: see [`Store::refuse_writes`].
+    refused: Arc<Mutex<Option<String>>>,
 }
 
 impl Store {
@@ -103,30 +109,34 @@ impl Store {
             let found = std::fs::metadata(path).map_err(|e| config(&e))?;
             let local = LocalFileSystem::new_with_prefix(path).map_err(|e| config(&e))?.with_fsync(true);
             let place = Place::Folder { path: path.into(), device: found.dev(), number: found.ino() };
-            return Ok(Self { inner: Arc::new(local), place, idle });
+            return Ok(Self::at(Arc::new(local), place, idle));
         }
-        let Some(rest) = url.strip_prefix("s3://") else {
-            return Err(config(&"use file:///path or s3://bucket/prefix"));
-        };
-        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-        // A few immediate retries; the callers retry later with backoff.
-        let retry = RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(600), ..RetryConfig::default() };
-        let mut builder = object_store::aws::AmazonS3Builder::from_env()
-            .with_bucket_name(bucket)
-            .with_http_connector(IdleConnector(idle))
-            .with_retry(retry);
-        for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-            let key = key.parse().map_err(|e: object_store::Error| config(&e))?;
-            builder = builder.with_config(key, value);
-        }
-        let s3 = builder.build().map_err(|e| config(&e))?;
-        Ok(Self { inner: Arc::new(PrefixStore::new(s3, prefix)), place: Place::Bucket, idle })
+        Ok(Self::at(bucket::open(url, idle)?, Place::Bucket, idle))
     }
 
     /// Wraps any object store.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, place: Place::Memory, idle: Idle::default() }
+        Self::at(inner, Place::Memory, Idle::default())
+    }
+
+    fn at(inner: Arc<dyn ObjectStore>, place: Place, idle: Idle) -> Self {
+        Self { inner, place, idle, refused: Arc::default() }
+    }
+
+    /// Refuses every write with this reason, until it is called with `None`. S7 rests on a store that does not overwrite, so nothing is
+    /// written to a store that does, or that was not checked yet.
+    pub fn refuse_writes(&self, why: Option<String>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// The space of a store in a folder. `None`: the store is a bucket, which has no size.
+    ///
+    /// # Errors
+    /// When the folder is not the one that was opened, or the system does not tell its space.
+    pub fn space(&self) -> Result<Option<Space>, StoreError> {
+        let Place::Folder { path, .. } = &self.place else { return Ok(None) };
+        self.still_there()?;
+        Space::of(path).map(Some)
     }
 
     /// A whole small object.
@@ -218,6 +228,25 @@ impl Store {
     /// # Errors
     /// When the outcome is not known. Never [`StoreError::NotFound`].
     pub async fn create(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
+        if let Some(why) = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Err(StoreError::Unavailable(why));
+        }
+        if space::is_data(key) && self.space()?.is_some_and(|space| !space.has_room_for(bytes.len() as u64)) {
+            return Err(StoreError::Unavailable(
+                "the archive store is full except for the reserve of receipts and manifests: free space on its volume, or enlarge it"
+                    .to_owned(),
+            ));
+        }
+        self.create_unrefused(key, bytes).await
+    }
+
+    /// As [`Store::create`], for the check of the store, which decides whether writes are refused.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub(super) async fn create_unrefused(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
+        // Without this, a store whose volume is not mounted would write into the empty folder.
+        self.still_there()?;
         let mode = if guards::on(Guard::CreateOnly) { PutMode::Create } else { PutMode::Overwrite };
         let options = PutOptions { mode, ..PutOptions::default() };
         let (path, size) = (path(key)?, bytes.len() as u64);
@@ -257,6 +286,29 @@ impl Store {
             self.still_there()?;
         }
         Ok(listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect())
+    }
+
+    /// Asks for the first object whose key begins with `prefix`, and returns whether there is one.
+    ///
+    /// # Errors
+    /// When the store does not answer. Never [`StoreError::NotFound`].
+    pub(super) async fn has_any(&self, prefix: &str) -> Result<bool, StoreError> {
+        let prefix = Path::from(prefix);
+        let mut listed = self.inner.list(Some(&prefix));
+        let first = self.limited(Some(TIMEOUT), "a listing", listed.next()).await?;
+        first.transpose().map(|first| first.is_some()).map_err(|e| failed("a listing", &e))
+    }
+
+    /// Deletes an object of a check. Nothing else may ever be deleted here (S7).
+    ///
+    /// # Errors
+    /// When it was not deleted: the right to delete is not required.
+    pub(super) async fn delete_check(&self, key: &str) -> Result<(), StoreError> {
+        let path = path(key)?;
+        if !key.starts_with(super::store_check::FOLDER) {
+            return Err(StoreError::Config(format!("{key} is not an object of a check")));
+        }
+        self.limited(Some(TIMEOUT), key, self.inner.delete(&path)).await?.map_err(|e| failed(key, &e))
     }
 
     /// A bucket's transport ends requests without progress. A folder does not report progress, so its time limit depends on the size.

@@ -11,8 +11,8 @@ use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
 /// Whether the read of an object fails, by its key.
@@ -31,6 +31,24 @@ pub struct TestStore {
     /// Decides which reads fail.
     pub fails: Mutex<Option<Box<Fails>>>,
     pub now: AtomicUsize,
+    /// What a create-only request does.
+    pub create: Create,
+}
+
+/// What a create-only request does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Create {
+    /// One of several wins, and an existing object stays.
+    #[default]
+    Once,
+    /// The condition is ignored.
+    Overwrites,
+    /// The condition is checked before the object is written, so that several of several win.
+    Races,
+    /// The first of several wins, and the content of the last one is stored.
+    KeepsTheLast,
+    /// Each one is refused.
+    Refused,
 }
 
 impl std::fmt::Debug for TestStore {
@@ -60,7 +78,27 @@ impl TestStore {
 #[async_trait]
 impl ObjectStore for TestStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.inner.put_opts(location, payload, options).await
+        let overwrite = PutOptions { mode: PutMode::Overwrite, ..options.clone() };
+        if options.mode != PutMode::Create {
+            return self.inner.put_opts(location, payload, options).await;
+        }
+        match self.create {
+            Create::Once => self.inner.put_opts(location, payload, options).await,
+            Create::Overwrites => self.inner.put_opts(location, payload, overwrite).await,
+            Create::Races => {
+                if self.inner.head(location).await.is_ok() {
+                    return self.inner.put_opts(location, payload, options).await;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                self.inner.put_opts(location, payload, overwrite).await
+            }
+            Create::KeepsTheLast => {
+                let first = self.inner.put_opts(location, payload.clone(), options).await;
+                self.inner.put_opts(location, payload, overwrite).await?;
+                first
+            }
+            Create::Refused => Err(Error::AlreadyExists { path: location.to_string(), source: "412".into() }),
+        }
     }
 
     async fn put_multipart_opts(&self, location: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {

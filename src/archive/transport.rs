@@ -3,6 +3,7 @@
 //!
 //! Progress is a part of the request body that the connection has accepted, or a frame of the response that has arrived.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +16,13 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, SizeHint};
+use object_store::ClientOptions;
 use object_store::client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService};
-use object_store::{ClientConfigKey as Key, ClientOptions};
-use reqwest::{NoProxy, Proxy};
 use tokio::time::{Instant, Sleep};
+
+mod client;
+
+use client::Client;
 
 /// Size of the parts in which a body is written: progress is measured in these.
 const GRAIN: usize = 64 * 1024;
@@ -43,46 +47,24 @@ impl Default for Idle {
 
 /// Creates clients with idle limits only.
 #[derive(Debug)]
-pub struct IdleConnector(pub Idle);
+pub struct IdleConnector {
+    /// The limits.
+    pub idle: Idle,
+    /// A PEM file of certificate authorities that are trusted in addition to those of the system.
+    pub ca_file: Option<PathBuf>,
+}
 
 impl HttpConnector for IdleConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = client(options).map_err(|e| object_store::Error::Generic { store: "S3", source: Box::new(e) })?;
-        Ok(HttpClient::new(IdleService { client, idle: self.0 }))
+        let client = Client::new(options.clone(), self.ca_file.clone())
+            .map_err(|why| object_store::Error::Generic { store: "S3", source: why.into() })?;
+        Ok(HttpClient::new(IdleService { client, idle: self.idle }))
     }
-}
-
-/// A client with the options of `object_store`, except its time limits and its choice of addresses. The client of `object_store` cannot be
-/// used: it does not show how much of a body was accepted.
-fn client(options: &ClientOptions) -> reqwest::Result<reqwest::Client> {
-    let text = |key| options.get_config_value(&key).filter(|value| !value.is_empty());
-    let on = |key| text(key).is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "true" | "1" | "on" | "yes" | "y"));
-    let mut builder = reqwest::Client::builder()
-        .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(Duration::from_secs(5))
-        .https_only(!on(Key::AllowHttp))
-        .danger_accept_invalid_certs(on(Key::AllowInvalidCertificates))
-        // The length of an answer is that of the object.
-        .no_gzip()
-        .no_brotli()
-        .no_zstd()
-        .no_deflate();
-    if on(Key::Http1Only) {
-        builder = builder.http1_only();
-    }
-    if let Some(proxy) = text(Key::ProxyUrl) {
-        if let Some(certificate) = text(Key::ProxyCaCertificate) {
-            builder = builder.tls_certs_merge([reqwest::Certificate::from_pem(certificate.as_bytes())?]);
-        }
-        let excludes = text(Key::ProxyExcludes).and_then(|excludes| NoProxy::from_string(&excludes));
-        builder = builder.proxy(Proxy::all(proxy)?.no_proxy(excludes));
-    }
-    builder.build()
 }
 
 #[derive(Debug)]
 struct IdleService {
-    client: reqwest::Client,
+    client: Client,
     idle: Idle,
 }
 
@@ -94,7 +76,7 @@ impl HttpService for IdleService {
         let taken = Arc::new(AtomicU64::new(0));
         let request = observed(request, &taken).await?;
         let response = tokio::select! {
-            response = self.client.execute(request) => response.map_err(failed)?,
+            response = self.client.current().execute(request) => response.map_err(failed)?,
             () = stalled(&taken, size as u64, self.idle.silence, answer) => return Err(timed_out()),
         };
         let (parts, body) = axum::http::Response::<reqwest::Body>::from(response).into_parts();

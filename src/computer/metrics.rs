@@ -9,9 +9,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 use super::report::{Next, Plan};
+use crate::archive::store::Space;
 use crate::resources::steps::{CurrentStep, DeletionStep, Sequence};
 use crate::resources::{ComputerRecord, Deletion, Phase};
 use crate::runtime::client::ErrorClass;
@@ -43,6 +44,9 @@ struct StepLabel {
     step: &'static str,
 }
 
+/// A metric that does not exist until it is set.
+type NoLabels = [(&'static str, &'static str); 0];
+
 /// All metrics of the operator.
 pub struct Metrics {
     registry: Registry,
@@ -54,6 +58,9 @@ pub struct Metrics {
     orphans: Family<Kind, Gauge>,
     leader: Gauge,
     store_not_retained: Gauge,
+    store_usable: Gauge,
+    store_free: Family<NoLabels, Gauge>,
+    store_size: Family<NoLabels, Gauge>,
     /// What each UID is blocked by, so that the gauge can be decremented.
     blocked_by: Mutex<HashMap<String, Blocked>>,
     counted: Mutex<VecDeque<String>>,
@@ -96,6 +103,9 @@ impl Metrics {
             orphans: Family::default(),
             leader: Gauge::default(),
             store_not_retained: Gauge::default(),
+            store_usable: Gauge::default(),
+            store_free: Family::default(),
+            store_size: Family::default(),
             blocked_by: Mutex::default(),
             counted: Mutex::default(),
         };
@@ -124,6 +134,14 @@ impl Metrics {
             "Whether the volume of the local archive store is not Retain, or could not be checked",
             self.store_not_retained.clone(),
         );
+        registry.register(
+            "archive_store_usable",
+            "Whether the archive store passed the last check of this replica",
+            self.store_usable.clone(),
+        );
+        let free = "Free space of an archive store in a volume, without what is reserved for the system";
+        registry.register_with_unit("archive_store_free", free, Unit::Bytes, self.store_free.clone());
+        registry.register_with_unit("archive_store_size", "Size of an archive store in a volume", Unit::Bytes, self.store_size.clone());
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(
             "api_requests",
@@ -234,6 +252,16 @@ impl Metrics {
     /// Objects that the sweeper found.
     pub fn set_orphans(&self, kind: &str, count: usize) {
         self.orphans.get_or_create(&Kind { kind: kind.to_owned() }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Whether the archive store passed its last check, and its space if it is a volume.
+    pub fn set_store(&self, usable: bool, space: Option<Space>) {
+        self.store_usable.set(i64::from(usable));
+        if let Some(space) = space {
+            let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            self.store_free.get_or_create(&[]).set(bytes(space.free));
+            self.store_size.get_or_create(&[]).set(bytes(space.size));
+        }
     }
 
     /// Whether this replica leads.

@@ -142,7 +142,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::new(client, &config, stop.clone()));
     let mut tasks = JoinSet::new();
     let exposed = Arc::clone(&shared);
-    let ready = health::serve(config.metrics_bind, Arc::new(move || exposed.metrics.text()), stop.clone(), &mut tasks)?;
+    let ready = health::serve(config.metrics_bind, Arc::new(move || exposed.metrics.text()), Vec::new(), stop.clone(), &mut tasks)?;
     let acceptor = match (&config.tls_cert, &config.tls_key) {
         (Some(cert), Some(key)) => {
             let current = tls::Current::load(cert, key).context("cannot load the TLS certificate of the HTTP API")?;

@@ -1,4 +1,5 @@
-//! `computer-operator install-check`, run by `helm test`: checks that every kind is served and that every replica is ready.
+//! `computer-operator install-check`, run by `helm test`: checks that every kind is served, that every replica is ready, and that each replica of
+//! the operator can use the archive store.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Client;
 use kube::api::{Api, ListParams};
+use reqwest::StatusCode;
 use tokio::time::{Instant, sleep};
 
 use crate::runtime::client::{self, call};
@@ -65,14 +67,25 @@ async fn replicas(client: &Client, args: &Args) -> anyhow::Result<()> {
     );
     let http = reqwest::Client::builder().timeout(REQUEST).no_proxy().build()?;
     for address in addresses {
-        let url = url(&address, 8080);
-        let answer = http.get(&url).send().await.with_context(|| format!("{url} does not respond"))?;
-        if !answer.status().is_success() {
-            bail!("{url} is not ready ({}): check the log of that pod (kubectl get pods -o wide -n {})", answer.status(), args.namespace);
-        }
-        println!("{url}: ready");
+        println!("{}", replica(&http, &url(&address, 8080), &args.namespace).await?);
     }
     Ok(())
+}
+
+/// A replica is ready, and passed the last check of everything that it depends on. Returns what to print.
+async fn replica(http: &reqwest::Client, url: &str, namespace: &str) -> anyhow::Result<String> {
+    let store = http.get(format!("{url}/store")).send().await.with_context(|| format!("{url} does not respond"))?;
+    let status = store.status();
+    let text = store.text().await.with_context(|| format!("{url} does not respond"))?;
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        bail!("{url}: {text}");
+    }
+    let answer = http.get(url).send().await.with_context(|| format!("{url} does not respond"))?;
+    if !answer.status().is_success() {
+        bail!("{url} is not ready ({}): check the log of that pod (kubectl get pods -o wide -n {namespace})", answer.status());
+    }
+    // Only replicas of the operator have a store.
+    Ok(if status.is_success() { format!("{url}: ready; {text}") } else { format!("{url}: ready") })
 }
 
 /// Addresses of the pods that are not terminating.
@@ -96,6 +109,35 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    /// A replica that answers `/readyz` and `/readyz/store` like this.
+    async fn answers(ready: u16, store: (u16, &'static str)) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/readyz", listener.local_addr().unwrap());
+        let code = |code| axum::http::StatusCode::from_u16(code).unwrap();
+        let router = axum::Router::new()
+            .route("/readyz", axum::routing::get(move || async move { code(ready) }))
+            .route("/readyz/store", axum::routing::get(move || async move { (code(store.0), store.1) }));
+        let served = tokio::spawn(async move { axum::serve(listener, router).await });
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let result = replica(&http, &url, "ops").await;
+        served.abort();
+        result.map_or_else(|error| format!("{error:#}"), |text| text).replace(&url, "URL")
+    }
+
+    /// `helm test` passed with a wrong bucket, a wrong key and a missing right.
+    #[tokio::test]
+    async fn a_replica_whose_store_cannot_be_used_fails_the_check_with_the_reason() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        assert_eq!(
+            answers(200, (200, "the archive store passed its check 3 s ago")).await,
+            "URL: ready; the archive store passed its check 3 s ago"
+        );
+        assert_eq!(answers(200, (404, "")).await, "URL: ready", "a replica of the HTTP API");
+        assert_eq!(answers(200, (503, "the archive store has no such bucket")).await, "URL: the archive store has no such bucket");
+        assert_eq!(answers(503, (503, "the archive store is being checked")).await, "URL: the archive store is being checked");
+        assert!(answers(503, (404, "")).await.contains("kubectl get pods -o wide -n ops"));
+    }
 
     #[test]
     fn every_pod_is_checked_once_unless_it_is_terminating() {

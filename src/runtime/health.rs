@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics`. Ready means initialized, not leading: a standby replica is ready. A slow or silent client must never occupy a
+//! `/livez`, `/readyz`, `/readyz/NAME` and `/metrics`. Ready means initialized, not leading: a standby replica is ready. A slow or silent client must never occupy a
 //! connection for long or delay the shutdown.
 
 use std::net::SocketAddr;
@@ -37,6 +37,12 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// Renders the text of `/metrics`.
 pub type Metrics = Arc<dyn Fn() -> Result<String, std::fmt::Error> + Send + Sync>;
 
+/// Reports one thing that this process depends on: whether it is usable, and a sentence about it.
+pub type Check = Arc<dyn Fn() -> (bool, String) + Send + Sync>;
+
+/// The checks that are served at `/readyz/NAME`, by name.
+pub type Checks = Vec<(&'static str, Check)>;
+
 /// Whether `/readyz` responds with 200.
 #[derive(Clone, Debug, Default)]
 pub struct Ready(Arc<AtomicBool>);
@@ -56,16 +62,29 @@ impl Ready {
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub fn serve(address: SocketAddr, metrics: Metrics, stop: CancellationToken, tasks: &mut JoinSet<()>) -> std::io::Result<Ready> {
+pub fn serve(
+    address: SocketAddr,
+    metrics: Metrics,
+    checks: Checks,
+    stop: CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> std::io::Result<Ready> {
     let ready = Ready::default();
     let listener = server::listen(address)?;
-    tasks.spawn(server::run(listener, None, router(ready.clone(), metrics), LIMITS, stop));
+    tasks.spawn(server::run(listener, None, router(ready.clone(), metrics, checks), LIMITS, stop));
     Ok(ready)
 }
 
-fn router(ready: Ready, metrics: Metrics) -> Router {
+fn router(ready: Ready, metrics: Metrics, checks: Checks) -> Router {
     let text = move || async move { metrics().map(|t| ([(CONTENT_TYPE, OPENMETRICS)], t)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR) };
-    probes(ready).route("/metrics", get(text))
+    let router = probes(ready).route("/metrics", get(text));
+    checks.into_iter().fold(router, |router, (name, check)| {
+        let report = move || async move {
+            let (usable, text) = check();
+            (if usable { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, text)
+        };
+        router.route(&format!("/readyz/{name}"), get(report))
+    })
 }
 
 /// `/livez` and `/readyz`, for a load balancer too: it checks the port that it sends requests to, without a credential.
@@ -74,7 +93,7 @@ pub fn probes(ready: Ready) -> Router {
         if ready.is_set() {
             "ok".into_response()
         } else {
-            let detail = "not ready: the process is starting or shutting down";
+            let detail = "not ready: the process is starting or shutting down, or something that it needs is not usable: see its log";
             (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")], detail).into_response()
         }
     };
@@ -99,10 +118,17 @@ mod tests {
     use super::*;
 
     async fn start() -> (SocketAddr, Ready, CancellationToken, tokio::task::JoinHandle<()>) {
+        let checks: Checks =
+            vec![("good", Arc::new(|| (true, "fine".to_owned()))), ("bad", Arc::new(|| (false, "the volume is full".to_owned())))];
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, ready, stop) = (listener.local_addr().unwrap(), Ready::default(), CancellationToken::new());
-        let task =
-            tokio::spawn(server::run(listener, None, router(ready.clone(), Arc::new(|| Ok("# EOF\n".to_owned()))), LIMITS, stop.clone()));
+        let task = tokio::spawn(server::run(
+            listener,
+            None,
+            router(ready.clone(), Arc::new(|| Ok("# EOF\n".to_owned())), checks),
+            LIMITS,
+            stop.clone(),
+        ));
         (address, ready, stop, task)
     }
 
@@ -118,7 +144,11 @@ mod tests {
     async fn live_at_once_and_ready_after_initialization() {
         let (address, ready, stop, task) = start().await;
         assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200"));
-        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+        let starting = get(address, "/readyz").await;
+        assert!(starting.starts_with("HTTP/1.1 503") && starting.contains("see its log"), "{starting}");
+        assert!(get(address, "/readyz/good").await.starts_with("HTTP/1.1 200"));
+        let bad = get(address, "/readyz/bad").await;
+        assert!(bad.starts_with("HTTP/1.1 503") && bad.ends_with("the volume is full"), "{bad}");
         ready.set(true);
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         ready.set(false);

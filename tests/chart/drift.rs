@@ -124,6 +124,7 @@ fn every_alert_uses_exposed_metrics_and_says_what_to_do() {
     let expected = [
         "ComputerApiErrors",
         "ComputerApiUnavailable",
+        "ComputerArchiveStoreFilling",
         "ComputerArchiveStoreUnavailable",
         "ComputerArchiveVolumeNotRetained",
         "ComputerDeletionBlocked",
@@ -135,7 +136,11 @@ fn every_alert_uses_exposed_metrics_and_says_what_to_do() {
     for rule in rules {
         let expression = rule["expr"].as_str().unwrap();
         for metric in expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| w.starts_with("computer_operator_")) {
-            let family = metric.trim_start_matches("computer_operator_").trim_end_matches("_count").trim_end_matches("_total");
+            let family = metric
+                .trim_start_matches("computer_operator_")
+                .trim_end_matches("_count")
+                .trim_end_matches("_total")
+                .trim_end_matches("_bytes");
             assert!(registered.contains(&format!("\"{family}\",")), "{}: {metric} is not exposed", rule["alert"]);
         }
         assert!(rule["annotations"]["description"].as_str().is_some_and(|d| d.len() > 40), "{}: no remedy is described", rule["alert"]);
@@ -149,6 +154,15 @@ fn a_panic_raises_an_alert() {
         let expression = &expressions(set)["ComputerOperatorPanics"];
         assert!(expression.starts_with("sum(increase(computer_operator_reconcile_panics_total{") && expression.ends_with("[1h])) > 0"));
     }
+}
+
+/// A bucket has no size, and a ratio of metrics that do not exist never fires.
+#[test]
+fn a_volume_that_fills_up_raises_an_alert() {
+    let volume = &expressions(&["metrics.prometheusRule.storeFreePercent=20"])["ComputerArchiveStoreFilling"];
+    let expected = "100 * min(computer_operator_archive_store_free_bytes{} / computer_operator_archive_store_size_bytes{}) < 20";
+    assert_eq!(volume, expected);
+    assert!(!expressions(&["archive.type=S3", "archive.s3.bucket=archives"]).contains_key("ComputerArchiveStoreFilling"));
 }
 
 /// The expressions of the alerts, rendered with these values.

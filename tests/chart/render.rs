@@ -168,12 +168,37 @@ fn a_bucket_allows_several_replicas() {
     let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}});
     assert_eq!((&deployment["replicas"], &deployment["strategy"]), (&json!(3), &strategy));
     let pod = &deployment["template"]["spec"];
-    assert_eq!(pod["containers"][0]["envFrom"], json!([{"secretRef": {"name": "keys"}}]));
     let store = pod["containers"][0]["env"].as_array().unwrap().iter().find(|e| e["name"] == "ARCHIVE_STORE").unwrap();
-    assert_eq!(store["value"], "s3://archives/computers?region=eu-1&endpoint=http://minio:9000&allow_http=true");
-    assert!(pod["volumes"].is_null() && names_of("PersistentVolumeClaim", &all).is_empty());
+    assert_eq!(
+        store["value"],
+        "s3://archives/computers?region=eu-1&endpoint=http://minio:9000&allow_http=true&credentials_folder=/etc/computer-operator/store-credentials"
+    );
+    // Variables of a container never change: rotated credentials would need a restart.
+    assert_eq!(pod["volumes"], json!([{"name": "store-credentials", "secret": {"secretName": "keys"}}]));
+    assert_eq!(pod["containers"][0]["volumeMounts"][0]["mountPath"], "/etc/computer-operator/store-credentials");
+    assert!(pod["containers"][0]["envFrom"].is_null() && names_of("PersistentVolumeClaim", &all).is_empty());
     assert_eq!(names_of("PodDisruptionBudget", &all), ["co", "co-api"]);
     assert_eq!(pod["topologySpreadConstraints"][0]["topologyKey"], "kubernetes.io/hostname");
+}
+
+#[test]
+fn a_store_may_have_a_certificate_authority_of_its_own() {
+    let bucket = &["fullnameOverride=co", "archive.type=S3", "archive.s3.bucket=archives"][..];
+    for (set, source) in [
+        (
+            &["archive.s3.ca.secret=ca", "archive.s3.ca.key=root.pem"][..],
+            json!({"secretName": "ca", "items": [{"key": "root.pem", "path": "ca.crt"}]}),
+        ),
+        (&["archive.s3.ca.configMap=ca"], json!({"name": "ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]})),
+    ] {
+        let all = render("co", "ops", &[bucket, set].concat());
+        let pod = &one(&all, "Deployment", "co")["spec"]["template"]["spec"];
+        let volume = &pod["volumes"][0];
+        assert!(volume["secret"] == source || volume["configMap"] == source, "{volume}");
+        assert_eq!(pod["containers"][0]["volumeMounts"][0]["mountPath"], "/etc/computer-operator/store-ca");
+        let store = pod["containers"][0]["env"].as_array().unwrap().iter().find(|e| e["name"] == "ARCHIVE_STORE").unwrap();
+        assert_eq!(store["value"], "s3://archives?ca_file=/etc/computer-operator/store-ca/ca.crt");
+    }
 }
 
 /// An unreachable store blocks every deletion.

@@ -19,6 +19,12 @@ fn unknown_and_contradictory_values_are_rejected_by_name() {
         (&["archive.type=S3", "archive.s3.bucket=archives", "archive.s3.endpoint=https://user:key@store"], "/archive/s3/endpoint"),
         (&["archive.type=S3", "archive.s3.bucket=a/b"], "/archive/s3/bucket"),
         (&["archive.type=S3", "archive.s3.bucket=archives", "archive.s3.region=eu&endpoint=http://else"], "/archive/s3/region"),
+        (&["archive.s3.ca.secret=ca"], "/archive/s3/ca/secret"),
+        (
+            &["archive.type=S3", "archive.s3.bucket=archives", "archive.s3.ca.secret=a", "archive.s3.ca.configMap=b"],
+            "/archive/s3/ca/configMap",
+        ),
+        (&["archive.type=S3", "archive.s3.bucket=archives", "archive.s3.ca.configMap=b", "archive.s3.ca.key=../a"], "/archive/s3/ca/key"),
         // A duplicate label is invalid YAML, and another value of a selector label makes a Deployment that selects no pods.
         (&[r"controller.podLabels.app\.kubernetes\.io/name=mine"], "/controller/podLabels"),
         (&[r"api.podLabels.app\.kubernetes\.io/component=mine"], "/api/podLabels"),

@@ -169,8 +169,35 @@ file:///var/lib/computer-operator/store
 {{- with $s3.region }}{{ $query = append $query (printf "region=%s" .) }}{{ end -}}
 {{- with $s3.endpoint }}{{ $query = append $query (printf "endpoint=%s" .) }}{{ end -}}
 {{- if $s3.allowHttp }}{{ $query = append $query "allow_http=true" }}{{ end -}}
+{{- if or $s3.ca.secret $s3.ca.configMap }}{{ $query = append $query "ca_file=/etc/computer-operator/store-ca/ca.crt" }}{{ end -}}
+{{- if $s3.credentialsSecret }}{{ $query = append $query "credentials_folder=/etc/computer-operator/store-credentials" }}{{ end -}}
 s3://{{ $s3.bucket }}{{ with $s3.prefix }}/{{ trimAll "/" . }}{{ end }}{{ if $query }}?{{ join "&" $query }}{{ end }}
 {{- end -}}
+{{- end }}
+
+{{/* What the operator's pod mounts for the store, as a JSON object with a list of mounts and one of volumes. */}}
+{{- define "co.storeMounts" -}}
+{{- $mounts := list -}}
+{{- $volumes := list -}}
+{{- $s3 := .Values.archive.s3 -}}
+{{- if eq .Values.archive.type "Local" -}}
+{{- $mounts = append $mounts (dict "name" "store" "mountPath" "/var/lib/computer-operator") -}}
+{{- $volumes = append $volumes (dict "name" "store" "persistentVolumeClaim" (dict "claimName" (include "co.storeClaim" .))) -}}
+{{- end -}}
+{{- with $s3.credentialsSecret -}}
+{{- $mounts = append $mounts (dict "name" "store-credentials" "mountPath" "/etc/computer-operator/store-credentials" "readOnly" true) -}}
+{{- $volumes = append $volumes (dict "name" "store-credentials" "secret" (dict "secretName" .)) -}}
+{{- end -}}
+{{- $items := list (dict "key" $s3.ca.key "path" "ca.crt") -}}
+{{- if or $s3.ca.secret $s3.ca.configMap -}}
+{{- $mounts = append $mounts (dict "name" "store-ca" "mountPath" "/etc/computer-operator/store-ca" "readOnly" true) -}}
+{{- if $s3.ca.secret -}}
+{{- $volumes = append $volumes (dict "name" "store-ca" "secret" (dict "secretName" $s3.ca.secret "items" $items)) -}}
+{{- else -}}
+{{- $volumes = append $volumes (dict "name" "store-ca" "configMap" (dict "name" $s3.ca.configMap "items" $items)) -}}
+{{- end -}}
+{{- end -}}
+{{- dict "mounts" $mounts "volumes" $volumes | toJson -}}
 {{- end }}
 
 {{/* The port of the S3 store: that of its endpoint, or the default port of the scheme. */}}

@@ -147,7 +147,7 @@ pub fn wire(computer: &Computer, with_steps: bool) -> WireComputer {
         Some(Phase::Active | Phase::Suspended) => WireStatus::Active,
         Some(Phase::Error) => WireStatus::Error,
         // As published: the machine exists already, so nothing is provisioned.
-        _ if computer.spec.provider == Provider::BYOM => WireStatus::Active,
+        Some(Phase::Provisioning) | None if computer.spec.provider == Provider::BYOM => WireStatus::Active,
         Some(Phase::Provisioning | Phase::Deleting) | None => WireStatus::Provisioning,
     };
     let steps = with_steps.then(|| status.map(|s| s.provisioning_steps.iter().map(WireStep::from).collect()).unwrap_or_default());

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::apikey;
-use crate::archive::{Archives, ingest, store_check, store_volume};
+use crate::archive::{Archives, Store, ingest, store_check, store_volume};
 use crate::class;
 use crate::computer::apply::Applier;
 use crate::computer::events::Events;
@@ -39,6 +39,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let archives =
         Arc::new(Archives::open(&config.store, checked).with_context(|| format!("cannot open the archive store {}", config.store))?);
 
+    store_check::refuse_until_checked(archives.store());
+
     let mut servers = JoinSet::new();
     let exposed = Arc::clone(&metrics);
     let rendered: health::Metrics = Arc::new(move || exposed.text());
@@ -57,20 +59,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ingest_ca: tls.ca_pem.clone(),
     };
     ingest::serve((config.ingest_bind, tls), client.clone(), &settings, &archives, stop.clone(), &mut servers)?;
-    let (of_store, counted) = (Arc::clone(&store), Arc::clone(&metrics));
-    let checked = move |passed| {
-        // An outage that begins later does not make the replica unready: uploads and deletions continue when it ends.
-        if passed {
-            ready.set(true);
-        }
-        counted.set_store(passed, of_store.space());
-    };
-    servers.spawn(store_check::watch(Arc::clone(archives.store()), store, checked, stop.clone()));
-    if let Some(claim) = config.retain_store_claim.clone() {
-        let (client, namespace, metrics) = (client.clone(), config.namespace.clone(), Arc::clone(&metrics));
-        let report = move |retained| metrics.set_store_retained(retained);
-        servers.spawn(store_volume::keep_retained(client, namespace, claim, report, stop.clone()));
-    }
+    watch_store((&client, &config), archives.store(), (store, Arc::clone(&metrics)), ready, (&mut servers, &stop));
 
     let leader =
         Leader { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency, sources: Sources::default() };
@@ -89,6 +78,32 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     while servers.join_next().await.is_some() {}
     result
+}
+
+/// Checks the store, and keeps its volume at `Retain`. The replica is ready once the store has passed.
+fn watch_store(
+    (client, config): (&Client, &Config),
+    store: &Arc<Store>,
+    (health, metrics): (Arc<store_check::Health>, Arc<Metrics>),
+    ready: health::Ready,
+    (tasks, stop): (&mut JoinSet<()>, &CancellationToken),
+) {
+    if let Some(claim) = config.retain_store_claim.clone() {
+        let (client, namespace, metrics) = (client.clone(), config.namespace.clone(), Arc::clone(&metrics));
+        let report = move |retained| metrics.set_store_retained(retained);
+        tasks.spawn(store_volume::keep_retained(client, namespace, claim, report, stop.clone()));
+    }
+    let checked = {
+        let health = Arc::clone(&health);
+        move |passed| {
+            // An outage that begins later does not make the replica unready: uploads and deletions continue when it ends.
+            if passed {
+                ready.set(true);
+            }
+            metrics.set_store(passed, health.space());
+        }
+    };
+    tasks.spawn(store_check::watch(Arc::clone(store), health, checked, stop.clone()));
 }
 
 /// Runs `work` until it ends. If one of the concurrent tasks ends before `stop` is cancelled, `work` is shut down gracefully and the result is an error, so

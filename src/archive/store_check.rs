@@ -173,10 +173,14 @@ impl Health {
     }
 }
 
+/// Refuses writes until [`watch`] has seen the store pass a check.
+pub fn refuse_until_checked(store: &Store) {
+    store.refuse_writes(Some(UNCHECKED.to_owned()));
+}
+
 /// Checks the store until `stop` is cancelled, and calls `checked` after each check with whether it passed. Refuses writes until the first check has
 /// passed, and after one has shown that the store overwrites.
 pub async fn watch(store: Arc<Store>, health: Arc<Health>, checked: impl Fn(bool) + Send, stop: CancellationToken) {
-    store.refuse_writes(Some(UNCHECKED.to_owned()));
     let (mut passed, mut ever) = (false, false);
     loop {
         let result = tokio::select! {

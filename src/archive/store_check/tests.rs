@@ -49,6 +49,7 @@ async fn a_failure_names_what_was_tried_and_the_right_that_it_needs() {
 
 /// Runs the watch until it has checked once.
 async fn watched(store: &Arc<Store>) -> (bool, String) {
+    refuse_until_checked(store);
     let (health, stop) = (Arc::new(Health::default()), CancellationToken::new());
     let checked = {
         let stop = stop.clone();
@@ -80,6 +81,7 @@ async fn nothing_is_written_before_the_first_check_and_an_outage_later_refuses_n
     let slow = Arc::new(TestStore { delay: Duration::from_secs(10), ..TestStore::default() });
     let store = Arc::new(Store::new(Arc::clone(&slow) as Arc<dyn object_store::ObjectStore>));
     let (health, stop) = (Arc::new(Health::default()), CancellationToken::new());
+    refuse_until_checked(&store);
     let (results, mut checked) = tokio::sync::mpsc::unbounded_channel();
     let watching = tokio::spawn(watch(Arc::clone(&store), Arc::clone(&health), move |passed| results.send(passed).unwrap(), stop.clone()));
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -173,7 +173,7 @@ fn expressions(set: &[&str]) -> std::collections::BTreeMap<String, String> {
     rules.iter().map(|rule| (text(rule, "alert"), text(rule, "expr"))).collect()
 }
 
-/// An alert on something that is not installed would never be true, or for ever.
+/// An alert on something that is not installed would never be true, or permanently.
 #[test]
 fn alerts_are_only_for_what_is_installed() {
     for monitor in ["false", "true"] {

@@ -107,7 +107,7 @@ async fn a_plain_delete_answers_only_with_published_codes() {
     assert_eq!(seen, BTreeSet::from([204, 401, 404, 500]), "each of them occurs");
 }
 
-/// Otherwise the code tells a caller who may not delete it that the computer exists, and the published operation has no 403.
+/// Otherwise the code shows a caller who may not delete it that the computer exists, and the published operation has no 403.
 #[tokio::test]
 async fn a_computer_that_may_be_seen_but_not_deleted_is_404_with_the_same_body() {
     let refused = vec![("delete right", (200, "denied"))];

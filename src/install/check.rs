@@ -122,7 +122,7 @@ mod tests {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let result = replica(&http, &url, "ops").await;
         served.abort();
-        result.map_or_else(|error| format!("{error:#}"), |text| text).replace(&url, "URL")
+        result.unwrap_or_else(|error| format!("{error:#}")).replace(&url, "URL")
     }
 
     /// `helm test` passed with a wrong bucket, a wrong key and a missing right.

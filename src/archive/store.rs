@@ -129,14 +129,22 @@ impl Store {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
+    /// Why nothing may be written now, if that is so.
+    pub fn refusal(&self) -> Option<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The space of a store in a folder. `None`: the store is a bucket, which has no size.
     ///
     /// # Errors
-    /// When the folder is not the one that was opened, or the system does not tell its space.
-    pub fn space(&self) -> Result<Option<Space>, StoreError> {
+    /// When the folder is not the one that was opened, or the system does not answer in time or does not report its space.
+    pub async fn space(&self) -> Result<Option<Space>, StoreError> {
         let Place::Folder { path, .. } = &self.place else { return Ok(None) };
-        self.still_there()?;
-        Space::of(path).map(Some)
+        // A volume that hangs must block neither this task nor the others of its thread.
+        let (store, path) = (self.clone(), path.clone());
+        let look = tokio::task::spawn_blocking(move || store.still_there().and_then(|()| Space::of(&path)));
+        let found = self.limited(Some(TIMEOUT), "its volume", look).await?;
+        found.map_err(|e| StoreError::Unavailable(e.to_string()))?.map(Some)
     }
 
     /// A whole small object.
@@ -228,16 +236,10 @@ impl Store {
     /// # Errors
     /// When the outcome is not known. Never [`StoreError::NotFound`].
     pub async fn create(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
-        if let Some(why) = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone() {
-            return Err(StoreError::Unavailable(why));
+        match self.refusal() {
+            Some(why) => Err(StoreError::Unavailable(why)),
+            None => self.create_unrefused(key, bytes).await,
         }
-        if space::is_data(key) && self.space()?.is_some_and(|space| !space.has_room_for(bytes.len() as u64)) {
-            return Err(StoreError::Unavailable(
-                "the archive store is full except for the reserve of receipts and manifests: free space on its volume, or enlarge it"
-                    .to_owned(),
-            ));
-        }
-        self.create_unrefused(key, bytes).await
     }
 
     /// As [`Store::create`], for the check of the store, which decides whether writes are refused.
@@ -245,8 +247,13 @@ impl Store {
     /// # Errors
     /// As [`Store::create`].
     pub(super) async fn create_unrefused(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
-        // Without this, a store whose volume is not mounted would write into the empty folder.
-        self.still_there()?;
+        // Without this look, a store whose volume is not mounted would write into the empty folder.
+        if self.space().await?.is_some_and(|space| space::is_data(key) && !space.has_room_for(bytes.len() as u64)) {
+            return Err(StoreError::Unavailable(
+                "the archive store is full except for the reserve of receipts and manifests: free space on its volume, or enlarge it"
+                    .to_owned(),
+            ));
+        }
         let mode = if guards::on(Guard::CreateOnly) { PutMode::Create } else { PutMode::Overwrite };
         let options = PutOptions { mode, ..PutOptions::default() };
         let (path, size) = (path(key)?, bytes.len() as u64);

@@ -23,6 +23,11 @@ const CREATORS: usize = 32;
 const INTERVAL: Duration = Duration::from_secs(120);
 /// Time to the next check after one that failed.
 const RETRY: Duration = Duration::from_secs(15);
+/// Tries of the last creator of the race, and the pause between two: some stores accept one write a second for each key.
+const LATE_TRIES: u32 = 5;
+const LATE_PAUSE: Duration = Duration::from_secs(2);
+/// A result that is older than this is no result: the check hangs.
+const STALE: Duration = Duration::from_secs(300);
 /// Longest time of a check, whose objects have a few bytes.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -30,7 +35,7 @@ const OVERWRITES: &str = "the archive store overwrites existing objects, so arch
 const UNCHECKED: &str = "the archive store is being checked, because the operator has just started";
 
 /// Why a store did not pass.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failed {
     /// It overwrites.
     Overwrites,
@@ -47,73 +52,112 @@ impl std::fmt::Display for Failed {
     }
 }
 
-/// An error with what was tried, and the right in S3 that it needs.
+/// An error with what was tried and, where access was denied, the right in S3 that it needs. It contains no key that differs between attempts:
+/// each different text would be a status write.
 fn while_trying(what: &'static str, right: &'static str) -> impl Fn(StoreError) -> Failed {
-    move |error| Failed::Unusable(format!("{what} failed, which needs {right}: {error}"))
+    move |error| {
+        let error = error.to_string();
+        let right = if error.contains("denies access") { format!(", which needs {right}") } else { String::new() };
+        Failed::Unusable(format!("{what} failed{right}: {error}"))
+    }
 }
 
-/// Checks everything that archives need.
-///
-/// # Errors
-/// The first thing that the store does not do.
-pub async fn whole(store: &Store) -> Result<(), Failed> {
-    let id: u128 = rand::random();
-    let key = format!("{FOLDER}race-{id:032x}");
-    let result = race(store, &key, id).await;
-    // The right to delete is not required. Without it, each start of a replica leaves an object of a few bytes.
-    let _ = store.delete_check(&key).await;
-    result?;
-    short(store).await
+/// What one process has found out about its store.
+#[derive(Debug)]
+pub struct Checker {
+    /// Distinguishes the objects of this process. One process leaves at most one object behind, even without the right to delete it.
+    id: u128,
+    /// The race has shown one winner: it is not repeated.
+    raced: bool,
 }
 
+impl Default for Checker {
+    fn default() -> Self {
+        Self { id: rand::random(), raced: false }
+    }
+}
+
+impl Checker {
+    /// Checks everything that archives need.
+    ///
+    /// # Errors
+    /// The first thing that the store does not do.
+    pub async fn whole(&mut self, store: &Store) -> Result<(), Failed> {
+        let key = format!("{FOLDER}race-{:032x}", self.id);
+        if !self.raced {
+            let result = race(store, &key, self.id).await;
+            // The right to delete is not required.
+            let _ = store.delete_check(&key).await;
+            result?;
+            self.raced = true;
+        }
+        short(store).await?;
+        let listing = while_trying("listing objects", "s3:ListBucket");
+        if !store.has_any(FOLDER.trim_end_matches('/')).await.map_err(&listing)? {
+            return Err(Failed::Unusable(
+                "the archive store does not list an object that exists: use a store whose listings are consistent".to_owned(),
+            ));
+        }
+        match store.get(&format!("{FOLDER}absent-{:032x}", self.id)).await {
+            Err(StoreError::NotFound(_)) => Ok(()),
+            Ok(_) => Err(Failed::Unusable("the archive store returned an object that does not exist: check its endpoint".to_owned())),
+            Err(error) => Err(while_trying("looking for an object that does not exist", "s3:GetObject and s3:ListBucket")(error)),
+        }
+    }
+}
+
+/// Creates one object many times at once: at most one creator wins, and what it wrote stays. A store that throttles may fail some
+/// creators: that says nothing about the others.
 async fn race(store: &Store, key: &str, id: u128) -> Result<(), Failed> {
-    let writing = while_trying("writing an object", "s3:PutObject");
     let content = |creator: usize| Bytes::from(format!("creator {creator} of check {id:032x}"));
     let mut creators = JoinSet::new();
     for creator in 0..CREATORS {
         let (store, key, content) = (store.clone(), key.to_owned(), content(creator));
         creators.spawn(async move { (creator, store.create_unrefused(&key, content).await) });
     }
-    let mut winners = Vec::new();
-    let mut unknown = None;
+    let (mut winners, mut failure) = (Vec::new(), None);
     for (creator, created) in creators.join_all().await {
         match created {
             Ok(true) => winners.push(creator),
             Ok(false) => {}
-            Err(error) => unknown = Some(error),
+            Err(error) => failure = Some(error),
         }
     }
     if winners.len() > 1 {
         return Err(Failed::Overwrites);
     }
-    if let Some(error) = unknown {
-        return Err(writing(error));
-    }
-    let Some(winner) = winners.first() else {
-        return Err(Failed::Unusable(format!(
-            "the archive store refused to create {key}, which does not exist: check that it supports conditional writes"
-        )));
+    // The answer to the winner can be lost, and its own retry refused.
+    let candidates = if winners.is_empty() { (0..CREATORS).collect() } else { winners };
+    let stored = match (store.get(key).await, failure) {
+        (Ok(stored), _) => stored,
+        (Err(StoreError::NotFound(_)), None) => {
+            return Err(Failed::Unusable(
+                "the archive store refused to create an object that does not exist: check that it supports conditional writes".to_owned(),
+            ));
+        }
+        (Err(StoreError::NotFound(_)), Some(failure)) => return Err(while_trying("writing an object", "s3:PutObject")(failure)),
+        (Err(error), _) => return Err(while_trying("reading an object", "s3:GetObject")(error)),
     };
-    let reading = while_trying("reading an object", "s3:GetObject");
-    if store.get(key).await.map_err(&reading)? != content(*winner) {
+    if !candidates.iter().any(|creator| content(*creator) == stored) {
         return Err(Failed::Overwrites);
     }
-    if store.create_unrefused(key, content(CREATORS)).await.map_err(&writing)?
-        || store.get(key).await.map_err(&reading)? != content(*winner)
-    {
-        return Err(Failed::Overwrites);
-    }
-    let listing = while_trying("listing objects", "s3:ListBucket");
-    if !store.has_any(FOLDER.trim_end_matches('/')).await.map_err(&listing)? {
-        return Err(Failed::Unusable(format!(
-            "the archive store does not list {key}, which exists: use a store whose listings are consistent"
-        )));
-    }
-    match store.get(&format!("{FOLDER}absent-{id:032x}")).await {
-        Err(StoreError::NotFound(_)) => Ok(()),
-        Ok(_) => Err(Failed::Unusable("the archive store returned an object that does not exist: check its endpoint".to_owned())),
-        Err(error) => Err(while_trying("looking for an object that does not exist", "s3:GetObject and s3:ListBucket")(error)),
-    }
+    let late = content(CREATORS);
+    if refused_later(store, key, &late).await? { Ok(()) } else { Err(Failed::Overwrites) }
+}
+
+/// Whether one more creator is refused, and what is stored stays. A store that has just throttled gets a few tries.
+async fn refused_later(store: &Store, key: &str, late: &Bytes) -> Result<bool, Failed> {
+    let mut tries = 0;
+    let created = loop {
+        match store.create_unrefused(key, late.clone()).await {
+            Ok(created) => break created,
+            Err(_) if tries < LATE_TRIES => tries += 1,
+            Err(error) => return Err(while_trying("writing an object", "s3:PutObject")(error)),
+        }
+        tokio::time::sleep(LATE_PAUSE).await;
+    };
+    let stored = store.get(key).await.map_err(while_trying("reading an object", "s3:GetObject"))?;
+    Ok(!created && stored != *late)
 }
 
 /// A create-only request for an object that exists.
@@ -154,6 +198,9 @@ impl Health {
     pub fn report(&self) -> (bool, String) {
         match &self.locked().last {
             None => (false, "the archive store is being checked".to_owned()),
+            Some((_, at)) if at.elapsed() > STALE => {
+                (false, format!("the archive store does not answer: its last check ended {} s ago", at.elapsed().as_secs()))
+            }
             Some((Ok(()), at)) => (true, format!("the archive store passed its check {} s ago", at.elapsed().as_secs())),
             Some((Err(why), at)) => (false, format!("{why} (checked {} s ago)", at.elapsed().as_secs())),
         }
@@ -178,34 +225,35 @@ pub fn refuse_until_checked(store: &Store) {
     store.refuse_writes(Some(UNCHECKED.to_owned()));
 }
 
-/// Checks the store until `stop` is cancelled, and calls `checked` after each check with whether it passed. Refuses writes until the first check has
+/// Checks the store until `stop` is cancelled, and calls `report` after each check with whether it passed. Refuses writes until the first check has
 /// passed, and after one has shown that the store overwrites.
-pub async fn watch(store: Arc<Store>, health: Arc<Health>, checked: impl Fn(bool) + Send, stop: CancellationToken) {
-    let (mut passed, mut ever) = (false, false);
+pub async fn watch(store: Arc<Store>, health: Arc<Health>, report: impl Fn(bool) + Send, stop: CancellationToken) {
+    let (mut checker, mut last, mut ever) = (Checker::default(), Err(Failed::Unusable(String::new())), false);
     loop {
-        let result = tokio::select! {
+        // A store that has passed once is not burdened with a whole check while it recovers.
+        let whole = !ever || last == Err(Failed::Overwrites);
+        last = tokio::select! {
             () = stop.cancelled() => return,
-            result = check(&store, passed) => result,
+            result = check(&store, &mut checker, whole) => result,
         };
-        passed = result.is_ok();
-        ever |= passed;
-        match &result {
+        ever |= last.is_ok();
+        match &last {
             Ok(()) => store.refuse_writes(None),
             // A store that has passed and fails now may be down: what is written later is as safe as before.
             Err(Failed::Unusable(_)) if ever => {}
             Err(why) => store.refuse_writes(Some(why.to_string())),
         }
-        let space = space(&store).await;
-        health.locked().space = space;
-        let result = result.map_err(|why| why.to_string());
+        let result = last.clone().map_err(|why| why.to_string());
         if health.set(result.clone()) {
             match result {
                 Ok(()) => tracing::info!("the archive store passed its check"),
                 Err(why) => tracing::error!("the archive store did not pass its check: {why}"),
             }
         }
-        checked(passed);
-        let pause = if passed { INTERVAL } else { RETRY };
+        let space = store.space().await.ok().flatten();
+        health.locked().space = space;
+        report(last.is_ok());
+        let pause = if last.is_ok() { INTERVAL } else { RETRY };
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
@@ -213,17 +261,11 @@ pub async fn watch(store: Arc<Store>, health: Arc<Health>, checked: impl Fn(bool
     }
 }
 
-async fn check(store: &Store, passed: bool) -> Result<(), Failed> {
+async fn check(store: &Store, checker: &mut Checker, whole: bool) -> Result<(), Failed> {
     let late =
         || Failed::Unusable(format!("the archive store did not complete a check within {} s: check that it is running", LIMIT.as_secs()));
-    let check = async { if passed { short(store).await } else { whole(store).await } };
+    let check = async { if whole { checker.whole(store).await } else { short(store).await } };
     timeout(LIMIT, check).await.unwrap_or_else(|_| Err(late()))
-}
-
-/// A volume that hangs must not block the other tasks.
-async fn space(store: &Arc<Store>) -> Option<Space> {
-    let store = Arc::clone(store);
-    tokio::task::spawn_blocking(move || store.space()).await.ok()?.ok()?
 }
 
 #[cfg(test)]

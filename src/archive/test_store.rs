@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -33,6 +34,14 @@ pub struct TestStore {
     pub now: AtomicUsize,
     /// What a create-only request does.
     pub create: Create,
+    /// Whether every write fails.
+    pub down: AtomicBool,
+    /// How many writes still fail, from the second one on.
+    pub fail_puts: AtomicUsize,
+    /// Whether every deletion is refused.
+    pub keeps: AtomicBool,
+    /// Whether a write was asked for.
+    pub written: AtomicBool,
 }
 
 /// What a create-only request does.
@@ -78,6 +87,11 @@ impl TestStore {
 #[async_trait]
 impl ObjectStore for TestStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        let throttled = self.written.swap(true, Ordering::SeqCst)
+            && self.fail_puts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        if throttled || self.down.load(Ordering::SeqCst) {
+            return Err(Error::Generic { store: "test", source: "503 Slow Down".into() });
+        }
         let overwrite = PutOptions { mode: PutMode::Overwrite, ..options.clone() };
         if options.mode != PutMode::Create {
             return self.inner.put_opts(location, payload, options).await;
@@ -126,6 +140,9 @@ impl ObjectStore for TestStore {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        if self.keeps.load(Ordering::SeqCst) {
+            return locations.map(|_| Err(Error::Generic { store: "test", source: "403 Forbidden".into() })).boxed();
+        }
         self.inner.delete_stream(locations)
     }
 

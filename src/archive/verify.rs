@@ -190,11 +190,17 @@ impl Verifier {
 
     fn start(&self, uid: String, origin: Origin) {
         let (reader, state, checked) = (self.reader.clone(), Arc::clone(&self.state), self.checked.clone());
+        let refusing = Arc::clone(&reader.store);
         tokio::spawn(async move {
             let of = (uid.clone(), origin.clone());
             // A check that panics has failed; otherwise it would count as running forever (L1).
             let result = tokio::spawn(async move { reader.read(&of.0, &of.1).await }).await;
             let result = result.unwrap_or_else(|e| Verification::Unavailable(format!("the check failed: {e}")));
+            // The next step would be to write one, which the store refuses: the reason is the store, not the archive pod.
+            let result = match (result, refusing.refusal()) {
+                (Verification::Missing, Some(why)) => Verification::Unavailable(why),
+                (result, _) => result,
+            };
             if let Ok(mut state) = state.lock() {
                 state.insert(uid.clone(), Checked::new(origin, result));
             }

@@ -257,11 +257,14 @@ impl Metrics {
     /// Whether the archive store passed its last check, and its space if it is a volume.
     pub fn set_store(&self, usable: bool, space: Option<Space>) {
         self.store_usable.set(i64::from(usable));
-        if let Some(space) = space {
-            let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-            self.store_free.get_or_create(&[]).set(bytes(space.free));
-            self.store_size.get_or_create(&[]).set(bytes(space.size));
-        }
+        let Some(space) = space.filter(|space| space.size > 0) else {
+            self.store_free.remove(&[]);
+            self.store_size.remove(&[]);
+            return;
+        };
+        let bytes = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.store_free.get_or_create(&[]).set(bytes(space.free));
+        self.store_size.get_or_create(&[]).set(bytes(space.size));
     }
 
     /// Whether this replica leads.

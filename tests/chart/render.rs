@@ -201,6 +201,17 @@ fn a_store_may_have_a_certificate_authority_of_its_own() {
     }
 }
 
+/// `helm upgrade --reuse-values` renders this chart with the values of the version that was installed.
+#[test]
+fn values_of_an_older_chart_are_enough() {
+    for set in [&[][..], S3] {
+        let older = ["archive.s3.ca=null", "metrics.prometheusRule.storeFreePercent=null", "metrics.prometheusRule.enabled=true"];
+        let all = render("co", "ops", &[&["fullnameOverride=co"], set, &older].concat());
+        let rules = one(&all, "PrometheusRule", "co").to_string();
+        assert!(!rules.contains("nil") && (set == S3 || rules.contains("< 15")), "{rules}");
+    }
+}
+
 /// An unreachable store blocks every deletion.
 #[test]
 fn the_network_policy_lets_the_controller_reach_its_store() {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use computer_operator::archive::{Store, chunk_key, manifest_key, receipt_key};
 use computer_operator::resources::Phase;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::Api;
@@ -20,7 +21,28 @@ use crate::operators::Start;
 use crate::{Scenario, moments, setting};
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![store_out]
+    xtask::scenarios![store_out, a_full_store_keeps_its_reserve]
+}
+
+/// Archives fill a volume except for its reserve, which manifests and receipts use: a deletion without an archive completes.
+async fn a_full_store_keeps_its_reserve(_bench: Arc<Bench>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path().display().to_string();
+    ensure!(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4m", "none", &at]).status()?.success(), "mounting a volume of 4 MiB");
+    let store = Store::open(&format!("file://{at}"))?;
+    let mut chunks = 0;
+    let refusal = loop {
+        match store.create(&chunk_key("u", &format!("{chunks:064}")), vec![7; 256 * 1024].into()).await {
+            Ok(_) => chunks += 1,
+            Err(error) => break error.to_string(),
+        }
+    };
+    let kept =
+        (store.create(&manifest_key("u"), vec![7; 512 * 1024].into()).await, store.create(&receipt_key("u"), vec![7; 4096].into()).await);
+    ensure!(Command::new("umount").arg(&at).status()?.success(), "unmounting the volume");
+    ensure!((8..16).contains(&chunks) && refusal.contains("except for the reserve"), "{chunks} chunks, then: {refusal}");
+    ensure!(matches!(kept, (Ok(true), Ok(true))), "{kept:?}");
+    Ok(())
 }
 
 /// More deletions wait for the store than an operator works on at a time (32).

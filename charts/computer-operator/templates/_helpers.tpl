@@ -169,7 +169,9 @@ file:///var/lib/computer-operator/store
 {{- with $s3.region }}{{ $query = append $query (printf "region=%s" .) }}{{ end -}}
 {{- with $s3.endpoint }}{{ $query = append $query (printf "endpoint=%s" .) }}{{ end -}}
 {{- if $s3.allowHttp }}{{ $query = append $query "allow_http=true" }}{{ end -}}
-{{- if or $s3.ca.secret $s3.ca.configMap }}{{ $query = append $query "ca_file=/etc/computer-operator/store-ca/ca.crt" }}{{ end -}}
+{{- /* The values of an older version have no `ca`: `helm upgrade --reuse-values`. */ -}}
+{{- $ca := $s3.ca | default dict -}}
+{{- if or $ca.secret $ca.configMap }}{{ $query = append $query "ca_file=/etc/computer-operator/store-ca/ca.crt" }}{{ end -}}
 {{- if $s3.credentialsSecret }}{{ $query = append $query "credentials_folder=/etc/computer-operator/store-credentials" }}{{ end -}}
 s3://{{ $s3.bucket }}{{ with $s3.prefix }}/{{ trimAll "/" . }}{{ end }}{{ if $query }}?{{ join "&" $query }}{{ end }}
 {{- end -}}
@@ -188,13 +190,14 @@ s3://{{ $s3.bucket }}{{ with $s3.prefix }}/{{ trimAll "/" . }}{{ end }}{{ if $qu
 {{- $mounts = append $mounts (dict "name" "store-credentials" "mountPath" "/etc/computer-operator/store-credentials" "readOnly" true) -}}
 {{- $volumes = append $volumes (dict "name" "store-credentials" "secret" (dict "secretName" .)) -}}
 {{- end -}}
-{{- $items := list (dict "key" $s3.ca.key "path" "ca.crt") -}}
-{{- if or $s3.ca.secret $s3.ca.configMap -}}
+{{- $ca := $s3.ca | default dict -}}
+{{- $items := list (dict "key" ($ca.key | default "ca.crt") "path" "ca.crt") -}}
+{{- if or $ca.secret $ca.configMap -}}
 {{- $mounts = append $mounts (dict "name" "store-ca" "mountPath" "/etc/computer-operator/store-ca" "readOnly" true) -}}
-{{- if $s3.ca.secret -}}
-{{- $volumes = append $volumes (dict "name" "store-ca" "secret" (dict "secretName" $s3.ca.secret "items" $items)) -}}
+{{- if $ca.secret -}}
+{{- $volumes = append $volumes (dict "name" "store-ca" "secret" (dict "secretName" $ca.secret "items" $items)) -}}
 {{- else -}}
-{{- $volumes = append $volumes (dict "name" "store-ca" "configMap" (dict "name" $s3.ca.configMap "items" $items)) -}}
+{{- $volumes = append $volumes (dict "name" "store-ca" "configMap" (dict "name" $ca.configMap "items" $items)) -}}
 {{- end -}}
 {{- end -}}
 {{- dict "mounts" $mounts "volumes" $volumes | toJson -}}

@@ -16,7 +16,7 @@ const FILES: u64 = 1024;
 /// The space of a filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// Size in bytes.
+    /// Size in bytes. 0: the filesystem does not report it.
     pub size: u64,
     /// Bytes that a process without privileges can still write.
     pub free: u64,
@@ -38,6 +38,10 @@ impl Space {
 
     /// Whether data of this size leaves the reserve free.
     pub fn has_room_for(&self, bytes: u64) -> bool {
+        // Some filesystems in user space report no size.
+        if self.size == 0 {
+            return true;
+        }
         let (files, free_files) = self.files;
         let reserve = (self.size / PART).clamp(RESERVE.0, RESERVE.1);
         let enough_files = files == 0 || free_files > (files / PART).min(FILES);
@@ -61,7 +65,8 @@ mod tests {
         assert!(!space(100 << 30, 260 << 20).has_room_for(8 << 20), "256 MiB are reserved");
         assert!(space(64 << 20, 10 << 20).has_room_for(8 << 20));
         assert!(!space(64 << 20, 9 << 20).has_room_for(8 << 20), "a fiftieth is reserved");
-        assert!(!space(1 << 20, 1 << 20).has_room_for(1) && space(0, 0).free == 0);
+        assert!(!space(1 << 20, 1 << 20).has_room_for(1));
+        assert!(space(0, 0).has_room_for(8 << 20), "a filesystem that reports no size");
         for (free, room) in [(1024, false), (1025, true)] {
             assert_eq!(Space { files: (1 << 20, free), ..space(100 << 30, 1 << 30) }.has_room_for(1), room, "{free} files");
         }

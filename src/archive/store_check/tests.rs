@@ -10,6 +10,10 @@ fn store_that(create: Create) -> Store {
     Store::new(Arc::new(TestStore { create, ..TestStore::default() }))
 }
 
+async fn whole(store: &Store) -> Result<(), Failed> {
+    Checker::default().whole(store).await
+}
+
 fn folder() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&format!("file://{}", folder.path().display())).unwrap();
@@ -44,7 +48,10 @@ async fn a_failure_names_what_was_tried_and_the_right_that_it_needs() {
     let broken = TestStore::default();
     broken.fail(|key| key.contains("race-"));
     let why = whole(&Store::new(Arc::new(broken))).await.unwrap_err().to_string();
-    assert!(why.contains("reading an object failed, which needs s3:GetObject"), "{why}");
+    assert!(why.starts_with("reading an object failed: "), "{why}");
+    let denied = || StoreError::Unavailable("the archive store denies access (HTTP 403, AccessDenied)".to_owned());
+    let why = while_trying("listing objects", "s3:ListBucket")(denied()).to_string();
+    assert!(why.starts_with("listing objects failed, which needs s3:ListBucket: "), "{why}");
 }
 
 /// Runs the watch until it has checked once.
@@ -89,13 +96,50 @@ async fn nothing_is_written_before_the_first_check_and_an_outage_later_refuses_n
     assert!(store.create(&receipt_key("u"), Bytes::new()).await.is_err(), "not checked yet");
     assert_eq!(checked.recv().await, Some(true));
     assert!(store.create(&receipt_key("u"), Bytes::new()).await.unwrap());
-    // The store loses the object of the check, and cannot be read.
-    slow.fail(|_| true);
-    store.delete_check("checks/exists").await.unwrap();
-    assert_eq!(checked.recv().await, Some(true), "a short check reads nothing");
-    assert!(store.create(&receipt_key("v"), Bytes::new()).await.unwrap());
+    // An outage of writes: what is written later is as safe as before.
+    slow.down.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(checked.recv().await, Some(false));
+    assert!(!health.report().0 && store.refusal().is_none(), "{:?}", health.report());
+    slow.down.store(false, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(checked.recv().await, Some(true));
+    assert!(store.create(&receipt_key("v"), Bytes::new()).await.unwrap() && health.report().0);
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert!(health.report().0);
     stop.cancel();
     watching.await.unwrap();
+    tokio::time::sleep(STALE * 2).await;
+    let (usable, text) = health.report();
+    assert!(!usable && text.contains("does not answer"), "a check that hangs is not a good one: {text}");
+}
+
+/// Some stores accept one write a second for each key, and some throttle.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_most_creators_passes_if_one_wins() {
+    for failing in [1, 31, 34] {
+        let store = Arc::new(TestStore::default());
+        store.fail_puts.store(failing, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(whole(&Store::new(store)).await, Ok(()), "{failing}");
+    }
+    let store = Arc::new(TestStore::default());
+    store.down.store(true, std::sync::atomic::Ordering::SeqCst);
+    let why = whole(&Store::new(store)).await.unwrap_err().to_string();
+    assert!(why.starts_with("writing an object failed: "), "{why}");
+}
+
+/// Without the rights to list and to delete, the check is repeated again and again.
+#[tokio::test]
+async fn a_check_that_is_repeated_leaves_one_object() {
+    let broken = Arc::new(TestStore { create: Create::Once, ..TestStore::default() });
+    broken.fail(|key| key.contains("absent-"));
+    broken.keeps.store(true, std::sync::atomic::Ordering::SeqCst);
+    let store = Store::new(Arc::clone(&broken) as Arc<dyn object_store::ObjectStore>);
+    let mut checker = Checker::default();
+    for _ in 0..5 {
+        let why = checker.whole(&store).await.unwrap_err().to_string();
+        assert!(why.starts_with("looking for an object that does not exist failed"), "{why}");
+    }
+    let objects = object_store::ObjectStore::list(&broken.inner, None);
+    assert_eq!(futures::StreamExt::count(objects).await, 2, "one of the race, and one that exists");
 }
 
 #[tokio::test]
@@ -122,5 +166,5 @@ async fn an_unmounted_volume_does_not_pass_and_takes_no_receipt() {
     }
     assert!(store.create(&receipt_key("u"), Bytes::new()).await.is_err());
     assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "nothing was written");
-    assert!(store.space().is_err());
+    assert!(store.space().await.is_err());
 }

@@ -30,11 +30,14 @@ impl Client {
     /// # Errors
     /// When the options or the file cannot be used.
     pub fn new(options: ClientOptions, ca_file: Option<PathBuf>) -> Result<Self, String> {
-        let pem = match &ca_file {
-            Some(path) => std::fs::read(path).map_err(|e| format!("the file of certificate authorities {}: {e}", path.display()))?,
-            None => Vec::new(),
+        let (client, pem) = match &ca_file {
+            Some(path) => {
+                let pem = std::fs::read(path).map_err(|e| format!("the file of certificate authorities {}: {e}", path.display()))?;
+                (trusting(&options, &pem)?, pem)
+            }
+            None => (client(&options, Vec::new()).map_err(|e| e.to_string())?, Vec::new()),
         };
-        let current = Mutex::new(Current { client: built(&options, &pem)?, pem, looked: Instant::now() });
+        let current = Mutex::new(Current { pem, client, looked: Instant::now() });
         Ok(Self { options, ca_file, current })
     }
 
@@ -46,7 +49,7 @@ impl Client {
             current.looked = Instant::now();
             match std::fs::read(path) {
                 Ok(pem) if pem == current.pem => {}
-                Ok(pem) => match built(&self.options, &pem) {
+                Ok(pem) => match trusting(&self.options, &pem) {
                     Ok(client) => (current.client, current.pem) = (client, pem),
                     Err(error) => tracing::error!(error, "keeping the certificate authorities that were read before"),
                 },
@@ -57,9 +60,9 @@ impl Client {
     }
 }
 
-fn built(options: &ClientOptions, pem: &[u8]) -> Result<reqwest::Client, String> {
+fn trusting(options: &ClientOptions, pem: &[u8]) -> Result<reqwest::Client, String> {
     let authorities = Certificate::from_pem_bundle(pem).map_err(|e| format!("the file of certificate authorities: {e}"))?;
-    if authorities.is_empty() && !pem.is_empty() {
+    if authorities.is_empty() {
         return Err("the file of certificate authorities contains no certificate: it must be PEM".to_owned());
     }
     client(options, authorities).map_err(|e| e.to_string())
@@ -117,7 +120,9 @@ mod tests {
             client.current();
             client.current.lock().unwrap().pem.clone()
         };
-        assert_eq!(change("damaged"), signed.cert.pem().into_bytes());
+        for unusable in ["damaged", ""] {
+            assert_eq!(change(unusable), signed.cert.pem().into_bytes(), "{unusable:?}");
+        }
         let other = rcgen::generate_simple_self_signed(["store".to_owned()]).unwrap();
         assert_eq!(change(&other.cert.pem()), other.cert.pem().into_bytes());
     }

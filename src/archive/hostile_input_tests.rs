@@ -219,7 +219,8 @@ fn a_name_without_an_end_is_not_kept_in_memory() {
     let object = zeros(header.as_bytes(), 513 << 20, 20);
     let found = verified(&object, 1, 0);
     assert!(matches!(found, Verification::Invalid(_)), "{found:?}");
-    let taken = most_memory() - before;
+    // The kernel counts pages per thread, so the peak that it reports can be a little lower than before.
+    let taken = most_memory().saturating_sub(before);
     // Other tests run in this process at the same time; without the bound it is twice as much.
     assert!(taken < 400 << 20, "{} MiB", taken >> 20);
 }

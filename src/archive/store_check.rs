@@ -130,13 +130,13 @@ async fn race(store: &Store, key: &str, id: u128) -> Result<(), Failed> {
     let candidates = if winners.is_empty() { (0..CREATORS).collect() } else { winners };
     let stored = match (store.get(key).await, failure) {
         (Ok(stored), _) => stored,
+        (Err(_), Some(failure)) => return Err(while_trying("writing an object", "s3:PutObject")(failure)),
         (Err(StoreError::NotFound(_)), None) => {
             return Err(Failed::Unusable(
                 "the archive store refused to create an object that does not exist: check that it supports conditional writes".to_owned(),
             ));
         }
-        (Err(StoreError::NotFound(_)), Some(failure)) => return Err(while_trying("writing an object", "s3:PutObject")(failure)),
-        (Err(error), _) => return Err(while_trying("reading an object", "s3:GetObject")(error)),
+        (Err(error), None) => return Err(while_trying("reading an object", "s3:GetObject")(error)),
     };
     if !candidates.iter().any(|creator| content(*creator) == stored) {
         return Err(Failed::Overwrites);
@@ -232,6 +232,7 @@ pub async fn watch(store: Arc<Store>, health: Arc<Health>, report: impl Fn(bool)
     loop {
         // A store that has passed once is not burdened with a whole check while it recovers.
         let whole = !ever || last == Err(Failed::Overwrites);
+        checker.raced &= last != Err(Failed::Overwrites);
         last = tokio::select! {
             () = stop.cancelled() => return,
             result = check(&store, &mut checker, whole) => result,

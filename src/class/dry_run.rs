@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use serde_json::{Value, json};
 
+use crate::runtime::admission::{self, Plugin};
 use crate::runtime::client::{CallError, ErrorClass, classify};
 use crate::runtime::requests;
 
@@ -21,42 +22,19 @@ pub(super) enum Answer {
     Forbidden(CallError),
 }
 
-/// What refused a pod, if that is specific to the namespace.
-#[derive(Debug, PartialEq, Eq)]
-enum Local {
-    Quota,
-    LimitRange,
-    ServiceAccount,
-}
-
-/// The wording of the API server's admission plugins: they all answer 403, and only their messages tell them apart.
-fn local(message: &str) -> Option<Local> {
-    let has = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
-    // A webhook may use the same words about something else.
-    if message.contains("admission webhook") || !message.contains(" is forbidden: ") {
-        return None;
-    }
-    if has(&["exceeded quota: ", "failed quota: ", "status unknown for quota: "]) {
-        return Some(Local::Quota);
-    }
-    if has(&[" usage per Container is ", " usage per Pod is ", " max limit to request ratio per "]) {
-        return Some(Local::LimitRange);
-    }
-    message.contains("error looking up service account ").then_some(Local::ServiceAccount)
-}
-
 /// Dry-runs the pod of a machine.
 pub(super) async fn machine(client: &Client, namespace: &str, mut pod: Value) -> Result<Answer, CallError> {
     loop {
-        let (local, error) = match once(client, namespace, &mut pod).await? {
-            (Answer::Forbidden(error), Some(local)) => (local, error),
+        let (plugin, error) = match once(client, namespace, &mut pod).await? {
+            (Answer::Forbidden(error), Some(plugin)) => (plugin, error),
             (answer, _) => return Ok(answer),
         };
-        let changed = match local {
+        let changed = match plugin {
             // Quotas are checked last: everything else was valid.
-            Local::Quota => return Ok(Answer::Accepted),
-            Local::LimitRange => without_resources(&mut pod),
-            Local::ServiceAccount => without(&mut pod["spec"], &["serviceAccountName", "serviceAccount"]),
+            Plugin::Quota => return Ok(Answer::Accepted),
+            Plugin::LimitRange => without_resources(&mut pod),
+            Plugin::ServiceAccount => without(&mut pod["spec"], &["serviceAccountName", "serviceAccount"]),
+            Plugin::PodSecurity => return Ok(Answer::PodSecurity(error.to_string())),
         };
         if !changed {
             // The defaults of the LimitRange do not fit it, or a webhook adds what was removed.
@@ -70,20 +48,20 @@ pub(super) async fn machine(client: &Client, namespace: &str, mut pod: Value) ->
 /// changes that.
 pub(super) async fn archive(client: &Client, namespace: &str, pod: &Pod) -> Result<Answer, CallError> {
     match once(client, namespace, &mut json!(pod)).await? {
-        (Answer::Forbidden(_), Some(Local::Quota | Local::ServiceAccount)) => Ok(Answer::Accepted),
-        (Answer::Forbidden(error), Some(Local::LimitRange)) => Ok(Answer::Limited(error.to_string())),
+        (Answer::Forbidden(_), Some(Plugin::Quota | Plugin::ServiceAccount)) => Ok(Answer::Accepted),
+        (Answer::Forbidden(error), Some(Plugin::LimitRange)) => Ok(Answer::Limited(error.to_string())),
         (answer, _) => Ok(answer),
     }
 }
 
-async fn once(client: &Client, namespace: &str, pod: &mut Value) -> Result<(Answer, Option<Local>), CallError> {
+async fn once(client: &Client, namespace: &str, pod: &mut Value) -> Result<(Answer, Option<Plugin>), CallError> {
     pod["metadata"]["generateName"] = json!("class-dry-run-");
     let Err(error) = requests::create_strictly::<Pod>(client, namespace, pod, true).await else { return Ok((Answer::Accepted, None)) };
     let message = error.to_string();
     match classify(&error) {
         ErrorClass::Invalid => Ok((Answer::Invalid(message), None)),
         ErrorClass::Forbidden if message.contains("violates PodSecurity") => Ok((Answer::PodSecurity(message), None)),
-        ErrorClass::Forbidden => Ok((Answer::Forbidden(error), local(&message))),
+        ErrorClass::Forbidden => Ok((Answer::Forbidden(error), admission::plugin(&message))),
         _ => Err(error),
     }
 }
@@ -104,26 +82,4 @@ fn without_resources(pod: &mut Value) -> bool {
         }
     }
     changed
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn refusals_of_the_namespace_are_distinguished_from_others() {
-        let forbidden = |why: &str| local(&format!("pods \"x\" is forbidden: {why} (403)"));
-        for (why, expected) in [
-            ("exceeded quota: q, requested: cpu=1, used: cpu=1, limited: cpu=1", Some(Local::Quota)),
-            ("failed quota: q: must specify limits.cpu for: a", Some(Local::Quota)),
-            ("maximum memory usage per Container is 512Mi, but limit is 1Gi", Some(Local::LimitRange)),
-            ("[minimum cpu usage per Pod is 1.  No request is specified]", Some(Local::LimitRange)),
-            ("cpu max limit to request ratio per Container is 2, but provided ratio is 4.000000", Some(Local::LimitRange)),
-            ("error looking up service account op/sa: serviceaccount \"sa\" not found", Some(Local::ServiceAccount)),
-            ("no PriorityClass with name quota was found", None),
-        ] {
-            assert_eq!(forbidden(why), expected, "{why}");
-        }
-        assert_eq!(local("admission webhook \"quota.example\" denied the request: pods \"x\" is forbidden: exceeded quota: q"), None);
-    }
 }

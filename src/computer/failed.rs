@@ -12,6 +12,7 @@ use crate::archive::waiting_time::Left;
 use crate::resources::reasons::Reason;
 use crate::resources::steps::{CurrentStep, DeletionStep};
 use crate::resources::{Phase, StepStatus};
+use crate::runtime::admission::{self, Plugin};
 use crate::runtime::client::ErrorClass;
 
 /// Consecutive conflicts that count as lost races: another client changed the object first, and its event queues the next reconcile. More
@@ -56,7 +57,8 @@ pub fn explain(report: &mut Report, error: &Error, before: u32) {
         ErrorClass::Transient | ErrorClass::Timeout if matches!(error, Error::Store(_)) => Reason::StoreUnavailable,
         ErrorClass::Transient | ErrorClass::Timeout => Reason::ApiServerUnavailable,
     };
-    let message = format!("{error}. The operator retries");
+    let error = error.to_string();
+    let message = format!("{error}. {}The operator retries", remedy(&error).map(|what| format!("{what}. ")).unwrap_or_default());
     let running = report
         .deletion
         .iter_mut()
@@ -72,6 +74,28 @@ pub fn explain(report: &mut Report, error: &Error, before: u32) {
         report.ready = Some(Ready { status: false, reason, message: message.clone() });
     }
     report.blocker = Some(Blocker { reason, message });
+}
+
+/// What to change when the namespace forbids an object: the API server names the quota or the limit, but not what to do. The operator's own
+/// namespace may be the one that forbids it; the error names the object and its namespace.
+fn remedy(error: &str) -> Option<&'static str> {
+    // The defaults of a LimitRange are applied before the pod is validated.
+    if error.contains("resources.requests: Invalid value: ") && error.contains(" must be less than or equal to ") {
+        return Some(
+            "If the ComputerClass does not set this limit, a LimitRange of the namespace does. Set the limit in the class, or raise the default of the LimitRange",
+        );
+    }
+    Some(match admission::plugin(error)? {
+        Plugin::Quota if error.contains("failed quota: ") => {
+            "This ResourceQuota requires that every pod sets these fields. Set them in the ComputerClass, or give them a default with a LimitRange in the namespace"
+        }
+        Plugin::Quota => "Raise this ResourceQuota, delete what uses it, or use a ComputerClass or storage that needs less",
+        Plugin::LimitRange => "Change the LimitRange of the namespace, or the resources in the ComputerClass",
+        Plugin::ServiceAccount => "Create this ServiceAccount in the namespace, or change serviceAccountName in the ComputerClass",
+        Plugin::PodSecurity => {
+            "Change the pod template of the ComputerClass, or the Pod Security level of the namespace (label pod-security.kubernetes.io/enforce)"
+        }
+    })
 }
 
 /// What can be said of a computer when a read fails that had to come before its plan: what the record and the caches say, or else what
@@ -178,6 +202,27 @@ mod tests {
         let read = Action::Read(Subject::volume("pv"));
         (0..9).for_each(|_| accepted.note(read.clone()));
         assert!(accepted.undone(&read).is_none(), "reading again is no change that is undone");
+    }
+
+    #[test]
+    fn a_refusal_of_the_namespace_says_what_to_change() {
+        let forbidden = |why: &str| format!("creating Pod t/m: pods \"m\" is forbidden: {why} (403)");
+        for (error, part) in [
+            (forbidden("exceeded quota: q, requested: cpu=1, used: cpu=1, limited: cpu=1"), "Raise this ResourceQuota"),
+            (forbidden("failed quota: q: must specify limits.cpu for: machine"), "LimitRange in the namespace"),
+            (forbidden("maximum memory usage per Container is 512Mi, but limit is 1Gi"), "Change the LimitRange"),
+            (forbidden("violates PodSecurity \"baseline:latest\": privileged"), "pod-security.kubernetes.io/enforce"),
+            (forbidden("error looking up service account t/sa: serviceaccount \"sa\" not found"), "Create this ServiceAccount"),
+            (
+                "Pod \"m\" is invalid: spec.containers[0].resources.requests: Invalid value: \"1Gi\": must be less than or equal to memory \
+                 limit of 256Mi (422)"
+                    .to_owned(),
+                "LimitRange of the namespace",
+            ),
+        ] {
+            assert!(remedy(&error).is_some_and(|what| what.contains(part)), "{error}: {:?}", remedy(&error));
+        }
+        assert_eq!(remedy("pods is forbidden: User \"op\" cannot create resource \"pods\""), None);
     }
 
     /// C18: a webhook that answers 409 to everything was never reported.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -141,13 +141,19 @@ pub fn stripped(pod: &Pod) -> bool {
 pub fn note_effective(snapshot: &mut Snapshot, pod: &Pod) {
     let spec = pod.spec.clone().unwrap_or_default();
     let context = spec.security_context.clone().unwrap_or_default();
-    let first = spec.containers.first().and_then(|c| c.security_context.clone()).unwrap_or_default();
-    snapshot.run_as_user = first.run_as_user.or(context.run_as_user);
-    snapshot.run_as_group = first.run_as_group.or(context.run_as_group);
+    let machine = machine_container(&spec).and_then(|c| c.security_context.clone()).unwrap_or_default();
+    snapshot.run_as_user = machine.run_as_user.or(context.run_as_user);
+    snapshot.run_as_group = machine.run_as_group.or(context.run_as_group);
     snapshot.fs_group = context.fs_group;
-    snapshot.se_linux_level = first.se_linux_options.or(context.se_linux_options).and_then(|o| o.level);
+    snapshot.se_linux_level = machine.se_linux_options.or(context.se_linux_options).and_then(|o| o.level);
     snapshot.tolerations = spec.tolerations.unwrap_or_default();
     snapshot.grace_period_seconds = spec.termination_grace_period_seconds;
+}
+
+/// The container that writes the home: the first that mounts it. An admission plugin may have put a sidecar with another user before it.
+fn machine_container(spec: &PodSpec) -> Option<&Container> {
+    let mounts_home = |c: &&Container| c.volume_mounts.iter().flatten().any(|mount| mount.name == HOME);
+    spec.containers.iter().find(mounts_home).or_else(|| spec.containers.first())
 }
 
 fn mount_home(container: &mut Fields, path: &str) -> Result<(), String> {
@@ -230,6 +236,19 @@ mod tests {
 
     fn class(template: serde_json::Value) -> ComputerClass {
         serde_json::from_value(json!({"metadata": {"name": "c"}, "spec": {"podTemplate": template}})).expect("a class")
+    }
+
+    /// S1: the archive must be able to read what the machine has written. A service mesh puts its sidecar first.
+    #[test]
+    fn the_user_of_an_added_sidecar_is_not_the_machines() {
+        let mut pod =
+            super::desired(&class(json!({"spec": {"containers": [{"name": "a", "image": "i"}]}})), &ComputerSpec::default(), "home")
+                .expect("a pod");
+        let sidecar = json!({"name": "mesh", "image": "p", "securityContext": {"runAsUser": 1337, "runAsGroup": 1337}});
+        pod["spec"]["containers"].as_array_mut().expect("containers").insert(0, sidecar);
+        let mut snapshot = Snapshot::default();
+        note_effective(&mut snapshot, &serde_json::from_value(pod).expect("a pod"));
+        assert_eq!((snapshot.run_as_user, snapshot.run_as_group), (Some(DEFAULT_USER), Some(DEFAULT_USER)));
     }
 
     #[test]

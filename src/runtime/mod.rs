@@ -1,6 +1,7 @@
 //! The infrastructure of the process: configuration, client, caches, work queue, leader election, HTTP server, health and logs. [`config`] is the flags of
 //! `computer-operator run`; [`settings`] is the few of them that plans need. Nothing in this module may decide anything about a computer.
 
+pub mod admission;
 pub mod backoff;
 pub(crate) mod cached_fields;
 pub mod caches;

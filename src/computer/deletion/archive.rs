@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::archive_pod::{archive_pod, has_other_instructions};
+use super::archive_pod::{self, archive_pod, has_other_instructions};
 use super::{Context, best_effort, custody, outcome};
 use crate::archive::{Summary, Verification};
 use crate::computer::action::{Action, Object, Subject};
@@ -153,7 +153,8 @@ fn attempt(context: &Context<'_>) -> State {
         return super::volumes::remove_archive_pod(context, &subject, pod);
     }
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
-        Some("Succeeded" | "Failed") => ended(context, pod, attempt, subject),
+        _ if archive_pod::ended(pod) => ended(context, pod, attempt, subject),
+        _ if archive_pod::runs(pod) => State::wait(15),
         Some("Pending") | None if has_other_image(context, pod) || has_other_instructions(context.view, context.record, pod) => {
             State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
         }
@@ -177,8 +178,7 @@ fn record_attempt(context: &Context<'_>, attempt: i32, pod_uid: Option<String>) 
 
 /// An archive pod that ended without an archive in the store is replaced by another attempt. The pause doubles with each attempt.
 fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> State {
-    let terminated =
-        pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).find_map(|c| c.state.as_ref()?.terminated.as_ref());
+    let terminated = archive_pod::terminated(pod);
     let code = terminated.map(|t| t.exit_code);
     // The node's clock may be ahead of the operator's; the creation time comes from the API server.
     let ended = terminated.and_then(|t| t.finished_at.as_ref()).filter(|at| at.0 <= context.view.now);

@@ -1,5 +1,6 @@
 //! Builds the archive pod: the operator's image, the home mounted read-only, and the user that the machine ran as. It must never get the
-//! credentials of the store. `archive.rs` creates and watches it.
+//! credentials of the store. `archive.rs` creates and watches it. Whether it has ended is decided here, by the container that archives: a
+//! sidecar that an admission plugin has added may run for ever.
 //!
 //! The pod must run where the volume is, which may be on one node only. People delete computers when that node is cordoned or short of
 //! memory, so the pod tolerates what the machine tolerated, and in addition these taints:
@@ -12,7 +13,7 @@
 //! the pod would hang, although the volume may be attachable to a healthy node. Taints of admins and autoscalers count as well: the condition
 //! shows the scheduler's message, which names them.
 
-use k8s_openapi::api::core::v1::{Pod, Toleration};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod, Toleration};
 use serde_json::{Value, json};
 
 use super::{custody, skipped_by};
@@ -112,9 +113,33 @@ pub fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
     serde_json::from_value(pod).unwrap_or_default()
 }
 
+/// Name of the container that archives.
+const CONTAINER: &str = "archive";
+
+fn state(pod: &Pod) -> Option<&ContainerState> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    statuses.iter().find(|status| status.name == CONTAINER)?.state.as_ref()
+}
+
+/// How the container that archives has ended.
+pub(super) fn terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
+    state(pod)?.terminated.as_ref()
+}
+
+/// Whether the archive pod does nothing more. An evicted pod may have no container status.
+pub(super) fn ended(pod: &Pod) -> bool {
+    terminated(pod).is_some() || matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+/// Whether the archive pod works. Its phase alone does not say so: with a sidecar that cannot start it is `Pending`.
+pub(super) fn runs(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
+    !ended(pod) && (phase == Some("Running") || state(pod).is_some_and(|state| state.running.is_some()))
+}
+
 fn container(view: &View, record: &ComputerRecord) -> Value {
     json!({
-        "name": "archive",
+        "name": CONTAINER,
         "image": view.settings.image,
         "imagePullPolicy": "IfNotPresent",
         "args": ["archive"],
@@ -155,6 +180,26 @@ mod tests {
             assert!(all.iter().all(|t| t.key.as_deref() != Some(&format!("node.kubernetes.io/{key}"))), "{key}");
         }
         assert_eq!(tolerations(&all), all, "none twice");
+    }
+
+    /// The sidecar of a service mesh, before the container that archives, and still running after it.
+    #[test]
+    fn a_sidecar_does_not_decide_whether_the_archive_pod_has_ended() {
+        let pod = |phase: &str, sidecar: Value, archive: Value| -> Pod {
+            let status = |name: &str, state: Value| json!({"name": name, "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": state});
+            let statuses = json!([status("sidecar", sidecar), status(CONTAINER, archive)]);
+            serde_json::from_value(json!({"metadata": {}, "status": {"phase": phase, "containerStatuses": statuses}})).expect("a pod")
+        };
+        let (running, waiting) = (json!({"running": {}}), json!({"waiting": {"reason": "ImagePullBackOff"}}));
+        let exit = |code: i32| json!({"terminated": {"exitCode": code}});
+        let failed = pod("Running", running.clone(), exit(3));
+        assert_eq!((ended(&failed), runs(&failed), terminated(&failed).map(|t| t.exit_code)), (true, false, Some(3)));
+        let crashed = pod("Running", exit(1), running.clone());
+        assert_eq!((ended(&crashed), runs(&crashed)), (false, true));
+        let without_sidecar = pod("Pending", waiting.clone(), running);
+        assert_eq!((ended(&without_sidecar), runs(&without_sidecar)), (false, true));
+        let starting = pod("Pending", waiting.clone(), waiting);
+        assert_eq!((ended(&starting), runs(&starting)), (false, false));
     }
 
     /// The Service may have been deleted and created again since the operator started.

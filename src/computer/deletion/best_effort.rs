@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use super::{Context, attempts, outcome};
+use super::{Context, archive_pod, attempts, outcome};
 use crate::archive::Verification;
 use crate::computer::action::{Action, Fact, Subject};
 use crate::computer::step::{Finished, State};
@@ -38,8 +38,7 @@ fn latest_pod(view: &View) -> Subject {
 /// Whether the pod of the latest attempt is running.
 pub fn archive_pod_runs(view: &View) -> bool {
     let Some(Fact::Pod(pod)) = view.facts.get(&latest_pod(view)) else { return false };
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
+    archive_pod::runs(pod) && pod.metadata.deletion_timestamp.is_none()
 }
 
 /// The step under `BestEffort`, given its state without that policy.

@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use serde_json::json;
 
-use super::Context;
+use super::{Context, archive_pod};
 use crate::computer::action::{Action, Fact, Subject};
 use crate::computer::home_volume::{self, held_by_home};
 use crate::computer::step::State;
@@ -167,7 +167,7 @@ pub(super) fn remove_archive_pod(context: &Context<'_>, subject: &Subject, pod: 
     let now = context.view.now;
     let Some(deleted) = &pod.metadata.deletion_timestamp else {
         let verified = context.deletion().is_some_and(|d| d.archive.is_some());
-        let runs = pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
+        let runs = archive_pod::runs(pod);
         let since = context.noted(DeletionStep::ArchiveSessions).map_or(now, |noted| noted.at.0);
         let left = END_SECONDS - now.duration_since(since).as_secs().max(0);
         if verified && runs && left > 0 {

@@ -171,7 +171,8 @@ fn start(state: &mut State, pod: &Arc<Value>) -> Option<Arc<Value>> {
     }
     let running = Running { volumes, archive, wrote: Instant::now(), ending: None };
     state.kubelet.running.insert(uid(pod).to_owned(), running);
-    let container = json!([{"name": "c", "image": "i", "imageID": "i", "ready": true, "restartCount": 0, "state": {"running": {}}}]);
+    let called = &pod["spec"]["containers"][0]["name"];
+    let container = json!([{"name": called, "image": "i", "imageID": "i", "ready": true, "restartCount": 0, "state": {"running": {}}}]);
     state.change("pods", namespace(pod), name(pod), |p| {
         p["status"]["phase"] = json!("Running");
         p["status"]["containerStatuses"] = container;
@@ -205,8 +206,9 @@ pub fn ended(state: &mut State, within: &str, called: &str, pod_uid: &str, code:
         let started = p["status"]["containerStatuses"].is_array();
         p["status"]["phase"] = json!(if code == 0 { "Succeeded" } else { "Failed" });
         if started {
+            let called = p["spec"]["containers"][0]["name"].clone();
             p["status"]["containerStatuses"] =
-                json!([{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": terminated}]);
+                json!([{"name": called, "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": terminated}]);
         }
     });
 }

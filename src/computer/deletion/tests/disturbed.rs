@@ -246,7 +246,7 @@ fn a_file_that_cannot_be_read_blocks_until_it_is_given_up() {
     let instruction = |pod: &k8s_openapi::api::core::v1::Pod| {
         pod.spec.as_ref().unwrap().containers[0].env.clone().unwrap().into_iter().find(|e| e.name == "UNREADABLE").unwrap().value
     };
-    let locked = json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 3}}}]});
+    let locked = json!({"phase": "Failed", "containerStatuses": [{"name": "archive", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 3}}}]});
     assert_eq!(instruction(archive_pod(&mut world)).as_deref(), Some("Block"));
     let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.time());
     let pod = archive_pod(&mut world);
@@ -269,7 +269,7 @@ fn a_node_whose_clock_is_ahead_does_not_delay_the_next_attempt() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
     archive_pod(&mut world).status = from(
-        json!({"phase": "Failed", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 1, "finishedAt": "2028-01-01T00:00:00Z"}}}]}),
+        json!({"phase": "Failed", "containerStatuses": [{"name": "archive", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 1, "finishedAt": "2028-01-01T00:00:00Z"}}}]}),
     );
     for _ in 0..10 {
         pass(&mut world);
@@ -283,7 +283,7 @@ fn an_archive_pod_that_does_not_start_is_reported() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
     archive_pod(&mut world).status = from(
-        json!({"phase": "Pending", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ContainerCreating"}}}]}),
+        json!({"phase": "Pending", "containerStatuses": [{"name": "archive", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ContainerCreating"}}}]}),
     );
     for _ in 0..8 {
         pass(&mut world);

@@ -277,7 +277,7 @@ impl World {
     /// One step of the kubelet, pvc-protection and the volume controller.
     pub(super) fn others(&mut self) {
         self.now += 10;
-        let finished = json!({"phase": "Succeeded", "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
+        let finished = json!({"phase": "Succeeded", "containerStatuses": [{"name": "archive", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
             "state": {"terminated": {"exitCode": 0}}}]});
         self.bind();
         let holder = self.volume.as_ref().and_then(crate::resources::persistent_volume::claim_ref_uid).map(str::to_owned);

@@ -1,4 +1,4 @@
-//! Which admission plugin of a namespace refused an object. They all answer 403, and only the wording of their messages tells them apart.
+//! Which admission plugin of a namespace refused an object. They all answer 403, and only the wording of their messages distinguishes them.
 
 /// An admission plugin that depends on objects of the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -201,6 +201,23 @@ fn a_store_may_have_a_certificate_authority_of_its_own() {
     }
 }
 
+/// A drain of a single node waits for the machines' pods, which wait for the operator.
+#[test]
+fn the_only_replica_of_the_operator_runs_on_a_cordoned_node_and_no_other_pod_does() {
+    let tolerates = |set: &[&str], name: &str| {
+        let all = render("co", "ops", &[&["fullnameOverride=co"], set].concat());
+        let list = one(&all, "Deployment", name)["spec"]["template"]["spec"]["tolerations"].clone();
+        let cordon = json!({"key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule"});
+        list.as_array().is_some_and(|list| list.contains(&cordon))
+    };
+    let bucket = &["archive.type=S3", "archive.s3.bucket=archives"][..];
+    assert!(tolerates(&[], "co") && tolerates(bucket, "co") && tolerates(&["controller.tolerations[0].key=gpu"], "co"));
+    assert!(tolerates(&["controller.tolerateCordon=null"], "co"), "values of an older chart");
+    assert!(!tolerates(&["controller.tolerateCordon=false"], "co"));
+    assert!(!tolerates(&[bucket, &["controller.replicas=2"]].concat(), "co"), "another replica takes over");
+    assert!(!tolerates(&[], "co-api"));
+}
+
 /// `helm upgrade --reuse-values` renders this chart with the values of the version that was installed.
 #[test]
 fn values_of_an_older_chart_are_enough() {

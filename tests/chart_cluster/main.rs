@@ -1,10 +1,13 @@
-//! The chart on a real node, with real Helm and unusual names: install → test → attacks of a tenant → upgrade during ten deletions → uninstall
-//! guard → uninstall → install again, which finishes the pending deletion. The chapters depend on each other and run in this order, by
+//! The chart on two real nodes, with real Helm and unusual names: install → test → attacks of a tenant → upgrade during ten deletions → drained
+//! nodes, tools that declare objects, policies of others → uninstall guard → uninstall → install again, which finishes the pending deletion. The chapters depend on each other and run in this order, by
 //! `cargo xtask test`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod attacks;
+mod declared;
 mod life;
+mod nodes;
+mod policies;
 mod world;
 
 use std::process::ExitCode;
@@ -22,6 +25,13 @@ const CHAPTERS: &[Chapter] = &[
     ("the_ingest_endpoint_rejects_a_tenants_pod", attacks::the_ingest_endpoint_rejects_a_tenants_pod),
     ("a_protected_computer_cannot_be_deleted", attacks::a_protected_computer_cannot_be_deleted),
     ("deletions_survive_an_upgrade", life::deletions_survive_an_upgrade),
+    ("a_drain_ends_and_the_machines_come_back", nodes::a_drain_ends_and_the_machines_come_back),
+    ("computers_of_a_cordoned_node_can_be_deleted", nodes::computers_of_a_cordoned_node_can_be_deleted),
+    ("a_service_that_is_created_again_needs_no_restart", declared::a_service_that_is_created_again_needs_no_restart),
+    ("helm_waits_for_what_is_declared", declared::helm_waits_for_what_is_declared),
+    ("deleting_all_does_not_delete_computers", declared::deleting_all_does_not_delete_computers),
+    ("quotas_decide_only_in_their_namespace", policies::quotas_decide_only_in_their_namespace),
+    ("a_sidecar_hides_neither_the_user_nor_the_end", policies::a_sidecar_hides_neither_the_user_nor_the_end),
     ("uninstalling_loses_nothing", life::uninstalling_loses_nothing),
 ];
 

@@ -1,4 +1,4 @@
-//! One cluster with the operator's image, kubectl and Helm, and the helpers of every chapter. There are no sleeps: everything waits for a condition.
+//! One cluster of two nodes with the operator's image, kubectl and Helm, and the helpers of every chapter. There are no sleeps: everything waits for a condition.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ pub fn refused(what: &str, result: Result<String>, message: &str) -> Result<()> 
 impl World {
     pub async fn up() -> Result<Self> {
         let name = std::env::var("XTASK_TEST_CLUSTER").unwrap_or_else(|_| "test".to_owned());
-        let cluster = Cluster::up(&format!("{name}-chart"), Profile::Node { count: 1 }).await?;
+        let cluster = Cluster::up(&format!("{name}-chart"), Profile::Node { count: 2 }).await?;
         let images = tools::cache_folder()?.join("images");
         let archive = tokio::task::spawn_blocking(move || image::operator(Path::new(env!("CARGO_MANIFEST_DIR")), &images)).await??;
         cluster.load_image(&archive)?;
@@ -107,12 +107,22 @@ impl World {
     pub fn computer(&self, namespace: &str, name: &str) -> Result<String> {
         self.create(namespace, name, &json!({}))?;
         self.active(namespace, name)?;
-        let uid = self.uid(namespace, name)?;
-        let pod =
-            self.kubectl(&["get", "pod", "-n", namespace, "-l", &format!("computer-operator.dev/computer-uid={uid}"), "-o", "name"])?;
-        let script = "mkdir -p $HOME/.codex/sessions && echo work > $HOME/.codex/sessions/one.jsonl";
-        self.kubectl(&["exec", "-n", namespace, pod.trim(), "--", "sh", "-ec", script])?;
-        Ok(uid)
+        self.script(namespace, name, "mkdir -p $HOME/.codex/sessions && echo work > $HOME/.codex/sessions/one.jsonl")?;
+        self.uid(namespace, name)
+    }
+
+    /// Runs a script in a machine and returns its output.
+    pub fn script(&self, namespace: &str, name: &str, script: &str) -> Result<String> {
+        let label = format!("computer-operator.dev/computer={name}");
+        let pod = self.kubectl(&["get", "pod", "-n", namespace, "-l", &label, "-o", "name"])?;
+        self.kubectl(&["exec", "-n", namespace, pod.trim(), "-c", "machine", "--", "sh", "-ec", script])
+    }
+
+    /// The condition of this type of an object, as JSON.
+    pub fn condition(&self, object: &[&str], type_: &str) -> Result<Value> {
+        let all = self.get(object)?["status"]["conditions"].clone();
+        let found = all.as_array().into_iter().flatten().find(|condition| condition["type"] == type_).cloned();
+        found.with_context(|| format!("{object:?} has no condition {type_} yet: {all}"))
     }
 
     pub fn create(&self, namespace: &str, name: &str, spec: &Value) -> Result<()> {

@@ -86,7 +86,13 @@ priorityClassName: {{ . }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .values.tolerations }}
+{{- $tolerations := .values.tolerations -}}
+{{- /* The values of an older version do not contain `tolerateCordon`: `helm upgrade --reuse-values`. Several replicas do not need it: another one
+works on another node, and the spread would prefer the node that is being drained. */ -}}
+{{- if and (eq .component "controller") (eq (int .values.replicas) 1) (ne (toString .values.tolerateCordon) "false") -}}
+{{- $tolerations = append $tolerations (dict "key" "node.kubernetes.io/unschedulable" "operator" "Exists" "effect" "NoSchedule") -}}
+{{- end }}
+{{- with $tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}

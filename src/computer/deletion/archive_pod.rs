@@ -1,6 +1,6 @@
 //! Builds the archive pod: the operator's image, the home mounted read-only, and the user that the machine ran as. It must never get the
 //! credentials of the store. `archive.rs` creates and watches it. Whether it has ended is decided here, by the container that archives: a
-//! sidecar that an admission plugin has added may run for ever.
+//! sidecar that an admission plugin has added may run without end.
 //!
 //! The pod must run where the volume is, which may be on one node only. People delete computers when that node is cordoned or short of
 //! memory, so the pod tolerates what the machine tolerated, and in addition these taints:

@@ -122,7 +122,7 @@ pub const STAGES: &[Stage] = &[
     ),
     cluster(
         "chart-cluster",
-        "the chart installs, upgrades and uninstalls on a real node",
+        "the chart installs, upgrades and uninstalls on real nodes, which are drained, and under policies of others",
         &["test", "--test", "chart_cluster"],
         Needs::Node(&[]),
     ),

@@ -1,4 +1,4 @@
-//! Tools that declare objects and wait for them (Helm, GitOps), and tools that remove them in bulk.
+//! Tools that declare objects and wait for them, such as Helm, and tools that remove objects in bulk.
 
 use std::fs;
 

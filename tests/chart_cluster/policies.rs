@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use crate::world::{SYSTEM, World, eventually};
 
-/// Its ResourceQuota is too small for the class.
+/// Its `ResourceQuota` is too small for the class.
 const TIGHT: &str = "tight";
-/// Its LimitRange does not allow the class.
+/// Its `LimitRange` does not allow the class.
 const LIMITED: &str = "limited";
 /// Its pods get a sidecar.
 const MESH: &str = "mesh";

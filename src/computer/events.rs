@@ -7,13 +7,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder};
 use tokio::time::Instant;
 
 use super::report::Report;
 use super::view::View;
-use crate::resources::conditions::truncate;
+use crate::resources::conditions::{truncate, types};
+use crate::resources::reasons::Reason;
 use crate::resources::steps::{CurrentStep, DeletionStep, Sequence};
 use crate::resources::{Computer, Phase, Step, StepStatus};
 
@@ -63,8 +65,24 @@ impl Events {
             let note = step.error.clone().unwrap_or_else(|| format!("{}: {}", step.name, step.status.as_str()));
             self.of_step(view, step, why, &note, &reference).await;
         }
+        self.of_key(view, computer, &reference).await;
         if !report.deletion.iter().any(|step| step.status == StepStatus::Blocked) {
             self.of_blocker(view, report, "provisioning", &reference).await;
+        }
+    }
+
+    /// A key that replaced another one, which somebody may still use.
+    async fn of_key(&self, view: &View, computer: &Computer, reference: &ObjectReference) {
+        let children = view.record.as_ref().map(|r| &r.spec.state.children);
+        let Some(name) = children.and_then(|c| c.secret_uid.as_ref().and(c.secret_name.as_ref())) else { return };
+        let Some(status) = &computer.status else { return };
+        let lost = |c: &Condition| c.type_ == types::READY && c.reason == Reason::KeySecretLost.as_str();
+        let another = status.credential_secret_name.as_ref().map_or_else(|| status.conditions.iter().any(lost), |old| old != name);
+        if another && self.is_new(&view.uid, format!("{} {name}", Reason::KeySecretLost), AGAIN) {
+            let note = format!(
+                "the Secret of the key was deleted or replaced. A new key is in Secret {name}; the old key no longer authenticates"
+            );
+            self.publish(event(EventType::Warning, Reason::KeySecretLost.to_string(), &note, "key"), reference).await;
         }
     }
 

@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::action::{Fact, Subject};
 use super::budget::Turns;
 use super::events::Events;
+use super::key_checks::KeyChecks;
 use super::metrics::Metrics;
 use super::report::Report;
 use super::status::Written;
@@ -37,6 +38,8 @@ pub struct Memory {
     pub written: Written,
     /// Reconciles that exceeded their budget.
     pub turns: Turns,
+    /// When the Secrets of keys are checked.
+    pub keys: KeyChecks,
     /// Published events.
     pub events: Events,
     /// Blocked deletions.
@@ -47,18 +50,19 @@ impl Memory {
     /// Empty; the jitter of its backoff comes from the sources.
     pub fn new(sources: &Sources, events: Events, metrics: Arc<Metrics>) -> Self {
         let backoff = || Backoff::with_seed(u64::from_le_bytes(sources.bytes()));
-        let (latest, written, turns) = (Latest::default(), Written::default(), Turns::default());
-        Self { backoff: backoff(), unwritten: backoff(), latest, written, turns, events, metrics }
+        let (latest, written, turns, keys) = (Latest::default(), Written::default(), Turns::default(), KeyChecks::default());
+        Self { backoff: backoff(), unwritten: backoff(), latest, written, turns, keys, events, metrics }
     }
 
     /// The computer is gone, or nothing is left to do for it. Names every field, so that a new one cannot be left out.
     pub fn forget(&self, uid: &str) {
-        let Self { backoff, unwritten, latest, written, turns, events, metrics } = self;
+        let Self { backoff, unwritten, latest, written, turns, keys, events, metrics } = self;
         backoff.reset(uid);
         unwritten.reset(uid);
         latest.forget(uid);
         written.forget(uid);
         turns.reset(uid);
+        keys.forget(uid);
         events.forget(uid);
         metrics.forget(uid);
     }
@@ -66,8 +70,8 @@ impl Memory {
     /// All of it, as text. Names every field, too.
     #[cfg(test)]
     pub fn text(&self) -> String {
-        let Self { backoff, unwritten, latest, written, turns, events, metrics } = self;
-        format!("{backoff:?} {unwritten:?} {latest:?} {written:?} {turns:?} {} {}", events.remembered(), metrics.remembered())
+        let Self { backoff, unwritten, latest, written, turns, keys, events, metrics } = self;
+        format!("{backoff:?} {unwritten:?} {latest:?} {written:?} {turns:?} {keys:?} {} {}", events.remembered(), metrics.remembered())
     }
 }
 

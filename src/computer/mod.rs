@@ -12,6 +12,7 @@ pub mod deletion;
 pub mod events;
 pub mod failed;
 pub mod home_volume;
+pub mod key_checks;
 pub mod machine_pod;
 pub mod memory;
 pub mod metrics;

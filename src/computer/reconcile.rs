@@ -75,6 +75,7 @@ impl Reconciler {
             return None;
         };
         self.memory.latest.freshen(&mut view);
+        view.key_check_in = Some(self.memory.keys.left(uid));
         if view.only_expiry_left() {
             self.memory.forget(uid);
             return self.expire(&view).await;
@@ -95,6 +96,7 @@ impl Reconciler {
     async fn conclude(&self, view: &View, mut plan: Plan, error: Option<Error>, seen: u64) -> Option<Duration> {
         let uid = view.uid.as_str();
         self.memory.latest.note_passed(view, &plan.report);
+        self.memory.keys.note(view);
         self.applier.archives().waits().note(uid, failed::left(view, &plan, error.as_ref()));
         if let Some(error) = &error {
             failed::explain(&mut plan.report, error, self.memory.backoff.count(uid));

@@ -2,6 +2,7 @@
 //! A cache only proves that an object exists. Absence is never taken from a cache: it needs a live read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod};
@@ -58,6 +59,8 @@ pub struct View {
     pub archive: Option<Verification>,
     /// The receipt that this reconcile has stored.
     pub receipt: Option<Vec<u8>>,
+    /// In how long the Secret of its key is to be checked; zero: now. `None`: not by this reconcile.
+    pub key_check_in: Option<Duration>,
     /// A live read in this reconcile has shown the finalizer.
     pub finalizer_confirmed: bool,
     /// Steps that an earlier reconcile of this process found finished with the same version of the record (see `memory`).
@@ -89,6 +92,7 @@ impl View {
             waited: Waited::default(),
             archive: None,
             receipt: None,
+            key_check_in: None,
             finalizer_confirmed: false,
             passed: BTreeMap::new(),
             times: BTreeMap::new(),

@@ -219,6 +219,9 @@ pub struct RecordState {
     /// Hash of the key; see `credentials::Key::hash`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_hash: Option<String>,
+    /// When that hash was recorded: the beginning of the key. Empty in a record of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_issued_at: Option<Time>,
     /// The objects that were created for it.
     #[serde(default)]
     pub children: Children,

@@ -112,6 +112,10 @@ reasons! {
     /// The record of the computer was lost and re-created. The hash of the key is lost, so the key never authenticates again.
     /// To do: delete the Computer, which archives its sessions, and create another one.
     KeyLost,
+    /// The Secret of the computer's key was deleted, or another object has its name. The operator issues a new key in a new Secret. The old
+    /// key does not authenticate any more.
+    /// To do: wait, then read the Secret that `status.credentialSecretName` names.
+    KeySecretLost,
     /// The pods of the computer terminate by themselves soon after they start. The operator waits longer before each new pod.
     /// To do: fix the command, image or resources in the ComputerClass. To retry at once, suspend and resume the computer.
     CrashLoop,

@@ -38,10 +38,12 @@ pub enum Life {
     BestEffort,
     /// The archive is not required, and the store is down permanently: the archive is given up.
     GivenUp,
+    /// Its user deletes the key's Secret while it is used: it gets another key.
+    LostKey,
 }
 
 impl Life {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Managed,
         Self::Retained,
         Self::Unarchived,
@@ -52,6 +54,7 @@ impl Life {
         Self::Expiring,
         Self::BestEffort,
         Self::GivenUp,
+        Self::LostKey,
     ];
 
     /// The class of its computers.
@@ -174,6 +177,9 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
         if age == Some(false) && !expires && (active || begun.elapsed() > PATIENCE) {
             // The computer is used for a while.
             tokio::time::sleep(Duration::from_secs(25)).await;
+            if life == Life::LostKey {
+                lose_key(world).await;
+            }
             moves::perform(world, life.end());
             *ending = Some(Instant::now());
         }
@@ -191,6 +197,25 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
     };
     world.with(|s| override_all(s, overridden));
     world.notify();
+}
+
+/// A key whose Secret was deleted is replaced within this time: the operator checks it every ten minutes.
+const REPLACED: Duration = Duration::from_secs(25 * 60);
+
+/// The user deletes the key's Secret, and waits for another key.
+async fn lose_key(world: &World) {
+    moves::perform(world, Move::DeleteSecrets);
+    let (begun, mut changed) = (Instant::now(), world.changes());
+    loop {
+        let _ = tokio::time::timeout(Duration::from_secs(5), changed.changed()).await;
+        let (dying, usable) = world.with(|s| (latest_death(s).is_some(), s.observer.has_usable_key(s)));
+        if dying || usable || !world.with(|s| s.observer.violations().is_empty()) {
+            return;
+        }
+        if begun.elapsed() > REPLACED {
+            return world.with(|s| s.observer.violation("a key whose Secret was deleted was not replaced".to_owned()));
+        }
+    }
 }
 
 /// If the class says `BestEffort` and the store is down, the record says that the sessions were given up, and why.

@@ -339,6 +339,19 @@ impl Observer {
         }
     }
 
+    /// Whether the tenant can use a key: its Secret exists, and it authenticates.
+    pub fn has_usable_key(&self, state: &State) -> bool {
+        let usable = |key: &Key| {
+            let id = &key.computer;
+            let typed = |kind, within: &str, called: &str| state.get(kind, within, called).map(|v| (**v).clone());
+            let record = typed("computerrecords", SYSTEM, &id.uid).and_then(|v| serde_json::from_value(v).ok());
+            let computer = typed("computers", &id.namespace, &id.name).and_then(|v| serde_json::from_value(v).ok());
+            let space = typed("namespaces", "", &id.namespace).and_then(|v| serde_json::from_value(v).ok());
+            decide(key, record.as_ref(), computer.as_ref(), space.as_ref()).is_ok()
+        };
+        state.all("secrets").filter(|s| self.owns(uid(s))).filter_map(|s| token(s)).any(|key| usable(&key))
+    }
+
     /// S2: the real decision, on the current objects of the API server.
     fn keys(&mut self, state: &State, change: &Change) {
         let typed = |v: &Arc<Value>| (**v).clone();

@@ -2,6 +2,7 @@
 //! after a live read has shown it: a DELETE can win against a concurrent "add finalizer" (kubernetes#129584).
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
 use super::RETRY_SECONDS;
@@ -124,7 +125,8 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
         },
         ..Children::default()
     };
-    let state = RecordState { key_hash: Some(fresh_key(view).hash()), children, ..RecordState::default() };
+    let (key_hash, key_issued_at) = (Some(fresh_key(view).hash()), Some(Time(view.now)));
+    let state = RecordState { key_hash, key_issued_at, children, ..RecordState::default() };
     let spec = ComputerRecordSpec {
         namespace: view.namespace.clone(),
         computer: view.name.clone(),

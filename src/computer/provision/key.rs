@@ -1,8 +1,14 @@
 //! Steps `issue-key` and `activate-key`: the key's hash is recorded before its Secret exists, and the key is activated only when the home is
 //! protected. The hash itself is computed in `src/credentials/token.rs`. The token is in memory between the two writes; a crash loses it, and
 //! the next reconcile issues another. The Secret must never be read.
+//!
+//! [`renew`] replaces a key whose Secret is gone. It is no step: a key that cannot be issued must not keep the volume from being
+//! protected, and a machine that does not start must not keep its key from being issued.
+
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::create_record::fresh_key;
 use super::{Context, RETRY_SECONDS};
@@ -14,14 +20,20 @@ use crate::resources::reasons::Reason;
 
 pub(super) fn issue(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
-    if state.children.secret_uid.is_some() {
+    // A key that is live was issued completely: if its Secret is lost, `renew` replaces it. A revoked one is never issued again (S2).
+    if state.children.secret_uid.is_some() || state.credential != CredentialState::Pending {
         return State::done();
     }
-    let Some(name) = &state.children.secret_name else { return reissue(context) };
+    // Its UID goes to the record together with those of the other children.
+    create(context, |_| State::done())
+}
+
+/// Creates the Secret of a key whose Secret is not on record yet. `exists`: it exists, with this UID.
+fn create(context: &Context<'_>, exists: impl FnOnce(&str) -> State) -> State {
+    let Some(name) = &context.record.spec.state.children.secret_name else { return reissue(context) };
     let subject = Subject::secret(&context.view.namespace, name);
     match context.view.facts.get(&subject) {
-        // Its UID goes to the record together with those of the other children.
-        Some(Fact::Uid(_) | Fact::Held(_)) => State::done(),
+        Some(Fact::Uid(uid) | Fact::Held(uid)) => exists(uid),
         // No read is needed while this reconcile holds the token of the recorded hash.
         _ if holds_token(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
         // The token is lost, or another leader holds it and is about to write it: wait for that leader.
@@ -31,12 +43,13 @@ pub(super) fn issue(context: &Context<'_>) -> State {
     }
 }
 
-/// Seconds within which another leader writes the Secret of a record that it has just created.
+/// Seconds within which another leader writes the Secret of a key that it has just recorded.
 const REISSUE_SECONDS: i64 = 20;
 
+/// Whether the key was recorded a moment ago. The clocks of two leaders may differ, and a record of an earlier version has no such time.
 fn young(context: &Context<'_>) -> bool {
-    let created = context.record.metadata.creation_timestamp.as_ref();
-    created.is_some_and(|at| context.view.now.duration_since(at.0).as_secs() < REISSUE_SECONDS)
+    let recorded = context.record.spec.state.key_issued_at.as_ref().or(context.record.metadata.creation_timestamp.as_ref());
+    recorded.is_some_and(|at| context.view.now.duration_since(at.0).as_secs().abs() < REISSUE_SECONDS)
 }
 
 /// Whether the recorded hash is that of the token that this reconcile holds.
@@ -56,8 +69,39 @@ fn reissue(context: &Context<'_>) -> State {
         let surplus = children.former_secret_names.len().saturating_sub(FORMER);
         children.former_secret_names.drain(..surplus);
         children.secret_name = Some(Child::Key.name(&view.fresh.suffix));
+        children.secret_uid = None;
         r.spec.state.key_hash = Some(fresh_key(view).hash());
+        r.spec.state.key_issued_at = Some(Time(view.now));
     })
+}
+
+/// What the key of a living computer needs, apart from the steps: its Secret is checked periodically, because no watch shows it (the
+/// operator may not list Secrets, DESIGN.md 4.8). If it is gone, or another object has its name, a new key is issued, and the old one does
+/// not authenticate from that moment. It becomes live only as the steps say, and a revoked key is never replaced (S2).
+pub(super) fn renew(context: &Context<'_>) -> State {
+    let state = &context.record.spec.state;
+    if state.credential == CredentialState::Revoked || state.key_hash.is_none() {
+        return State::done();
+    }
+    let (Some(name), Some(uid)) = (&state.children.secret_name, &state.children.secret_uid) else {
+        return create(context, |uid| {
+            let uid = Some(uid.to_owned());
+            context.save(|r| r.spec.state.children.secret_uid = uid)
+        });
+    };
+    let subject = Subject::secret(&context.view.namespace, name);
+    match context.view.facts.get(&subject) {
+        Some(Fact::Uid(found) | Fact::Held(found)) if found == uid => State::done(),
+        Some(Fact::Gone | Fact::Uid(_) | Fact::Held(_)) => reissue(context),
+        None if context.view.key_check_in == Some(Duration::ZERO) => State::read(subject),
+        _ => State::done(),
+    }
+}
+
+/// Whether this state of [`renew`] is the periodic check: nothing is known to be wrong.
+pub(super) fn checks(context: &Context<'_>, state: &State) -> bool {
+    let reads = matches!(state, State::Do(action) if matches!(**action, Action::Read(_)));
+    reads && context.record.spec.state.children.secret_uid.is_some()
 }
 
 fn secret(context: &Context<'_>, name: &str) -> Secret {

@@ -12,6 +12,7 @@ mod tests;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::key_checks;
 use super::report::{Next, Plan, Ready, Report};
 use super::step::{self, Finished, State};
 use super::time_to_live;
@@ -62,10 +63,34 @@ fn alive(view: &View, computer: &Computer) -> Plan {
         return planned(view, computer, Some(ProvisionStep::CreateRecord), first);
     };
     let mut context = Context::new(view, record, computer);
-    match context.walk(ProvisionStep::ALL.iter().copied(), run) {
+    let plan = match context.walk(ProvisionStep::ALL.iter().copied(), run) {
         Some(state) => planned(view, computer, context.current(), state),
         None => complete(&context),
+    };
+    with_key(&context, plan)
+}
+
+/// The plan with what the key needs, which comes after everything that the steps can do now.
+fn with_key(context: &Context<'_>, mut plan: Plan) -> Plan {
+    if matches!(plan.next, Next::Do(_)) {
+        return plan;
     }
+    let state = key::renew(context);
+    if !state.is_done() && !key::checks(context, &state) {
+        let message = "the Secret of the key was deleted or replaced, and a new key is being issued; the old key no longer authenticates";
+        let not_ready = plan.report.ready.take().filter(|ready| !ready.status);
+        plan.report.ready = not_ready.or(Some(Ready { status: false, reason: Reason::KeySecretLost, message: message.to_owned() }));
+    }
+    let next = match state {
+        State::Done(_) => context.view.key_check_in.map_or(Next::Settled, |left| Next::Wait(key_checks::next(left))),
+        state => state.into_next().0,
+    };
+    plan.next = match (plan.next, next) {
+        (Next::Wait(one), Next::Wait(other)) => Next::Wait(one.min(other)),
+        (plan, Next::Settled) => plan,
+        (_, next) => next,
+    };
+    plan
 }
 
 /// The plan when all steps are finished: the computer is as declared, ready or suspended. `Ready` is true of a suspended computer, too: tools

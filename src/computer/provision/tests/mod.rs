@@ -2,6 +2,7 @@
 //! request, and creates nothing for a computer that is being deleted (S8).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::needless_pass_by_value)]
 
+mod lost_key;
 mod upgrade;
 mod world;
 

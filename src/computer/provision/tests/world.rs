@@ -1,6 +1,7 @@
 //! A small model of the cluster for the provisioning plan.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
@@ -35,6 +36,7 @@ pub(super) struct World {
     /// The user in the class's template.
     pub(super) user: Option<i64>,
     pub(super) node_lost: bool,
+    pub(super) key_check_in: Option<Duration>,
 }
 
 impl World {
@@ -55,6 +57,7 @@ impl World {
             writes: 0,
             user: None,
             node_lost: false,
+            key_check_in: None,
         }
     }
 
@@ -66,6 +69,7 @@ impl World {
         let settings = Settings { namespace: "op".into(), ..Settings::default() };
         let fresh = Fresh { suffix: format!("{:032x}", self.passes), key: [self.passes; 32] };
         let mut view = View::new(UID, "t", "c", settings, fresh, Timestamp::from_second(self.now).unwrap());
+        view.key_check_in = self.key_check_in;
         view.computer = Some(self.computer.clone());
         view.record.clone_from(&self.record);
         view.class = ClassState::Found(Box::new(class));

@@ -1,0 +1,137 @@
+//! A live key whose Secret is gone is replaced, and nothing else waits for that.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::world::{UID, World, from};
+use crate::computer::action::{Action, Fact, Object, Subject};
+use crate::computer::key_checks::PERIOD;
+use crate::computer::plan::plan;
+use crate::computer::report::Next;
+use crate::computer::view::View;
+use crate::resources::reasons::Reason;
+use crate::resources::*;
+
+/// A computer in use, whose key is to be checked.
+fn in_use(spec: serde_json::Value) -> World {
+    let mut world = World::new(spec);
+    world.settle(None);
+    world.key_check_in = Some(Duration::ZERO);
+    world
+}
+
+fn secret(world: &World) -> (String, Option<String>) {
+    let children = &world.state().children;
+    (children.secret_name.clone().unwrap(), children.secret_uid.clone())
+}
+
+#[test]
+fn a_key_whose_secret_is_gone_or_is_another_object_is_replaced() {
+    for spec in [json!({}), json!({"provider": "BYOM"}), json!({"suspended": true})] {
+        for another in [false, true] {
+            let mut world = in_use(spec.clone());
+            let (name, uid) = secret(&world);
+            let (hash, credential) = (world.state().key_hash.clone(), world.state().credential);
+            world.secrets.clear();
+            if another {
+                world.secrets.insert(name.clone(), "restored".to_owned());
+            }
+            let end = world.settle(None);
+            let (renewed, renewed_uid) = secret(&world);
+            assert!(renewed != name && renewed_uid.is_some() && renewed_uid != uid && world.state().key_hash != hash);
+            assert_eq!(world.secrets.get(&renewed), renewed_uid.as_ref());
+            assert_eq!(world.state().children.former_secret_names, [name], "S6: its create may still succeed");
+            assert_eq!(world.state().credential, credential);
+            let ready = end.report.ready.unwrap();
+            assert!(ready.status, "{ready:?}");
+            assert_eq!(end.next, Next::Wait(PERIOD));
+        }
+    }
+}
+
+#[test]
+fn a_key_that_exists_costs_one_read_when_it_is_due_and_none_before() {
+    let mut world = in_use(json!({}));
+    let before = (world.writes, secret(&world));
+    assert_eq!(plan(&world.view()).next, Next::Do(Action::Read(Subject::secret("t", &before.1.0))));
+    assert!(plan(&world.view()).report.ready.unwrap().status, "nothing is known to be wrong");
+    assert_eq!(world.settle(None).next, Next::Wait(PERIOD));
+    let left = Duration::from_secs(90);
+    world.key_check_in = Some(left);
+    world.secrets.clear();
+    assert_eq!(world.settle(None).next, Next::Wait(left));
+    assert_eq!((world.writes, secret(&world)), before);
+}
+
+#[test]
+fn a_crash_after_any_request_leaves_one_key() {
+    for n in 1..12 {
+        let mut world = in_use(json!({}));
+        world.secrets.clear();
+        world.settle(Some(n));
+        assert_eq!(world.secrets.len(), 1, "crash {n}");
+        assert_eq!(secret(&world).1.as_ref(), world.secrets.values().next(), "crash {n}");
+    }
+}
+
+/// The view of a computer whose new key is recorded and has no Secret yet.
+fn while_renewing(world: &mut World) -> View {
+    let state = &mut world.record.as_mut().unwrap().spec.state;
+    (state.children.secret_uid, state.key_issued_at) = (None, None);
+    world.secrets.clear();
+    world.passes += 1;
+    let mut view = world.view();
+    let name = secret(world).0;
+    view.facts.insert(Subject::secret("t", &name), Fact::Gone);
+    view
+}
+
+/// S1: a quota or a webhook may refuse every Secret.
+#[test]
+fn a_key_that_cannot_be_issued_does_not_keep_the_volume_from_being_protected() {
+    let mut world = in_use(json!({}));
+    world.volume.as_mut().unwrap().spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".to_owned());
+    let view = while_renewing(&mut world);
+    assert!(matches!(plan(&view).next, Next::Do(Action::Retain { .. } | Action::Read(Subject::LiveVolume { .. }))), "{:?}", plan(&view).next);
+}
+
+#[test]
+fn a_machine_that_does_not_start_gets_another_key() {
+    let mut world = in_use(json!({}));
+    let name = secret(&world).0;
+    for pod in world.pods.values_mut() {
+        pod.status = from(json!({"phase": "Pending"}));
+    }
+    let shown = plan(&world.view());
+    assert_eq!(shown.next, Next::Do(Action::Read(Subject::secret("t", &name))));
+    assert_eq!(shown.report.phase, Some(Phase::Provisioning));
+}
+
+/// The token of a recorded key is known to one leader. Another one lets it write the Secret first.
+#[test]
+fn a_key_that_was_recorded_a_moment_ago_is_not_ready_and_is_not_replaced() {
+    let mut world = in_use(json!({}));
+    let mut view = while_renewing(&mut world);
+    view.record.as_mut().unwrap().spec.state.key_issued_at = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(view.now));
+    let waiting = plan(&view);
+    assert_eq!(waiting.next, Next::Wait(Duration::from_secs(20)));
+    let ready = waiting.report.ready.unwrap();
+    assert_eq!((ready.status, ready.reason), (false, Reason::KeySecretLost));
+    view.now = view.now.checked_add(jiff::SignedDuration::from_secs(21)).unwrap();
+    assert!(matches!(plan(&view).next, Next::Do(Action::SaveRecord(_))));
+}
+
+#[test]
+fn a_computer_that_is_being_deleted_gets_no_key() {
+    let mut world = in_use(json!({}));
+    let mut view = while_renewing(&mut world);
+    view.computer.as_mut().unwrap().metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
+    let creates = |next: &Next| matches!(next, Next::Do(Action::Create(Object::Secret(_))));
+    assert!(!creates(&plan(&view).next));
+    view.computer.as_mut().unwrap().metadata.deletion_timestamp = None;
+    let record = view.record.as_mut().unwrap();
+    record.spec.state.credential = CredentialState::Revoked;
+    let next = plan(&view).next;
+    assert!(!creates(&next) && !matches!(next, Next::Do(Action::SaveRecord(_))), "S2: {next:?} for {UID}");
+}

@@ -94,8 +94,6 @@ guards! {
     QuietBackoff,
     /// A write that succeeds and changes nothing counts as a failure.
     UndoneWrite,
-    /// The Secret of a key is checked once in its period.
-    OneKeyCheck,
 }
 
 /// Whether a guard is on: always.

@@ -76,13 +76,13 @@ impl Events {
         let children = view.record.as_ref().map(|r| &r.spec.state.children);
         let Some(name) = children.and_then(|c| c.secret_uid.as_ref().and(c.secret_name.as_ref())) else { return };
         let Some(status) = &computer.status else { return };
-        let lost = |c: &Condition| c.type_ == types::READY && c.reason == Reason::KeySecretLost.as_str();
+        let lost = |c: &Condition| c.type_ == types::READY && c.reason == Reason::KeyReplacement.as_str();
         let another = status.credential_secret_name.as_ref().map_or_else(|| status.conditions.iter().any(lost), |old| old != name);
-        if another && self.is_new(&view.uid, format!("{} {name}", Reason::KeySecretLost), AGAIN) {
+        if another && self.is_new(&view.uid, format!("{} {name}", Reason::KeyReplacement), AGAIN) {
             let note = format!(
                 "the Secret of the key was deleted or replaced. A new key is in Secret {name}; the old key no longer authenticates"
             );
-            self.publish(event(EventType::Warning, Reason::KeySecretLost.to_string(), &note, "key"), reference).await;
+            self.publish(event(EventType::Warning, Reason::KeyReplacement.to_string(), &note, "key"), reference).await;
         }
     }
 

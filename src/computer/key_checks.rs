@@ -13,7 +13,6 @@ use tokio::time::Instant;
 
 use super::action::Subject;
 use super::view::View;
-use crate::guards::{self, Guard};
 
 /// Time between two checks of one Secret.
 pub const PERIOD: Duration = Duration::from_secs(10 * 60);
@@ -44,7 +43,7 @@ impl KeyChecks {
     pub fn note(&self, view: &View) {
         let name = view.record.as_ref().and_then(|r| r.spec.state.children.secret_name.as_ref());
         let asked = name.is_some_and(|name| view.learned.contains(&Subject::secret(&view.namespace, name)));
-        if asked && guards::on(Guard::OneKeyCheck) {
+        if asked {
             self.all().insert(view.uid.clone(), Instant::now() + PERIOD);
         }
     }
@@ -78,7 +77,8 @@ mod tests {
         assert!(computers.iter().all(|uid| checks.left(uid) <= PERIOD));
 
         let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
-        let record = json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c", "state": {"children": {"secretName": "key"}}}});
+        let record =
+            json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c", "state": {"children": {"secretName": "key"}}}});
         view.record = serde_json::from_value(record).ok();
         tokio::time::advance(PERIOD).await;
         assert_eq!(checks.left("u"), first("u"), "this process has just met it");

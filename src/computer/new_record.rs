@@ -54,6 +54,9 @@ fn credible(mut children: Children) -> Children {
     if !known(Child::Key, children.secret_name.as_ref(), children.secret_uid.as_ref()) {
         (children.secret_name, children.secret_uid) = (None, None);
     }
+    if !children.retired_secret.as_ref().is_some_and(|s| known(Child::Key, Some(&s.name), Some(&s.uid))) {
+        children.retired_secret = None;
+    }
     // These names have no UIDs.
     children.former_secret_names.clear();
     // A volume counts only once its own labels confirm that it belongs to this computer. Until then its policy is unknown.

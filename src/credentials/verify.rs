@@ -1,6 +1,7 @@
 //! Verifies the key of a computer with three live reads in parallel (DESIGN.md 4.3). It must never use a cache: a key is invalid from the moment that
 //! its Computer or its namespace is being deleted, whether or not an operator runs (S2).
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
 use kube::api::Api;
@@ -10,6 +11,7 @@ use super::key::Key;
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, CredentialState};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
+use crate::runtime::clock;
 
 /// Why a key does not authenticate. For logs only; the response to the caller is a plain 401.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,7 +70,7 @@ pub async fn verify(client: &Client, operator_namespace: &str, token: &str) -> R
     let (record, computer, namespace) =
         tokio::join!(call(records.get(&id.uid)), call(computers.get(&id.name)), call(namespaces.get(&id.namespace)));
     let (record, computer, namespace) = (found(record)?, found(computer)?, found(namespace)?);
-    Ok(decide(&key, record.as_ref(), computer.as_ref(), namespace.as_ref()))
+    Ok(decide(&key, record.as_ref(), computer.as_ref(), namespace.as_ref(), clock::now()))
 }
 
 pub(super) fn found<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
@@ -88,9 +90,12 @@ pub fn decide(
     record: Option<&ComputerRecord>,
     computer: Option<&Computer>,
     namespace: Option<&Namespace>,
+    now: Timestamp,
 ) -> Result<ComputerId, Denied> {
     let state = &record.ok_or(Denied::NoRecord)?.spec.state;
-    if !state.key_hash.as_deref().is_some_and(|stored| key.matches(stored)) {
+    let current = state.key_hash.as_deref().is_some_and(|stored| key.matches(stored));
+    let former = state.former_key.as_ref().filter(|former| key.matches(&former.hash));
+    if !current && former.is_none() {
         return Err(Denied::WrongSecret);
     }
     match state.credential {
@@ -101,6 +106,12 @@ pub fn decide(
     let computer = computer.filter(|c| c.metadata.uid.as_deref() == Some(&key.computer.uid)).ok_or(Denied::ComputerGone)?;
     if computer.metadata.deletion_timestamp.is_some() && guards::on(Guard::DyingComputer) {
         return Err(Denied::ComputerDeleting);
+    }
+    // A rotation without an overlap ends both keys at once, whether or not an operator has issued another one.
+    let overlaps = computer.spec.key.overlap_seconds > 0;
+    let pending = computer.spec.key.rotation != state.key_rotation;
+    if !overlaps && (pending || !current) || !current && former.is_none_or(|former| former.until.0 <= now) {
+        return Err(Denied::Rotated);
     }
     require_active(namespace)?;
     Ok(key.computer.clone())

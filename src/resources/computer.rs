@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::computer_record::Children;
-use super::{QUANTITY_RULE, Step};
+use super::{KeySettings, QUANTITY_RULE, Step};
 
 /// Who runs the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
@@ -99,6 +99,9 @@ pub struct ComputerSpec {
     /// The home volume. Default: as the class defines. Immutable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<ComputerStorage>,
+    /// The computer's key.
+    #[serde(default, skip_serializing_if = "KeySettings::is_default")]
+    pub key: KeySettings,
 }
 
 /// The home volume of one computer.

@@ -14,6 +14,7 @@ use super::Unknown;
 use super::cause::Cause;
 use super::class::{ArchiveSettings, StepDeadlines};
 use super::computer::Provider;
+use super::key::{FormerKey, RetiredSecret};
 use super::step_outcome::StepOutcome;
 use super::steps::PerStep;
 
@@ -148,6 +149,9 @@ pub struct Children {
     /// succeeded. The deletion makes sure that they are gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former_secret_names: Vec<String>,
+    /// The Secret of the key before the last rotation, until it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired_secret: Option<RetiredSecret>,
     /// Pods whose deletion is not confirmed yet, the newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pods: Vec<PodRecord>,
@@ -222,6 +226,12 @@ pub struct RecordState {
     /// When that hash was recorded: the beginning of the key. Empty in a record of an earlier version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_issued_at: Option<Time>,
+    /// The value of `spec.key.rotation` that the key was issued for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_rotation: Option<String>,
+    /// The key before the last rotation, if it still authenticates for a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_key: Option<FormerKey>,
     /// The objects that were created for it.
     #[serde(default)]
     pub children: Children,

@@ -10,6 +10,7 @@ mod computer_record;
 pub mod conditions;
 pub mod crds;
 mod deletion_override;
+mod key;
 pub mod persistent_volume;
 pub mod quantity;
 pub mod reasons;
@@ -36,6 +37,7 @@ pub use computer_record::{
     RecordPhase, RecordState, Snapshot, VolumeRecord,
 };
 pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOverrideStatus, OverrideTarget, SkippableStep};
+pub use key::{FormerKey, KeySettings, RetiredSecret};
 pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};
 pub use step_outcome::StepOutcome;
 pub use steps::{Step, StepStatus};

@@ -112,10 +112,11 @@ reasons! {
     /// The record of the computer was lost and re-created. The hash of the key is lost, so the key never authenticates again.
     /// To do: delete the Computer, which archives its sessions, and create another one.
     KeyLost,
-    /// The Secret of the computer's key was deleted, or another object has its name. The operator issues a new key in a new Secret. The old
-    /// key does not authenticate any more.
+    /// The key of the computer is being replaced, because its Secret was deleted, another object has the Secret's name, or
+    /// `spec.key.rotation` changed. The new key is in a new Secret. The old key no longer authenticates, apart from
+    /// `spec.key.overlapSeconds` after a rotation.
     /// To do: wait, then read the Secret that `status.credentialSecretName` names.
-    KeySecretLost,
+    KeyReplacement,
     /// The pods of the computer terminate by themselves soon after they start. The operator waits longer before each new pod.
     /// To do: fix the command, image or resources in the ComputerClass. To retry at once, suspend and resume the computer.
     CrashLoop,

@@ -111,7 +111,7 @@ fn states_keep_their_spelling() {
 fn reasons_keep_their_spelling() {
     let all: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
     let expected = "Ready Provisioning Suspended Deleting InProgress ClassChanged ClassNotFound AmbiguousDefaultClass ClassNotAccepted \
-        ClassNotChecked StorageTooLarge KeyLost KeySecretLost CrashLoop HomeVolumeLost HomeClaimDeleted PodUnschedulable PodNotStarting SecretHeld \
+        ClassNotChecked StorageTooLarge KeyLost KeyReplacement CrashLoop HomeVolumeLost HomeClaimDeleted PodUnschedulable PodNotStarting SecretHeld \
         PodStillRunning PodStateUnknown NodeUnreachable PodHeld ForeignPodHoldsClaim ClaimHeld VolumeAttached VolumeMarked \
         VolumePolicyUnknown VolumeBeingDeleted VolumeLost VolumeTaken CustodyClaimDeleted CustodyNotBound ArchivePodWaiting ArchivePodUnschedulable \
         ArchiveFailed ArchiveOverdue UnreadableFiles ArchiveDamaged StoreUnavailable ArchivePodHeld VolumeNotDeleted ComputerHeld \

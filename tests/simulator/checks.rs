@@ -267,6 +267,7 @@ fn adopted(observer: &mut Observer, state: &State, object: &str, called: &str) -
         let children = record(state, name(r))?.spec.state.children;
         let ours = fits(children.claim_name.as_ref(), children.claim_uid.as_ref())
             || fits(children.secret_name.as_ref(), children.secret_uid.as_ref())
+            || children.retired_secret.as_ref().is_some_and(|s| fits(Some(&s.name), Some(&s.uid)))
             || children.pods.iter().any(|p| fits(Some(&p.name), p.uid.as_ref()));
         ours.then(|| name(r).to_owned())
     })?;

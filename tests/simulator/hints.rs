@@ -16,7 +16,7 @@ const fn tooth(guard: Guard, about: &'static str, hint: &'static str) -> Tooth {
 
 const MANAGED: &str = r#"{"life":"Managed","leaders":1,"seed":1}"#;
 
-pub static TEETH: [Tooth; 39] = [
+pub static TEETH: [Tooth; 38] = [
     tooth(
         Guard::DeletePrecondition,
         "Every delete names the UID that it is meant for",
@@ -167,5 +167,4 @@ pub static TEETH: [Tooth; 39] = [
         "A write that succeeds and changes nothing counts as a failure",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":15,"side":"After","act":{"Do":"UndoWrites"}}]}"#,
     ),
-    tooth(Guard::OneKeyCheck, "The Secret of a key is checked once in its period", r#"{"life":"LostKey","leaders":1,"seed":1}"#),
 ];

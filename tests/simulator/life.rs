@@ -1,5 +1,6 @@
 //! The simulated lives: how a computer is created, used and deleted, and what must be true at the end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use computer_operator::resources::steps::{DeletionStep, StepResult};
@@ -12,6 +13,7 @@ use crate::actors::archive::packed;
 use crate::api::value::{deleting, label, name, text, uid};
 use crate::api::{Actor, State};
 use crate::checks::{overridden, receipt, record};
+use crate::keys;
 use crate::liveness::Watchdog;
 use crate::moves::{self, BOX, Move, SYSTEM, TEAM};
 use crate::world::World;
@@ -38,7 +40,7 @@ pub enum Life {
     BestEffort,
     /// The archive is not required, and the store is down permanently: the archive is given up.
     GivenUp,
-    /// Its user deletes the key's Secret while it is used: it gets another key.
+    /// Its user deletes the key's Secret while it is used, and later rotates the key: it gets another key each time.
     LostKey,
 }
 
@@ -202,18 +204,31 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
 /// A key whose Secret was deleted is replaced within this time: the operator checks it every ten minutes.
 const REPLACED: Duration = Duration::from_secs(25 * 60);
 
-/// The user deletes the key's Secret, and waits for another key.
+/// The user deletes the key's Secret and waits for another key, then rotates that one.
 async fn lose_key(world: &World) {
+    let first = world.with(|s| keys::usable(s));
     moves::perform(world, Move::DeleteSecrets);
+    another_key(world, &first, "whose Secret was deleted").await;
+    let second = world.with(|s| keys::usable(s));
+    moves::perform(world, Move::RotateKey);
+    if world.with(|s| !keys::usable(s).is_empty()) {
+        world.with(|s| s.observer.violation("S2: a key authenticates after its rotation".to_owned()));
+    }
+    another_key(world, &second, "that was rotated").await;
+}
+
+/// Waits until the user has a key that is none of these.
+async fn another_key(world: &World, former: &BTreeSet<String>, what: &str) {
     let (begun, mut changed) = (Instant::now(), world.changes());
     loop {
         let _ = tokio::time::timeout(Duration::from_secs(5), changed.changed()).await;
-        let (dying, usable) = world.with(|s| (latest_death(s).is_some(), s.observer.has_usable_key(s)));
+        let dying = world.with(|s| latest_death(s).is_some());
+        let usable = world.with(|s| keys::usable(s)).difference(former).next().is_some();
         if dying || usable || !world.with(|s| s.observer.violations().is_empty()) {
             return;
         }
         if begun.elapsed() > REPLACED {
-            return world.with(|s| s.observer.violation("a key whose Secret was deleted was not replaced".to_owned()));
+            return world.with(|s| s.observer.violation(format!("a key {what} was not replaced")));
         }
     }
 }

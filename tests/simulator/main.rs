@@ -9,6 +9,7 @@ mod checks;
 mod conformance;
 mod faults;
 mod hints;
+mod keys;
 mod lasting;
 mod life;
 mod liveness;

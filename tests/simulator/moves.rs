@@ -40,6 +40,8 @@ pub enum Move {
     /// The claim or the key's Secret is deleted by hand.
     DeleteClaims,
     DeleteSecrets,
+    /// The key is rotated. The life `LostKey` makes this move.
+    RotateKey,
     /// `kubectl delete namespace`.
     DeleteNamespace,
     /// Objects that imitate the operator's: its labels, its owner reference, a pod that mounts the home claim.
@@ -188,6 +190,10 @@ fn simple(state: &mut State, what: Move) {
         Move::Prolong => {
             let ttl = json!({"spec": {"timeToLiveSeconds": 900}});
             let _ = state.merge_patch(Actor::Tenant, ("computers", TEAM, BOX), &ttl, Part::Main);
+        }
+        Move::RotateKey => {
+            let key = json!({"spec": {"key": {"rotation": "another"}}});
+            let _ = state.merge_patch(Actor::Tenant, ("computers", TEAM, BOX), &key, Part::Main);
         }
         Move::DeleteOverHttp => delete_over_http(state),
         Move::Recreate

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use computer_operator::archive::{manifest_key, receipt_key};
 use computer_operator::credentials::Key;
-use computer_operator::credentials::verify::decide;
+use computer_operator::resources::Provider;
 use object_store::memory::InMemory;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -20,6 +20,7 @@ use crate::api::value::{deleting, name, namespace, text, uid};
 use crate::api::verbs::computer_of;
 use crate::api::{Actor, State};
 use crate::checks;
+use crate::keys::{authenticates, token};
 use crate::moves::{SYSTEM, holds};
 use crate::store::peek;
 
@@ -339,22 +340,8 @@ impl Observer {
         }
     }
 
-    /// Whether the tenant can use a key: its Secret exists, and it authenticates.
-    pub fn has_usable_key(&self, state: &State) -> bool {
-        let usable = |key: &Key| {
-            let id = &key.computer;
-            let typed = |kind, within: &str, called: &str| state.get(kind, within, called).map(|v| (**v).clone());
-            let record = typed("computerrecords", SYSTEM, &id.uid).and_then(|v| serde_json::from_value(v).ok());
-            let computer = typed("computers", &id.namespace, &id.name).and_then(|v| serde_json::from_value(v).ok());
-            let space = typed("namespaces", "", &id.namespace).and_then(|v| serde_json::from_value(v).ok());
-            decide(key, record.as_ref(), computer.as_ref(), space.as_ref()).is_ok()
-        };
-        state.all("secrets").filter(|s| self.owns(uid(s))).filter_map(|s| token(s)).any(|key| usable(&key))
-    }
-
     /// S2: the real decision, on the current objects of the API server.
     fn keys(&mut self, state: &State, change: &Change) {
-        let typed = |v: &Arc<Value>| (**v).clone();
         let mut broken = Vec::new();
         let (kind, object) = (change.kind, change.object());
         for (computer, fate) in &mut self.fates {
@@ -367,19 +354,15 @@ impl Observer {
                 continue;
             }
             for key in &fate.keys {
-                let record = state.get("computerrecords", SYSTEM, computer).and_then(|v| serde_json::from_value(typed(v)).ok());
-                let object = state.get("computers", &fate.namespace, &fate.name).and_then(|v| serde_json::from_value(typed(v)).ok());
-                let space = state.get("namespaces", "", &fate.namespace).and_then(|v| serde_json::from_value(typed(v)).ok());
-                if decide(key, record.as_ref(), object.as_ref(), space.as_ref()).is_err() {
+                if !authenticates(state, key) {
                     continue;
                 }
+                let record = checks::record(state, computer);
                 fate.was_live = true;
                 if fate.dying.is_some() {
                     broken.push(format!("S2: a key of {computer} authenticates although it is being deleted"));
                 }
-                let protected = record.as_ref().is_some_and(|r: &computer_operator::resources::ComputerRecord| {
-                    r.spec.provider == computer_operator::resources::Provider::BYOM || r.spec.state.children.volume.is_some()
-                });
+                let protected = record.is_some_and(|r| r.spec.provider == Provider::BYOM || r.spec.state.children.volume.is_some());
                 if !protected {
                     broken.push(format!("S1: a key of {computer} authenticates before its home is set to Retain"));
                 }
@@ -389,12 +372,4 @@ impl Observer {
             self.violation(what);
         }
     }
-}
-
-/// The key in a Secret of the operator.
-fn token(secret: &Value) -> Option<Key> {
-    use base64::Engine as _;
-    let data = text(secret, "/data/token")?;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(data).ok()?;
-    Key::parse(std::str::from_utf8(&bytes).ok()?)
 }

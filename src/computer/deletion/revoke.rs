@@ -83,7 +83,8 @@ fn secrets(context: &Context<'_>) -> State {
     }
     // Creates with former names may have succeeded late: these Secrets belong to the computer too.
     let former = children.former_secret_names.iter().map(|name| (name, None));
-    let mut all = former.chain(children.secret_name.iter().map(|name| (name, children.secret_uid.as_ref())));
+    let retired = children.retired_secret.iter().map(|secret| (&secret.name, Some(&secret.uid)));
+    let mut all = former.chain(retired).chain(children.secret_name.iter().map(|name| (name, children.secret_uid.as_ref())));
     match all.find_map(|(name, uid)| secret_left(context, name, uid)) {
         Some(state) => state,
         None if children.secret_name.is_none() => State::not_applicable("no key was ever issued"),

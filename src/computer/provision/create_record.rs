@@ -126,7 +126,8 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
         ..Children::default()
     };
     let (key_hash, key_issued_at) = (Some(fresh_key(view).hash()), Some(Time(view.now)));
-    let state = RecordState { key_hash, key_issued_at, children, ..RecordState::default() };
+    let key_rotation = computer.spec.key.rotation.clone();
+    let state = RecordState { key_hash, key_issued_at, key_rotation, children, ..RecordState::default() };
     let spec = ComputerRecordSpec {
         namespace: view.namespace.clone(),
         computer: view.name.clone(),

@@ -2,11 +2,12 @@
 //! protected. The hash itself is computed in `src/credentials/token.rs`. The token is in memory between the two writes; a crash loses it, and
 //! the next reconcile issues another. The Secret must never be read.
 //!
-//! [`renew`] replaces a key whose Secret is gone. It is no step: a key that cannot be issued must not keep the volume from being
+//! [`renew`] replaces a key whose Secret is gone, or which is rotated. It is no step: a key that cannot be issued must not keep the volume from being
 //! protected, and a machine that does not start must not keep its key from being issued.
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -15,8 +16,8 @@ use super::{Context, RETRY_SECONDS};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::children::{self, Child};
 use crate::computer::step::State;
-use crate::resources::CredentialState;
 use crate::resources::reasons::Reason;
+use crate::resources::{CredentialState, FormerKey, RecordState, RetiredSecret, Unknown};
 
 pub(super) fn issue(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
@@ -62,22 +63,42 @@ const FORMER: usize = 50;
 
 /// Issues another key with another name. The former name stays in the record: its create may still succeed (S6).
 fn reissue(context: &Context<'_>) -> State {
-    let view = context.view;
     context.save(|r| {
         let children = &mut r.spec.state.children;
         children.former_secret_names.extend(children.secret_name.take());
         let surplus = children.former_secret_names.len().saturating_sub(FORMER);
         children.former_secret_names.drain(..surplus);
-        children.secret_name = Some(Child::Key.name(&view.fresh.suffix));
-        children.secret_uid = None;
-        r.spec.state.key_hash = Some(fresh_key(view).hash());
-        r.spec.state.key_issued_at = Some(Time(view.now));
+        note_fresh_key(context, &mut r.spec.state);
     })
 }
 
-/// What the key of a living computer needs, apart from the steps: its Secret is checked periodically, because no watch shows it (the
-/// operator may not list Secrets, DESIGN.md 4.8). If it is gone, or another object has its name, a new key is issued, and the old one does
-/// not authenticate from that moment. It becomes live only as the steps say, and a revoked key is never replaced (S2).
+/// Issues the key of another rotation. The Secret of the old one is deleted once the new one exists.
+fn rotate(context: &Context<'_>, secret: RetiredSecret) -> State {
+    let overlap = SignedDuration::from_secs(context.computer.spec.key.overlap_seconds);
+    context.save(|r| {
+        let state = &mut r.spec.state;
+        let until = context.view.now.checked_add(overlap).unwrap_or(context.view.now);
+        state.former_key = state.key_hash.take().filter(|_| overlap.is_positive()).map(|hash| FormerKey {
+            hash,
+            until: Time(until),
+            unknown: Unknown::new(),
+        });
+        state.children.retired_secret = Some(secret);
+        note_fresh_key(context, state);
+    })
+}
+
+/// Records the key that this reconcile would issue, without its Secret.
+fn note_fresh_key(context: &Context<'_>, state: &mut RecordState) {
+    state.children.secret_name = Some(Child::Key.name(&context.view.fresh.suffix));
+    state.children.secret_uid = None;
+    state.key_hash = Some(fresh_key(context.view).hash());
+    state.key_issued_at = Some(Time(context.view.now));
+    state.key_rotation.clone_from(&context.computer.spec.key.rotation);
+}
+
+/// What the key of a living computer needs, apart from the steps: another key for another `spec.key.rotation`, or if its Secret is lost. It
+/// becomes live only as the steps say, and a revoked key is never replaced (S2).
 pub(super) fn renew(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
     if state.credential == CredentialState::Revoked || state.key_hash.is_none() {
@@ -89,6 +110,22 @@ pub(super) fn renew(context: &Context<'_>) -> State {
             context.save(|r| r.spec.state.children.secret_uid = uid)
         });
     };
+    if let Some(retired) = &state.children.retired_secret {
+        return delete_retired(context, retired);
+    }
+    if state.key_rotation != context.computer.spec.key.rotation {
+        return rotate(context, RetiredSecret { name: name.clone(), uid: uid.clone(), unknown: Unknown::new() });
+    }
+    if let Some(overlap) = state.former_key.as_ref().filter(|former| former.until.0 <= context.view.now) {
+        tracing::debug!(uid = %context.view.uid, until = %overlap.until.0, "the overlap of a rotation has ended");
+        return context.save(|r| r.spec.state.former_key = None);
+    }
+    lost(context, name, uid)
+}
+
+/// Checks the Secret periodically, because no watch shows that it was deleted: the operator may not list Secrets (DESIGN.md 4.8). If it is
+/// gone, or another object has its name, a new key is issued, and the old one does not authenticate from that moment.
+fn lost(context: &Context<'_>, name: &str, uid: &str) -> State {
     let subject = Subject::secret(&context.view.namespace, name);
     match context.view.facts.get(&subject) {
         Some(Fact::Uid(found) | Fact::Held(found)) if found == uid => State::done(),
@@ -98,10 +135,31 @@ pub(super) fn renew(context: &Context<'_>) -> State {
     }
 }
 
-/// Whether this state of [`renew`] is the periodic check: nothing is known to be wrong.
-pub(super) fn checks(context: &Context<'_>, state: &State) -> bool {
-    let reads = matches!(state, State::Do(action) if matches!(**action, Action::Read(_)));
-    reads && context.record.spec.state.children.secret_uid.is_some()
+/// Deletes the Secret of the key before the last rotation.
+fn delete_retired(context: &Context<'_>, retired: &RetiredSecret) -> State {
+    let subject = Subject::secret(&context.view.namespace, &retired.name);
+    match context.view.facts.get(&subject) {
+        Some(Fact::Uid(found)) if *found != retired.uid => context.save(|r| r.spec.state.children.retired_secret = None),
+        Some(Fact::Gone) => context.save(|r| r.spec.state.children.retired_secret = None),
+        Some(Fact::Held(_)) => State::blocked(
+            Reason::SecretHeld,
+            format!(
+                "{} of the key before the last rotation is being deleted, but a finalizer of another controller blocks its deletion. Wait for \
+                 that controller or remove the finalizer",
+                subject.describe()
+            ),
+            RETRY_SECONDS,
+        ),
+        Some(Fact::Accepted) => State::read(subject),
+        _ => State::act(Action::Delete { uid: retired.uid.clone(), subject }),
+    }
+}
+
+/// Whether the computer has no key that can be used, because another one is being issued.
+pub(super) fn is_being_replaced(context: &Context<'_>) -> bool {
+    let state = &context.record.spec.state;
+    let replaceable = state.credential != CredentialState::Revoked && state.key_hash.is_some();
+    replaceable && (state.children.secret_uid.is_none() || state.key_rotation != context.computer.spec.key.rotation)
 }
 
 fn secret(context: &Context<'_>, name: &str) -> Secret {

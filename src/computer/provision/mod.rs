@@ -75,16 +75,16 @@ fn with_key(context: &Context<'_>, mut plan: Plan) -> Plan {
     if matches!(plan.next, Next::Do(_)) {
         return plan;
     }
-    let state = key::renew(context);
-    if !state.is_done() && !key::checks(context, &state) {
-        let message = "the Secret of the key was deleted or replaced, and a new key is being issued; the old key no longer authenticates";
-        let not_ready = plan.report.ready.take().filter(|ready| !ready.status);
-        plan.report.ready = not_ready.or(Some(Ready { status: false, reason: Reason::KeySecretLost, message: message.to_owned() }));
-    }
-    let next = match state {
-        State::Done(_) => context.view.key_check_in.map_or(Next::Settled, |left| Next::Wait(key_checks::next(left))),
-        state => state.into_next().0,
+    let (next, blocker) = match key::renew(context) {
+        State::Done(_) => (context.view.key_check_in.map_or(Next::Settled, |left| Next::Wait(key_checks::next(left))), None),
+        state => state.into_next(),
     };
+    if key::is_being_replaced(context) {
+        let message = "the key is being replaced, because its Secret is gone or spec.key.rotation changed; see status.credentialSecretName";
+        let not_ready = plan.report.ready.take().filter(|ready| !ready.status);
+        plan.report.ready = not_ready.or(Some(Ready { status: false, reason: Reason::KeyReplacement, message: message.to_owned() }));
+    }
+    plan.report.blocker = plan.report.blocker.or(blocker);
     plan.next = match (plan.next, next) {
         (Next::Wait(one), Next::Wait(other)) => Next::Wait(one.min(other)),
         (plan, Next::Settled) => plan,

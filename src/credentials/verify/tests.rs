@@ -155,3 +155,31 @@ async fn a_key_with_another_computers_name_does_not_authenticate() {
     let theirs = computer("99999999-e89b-12d3-a456-426614174000", None);
     assert_eq!(ask(with(1, theirs), &moved).await.unwrap(), Err(Denied::ComputerGone));
 }
+
+/// The answers for a computer with another rotation than the one that its key was issued for, and for the key before the last rotation.
+fn rotated(record_rotation: &str, spec_rotation: &str, overlap: i64, former_until: Option<&str>) -> Answers {
+    let mut state = json!({"credential": "Live", "keyHash": key().hash(), "keyRotation": record_rotation});
+    if let Some(until) = former_until {
+        state["keyHash"] = json!(Key::new(key().computer, [4; 32]).hash());
+        state["formerKey"] = json!({"hash": key().hash(), "until": until});
+    }
+    let spec = json!({"key": {"rotation": spec_rotation, "overlapSeconds": overlap}});
+    let computer = says(&json!({"metadata": {"name": "c", "namespace": "t", "uid": UID}, "spec": spec}));
+    [record(&state), computer, namespace("Active", None)]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_ends_the_old_key_at_once_or_after_its_overlap() {
+    let (past, future) = (Some("2026-01-01T00:00:00Z"), Some("2100-01-01T00:00:00Z"));
+    for (answers, expected, what) in [
+        (rotated("1", "1", 0, None), Ok(key().computer), "no rotation"),
+        (rotated("1", "2", 0, None), Err(Denied::Rotated), "the operator has not issued the new key yet"),
+        (rotated("1", "2", 60, None), Ok(key().computer), "the same with an overlap"),
+        (rotated("2", "2", 60, future), Ok(key().computer), "the old key in the overlap"),
+        (rotated("2", "2", 60, past), Err(Denied::Rotated), "the old key after the overlap"),
+        (rotated("2", "2", 0, future), Err(Denied::Rotated), "the overlap was taken back"),
+        (rotated("2", "3", 0, future), Err(Denied::Rotated), "another rotation without an overlap"),
+    ] {
+        assert_eq!(ask(answers, &key()).await.unwrap(), expected, "{what}");
+    }
+}

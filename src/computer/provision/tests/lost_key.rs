@@ -93,7 +93,11 @@ fn a_key_that_cannot_be_issued_does_not_keep_the_volume_from_being_protected() {
     let mut world = in_use(json!({}));
     world.volume.as_mut().unwrap().spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".to_owned());
     let view = while_renewing(&mut world);
-    assert!(matches!(plan(&view).next, Next::Do(Action::Retain { .. } | Action::Read(Subject::LiveVolume { .. }))), "{:?}", plan(&view).next);
+    assert!(
+        matches!(plan(&view).next, Next::Do(Action::Retain { .. } | Action::Read(Subject::LiveVolume { .. }))),
+        "{:?}",
+        plan(&view).next
+    );
 }
 
 #[test]
@@ -117,7 +121,7 @@ fn a_key_that_was_recorded_a_moment_ago_is_not_ready_and_is_not_replaced() {
     let waiting = plan(&view);
     assert_eq!(waiting.next, Next::Wait(Duration::from_secs(20)));
     let ready = waiting.report.ready.unwrap();
-    assert_eq!((ready.status, ready.reason), (false, Reason::KeySecretLost));
+    assert_eq!((ready.status, ready.reason), (false, Reason::KeyReplacement));
     view.now = view.now.checked_add(jiff::SignedDuration::from_secs(21)).unwrap();
     assert!(matches!(plan(&view).next, Next::Do(Action::SaveRecord(_))));
 }
@@ -134,4 +138,40 @@ fn a_computer_that_is_being_deleted_gets_no_key() {
     record.spec.state.credential = CredentialState::Revoked;
     let next = plan(&view).next;
     assert!(!creates(&next) && !matches!(next, Next::Do(Action::SaveRecord(_))), "S2: {next:?} for {UID}");
+}
+
+#[test]
+fn a_rotation_issues_one_key_and_deletes_the_secret_of_the_old_one() {
+    for overlap in [0, 600] {
+        for n in 1..14 {
+            let mut world = in_use(json!({}));
+            let (first, hash) = (secret(&world), world.state().key_hash.clone());
+            world.computer.spec.key = KeySettings { rotation: Some("2027".to_owned()), overlap_seconds: overlap };
+            let ready = plan(&world.view()).report.ready.unwrap();
+            assert!(!ready.status && ready.reason == Reason::KeyReplacement, "the old key may have ended already");
+            let end = world.settle(Some(n));
+            assert!(end.report.ready.unwrap().status, "crash {n}");
+            let state = world.state().clone();
+            assert_ne!((secret(&world), &state.key_hash), (first, &hash), "crash {n}");
+            assert_eq!(world.secrets.len(), 1, "the old Secret is gone; crash {n}");
+            assert_eq!(secret(&world).1.as_ref(), world.secrets.values().next(), "crash {n}");
+            assert_eq!((state.key_rotation.as_deref(), state.children.retired_secret), (Some("2027"), None), "crash {n}");
+            assert_eq!(state.former_key, None, "the overlap ends with the 20 minutes of the test; crash {n}");
+        }
+    }
+}
+
+/// The old key is kept for the overlap only, and a lost Secret has none.
+#[test]
+fn the_old_key_is_recorded_for_the_overlap_of_a_rotation() {
+    let mut world = in_use(json!({}));
+    let hash = world.state().key_hash.clone().unwrap();
+    world.computer.spec.key = KeySettings { rotation: Some("2027".to_owned()), overlap_seconds: 600 };
+    let view = world.view();
+    let Next::Do(Action::SaveRecord(saved)) = plan(&view).next else { panic!("{:?}", plan(&view).next) };
+    let former = saved.spec.state.former_key.unwrap();
+    assert_eq!((former.hash, former.until.0), (hash, view.now.checked_add(jiff::SignedDuration::from_secs(600)).unwrap()));
+    let view = while_renewing(&mut world);
+    let Next::Do(Action::SaveRecord(saved)) = plan(&view).next else { panic!("{:?}", plan(&view).next) };
+    assert_eq!(saved.spec.state.former_key, None);
 }

@@ -133,6 +133,12 @@ impl World {
                 pod.metadata.deletion_timestamp = Some(from(json!("2027-01-15T08:00:00Z")));
                 Effect::Learned(Subject::pod(&namespace, &name), Fact::Pod(Box::new(pod.clone())))
             }
+            Action::Delete { subject: Subject::Secret { namespace, name }, uid } => {
+                if self.secrets.get(&name) == Some(&uid) {
+                    self.secrets.remove(&name);
+                }
+                Effect::Learned(Subject::secret(&namespace, &name), Fact::Accepted)
+            }
             Action::Patch { subject, patch } => self.patch(subject, &patch),
             Action::Retain { volume, patch } => self.patch(Subject::volume(&volume), &patch),
             other => panic!("S8: unexpected action {other:?}"),

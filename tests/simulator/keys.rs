@@ -1,0 +1,38 @@
+//! The keys of computers, as their users have them: in the operator's Secrets, and decided about by the code that the HTTP API uses.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use computer_operator::credentials::Key;
+use computer_operator::credentials::verify::decide;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::api::State;
+use crate::api::value::{text, uid};
+use crate::checks;
+
+/// The hashes of the keys that the tenant can use: the Secret exists, and the key authenticates.
+pub fn usable(state: &State) -> BTreeSet<String> {
+    let keys = state.all("secrets").filter(|secret| state.observer.owns(uid(secret))).filter_map(|secret| token(secret));
+    keys.filter(|key| authenticates(state, key)).map(|key| key.hash()).collect()
+}
+
+/// The real decision about a key, on the current objects of the API server. The overlap of a rotation never ends here.
+pub fn authenticates(state: &State, key: &Key) -> bool {
+    fn typed<T: serde::de::DeserializeOwned>(object: Option<&Arc<Value>>) -> Option<T> {
+        serde_json::from_value((**object?).clone()).ok()
+    }
+    let id = &key.computer;
+    let computer = typed(state.get("computers", &id.namespace, &id.name));
+    let space = typed(state.get("namespaces", "", &id.namespace));
+    decide(key, checks::record(state, &id.uid).as_ref(), computer.as_ref(), space.as_ref(), Timestamp::MIN).is_ok()
+}
+
+/// The key in a Secret of the operator.
+pub fn token(secret: &Value) -> Option<Key> {
+    let data = text(secret, "/data/token")?;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(data).ok()?;
+    Key::parse(std::str::from_utf8(&bytes).ok()?)
+}

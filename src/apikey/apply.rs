@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use kube::Client;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 
-use super::view::{Account, Action, Effect, SecretFact, View};
+use super::view::{Account, Action, Effect, SecretFact, View, has_finalizer};
 use crate::resources::{ApiKey, ApiKeyRecord};
 use crate::runtime::client::{ErrorClass, call, classify};
 use crate::runtime::requests::{self, Changed, Error, get, get_same};
@@ -71,7 +71,10 @@ impl Applier {
 
     async fn add_finalizer(&self, view: &View) -> Result<Effect, Error> {
         let Some(key) = &view.key else { return Ok(Effect::Key(None)) };
-        self.change_key(key, requests::add_finalizer(&key.metadata)).await
+        match self.change_key(key, requests::add_finalizer(&key.metadata)).await? {
+            Effect::Patched(key) if !has_finalizer(&key) => Err(Error::Undone("add the finalizer to the ApiKey".to_owned())),
+            effect => Ok(effect),
+        }
     }
 
     async fn release_finalizer(&self, view: &View) -> Result<Effect, Error> {
@@ -102,7 +105,13 @@ impl Applier {
         match call(self.records.replace(&view.uid, &PostParams::default(), record)).await {
             Ok(saved) => Ok(Effect::Record(Some(Box::new(saved)))),
             Err(source) => match classify(&source) {
-                ErrorClass::Conflict | ErrorClass::NotFound => self.read_record(view).await,
+                ErrorClass::Conflict | ErrorClass::NotFound => match self.read_record(view).await? {
+                    // Nobody has changed it: something answers 409 to every write, so the backoff applies.
+                    Effect::FoundRecord(Some(live)) if live.metadata.resource_version == record.metadata.resource_version => {
+                        Err(Error::Call { what: "saving the ApiKeyRecord".to_owned(), source })
+                    }
+                    effect => Ok(effect),
+                },
                 _ => Err(Error::Call { what: "saving the ApiKeyRecord".to_owned(), source }),
             },
         }

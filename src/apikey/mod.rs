@@ -46,6 +46,8 @@ const CONCURRENCY: usize = 8;
 const SWEEP: Duration = Duration::from_secs(240);
 /// Timeout of the request that creates an event.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Consecutive conflicts that count as lost races. More of them are not: something answers 409 to every request.
+const LOST_RACES: u32 = 4;
 
 /// The controller, with its watches, before it runs.
 pub struct Controller {
@@ -143,7 +145,10 @@ impl Reconciler {
         match drive(&applier, &self.sources, &mut view, &self.stop).await {
             _ if self.stop.is_cancelled() => None,
             Ok(plan) => {
-                self.backoff.reset(uid);
+                // Waiting for a token that may be lost is no progress: what follows it may fail again.
+                if plan.ready.as_ref().is_none_or(|ready| ready.reason != Reason::Issuing) {
+                    self.backoff.reset(uid);
+                }
                 self.publish(&view, &plan).await;
                 match plan.next {
                     Next::Wait(after) => Some(after),
@@ -152,9 +157,10 @@ impl Reconciler {
                 }
             }
             Err(error) => {
-                let after = self.backoff.failed(uid, seen, error.retry_after());
-                // A conflict is not a failure: another client changed the object first, and the watch will deliver its change.
-                if error.class() == ErrorClass::Conflict {
+                // The writes of this pass are no news.
+                let after = self.backoff.failed(uid, self::seen(&view), error.retry_after());
+                // A few conflicts are lost races: another client changed the object first, and the watch will deliver its change.
+                if error.class() == ErrorClass::Conflict && self.backoff.count(uid) <= LOST_RACES {
                     tracing::debug!(%error, ?after, "conflict, requeued");
                 } else {
                     tracing::warn!(%error, class = ?error.class(), ?after, "request failed, requeued");
@@ -270,7 +276,9 @@ fn failed(error: &Error) -> Plan {
     let reason = match error.class() {
         ErrorClass::Forbidden | ErrorClass::Unauthorized => Reason::Forbidden,
         ErrorClass::NamespaceTerminating => Reason::NamespaceTerminating,
+        _ if matches!(error, Error::Undone(_)) => Reason::WriteUndone,
         ErrorClass::Invalid => Reason::Refused,
+        ErrorClass::Conflict => Reason::Conflict,
         _ => Reason::ApiServerUnavailable,
     };
     Plan::not_ready(reason, format!("{error}. The operator retries the request"), 1)

@@ -18,11 +18,12 @@ use super::action::{Action, Effect, Fact, Object, Subject};
 use super::view::View;
 use crate::archive::Archives;
 use crate::guards::{self, Guard};
-use crate::resources::{Computer, ComputerRecord};
+use crate::resources::Computer;
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::requests::{self, Changed, get, get_same};
 
 mod lists;
+mod records;
 #[cfg(test)]
 mod tests;
 
@@ -35,12 +36,6 @@ pub enum Error {
     /// The archive store failed.
     #[error("archive store: {0}")]
     Store(String),
-    /// A request succeeds, but the answer does not contain its change.
-    #[error(
-        "the request to {0} succeeds, but the change is not in the API server's answer: a mutating webhook or policy removes it. Exclude this \
-         operator's requests from it"
-    )]
-    Undone(String),
 }
 
 impl Error {
@@ -49,7 +44,6 @@ impl Error {
         match self {
             Self::Request(error) => error.class(),
             Self::Store(_) => ErrorClass::Transient,
-            Self::Undone(_) => ErrorClass::Invalid,
         }
     }
 
@@ -61,6 +55,16 @@ impl Error {
     /// The object changed between the read and the write.
     pub fn conflict(object: impl Into<String>) -> Self {
         Self::Request(requests::Error::Conflict(object.into()))
+    }
+
+    /// The request succeeds, but the answer does not contain its change.
+    pub fn undone(what: impl Into<String>) -> Self {
+        Self::Request(requests::Error::Undone(what.into()))
+    }
+
+    /// Whether a webhook or a policy removes what the operator writes.
+    pub fn is_undone(&self) -> bool {
+        matches!(self, Self::Request(requests::Error::Undone(_)))
     }
 
     /// A request failed.
@@ -191,44 +195,6 @@ impl Applier {
         }
     }
 
-    async fn create_record(&self, record: ComputerRecord) -> Result<Effect, Error> {
-        let api = self.namespaced::<ComputerRecord>(&self.namespace);
-        match call(api.create(&PostParams::default(), &record)).await {
-            Ok(created) => Ok(Effect::Record(Box::new(created))),
-            Err(source) if classify(&source) == ErrorClass::Conflict => self.read_record(&record).await,
-            Err(source) => Err(Error::call("creating the ComputerRecord", source)),
-        }
-    }
-
-    async fn save_record(&self, mut record: ComputerRecord) -> Result<Effect, Error> {
-        if !guards::on(Guard::RecordVersion) {
-            record.metadata.resource_version = None;
-        }
-        let api = self.namespaced::<ComputerRecord>(&self.namespace);
-        let name = record.metadata.name.clone().unwrap_or_default();
-        match call(api.replace(&name, &PostParams::default(), &record)).await {
-            Ok(saved) => Ok(Effect::Record(Box::new(saved))),
-            Err(source) if classify(&source) == ErrorClass::Conflict => self.read_record(&record).await,
-            Err(source) => Err(Error::call("saving the ComputerRecord", source)),
-        }
-    }
-
-    /// The record of a computer, live.
-    ///
-    /// # Errors
-    /// When the answer is unknown.
-    pub async fn find_record(&self, uid: &str) -> Result<Option<ComputerRecord>, Error> {
-        Ok(get(&self.namespaced::<ComputerRecord>(&self.namespace), uid, "reading the ComputerRecord").await?)
-    }
-
-    async fn read_record(&self, record: &ComputerRecord) -> Result<Effect, Error> {
-        let name = record.metadata.name.clone().unwrap_or_default();
-        match get(&self.namespaced::<ComputerRecord>(&self.namespace), &name, "reading the ComputerRecord").await? {
-            Some(found) => Ok(Effect::Overtaken(Box::new(found))),
-            None => Err(Error::conflict(format!("ComputerRecord {name}"))),
-        }
-    }
-
     async fn create(&self, object: Object) -> Result<Effect, Error> {
         match object {
             Object::Pod(pod) => self.create_one(*pod, |p| Fact::Pod(Box::new(p)), Subject::pod).await,
@@ -248,7 +214,7 @@ impl Applier {
         let subject = subject(&namespace, object.meta().name.as_deref().unwrap_or_default());
         match call(self.namespaced::<K>(&namespace).create(&PostParams::default(), &object)).await {
             Ok(created) => Ok(Effect::Learned(subject, fact(created))),
-            Err(source) if classify(&source) == ErrorClass::Conflict => self.read(subject).await,
+            Err(source) if classify(&source) == ErrorClass::Conflict => self.read_existing(subject).await,
             Err(source) => Err(Error::call(format!("creating {}", subject.describe()), source)),
         }
     }
@@ -259,8 +225,17 @@ impl Applier {
         let subject = Subject::pod(text("namespace"), text("name"));
         match requests::create_strictly::<Pod>(&self.client, text("namespace"), pod, false).await {
             Ok(created) => Ok(Effect::Learned(subject, Fact::Pod(Box::new(created)))),
-            Err(source) if classify(&source) == ErrorClass::Conflict => self.read(subject).await,
+            Err(source) if classify(&source) == ErrorClass::Conflict => self.read_existing(subject).await,
             Err(source) => Err(Error::call(format!("creating {}", subject.describe()), source)),
+        }
+    }
+
+    /// What exists under the name of an object that could not be created because its name is taken. If nothing does, it is gone again, or
+    /// something answers 409 to every create: the backoff applies.
+    async fn read_existing(&self, subject: Subject) -> Result<Effect, Error> {
+        match self.read(subject).await? {
+            Effect::Learned(subject, Fact::Gone) => Err(Error::conflict(subject.describe())),
+            effect => Ok(effect),
         }
     }
 

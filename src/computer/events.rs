@@ -71,7 +71,7 @@ impl Events {
         }
     }
 
-    /// A key that replaced another one, which somebody may still use.
+    /// A key that replaced another one, which a client may still use.
     async fn of_key(&self, view: &View, computer: &Computer, reference: &ObjectReference) {
         let children = view.record.as_ref().map(|r| &r.spec.state.children);
         let Some(name) = children.and_then(|c| c.secret_uid.as_ref().and(c.secret_name.as_ref())) else { return };

@@ -48,7 +48,7 @@ pub fn explain(report: &mut Report, error: &Error, before: u32) {
         return;
     }
     let reason = match error.class() {
-        _ if matches!(error, Error::Undone(_)) => Reason::WriteUndone,
+        _ if error.is_undone() => Reason::WriteUndone,
         ErrorClass::Conflict => Reason::Conflict,
         ErrorClass::Forbidden | ErrorClass::Unauthorized => Reason::Forbidden,
         ErrorClass::NamespaceTerminating => Reason::NamespaceTerminating,
@@ -131,7 +131,7 @@ impl Accepted {
     /// reverts it.
     pub fn undone(&self, action: &Action) -> Option<Error> {
         let times = self.0.iter().filter(|made| same(made, action)).count();
-        (times >= CONFIRMED).then(|| Error::Undone(name(action)))
+        (times >= CONFIRMED).then(|| Error::undone(name(action)))
     }
 
     /// It was accepted.

@@ -62,6 +62,12 @@ pub fn answers(node: &Node) -> bool {
     node.status.iter().flat_map(|s| s.conditions.iter().flatten()).any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
+/// Since when a node is ready. `None`: it is not, or that is unknown.
+pub fn answers_since(node: &Node) -> Option<Timestamp> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|c| c.type_ == "Ready" && c.status == "True")?.last_transition_time.as_ref().map(|at| at.0)
+}
+
 /// Seconds within which a kubelet removes a stopped pod from the API.
 const KUBELET_SECONDS: i64 = 60;
 

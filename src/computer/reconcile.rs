@@ -183,7 +183,7 @@ impl Reconciler {
             self.marker.mark(view.namespace.clone(), view.uid.clone(), deleted_at);
         }
         if undone && guards::on(Guard::UndoneWrite) {
-            return Err(Error::Undone("save the ComputerRecord".to_owned()));
+            return Err(Error::undone("save the ComputerRecord"));
         }
         Ok(of_record)
     }

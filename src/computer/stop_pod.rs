@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::action::{Action, Fact, Subject};
-use super::pod_writers::{ORPHAN_KILL_SECONDS, Writers, answers, collected, overstays, remove_finalizer_patch, writers};
+use super::pod_writers::{ORPHAN_KILL_SECONDS, Writers, answers, answers_since, collected, overstays, remove_finalizer_patch, writers};
 use super::step::State;
 use super::view::View;
 use crate::guards::{self, Guard};
@@ -105,11 +105,8 @@ impl Stop<'_> {
     /// A working kubelet kills the containers of a pod that is gone, or that the pod garbage collector has failed, within the grace period
     /// and [`ORPHAN_KILL_SECONDS`]. A node without a Node object counts as lost and runs none. `None`: nothing in the pod can write.
     fn node_may_write(&self, node: Option<&str>, since: Timestamp) -> Option<State> {
-        // A class may set any grace period.
-        let needed = self.record.spec.snapshot.grace_period_seconds.unwrap_or(30).max(0).saturating_add(ORPHAN_KILL_SECONDS);
-        let left = needed.saturating_sub(self.view.now.duration_since(since).as_secs());
-        if left > 0 {
-            return Some(State::wait_for(left));
+        if let Some(wait) = self.still_kills(since) {
+            return Some(wait);
         }
         let subject = Subject::Node { name: node?.to_owned() };
         match self.view.facts.get(&subject) {
@@ -124,8 +121,18 @@ impl Stop<'_> {
                 ),
                 15,
             )),
+            // A kubelet that was away begins to kill the containers when it is back.
+            Some(Fact::Node(node)) => answers_since(node).and_then(|back| self.still_kills(back.max(since))),
             Some(_) => None,
         }
+    }
+
+    /// The rest of the time that a kubelet needs to kill the containers of a pod that it has found gone at this time. `None`: it has passed.
+    fn still_kills(&self, since: Timestamp) -> Option<State> {
+        // A class may set any grace period, and the clock of a node may be ahead.
+        let needed = self.record.spec.snapshot.grace_period_seconds.unwrap_or(30).max(0).saturating_add(ORPHAN_KILL_SECONDS);
+        let left = needed.saturating_sub(self.view.now.duration_since(since).as_secs());
+        (left > 0).then(|| State::wait_for(left.min(needed)))
     }
 
     fn note(&self, change: impl Fn(&mut PodRecord), also: impl FnOnce(&mut ComputerRecord)) -> State {

@@ -35,6 +35,12 @@ pub enum Error {
     /// The API server says that the object exists, and does not say which one it is.
     #[error("{0}: the answer has no UID")]
     NoUid(String),
+    /// The request succeeds, but the answer does not contain its change.
+    #[error(
+        "the request to {0} succeeds, but the change is not in the API server's answer: a mutating webhook or policy removes it. Exclude this \
+         operator's requests from it"
+    )]
+    Undone(String),
 }
 
 impl Error {
@@ -44,6 +50,7 @@ impl Error {
             Self::Call { source, .. } => classify(source),
             Self::Conflict(_) => ErrorClass::Conflict,
             Self::NoUid(_) => ErrorClass::Transient,
+            Self::Undone(_) => ErrorClass::Invalid,
         }
     }
 

@@ -15,6 +15,7 @@ mod life;
 mod liveness;
 mod matrix;
 mod model;
+mod move_kinds;
 mod moves;
 mod observer;
 mod pace;

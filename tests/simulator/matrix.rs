@@ -145,7 +145,15 @@ fn lasting(reference: &Reference, all: &mut Vec<Case>) {
     for kind in ["computers", "computerrecords", "namespaces", "pods", "persistentvolumeclaims", "computerclasses", "apikeys"] {
         reference.each(Side::After, &Act::PanicWatch { kind: kind.to_owned() }, all);
     }
-    for (part, code) in [("/status", 403), ("GET /apis/computer-operator.dev", 403), ("/persistentvolumes", 500), ("PATCH ", 409)] {
+    let refusals = [
+        ("/status", 403),
+        ("GET /apis/computer-operator.dev", 403),
+        ("/persistentvolumes", 500),
+        ("PATCH ", 409),
+        ("PUT ", 409),
+        ("POST ", 409),
+    ];
+    for (part, code) in refusals {
         reference.each(Side::After, &Act::Deny { part: part.to_owned(), code, time: 300_000 }, all);
     }
     for what in Move::LASTING {

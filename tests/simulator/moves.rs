@@ -8,7 +8,6 @@ use computer_operator::resources::{DELETION_FINALIZER, MANAGED_BY_LABEL, MANAGER
 use futures::FutureExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, PutMode, PutOptions};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -17,6 +16,7 @@ use crate::api::kinds::{self, Kind};
 use crate::api::value::{finalizers, label, name, namespace, text, uid};
 use crate::api::verbs::{DeleteOptions, Part};
 use crate::api::{Actor, State};
+pub use crate::move_kinds::Move;
 use crate::world::World;
 
 /// The tenant's namespace, and the name of the computer.
@@ -25,121 +25,10 @@ pub const BOX: &str = "box";
 /// The operator's namespace.
 pub const SYSTEM: &str = "computer-operator-system";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Move {
-    /// `kubectl delete computer`, with each of the three propagation policies.
-    Delete,
-    DeleteForeground,
-    DeleteOrphan,
-    /// An editor removes the finalizer, during a deletion or not.
-    StripFinalizer,
-    /// Everything at once: all finalizers of the computer and its pods are removed, and all are force-deleted.
-    StripAndForce,
-    /// `kubectl delete pod --force`.
-    ForcePods,
-    /// The claim or the key's Secret is deleted by hand.
-    DeleteClaims,
-    DeleteSecrets,
-    /// The key is rotated. The life `LostKey` makes this move.
-    RotateKey,
-    /// `kubectl delete namespace`.
-    DeleteNamespace,
-    /// Objects that imitate the operator's: its labels, its owner reference, a pod that mounts the home claim.
-    Plant,
-    /// Deletes the computer and retries to create another one with the same name until it exists.
-    Recreate,
-    /// Removes the finalizer, deletes the computer and creates another one with the same name, all at one instant.
-    Replace,
-    /// The class is changed or deleted.
-    DeleteClass,
-    /// The node stops responding for a while; its containers continue to run.
-    LoseNode,
-    /// Suspends the machine and resumes it.
-    Suspend,
-    Resume,
-    /// The custody claim and the archive pod are deleted by an admin's mistake.
-    WreckCustody,
-    /// The tenant deletes the operator's objects and creates others under the same names.
-    Impersonate,
-    /// The store loses an object as soon as the manifest is stored.
-    LoseObject,
-    /// An admin's `GitOps` tool resets the reclaim policy of all volumes.
-    ResetPolicy,
-    /// The same with one patch that also removes all labels of the volumes.
-    StripVolumes,
-    /// Extends the time to live by 15 minutes.
-    Prolong,
-    /// DELETE over HTTP: the Computer is deleted, then its record is revoked.
-    DeleteOverHttp,
-    /// The store does not answer for 13 minutes, or for 8 if `BestEffort` gives up after 10.
-    StoreOut,
-    /// etcd was restored from a backup: the store has the archive of a deletion that the cluster no longer knows.
-    OldArchive,
-    /// The operators' clock is an hour ahead from now on.
-    ClockAhead,
-    /// The homes are large: archive pods take longer than any deadline.
-    SlowArchive,
-    /// For ten minutes a mutating webhook removes the finalizer from Computers and the marks from volumes when the operator writes them.
-    UndoWrites,
-    /// From now on every machine ends as soon as it runs.
-    EndMachines,
-}
-
-impl Move {
-    /// The moves that last longer than a few seconds: the stage `lasting` makes them.
-    pub const LASTING: [Self; 2] = [Self::UndoWrites, Self::EndMachines];
-    pub const ALL: [Self; 27] = [
-        Self::Delete,
-        Self::DeleteForeground,
-        Self::DeleteOrphan,
-        Self::StripFinalizer,
-        Self::StripAndForce,
-        Self::ForcePods,
-        Self::DeleteClaims,
-        Self::DeleteSecrets,
-        Self::DeleteNamespace,
-        Self::Plant,
-        Self::Recreate,
-        Self::Replace,
-        Self::DeleteClass,
-        Self::LoseNode,
-        Self::Suspend,
-        Self::Resume,
-        Self::WreckCustody,
-        Self::Impersonate,
-        Self::LoseObject,
-        Self::ResetPolicy,
-        Self::StripVolumes,
-        Self::Prolong,
-        Self::DeleteOverHttp,
-        Self::StoreOut,
-        Self::OldArchive,
-        Self::ClockAhead,
-        Self::SlowArchive,
-    ];
-}
-
 pub fn perform(world: &World, what: Move) {
     world.note(format!("        ** {what:?}"));
     match what {
-        Move::Recreate => {
-            world.with(|s| {
-                s.observer.wanted += 1;
-                delete(s, None);
-            });
-            let again = world.clone();
-            tokio::spawn(async move {
-                let create = |s: &mut State| {
-                    let _ = s.create(Actor::Tenant, "namespaces", "", json!({"metadata": {"name": TEAM}}), false);
-                    create_computer(s, Actor::Tenant, TEAM, BOX, &json!({})).is_err()
-                };
-                while again.with(create) {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-                again.with(|s| s.observer.wanted -= 1);
-                again.notify();
-            });
-        }
+        Move::Recreate => recreate(world),
         Move::Impersonate => impersonate(world),
         Move::LoseObject => world.with(|s| s.observer.lossy = true),
         Move::StoreOut => {
@@ -158,7 +47,20 @@ pub fn perform(world: &World, what: Move) {
         Move::SlowArchive => world.with(|s| s.observer.slow_pods = true),
         Move::UndoWrites => world.with(|s| s.undone_until = Some(Instant::now() + Duration::from_secs(600))),
         Move::EndMachines => world.with(|s| s.kubelet.ends_at_once = true),
-        Move::LoseNode => world.with(|s| s.kubelet.lost_until = Some(Instant::now() + Duration::from_secs(400))),
+        Move::LoseNode => world.with(lose_node),
+        Move::VanishOnLostNode => world.with(|s| {
+            lose_node(s);
+            strip_and_force(s);
+        }),
+        Move::HoldAndReset => {
+            world.with(plant);
+            let later = world.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                later.with(|s| reset_policy(s, false));
+                later.notify();
+            });
+        }
         other => world.with(|s| simple(s, other)),
     }
     world.notify();
@@ -198,6 +100,8 @@ fn simple(state: &mut State, what: Move) {
         Move::DeleteOverHttp => delete_over_http(state),
         Move::Recreate
         | Move::LoseNode
+        | Move::VanishOnLostNode
+        | Move::HoldAndReset
         | Move::Impersonate
         | Move::LoseObject
         | Move::StoreOut
@@ -207,6 +111,30 @@ fn simple(state: &mut State, what: Move) {
         | Move::UndoWrites
         | Move::EndMachines => {}
     }
+}
+
+/// Deletes the computer and tries to create another one of its name until that succeeds.
+fn recreate(world: &World) {
+    world.with(|s| {
+        s.observer.wanted += 1;
+        delete(s, None);
+    });
+    let again = world.clone();
+    tokio::spawn(async move {
+        let create = |s: &mut State| {
+            let _ = s.create(Actor::Tenant, "namespaces", "", json!({"metadata": {"name": TEAM}}), false);
+            create_computer(s, Actor::Tenant, TEAM, BOX, &json!({})).is_err()
+        };
+        while again.with(create) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        again.with(|s| s.observer.wanted -= 1);
+        again.notify();
+    });
+}
+
+fn lose_node(state: &mut State) {
+    state.kubelet.lost_until = Some(Instant::now() + Duration::from_secs(400));
 }
 
 fn strip_and_force(state: &mut State) {

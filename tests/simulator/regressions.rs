@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. They run with every matrix.
 
 /// The former fault, and the case that showed it.
-pub const ALL: [(&str, &str); 18] = [
+pub const ALL: [(&str, &str); 23] = [
     (
         "a store that fails at once was retried and reported without a pause, seven times per second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -73,5 +73,25 @@ pub const ALL: [(&str, &str); 18] = [
     (
         "a time to live ended while the cache of Computers was stale: the operator deleted the Computer in every reconcile",
         r#"{"life":"Expiring","leaders":1,"seed":1,"faults":[{"at":13,"side":"After","act":{"Cut":{"time":40000}}}]}"#,
+    ),
+    (
+        "a tenant's pod held the claim, the volume's policy was reset meanwhile, and the end of the claim destroyed the home",
+        r#"{"life":"Managed","leaders":1,"seed":1,"lag":0,"faults":[{"at":27,"side":"After","act":{"Do":"Plant"}},{"at":45,"side":"After","act":{"Do":"ResetPolicy"}}]}"#,
+    ),
+    (
+        "an archive was read as soon as a lost node was back, while its kubelet had just begun to kill the machine",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":32,"side":"Before","act":{"Do":"StripAndForce"}},{"at":32,"side":"After","act":{"Do":"LoseNode"}}]}"#,
+    ),
+    (
+        "a lasting 409 on the record was retried without a pause, 955 requests in 10 s, and never reported",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":24,"side":"Before","act":{"Deny":{"part":"PUT ","code":409,"time":300000}}}]}"#,
+    ),
+    (
+        "the same in a deletion",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":37,"side":"Before","act":{"Deny":{"part":"PUT ","code":409,"time":300000}}}]}"#,
+    ),
+    (
+        "55 claims in 8 s for a Computer that was gone, which a stale cache still showed",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":20,"side":"Before","act":{"Cut":{"time":40000}}},{"at":25,"side":"Before","act":{"Do":"StripAndForce"}}]}"#,
     ),
 ];

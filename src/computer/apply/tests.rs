@@ -93,3 +93,39 @@ async fn a_list_is_read_page_by_page() {
     let Effect::Learned(_, fact) = applier.apply(Action::Read(subject), &View::of(computer("1"))).await.unwrap() else { panic!("learned") };
     assert_eq!(fact, Fact::Names(vec!["first".into(), "second".into()]));
 }
+
+fn conflict() -> (u16, Value) {
+    (409, json!({"kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409, "message": "a proxy says no"}))
+}
+
+/// L6: something answers 409 to every write. Without an error there is no backoff, and nobody sees it.
+#[tokio::test]
+async fn a_conflict_although_nobody_has_changed_the_record_is_an_error() {
+    let record =
+        |version: &str| json!({"metadata": {"name": "u", "resourceVersion": version}, "spec": {"namespace": "t", "computer": "c"}});
+    for (live, fails) in [("1", true), ("2", false)] {
+        let (applier, _folder) = applier(move |request| if request.method() == "PUT" { conflict() } else { (200, record(live)) });
+        let read = Box::new(serde_json::from_value(record("1")).unwrap());
+        match applier.apply(Action::SaveRecord(read), &View::of(computer("1"))).await {
+            Err(error) => assert!(fails && error.class() == ErrorClass::Conflict, "{error}"),
+            Ok(effect) => assert!(!fails && matches!(effect, Effect::Overtaken(_))),
+        }
+    }
+}
+
+/// The same for a create: the name is taken, and nothing has it.
+#[tokio::test]
+async fn a_create_that_conflicts_with_nothing_is_an_error() {
+    let missing = || (404, json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404, "message": "not found"}));
+    let claim = || json!({"metadata": {"name": "home", "namespace": "t", "uid": "another"}});
+    for exists in [false, true] {
+        let (applier, _folder) = applier(move |request| match request.method().as_str() {
+            "POST" => conflict(),
+            _ if exists => (200, claim()),
+            _ => missing(),
+        });
+        let object = Object::Claim(Box::new(serde_json::from_value(claim()).unwrap()));
+        let result = applier.apply(Action::Create(object), &View::of(computer("1"))).await;
+        assert_eq!(result.is_ok(), exists, "{result:?}");
+    }
+}

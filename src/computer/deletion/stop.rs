@@ -73,8 +73,22 @@ fn home_claim<'a>(context: &Context<'a>) -> Result<Option<&'a PersistentVolumeCl
             let uid = claim.metadata.uid.clone().unwrap_or_default();
             Err(State::act(Action::Delete { subject: Subject::claim(namespace, name), uid }))
         }
-        other => Ok(other),
+        // A pod or a finalizer of another client may keep the claim for long. What ends that destroys a volume that is not `Retain`.
+        Some(claim) => {
+            if !seen_retained(context) {
+                still_retained(context)?;
+            }
+            Ok(Some(claim))
+        }
+        None => Ok(None),
     }
+}
+
+/// Whether the cache shows the volume as protected. A change of its policy is an event, and a label that is removed makes it vanish there.
+fn seen_retained(context: &Context<'_>) -> bool {
+    let Some(recorded) = &context.record.spec.state.children.volume else { return true };
+    let seen = context.view.volume(&recorded.name).flatten();
+    seen.is_some_and(|pv| home_volume::retained_for(pv, &context.view.uid) && pv.metadata.deletion_timestamp.is_none())
 }
 
 /// Verifies with a live read that the recorded volume is `Retain`. `Err`: it is not, or the volume is already being deleted. Another client

@@ -5,14 +5,13 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
-use super::RETRY_SECONDS;
+use super::{RETRY_SECONDS, class_verdict};
 use crate::computer::action::Action;
 use crate::computer::children::Child;
 use crate::computer::step::State;
 use crate::computer::view::{ClassState, View, has_finalizer};
 use crate::computer::{machine_pod, new_record};
 use crate::credentials::{ComputerId, Key};
-use crate::resources::conditions::types;
 use crate::resources::reasons::Reason;
 use crate::resources::{
     Children, Computer, ComputerClass, ComputerRecordSpec, PodRecord, Provider, RecordState, Snapshot, Unknown, quantity,
@@ -40,9 +39,6 @@ pub(super) fn step(view: &View, computer: &Computer) -> State {
     }
 }
 
-/// Seconds after which a new class that has not been checked is reported.
-const CLASS_SECONDS: i64 = 30;
-
 fn blocked(reason: Reason, message: String) -> State {
     State::blocked(reason, message, RETRY_SECONDS)
 }
@@ -68,18 +64,8 @@ fn usable<'a>(view: &'a View, computer: &Computer) -> Result<&'a ComputerClass, 
             return Err(blocked(Reason::AmbiguousDefaultClass, message));
         }
     };
-    let name = class.name_any();
-    let conditions = class.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-    match conditions.iter().find(|c| c.type_ == types::ACCEPTED) {
-        Some(c) if c.status == "True" => {}
-        Some(c) => return Err(blocked(Reason::ClassNotAccepted, format!("ComputerClass {name} cannot be used: {}", c.message))),
-        None if class.metadata.creation_timestamp.as_ref().is_none_or(|at| view.now.duration_since(at.0).as_secs() < CLASS_SECONDS) => {
-            return Err(State::wait(5));
-        }
-        None => {
-            let message = format!("ComputerClass {name} has not been checked yet. See the operator's log");
-            return Err(blocked(Reason::ClassNotChecked, message));
-        }
+    if let Some(state) = class_verdict::refused(class, view.now) {
+        return Err(state);
     }
     let wanted = size(computer, class);
     match &class.spec.limits.max_storage {

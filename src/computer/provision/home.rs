@@ -67,6 +67,10 @@ fn keep(context: &Context<'_>) -> Option<State> {
 
 /// Records another name before the claim is created; the old claim is gone.
 fn rename(context: &Context<'_>) -> State {
+    // A claim disappears with its Computer, and the cache may still show that one: the garbage collector would delete each new claim.
+    if !context.view.finalizer_confirmed {
+        return State::act(Action::ReadComputer);
+    }
     let recorded = context.record.spec.state.children.volume.as_ref();
     let former = recorded.and_then(|v| v.former_claim_uid.clone());
     // Two claims may be deleted one after the other before the volume references either: it still names the first.

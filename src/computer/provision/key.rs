@@ -129,6 +129,8 @@ fn lost(context: &Context<'_>, name: &str, uid: &str) -> State {
     let subject = Subject::secret(&context.view.namespace, name);
     match context.view.facts.get(&subject) {
         Some(Fact::Uid(found) | Fact::Held(found)) if found == uid => State::done(),
+        // It may have disappeared with its Computer, which the cache still shows.
+        Some(Fact::Gone | Fact::Uid(_) | Fact::Held(_)) if !context.view.finalizer_confirmed => State::act(Action::ReadComputer),
         Some(Fact::Gone | Fact::Uid(_) | Fact::Held(_)) => reissue(context),
         None if context.view.key_check_in == Some(Duration::ZERO) => State::read(subject),
         _ => State::done(),

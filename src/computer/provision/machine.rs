@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Context, RETRY_SECONDS, crash_loop, home};
+use super::{Context, RETRY_SECONDS, class_verdict, crash_loop, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::children::Child;
 use crate::computer::machine_pod;
@@ -124,6 +124,10 @@ fn next_pod(context: &Context<'_>) -> State {
     if let Some(state) = home::claim_deleted(context) {
         return state;
     }
+    if !context.view.finalizer_confirmed {
+        // The same as for a claim: the last pod may have disappeared with its Computer.
+        return State::act(Action::ReadComputer);
+    }
     let name = Child::Machine.name(&context.view.fresh.suffix);
     if context.record.spec.state.children.pods.iter().any(|p| p.name == name) {
         return State::wait(1);
@@ -146,6 +150,9 @@ fn create(context: &Context<'_>, name: &str) -> State {
         let message = "the ComputerClass was deleted, so no pod can be created. Create it again, or delete this Computer";
         return State::blocked(Reason::ClassNotFound, message, RETRY_SECONDS);
     };
+    if let Some(state) = class_verdict::refused(class, context.view.now) {
+        return state;
+    }
     match machine_pod::desired(class, &context.computer.spec, claim) {
         Ok(desired) => State::act(Action::Create(Object::Machine(Box::new(machine_pod::of_computer(desired, context.view, name))))),
         Err(why) => State::blocked(Reason::ClassNotAccepted, why, RETRY_SECONDS),

@@ -2,6 +2,7 @@
 //! in `src/resources/steps.rs`; the files beside this one are the steps, and [`run`] below calls them. A computer that is ready or suspended
 //! needs no request (L6). This plan must never run for a computer that is being deleted (S8).
 
+mod class_verdict;
 mod crash_loop;
 mod create_record;
 mod home;

@@ -108,7 +108,12 @@ fn attachments(state: &mut State) {
 
 pub fn node_status(state: &mut State, ready: bool) {
     let status = if ready { "True" } else { "Unknown" };
-    state.change("nodes", "", "node-1", |n| n["status"] = json!({"conditions": [{"type": "Ready", "status": status}]}));
+    let since = state.stamp(0);
+    state.change("nodes", "", "node-1", |n| {
+        if n.pointer("/status/conditions/0/status") != Some(&json!(status)) {
+            n["status"] = json!({"conditions": [{"type": "Ready", "status": status, "lastTransitionTime": since}]});
+        }
+    });
 }
 
 /// Everything that runs writes now and then.

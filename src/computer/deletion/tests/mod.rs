@@ -4,6 +4,7 @@
 
 mod best_effort;
 mod disturbed;
+mod held;
 mod remembered;
 mod times;
 mod upgrade;

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
 use super::world::{UID, World, from};
-use crate::computer::action::{Action, Fact, Object, Subject};
+use crate::computer::action::{Action, Effect, Fact, Object, Subject};
 use crate::computer::key_checks::PERIOD;
 use crate::computer::plan::plan;
 use crate::computer::report::Next;
@@ -117,7 +119,7 @@ fn a_machine_that_does_not_start_gets_another_key() {
 fn a_key_that_was_recorded_a_moment_ago_is_not_ready_and_is_not_replaced() {
     let mut world = in_use(json!({}));
     let mut view = while_renewing(&mut world);
-    view.record.as_mut().unwrap().spec.state.key_issued_at = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(view.now));
+    view.record.as_mut().unwrap().spec.state.key_issued_at = Some(Time(view.now));
     let waiting = plan(&view);
     assert_eq!(waiting.next, Next::Wait(Duration::from_secs(20)));
     let ready = waiting.report.ready.unwrap();
@@ -174,4 +176,32 @@ fn the_old_key_is_recorded_for_the_overlap_of_a_rotation() {
     let view = while_renewing(&mut world);
     let Next::Do(Action::SaveRecord(saved)) = plan(&view).next else { panic!("{:?}", plan(&view).next) };
     assert_eq!(saved.spec.state.former_key, None);
+}
+
+/// L6: the cache still shows a Computer that is gone. The garbage collector would delete each new claim, pod or Secret.
+#[test]
+fn nothing_is_re_created_for_a_computer_that_is_gone() {
+    let lose: [(&str, fn(&mut World)); 3] = [
+        ("a Secret", |world| world.secrets.clear()),
+        ("the claim", |world| world.claims.clear()),
+        ("the pod", |world| {
+            world.pods.clear();
+            let now = Timestamp::from_second(world.now - 3600).unwrap();
+            world.record.as_mut().unwrap().spec.state.children.pods[0].stopped_at = Some(Time(now));
+        }),
+    ];
+    for (what, lose) in lose {
+        let mut world = in_use(json!({}));
+        lose(&mut world);
+        let mut view = world.view();
+        let read = loop {
+            match plan(&view).next {
+                Next::Do(Action::ReadComputer) => break true,
+                Next::Do(action @ Action::Read(_)) => view.absorb(world.apply(action)),
+                next => panic!("{what}: {next:?} before a live read of the Computer"),
+            }
+        };
+        view.absorb(Effect::Computer(None));
+        assert!(read && view.deleting(), "{what}");
+    }
 }

@@ -1,0 +1,104 @@
+//! Promises that must hold while a deletion waits for others: a pod or a finalizer that keeps the claim, a node that comes back.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
+
+use super::world::{World, from};
+use crate::computer::action::{Action, Fact, Subject};
+use crate::computer::plan::plan;
+use crate::computer::report::Next;
+use crate::resources::reasons::Reason;
+use crate::resources::*;
+
+/// A deletion whose pod is gone, and whose claim is kept by another client.
+fn held() -> World {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let deleted = Some(Time(world.time()));
+    world.claims.values_mut().for_each(|claim| claim.metadata.deletion_timestamp.clone_from(&deleted));
+    world.pods.clear();
+    let stopped = Some(Time(world.time().checked_sub(SignedDuration::from_secs(60)).unwrap()));
+    world.record.as_mut().unwrap().spec.state.children.pods[0].stopped_at = stopped;
+    world
+}
+
+fn next(world: &mut World) -> (Next, Option<Reason>) {
+    let mut view = world.view(true);
+    loop {
+        let current = plan(&view);
+        match current.next {
+            Next::Do(action) if !matches!(action, Action::Retain { .. }) => view.absorb(world.apply(action)),
+            next => return (next, current.report.blocker.map(|b| b.reason)),
+        }
+    }
+}
+
+/// S1: what keeps the claim may end at any time, and a volume that is not `Retain` is destroyed with it.
+#[test]
+fn a_policy_that_is_reset_while_another_client_keeps_the_claim_is_set_back() {
+    let mut world = held();
+    assert!(matches!(next(&mut world).0, Next::Wait(_)), "nothing is wrong yet");
+    world.volume.as_mut().unwrap().spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".to_owned());
+    assert!(matches!(next(&mut world).0, Next::Do(Action::Retain { .. })));
+}
+
+/// S1: the same after an admin's patch that also removed the labels, by which the cache selects volumes.
+#[test]
+fn a_volume_that_is_no_longer_in_the_cache_is_read_live_while_its_claim_is_kept() {
+    let mut world = held();
+    let volume = world.volume.as_mut().unwrap();
+    volume.spec.as_mut().unwrap().persistent_volume_reclaim_policy = Some("Delete".to_owned());
+    (volume.metadata.labels, volume.metadata.annotations) = (None, None);
+    let mut view = world.view(true);
+    view.facts.remove(&Subject::volume("pv"));
+    let mut actions = Vec::new();
+    while let Next::Do(action) = plan(&view).next {
+        actions.push(action.clone());
+        if matches!(action, Action::Retain { .. }) {
+            return;
+        }
+        view.absorb(world.apply(action));
+    }
+    panic!("S1: {actions:?}");
+}
+
+#[test]
+fn a_volume_that_is_deleted_while_another_client_keeps_the_claim_is_reported() {
+    let mut world = held();
+    world.volume.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(world.time()));
+    assert_eq!(next(&mut world).1, Some(Reason::VolumeBeingDeleted));
+}
+
+/// S1: a kubelet that was away kills the containers of a pod that is gone only after it is back, within their grace period.
+#[test]
+fn a_node_that_is_back_gets_the_time_to_kill_what_it_still_runs() {
+    let mut world = held();
+    world.claims.clear();
+    let long_ago = Time(world.time().checked_sub(SignedDuration::from_hours(1)).unwrap());
+    let pod = &mut world.record.as_mut().unwrap().spec.state.children.pods[0];
+    (pod.stopped_at, pod.vanished_at) = (None, Some(long_ago));
+    let node = pod.node.clone().unwrap();
+    let waits_for = |back: i64| {
+        let mut view = world.view(true);
+        let since = view.now.checked_sub(SignedDuration::from_secs(back)).unwrap();
+        let status = json!({"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": since}]});
+        let found: Node = from(json!({"metadata": {"name": node}, "status": status}));
+        view.facts.insert(Subject::Node { name: node.clone() }, Fact::Node(Box::new(found)));
+        view.facts.insert(Subject::claim("t", super::world::HOME), Fact::Gone);
+        let mut world = world.clone();
+        loop {
+            match plan(&view).next {
+                Next::Do(action @ (Action::SaveRecord(_) | Action::Delete { .. } | Action::Read(_))) if back < 200 => {
+                    view.absorb(world.apply(action));
+                }
+                next => break next,
+            }
+        }
+    };
+    assert_eq!(waits_for(10), Next::Wait(Duration::from_secs(80)), "30 s of grace and 60 s");
+    assert_eq!(waits_for(-3600), Next::Wait(Duration::from_secs(90)), "the clock of the node is ahead");
+    assert!(matches!(waits_for(3600), Next::Do(_)), "it was back long ago");
+}

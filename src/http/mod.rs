@@ -161,10 +161,25 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     shared.metrics.set_ready(true);
     // Outside of the layers: a replica with many requests in flight is not removed from a load balancer, which would overload the others.
     let router = router(Arc::clone(&shared)).merge(health::probes(ready.clone()));
-    tasks.spawn(close(signalled, ready, shared, config.shutdown_delay(), stop.clone()));
-    server::run(listener, acceptor, router, config.limits(), stop).await;
+    tasks.spawn(close(signalled.clone(), ready, shared, config.shutdown_delay(), stop.clone()));
+    beside(&mut tasks, server::run(listener, acceptor, router, config.limits(), stop), || signalled.is_cancelled()).await?;
     while tasks.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Serves beside these tasks. None of them ends before the process is told to: without one, the certificate would expire, or a signal would
+/// be ignored, and nobody would see why.
+///
+/// # Errors
+/// When a task has ended too early. The process exits, and Kubernetes restarts it.
+async fn beside(tasks: &mut JoinSet<()>, serving: impl Future<Output = ()>, stopping: impl Fn() -> bool) -> anyhow::Result<()> {
+    let mut serving = std::pin::pin!(serving);
+    loop {
+        tokio::select! {
+            () = &mut serving => return Ok(()),
+            Some(ended) = tasks.join_next() => anyhow::ensure!(stopping(), "a task of the HTTP API ended unexpectedly: {ended:?}"),
+        }
+    }
 }
 
 /// Reports "not ready" as soon as the signal arrives, and stops accepting requests after the shutdown delay.
@@ -211,6 +226,17 @@ pub(crate) mod tests {
     struct Cli {
         #[command(flatten)]
         config: Config,
+    }
+
+    /// C17: a task that dies must not be missed. The end of the process is no such death.
+    #[tokio::test(start_paused = true)]
+    async fn the_death_of_a_task_ends_the_process() {
+        for stopping in [false, true] {
+            let mut tasks = JoinSet::new();
+            tasks.spawn(async {});
+            let ended = beside(&mut tasks, tokio::time::sleep(Duration::from_secs(60)), || stopping).await;
+            assert_eq!(ended.is_ok(), stopping, "{ended:?}");
+        }
     }
 
     /// The default configuration.

@@ -129,7 +129,7 @@ reasons! {
     /// The scheduler finds no node for the pod.
     /// To do: see the message, which is the scheduler's. Add nodes, or change the resources, tolerations or affinity in the ComputerClass.
     PodUnschedulable,
-    /// A container of the pod cannot start.
+    /// A container of the pod cannot start, or the pod has not been ready for five minutes.
     /// To do: see the message, for example an image that cannot be pulled, and fix the ComputerClass.
     PodNotStarting,
 

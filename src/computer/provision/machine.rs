@@ -1,7 +1,9 @@
 //! Step `start-pod`: starts the pod, replaces it when it failed or was deleted, and stops it while the computer is suspended. Two pods must
 //! never run at once: the next one is created only when every container of the last one has stopped.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Context, RETRY_SECONDS, class_verdict, crash_loop, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
@@ -240,8 +242,28 @@ fn ready(context: &Context<'_>) -> State {
             let name = pod.metadata.name.as_deref().unwrap_or_default();
             State::blocked(Reason::PodNotStarting, format!("pod {name} cannot start: {reason}: {message}"), RETRY_SECONDS)
         }
-        None => State::wait(30),
+        None => late(pod, of("Ready").and_then(|c| c.last_transition_time.as_ref()), context.view.now),
     }
+}
+
+/// Seconds after which a pod that is not ready is reported. A large image may take that long; a volume that cannot be mounted, or a network
+/// that cannot be set up, shows only in the pod's events.
+const UNREADY_SECONDS: i64 = 300;
+
+/// Waits for a pod that nothing is known to keep from being ready. `since`: when it was last ready, or could have become so.
+fn late(pod: &Pod, since: Option<&Time>, now: Timestamp) -> State {
+    let since = since.or(pod.metadata.creation_timestamp.as_ref());
+    let left = UNREADY_SECONDS - since.map_or(0, |at| now.duration_since(at.0).as_secs());
+    if left > 0 {
+        return State::wait_for(left.min(30));
+    }
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let message = format!(
+        "pod {name} has not been ready for {} minutes, and its kubelet reports no reason. Its image may be large, its volume may not \
+         mount, or its readiness probe may fail: see the events of the pod with `kubectl describe pod {name}`",
+        UNREADY_SECONDS / 60
+    );
+    State::blocked(Reason::PodNotStarting, message, RETRY_SECONDS)
 }
 
 pub(super) fn bound(context: &Context<'_>) -> bool {
@@ -256,4 +278,29 @@ fn stuck(pod: &Pod) -> Option<(String, String)> {
     let waiting = statuses.into_iter().flat_map(|l| l.iter().flatten()).find_map(|c| c.state.as_ref()?.waiting.as_ref())?;
     let reason = waiting.reason.clone().filter(|r| r != "ContainerCreating" && r != "PodInitializing")?;
     Some((reason, waiting.message.clone().unwrap_or_default()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// L2: a volume that cannot be mounted leaves the container in `ContainerCreating` for ever.
+    #[test]
+    fn a_pod_that_does_not_become_ready_is_reported_after_a_while() {
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "machine-1", "creationTimestamp": "2026-01-01T00:00:00Z"}})).unwrap();
+        let ready = |at: i64| Some(Time(Timestamp::from_second(1_767_225_600 + at).unwrap()));
+        let after = |seconds: i64| late(&pod, None, Timestamp::from_second(1_767_225_600 + seconds).unwrap());
+        assert_eq!(after(10), State::Wait(Duration::from_secs(30)));
+        assert_eq!(after(295), State::Wait(Duration::from_secs(5)));
+        assert!(matches!(after(300), State::Blocked(b, _) if b.reason == Reason::PodNotStarting && b.message.contains("machine-1")));
+        assert_eq!(after(301), after(900), "L6: the same message");
+        let back = Timestamp::from_second(1_767_225_600 + 900).unwrap();
+        assert_eq!(late(&pod, ready(890).as_ref(), back), State::Wait(Duration::from_secs(30)), "it was ready until then");
+    }
 }

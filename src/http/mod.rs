@@ -167,7 +167,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves beside these tasks. None of them ends before the process is told to: without one, the certificate would expire, or a signal would
+/// Serves beside these tasks. None of them ends before the process does: without one, the certificate would expire, or a signal would
 /// be ignored, and nobody would see why.
 ///
 /// # Errors

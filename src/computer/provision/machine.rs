@@ -289,7 +289,7 @@ mod tests {
 
     use super::*;
 
-    /// L2: a volume that cannot be mounted leaves the container in `ContainerCreating` for ever.
+    /// L2: a volume that cannot be mounted leaves the container in `ContainerCreating` permanently.
     #[test]
     fn a_pod_that_does_not_become_ready_is_reported_after_a_while() {
         let pod: Pod =

@@ -181,7 +181,8 @@ fn the_old_key_is_recorded_for_the_overlap_of_a_rotation() {
 /// L6: the cache still shows a Computer that is gone. The garbage collector would delete each new claim, pod or Secret.
 #[test]
 fn nothing_is_re_created_for_a_computer_that_is_gone() {
-    let lose: [(&str, fn(&mut World)); 3] = [
+    type Lose = fn(&mut World);
+    let lose: [(&str, Lose); 3] = [
         ("a Secret", |world| world.secrets.clear()),
         ("the claim", |world| world.claims.clear()),
         ("the pod", |world| {

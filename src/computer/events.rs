@@ -79,10 +79,8 @@ impl Events {
         let lost = |c: &Condition| c.type_ == types::READY && c.reason == Reason::KeyReplacement.as_str();
         let another = status.credential_secret_name.as_ref().map_or_else(|| status.conditions.iter().any(lost), |old| old != name);
         if another && self.is_new(&view.uid, format!("{} {name}", Reason::KeyReplacement), AGAIN) {
-            let note = format!(
-                "the Secret of the key was deleted or replaced. A new key is in Secret {name}; the old key no longer authenticates"
-            );
-            self.publish(event(EventType::Warning, Reason::KeyReplacement.to_string(), &note, "key"), reference).await;
+            let note = format!("a new key is in Secret {name}; the old key no longer authenticates, apart from the overlap of a rotation");
+            self.publish(event(EventType::Normal, Reason::KeyReplacement.to_string(), &note, "key"), reference).await;
         }
     }
 

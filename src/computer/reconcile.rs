@@ -76,6 +76,7 @@ impl Reconciler {
         };
         self.memory.latest.freshen(&mut view);
         view.key_check_in = Some(self.memory.keys.left(uid));
+        view.failures = self.memory.backoff.count(uid);
         if view.only_expiry_left() {
             self.memory.forget(uid);
             return self.expire(&view).await;

@@ -122,9 +122,26 @@ impl Stop<'_> {
                 15,
             )),
             // A kubelet that was away begins to kill the containers when it is back.
-            Some(Fact::Node(node)) => answers_since(node).and_then(|back| self.still_kills(back.max(since))),
+            Some(Fact::Node(node)) => self.node_is_back(&subject, answers_since(node)?.max(since)),
             Some(_) => None,
         }
+    }
+
+    /// What to wait for while a node that came back may still kill the containers. Its own clock says when it came back: if that is ahead, or
+    /// the node comes and goes, the wait has no bound, so it is reported.
+    fn node_is_back(&self, node: &Subject, back: Timestamp) -> Option<State> {
+        let wait = self.still_kills(back)?;
+        if !self.late && back <= self.view.now {
+            return Some(wait);
+        }
+        let message = format!(
+            "{} was deleted without its kubelet, and {} says that it has been ready since {back}, so it may still be stopping the containers. \
+             Check that the clock of the node is right and that the node stays ready. {}",
+            self.subject().describe(),
+            node.describe(),
+            self.remedy
+        );
+        Some(State::blocked(Reason::NodeUnreachable, message, 15))
     }
 
     /// The rest of the time that a kubelet needs to kill the containers of a pod that it has found gone at this time. `None`: it has passed.

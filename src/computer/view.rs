@@ -61,6 +61,8 @@ pub struct View {
     pub receipt: Option<Vec<u8>>,
     /// In how long the Secret of its key is to be checked; zero: now. `None`: not by this reconcile.
     pub key_check_in: Option<Duration>,
+    /// Reconciles of this computer that have failed in a row in this process.
+    pub failures: u32,
     /// A live read in this reconcile has shown the finalizer.
     pub finalizer_confirmed: bool,
     /// Steps that an earlier reconcile of this process found finished with the same version of the record (see `memory`).
@@ -93,6 +95,7 @@ impl View {
             archive: None,
             receipt: None,
             key_check_in: None,
+            failures: 0,
             finalizer_confirmed: false,
             passed: BTreeMap::new(),
             times: BTreeMap::new(),

@@ -11,12 +11,14 @@ use super::Unknown;
 #[serde(rename_all = "camelCase")]
 pub struct KeySettings {
     /// Set it to a value that was not used before (for example a date; at most 63 characters) to get a new key in a new Secret. The old
-    /// Secret is deleted. The old key stops at once, whether or not the operator runs, unless `overlapSeconds` is set.
+    /// Secret is deleted. The old key stops at once, whether or not the operator runs, unless `overlapSeconds` is set. Until
+    /// `status.credentialSecretName` names the new Secret, the old value would make the old key valid again. The right to change this field
+    /// does not need the right to read Secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub rotation: Option<String>,
     /// Seconds for which the old key still authenticates after a rotation: 0 to 86400 (a day). Default: 0. They count from the moment when
-    /// the operator records the new key. Do not set it for a key that has leaked.
+    /// the operator records the new key, before its Secret exists; 0 ends the overlap. Do not set it for a key that has leaked.
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(range(min = 0, max = 86_400))]
     pub overlap_seconds: i64,

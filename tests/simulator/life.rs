@@ -224,6 +224,9 @@ async fn another_key(world: &World, former: &BTreeSet<String>, what: &str) {
         let _ = tokio::time::timeout(Duration::from_secs(5), changed.changed()).await;
         let dying = world.with(|s| latest_death(s).is_some());
         let usable = world.with(|s| keys::usable(s)).difference(former).next().is_some();
+        if usable && !dying && world.with(|s| s.observer.valid_keys(s)) > 1 {
+            world.with(|s| s.observer.violation(format!("S2: a key {what} authenticates beside another one")));
+        }
         if dying || usable || !world.with(|s| s.observer.violations().is_empty()) {
             return;
         }

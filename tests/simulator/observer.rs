@@ -340,6 +340,11 @@ impl Observer {
         }
     }
 
+    /// How many of the keys that were ever issued authenticate, whether or not their Secrets exist.
+    pub fn valid_keys(&self, state: &State) -> usize {
+        self.fates.values().flat_map(|fate| &fate.keys).filter(|key| authenticates(state, key)).count()
+    }
+
     /// S2: the real decision, on the current objects of the API server.
     fn keys(&mut self, state: &State, change: &Change) {
         let mut broken = Vec::new();

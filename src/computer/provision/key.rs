@@ -47,8 +47,12 @@ fn create(context: &Context<'_>, exists: impl FnOnce(&str) -> State) -> State {
 /// Seconds within which another leader writes the Secret of a key that it has just recorded.
 const REISSUE_SECONDS: i64 = 20;
 
-/// Whether the key was recorded a moment ago. The clocks of two leaders may differ, and a record of an earlier version has no such time.
+/// Whether another leader may be about to write the Secret: the key was recorded a moment ago, and not by a reconcile of this process that has
+/// failed since. The clocks of two leaders may differ, and a record of an earlier version has no such time.
 fn young(context: &Context<'_>) -> bool {
+    if context.view.failures > 0 {
+        return false;
+    }
     let recorded = context.record.spec.state.key_issued_at.as_ref().or(context.record.metadata.creation_timestamp.as_ref());
     recorded.is_some_and(|at| context.view.now.duration_since(at.0).as_secs().abs() < REISSUE_SECONDS)
 }
@@ -61,66 +65,89 @@ fn holds_token(context: &Context<'_>) -> bool {
 /// Maximum number of former Secret names in a record. The oldest was read and absent long ago, so its create can no longer be in flight.
 const FORMER: usize = 50;
 
-/// Issues another key with another name. The former name stays in the record: its create may still succeed (S6).
+/// Issues another key with another name. The name of a Secret that was never seen stays in the record: its create may still succeed (S6).
 fn reissue(context: &Context<'_>) -> State {
-    context.save(|r| {
-        let children = &mut r.spec.state.children;
-        children.former_secret_names.extend(children.secret_name.take());
-        let surplus = children.former_secret_names.len().saturating_sub(FORMER);
-        children.former_secret_names.drain(..surplus);
-        note_fresh_key(context, &mut r.spec.state);
+    with_fresh_key(context, |state| {
+        let children = &mut state.children;
+        if children.secret_uid.is_none() {
+            children.former_secret_names.extend(children.secret_name.take());
+        }
     })
 }
 
-/// Issues the key of another rotation. The Secret of the old one is deleted once the new one exists.
+/// Issues the key of another rotation. The Secret of the old one is deleted.
 fn rotate(context: &Context<'_>, secret: RetiredSecret) -> State {
     let overlap = SignedDuration::from_secs(context.computer.spec.key.overlap_seconds);
-    context.save(|r| {
-        let state = &mut r.spec.state;
+    with_fresh_key(context, |state| {
         let until = context.view.now.checked_add(overlap).unwrap_or(context.view.now);
         state.former_key = state.key_hash.take().filter(|_| overlap.is_positive()).map(|hash| FormerKey {
             hash,
             until: Time(until),
             unknown: Unknown::new(),
         });
-        state.children.retired_secret = Some(secret);
-        note_fresh_key(context, state);
+        // One that could not be deleted yet is deleted with the computer.
+        let before = state.children.retired_secret.replace(secret);
+        state.children.former_secret_names.extend(before.map(|secret| secret.name));
     })
 }
 
 /// Records the key that this reconcile would issue, without its Secret.
-fn note_fresh_key(context: &Context<'_>, state: &mut RecordState) {
-    state.children.secret_name = Some(Child::Key.name(&context.view.fresh.suffix));
-    state.children.secret_uid = None;
-    state.key_hash = Some(fresh_key(context.view).hash());
-    state.key_issued_at = Some(Time(context.view.now));
-    state.key_rotation.clone_from(&context.computer.spec.key.rotation);
+fn with_fresh_key(context: &Context<'_>, change: impl FnOnce(&mut RecordState)) -> State {
+    let name = Child::Key.name(&context.view.fresh.suffix);
+    if context.record.spec.state.children.secret_name.as_ref() == Some(&name) {
+        // This reconcile has issued its key already.
+        return State::wait(1);
+    }
+    context.save(|r| {
+        let state = &mut r.spec.state;
+        change(state);
+        let former = &mut state.children.former_secret_names;
+        let surplus = former.len().saturating_sub(FORMER);
+        former.drain(..surplus);
+        state.children.secret_name = Some(name);
+        state.children.secret_uid = None;
+        state.key_hash = Some(fresh_key(context.view).hash());
+        state.key_issued_at = Some(Time(context.view.now));
+        state.key_rotation.clone_from(&context.computer.spec.key.rotation);
+    })
 }
 
 /// What the key of a living computer needs, apart from the steps: another key for another `spec.key.rotation`, or if its Secret is lost. It
 /// becomes live only as the steps say, and a revoked key is never replaced (S2).
 pub(super) fn renew(context: &Context<'_>) -> State {
-    let state = &context.record.spec.state;
+    match needed(context) {
+        // The cache may show a Computer that is gone, or its key as it was before a rotation: another leader may have issued the next one.
+        State::Do(action) if !matches!(*action, Action::Read(_)) && !context.view.finalizer_confirmed => State::act(Action::ReadComputer),
+        state => state,
+    }
+}
+
+fn needed(context: &Context<'_>) -> State {
+    let (state, settings) = (&context.record.spec.state, &context.computer.spec.key);
     if state.credential == CredentialState::Revoked || state.key_hash.is_none() {
         return State::done();
     }
-    let (Some(name), Some(uid)) = (&state.children.secret_name, &state.children.secret_uid) else {
-        return create(context, |uid| {
-            let uid = Some(uid.to_owned());
-            context.save(|r| r.spec.state.children.secret_uid = uid)
-        });
-    };
-    if let Some(retired) = &state.children.retired_secret {
-        return delete_retired(context, retired);
-    }
-    if state.key_rotation != context.computer.spec.key.rotation {
-        return rotate(context, RetiredSecret { name: name.clone(), uid: uid.clone(), unknown: Unknown::new() });
-    }
-    if let Some(overlap) = state.former_key.as_ref().filter(|former| former.until.0 <= context.view.now) {
-        tracing::debug!(uid = %context.view.uid, until = %overlap.until.0, "the overlap of a rotation has ended");
+    let ended = |former: &FormerKey| settings.overlap_seconds == 0 || former.until.0 <= context.view.now;
+    if state.former_key.as_ref().is_some_and(ended) {
         return context.save(|r| r.spec.state.former_key = None);
     }
-    lost(context, name, uid)
+    let (name, uid) = (state.children.secret_name.as_ref(), state.children.secret_uid.as_ref());
+    let secret = name.zip(uid);
+    if let Some((name, uid)) = secret.filter(|_| state.key_rotation != settings.rotation) {
+        return rotate(context, RetiredSecret { name: name.clone(), uid: uid.clone(), unknown: Unknown::new() });
+    }
+    // A quota may have no room for two Secrets, and a webhook may refuse to delete the first: after failures the order changes.
+    let retired = state.children.retired_secret.as_ref();
+    let first = state.former_key.is_none() && (context.view.failures / 2).is_multiple_of(2);
+    match (secret, retired) {
+        (None, Some(retired)) if first => delete_retired(context, retired),
+        (None, _) => create(context, |uid| {
+            let uid = Some(uid.to_owned());
+            context.save(|r| r.spec.state.children.secret_uid = uid)
+        }),
+        (Some(_), Some(retired)) => delete_retired(context, retired),
+        (Some((name, uid)), None) => lost(context, name, uid),
+    }
 }
 
 /// Checks the Secret periodically, because no watch shows that it was deleted: the operator may not list Secrets (DESIGN.md 4.8). If it is
@@ -129,29 +156,27 @@ fn lost(context: &Context<'_>, name: &str, uid: &str) -> State {
     let subject = Subject::secret(&context.view.namespace, name);
     match context.view.facts.get(&subject) {
         Some(Fact::Uid(found) | Fact::Held(found)) if found == uid => State::done(),
-        // It may have disappeared with its Computer, which the cache still shows.
-        Some(Fact::Gone | Fact::Uid(_) | Fact::Held(_)) if !context.view.finalizer_confirmed => State::act(Action::ReadComputer),
         Some(Fact::Gone | Fact::Uid(_) | Fact::Held(_)) => reissue(context),
         None if context.view.key_check_in == Some(Duration::ZERO) => State::read(subject),
         _ => State::done(),
     }
 }
 
-/// Deletes the Secret of the key before the last rotation.
+/// Deletes the Secret of the key before the last rotation. If a finalizer of another controller keeps it, the deletion of the computer waits
+/// for it.
 fn delete_retired(context: &Context<'_>, retired: &RetiredSecret) -> State {
     let subject = Subject::secret(&context.view.namespace, &retired.name);
+    let forget = |held: bool| {
+        context.save(|r| {
+            let children = &mut r.spec.state.children;
+            let name = children.retired_secret.take().map(|secret| secret.name);
+            children.former_secret_names.extend(name.filter(|_| held));
+        })
+    };
     match context.view.facts.get(&subject) {
-        Some(Fact::Uid(found)) if *found != retired.uid => context.save(|r| r.spec.state.children.retired_secret = None),
-        Some(Fact::Gone) => context.save(|r| r.spec.state.children.retired_secret = None),
-        Some(Fact::Held(_)) => State::blocked(
-            Reason::SecretHeld,
-            format!(
-                "{} of the key before the last rotation is being deleted, but a finalizer of another controller blocks its deletion. Wait for \
-                 that controller or remove the finalizer",
-                subject.describe()
-            ),
-            RETRY_SECONDS,
-        ),
+        Some(Fact::Uid(found)) if *found != retired.uid => forget(false),
+        Some(Fact::Gone) => forget(false),
+        Some(Fact::Held(_)) => forget(true),
         Some(Fact::Accepted) => State::read(subject),
         _ => State::act(Action::Delete { uid: retired.uid.clone(), subject }),
     }

@@ -9,7 +9,6 @@ use super::{Context, RETRY_SECONDS, class_verdict, crash_loop, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::children::Child;
 use crate::computer::machine_pod;
-use crate::computer::pod_writers::answers;
 use crate::computer::step::State;
 use crate::computer::stop_pod::Stop;
 use crate::computer::view::ClassState;
@@ -99,17 +98,13 @@ fn gone(context: &Context<'_>, recorded: &PodRecord, newest: bool) -> State {
     }
 }
 
-/// A pod that vanished long ago is removed from the record, unless its node is not ready: then it may still write (S1).
+/// A pod that vanished long ago is removed from the record, unless it may still write (S1).
 fn forget(context: &Context<'_>, recorded: &PodRecord) -> State {
-    if let Some(node) = &recorded.node {
-        let subject = Subject::Node { name: node.clone() };
-        match context.view.facts.get(&subject) {
-            None => return State::read(subject),
-            Some(Fact::Node(node)) if !answers(node) => return State::done(),
-            Some(_) => {}
-        }
+    match stop(context, recorded, false).vanished() {
+        Some(State::Do(read)) => State::Do(read),
+        Some(_) => State::done(),
+        None => context.save(|r| r.spec.state.children.pods.retain(|p| p.name != recorded.name)),
     }
-    context.save(|r| r.spec.state.children.pods.retain(|p| p.name != recorded.name))
 }
 
 /// A computer that is resumed does not wait.

@@ -1,6 +1,6 @@
 //! The provisioning plan: finalizer → record → key → claim → pod → volume to `Retain` → key live. The order, ids and titles of the steps are
 //! in `src/resources/steps.rs`; the files beside this one are the steps, and [`run`] below calls them. A computer that is ready or suspended
-//! needs no request (L6). This plan must never run for a computer that is being deleted (S8).
+//! needs no write (L6), and one read in ten minutes for its key. This plan must never run for a computer that is being deleted (S8).
 
 mod class_verdict;
 mod crash_loop;
@@ -71,24 +71,25 @@ fn alive(view: &View, computer: &Computer) -> Plan {
     with_key(&context, plan)
 }
 
-/// The plan with what the key needs, which comes after everything that the steps can do now.
+/// The plan with what the key needs. It comes after everything that the steps can do now, but a step that fails must not keep the key from
+/// being issued, nor the key a step: every other retry begins with the key.
 fn with_key(context: &Context<'_>, mut plan: Plan) -> Plan {
-    if matches!(plan.next, Next::Do(_)) {
+    let key_first = !context.view.failures.is_multiple_of(2);
+    if matches!(plan.next, Next::Do(_)) && !key_first {
         return plan;
     }
-    let (next, blocker) = match key::renew(context) {
-        State::Done(_) => (context.view.key_check_in.map_or(Next::Settled, |left| Next::Wait(key_checks::next(left))), None),
-        state => state.into_next(),
+    let next = match key::renew(context) {
+        State::Done(_) => context.view.key_check_in.map_or(Next::Settled, |left| Next::Wait(key_checks::next(left))),
+        state => state.into_next().0,
     };
     if key::is_being_replaced(context) {
         let message = "the key is being replaced, because its Secret is gone or spec.key.rotation changed; see status.credentialSecretName";
         let not_ready = plan.report.ready.take().filter(|ready| !ready.status);
         plan.report.ready = not_ready.or(Some(Ready { status: false, reason: Reason::KeyReplacement, message: message.to_owned() }));
     }
-    plan.report.blocker = plan.report.blocker.or(blocker);
     plan.next = match (plan.next, next) {
         (Next::Wait(one), Next::Wait(other)) => Next::Wait(one.min(other)),
-        (plan, Next::Settled) => plan,
+        (plan, Next::Settled) | (plan @ Next::Do(_), Next::Wait(_)) => plan,
         (_, next) => next,
     };
     plan

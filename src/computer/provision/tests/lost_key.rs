@@ -43,7 +43,8 @@ fn a_key_whose_secret_is_gone_or_is_another_object_is_replaced() {
             let (renewed, renewed_uid) = secret(&world);
             assert!(renewed != name && renewed_uid.is_some() && renewed_uid != uid && world.state().key_hash != hash);
             assert_eq!(world.secrets.get(&renewed), renewed_uid.as_ref());
-            assert_eq!(world.state().children.former_secret_names, [name], "S6: its create may still succeed");
+            // Its UID was recorded, so no create is in flight, and what has its name now belongs to another client (S5).
+            assert!(world.state().children.former_secret_names.is_empty());
             assert_eq!(world.state().credential, credential);
             let ready = end.report.ready.unwrap();
             assert!(ready.status, "{ready:?}");
@@ -125,6 +126,11 @@ fn a_key_that_was_recorded_a_moment_ago_is_not_ready_and_is_not_replaced() {
     let ready = waiting.report.ready.unwrap();
     assert_eq!((ready.status, ready.reason), (false, Reason::KeyReplacement));
     view.now = view.now.checked_add(jiff::SignedDuration::from_secs(21)).unwrap();
+    view.finalizer_confirmed = true;
+    assert!(matches!(plan(&view).next, Next::Do(Action::SaveRecord(_))));
+    // L6: this process itself has failed to create the Secret. A wait would end its backoff and withdraw the reason.
+    view.now = view.now.checked_sub(jiff::SignedDuration::from_secs(21)).unwrap();
+    view.failures = 2;
     assert!(matches!(plan(&view).next, Next::Do(Action::SaveRecord(_))));
 }
 
@@ -169,13 +175,78 @@ fn the_old_key_is_recorded_for_the_overlap_of_a_rotation() {
     let mut world = in_use(json!({}));
     let hash = world.state().key_hash.clone().unwrap();
     world.computer.spec.key = KeySettings { rotation: Some("2027".to_owned()), overlap_seconds: 600 };
-    let view = world.view();
+    let mut view = world.view();
+    view.finalizer_confirmed = true;
     let Next::Do(Action::SaveRecord(saved)) = plan(&view).next else { panic!("{:?}", plan(&view).next) };
     let former = saved.spec.state.former_key.unwrap();
     assert_eq!((former.hash, former.until.0), (hash, view.now.checked_add(jiff::SignedDuration::from_secs(600)).unwrap()));
-    let view = while_renewing(&mut world);
+    let mut view = while_renewing(&mut world);
+    view.finalizer_confirmed = true;
     let Next::Do(Action::SaveRecord(saved)) = plan(&view).next else { panic!("{:?}", plan(&view).next) };
     assert_eq!(saved.spec.state.former_key, None);
+}
+
+/// The requests about Secrets after a rotation, up to the first wait. `held`: a finalizer keeps the old Secret.
+fn requests_of_a_rotation(overlap: i64, failures: u32, held: bool) -> (Vec<&'static str>, View) {
+    let mut world = in_use(json!({}));
+    world.computer.spec.key = KeySettings { rotation: Some("2027".to_owned()), overlap_seconds: overlap };
+    world.passes += 1;
+    let mut view = world.view();
+    view.failures = failures;
+    let mut made = Vec::new();
+    for _ in 0..40 {
+        let Next::Do(action) = plan(&view).next else { return (made, view) };
+        match &action {
+            Action::Create(Object::Secret(_)) => made.push("create"),
+            Action::Delete { subject, .. } if held => {
+                made.push("delete");
+                view.absorb(Effect::Learned(subject.clone(), Fact::Held("uid".to_owned())));
+                continue;
+            }
+            Action::Delete { .. } => made.push("delete"),
+            _ => {}
+        }
+        view.absorb(world.apply(action));
+    }
+    panic!("it does not end: {made:?}");
+}
+
+/// L1: a quota may have no room for two Secrets, and a webhook or a finalizer may keep the first.
+#[test]
+fn the_old_secret_goes_first_unless_its_key_overlaps_or_it_cannot_go() {
+    assert_eq!(requests_of_a_rotation(0, 0, false).0, ["delete", "create"]);
+    assert_eq!(requests_of_a_rotation(600, 0, false).0, ["create", "delete"]);
+    assert_eq!(requests_of_a_rotation(0, 2, false).0, ["create", "delete"]);
+    let (made, view) = requests_of_a_rotation(0, 0, true);
+    assert_eq!(made, ["delete", "create"]);
+    let children = &view.record.as_ref().unwrap().spec.state.children;
+    assert_eq!((children.former_secret_names.len(), &children.retired_secret), (1, &None), "the deletion of the computer waits for it");
+}
+
+/// 0 ends an overlap for good: a later value must not revive a key that has leaked (S2).
+#[test]
+fn an_overlap_that_is_taken_back_is_removed_from_the_record() {
+    let mut world = in_use(json!({}));
+    let until = Time(world.view().now.checked_add(jiff::SignedDuration::from_hours(1)).unwrap());
+    world.record.as_mut().unwrap().spec.state.former_key = Some(FormerKey { hash: "x".to_owned(), until, unknown: Unknown::new() });
+    world.settle(None);
+    assert_eq!(world.state().former_key, None);
+}
+
+/// A quota that refuses every pod must not keep a rotated key from being issued: the old one is dead already.
+#[test]
+fn every_other_retry_of_a_refused_pod_begins_with_the_key() {
+    let mut world = in_use(json!({}));
+    world.computer.spec.key.rotation = Some("2027".to_owned());
+    world.pods.clear();
+    world.record.as_mut().unwrap().spec.state.children.pods[0].uid = None;
+    let mut view = world.view();
+    view.finalizer_confirmed = true;
+    let name = world.state().children.pods[0].name.clone();
+    view.facts.insert(Subject::pod("t", &name), Fact::Gone);
+    assert!(matches!(plan(&view).next, Next::Do(Action::Create(Object::Machine(_)))), "{:?}", plan(&view).next);
+    view.failures = 1;
+    assert!(matches!(plan(&view).next, Next::Do(Action::SaveRecord(_))));
 }
 
 /// L6: the cache still shows a Computer that is gone. The garbage collector would delete each new claim, pod or Secret.

@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. They run with every matrix.
 
 /// The former fault, and the case that showed it.
-pub const ALL: [(&str, &str); 25] = [
+pub const ALL: [(&str, &str); 24] = [
     (
         "a store that fails at once was retried and reported without a pause, seven times per second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -93,10 +93,6 @@ pub const ALL: [(&str, &str); 25] = [
     (
         "55 claims in 8 s for a Computer that was gone, which a stale cache still showed",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":20,"side":"Before","act":{"Cut":{"time":40000}}},{"at":25,"side":"Before","act":{"Do":"StripAndForce"}}]}"#,
-    ),
-    (
-        "a refused Secret of a new key was retried every 20 s, and the reason was withdrawn each time",
-        r#"{"life":"LostKey","leaders":1,"seed":1,"faults":[{"at":28,"side":"After","act":{"Deny":{"part":"POST /api/v1/namespaces/team/secrets","code":403,"time":1400000}}}]}"#,
     ),
     (
         "a quota that refused every pod kept a rotated key from being issued",

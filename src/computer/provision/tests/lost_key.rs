@@ -223,7 +223,7 @@ fn the_old_secret_goes_first_unless_its_key_overlaps_or_it_cannot_go() {
     assert_eq!((children.former_secret_names.len(), &children.retired_secret), (1, &None), "the deletion of the computer waits for it");
 }
 
-/// 0 ends an overlap for good: a later value must not revive a key that has leaked (S2).
+/// 0 ends an overlap permanently: a later value must not revive a key that has leaked (S2).
 #[test]
 fn an_overlap_that_is_taken_back_is_removed_from_the_record() {
     let mut world = in_use(json!({}));

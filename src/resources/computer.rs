@@ -143,7 +143,7 @@ pub struct ComputerStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub step: Option<String>,
-    /// Conditions: `Ready`, `Drifted`, and during deletion `Deleting` and `Blocked`. `Ready` is `True` when the computer is as its spec
+    /// Conditions: `Ready`, `Drifted`, `Blocked` while something must be done, and during deletion `Deleting`. `Ready` is `True` when the computer is as its spec
     /// declares: it can be used (reason `Ready`), or it is suspended (reason `Suspended`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

@@ -10,15 +10,16 @@ use super::Unknown;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct KeySettings {
-    /// Set it to a value that was not used before (for example a date; at most 63 characters) to get a new key in a new Secret. The old
-    /// Secret is deleted. The old key stops at once, whether or not the operator runs, unless `overlapSeconds` is set. Until
-    /// `status.credentialSecretName` names the new Secret, the old value would make the old key valid again. The right to change this field
-    /// does not need the right to read Secrets.
+    /// Any text of at most 63 characters, for example a date. Every change gives the computer another key in another Secret, also removing the
+    /// field or an earlier value. The old Secret is deleted. The old key stops when the API server has accepted the change, unless
+    /// `overlapSeconds` is above 0. Until the operator has recorded the new key, a change back, or an `overlapSeconds` above 0, makes the old key
+    /// valid again. Who may update the Computer may rotate its key, also without the right to read Secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub rotation: Option<String>,
-    /// Seconds for which the old key still authenticates after a rotation: 0 to 86400 (a day). Default: 0. They count from the moment when
-    /// the operator records the new key, before its Secret exists; 0 ends the overlap. Do not set it for a key that has leaked.
+    /// Seconds for which the old key still authenticates after a rotation, for clients that have a copy: 0 to 86400 (a day). Default: 0. They
+    /// count from the moment when the operator records the new key, before its Secret exists: while no operator runs, the old key works. The
+    /// value applies to every later rotation; 0 ends an overlap. Set it to 0 together with `rotation` for a key that has leaked.
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(range(min = 0, max = 86_400))]
     pub overlap_seconds: i64,

@@ -103,14 +103,14 @@ reasons! {
     /// The ComputerClass cannot be used.
     /// To do: see the condition `Accepted` of the class, and fix the class.
     ClassNotAccepted,
-    /// The operator has not been able to check a new ComputerClass.
-    /// To do: see the operator's log.
+    /// The operator has not checked a new or changed ComputerClass yet.
+    /// To do: wait some seconds. If it stays so, ask a cluster admin to see the operator's log.
     ClassNotChecked,
     /// `spec.storage.size` is larger than the class allows.
     /// To do: delete the Computer and create one with a smaller volume.
     StorageTooLarge,
     /// The record of the computer was lost and re-created. The hash of the key is lost, so the key never authenticates again.
-    /// To do: delete the Computer, which archives its sessions, and create another one.
+    /// To do: delete the Computer, which archives its sessions, and create another one. A rotation does not help.
     KeyLost,
     /// The key of the computer is being replaced, because its Secret was deleted, another object has the Secret's name, or
     /// `spec.key.rotation` changed. The new key is in a new Secret. The old key no longer authenticates, apart from
@@ -130,7 +130,8 @@ reasons! {
     /// To do: see the message, which is the scheduler's. Add nodes, or change the resources, tolerations or affinity in the ComputerClass.
     PodUnschedulable,
     /// A container of the pod cannot start, or the pod has not been ready for five minutes.
-    /// To do: see the message, for example an image that cannot be pulled, and fix the ComputerClass.
+    /// To do: see the message and `kubectl describe pod`, for example an image that cannot be pulled or a volume that cannot be mounted. After a
+    /// change of the ComputerClass, suspend and resume the computer.
     PodNotStarting,
 
     /// A finalizer of another controller blocks the deletion of the key's Secret.

@@ -58,7 +58,8 @@ pub struct Report {
     pub passed: BTreeMap<DeletionStep, StepOutcome>,
     /// Remembered: when each finished deletion step was first seen finished.
     pub times: BTreeMap<DeletionStep, Timestamp>,
-    /// The current step waits for an archive check, so its state is stale until that ends. With a blocker, the check is overdue.
+    /// The current step waits for an archive check, or for the retry of a key, so its state is stale until that ends. With a blocker, the
+    /// check is overdue.
     pub checking: bool,
     /// The current step waits for an archive, and nothing works on it.
     pub waits: bool,

@@ -29,7 +29,7 @@ pub enum State {
     Done(Finished),
     /// Send this request and plan again.
     Do(Box<Action>),
-    /// Wait for a running archive check; `Some` once it is overdue.
+    /// Wait for a running archive check, or for the retry of something that has failed; `Some` once it is overdue.
     Checking(Option<Blocker>),
     /// Wait for something that happens without any action of a user.
     Wait(Duration),

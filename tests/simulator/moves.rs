@@ -48,8 +48,15 @@ pub fn perform(world: &World, what: Move) {
         Move::UndoWrites => world.with(|s| s.undone_until = Some(Instant::now() + Duration::from_secs(600))),
         Move::EndMachines => world.with(|s| s.kubelet.ends_at_once = true),
         Move::LoseNode => world.with(lose_node),
+        // A pod that vanishes before its node is on record cannot be waited for: docs/reliability.md names that limit.
         Move::VanishOnLostNode => world.with(|s| {
-            lose_node(s);
+            let placed = |r: &std::sync::Arc<Value>| {
+                let pods = r.pointer("/spec/state/children/pods").and_then(Value::as_array);
+                pods.is_none_or(|pods| pods.iter().all(|pod| pod["uid"].is_null() || pod["node"].is_string()))
+            };
+            if s.all("computerrecords").all(placed) {
+                lose_node(s);
+            }
             strip_and_force(s);
         }),
         Move::HoldAndReset => {

@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. They run with every matrix.
 
 /// The former fault, and the case that showed it.
-pub const ALL: [(&str, &str); 24] = [
+pub const ALL: [(&str, &str); 25] = [
     (
         "a store that fails at once was retried and reported without a pause, seven times per second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -97,5 +97,9 @@ pub const ALL: [(&str, &str); 24] = [
     (
         "a quota that refused every pod kept a rotated key from being issued",
         r#"{"life":"LostKey","leaders":1,"seed":1,"faults":[{"at":27,"side":"After","act":{"Do":"ForcePods"}},{"at":27,"side":"After","act":{"Deny":{"part":"POST /api/v1/namespaces/team/pods","code":403,"time":3000000}}}]}"#,
+    ),
+    (
+        "two leaders ended each other's backoff with each record of a key whose Secret was refused: 502 requests in 29 s",
+        r#"{"life":"Managed","leaders":2,"seed":1,"lag":0,"faults":[{"at":22,"side":"After","act":{"Deny":{"part":"POST ","code":403,"time":120000}}},{"at":27,"side":"After","act":{"Slow":6000}},{"at":27,"side":"Before","act":{"Slow":600}}]}"#,
     ),
 ];

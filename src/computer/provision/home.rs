@@ -168,6 +168,9 @@ pub(super) fn protect(context: &Context<'_>) -> State {
     }
     let recorded = home_volume::recorded(pv);
     let node = super::machine::node(context);
+    if let Some(read) = unplaced(context).filter(|_| node.is_none()) {
+        return read;
+    }
     context.save(|r| {
         r.spec.state.children.volume = Some(recorded);
         // One write for both: the home is safe now, so the key may go live.
@@ -176,6 +179,14 @@ pub(super) fn protect(context: &Context<'_>) -> State {
             pod.node = node;
         }
     })
+}
+
+/// Reads the newest pod once: a pod that vanishes from a lost node is waited for only if its node is on record (S1), and the cache may be older
+/// than the binding of its volume.
+fn unplaced(context: &Context<'_>) -> Option<State> {
+    let pod = context.record.spec.state.children.pods.last()?;
+    let subject = Subject::pod(&context.view.namespace, &pod.name);
+    (!context.view.learned.contains(&subject)).then(|| State::read(subject))
 }
 
 /// Reports a claim that another client deleted and that exists until its pod has stopped.

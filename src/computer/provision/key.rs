@@ -37,6 +37,8 @@ fn create(context: &Context<'_>, exists: impl FnOnce(&str) -> State) -> State {
         Some(Fact::Uid(uid) | Fact::Held(uid)) => exists(uid),
         // No read is needed while this reconcile holds the token of the recorded hash.
         _ if holds_token(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
+        // After a failure of this process a wait is no progress: neither the backoff ends, nor what the status says.
+        Some(_) if young(context) && context.view.failures > 0 => State::Checking(None),
         // The token is lost, or another leader holds it and is about to write it: wait for that leader.
         Some(_) if young(context) => State::wait(REISSUE_SECONDS.unsigned_abs()),
         Some(_) => reissue(context),
@@ -46,15 +48,14 @@ fn create(context: &Context<'_>, exists: impl FnOnce(&str) -> State) -> State {
 
 /// Seconds within which another leader writes the Secret of a key that it has just recorded.
 const REISSUE_SECONDS: i64 = 20;
+/// The same after failures: a refused Secret costs one record a minute, also if two leaders try.
+const RETRY_AFTER_FAILURE_SECONDS: i64 = 60;
 
-/// Whether another leader may be about to write the Secret: the key was recorded a moment ago, and not by a reconcile of this process that has
-/// failed since. The clocks of two leaders may differ, and a record of an earlier version has no such time.
+/// Whether the key was recorded a moment ago. The clocks of two leaders may differ, and a record of an earlier version has no such time.
 fn young(context: &Context<'_>) -> bool {
-    if context.view.failures > 0 {
-        return false;
-    }
+    let longest = if context.view.failures > 1 { RETRY_AFTER_FAILURE_SECONDS } else { REISSUE_SECONDS };
     let recorded = context.record.spec.state.key_issued_at.as_ref().or(context.record.metadata.creation_timestamp.as_ref());
-    recorded.is_some_and(|at| context.view.now.duration_since(at.0).as_secs().abs() < REISSUE_SECONDS)
+    recorded.is_some_and(|at| context.view.now.duration_since(at.0).as_secs().abs() < longest)
 }
 
 /// Whether the recorded hash is that of the token that this reconcile holds.

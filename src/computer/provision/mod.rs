@@ -78,7 +78,9 @@ fn with_key(context: &Context<'_>, mut plan: Plan) -> Plan {
     if matches!(plan.next, Next::Do(_)) && !key_first {
         return plan;
     }
-    let next = match key::renew(context) {
+    let state = key::renew(context);
+    plan.report.checking |= matches!(state, State::Checking(_));
+    let next = match state {
         State::Done(_) => context.view.key_check_in.map_or(Next::Settled, |left| Next::Wait(key_checks::next(left))),
         state => state.into_next().0,
     };
@@ -145,6 +147,7 @@ fn drifted_before(context: &Context<'_>, class: &ComputerClass, made: &str) -> b
 
 /// The plan at the current step. `None`: all steps are finished.
 fn planned(view: &View, computer: &Computer, current: Option<ProvisionStep>, state: State) -> Plan {
+    let checking = matches!(state, State::Checking(_));
     let (next, blocker) = state.into_next();
     let provider = view.record.as_ref().map_or(computer.spec.provider, |r| r.spec.provider);
     let steps = ProvisionStep::ALL.iter().copied().filter(|step| provider == Provider::Managed || step.applies_to_byom());
@@ -160,6 +163,7 @@ fn planned(view: &View, computer: &Computer, current: Option<ProvisionStep>, sta
         provisioning,
         ready: Some(ready),
         blocker,
+        checking,
         class_name: view.record.as_ref().and_then(|r| r.spec.class_name.clone()),
         ..Report::default()
     };

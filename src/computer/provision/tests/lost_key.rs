@@ -128,9 +128,11 @@ fn a_key_that_was_recorded_a_moment_ago_is_not_ready_and_is_not_replaced() {
     view.now = view.now.checked_add(jiff::SignedDuration::from_secs(21)).unwrap();
     view.finalizer_confirmed = true;
     assert!(matches!(plan(&view).next, Next::Do(Action::SaveRecord(_))));
-    // L6: this process itself has failed to create the Secret. A wait would end its backoff and withdraw the reason.
-    view.now = view.now.checked_sub(jiff::SignedDuration::from_secs(21)).unwrap();
+    // L6: this process has failed to create the Secret. It waits longer, and the wait neither ends its backoff nor withdraws the reason.
     view.failures = 2;
+    let waiting = plan(&view);
+    assert!(matches!(waiting.next, Next::Wait(_)) && waiting.report.checking, "{:?}", waiting.next);
+    view.now = view.now.checked_add(jiff::SignedDuration::from_secs(60)).unwrap();
     assert!(matches!(plan(&view).next, Next::Do(Action::SaveRecord(_))));
 }
 

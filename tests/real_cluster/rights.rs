@@ -29,7 +29,12 @@ const ELSEWHERE: &[(&str, &str)] = &[
 ];
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![what_the_operator_may_not_do, a_session_names_its_archived_copy, an_api_key_is_issued_and_revoked]
+    xtask::scenarios![
+        what_the_operator_may_not_do,
+        a_session_names_its_archived_copy,
+        an_api_key_is_issued_and_revoked,
+        the_key_of_a_computer_is_rotated
+    ]
 }
 
 /// Requests with the operator's identity, as an attacker with its token would send them.
@@ -92,6 +97,44 @@ async fn an_api_key_is_issued_and_revoked(bench: Arc<Bench>) -> Result<()> {
     bench.kubectl(&["patch", "apikey", "key", "-n", &namespace, "--type=merge", "-p", r#"{"spec":{"rotation":"2"}}"#], "").await?;
     another(first).await?;
     bench.kubectl(&["delete", "apikey", "key", "-n", &namespace, "--timeout=60s"], "").await.map(drop)
+}
+
+/// A leaked key is dead when the API server has accepted the rotation (S2); an overlap is the only way for two keys to be valid.
+async fn the_key_of_a_computer_is_rotated(bench: Arc<Bench>) -> Result<()> {
+    let namespace = bench.namespace("rotate").await?;
+    let uid = bench.ready(&namespace, "box", json!({"provider": "BYOM"})).await?;
+    let first = bench.token_of(&uid)?;
+    ensure!(bench.authenticates(&first).await?, "the key of a ready computer");
+    let rotate = async |key: Value| {
+        let patch = json!({"spec": {"key": key}}).to_string();
+        bench.kubectl(&["patch", "computer", "box", "-n", &namespace, "--type=merge", "-p", &patch], "").await
+    };
+    let another = async |before: &str| {
+        eventually("another key", LONG, || async {
+            // The Secret that the status names may just have been deleted.
+            let token = bench.token(&namespace, "box").await.unwrap_or_default();
+            Ok((!token.is_empty() && token != before).then_some(token))
+        })
+        .await
+    };
+    rotate(json!({"rotation": "2"})).await?;
+    ensure!(!bench.authenticates(&first).await?, "S2: the old key is valid after its rotation");
+    let second = another(&first).await?;
+    ensure!(bench.authenticates(&second).await? && !bench.authenticates(&first).await?, "only the new key is valid");
+    rotate(json!({"rotation": "3", "overlapSeconds": 600})).await?;
+    let third = another(&second).await?;
+    ensure!(bench.authenticates(&third).await? && bench.authenticates(&second).await?, "both are valid in the overlap");
+    rotate(json!({"overlapSeconds": 0})).await?;
+    ensure!(!bench.authenticates(&second).await?, "S2: the overlap was taken back");
+    eventually("the old Secrets are gone", LONG, || async {
+        let label = format!("computer-operator.dev/computer-uid={uid}");
+        let names = bench.kubectl(&["get", "secrets", "-n", &namespace, "-l", &label, "-o", "name"], "").await?;
+        Ok((names.lines().count() == 1).then_some(()))
+    })
+    .await?;
+    bench.kubectl(&["wait", "computer/box", "-n", &namespace, "--for=condition=Ready", "--timeout=60s"], "").await?;
+    bench.delete(&namespace, "box", "background").await?;
+    bench.clean(&uid).await.map(drop)
 }
 
 /// Rights that the operator never used, as `group/resource verb`.

@@ -179,7 +179,8 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
         if age == Some(false) && !expires && (active || begun.elapsed() > PATIENCE) {
             // The computer is used for a while.
             tokio::time::sleep(Duration::from_secs(25)).await;
-            if life == Life::LostKey {
+            // A computer that was suspended before its first start has a key that is not live yet.
+            if life == Life::LostKey && world.with(|s| !keys::usable(s).is_empty()) {
                 lose_key(world).await;
             }
             moves::perform(world, life.end());

@@ -101,7 +101,8 @@ fn simple(state: &mut State, what: Move) {
             let _ = state.merge_patch(Actor::Tenant, ("computers", TEAM, BOX), &ttl, Part::Main);
         }
         Move::RotateKey => {
-            let key = json!({"spec": {"key": {"rotation": "another"}}});
+            // A value that was not used before.
+            let key = json!({"spec": {"key": {"rotation": format!("{}", state.observer.writes)}}});
             let _ = state.merge_patch(Actor::Tenant, ("computers", TEAM, BOX), &key, Part::Main);
         }
         Move::DeleteOverHttp => delete_over_http(state),

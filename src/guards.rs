@@ -78,8 +78,6 @@ guards! {
     VolumeGone,
     /// The receipt is stored before the finalizer is removed.
     ReceiptFirst,
-    /// A deletion that has begun continues, whatever a cache shows.
-    NoWayBack,
     /// An archive check is not reported as progress.
     QuietCheck,
     /// A volume is still `Retain` when its claim is deleted.

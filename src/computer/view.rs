@@ -169,7 +169,7 @@ impl View {
     pub fn deleting(&self) -> bool {
         self.namespace_terminating
             || self.computer.as_ref().is_none_or(|c| c.metadata.deletion_timestamp.is_some())
-            || self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some() && guards::on(Guard::NoWayBack))
+            || self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some())
     }
 
     /// Whether the record is released and the caches hold neither the Computer, nor a pod of its record, nor its custody claim: only the

@@ -16,7 +16,7 @@ const fn tooth(guard: Guard, about: &'static str, hint: &'static str) -> Tooth {
 
 const MANAGED: &str = r#"{"life":"Managed","leaders":1,"seed":1}"#;
 
-pub static TEETH: [Tooth; 38] = [
+pub static TEETH: [Tooth; 37] = [
     tooth(
         Guard::DeletePrecondition,
         "Every delete names the UID that it is meant for",
@@ -127,11 +127,6 @@ pub static TEETH: [Tooth; 38] = [
         r#"{"life":"Unarchived","leaders":1,"seed":1}"#,
     ),
     tooth(Guard::ReceiptFirst, "The receipt is stored before the finalizer is removed", MANAGED),
-    tooth(
-        Guard::NoWayBack,
-        "A deletion that has begun continues, whatever a cache shows",
-        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":24,"side":"After","act":{"Cut":{"time":40000}}}]}"#,
-    ),
     tooth(
         Guard::QuietCheck,
         "An archive check is not reported as progress",

@@ -105,7 +105,7 @@ pub static TEETH: [Tooth; 37] = [
     tooth(
         Guard::CreateOnly,
         "An object in the store is never overwritten",
-        r#"{"life":"Unarchived","leaders":1,"seed":1,"faults":[{"at":58,"side":"Before","act":{"Crash":{"down":5000,"moves":[]}}}]}"#,
+        r#"{"life":"Unarchived","leaders":1,"seed":1,"faults":[{"at":49,"side":"After","act":{"Crash":{"down":90000,"moves":[]}}}]}"#,
     ),
     tooth(Guard::ObjectDigest, "Bytes whose digest does not match their name never become visible in the store", MANAGED),
     tooth(Guard::IngestUid, "An archive pod can write to the archive of its own computer only", MANAGED),

@@ -95,8 +95,14 @@ impl Applier {
     async fn create_record(&self, record: &ApiKeyRecord, view: &View) -> Result<Effect, Error> {
         match call(self.records.create(&PostParams::default(), record)).await {
             Ok(created) => Ok(Effect::Record(Some(Box::new(created)))),
-            Err(source) if classify(&source) == ErrorClass::Conflict => self.read_record(view).await,
-            Err(source) => Err(Error::Call { what: "creating the ApiKeyRecord".to_owned(), source }),
+            Err(source) => match classify(&source) {
+                ErrorClass::Conflict => match self.read_record(view).await? {
+                    // Nothing has the name: something answers 409 to every create, so the backoff applies.
+                    Effect::FoundRecord(None) => Err(Error::Call { what: "creating the ApiKeyRecord".to_owned(), source }),
+                    effect => Ok(effect),
+                },
+                _ => Err(Error::Call { what: "creating the ApiKeyRecord".to_owned(), source }),
+            },
         }
     }
 
@@ -132,7 +138,12 @@ impl Applier {
             Ok(_) => Ok(Effect::Record(None)),
             Err(source) => match classify(&source) {
                 ErrorClass::NotFound => Ok(Effect::Record(None)),
-                ErrorClass::Conflict => self.read_record(view).await,
+                ErrorClass::Conflict => match self.read_record(view).await? {
+                    Effect::FoundRecord(Some(live)) if live.metadata.uid.as_deref() == Some(&uid) => {
+                        Err(Error::Call { what: "deleting the ApiKeyRecord".to_owned(), source })
+                    }
+                    effect => Ok(effect),
+                },
                 _ => Err(Error::Call { what: "deleting the ApiKeyRecord".to_owned(), source }),
             },
         }
@@ -148,7 +159,10 @@ impl Applier {
         let name = secret.metadata.name.clone().unwrap_or_default();
         match call(self.secrets.create(&PostParams::default(), &secret)).await {
             Ok(created) => Ok(Effect::Made(name, created.metadata.uid.unwrap_or_default())),
-            Err(source) if classify(&source) == ErrorClass::Conflict => self.read_secret(name).await,
+            Err(source) if classify(&source) == ErrorClass::Conflict => match self.read_secret(name.clone()).await? {
+                Effect::Secret(_, SecretFact::Gone) => Err(Error::Call { what: "creating the token's Secret".to_owned(), source }),
+                effect => Ok(effect),
+            },
             Err(source) => Err(Error::Call { what: "creating the token's Secret".to_owned(), source }),
         }
     }
@@ -173,4 +187,38 @@ impl Applier {
 
 fn precondition(uid: &str) -> DeleteParams {
     DeleteParams::default().preconditions(Preconditions { uid: Some(uid.to_owned()), resource_version: None })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::json;
+
+    use super::*;
+    use crate::apikey::tests::world::World;
+    use crate::resources::ApiKeyRecordSpec;
+
+    /// L6: something answers 409 to every write. Without an error there is no backoff, and nobody sees it.
+    #[tokio::test]
+    async fn a_conflict_with_nothing_is_an_error() {
+        let service = tower::service_fn(|request: Request<Body>| async move {
+            let write = ["POST", "PUT"].contains(&request.method().as_str());
+            let (code, reason) = if write { (409, "Conflict") } else { (404, "NotFound") };
+            let body = json!({"kind": "Status", "status": "Failure", "reason": reason, "code": code, "message": "a proxy says no"});
+            Ok::<_, Infallible>(Response::builder().status(code).body(Body::from(body.to_string().into_bytes())).unwrap())
+        });
+        let client = Client::new(service, "t");
+        let view = World::new().begin(&World::new());
+        let record = ApiKeyRecord::new("u", ApiKeyRecordSpec::default());
+        let mut secret = Secret::default();
+        secret.metadata.name = Some("token".to_owned());
+        for action in [Action::CreateRecord(Box::new(record)), Action::CreateSecret(Box::new(secret))] {
+            let error = Applier::new(&client, "t", "op").apply(action, &view).await.unwrap_err();
+            assert!(error.class() == ErrorClass::Conflict && error.to_string().contains("a proxy says no"), "{error}");
+        }
+    }
 }

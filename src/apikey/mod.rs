@@ -31,7 +31,7 @@ use self::view::{Action, Place, View, has_finalizer};
 use self::watch::Caches;
 use crate::resources::reasons::Reason;
 use crate::resources::{ApiKey, MANAGER};
-use crate::runtime::backoff::Backoff;
+use crate::runtime::backoff::{Backoff, LOST_RACES};
 use crate::runtime::caches::{Listener, Spawn};
 use crate::runtime::client::{ErrorClass, call};
 use crate::runtime::queue::{self, Queue, Work};
@@ -46,8 +46,6 @@ const CONCURRENCY: usize = 8;
 const SWEEP: Duration = Duration::from_secs(240);
 /// Timeout of the request that creates an event.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Consecutive conflicts that count as lost races. More of them are not: something answers 409 to every request.
-const LOST_RACES: u32 = 4;
 
 /// The controller, with its watches, before it runs.
 pub struct Controller {

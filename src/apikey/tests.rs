@@ -2,4 +2,4 @@
 //! and users and tenants make arbitrary changes. The promises are checked after every request.
 
 mod scenarios;
-mod world;
+pub(super) mod world;

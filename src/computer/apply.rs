@@ -214,7 +214,7 @@ impl Applier {
         let subject = subject(&namespace, object.meta().name.as_deref().unwrap_or_default());
         match call(self.namespaced::<K>(&namespace).create(&PostParams::default(), &object)).await {
             Ok(created) => Ok(Effect::Learned(subject, fact(created))),
-            Err(source) if classify(&source) == ErrorClass::Conflict => self.read_existing(subject).await,
+            Err(source) if classify(&source) == ErrorClass::Conflict => self.read_existing(subject, source).await,
             Err(source) => Err(Error::call(format!("creating {}", subject.describe()), source)),
         }
     }
@@ -225,16 +225,16 @@ impl Applier {
         let subject = Subject::pod(text("namespace"), text("name"));
         match requests::create_strictly::<Pod>(&self.client, text("namespace"), pod, false).await {
             Ok(created) => Ok(Effect::Learned(subject, Fact::Pod(Box::new(created)))),
-            Err(source) if classify(&source) == ErrorClass::Conflict => self.read_existing(subject).await,
+            Err(source) if classify(&source) == ErrorClass::Conflict => self.read_existing(subject, source).await,
             Err(source) => Err(Error::call(format!("creating {}", subject.describe()), source)),
         }
     }
 
     /// What exists under the name of an object that could not be created because its name is taken. If nothing does, it is gone again, or
     /// something answers 409 to every create: the backoff applies.
-    async fn read_existing(&self, subject: Subject) -> Result<Effect, Error> {
+    async fn read_existing(&self, subject: Subject, source: CallError) -> Result<Effect, Error> {
         match self.read(subject).await? {
-            Effect::Learned(subject, Fact::Gone) => Err(Error::conflict(subject.describe())),
+            Effect::Learned(subject, Fact::Gone) => Err(Error::call(format!("creating {}", subject.describe()), source)),
             effect => Ok(effect),
         }
     }

@@ -13,11 +13,8 @@ use crate::resources::reasons::Reason;
 use crate::resources::steps::{CurrentStep, DeletionStep};
 use crate::resources::{Phase, StepStatus};
 use crate::runtime::admission::{self, Plugin};
+use crate::runtime::backoff::LOST_RACES;
 use crate::runtime::client::ErrorClass;
-
-/// Consecutive conflicts that count as lost races: another client changed the object first, and its event queues the next reconcile. More
-/// of them are not races: something answers 409 to every request, which must be reported.
-const LOST_RACES: u32 = 4;
 
 /// Whether a failure is one more lost race.
 pub fn lost_race(error: &Error, before: u32) -> bool {

@@ -18,6 +18,10 @@ use tokio::time::Instant;
 
 use super::time_and_random::Sources;
 
+/// Consecutive conflicts that count as lost races: another client changed the object first, and its event queues the next reconcile. More
+/// of them are not races: something answers 409 to every request, which must be reported.
+pub const LOST_RACES: u32 = 4;
+
 const FIRST: Duration = Duration::from_secs(1);
 /// Minimum wait: full jitter may be close to zero.
 const SHORTEST: Duration = Duration::from_millis(100);

@@ -30,7 +30,7 @@ impl Applier {
             Err(source) if classify(&source) == ErrorClass::Conflict => match self.read_record(&record).await? {
                 // Nobody has changed it: something answers 409 to every write, so the backoff applies.
                 Effect::Overtaken(live) if live.metadata.resource_version == record.metadata.resource_version => {
-                    Err(Error::conflict(format!("ComputerRecord {name}")))
+                    Err(Error::call("saving the ComputerRecord", source))
                 }
                 effect => Ok(effect),
             },

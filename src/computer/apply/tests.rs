@@ -107,7 +107,10 @@ async fn a_conflict_although_nobody_has_changed_the_record_is_an_error() {
         let (applier, _folder) = applier(move |request| if request.method() == "PUT" { conflict() } else { (200, record(live)) });
         let read = Box::new(serde_json::from_value(record("1")).unwrap());
         match applier.apply(Action::SaveRecord(read), &View::of(computer("1"))).await {
-            Err(error) => assert!(fails && error.class() == ErrorClass::Conflict, "{error}"),
+            Err(error) => {
+                let quoted = error.to_string().contains("a proxy says no");
+                assert!(fails && quoted && error.class() == ErrorClass::Conflict, "{error}");
+            }
             Ok(effect) => assert!(!fails && matches!(effect, Effect::Overtaken(_))),
         }
     }

@@ -116,6 +116,7 @@ async fn beside(
 ) -> anyhow::Result<()> {
     tokio::pin!(work);
     let ended = tokio::select! {
+        biased;
         result = &mut work => return result,
         Some(ended) = tasks.join_next() => ended,
     };
@@ -163,7 +164,8 @@ impl Leader {
         let others = caches::Listeners { classes: vec![classes.listener()], namespaces: vec![keys.in_namespace()] };
         let caches = caches::start(&self.client, &self.settings.namespace, &mut spawn, others);
         let filled = async { caches.ready().await.context("a watch ended") };
-        let first = tokio::select! { () = stop.cancelled() => return Ok(()), first = beside(&mut tasks, "watch", &stop, filled) => first };
+        let first =
+            tokio::select! { biased; () = stop.cancelled() => return Ok(()), first = beside(&mut tasks, "watch", &stop, filled) => first };
         if let Err(error) = first {
             stop.cancel();
             return Err(error);
@@ -186,6 +188,7 @@ impl Leader {
             tokio::pin!(run);
             loop {
                 tokio::select! {
+                    biased;
                     () = &mut run => return Ok(()),
                     Some(uid) = finished_checks.recv() => {
                         woken.store_answered(&uid);

@@ -78,7 +78,7 @@ pub async fn run(
     sources: Sources,
     stop: CancellationToken,
 ) {
-    let ready = tokio::select! { () = stop.cancelled() => return, ready = caches.ready() => ready };
+    let ready = tokio::select! { biased; () = stop.cancelled() => return, ready = caches.ready() => ready };
     if ready.is_err() {
         return tracing::error!("a watch of the ApiKey controller ended unexpectedly");
     }
@@ -95,6 +95,7 @@ pub async fn run(
         async move { reconciler.run(&uid).await }
     };
     tokio::select! {
+        biased;
         () = work.run(CONCURRENCY, stop.clone(), pass) => {}
         // The leader notices that this controller has ended, and exits as well.
         Some(ended) = tasks.join_next(), if !stop.is_cancelled() => return tracing::error!(?ended, "a task of the ApiKey controller ended unexpectedly"),
@@ -106,7 +107,7 @@ pub async fn run(
 async fn sweep(caches: Caches, queue: Queue, stop: CancellationToken) {
     let mut timer = tokio::time::interval(SWEEP);
     loop {
-        tokio::select! { () = stop.cancelled() => return, _ = timer.tick() => {} }
+        tokio::select! { biased; () = stop.cancelled() => return, _ = timer.tick() => {} }
         let lost = caches.records.state().into_iter().map(|r| r.name_any()).filter(|uid| caches.key(uid).is_none());
         lost.for_each(|uid| queue.now(uid));
     }

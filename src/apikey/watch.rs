@@ -88,7 +88,7 @@ type Accounts = BoxStream<'static, watcher::Result<watcher::Event<PartialObjectM
 /// Queues the keys that act as a ServiceAccount that was created, changed or deleted. ServiceAccounts are not cached: each pass reads its own live.
 async fn accounts(mut events: Accounts, keys: Store<ApiKey>, queue: Queue, stop: CancellationToken) {
     loop {
-        let event = tokio::select! { () = stop.cancelled() => return, event = events.next() => event };
+        let event = tokio::select! { biased; () = stop.cancelled() => return, event = events.next() => event };
         let touched = match event {
             Some(Ok(watcher::Event::Apply(account) | watcher::Event::Delete(account))) => using(&keys, &account),
             // A relist emits no event for objects that have disappeared, so all keys are queued.

@@ -97,7 +97,7 @@ pub async fn run(client: Client, caches: Caches, queue: Queue, metrics: std::syn
     let mut timer = tokio::time::interval(INTERVAL);
     let mut late = Vec::new();
     loop {
-        tokio::select! { () = stop.cancelled() => return, _ = timer.tick() => {} }
+        tokio::select! { biased; () = stop.cancelled() => return, _ = timer.tick() => {} }
         match too_late(&client, &caches).await {
             Ok(found) => late = found,
             // The result of the last successful list is still reported.

@@ -199,7 +199,7 @@ impl Spawn<'_> {
         self.tasks.spawn(async move {
             let kind = kind_of::<K>();
             loop {
-                let event = tokio::select! { () = stop.cancelled() => return, event = events.next() => event };
+                let event = tokio::select! { biased; () = stop.cancelled() => return, event = events.next() => event };
                 match event {
                     Some(Ok(event)) => list.concerned(&event, &concerns).into_iter().for_each(|(queue, uid)| queue.now(uid)),
                     Some(Err(error)) => tracing::warn!(kind, %error, "watch failed, retrying"),

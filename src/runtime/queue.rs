@@ -139,18 +139,20 @@ impl Work {
         loop {
             self.start(concurrency, &mut tasks, &work);
             tokio::select! {
+                // In this order, so that a simulation can be repeated. What comes first is bounded by what comes last, so nothing starves.
+                biased;
                 () = stop.cancelled() => break,
-                Some(uid) = self.incoming.recv() => self.enqueue(uid),
-                Some(expired) = self.due.next(), if !self.due.is_empty() => {
-                    let uid = expired.into_inner();
-                    self.timers.remove(&uid);
-                    self.enqueue(uid);
-                }
                 Some(done) = tasks.join_next(), if !tasks.is_empty() => match done {
                     Ok((uid, after)) => self.finished(uid, after),
                     // The task itself cannot panic; only a runtime that shuts down cancels it.
                     Err(error) => tracing::error!(%error, "a worker was cancelled"),
                 },
+                Some(expired) = self.due.next(), if !self.due.is_empty() => {
+                    let uid = expired.into_inner();
+                    self.timers.remove(&uid);
+                    self.enqueue(uid);
+                }
+                Some(uid) = self.incoming.recv() => self.enqueue(uid),
             }
         }
         while tasks.join_next().await.is_some() {}

@@ -20,6 +20,7 @@ mod moves;
 mod observer;
 mod pace;
 mod regressions;
+mod repeatable;
 mod replica;
 mod run;
 mod scripts;

@@ -51,6 +51,13 @@ pub const STAGES: [Stage; 11] = [
     },
 ];
 
+impl Stage {
+    /// The stride for a sample with one case in `stride`, or one per life where a matrix is smaller than that.
+    pub fn few(&self, stride: usize) -> usize {
+        if self.stride == 1 { 1 } else { stride }
+    }
+}
+
 impl Reference {
     fn case(&self) -> Case {
         Case::new(self.life, self.leaders)
@@ -188,7 +195,7 @@ pub fn cases(stage: &Stage, references: &[Reference], stride: usize) -> (Vec<Cas
 pub fn run_stages(names: &[String], full: bool, thin: usize, jobs: usize) -> bool {
     let chosen = |s: &&Stage| names.is_empty() || names.iter().any(|n| n == s.name);
     let references = references(jobs);
-    let mut well = regressions(&references) & crate::lasting::run_all(jobs);
+    let mut well = regressions(&references) & crate::lasting::run_all(jobs) & crate::repeatable::run_all(&references, jobs);
     let (mut runs, began) = (0, Instant::now());
     for stage in STAGES.iter().filter(chosen) {
         let (cases, all) = cases(stage, &references, if full { 1 } else { stage.stride } * thin.max(1));

@@ -33,20 +33,27 @@ pub async fn run(world: World, replica: usize, concurrency: usize) {
         let caller = Caller::new(Actor::Operator(replica));
         world.note(format!("        -- replica {replica} starts"));
         tokio::select! {
+            // A process that is to die is dead, even if it could do something at the same moment.
+            biased;
+            () = caller.process.died.notified() => {}
             result = lead(&world, &caller, replica, concurrency, CancellationToken::new()) => {
                 if let Err(error) = result {
-                    world.note(format!("        -- replica {replica} ended by itself: {error:#}"));
+                    world.note(format!("        -- replica {replica} ended by itself: {}", unnumbered(&format!("{error:#}"))));
                     // One of its tasks panicked, so it must exit: the Deployment restarts it.
                     if world.faults().died.take().is_none() {
                         world.with(|s| s.observer.violation(format!("replica {replica} ended by itself: {error:#}")));
                     }
                 }
             }
-            () = caller.process.died.notified() => {}
         }
         let down = *caller.process.down.lock().unwrap();
         tokio::time::sleep(down.max(Duration::from_millis(50))).await;
     }
+}
+
+/// Without the number of the task, which counts those of all runs of this process.
+fn unnumbered(text: &str) -> String {
+    text.split(' ').filter(|word| word.parse::<u64>().is_err()).collect::<Vec<_>>().join(" ")
 }
 
 /// Leads until `stop`.

@@ -1,4 +1,4 @@
-//! One run: a life with one kind of fault, from a seed. The same case gives the same run.
+//! One run: a life with one kind of fault, from a seed. The same case gives the same run (`repeatable` checks it).
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -80,7 +80,9 @@ pub fn notice_panics() {
 
 /// Runs a future with simulated time, which advances when every task is idle.
 pub fn in_simulated_time<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // One thread, so that what is computed beside the runtime ends in the order in which it began.
+    let runtime = runtime.enable_time().start_paused(true).max_blocking_threads(1).build().expect("a runtime");
     runtime.block_on(work)
 }
 

@@ -12,7 +12,7 @@ use crate::matrix::{self, Reference, STAGES, budget, parallel};
 use crate::run::{Case, run_without};
 
 /// How far from the request in the hint the search goes. When the code changes, the place moves only a little.
-const FAR: i64 = 25;
+const FAR: i64 = 60;
 
 /// A run that breaks a promise without some guards, and breaks none with them.
 struct Bite {

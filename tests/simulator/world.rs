@@ -11,7 +11,7 @@ use kube::Client;
 use object_store::memory::InMemory;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::api::failure::Answer;
@@ -29,7 +29,7 @@ struct Inner {
     faults: Mutex<Faults>,
     journal: Mutex<Vec<String>>,
     random: Mutex<StdRng>,
-    changed: watch::Sender<u64>,
+    changed: Arc<Changed>,
     start: Instant,
     objects: Arc<InMemory>,
     routers: Mutex<Vec<(usize, Arc<Process>, axum::Router)>>,
@@ -41,6 +41,49 @@ struct Inner {
 
 /// The beginning of the text of every injected panic.
 pub const INJECTED: &str = "the simulation panics";
+
+/// The version of what can be seen, and who waits for the next one. Tokio's `watch` wakes its receivers in a random order, so a run could not be
+/// repeated.
+#[derive(Default)]
+struct Changed {
+    resource_version: AtomicU64,
+    version: AtomicU64,
+    woken: Notify,
+}
+
+impl Changed {
+    fn wake(&self) {
+        self.version.fetch_add(1, Ordering::SeqCst);
+        self.woken.notify_waiters();
+    }
+}
+
+/// Waits for changes of the state.
+pub struct Changes {
+    seen: u64,
+    of: Arc<Changed>,
+}
+
+impl Changes {
+    /// Resolves when there is a version that has not been seen here.
+    pub async fn changed(&mut self) {
+        loop {
+            let mut woken = std::pin::pin!(self.of.woken.notified());
+            woken.as_mut().enable();
+            let version = self.of.version.load(Ordering::SeqCst);
+            if version != self.seen {
+                self.seen = version;
+                return;
+            }
+            woken.await;
+        }
+    }
+
+    /// Marks the latest version as seen.
+    pub fn skip(&mut self) {
+        self.seen = self.of.version.load(Ordering::SeqCst);
+    }
+}
 
 /// A process that can be killed. After that, none of its requests has an effect.
 #[derive(Debug, Default)]
@@ -83,7 +126,7 @@ impl World {
             faults: Mutex::new(faults),
             journal: Mutex::default(),
             random: Mutex::new(random),
-            changed: watch::Sender::new(0),
+            changed: Arc::default(),
             start,
             objects,
             routers: Mutex::default(),
@@ -107,13 +150,15 @@ impl World {
     }
 
     /// Resolves when the state has changed.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.0.changed.subscribe()
+    pub fn changes(&self) -> Changes {
+        Changes { seen: self.0.changed.version.load(Ordering::SeqCst), of: Arc::clone(&self.0.changed) }
     }
 
     pub fn notify(&self) {
         let rv = self.with(|s| s.rv());
-        self.0.changed.send_if_modified(|last| std::mem::replace(last, rv) != rv);
+        if self.0.changed.resource_version.swap(rv, Ordering::SeqCst) != rv {
+            self.0.changed.wake();
+        }
     }
 
     pub fn client(&self, caller: &Caller) -> Client {
@@ -194,7 +239,7 @@ impl World {
                 Act::PanicWatch { kind } => {
                     self.faults().doomed = Some(kind);
                     self.faults().cut(Duration::from_millis(10));
-                    self.0.changed.send_modify(|_| ());
+                    self.0.changed.wake();
                 }
                 Act::Deny { part, code, time } => self.faults().denied = Some((part, code, Instant::now() + Duration::from_millis(time))),
                 Act::Slow(time) => tokio::time::sleep(Duration::from_millis(time)).await,
@@ -204,7 +249,7 @@ impl World {
                 }
                 Act::Cut { time } => {
                     self.faults().cut(Duration::from_millis(time));
-                    self.0.changed.send_modify(|_| ());
+                    self.0.changed.wake();
                 }
             }
         }

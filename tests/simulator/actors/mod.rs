@@ -36,8 +36,8 @@ pub async fn run(world: World) {
         for pod in started {
             tokio::spawn(archive::run(world.clone(), pod));
         }
-        changed.borrow_and_update();
+        changed.skip();
         world.notify();
-        changed.borrow_and_update();
+        changed.skip();
     }
 }

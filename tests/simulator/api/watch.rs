@@ -82,6 +82,7 @@ impl Watch {
                 return Some(Ok(self.bookmark()));
             }
             tokio::select! {
+                biased;
                 _ = changed.changed() => {}
                 () = tokio::time::sleep_until(self.ends) => return None,
                 () = tokio::time::sleep_until(again) => {}

@@ -3,7 +3,7 @@
 //! The directory listing is the architecture. A module uses only modules of lower layers; a test (`xtask/src/shape.rs`) reads this
 //! list and fails when one does not:
 //!
-//! 1. `guards` (checks that the simulator can switch off), `resources` (the kinds)
+//! 1. `guards` (checks that the simulator can switch off), `resources` (the kinds: the crate in the folder api)
 //! 2. `runtime` (the process: client, caches, queue, lease, HTTP server)
 //! 3. `archive` (packing, the store, ingest, verification), `credentials` (keys)
 //! 4. `session` (marks Sessions as archived)
@@ -19,6 +19,6 @@ pub mod guards;
 pub mod http;
 pub mod install;
 pub mod operator;
-pub mod resources;
+pub use computer_operator_api as resources;
 pub mod runtime;
 pub mod session;

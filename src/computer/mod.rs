@@ -1,6 +1,6 @@
 //! The reconciler of one computer: `observe` (caches) → `plan` (pure) → `apply` (one request), repeated until the plan waits; then the
 //! status. `reconcile.rs` is that loop. `provision/` and `deletion/` are the two plans, with one file per step; the order of their steps is
-//! in `src/resources/steps.rs`.
+//! in `api/src/steps.rs`.
 //!
 //! Only `apply` may change a child, the record or the Computer's spec and metadata; a plan must never make a request.
 

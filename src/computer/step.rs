@@ -1,5 +1,5 @@
 //! The engine that creation and deletion share: what a step returns, the walk over a sequence of steps, and how a step is reported. The
-//! sequences themselves, with their order, ids and titles, are in `src/resources/steps.rs`.
+//! sequences themselves, with their order, ids and titles, are in `api/src/steps.rs`.
 //!
 //! A step is a pure function of the view. It must never make a request itself: it returns the next one. Nothing here depends on a particular
 //! step.

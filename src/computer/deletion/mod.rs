@@ -1,5 +1,5 @@
 //! The deletion plan (DESIGN.md 4): revoke → stop → archive → delete → receipt → release. The order, ids, titles and deadlines of the steps
-//! are in `src/resources/steps.rs`; each step is a file beside this one, and [`run`] below calls it. `release`, after the last step, removes
+//! are in `api/src/steps.rs`; each step is a file beside this one, and [`run`] below calls it. `release`, after the last step, removes
 //! the finalizer.
 //!
 //! Every plan runs all steps from the first one. A step counts as finished if this reconcile has verified it with live reads, or if the

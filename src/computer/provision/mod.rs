@@ -1,5 +1,5 @@
 //! The provisioning plan: finalizer → record → key → claim → pod → volume to `Retain` → key live. The order, ids and titles of the steps are
-//! in `src/resources/steps.rs`; the files beside this one are the steps, and [`run`] below calls them. A computer that is ready or suspended
+//! in `api/src/steps.rs`; the files beside this one are the steps, and [`run`] below calls them. A computer that is ready or suspended
 //! needs no write (L6), and one read in ten minutes for its key. This plan must never run for a computer that is being deleted (S8).
 
 mod class_verdict;

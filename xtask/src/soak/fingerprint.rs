@@ -42,7 +42,7 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 mod tests {
     use super::*;
 
-    const SOURCES: [&str; 4] = ["Cargo.toml", "Cargo.lock", "src", "tests/simulator"];
+    const SOURCES: [&str; 5] = ["Cargo.toml", "Cargo.lock", "api", "src", "tests/simulator"];
 
     #[test]
     fn another_content_or_name_is_another_source() {
@@ -52,7 +52,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        for name in ["Cargo.toml", "Cargo.lock", "src/lib.rs", "tests/simulator/main.rs", "tests/chart/main.rs"] {
+        for name in ["Cargo.toml", "Cargo.lock", "api/src/lib.rs", "src/lib.rs", "tests/simulator/main.rs", "tests/chart/main.rs"] {
             write(name, "one");
         }
         let first = of(folder.path(), &SOURCES).unwrap();

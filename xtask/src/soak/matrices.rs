@@ -15,7 +15,7 @@ use super::{SIMULATOR, cargo};
 use crate::process;
 
 /// Everything that the simulator is built from.
-const SOURCES: [&str; 4] = ["Cargo.toml", "Cargo.lock", "src", "tests/simulator"];
+const SOURCES: [&str; 5] = ["Cargo.toml", "Cargo.lock", "api", "src", "tests/simulator"];
 
 /// Runs or reports all matrices for the source as it is now.
 ///

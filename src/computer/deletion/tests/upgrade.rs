@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use self::record_of_b296e59::record_of_b296e59;
 use super::world::{HOME, MACHINE, OWN, UID, World, from};
 use super::{Crash, run};
 use crate::computer::action::Action;
@@ -10,6 +11,9 @@ use crate::computer::plan::plan;
 use crate::computer::report::Next;
 use crate::resources::steps::{DeletionStep, Sequence, StepResult};
 use crate::resources::*;
+
+#[path = "../../../../api/src/spelling_tests/record_of_b296e59.rs"]
+mod record_of_b296e59;
 
 /// The record as b296e59 wrote it when this many steps were finished, and a matching cluster.
 fn stored(finished: usize, mut state: Value) -> World {
@@ -38,7 +42,7 @@ fn stored(finished: usize, mut state: Value) -> World {
 #[test]
 fn a_deletion_that_b296e59_started_is_completed() {
     for finished in 0..DeletionStep::ALL.len() {
-        let old = crate::resources::spelling_tests::record_of_b296e59(finished);
+        let old = record_of_b296e59(finished);
         let (end, _) = run(stored(finished, old.clone()), Crash::Never, true);
         let record = serde_json::to_value(&end.record.unwrap().spec.state.deletion).unwrap();
         assert!(end.manifest && end.volume.is_none() && end.secret.is_none(), "{finished}: {record}");
@@ -55,7 +59,7 @@ fn a_deletion_that_b296e59_started_is_completed() {
 /// A deletion in progress keeps the start time of its step across an upgrade.
 #[test]
 fn an_upgrade_does_not_restart_the_deadline_of_a_step() {
-    let world = stored(3, crate::resources::spelling_tests::record_of_b296e59(3));
+    let world = stored(3, record_of_b296e59(3));
     let view = world.view(true);
     let started = |plan: &crate::computer::report::Plan| plan.report.deletion[3].started_at.clone().unwrap();
     let current = plan(&view);
@@ -69,7 +73,7 @@ fn an_upgrade_does_not_restart_the_deadline_of_a_step() {
 #[test]
 fn a_step_with_a_result_of_a_newer_version_runs_again() {
     for policy in [ArchivePolicy::Required, ArchivePolicy::BestEffort] {
-        let mut state = crate::resources::spelling_tests::record_of_b296e59(1);
+        let mut state = record_of_b296e59(1);
         for step in [DeletionStep::StopPods, DeletionStep::ArchiveSessions] {
             state["deletion"]["steps"][step.id()] = json!({"result": "OfTomorrow", "detail": "", "at": "2026-11-27T10:00:03Z"});
         }

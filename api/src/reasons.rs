@@ -56,7 +56,7 @@ impl Reason {
     pub fn document() -> String {
         let mut page =
             "# Reasons\n\nWhat the reasons of conditions, and of the events about them, mean, and what to do. An event of a deletion step has \
-             another reason: the step and\nits state, for example `ArchiveSessionsBlocked`. Generated from `src/resources/reasons.rs`: run \
+             another reason: the step and\nits state, for example `ArchiveSessionsBlocked`. Generated from `api/src/reasons.rs`: run \
              `cargo xtask generate`.\n"
                 .to_owned();
         for reason in Self::ALL {
@@ -307,7 +307,7 @@ mod tests {
             assert!(reason.meaning().ends_with('.') && reason.remedy().ends_with('.'), "{reason}: {:?}", reason.text());
             assert!(reason.anchor().ends_with(&reason.as_str().to_lowercase()));
         }
-        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reasons.md")).expect("docs/reasons.md");
-        assert!(page == Reason::document(), "docs/reasons.md is not what src/resources/reasons.rs generates: run `cargo xtask generate`");
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reasons.md")).expect("docs/reasons.md");
+        assert!(page == Reason::document(), "docs/reasons.md is not what api/src/reasons.rs generates: run `cargo xtask generate`");
     }
 }

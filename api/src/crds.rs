@@ -38,7 +38,7 @@ pub fn files() -> Result<Vec<(String, String)>, serde_yaml_ng::Error> {
         .into_iter()
         .map(|crd| {
             let yaml = serde_yaml_ng::to_string(&crd)?;
-            let header = "# Generated from src/resources by `cargo xtask generate`. Do not edit.\n";
+            let header = "# Generated from api/src by `cargo xtask generate`. Do not edit.\n";
             Ok((format!("{}.yaml", crd.spec.names.plural), format!("{header}{yaml}")))
         })
         .collect()

@@ -20,7 +20,7 @@ mod rollback_tests;
 mod session;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-pub(crate) mod spelling_tests;
+mod spelling_tests;
 mod step_outcome;
 pub mod steps;
 

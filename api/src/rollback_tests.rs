@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::resources::{ApiKeyRecordSpec, ComputerRecordSpec};
+use crate::{ApiKeyRecordSpec, ComputerRecordSpec};
 
 /// The same with a field in every object that no version knows.
 fn newer(value: &Value) -> Value {

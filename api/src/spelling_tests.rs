@@ -3,11 +3,14 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use self::record_of_b296e59::record_of_b296e59;
 use super::reasons::Reason;
 use super::steps::{CurrentStep, DeletionStep, ProvisionStep, Sequence, StepResult};
 use super::*;
+
+mod record_of_b296e59;
 
 /// Each value has this spelling, and is read from it.
 fn spelled<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(all: &[(T, &str)]) {
@@ -119,36 +122,6 @@ fn reasons_keep_their_spelling() {
         Accepted NotRestricted NoSessionPaths InvalidSessionPath InvalidPodTemplate ArchiveNotPossible CheckFailed CheckRefused Issued Issuing \
         Expired Revoked SecretMissing ServiceAccountNotFound ServiceAccountDeleted ServiceAccountReplaced";
     assert_eq!(all, expected.split_whitespace().collect::<Vec<_>>());
-}
-
-/// The record of a deletion as b296e59 wrote it, after these steps.
-pub(crate) fn record_of_b296e59(finished: usize) -> Value {
-    let at = "2026-11-27T10:00:07Z";
-    let outcomes = [
-        ("revoke-credentials", "Verified", "the key is revoked and its Secret is gone"),
-        ("stop-pods", "Verified", "every container has stopped, pods and claim are gone"),
-        ("archive-sessions", "Verified", "1 sessions, 12 bytes, manifest sha256:d"),
-        ("delete-volumes", "Verified", "volume pv is gone"),
-    ];
-    let steps: serde_json::Map<_, _> = outcomes[..finished]
-        .iter()
-        .map(|(id, result, detail)| ((*id).to_owned(), json!({"result": result, "detail": detail, "at": at})))
-        .collect();
-    let mut deletion = json!({"deletedAt": "2026-11-27T10:00:00Z", "cause": "ComputerDeleted", "steps": steps, "handedOff": false});
-    if let Some((id, ..)) = outcomes.get(finished) {
-        deletion["started"] = json!({*id: at});
-    }
-    if finished >= 3 {
-        deletion["custody"] = json!({"claimUid": "custody", "podUid": "archive", "attempt": 1});
-        deletion["archive"] = json!({"manifestDigest": "d", "sessions": 1, "bytes": 12, "problems": 0});
-    }
-    json!({
-        "phase": "Deleting", "credential": "Revoked", "keyHash": "h",
-        "children": {"claimName": "home", "claimUid": "claim", "secretName": "key", "secretUid": "secret",
-            "pods": [{"name": "machine", "uid": "pod", "node": "n"}],
-            "volume": {"name": "pv", "uid": "pv-uid", "originalReclaimPolicy": "Delete", "storageClassName": "standard"}},
-        "deletion": deletion,
-    })
 }
 
 #[test]

@@ -1,0 +1,63 @@
+//! The only place that writes to standard output and standard error. It makes every text plain, also one that was made plain before: a
+//! message of an error comes from the API server too. It must never write anything else.
+
+use std::io::{IsTerminal, Write as _};
+
+use crate::text::plain_lines;
+
+/// Writes to standard output. A reader that has gone away is no error.
+pub fn out(text: &str) {
+    let text = plain_lines(text.trim_end_matches('\n'));
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Writes to standard error.
+pub fn note(text: &str) {
+    let text = plain_lines(text.trim_end_matches('\n'));
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Writes bytes that this program has generated itself.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn raw(bytes: &[u8]) -> std::io::Result<()> {
+    std::io::stdout().lock().write_all(bytes)
+}
+
+/// Whether a person can be asked: standard input and standard error are a terminal.
+pub fn interactive() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Whether standard error is a terminal, so that steps can be updated in place.
+pub fn live() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// Asks a question. Only the given word, or `y` and `yes` if there is none, is a consent.
+///
+/// # Errors
+/// When nobody can be asked: the flag `--yes` is then needed.
+pub fn confirm(question: &str, word: Option<&str>) -> anyhow::Result<bool> {
+    anyhow::ensure!(interactive(), "this needs a confirmation, and there is no terminal to ask on: repeat the command with --yes");
+    let _ = write!(std::io::stderr().lock(), "{} ", plain_lines(question));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(consents(answer.trim(), word))
+}
+
+fn consents(answer: &str, word: Option<&str>) -> bool {
+    word.map_or_else(|| matches!(answer, "y" | "Y" | "yes"), |word| answer == word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_clear_answer_is_a_consent() {
+        assert!(consents("y", None) && consents("yes", None) && consents("box", Some("box")));
+        assert!(!consents("", None) && !consents("yes", Some("box")) && !consents("no", None));
+    }
+}

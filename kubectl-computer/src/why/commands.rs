@@ -1,0 +1,273 @@
+//! The commands to copy for each reason: read-only ones first, then what gives something up. Pure.
+
+use computer_operator_api::reasons::Reason as R;
+use computer_operator_api::steps::{DeletionStep, Sequence};
+use computer_operator_api::{Children, Computer, ComputerRecord, SkippableStep, UID_LABEL};
+use kube::ResourceExt as _;
+
+use super::reason;
+use crate::observe::Observed;
+use crate::overrides::step_name;
+use crate::text::quoted;
+
+/// A command and what it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copy {
+    /// What it shows or does.
+    pub purpose: String,
+    /// The command.
+    pub line: String,
+}
+
+/// A command to copy.
+pub fn copy(purpose: &str, line: impl Into<String>) -> Copy {
+    Copy { purpose: purpose.to_owned(), line: line.into() }
+}
+
+/// What the commands name.
+pub struct Subject {
+    namespace: String,
+    name: String,
+    uid: String,
+    children: Children,
+    node: Option<String>,
+    class: Option<String>,
+    /// The Computer exists.
+    lives: bool,
+}
+
+impl Subject {
+    /// Of a Computer.
+    pub fn of(computer: &Computer, observed: &Observed) -> Self {
+        let status = computer.status.clone().unwrap_or_default();
+        let recorded = observed.record.as_found().map(|record| record.spec.state.children.clone());
+        let children = recorded.or(status.children).unwrap_or_default();
+        let node = status.node_name.or_else(|| children.pods.last().and_then(|pod| pod.node.clone()));
+        Self {
+            namespace: computer.namespace().unwrap_or_default(),
+            name: computer.name_any(),
+            uid: computer.uid().unwrap_or_default(),
+            node,
+            class: status.class_name.or_else(|| computer.spec.class_name.clone()),
+            children,
+            lives: computer.metadata.deletion_timestamp.is_none(),
+        }
+    }
+
+    /// Of a Computer that is gone.
+    pub fn of_record(record: &ComputerRecord) -> Self {
+        let children = record.spec.state.children.clone();
+        Self {
+            namespace: record.spec.namespace.clone(),
+            name: record.spec.computer.clone(),
+            uid: record.name_any(),
+            node: children.pods.last().and_then(|pod| pod.node.clone()),
+            class: record.spec.class_name.clone(),
+            children,
+            lives: false,
+        }
+    }
+
+    fn this(&self, command: &str) -> String {
+        format!("kubectl computer {command} {} -n {}", quoted(&self.name), quoted(&self.namespace))
+    }
+
+    fn pod(&self) -> Option<String> {
+        self.children.pods.last().map(|pod| format!("pod/{} -n {}", quoted(&pod.name), quoted(&self.namespace)))
+    }
+
+    fn claim(&self) -> Option<String> {
+        self.children.claim_name.as_ref().map(|name| format!("pvc/{} -n {}", quoted(name), quoted(&self.namespace)))
+    }
+
+    fn volume(&self) -> Option<String> {
+        self.children.volume.as_ref().map(|volume| format!("pv/{}", quoted(&volume.name)))
+    }
+}
+
+/// The operator: whether it runs, and its log.
+pub fn operator(observed: &Observed) -> Vec<Copy> {
+    let namespace = quoted(&observed.operator_namespace);
+    vec![
+        copy("for a cluster admin: whether the operator runs", format!("kubectl get pods -n {namespace}")),
+        copy("for a cluster admin: its log", format!("kubectl logs -n {namespace} deployment/computer-operator --tail=50")),
+    ]
+}
+
+/// The commands for a reason, or for a computer without one.
+pub fn of(observed: &Observed, subject: &Subject, spelling: Option<&str>, step: &str) -> Vec<Copy> {
+    let Some(spelling) = spelling else {
+        return vec![copy(
+            "the steps as they change",
+            format!("kubectl get computer {} -n {} -w", quoted(&subject.name), quoted(&subject.namespace)),
+        )];
+    };
+    let mut commands = match reason(spelling) {
+        Some(reason) => look(observed, subject, reason),
+        None => operator(observed),
+    };
+    if let Some(reason) = reason(spelling) {
+        commands.extend(repair(subject, reason));
+        commands.extend(give_up(observed, subject, reason, step));
+    }
+    commands
+}
+
+/// Where to look. Nothing here changes anything.
+fn look(observed: &Observed, subject: &Subject, reason: R) -> Vec<Copy> {
+    match reason {
+        R::ClassNotFound | R::AmbiguousDefaultClass => vec![copy(
+            "the classes, and which are the default",
+            "kubectl get computerclasses -o custom-columns='NAME:.metadata.name,DEFAULT:.metadata.annotations.computer-operator\\.dev/is-default-class'",
+        )],
+        R::ClassNotAccepted | R::CrashLoop | R::ClassChanged | R::StorageTooLarge => look_at_class(subject, reason),
+        R::PodUnschedulable | R::PodNotStarting => subject
+            .pod()
+            .map_or_else(|| operator(observed), |pod| vec![copy("why the pod does not start", format!("kubectl describe {pod}"))]),
+        R::SecretHeld => subject
+            .children
+            .secret_name
+            .iter()
+            .map(|name| {
+                copy(
+                    "its finalizers, without its content",
+                    format!("kubectl get secret {} -n {} -o jsonpath='{{.metadata.finalizers}}'", quoted(name), quoted(&subject.namespace)),
+                )
+            })
+            .collect(),
+        R::PodHeld => finalizers(subject.pod()),
+        R::ClaimHeld => finalizers(subject.claim()),
+        R::HomeClaimDeleted | R::ForeignPodHoldsClaim => {
+            subject.claim().iter().map(|claim| copy("which pods use the claim", format!("kubectl describe {claim}"))).collect()
+        }
+        R::PodStillRunning | R::PodStateUnknown | R::NodeUnreachable | R::VolumeAttached => look_at_node(subject),
+        R::VolumeMarked
+        | R::VolumePolicyUnknown
+        | R::VolumeBeingDeleted
+        | R::VolumeLost
+        | R::VolumeTaken
+        | R::VolumeNotDeleted
+        | R::CustodyNotBound
+        | R::HomeVolumeLost => subject
+            .volume()
+            .iter()
+            .map(|volume| copy("for a cluster admin: the volume and its events", format!("kubectl describe {volume}")))
+            .collect(),
+        R::ArchivePodWaiting | R::ArchivePodUnschedulable | R::ArchivePodHeld => look_at_archive_pod(observed, subject, false),
+        R::ArchiveFailed | R::ArchiveOverdue | R::UnreadableFiles => look_at_archive_pod(observed, subject, true),
+        R::ArchiveDamaged => vec![copy(
+            "for a cluster admin: what is damaged",
+            format!(
+                "kubectl exec -n {} deployment/computer-operator -- computer-operator archives verify {}",
+                quoted(&observed.operator_namespace),
+                subject.uid
+            ),
+        )],
+        R::ComputerHeld => finalizers(Some(format!("computer/{} -n {}", quoted(&subject.name), quoted(&subject.namespace)))),
+        R::KeyReplacement => vec![copy(
+            "the name of the new Secret, when it is ready",
+            format!(
+                "kubectl get computer {} -n {} -o jsonpath='{{.status.credentialSecretName}}'",
+                quoted(&subject.name),
+                quoted(&subject.namespace)
+            ),
+        )],
+        R::Provisioning => vec![copy(
+            "the steps as they change",
+            format!("kubectl get computer {} -n {} -w", quoted(&subject.name), quoted(&subject.namespace)),
+        )],
+        R::Suspended | R::KeyLost => Vec::new(),
+        _ => operator(observed),
+    }
+}
+
+fn look_at_class(subject: &Subject, reason: R) -> Vec<Copy> {
+    let mut commands = Vec::new();
+    if let (R::CrashLoop, Some(pod)) = (reason, subject.pod()) {
+        commands.push(copy("why the machine ended", format!("kubectl logs {pod}")));
+    }
+    commands.extend(subject.class.iter().map(|class| copy("the class", format!("kubectl describe computerclass {}", quoted(class)))));
+    commands
+}
+
+fn look_at_node(subject: &Subject) -> Vec<Copy> {
+    let pod = subject.pod().map(|pod| copy("the pod and the state of its containers", format!("kubectl get {pod} -o yaml")));
+    let node = subject.node.as_ref().map(|node| copy("for a cluster admin: the node", format!("kubectl get node {}", quoted(node))));
+    pod.into_iter().chain(node).collect()
+}
+
+fn look_at_archive_pod(observed: &Observed, subject: &Subject, log: bool) -> Vec<Copy> {
+    let select = format!("-n {} -l {UID_LABEL}={}", quoted(&observed.operator_namespace), subject.uid);
+    let describe = copy("for a cluster admin: the archive pod", format!("kubectl describe pods {select}"));
+    let logs = log
+        .then(|| copy("for a cluster admin: its log, and those of earlier attempts", format!("kubectl logs {select} --tail=-1 --prefix")));
+    logs.into_iter().chain([describe]).collect()
+}
+
+fn finalizers(object: Option<String>) -> Vec<Copy> {
+    object
+        .iter()
+        .map(|object| {
+            copy("the finalizers, which name their controllers", format!("kubectl get {object} -o jsonpath='{{.metadata.finalizers}}'"))
+        })
+        .collect()
+}
+
+/// What repairs it and gives nothing up.
+fn repair(subject: &Subject, reason: R) -> Vec<Copy> {
+    let again =
+        || copy("start the machine again, after the cause is fixed", format!("{} && {}", subject.this("suspend"), subject.this("resume")));
+    match reason {
+        R::CrashLoop | R::PodNotStarting | R::HomeClaimDeleted | R::ClassChanged if subject.lives => vec![again()],
+        R::Suspended => vec![copy("start it", subject.this("resume"))],
+        R::KeyLost | R::HomeVolumeLost | R::StorageTooLarge if subject.lives => {
+            vec![copy("delete it; first a preview of what is archived and what is destroyed is shown", subject.this("delete"))]
+        }
+        R::PodStillRunning | R::PodStateUnknown | R::NodeUnreachable | R::VolumeAttached => {
+            let gone = |node: &String| {
+                copy("for a cluster admin, ONLY if the node is permanently lost", format!("kubectl delete node {}", quoted(node)))
+            };
+            subject.node.iter().map(gone).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The step that an override may give up for a reason. Empty: an override does not help.
+fn skippable(reason: R, step: &str) -> Vec<SkippableStep> {
+    match reason {
+        R::PodStillRunning | R::PodStateUnknown | R::NodeUnreachable | R::VolumeAttached => vec![SkippableStep::StopPods],
+        R::UnreadableFiles => vec![SkippableStep::UnreadableFiles],
+        R::VolumeTaken => vec![SkippableStep::ArchiveSessions, SkippableStep::DeleteVolumes],
+        R::VolumeNotDeleted => vec![SkippableStep::DeleteVolumes],
+        R::VolumeLost
+        | R::VolumeBeingDeleted
+        | R::ArchiveDamaged
+        | R::ArchiveFailed
+        | R::ArchivePodWaiting
+        | R::ArchivePodUnschedulable => vec![SkippableStep::ArchiveSessions],
+        // The store is needed by two steps.
+        R::StoreUnavailable => DeletionStep::from_id(step).and_then(DeletionStep::skippable).into_iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn give_up(observed: &Observed, subject: &Subject, reason: R, step: &str) -> Option<Copy> {
+    let skip = skippable(reason, step);
+    if subject.lives || skip.is_empty() {
+        return None;
+    }
+    let names: Vec<&str> = skip.iter().map(|step| step_name(*step)).collect();
+    let who = match observed.may_override {
+        Some(true) => "if there is no other way",
+        Some(false) => "if there is no other way: ask a cluster admin, because you may not create deletionoverrides",
+        None => "if there is no other way, for a cluster admin",
+    };
+    let target = if observed.computer.as_found().is_some() {
+        format!("{} -n {}", quoted(&subject.name), quoted(&subject.namespace))
+    } else {
+        subject.uid.clone()
+    };
+    let line = format!("kubectl computer override {target} --skip {} --reason 'WHY, for the receipt'", names.join(","));
+    Some(copy(&format!("{who}. It shows what is given up, and asks"), line))
+}

@@ -1,0 +1,275 @@
+//! The text of `why` for the situations that users and admins meet.
+
+use computer_operator_api::reasons::Reason;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::test_objects::{UID, observed};
+
+fn condition(type_: &str, status: &str, reason: &str, message: &str) -> Value {
+    json!({"type": type_, "status": status, "reason": reason, "message": message, "lastTransitionTime": "2026-01-01T00:22:00Z"})
+}
+
+/// A deletion at a step that has been blocked for 38 minutes.
+fn stuck(step: &str, reason: &str, message: &str) -> Value {
+    json!({
+        "metadata": {"deletionTimestamp": "2026-01-01T00:19:00Z", "finalizers": [DELETION_FINALIZER]},
+        "status": {
+            "phase": "Deleting", "step": step, "nodeName": "n3",
+            "conditions": [condition("Blocked", "True", reason, message), condition("Deleting", "True", reason, message)],
+            "children": {"claimName": "home-1", "secretName": "computer-key-1", "pods": [{"name": "machine-1", "uid": "p", "node": "n3"}],
+                "volume": {"name": "pv-31", "uid": "v", "originalReclaimPolicy": "Delete"}},
+            "deletionSteps": [{"id": "revoke-credentials", "name": "Revoke the key", "status": "Completed"}, {"id": step, "name": "x", "status": "Blocked", "startedAt": "2026-01-01T00:20:00Z"}],
+        },
+    })
+}
+
+fn why(computer: Value) -> (Verdict, String) {
+    shown(&observed(Some(computer), None))
+}
+
+fn shown(observed: &Observed) -> (Verdict, String) {
+    let why = explain(observed);
+    (why.verdict, why.text())
+}
+
+fn contains(text: &str, parts: &[&str]) {
+    // Paragraphs are wrapped.
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in parts {
+        assert!(flat.contains(part), "{part:?} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn the_store_does_not_answer() {
+    let (verdict, text) = why(stuck("archive-sessions", "StoreUnavailable", "the archive store is not available: 503 SlowDown"));
+    assert_eq!(verdict, Verdict::Blocked);
+    contains(
+        &text,
+        &[
+            "Computer team-a/box (0b4f1c1e",
+            "BLOCKED for 38m: StoreUnavailable, in step 3 of 5, archive-sessions (Archive the sessions). It is being deleted since 41m.",
+            "503 SlowDown",
+            &Reason::StoreUnavailable.meaning(),
+            &Reason::StoreUnavailable.remedy(),
+            "the key no longer authenticates; the sessions are not archived yet; the home volume pv-31 is kept until they are.",
+            "kubectl computer override box -n team-a --skip archive-sessions --reason",
+        ],
+    );
+}
+
+#[test]
+fn a_node_is_lost() {
+    let (_, text) = why(stuck("stop-pods", "NodeUnreachable", "node n3 is not ready"));
+    contains(
+        &text,
+        &[
+            "kubectl get pod/machine-1 -n team-a -o yaml",
+            "kubectl get node n3",
+            "ONLY if the node is permanently lost kubectl delete node n3",
+            "--skip stop-pods",
+        ],
+    );
+}
+
+#[test]
+fn a_finalizer_of_another_controller_holds_a_pod() {
+    let (_, text) = why(stuck("stop-pods", "PodHeld", "finalizers of other controllers: example.com/x"));
+    contains(&text, &["kubectl get pod/machine-1 -n team-a -o jsonpath='{.metadata.finalizers}'", &Reason::PodHeld.remedy()]);
+    assert!(!text.contains("override"), "no override removes finalizers\n{text}");
+}
+
+#[test]
+fn files_cannot_be_read() {
+    let (_, text) = why(stuck("archive-sessions", "UnreadableFiles", "2 files cannot be read"));
+    contains(&text, &["--skip unreadable-files", "kubectl logs -n operator -l computer-operator.dev/computer-uid=0b4f1c1e"]);
+}
+
+#[test]
+fn the_volume_is_not_deleted() {
+    let (_, text) = why(stuck("delete-volumes", "VolumeNotDeleted", "PersistentVolume pv-31 is released"));
+    contains(&text, &["kubectl describe pv/pv-31", "--skip delete-volumes"]);
+}
+
+#[test]
+fn a_secret_is_held_and_is_never_printed() {
+    let (_, text) = why(stuck("revoke-credentials", "SecretHeld", "m"));
+    contains(&text, &["kubectl get secret computer-key-1 -n team-a -o jsonpath='{.metadata.finalizers}'"]);
+    assert!(!text.contains("-o yaml") && !text.contains("override"), "{text}");
+}
+
+#[test]
+fn a_deletion_that_makes_progress_is_fine() {
+    let mut computer = stuck("archive-sessions", "InProgress", "at step archive-sessions");
+    computer["status"]["conditions"] = json!([condition("Deleting", "True", "InProgress", "")]);
+    let (verdict, text) = why(computer);
+    assert_eq!(verdict, Verdict::Working);
+    contains(
+        &text,
+        &[
+            "Nothing is wrong. It is being deleted since 41m: step 3 of 5, archive-sessions (Archive the sessions) for 40m.",
+            "kubectl get computer box -n team-a -w",
+        ],
+    );
+}
+
+#[test]
+fn the_operator_does_not_react() {
+    let finalizers = |list: Value| json!({"metadata": {"deletionTimestamp": "2026-01-01T00:50:00Z", "finalizers": list}});
+    let (verdict, text) = why(finalizers(json!([DELETION_FINALIZER])));
+    assert_eq!(verdict, Verdict::Blocked);
+    contains(
+        &text,
+        &["it was deleted 10m ago, and the operator has reported nothing", "kubectl logs -n operator deployment/computer-operator"],
+    );
+    let (_, text) = why(finalizers(json!(["example.com/x"])));
+    contains(&text, &["only finalizers of other controllers keep it", "example.com/x"]);
+}
+
+#[test]
+fn the_class_is_not_found() {
+    let ready = condition("Ready", "False", "ClassNotFound", "there is no ComputerClass x");
+    let (verdict, text) = why(json!({"status": {"phase": "Error", "step": "create-record", "conditions": [ready]}}));
+    assert_eq!(verdict, Verdict::Blocked);
+    contains(&text, &["NOT READY for 38m: ClassNotFound, in step 1 of 6", "there is no ComputerClass x", "kubectl get computerclasses"]);
+    assert!(!text.contains("override"), "{text}");
+}
+
+#[test]
+fn a_pod_cannot_be_scheduled() {
+    let conditions = [
+        condition("Ready", "False", "Provisioning", "at step start-pod"),
+        condition("Blocked", "True", "PodUnschedulable", "0/3 nodes are available"),
+    ];
+    let children = json!({"pods": [{"name": "machine-1"}]});
+    let (_, text) = why(json!({"status": {"phase": "Error", "step": "start-pod", "conditions": conditions, "children": children}}));
+    contains(&text, &["PodUnschedulable", "0/3 nodes are available", "kubectl describe pod/machine-1 -n team-a"]);
+}
+
+#[test]
+fn a_key_is_being_replaced() {
+    let ready = condition("Ready", "False", "KeyReplacement", "a new key is issued");
+    let (verdict, text) = why(json!({"status": {"phase": "Provisioning", "conditions": [ready]}}));
+    assert_eq!(verdict, Verdict::Working);
+    contains(&text, &["Not ready for 38m: KeyReplacement", "-o jsonpath='{.status.credentialSecretName}'"]);
+}
+
+#[test]
+fn a_suspended_and_a_ready_computer_are_fine() {
+    let suspended =
+        json!({"spec": {"suspended": true}, "status": {"phase": "Suspended", "conditions": [condition("Ready", "True", "Suspended", "")]}});
+    let (verdict, text) = why(suspended);
+    assert_eq!(verdict, Verdict::Fine);
+    contains(&text, &["It is suspended, as its spec declares, for 38m.", "kubectl computer resume box -n team-a"]);
+    let ready = json!({"spec": {"timeToLiveSeconds": 7200}, "status": {"phase": "Active", "conditions": [condition("Ready", "True", "Ready", "")]}});
+    let (verdict, text) = why(ready);
+    assert_eq!(verdict, Verdict::Fine);
+    contains(&text, &["It is ready, for 38m.", "its time to live expires in 60m"]);
+}
+
+#[test]
+fn a_reason_of_another_version_is_shown_as_it_is() {
+    let (verdict, text) = why(stuck("new-step", "NewReason", "something new"));
+    assert_eq!(verdict, Verdict::Blocked);
+    contains(&text, &["NewReason, in step new-step", "something new", "a reason of another version"]);
+}
+
+#[test]
+fn a_computer_that_is_gone_and_complete_has_a_receipt() {
+    let outcome = json!({"result": "Verified", "detail": "done", "at": "2026-01-01T00:10:00.000000Z"});
+    let deletion = json!({"deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted", "steps": {"archive-sessions": outcome},
+        "archive": {"manifestDigest": "m1", "sessions": 12, "bytes": 4096, "problems": 2}, "receipt": {"digest": "d1", "storeKey": "r/1", "at": "2026-01-01T00:20:00.000000Z"}});
+    let (verdict, text) = shown(&observed(None, Some(json!({"phase": "Released", "deletion": deletion}))));
+    assert_eq!(verdict, Verdict::Deleted);
+    contains(
+        &text,
+        &[
+            "Deleted 40m ago, on 2026-01-01T00:20:00Z: the deletion is complete.",
+            "sha256:d1",
+            "12 sessions, 4.0 KiB, WITHOUT 2 files",
+            &format!("kubectl computer receipt {UID}"),
+        ],
+    );
+}
+
+fn handed_off() -> Observed {
+    let outcome = json!({"result": "Verified", "detail": "done", "at": "2026-01-01T00:10:00.000000Z"});
+    let deletion = json!({"deletedAt": "2026-01-01T00:00:00Z", "cause": "NamespaceTerminating", "handedOff": true,
+        "steps": {"revoke-credentials": outcome, "stop-pods": outcome}, "started": {"archive-sessions": "2026-01-01T00:50:00.000000Z"}});
+    observed(None, Some(json!({"phase": "Deleting", "deletion": deletion})))
+}
+
+#[test]
+fn a_deletion_after_a_hand_off_is_explained_by_the_events_of_its_record() {
+    let (verdict, text) = shown(&handed_off());
+    assert_eq!(verdict, Verdict::Working);
+    contains(
+        &text,
+        &["It is being deleted since 60m: step 3 of 5, archive-sessions (Archive the sessions) for 10m.", "The namespace was released"],
+    );
+    let mut blocked = handed_off();
+    let event = json!({"metadata": {}, "involvedObject": {}, "type": "Warning", "reason": "StoreUnavailable", "message": "archive-sessions: 503", "lastTimestamp": "2026-01-01T00:55:00Z"});
+    blocked.record_events = vec![serde_json::from_value(event).unwrap()];
+    let (verdict, text) = shown(&blocked);
+    assert_eq!(verdict, Verdict::Blocked);
+    contains(
+        &text,
+        &[
+            "BLOCKED: StoreUnavailable",
+            "reported 5m ago",
+            "archive-sessions: 503",
+            &format!("kubectl computer override {UID} --skip archive-sessions"),
+        ],
+    );
+}
+
+#[test]
+fn a_tenant_without_rights_learns_whom_to_ask() {
+    let mut observed = observed(None, None);
+    observed.record = Answer::Denied("get computerrecords.computer-operator.dev in namespace operator".to_owned());
+    let (verdict, text) = shown(&observed);
+    assert_eq!(verdict, Verdict::Unknown);
+    contains(
+        &text,
+        &[
+            "the right to get computerrecords.computer-operator.dev in namespace operator",
+            "a cluster admin",
+            "kubectl computer why box -n team-a",
+            "--clusterrole=computer-operator-receipts",
+        ],
+    );
+    observed.computer = Answer::Denied("get computers in namespace team-a".to_owned());
+    contains(&shown(&observed).1, &["You may not read this Computer.", "the right to get computers in namespace team-a"]);
+}
+
+#[test]
+fn a_user_who_may_not_override_learns_whom_to_ask() {
+    let mut observed = observed(Some(stuck("archive-sessions", "ArchiveDamaged", "m")), None);
+    observed.may_override = Some(false);
+    contains(&shown(&observed).1, &["ask a cluster admin, because you may not create deletionoverrides", "archives verify 0b4f1c1e"]);
+}
+
+#[test]
+fn nothing_is_known_of_a_computer_that_never_existed() {
+    let (verdict, text) = shown(&observed(None, None));
+    assert_eq!(verdict, Verdict::Unknown);
+    contains(&text, &["There is no such Computer, and no record of one.", "30 days", "kubectl computer list -A"]);
+}
+
+#[test]
+fn a_hostile_name_in_a_command_stays_one_argument() {
+    let mut computer = stuck("stop-pods", "PodHeld", "m");
+    computer["status"]["children"]["pods"][0]["name"] = json!("x; rm -rf ~");
+    contains(&why(computer).1, &["kubectl get pod/'x; rm -rf ~' -n team-a"]);
+}
+
+/// Every reason leads to a text with a meaning, a remedy and, unless nothing can be done, a command.
+#[test]
+fn every_reason_has_an_answer() {
+    for reason in Reason::ALL {
+        let (_, text) = why(stuck("archive-sessions", reason.as_str(), "m"));
+        contains(&text, &[&reason.meaning(), &reason.remedy()]);
+        assert!(text.is_ascii(), "{text}");
+    }
+}

@@ -76,8 +76,8 @@ pub struct Waiting {
     #[arg(long, default_value = "15m", value_parser = duration, value_name = "DURATION")]
     pub timeout: std::time::Duration,
     /// Wait on although it is blocked. Without this flag the exit code is 2 as soon as it has been blocked for 30 seconds.
-    #[arg(long)]
-    pub keep_waiting: bool,
+    #[arg(long = "keep-waiting")]
+    pub keep_on: bool,
     /// Form of the output. With json there is one line for each change.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Format,

@@ -21,7 +21,12 @@ const VERSION: &str = "v1alpha1";
 type Asked = BTreeMap<String, bool>;
 
 fn key(right: &Right) -> String {
-    format!("{} in {}", right.text(), right.place())
+    let place = match right.scope {
+        Scope::Namespace => "",
+        Scope::Operator => " (operator)",
+        Scope::Cluster => " (cluster)",
+    };
+    format!("{} {}{place}", right.verb, right.resource)
 }
 
 /// `yes`, `partly` or `no`, and what is missing.
@@ -41,7 +46,10 @@ fn rights_text(asked: &Asked) -> String {
         let (word, missing) = verdict(command, asked);
         rows.push(vec![command.name.to_owned(), word.to_owned(), missing]);
     }
-    format!("{}\npartly: the command works, and shows or does less.\n", table(&rows))
+    format!(
+        "{}\npartly: the command works, and shows or does less. (operator): in the namespace of the operator. (cluster): in the cluster.\nAsk an admin: the ClusterRoles view, edit and admin contain the rights in a namespace; computer-operator-classes, -receipts\nand -override contain the others.\n",
+        table(&rows)
+    )
 }
 
 /// The kinds that the cluster serves.
@@ -78,14 +86,13 @@ async fn ask(cluster: &Cluster) -> Result<Asked> {
     let operator = cluster.global.operator_namespace.clone().unwrap_or_else(|| USUAL_NAMESPACE.to_owned());
     let mut asked = Asked::new();
     for right in COMMANDS.iter().flat_map(|command| command.needs.iter().chain(command.uses)) {
-        if !asked.contains_key(&key(right)) {
-            let namespace = match right.scope {
-                Scope::Namespace => Some(cluster.namespace.as_str()),
-                Scope::Operator => Some(operator.as_str()),
-                Scope::Cluster => None,
-            };
-            asked.insert(key(right), cluster.may(right.verb, right.group, right.resource, namespace).await?);
-        }
+        let std::collections::btree_map::Entry::Vacant(entry) = asked.entry(key(right)) else { continue };
+        let namespace = match right.scope {
+            Scope::Namespace => Some(cluster.namespace.as_str()),
+            Scope::Operator => Some(operator.as_str()),
+            Scope::Cluster => None,
+        };
+        entry.insert(cluster.may(right.verb, right.group, right.resource, namespace).await?);
     }
     Ok(asked)
 }
@@ -96,17 +103,17 @@ async fn ask(cluster: &Cluster) -> Result<Asked> {
 /// When the API server does not answer.
 pub async fn run(cluster: &Cluster) -> Result<()> {
     let version = cluster.client.apiserver_version().await.map_err(explained)?;
-    screen::out(&format!("kubectl-computer {}, Kubernetes {}\n", env!("CARGO_PKG_VERSION"), version.git_version));
+    screen::out(&format!("kubectl-computer {}, Kubernetes {}", env!("CARGO_PKG_VERSION"), version.git_version));
     let served = match cluster.client.list_api_group_resources(&format!("{GROUP}/{VERSION}")).await {
         Ok(list) => list.resources.into_iter().map(|resource| resource.name).collect(),
         Err(kube::Error::Api(status)) if status.code == 404 => Vec::new(),
         Err(error) => return Err(explained(error)),
     };
-    screen::out(&format!("{}\n ", kinds_text(&served)));
+    screen::out(&format!("\n{}", kinds_text(&served)));
     let policies = cluster.list(None, ListParams::default().labels(CHART)).await?;
     let bindings = cluster.list(None, ListParams::default()).await?;
-    screen::out(&format!("{}\n ", policies_text(&policies, &bindings)));
-    screen::out(&format!("Your rights in namespace {}\n\n{}", cluster.namespace, rights_text(&ask(cluster).await?)));
+    screen::out(&format!("\n{}", policies_text(&policies, &bindings)));
+    screen::out(&format!("\nYour rights in namespace {}\n\n{}", cluster.namespace, rights_text(&ask(cluster).await?)));
     Ok(())
 }
 
@@ -122,7 +129,7 @@ mod tests {
         let needs: Asked = why.needs.iter().map(|right| (key(right), true)).collect();
         let (word, missing) = verdict(why, &needs);
         assert_eq!(word, "partly");
-        assert!(missing.contains("get computerrecords.computer-operator.dev in the operator's namespace"), "{missing}");
+        assert!(missing.contains("get computerrecords (operator)"), "{missing}");
         assert_eq!(verdict(why, &Asked::new()).0, "NO");
         assert!(rights_text(&all).contains("override"));
     }

@@ -6,7 +6,7 @@ use kube::ResourceExt as _;
 use kube::api::{DynamicObject, PostParams};
 use serde_json::{Value, json};
 
-use crate::args::{Create, Waiting};
+use crate::args::Create;
 use crate::cluster::{Cluster, explained, typed};
 use crate::outcome::Outcome;
 use crate::progress::{Goal, Progress, State};
@@ -42,7 +42,7 @@ pub async fn run(cluster: &Cluster, create: &Create) -> Result<Outcome> {
     let api = cluster.api::<Computer>(Some(&cluster.namespace));
     let created: Computer = typed(api.create(&PostParams::default(), &object).await.map_err(explained)?)?;
     if create.waiting.wait {
-        return until_ready(cluster, &created, &create.waiting).await;
+        return until_ready(cluster, &created, Wait::new(&create.waiting)).await;
     }
     screen::out(&format!("computer/{} created. Follow it: kubectl computer why {}", created.name_any(), place(&created)));
     Ok(Outcome::Done)
@@ -56,10 +56,9 @@ fn place(computer: &Computer) -> String {
 ///
 /// # Errors
 /// When the wait fails.
-pub async fn until_ready(cluster: &Cluster, computer: &Computer, waiting: &Waiting) -> Result<Outcome> {
+pub async fn until_ready(cluster: &Cluster, computer: &Computer, mut wait: Wait) -> Result<Outcome> {
     let (namespace, name) = (computer.namespace().unwrap_or_default(), computer.name_any());
     let uid = computer.uid().unwrap_or_default();
-    let mut wait = Wait::new(waiting);
     let mut progress = Progress::new(Goal::Ready(computer.metadata.generation.unwrap_or_default()), &uid);
     let end = wait.computer(cluster, &namespace, &name, &mut progress).await?;
     let (outcome, text) = match (end, &progress.state) {
@@ -76,7 +75,7 @@ pub async fn until_ready(cluster: &Cluster, computer: &Computer, waiting: &Waiti
         (End::Blocked | End::Timeout, _) => {
             let why = why::explain(&cluster.observe(&name).await?).text();
             let (outcome, word) = if end == End::Blocked { (Outcome::Blocked, "It is blocked") } else { (Outcome::Timeout, "Timeout") };
-            (outcome, format!("{word}. The operator retries, and the computer becomes ready when the cause is gone.\n\n{why}"))
+            (outcome, format!("{word}. The operator continues, and the computer becomes ready when the cause is gone.\n\n{why}"))
         }
     };
     Ok(wait.finish(outcome, &text, &json!({"uid": uid})))

@@ -2,7 +2,8 @@
 //! never stops the deletion.
 
 use anyhow::{Result, bail};
-use computer_operator_api::{Computer, Receipt};
+use computer_operator_api::{Computer, ComputerRecord, Receipt};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, Preconditions};
 use serde_json::{Value, json};
@@ -38,7 +39,7 @@ pub async fn run(cluster: &Cluster, name: &str, yes: bool, preview_only: bool, w
         delete(cluster, &computer).await?;
     }
     if waiting.wait {
-        return wait(cluster, &computer, &uid, waiting).await;
+        return Box::pin(wait(cluster, &computer, &uid, waiting)).await;
     }
     let place = format!("{} -n {}", quoted(&computer.name_any()), quoted(&computer.namespace().unwrap_or_default()));
     let text = format!(
@@ -97,7 +98,7 @@ async fn wait(cluster: &Cluster, computer: &Computer, uid: &str, waiting: &Waiti
         }
     }
     let (outcome, text, receipt) = match end {
-        End::Settled => settled(&progress, &record, &namespace, &name),
+        End::Settled => settled(&progress, &record, remains(cluster, &namespace).await?, &format!("{namespace}/{name}")),
         End::Blocked => (Outcome::Blocked, blocked(cluster, uid).await?, None),
         End::Timeout => {
             let why = why::explain(&cluster.observe(uid).await?);
@@ -120,29 +121,32 @@ async fn blocked(cluster: &Cluster, uid: &str) -> Result<String> {
     Ok(format!("The deletion is blocked. It continues by itself when the cause is gone; --keep-waiting waits for that.\n\n{}", why.text()))
 }
 
+/// Whether a namespace exists and is not being deleted, as far as the caller may know. Only in a namespace that is being deleted is a Computer
+/// released before its deletion is complete.
+async fn remains(cluster: &Cluster, namespace: &str) -> Result<bool> {
+    let found = cluster.get::<Namespace>(None, namespace).await?;
+    Ok(found.as_found().is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_none()))
+}
+
 /// What can be said when the Computer is gone.
-fn settled(
-    progress: &Progress,
-    record: &Answer<computer_operator_api::ComputerRecord>,
-    namespace: &str,
-    name: &str,
-) -> (Outcome, String, Option<Receipt>) {
+fn settled(progress: &Progress, record: &Answer<ComputerRecord>, remains: bool, name: &str) -> (Outcome, String, Option<Receipt>) {
     if let Some(receipt) = &progress.receipt {
         let place = receipt.store_key.as_ref().map_or_else(String::new, |key| format!("\nIn the archive store: {key}"));
-        let text = format!("Computer {namespace}/{name} is deleted. Receipt sha256:{}{place}", receipt.digest);
+        let text = format!("Computer {name} is deleted. Receipt sha256:{}{place}", receipt.digest);
         return (Outcome::Done, text, Some(receipt.clone()));
     }
     let reader = match record {
         Answer::Denied(right) => {
-            format!("The receipt is in its record, which you may not read (the right to {right} is missing): ask a cluster admin")
+            format!("Its receipt is in its record, which you have no right to read ({right}): ask a cluster admin for it")
         }
         Answer::Absent | Answer::Found(_) => "There is no record of it".to_owned(),
     };
-    if progress.seems_complete() || matches!(record, Answer::Absent) {
-        return (Outcome::Done, format!("Computer {namespace}/{name} is deleted. {reader}."), None);
+    if remains || progress.seems_complete() {
+        let unseen = if progress.archived() { "" } else { " Its last status did not show yet that its sessions were archived." };
+        return (Outcome::Done, format!("Computer {name} is deleted.{unseen} {reader}."), None);
     }
     let text = format!(
-        "Computer {namespace}/{name} is gone, but not every step was seen to end: if its namespace is being deleted, the deletion may continue in the \
+        "Computer {name} is gone, but not every step was seen to end, and its namespace is being deleted: the deletion may continue in the \
          operator's namespace. {reader}."
     );
     (Outcome::Timeout, text, None)
@@ -160,7 +164,7 @@ mod tests {
         let mut progress = Progress::new(Goal::Deleted, "u");
         let row = |step: &DeletionStep| {
             let status = if *step == DeletionStep::ArchiveSessions { archive } else { StepStatus::Completed };
-            Row { id: step.id().into(), title: step.title().into(), status, seconds: None, detail: String::new() }
+            Row { id: step.id().into(), title: step.title().into(), status, began: None, seconds: None, detail: String::new() }
         };
         progress.rows = DeletionStep::ALL.iter().map(row).collect();
         progress
@@ -169,19 +173,22 @@ mod tests {
     #[test]
     fn it_is_done_only_with_a_receipt_or_after_every_step() {
         let denied = Answer::Denied("get computerrecords in namespace x".to_owned());
-        let (outcome, text, _) = settled(&progress(StepStatus::Completed), &denied, "t", "box");
+        let (outcome, text, _) = settled(&progress(StepStatus::Completed), &denied, false, "t/box");
         assert_eq!(outcome, Outcome::Done);
         assert!(text.contains("get computerrecords") && text.contains("ask a cluster admin"), "{text}");
-        let (outcome, text, _) = settled(&progress(StepStatus::Running), &denied, "t", "box");
-        assert_eq!(outcome, Outcome::Timeout, "{text}");
+        let (outcome, text, _) = settled(&progress(StepStatus::Running), &denied, false, "t/box");
+        assert_eq!(outcome, Outcome::Timeout, "it may have been handed off: {text}");
+        let (outcome, text, _) = settled(&progress(StepStatus::Running), &denied, true, "t/box");
+        assert_eq!(outcome, Outcome::Done, "released last (S3)");
+        assert!(text.contains("did not show yet"), "{text}");
         let mut done = progress(StepStatus::Running);
         done.receipt = Some(Receipt {
             store_key: Some("k".into()),
             digest: "d1".into(),
             at: serde_json::from_value(json!("2026-01-01T00:00:00.000000Z")).unwrap(),
-            unknown: Default::default(),
+            unknown: computer_operator_api::Unknown::default(),
         });
-        let (outcome, text, receipt) = settled(&done, &denied, "t", "box");
+        let (outcome, text, receipt) = settled(&done, &denied, false, "t/box");
         assert_eq!((outcome, receipt.is_some()), (Outcome::Done, true));
         assert!(text.contains("sha256:d1"), "{text}");
     }

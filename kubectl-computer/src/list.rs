@@ -1,5 +1,7 @@
 //! `list`: what every computer is doing, and for how long; what needs a person comes first.
 
+use std::fmt::Write as _;
+
 use anyhow::{Result, bail};
 use computer_operator_api::conditions::types;
 use computer_operator_api::{Computer, ComputerStatus, Phase};
@@ -11,8 +13,13 @@ use serde_json::{Value, json};
 
 use crate::args::Output;
 use crate::cluster::{Answer, Cluster};
+use crate::progress::reported;
 use crate::screen;
 use crate::text::{count, quoted, span, table};
+use crate::why::REACTS;
+
+/// In place of a reason: the operator does not report on the computer.
+const SILENT: &str = "(no report)";
 
 /// One computer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,12 +57,15 @@ impl Line {
         let ago = |time: Option<Timestamp>| time.map_or(0, |time| now.as_second().saturating_sub(time.as_second()).max(0));
         let created = computer.metadata.creation_timestamp.as_ref().map(|time| time.0);
         let deleted = computer.metadata.deletion_timestamp.as_ref().map(|time| time.0);
-        let blocked = condition(&status, types::BLOCKED).filter(|c| c.status == "True");
+        let current = deleted.is_none() || reported(computer);
+        let blocked = condition(&status, types::BLOCKED).filter(|c| c.status == "True" && current);
         let ready = condition(&status, types::READY);
         let unready = ready.filter(|c| c.status != "True" && deleted.is_none());
         let error = unready.filter(|_| status.phase == Some(Phase::Error));
+        let silent = if deleted.is_some() { !reported(computer) } else { ready.is_none() } && ago(deleted.or(created)) > REACTS;
         let rank = match (blocked.or(error), deleted, unready.is_some() || ready.is_none()) {
             (Some(_), ..) => Rank::Blocked,
+            _ if silent => Rank::Blocked,
             (None, Some(_), _) => Rank::Deleting,
             (None, None, true) => Rank::Starting,
             (None, None, false) => Rank::Settled,
@@ -67,8 +77,8 @@ impl Line {
             name: computer.name_any(),
             uid: computer.uid().unwrap_or_default(),
             status: if deleted.is_some() { "Deleting" } else { word(status.phase) },
-            step: status.step.clone().unwrap_or_default(),
-            reason: blocked.or(unready).map(|c| c.reason.clone()).unwrap_or_default(),
+            step: status.step.clone().filter(|_| current).unwrap_or_default(),
+            reason: if silent { SILENT.to_owned() } else { blocked.or(unready).map(|c| c.reason.clone()).unwrap_or_default() },
             lasts: ago(since),
             class: status.class_name.clone().or_else(|| computer.spec.class_name.clone()).unwrap_or_default(),
             age: ago(created),
@@ -135,11 +145,12 @@ pub fn text(lines: &[Line], namespaces: bool, wide: bool) -> String {
     let blocked = lines.iter().filter(|line| line.rank == Rank::Blocked).count();
     if let Some(first) = lines.iter().find(|line| line.rank == Rank::Blocked) {
         let many = count(i64::try_from(blocked).unwrap_or(i64::MAX), "computer");
-        text.push_str(&format!(
-            "\n{many} blocked or in error. The first: kubectl computer why {} -n {}\n",
+        let _ = writeln!(
+            text,
+            "\n{many} blocked or in error. The first: kubectl computer why {} -n {}",
             quoted(&first.name),
             quoted(&first.namespace)
-        ));
+        );
     }
     text
 }
@@ -197,7 +208,8 @@ mod tests {
         vec![
             line("z-active", &active),
             line("a-active", &active),
-            line("new", &json!({})),
+            line("silent", &json!({})),
+            line("new", &json!({"metadata": {"creationTimestamp": "2026-01-01T00:59:30Z"}})),
             line("deleting", &deleting),
             line("error", &error),
             line("blocked", &blocked),
@@ -208,17 +220,18 @@ mod tests {
     #[test]
     fn what_needs_a_person_comes_first_and_the_longest_wait_before_all() {
         let names: Vec<String> = sorted(some()).into_iter().map(|line| line.name).collect();
-        assert_eq!(names, ["longer", "blocked", "error", "deleting", "new", "a-active", "z-active"]);
+        assert_eq!(names, ["silent", "longer", "blocked", "error", "deleting", "new", "a-active", "z-active"]);
     }
 
     #[test]
     fn the_table_says_what_each_does_and_for_how_long() {
         let text = text(&sorted(some()), true, false);
-        let first = text.lines().nth(1).unwrap();
+        let first = text.lines().nth(2).unwrap();
+        assert!(text.lines().nth(1).unwrap().contains("(no report)"), "{text}");
         assert!(
             first.contains("team-a") && first.contains("StoreUnavailable") && first.contains("stop-pods") && first.contains("4m"),
             "{text}"
         );
-        assert!(text.ends_with("3 computers blocked or in error. The first: kubectl computer why longer -n team-a\n"), "{text}");
+        assert!(text.ends_with("4 computers blocked or in error. The first: kubectl computer why silent -n team-a\n"), "{text}");
     }
 }

@@ -12,12 +12,13 @@ use computer_operator_api::{Computer, Phase, PodRecord, Provider};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-use crate::args::{Format, Global, Machine, Waiting};
+use crate::args::{Global, Machine};
 use crate::cluster::{Answer, Cluster};
 use crate::create::until_ready;
 use crate::outcome::Outcome;
 use crate::power::{read, set};
 use crate::text::quoted;
+use crate::wait::Wait;
 
 /// The volume with the home in a machine's pod.
 const HOME: &str = "computer-home";
@@ -64,8 +65,7 @@ async fn target(cluster: &Cluster, name: &str, wake: bool) -> Result<Target> {
     let mut computer = read(cluster, name).await?;
     if wake && computer.spec.suspended {
         let resumed = set(cluster, &computer, false).await?;
-        let waiting = Waiting { wait: true, timeout: WAKES, keep_waiting: false, output: Format::Text };
-        let outcome = until_ready(cluster, &resumed, &waiting).await?;
+        let outcome = until_ready(cluster, &resumed, Wait::aside(WAKES)).await?;
         ensure!(outcome == Outcome::Done, "Computer {name} did not start");
         computer = read(cluster, name).await?;
     }

@@ -42,7 +42,7 @@ use crate::why::Verdict;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> std::process::ExitCode {
     let args = Args::parse();
-    match run(args).await {
+    match Box::pin(run(args)).await {
         Ok(outcome) => outcome.code().into(),
         Err(error) => {
             screen::note(&format!("error: {}", chain(&error)));
@@ -73,7 +73,7 @@ async fn run(args: Args) -> Result<Outcome> {
     }
     let cluster = Cluster::connect(&args.global).await?;
     match args.command {
-        Command::Delete { name, yes, preview, waiting } => delete::run(&cluster, &name, yes, preview, &waiting).await,
+        Command::Delete { name, yes, preview, waiting } => Box::pin(delete::run(&cluster, &name, yes, preview, &waiting)).await,
         Command::Create(create) => create::run(&cluster, &create).await,
         Command::Resume { name, waiting } => power::resume(&cluster, &name, &waiting).await,
         Command::Why { computer } => why(&cluster, &computer).await,

@@ -140,6 +140,8 @@ fn newest(list: Vec<ComputerRecord>, namespace: &str, name: &str) -> Option<Comp
 
 #[cfg(test)]
 mod tests {
+    use computer_operator_api::ComputerRecordSpec;
+
     use super::*;
 
     #[test]
@@ -151,7 +153,7 @@ mod tests {
     #[test]
     fn the_newest_of_several_deleted_computers_of_a_name_is_meant() {
         let record = |name: &str, namespace: &str, second: i64| {
-            let mut record = ComputerRecord::new(&format!("{name}{second}"), Default::default());
+            let mut record = ComputerRecord::new(&format!("{name}{second}"), ComputerRecordSpec::default());
             (record.spec.computer, record.spec.namespace) = (name.to_owned(), namespace.to_owned());
             let time = jiff::Timestamp::from_second(second).unwrap();
             record.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(time));

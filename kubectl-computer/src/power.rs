@@ -12,6 +12,7 @@ use crate::create::until_ready;
 use crate::outcome::Outcome;
 use crate::screen;
 use crate::text::quoted;
+use crate::wait::Wait;
 
 /// The Computer of this name in the caller's namespace.
 ///
@@ -64,7 +65,7 @@ pub async fn resume(cluster: &Cluster, name: &str, waiting: &Waiting) -> Result<
     let computer = read(cluster, name).await?;
     let resumed = set(cluster, &computer, false).await?;
     if waiting.wait {
-        return until_ready(cluster, &resumed, waiting).await;
+        return until_ready(cluster, &resumed, Wait::new(waiting)).await;
     }
     screen::out(&format!("computer/{name} is resumed: its machine is being started"));
     Ok(Outcome::Done)

@@ -134,14 +134,14 @@ mod tests {
         Preview::of(&observed, &computer).text(&computer)
     }
 
-    fn class(archive: &Value, paths: &Value) -> Option<Value> {
+    fn class(archive: &Value, paths: &Value) -> Value {
         let spec = json!({"podTemplate": {}, "archive": archive, "sessionPaths": paths});
-        Some(json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass", "metadata": {"name": "agents"}, "spec": spec}))
+        json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass", "metadata": {"name": "agents"}, "spec": spec})
     }
 
     #[test]
     fn what_is_archived_and_what_is_destroyed_is_said() {
-        let text = shown(class(&json!({}), &json!([".factory/sessions"])), &json!({}), "Delete");
+        let text = shown(Some(class(&json!({}), &json!([".factory/sessions"]))), &json!({}), "Delete");
         assert!(text.contains("of the home: .factory/sessions (policy Required, class agents)"), "{text}");
         assert!(text.contains("everything else in the home is DESTROYED with the home volume pv-1"), "{text}");
         assert!(text.contains("Stopped") && text.contains("machine-1") && text.contains("cannot be undone"), "{text}");
@@ -149,9 +149,9 @@ mod tests {
 
     #[test]
     fn without_an_archive_the_whole_home_is_destroyed() {
-        let text = shown(class(&json!({"policy": "None"}), &json!([])), &json!({}), "Delete");
+        let text = shown(Some(class(&json!({"policy": "None"}), &json!([]))), &json!({}), "Delete");
         assert!(text.contains("THE WHOLE HOME is DESTROYED") && !text.contains("  Archived"), "{text}");
-        let text = shown(class(&json!({"policy": "None"}), &json!([])), &json!({}), "Retain");
+        let text = shown(Some(class(&json!({"policy": "None"}), &json!([]))), &json!({}), "Retain");
         assert!(text.contains("THE WHOLE HOME is kept on the home volume pv-1"), "{text}");
     }
 
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn best_effort_and_unreadable_files_are_mentioned() {
-        let text = shown(class(&json!({"policy": "BestEffort"}), &json!(["."])), &json!({"deletionProtection": true}), "Delete");
+        let text = shown(Some(class(&json!({"policy": "BestEffort"}), &json!(["."]))), &json!({"deletionProtection": true}), "Delete");
         assert!(text.contains("the whole home (policy BestEffort") && text.contains("3600 s"), "{text}");
         assert!(text.contains("cannot read") && text.contains("deletionProtection"), "{text}");
     }

@@ -5,7 +5,10 @@ use computer_operator_api::conditions::types;
 use computer_operator_api::steps::{DeletionStep, Sequence};
 use computer_operator_api::{Computer, ComputerRecord, Phase, Receipt, Step, StepStatus};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Event;
 use kube::ResourceExt as _;
+
+use crate::cluster::when;
 
 /// How long something may be blocked before a wait ends with the exit code 2.
 pub const BLOCKED: i64 = 30;
@@ -28,6 +31,8 @@ pub enum Seen {
     Gone,
     /// The record of the deletion that continues without a Computer.
     Record(Box<ComputerRecord>),
+    /// An event that says what blocks such a deletion.
+    Warning(Box<Event>),
 }
 
 /// A step as it is shown.
@@ -39,6 +44,8 @@ pub struct Row {
     pub title: String,
     /// Its state.
     pub status: StepStatus,
+    /// When it began.
+    pub began: Option<Timestamp>,
     /// How long it took or takes, if it has begun.
     pub seconds: Option<i64>,
     /// Why it is blocked or was skipped.
@@ -91,14 +98,20 @@ impl Progress {
                 };
             }
             Seen::Record(record) => self.record(record, now),
+            Seen::Warning(event) => self.warning(event),
         }
-        let changed =
-            |row: &&Row| before.iter().find(|b| b.id == row.id).is_none_or(|b| (b.status, &b.detail) != (row.status, &row.detail));
+        // The words for a finished step differ between status and record.
+        let news = |row: &Row| (row.status, (row.status == StepStatus::Blocked).then(|| row.detail.clone()));
+        let changed = |row: &&Row| before.iter().find(|b| b.id == row.id).is_none_or(|b| news(b) != news(row));
         self.rows.iter().filter(changed).filter(|row| row.status != StepStatus::Pending).cloned().collect()
     }
 
     fn computer(&mut self, computer: &Computer, now: Timestamp) {
         let Some(status) = &computer.status else { return };
+        // A deletion that the operator has not noticed: the status is that of the computer that lived.
+        if self.goal == Goal::Deleted && !reported(computer) {
+            return;
+        }
         let steps = if self.goal == Goal::Deleted { &status.deletion_steps } else { &status.provisioning_steps };
         self.rows = steps.iter().map(|step| row(step, now)).collect();
         let condition = |type_: &str| status.conditions.iter().find(|c| c.type_ == type_);
@@ -138,15 +151,38 @@ impl Progress {
                 id: step.id().to_owned(),
                 title: step.title().to_owned(),
                 status: outcome.map_or(running, |outcome| outcome.result.status()),
+                began,
                 seconds: seconds.or(before.and_then(|row| row.seconds)),
                 detail: outcome.map(|outcome| outcome.detail.clone()).unwrap_or_default(),
             }
         };
-        self.rows = DeletionStep::ALL.iter().map(row).collect();
+        let rows: Vec<Row> = DeletionStep::ALL.iter().map(row).collect();
+        let current = |rows: &[Row]| rows.iter().position(|row| !ended(row.status));
+        if deletion.receipt.is_none() && current(&rows) == current(&self.rows) && matches!(self.state, State::Blocked(_)) {
+            return;
+        }
+        self.rows = rows;
+        self.state = State::Running;
         self.receipt.clone_from(&deletion.receipt);
         if deletion.receipt.is_some() {
             self.state = State::Reached;
         }
+    }
+
+    /// Events say what blocks a deletion without a Computer. One from before the present step means nothing any more.
+    fn warning(&mut self, event: &Event) {
+        let Some(at) = when(event) else { return };
+        let Some(row) = self.rows.iter_mut().find(|row| matches!(row.status, StepStatus::Running | StepStatus::Blocked)) else { return };
+        if row.began.is_some_and(|began| at >= began) {
+            row.status = StepStatus::Blocked;
+            row.detail = format!("{}: {}", event.reason.clone().unwrap_or_default(), event.message.clone().unwrap_or_default());
+            self.state = State::Blocked(event.first_timestamp.as_ref().or(event.last_timestamp.as_ref()).map_or(at, |time| time.0));
+        }
+    }
+
+    /// Whether the sessions were seen to be archived, or that there is nothing to archive.
+    pub fn archived(&self) -> bool {
+        self.rows.iter().any(|row| row.id == DeletionStep::ArchiveSessions.id() && ended(row.status))
     }
 
     /// Whether every step that was seen allows the conclusion that the deletion is complete, if nothing but the Computer can be read. A Computer that is gone
@@ -156,6 +192,11 @@ impl Progress {
         let ended = |id: &str| self.rows.iter().any(|row| row.id == id && ended(row.status));
         before_last.map(|step| step.id()).all(ended)
     }
+}
+
+/// Whether the status is about the deletion of a Computer.
+pub fn reported(computer: &Computer) -> bool {
+    computer.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Deleting) || !status.deletion_steps.is_empty())
 }
 
 fn ended(status: StepStatus) -> bool {
@@ -171,7 +212,15 @@ fn usable(computer: &Computer, generation: i64) -> bool {
 fn row(step: &Step, now: Timestamp) -> Row {
     let end = step.completed_at.as_ref().map_or(now, |time| time.0);
     let seconds = step.started_at.as_ref().map(|time| (end.as_second() - time.0.as_second()).max(0));
-    Row { id: step.id.clone(), title: step.name.clone(), status: step.status, seconds, detail: step.error.clone().unwrap_or_default() }
+    let began = step.started_at.as_ref().map(|time| time.0);
+    Row {
+        began,
+        id: step.id.clone(),
+        title: step.name.clone(),
+        status: step.status,
+        seconds,
+        detail: step.error.clone().unwrap_or_default(),
+    }
 }
 
 #[cfg(test)]
@@ -206,14 +255,21 @@ mod tests {
     #[test]
     fn it_is_blocked_since_the_first_reason() {
         let mut progress = Progress::new(Goal::Deleted, "u");
-        let blocked = json!({"step": "stop-pods", "conditions": [condition("Blocked", "True", "PodHeld")],
+        let blocked = json!({"phase": "Deleting", "step": "stop-pods", "conditions": [condition("Blocked", "True", "PodHeld")],
             "deletionSteps": [{"id": "stop-pods", "name": "Stop the pods", "status": "Running"}]});
         let changed = progress.feed(&computer("u", &blocked), now());
         assert_eq!((changed[0].status, changed[0].detail.as_str()), (StepStatus::Blocked, "PodHeld: m"));
         let since = "2026-01-01T00:59:00Z".parse().unwrap();
         assert_eq!(progress.state, State::Blocked(since));
-        progress.feed(&computer("u", &json!({"conditions": []})), now());
+        progress.feed(&computer("u", &json!({"phase": "Deleting", "conditions": []})), now());
         assert_eq!(progress.state, State::Running, "it continues");
+    }
+
+    #[test]
+    fn what_blocked_a_computer_that_lived_does_not_block_its_deletion() {
+        let mut progress = Progress::new(Goal::Deleted, "u");
+        progress.feed(&computer("u", &json!({"phase": "Error", "conditions": [condition("Blocked", "True", "CrashLoop")]})), now());
+        assert_eq!(progress.state, State::Running);
     }
 
     #[test]
@@ -272,7 +328,16 @@ mod tests {
         let mut progress = Progress::new(Goal::Deleted, "u");
         progress.feed(&Seen::Gone, now());
         let rows = progress.feed(&record(Value::Null), now());
-        assert_eq!((progress.state.clone(), rows.len()), (State::Gone, 2));
+        assert_eq!((progress.state.clone(), rows.len()), (State::Running, 2));
+        let event = |time: &str| {
+            let event = json!({"metadata": {}, "involvedObject": {}, "type": "Warning", "reason": "StoreUnavailable", "message": "503", "lastTimestamp": time});
+            Seen::Warning(Box::new(serde_json::from_value(event).unwrap()))
+        };
+        assert_eq!(progress.feed(&event("2026-01-01T00:00:08Z"), now()).len(), 0, "of an earlier step");
+        assert_eq!(progress.feed(&event("2026-01-01T00:00:20Z"), now())[0].detail, "StoreUnavailable: 503");
+        assert!(matches!(progress.state, State::Blocked(_)));
+        progress.feed(&record(Value::Null), now());
+        assert!(matches!(progress.state, State::Blocked(_)), "a write to the record at the same step");
         progress.feed(&record(json!({"digest": "d1", "at": "2026-01-01T00:01:00.000000Z"})), now());
         assert_eq!((progress.state, progress.receipt.map(|r| r.digest).as_deref()), (State::Reached, Some("d1")));
     }

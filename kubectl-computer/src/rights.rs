@@ -58,6 +58,8 @@ const RECORDS: Right = right("list", GROUP, "computerrecords", Scope::Operator);
 const RECORD_WATCH: Right = right("watch", GROUP, "computerrecords", Scope::Operator);
 const RECORD_EVENTS: Right = right("list", "", "events", Scope::Operator);
 const OVERRIDE: Right = right("create", GROUP, "deletionoverrides", Scope::Cluster);
+/// In a namespace it is the right to see that namespace.
+const NAMESPACE: Right = right("get", "", "namespaces", Scope::Namespace);
 const EXEC: Right = right("create", "", "pods/exec", Scope::Namespace);
 
 /// Every command, in the order of the documentation.
@@ -66,7 +68,7 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "list", needs: &[LIST], uses: &[] },
     Command { name: "status", needs: &[GET], uses: &[CLASS, EVENTS, SESSIONS, RECORD] },
     Command { name: "delete", needs: &[GET, DELETE], uses: &[CLASS, RECORD] },
-    Command { name: "delete --wait", needs: &[GET, DELETE, LIST, WATCH], uses: &[CLASS, EVENTS, RECORD, RECORD_WATCH] },
+    Command { name: "delete --wait", needs: &[GET, DELETE, LIST, WATCH], uses: &[NAMESPACE, CLASS, EVENTS, RECORD, RECORD_WATCH] },
     Command { name: "create", needs: &[CREATE], uses: &[] },
     Command { name: "create --wait", needs: &[CREATE, GET, LIST, WATCH], uses: &[CLASS, EVENTS] },
     Command { name: "suspend", needs: &[GET, PATCH], uses: &[] },
@@ -85,24 +87,6 @@ pub const COMMANDS: &[Command] = &[
     Command { name: "tree", needs: &[GET], uses: &[POD, CLAIM, SESSIONS, RECORD] },
     Command { name: "report", needs: &[GET], uses: &[LIST, CLASS, EVENTS, POD, RECORD, RECORDS, RECORD_EVENTS] },
 ];
-
-impl Right {
-    /// In words, as kubectl takes it: `get computers.computer-operator.dev`.
-    pub fn text(&self) -> String {
-        let (resource, sub) = self.resource.split_once('/').map_or((self.resource, String::new()), |(r, s)| (r, format!("/{s}")));
-        let group = if self.group.is_empty() { String::new() } else { format!(".{}", self.group) };
-        format!("{} {resource}{group}{sub}", self.verb)
-    }
-
-    /// Where it must be granted, in words.
-    pub fn place(&self) -> &'static str {
-        match self.scope {
-            Scope::Namespace => "the computer's namespace",
-            Scope::Operator => "the operator's namespace",
-            Scope::Cluster => "the cluster",
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -131,8 +115,8 @@ mod tests {
     #[test]
     fn no_command_reads_secrets_or_writes_what_belongs_to_the_operator() {
         for right in COMMANDS.iter().flat_map(|command| command.needs.iter().chain(command.uses)) {
-            assert!(!right.resource.starts_with("secrets") && !right.resource.ends_with("/status"), "{}", right.text());
-            assert!(right.resource != "computerrecords" || ["get", "list", "watch"].contains(&right.verb), "{}", right.text());
+            assert!(!right.resource.starts_with("secrets") && !right.resource.ends_with("/status"), "{}", right.resource);
+            assert!(right.resource != "computerrecords" || ["get", "list", "watch"].contains(&right.verb), "{}", right.resource);
         }
     }
 
@@ -147,12 +131,6 @@ mod tests {
         for name in names.iter().filter(|name| !["check", "completion", "help"].contains(name)) {
             assert!(COMMANDS.iter().any(|entry| own(entry.name) == **name), "{name} has no rights");
         }
-    }
-
-    #[test]
-    fn a_right_is_named_as_kubectl_takes_it() {
-        assert_eq!(GET.text(), "get computers.computer-operator.dev");
-        assert_eq!(EXEC.text(), "create pods/exec");
     }
 
     /// The table of the documentation.

@@ -8,6 +8,7 @@ use computer_operator_api::{Computer, ComputerRecord, StepStatus};
 use futures::{Stream, StreamExt as _};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Event;
 use kube::ResourceExt as _;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use serde_json::{Value, json};
@@ -46,6 +47,8 @@ enum View {
     Lines,
     /// One JSON document for each change.
     Json,
+    /// One line for each change, on standard error: standard output belongs to another command.
+    Aside,
     /// Rows that change in place.
     Rows(MultiProgress, Vec<(String, ProgressBar)>),
 }
@@ -58,7 +61,12 @@ impl Wait {
             Format::Text if screen::live() => View::Rows(MultiProgress::new(), Vec::new()),
             Format::Text => View::Lines,
         };
-        Self { view, deadline: Instant::now() + waiting.timeout, keep_waiting: waiting.keep_waiting }
+        Self { view, deadline: Instant::now() + waiting.timeout, keep_waiting: waiting.keep_on }
+    }
+
+    /// For a command that waits before it runs another one: nothing goes to standard output.
+    pub fn aside(timeout: Duration) -> Self {
+        Self { view: View::Aside, deadline: Instant::now() + timeout, keep_waiting: false }
     }
 
     /// Watches the Computers of a name until the wait ends.
@@ -66,7 +74,7 @@ impl Wait {
     /// # Errors
     /// When the caller may not watch.
     pub async fn computer(&mut self, cluster: &Cluster, namespace: &str, name: &str, progress: &mut Progress) -> Result<End> {
-        let stream = objects::<Computer>(cluster, namespace, name).map(|seen| {
+        let stream = objects::<Computer>(cluster, namespace, &format!("metadata.name={name}")).map(|seen| {
             Ok(match seen? {
                 Some(computer) => Seen::Computer(Box::new(computer)),
                 None => Seen::Gone,
@@ -82,11 +90,18 @@ impl Wait {
     pub async fn record(&mut self, cluster: &Cluster, record: &ComputerRecord, progress: &mut Progress) -> Result<End> {
         progress.state = State::Running;
         let namespace = record.namespace().unwrap_or_default();
-        let stream = objects::<ComputerRecord>(cluster, &namespace, &record.name_any()).map(|seen| match seen? {
-            Some(record) => Ok(Seen::Record(Box::new(record))),
-            None => bail!("the record of the deletion was deleted"),
+        let records =
+            objects::<ComputerRecord>(cluster, &namespace, &format!("metadata.name={}", record.name_any())).map(|seen| match seen? {
+                Some(record) => Ok(Seen::Record(Box::new(record))),
+                None => bail!("the record of the deletion was deleted"),
+            });
+        // Only events say what blocks it. A caller who may not see them waits without.
+        let about = format!("involvedObject.uid={},type=Warning", record.uid().unwrap_or_default());
+        let events = objects::<Event>(cluster, &namespace, &about).filter_map(|seen| {
+            let event = seen.ok().flatten().map(|event| Ok(Seen::Warning(Box::new(event))));
+            std::future::ready(event)
         });
-        self.run(stream, progress).await
+        self.run(futures::stream::select(records, events), progress).await
     }
 
     async fn run(&mut self, stream: impl Stream<Item = Result<Seen>>, progress: &mut Progress) -> Result<End> {
@@ -125,9 +140,12 @@ impl Wait {
                 }
                 screen::out(&line.to_string());
             }
+            View::Aside => screen::note(text),
             View::Lines | View::Rows(..) => {
                 if let View::Rows(_, bars) = &self.view {
-                    bars.iter().for_each(|(_, bar)| bar.abandon());
+                    for (_, bar) in bars {
+                        bar.abandon();
+                    }
                 }
                 screen::out(text);
             }
@@ -140,18 +158,17 @@ impl View {
     fn show(&mut self, rows: &[Row]) {
         match self {
             Self::Json => rows.iter().for_each(|row| screen::out(&json_line(row, Timestamp::now()))),
+            Self::Aside => rows.iter().for_each(|row| screen::note(&line(row))),
             Self::Lines => rows.iter().for_each(|row| screen::out(&line(row))),
             Self::Rows(all, bars) => {
                 for row in rows {
-                    let bar = match bars.iter().position(|(id, _)| *id == row.id) {
-                        Some(at) => bars[at].1.clone(),
-                        None => {
-                            let bar = all.add(ProgressBar::new_spinner());
-                            bar.enable_steady_tick(Duration::from_millis(120));
-                            bars.push((row.id.clone(), bar.clone()));
-                            bar
-                        }
-                    };
+                    let known = bars.iter().find(|(id, _)| *id == row.id).map(|(_, bar)| bar.clone());
+                    let bar = known.unwrap_or_else(|| {
+                        let bar = all.add(ProgressBar::new_spinner());
+                        bar.enable_steady_tick(Duration::from_millis(120));
+                        bars.push((row.id.clone(), bar.clone()));
+                        bar
+                    });
                     draw(&bar, row);
                 }
             }
@@ -194,12 +211,13 @@ fn json_line(row: &Row, now: Timestamp) -> String {
     json!({"type": "step", "time": time.to_string(), "step": row.id, "title": row.title, "status": row.status.as_str(), "seconds": row.seconds, "message": message}).to_string()
 }
 
-/// The objects of a name as a watch shows them; `None`: there is none.
-fn objects<K: Kind>(cluster: &Cluster, namespace: &str, name: &str) -> impl Stream<Item = Result<Option<K>>> + use<K> {
-    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+/// The objects of a selection as a watch shows them; `None`: there is none.
+fn objects<K: Kind>(cluster: &Cluster, namespace: &str, fields: &str) -> impl Stream<Item = Result<Option<K>>> + use<K> {
+    let config = watcher::Config::default().fields(fields);
     let stream = watcher(cluster.api::<K>(Some(namespace)), config).default_backoff();
     stream
         .scan(false, |listed, event| {
+            let ready = std::future::ready::<Option<Vec<Result<Option<K>>>>>;
             let seen = match event {
                 Ok(watcher::Event::Init) => {
                     *listed = false;
@@ -211,12 +229,13 @@ fn objects<K: Kind>(cluster: &Cluster, namespace: &str, name: &str) -> impl Stre
                 }
                 Ok(watcher::Event::InitDone) => (!*listed).then_some(Ok(None)),
                 Ok(watcher::Event::Apply(object)) => Some(typed(object).map(Some)),
-                Ok(watcher::Event::Delete(_)) => Some(Ok(None)),
+                // Its last state first: no watch may have shown it.
+                Ok(watcher::Event::Delete(object)) => return ready(Some(vec![typed(object).map(Some), Ok(None)])),
                 Err(error) => refused(&error).map(Err),
             };
-            std::future::ready(Some(seen))
+            ready(Some(seen.into_iter().collect()))
         })
-        .filter_map(std::future::ready)
+        .flat_map(futures::stream::iter)
 }
 
 /// A failure that a retry does not help with. The watch retries all others.
@@ -233,7 +252,14 @@ mod tests {
     use super::*;
 
     fn row(status: StepStatus, detail: &str) -> Row {
-        Row { id: "archive-sessions".into(), title: "Archive the sessions".into(), status, seconds: Some(6), detail: detail.into() }
+        Row {
+            id: "archive-sessions".into(),
+            title: "Archive the sessions".into(),
+            status,
+            began: None,
+            seconds: Some(6),
+            detail: detail.into(),
+        }
     }
 
     #[test]

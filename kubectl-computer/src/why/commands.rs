@@ -135,8 +135,8 @@ fn look(observed: &Observed, subject: &Subject, reason: R) -> Vec<Copy> {
                 )
             })
             .collect(),
-        R::PodHeld => finalizers(subject.pod()),
-        R::ClaimHeld => finalizers(subject.claim()),
+        R::PodHeld => finalizers(subject.pod().as_ref()),
+        R::ClaimHeld => finalizers(subject.claim().as_ref()),
         R::HomeClaimDeleted | R::ForeignPodHoldsClaim => {
             subject.claim().iter().map(|claim| copy("which pods use the claim", format!("kubectl describe {claim}"))).collect()
         }
@@ -163,7 +163,7 @@ fn look(observed: &Observed, subject: &Subject, reason: R) -> Vec<Copy> {
                 subject.uid
             ),
         )],
-        R::ComputerHeld => finalizers(Some(format!("computer/{} -n {}", quoted(&subject.name), quoted(&subject.namespace)))),
+        R::ComputerHeld => finalizers(Some(&format!("computer/{} -n {}", quoted(&subject.name), quoted(&subject.namespace)))),
         R::KeyReplacement => vec![copy(
             "the name of the new Secret, when it is ready",
             format!(
@@ -204,7 +204,7 @@ fn look_at_archive_pod(observed: &Observed, subject: &Subject, log: bool) -> Vec
     logs.into_iter().chain([describe]).collect()
 }
 
-fn finalizers(object: Option<String>) -> Vec<Copy> {
+fn finalizers(object: Option<&String>) -> Vec<Copy> {
     object
         .iter()
         .map(|object| {

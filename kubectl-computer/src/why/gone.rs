@@ -41,8 +41,22 @@ pub fn explain(observed: &Observed) -> Why {
     }
 }
 
-/// The caller may not see the Computer.
-pub fn denied(observed: &Observed, right: &str) -> Why {
+/// The caller may not see the Computer, but perhaps its record.
+pub fn unreadable(observed: &Observed, right: &str) -> Why {
+    match &observed.record {
+        Answer::Found(record) if record.spec.state.deletion.is_some() => of_record(observed, record),
+        Answer::Denied(record) if is_uid(&observed.asked) => {
+            let headline = "With your rights no Computer can be found by its UID.";
+            let mut why = Why::new(Verdict::Unknown, asked(observed), headline.to_owned());
+            why.fact("To do", "use its name and its namespace (-n).");
+            ask(&mut why, observed, record);
+            why
+        }
+        _ => denied(observed, right),
+    }
+}
+
+fn denied(observed: &Observed, right: &str) -> Why {
     let mut why = Why::new(Verdict::Unknown, asked(observed), "You may not read this Computer.".to_owned());
     why.fact("Missing", format!("the right to {right}"));
     why.fact("Ask", "an admin of the namespace: the ClusterRole view, edit or admin in the namespace contains it.");
@@ -76,12 +90,8 @@ fn ask(why: &mut Why, observed: &Observed, right: &str) {
 }
 
 fn of_record(observed: &Observed, record: &ComputerRecord) -> Why {
-    let subject = format!(
-        "Computer {}/{} ({}): the Computer is gone, this is its record",
-        record.spec.namespace,
-        record.spec.computer,
-        record.name_any()
-    );
+    let what = if observed.computer == Answer::Absent { "the Computer is gone, this is its record" } else { "this is its record" };
+    let subject = format!("Computer {}/{} ({}): {what}", record.spec.namespace, record.spec.computer, record.name_any());
     let Some(deletion) = &record.spec.state.deletion else { return without_deletion(observed, subject) };
     if let Some(receipt) = &deletion.receipt {
         let time = Time(receipt.at.0);
@@ -149,14 +159,14 @@ fn in_progress(observed: &Observed, record: &ComputerRecord, deletion: &Deletion
             let mut why = Why::new(
                 Verdict::Blocked,
                 subject,
-                format!("BLOCKED: {spelling}, in {step}, for at most {runs}{seen}. It is being deleted since {whole}."),
+                format!("BLOCKED: {spelling}, in {step}, for at most {runs}{seen}. Its deletion began {whole} ago."),
             );
             blocker(&mut why, &spelling, event.message.as_deref().unwrap_or_default());
             why
         }
         (None, Some(deadline)) => {
             let headline = format!(
-                "BLOCKED: {step} runs for {runs}, longer than its deadline of {}. It is being deleted since {whole}.",
+                "BLOCKED: {step}, has been running for {runs}, longer than its deadline of {}. Its deletion began {whole} ago.",
                 span(deadline)
             );
             let mut why = Why::new(Verdict::Blocked, subject, headline);
@@ -165,13 +175,16 @@ fn in_progress(observed: &Observed, record: &ComputerRecord, deletion: &Deletion
             why
         }
         (None, None) => {
-            let mut why =
-                Why::new(Verdict::Working, subject, format!("Nothing is wrong. It is being deleted since {whole}: {step} for {runs}."));
+            let mut why = Why::new(
+                Verdict::Working,
+                subject,
+                format!("Nothing is wrong. Its deletion began {whole} ago: {step}, has been running for {runs}."),
+            );
             why.fact("To do", "wait.");
             why
         }
     };
-    why.fact("State", format!("{how}. Cause: {}.", deletion.cause.as_str()));
+    why.fact("State", format!("{how}."));
     outcome(&mut why, deletion);
     let spelling = warning.and_then(|event| event.reason.clone());
     let spelling = spelling.as_deref().or(overdue.map(|_| Reason::ApiServerUnavailable.as_str()));

@@ -7,6 +7,8 @@ mod gone;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+use std::fmt::Write as _;
+
 use computer_operator_api::conditions::types;
 use computer_operator_api::reasons::Reason;
 use computer_operator_api::steps::{CurrentStep, DeletionStep, ProvisionStep, Sequence};
@@ -17,11 +19,12 @@ use kube::ResourceExt as _;
 
 use crate::cluster::Answer;
 use crate::observe::Observed;
+use crate::progress::reported;
 use crate::text::{labelled, span};
 pub use commands::Copy;
 
 /// Seconds in which a healthy operator reacts to a change.
-const REACTS: i64 = 60;
+pub const REACTS: i64 = 60;
 
 /// How it is, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +79,7 @@ impl Why {
             text.push_str(&labelled(label, width, fact));
         }
         for command in &self.commands {
-            text.push_str(&format!("\n# {}\n{}\n", command.purpose, command.line));
+            let _ = writeln!(text, "\n# {}\n{}", command.purpose, command.line);
         }
         text
     }
@@ -88,7 +91,7 @@ pub fn explain(observed: &Observed) -> Why {
         Answer::Found(computer) if computer.metadata.deletion_timestamp.is_some() => deleting(observed, computer),
         Answer::Found(computer) => living(observed, computer),
         Answer::Absent => gone::explain(observed),
-        Answer::Denied(right) => gone::denied(observed, right),
+        Answer::Denied(right) => gone::unreadable(observed, right),
     }
 }
 
@@ -145,11 +148,11 @@ fn blocker(why: &mut Why, spelling: &str, message: &str) {
 fn deleting(observed: &Observed, computer: &Computer) -> Why {
     let status = computer.status.clone().unwrap_or_default();
     let since = computer.metadata.deletion_timestamp.as_ref().map_or(0, |time| ago(observed.now, time));
-    if status.deletion_steps.is_empty() && blocked(&status).is_none() {
+    if !reported(computer) {
         return not_noticed(observed, computer, since);
     }
     let id = status.step.clone().unwrap_or_default();
-    let deletion = format!("It is being deleted since {}", span(since));
+    let deletion = format!("Its deletion began {} ago", span(since));
     let mut why = match blocked(&status) {
         Some(condition) => {
             let waits = span(ago(observed.now, &condition.last_transition_time));
@@ -158,20 +161,39 @@ fn deleting(observed: &Observed, computer: &Computer) -> Why {
             blocker(&mut why, &condition.reason, &condition.message);
             why
         }
-        None => {
-            let runs = step(&status, &id)
-                .and_then(|s| s.started_at.as_ref())
-                .map_or_else(String::new, |t| format!(" for {}", span(ago(observed.now, t))));
-            let headline = format!("Nothing is wrong. {deletion}: {}{runs}.", step_in_words(&id));
-            let mut why = Why::new(Verdict::Working, subject(computer), headline);
-            why.fact("To do", "wait. The operator sets the condition Blocked within 30 seconds when a step waits for something else.");
-            why
-        }
+        None => running(observed, computer, &status, &id, &deletion),
     };
     why.fact("Safe", safe(&status, computer.spec.provider));
     foreign_finalizers(&mut why, computer, &status);
-    why.commands = commands::of(observed, &commands::Subject::of(computer, observed), blocked(&status).map(|c| c.reason.as_str()), &id);
+    let cause = blocked(&status).map(|condition| condition.reason.as_str());
+    why.commands = match (why.verdict, cause) {
+        (Verdict::Blocked, None) => commands::operator(observed),
+        (_, cause) => commands::of(observed, &commands::Subject::of(computer, observed), cause, &id),
+    };
     why
+}
+
+/// A deletion in which nothing is reported as blocked. If it takes too long even so, the operator does not report.
+fn running(observed: &Observed, computer: &Computer, status: &ComputerStatus, id: &str, deletion: &str) -> Why {
+    let runs = step(status, id).and_then(|step| step.started_at.as_ref()).map(|time| ago(observed.now, time));
+    let lasts = runs.map_or_else(String::new, |runs| format!(", has been running for {}", span(runs)));
+    let now = format!("{deletion}: {}{lasts}.", step_in_words(id));
+    if runs.is_some_and(|runs| runs > deadline(observed, id) + REACTS) {
+        let mut why = Why::new(Verdict::Blocked, subject(computer), format!("OVERDUE. {now}"));
+        why.fact("Means", "The step is past its deadline, and the operator has not reported it as blocked: it does not run, or cannot reach the API server.");
+        why.fact("To do", "check the operator, or ask a cluster admin to do so.");
+        return why;
+    }
+    let mut why = Why::new(Verdict::Working, subject(computer), format!("Nothing is wrong. {now}"));
+    why.fact("To do", "wait. The operator sets the condition Blocked within 30 seconds when a step waits for something else.");
+    why
+}
+
+/// Seconds after which the operator reports a step as blocked: as the record says, else the class, else by default.
+fn deadline(observed: &Observed, id: &str) -> i64 {
+    let recorded = observed.record.as_found().map(|record| record.spec.snapshot.deadlines.clone());
+    let deadlines = recorded.or_else(|| observed.class.as_found().map(|class| class.spec.deadlines.clone())).unwrap_or_default();
+    DeletionStep::from_id(id).and_then(|step| step.deadline(&deadlines)).unwrap_or(REACTS)
 }
 
 /// A deletion of which the operator has not reported anything.
@@ -215,8 +237,12 @@ fn safe(status: &ComputerStatus, provider: Provider) -> String {
     }
     let volume = status.children.as_ref().and_then(|c| c.volume.as_ref()).map_or_else(String::new, |v| format!(" {}", v.name));
     let state = |wanted: DeletionStep| step(status, wanted.id()).map_or(StepStatus::Pending, |s| s.status);
+    let gone = matches!(state(DeletionStep::DeleteVolumes), StepStatus::Completed);
     let sessions = match state(DeletionStep::ArchiveSessions) {
-        StepStatus::Completed => format!("the sessions are archived and verified; the home volume{volume} may go"),
+        StepStatus::Completed if gone => {
+            format!("the sessions are archived and verified; the home volume{volume} is deleted or kept, as its reclaim policy says")
+        }
+        StepStatus::Completed => format!("the sessions are archived and verified; the home volume{volume} is no longer needed"),
         StepStatus::Skipped => "the sessions were given up, see the step".to_owned(),
         StepStatus::NotApplicable => "there are no sessions to archive".to_owned(),
         StepStatus::Pending | StepStatus::Running | StepStatus::Blocked => {

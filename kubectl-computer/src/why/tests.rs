@@ -49,7 +49,7 @@ fn the_store_does_not_answer() {
         &text,
         &[
             "Computer team-a/box (0b4f1c1e",
-            "BLOCKED for 38m: StoreUnavailable, in step 3 of 5, archive-sessions (Archive the sessions). It is being deleted since 41m.",
+            "BLOCKED for 38m: StoreUnavailable, in step 3 of 5, archive-sessions (Archive the sessions). Its deletion began 41m ago.",
             "503 SlowDown",
             &Reason::StoreUnavailable.meaning(),
             &Reason::StoreUnavailable.remedy(),
@@ -108,10 +108,19 @@ fn a_deletion_that_makes_progress_is_fine() {
     contains(
         &text,
         &[
-            "Nothing is wrong. It is being deleted since 41m: step 3 of 5, archive-sessions (Archive the sessions) for 40m.",
+            "Nothing is wrong. Its deletion began 41m ago: step 3 of 5, archive-sessions (Archive the sessions), has been running for 40m.",
             "kubectl get computer box -n team-a -w",
         ],
     );
+}
+
+#[test]
+fn a_deletion_that_nobody_reports_about_is_not_fine() {
+    let mut computer = stuck("stop-pods", "InProgress", "");
+    computer["status"]["conditions"] = json!([condition("Deleting", "True", "InProgress", "")]);
+    let (verdict, text) = why(computer);
+    assert_eq!(verdict, Verdict::Blocked, "40 minutes, and the deadline is 10");
+    contains(&text, &["OVERDUE. Its deletion began 41m ago: step 2 of 5", "kubectl logs -n operator deployment/computer-operator"]);
 }
 
 #[test]
@@ -125,6 +134,16 @@ fn the_operator_does_not_react() {
     );
     let (_, text) = why(finalizers(json!(["example.com/x"])));
     contains(&text, &["only finalizers of other controllers keep it", "example.com/x"]);
+}
+
+#[test]
+fn what_blocked_a_computer_that_lived_does_not_block_its_deletion() {
+    let mut computer = stuck("start-pod", "CrashLoop", "m");
+    computer["status"]["phase"] = json!("Error");
+    computer["status"]["deletionSteps"] = json!([]);
+    let (_, text) = why(computer);
+    contains(&text, &["it was deleted 41m ago, and the operator has reported nothing"]);
+    assert!(!text.contains("CrashLoop"), "{text}");
 }
 
 #[test]
@@ -206,7 +225,10 @@ fn a_deletion_after_a_hand_off_is_explained_by_the_events_of_its_record() {
     assert_eq!(verdict, Verdict::Working);
     contains(
         &text,
-        &["It is being deleted since 60m: step 3 of 5, archive-sessions (Archive the sessions) for 10m.", "The namespace was released"],
+        &[
+            "Its deletion began 60m ago: step 3 of 5, archive-sessions (Archive the sessions), has been running for 10m.",
+            "The namespace was released",
+        ],
     );
     let mut blocked = handed_off();
     let event = json!({"metadata": {}, "involvedObject": {}, "type": "Warning", "reason": "StoreUnavailable", "message": "archive-sessions: 503", "lastTimestamp": "2026-01-01T00:55:00Z"});
@@ -241,6 +263,21 @@ fn a_tenant_without_rights_learns_whom_to_ask() {
     );
     observed.computer = Answer::Denied("get computers in namespace team-a".to_owned());
     contains(&shown(&observed).1, &["You may not read this Computer.", "the right to get computers in namespace team-a"]);
+}
+
+#[test]
+fn a_uid_cannot_be_found_without_the_right_to_list() {
+    let mut observed = observed(None, None);
+    observed.asked = UID.to_owned();
+    observed.computer = Answer::Denied("list computers".to_owned());
+    observed.record = Answer::Denied("get computerrecords".to_owned());
+    contains(
+        &shown(&observed).1,
+        &["no Computer can be found by its UID", "use its name and its namespace", &format!("kubectl computer why {UID}")],
+    );
+    let mut auditor = handed_off();
+    auditor.computer = Answer::Denied("list computers".to_owned());
+    contains(&shown(&auditor).1, &["this is its record", "step 3 of 5"]);
 }
 
 #[test]

@@ -50,7 +50,7 @@ enum View {
     /// One line for each change, on standard error: standard output belongs to another command.
     Aside,
     /// Rows that change in place.
-    Rows(MultiProgress, Vec<(String, ProgressBar)>),
+    Rows(MultiProgress, Vec<(Row, ProgressBar)>),
 }
 
 impl Wait {
@@ -142,10 +142,10 @@ impl Wait {
             }
             View::Aside => screen::note(text),
             View::Lines | View::Rows(..) => {
-                if let View::Rows(_, bars) = &self.view {
-                    for (_, bar) in bars {
-                        bar.abandon();
-                    }
+                // The rows in place end without a line break: they are shown again as lines, whole.
+                if let View::Rows(all, bars) = &self.view {
+                    let _ = all.clear();
+                    bars.iter().for_each(|(row, _)| screen::note(&format!(" {} {}", mark(row.status), line(row))));
                 }
                 screen::out(text);
             }
@@ -162,11 +162,14 @@ impl View {
             Self::Lines => rows.iter().for_each(|row| screen::out(&line(row))),
             Self::Rows(all, bars) => {
                 for row in rows {
-                    let known = bars.iter().find(|(id, _)| *id == row.id).map(|(_, bar)| bar.clone());
+                    let known = bars.iter_mut().find(|(shown, _)| shown.id == row.id).map(|(shown, bar)| {
+                        shown.clone_from(row);
+                        bar.clone()
+                    });
                     let bar = known.unwrap_or_else(|| {
                         let bar = all.add(ProgressBar::new_spinner());
                         bar.enable_steady_tick(Duration::from_millis(120));
-                        bars.push((row.id.clone(), bar.clone()));
+                        bars.push((row.clone(), bar.clone()));
                         bar
                     });
                     draw(&bar, row);

@@ -118,7 +118,7 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let design = Design::parse(&fs::read_to_string(root.join("DESIGN.md")).unwrap());
         let mut all = Vec::new();
-        for folder in ["api", "src", "tests", "charts", "docs", "xtask/src"] {
+        for folder in ["api", "kubectl-computer", "src", "tests", "charts", "docs", "xtask/src"] {
             files(&root.join(folder), &mut all);
         }
         let own = |path: &Path| path.ends_with("xtask/src/design.rs");

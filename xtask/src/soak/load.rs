@@ -14,7 +14,7 @@ use super::cargo;
 use super::folder::{Folder, Mode, Report};
 
 /// Everything that the tests are built from.
-const SOURCES: [&str; 8] = ["Cargo.toml", "Cargo.lock", "api", "src", "charts", "crds", "tests", "xtask"];
+const SOURCES: [&str; 9] = ["Cargo.toml", "Cargo.lock", "api", "kubectl-computer", "src", "charts", "crds", "tests", "xtask"];
 
 /// Scenarios of `real_cluster` with a deadline, a rate or a race in them.
 const TIMED: [&str; 8] = [

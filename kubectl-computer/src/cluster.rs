@@ -1,7 +1,7 @@
 //! Requests to the API server, with the caller's kubeconfig and rights. Every answer is made plain (`text::plain_json`) before anything else
 //! sees it. It must never read a Secret.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::Event;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, PostParams};
@@ -99,6 +99,8 @@ impl Cluster {
     /// # Errors
     /// When the API server does not answer, or the object cannot be understood.
     pub async fn get<K: Kind>(&self, namespace: Option<&str>, name: &str) -> Result<Answer<K>> {
+        // It becomes a part of the path of a request, and perhaps an argument of kubectl.
+        ensure!(valid(name), "{name:?} is not a name: names consist of lower-case letters, digits, '-' and '.'");
         answer::<_, K>("get", namespace, self.api::<K>(namespace).get(name).await)?.and_then(typed)
     }
 
@@ -159,6 +161,15 @@ impl Cluster {
     }
 }
 
+/// Whether this may be the name of an object.
+fn valid(name: &str) -> bool {
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=253).contains(&name.len())
+        && name.starts_with(inner)
+        && name.ends_with(inner)
+        && name.chars().all(|c| inner(c) || c == '-' || c == '.')
+}
+
 /// When an event was last seen.
 pub fn when(event: &Event) -> Option<jiff::Timestamp> {
     let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref()).map(|time| time.0);
@@ -197,7 +208,7 @@ fn answer<T, K: Kind>(verb: &str, namespace: Option<&str>, result: Result<T, kub
         Ok(found) => Ok(Answer::Found(found)),
         Err(kube::Error::Api(status)) if status.code == 404 => {
             let named = status.details.as_ref().is_some_and(|details| !details.name.is_empty());
-            anyhow::ensure!(named, "the cluster does not serve the kind {}: `kubectl computer check` says what is installed", K::kind(&()));
+            ensure!(named, "the cluster does not serve the kind {}: `kubectl computer check` says what is installed", K::kind(&()));
             Ok(Answer::Absent)
         }
         Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -215,5 +226,32 @@ pub fn explained(error: kube::Error) -> anyhow::Error {
     match error {
         kube::Error::Api(status) => anyhow::anyhow!("the API server refuses the request: {}", plain(&status.message)),
         other => anyhow::Error::new(other).context("the request to the API server failed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_lead_to_another_object_or_be_a_flag() {
+        assert!(valid("box") && valid("a.b-c") && valid("0b4f1c1e-6f0e-4a39-9a3b-111111111111"));
+        for name in ["", "../secrets/x", "a/b", "-n", "a?b", "A", "a b", "a\u{1b}", ".."] {
+            assert!(!valid(name), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_right_is_an_answer_and_names_itself() {
+        let refused = |code: u16, name: &str| {
+            let status = serde_json::json!({"status": "Failure", "message": "m", "reason": "x", "code": code, "details": {"name": name}});
+            kube::Error::Api(Box::new(serde_json::from_value(status).unwrap()))
+        };
+        let denied = answer::<(), Event>("list", Some("team-a"), Err(refused(403, ""))).unwrap();
+        assert_eq!(denied, Answer::Denied("list events in namespace team-a".to_owned()));
+        assert_eq!(answer::<(), Event>("get", None, Err(refused(404, "box"))).unwrap(), Answer::Absent);
+        let error = answer::<(), computer_operator_api::Computer>("list", None, Err(refused(404, ""))).unwrap_err().to_string();
+        assert!(error.contains("does not serve the kind Computer"), "{error}");
+        assert!(answer::<(), Event>("get", None, Err(refused(500, ""))).is_err(), "an unknown outcome is an error");
     }
 }

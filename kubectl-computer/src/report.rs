@@ -16,11 +16,22 @@ use crate::screen;
 use crate::status;
 use crate::why;
 
-/// What stands for a value that was removed.
+/// What replaces a value that was removed.
 const REMOVED: &str = "(removed)";
 /// Fields that are removed with everything below them, wherever they are. A command line or an annotation may contain a credential.
-const FIELDS: &[&str] =
-    &["managedFields", "annotations", "settings", "args", "command", "keyHash", "hash", "repositories", "data", "stringData"];
+const FIELDS: &[&str] = &[
+    "managedFields",
+    "annotations",
+    "settings",
+    "args",
+    "command",
+    "keyHash",
+    "hash",
+    "repositories",
+    "data",
+    "stringData",
+    "httpHeaders",
+];
 
 /// The object without what a bundle must not contain.
 pub fn redacted(value: Value) -> Value {

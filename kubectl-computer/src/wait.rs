@@ -145,7 +145,9 @@ impl Wait {
                 // The rows in place end without a line break: they are shown again as lines, whole.
                 if let View::Rows(all, bars) = &self.view {
                     let _ = all.clear();
-                    bars.iter().for_each(|(row, _)| screen::note(&format!(" {} {}", mark(row.status), line(row))));
+                    for (row, _) in bars {
+                        screen::note(&format!(" {} {}", mark(row.status), line(row)));
+                    }
                 }
                 screen::out(text);
             }

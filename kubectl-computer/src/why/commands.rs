@@ -76,6 +76,19 @@ impl Subject {
         self.children.pods.last().map(|pod| format!("pod/{} -n {}", quoted(&pod.name), quoted(&self.namespace)))
     }
 
+    /// Only its name: the command that shows its finalizers does not show its content.
+    fn secret(&self) -> Option<String> {
+        self.children.secret_name.as_ref().map(|name| format!("secret/{} -n {}", quoted(name), quoted(&self.namespace)))
+    }
+
+    fn computer(&self) -> String {
+        format!("computer/{} -n {}", quoted(&self.name), quoted(&self.namespace))
+    }
+
+    fn watch(&self) -> Copy {
+        copy("the steps as they change", format!("kubectl get {} -w", self.computer()))
+    }
+
     fn claim(&self) -> Option<String> {
         self.children.claim_name.as_ref().map(|name| format!("pvc/{} -n {}", quoted(name), quoted(&self.namespace)))
     }
@@ -96,12 +109,7 @@ pub fn operator(observed: &Observed) -> Vec<Copy> {
 
 /// The commands for a reason, or for a computer without one.
 pub fn of(observed: &Observed, subject: &Subject, spelling: Option<&str>, step: &str) -> Vec<Copy> {
-    let Some(spelling) = spelling else {
-        return vec![copy(
-            "the steps as they change",
-            format!("kubectl get computer {} -n {} -w", quoted(&subject.name), quoted(&subject.namespace)),
-        )];
-    };
+    let Some(spelling) = spelling else { return vec![subject.watch()] };
     let mut commands = match reason(spelling) {
         Some(reason) => look(observed, subject, reason),
         None => operator(observed),
@@ -116,69 +124,57 @@ pub fn of(observed: &Observed, subject: &Subject, spelling: Option<&str>, step: 
 /// Where to look. Nothing here changes anything.
 fn look(observed: &Observed, subject: &Subject, reason: R) -> Vec<Copy> {
     match reason {
-        R::ClassNotFound | R::AmbiguousDefaultClass => vec![copy(
-            "the classes, and which are the default",
-            "kubectl get computerclasses -o custom-columns='NAME:.metadata.name,DEFAULT:.metadata.annotations.computer-operator\\.dev/is-default-class'",
-        )],
+        R::ClassNotFound | R::AmbiguousDefaultClass => vec![copy("the classes, and which are the default", CLASSES)],
         R::ClassNotAccepted | R::CrashLoop | R::ClassChanged | R::StorageTooLarge => look_at_class(subject, reason),
-        R::PodUnschedulable | R::PodNotStarting => subject
-            .pod()
-            .map_or_else(|| operator(observed), |pod| vec![copy("why the pod does not start", format!("kubectl describe {pod}"))]),
-        R::SecretHeld => subject
-            .children
-            .secret_name
-            .iter()
-            .map(|name| {
-                copy(
-                    "its finalizers, without its content",
-                    format!("kubectl get secret {} -n {} -o jsonpath='{{.metadata.finalizers}}'", quoted(name), quoted(&subject.namespace)),
-                )
-            })
-            .collect(),
+        R::PodUnschedulable | R::PodNotStarting => {
+            let describe = |pod| vec![copy("why the pod does not start", format!("kubectl describe {pod}"))];
+            subject.pod().map_or_else(|| operator(observed), describe)
+        }
+        R::SecretHeld => finalizers(subject.secret().as_ref()),
         R::PodHeld => finalizers(subject.pod().as_ref()),
         R::ClaimHeld => finalizers(subject.claim().as_ref()),
+        R::ComputerHeld => finalizers(Some(&subject.computer())),
         R::HomeClaimDeleted | R::ForeignPodHoldsClaim => {
             subject.claim().iter().map(|claim| copy("which pods use the claim", format!("kubectl describe {claim}"))).collect()
         }
         R::PodStillRunning | R::PodStateUnknown | R::NodeUnreachable | R::VolumeAttached => look_at_node(subject),
-        R::VolumeMarked
-        | R::VolumePolicyUnknown
-        | R::VolumeBeingDeleted
-        | R::VolumeLost
-        | R::VolumeTaken
-        | R::VolumeNotDeleted
-        | R::CustodyNotBound
-        | R::HomeVolumeLost => subject
-            .volume()
-            .iter()
-            .map(|volume| copy("for a cluster admin: the volume and its events", format!("kubectl describe {volume}")))
-            .collect(),
+        reason if VOLUME.contains(&reason) => look_at_volume(subject),
         R::ArchivePodWaiting | R::ArchivePodUnschedulable | R::ArchivePodHeld => look_at_archive_pod(observed, subject, false),
         R::ArchiveFailed | R::ArchiveOverdue | R::UnreadableFiles => look_at_archive_pod(observed, subject, true),
-        R::ArchiveDamaged => vec![copy(
-            "for a cluster admin: what is damaged",
-            format!(
-                "kubectl exec -n {} deployment/computer-operator -- computer-operator archives verify {}",
-                quoted(&observed.operator_namespace),
-                subject.uid
-            ),
-        )],
-        R::ComputerHeld => finalizers(Some(&format!("computer/{} -n {}", quoted(&subject.name), quoted(&subject.namespace)))),
-        R::KeyReplacement => vec![copy(
-            "the name of the new Secret, when it is ready",
-            format!(
-                "kubectl get computer {} -n {} -o jsonpath='{{.status.credentialSecretName}}'",
-                quoted(&subject.name),
-                quoted(&subject.namespace)
-            ),
-        )],
-        R::Provisioning => vec![copy(
-            "the steps as they change",
-            format!("kubectl get computer {} -n {} -w", quoted(&subject.name), quoted(&subject.namespace)),
-        )],
+        R::ArchiveDamaged => {
+            let namespace = quoted(&observed.operator_namespace);
+            let verify =
+                format!("kubectl exec -n {namespace} deployment/computer-operator -- computer-operator archives verify {}", subject.uid);
+            vec![copy("for a cluster admin: what is damaged", verify)]
+        }
+        R::KeyReplacement => {
+            let line = format!("kubectl get {} -o jsonpath='{{.status.credentialSecretName}}'", subject.computer());
+            vec![copy("the name of the new Secret, when it is ready", line)]
+        }
+        R::Provisioning => vec![subject.watch()],
         R::Suspended | R::KeyLost => Vec::new(),
         _ => operator(observed),
     }
+}
+
+/// Reasons that the volume and its events explain.
+const VOLUME: &[R] = &[
+    R::VolumeMarked,
+    R::VolumePolicyUnknown,
+    R::VolumeBeingDeleted,
+    R::VolumeLost,
+    R::VolumeTaken,
+    R::VolumeNotDeleted,
+    R::CustodyNotBound,
+    R::HomeVolumeLost,
+];
+
+/// Shows which class is the default.
+const CLASSES: &str = "kubectl get computerclasses -o custom-columns='NAME:.metadata.name,DEFAULT:.metadata.annotations.computer-operator\\.dev/is-default-class'";
+
+fn look_at_volume(subject: &Subject) -> Vec<Copy> {
+    let describe = |volume| copy("for a cluster admin: the volume and its events", format!("kubectl describe {volume}"));
+    subject.volume().map(describe).into_iter().collect()
 }
 
 fn look_at_class(subject: &Subject, reason: R) -> Vec<Copy> {

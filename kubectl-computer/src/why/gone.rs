@@ -3,6 +3,7 @@
 use computer_operator_api::reasons::Reason;
 use computer_operator_api::steps::{DeletionStep, Sequence};
 use computer_operator_api::{ComputerRecord, Deletion, RecordPhase};
+use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
@@ -138,12 +139,20 @@ fn outcome(why: &mut Why, deletion: &Deletion) {
     }
 }
 
+/// An event says that it is blocked.
+fn warned(observed: &Observed, event: &Event, subject: String, rest: &str) -> Why {
+    let spelling = event.reason.clone().unwrap_or_default();
+    let seen = when(event).map_or_else(String::new, |time| format!(", last reported {} ago", span(ago(observed.now, &Time(time)))));
+    let mut why = Why::new(Verdict::Blocked, subject, format!("BLOCKED: {spelling}{seen}. {rest}"));
+    blocker(&mut why, &spelling, event.message.as_deref().unwrap_or_default());
+    why
+}
+
 /// The deletion continues without a Computer.
 fn in_progress(observed: &Observed, record: &ComputerRecord, deletion: &Deletion, subject: String) -> Why {
     let current = DeletionStep::ALL.iter().copied().find(|step| deletion.outcome(*step).is_none()).unwrap_or(DeletionStep::WriteReceipt);
     let began = deletion.started.get(current).map_or(deletion.deleted_at.0, |time| time.0);
     let whole = span(ago(observed.now, &deletion.deleted_at));
-    let runs = span(ago(observed.now, &Time(began)));
     let how = if deletion.handed_off {
         "The namespace was released, and the deletion continues from the record"
     } else {
@@ -151,35 +160,19 @@ fn in_progress(observed: &Observed, record: &ComputerRecord, deletion: &Deletion
     };
     let warning = observed.record_events.iter().rev().find(|e| e.type_.as_deref() == Some("Warning") && when(e) >= Some(began));
     let overdue = current.deadline(&record.spec.snapshot.deadlines).filter(|deadline| ago(observed.now, &Time(began)) > *deadline);
-    let step = step_in_words(current.id());
+    let now = format!("{}, has been running for {}", step_in_words(current.id()), span(ago(observed.now, &Time(began))));
+    let whole = format!("Its deletion began {whole} ago");
     let mut why = match (warning, overdue) {
-        (Some(event), _) => {
-            let spelling = event.reason.clone().unwrap_or_default();
-            let seen = when(event).map_or_else(String::new, |time| format!(", reported {} ago", span(ago(observed.now, &Time(time)))));
-            let mut why = Why::new(
-                Verdict::Blocked,
-                subject,
-                format!("BLOCKED: {spelling}, in {step}, for at most {runs}{seen}. Its deletion began {whole} ago."),
-            );
-            blocker(&mut why, &spelling, event.message.as_deref().unwrap_or_default());
-            why
-        }
+        (Some(event), _) => warned(observed, event, subject, &format!("{whole}; {now}.")),
         (None, Some(deadline)) => {
-            let headline = format!(
-                "BLOCKED: {step}, has been running for {runs}, longer than its deadline of {}. Its deletion began {whole} ago.",
-                span(deadline)
-            );
+            let headline = format!("OVERDUE, longer than its deadline of {}. {whole}: {now}.", span(deadline));
             let mut why = Why::new(Verdict::Blocked, subject, headline);
             why.fact("Means", "No event says why: events are deleted after an hour, and are repeated after 50 minutes.");
             why.fact("To do", "see the operator's log.");
             why
         }
         (None, None) => {
-            let mut why = Why::new(
-                Verdict::Working,
-                subject,
-                format!("Nothing is wrong. Its deletion began {whole} ago: {step}, has been running for {runs}."),
-            );
+            let mut why = Why::new(Verdict::Working, subject, format!("Nothing is wrong. {whole}: {now}."));
             why.fact("To do", "wait.");
             why
         }

@@ -95,7 +95,7 @@ fn the_volume_is_not_deleted() {
 #[test]
 fn a_secret_is_held_and_is_never_printed() {
     let (_, text) = why(stuck("revoke-credentials", "SecretHeld", "m"));
-    contains(&text, &["kubectl get secret computer-key-1 -n team-a -o jsonpath='{.metadata.finalizers}'"]);
+    contains(&text, &["kubectl get secret/computer-key-1 -n team-a -o jsonpath='{.metadata.finalizers}'"]);
     assert!(!text.contains("-o yaml") && !text.contains("override"), "{text}");
 }
 
@@ -109,7 +109,7 @@ fn a_deletion_that_makes_progress_is_fine() {
         &text,
         &[
             "Nothing is wrong. Its deletion began 41m ago: step 3 of 5, archive-sessions (Archive the sessions), has been running for 40m.",
-            "kubectl get computer box -n team-a -w",
+            "kubectl get computer/box -n team-a -w",
         ],
     );
 }

@@ -7,7 +7,7 @@ use kube::ResourceExt as _;
 
 use super::reason;
 use crate::observe::Observed;
-use crate::overrides::step_name;
+use crate::overrides::{given_up, step_name};
 use crate::text::quoted;
 
 /// A command and what it is for.
@@ -229,19 +229,14 @@ fn repair(subject: &Subject, reason: R) -> Vec<Copy> {
     }
 }
 
-/// The step that an override may give up for a reason. Empty: an override does not help.
+/// The step that an override may give up for a reason. Empty: an override does not help, or the operator's retries may still succeed.
 fn skippable(reason: R, step: &str) -> Vec<SkippableStep> {
     match reason {
         R::PodStillRunning | R::PodStateUnknown | R::NodeUnreachable | R::VolumeAttached => vec![SkippableStep::StopPods],
         R::UnreadableFiles => vec![SkippableStep::UnreadableFiles],
         R::VolumeTaken => vec![SkippableStep::ArchiveSessions, SkippableStep::DeleteVolumes],
         R::VolumeNotDeleted => vec![SkippableStep::DeleteVolumes],
-        R::VolumeLost
-        | R::VolumeBeingDeleted
-        | R::ArchiveDamaged
-        | R::ArchiveFailed
-        | R::ArchivePodWaiting
-        | R::ArchivePodUnschedulable => vec![SkippableStep::ArchiveSessions],
+        R::VolumeLost | R::VolumeBeingDeleted | R::ArchiveDamaged => vec![SkippableStep::ArchiveSessions],
         // The store is needed by two steps.
         R::StoreUnavailable => DeletionStep::from_id(step).and_then(DeletionStep::skippable).into_iter().collect(),
         _ => Vec::new(),
@@ -255,15 +250,16 @@ fn give_up(observed: &Observed, subject: &Subject, reason: R, step: &str) -> Opt
     }
     let names: Vec<&str> = skip.iter().map(|step| step_name(*step)).collect();
     let who = match observed.may_override {
-        Some(true) => "if there is no other way",
-        Some(false) => "if there is no other way: ask a cluster admin, because you may not create deletionoverrides",
-        None => "if there is no other way, for a cluster admin",
+        Some(true) => "",
+        Some(false) => " (ask a cluster admin: you may not create deletionoverrides)",
+        None => " (for a cluster admin)",
     };
+    let lost: Vec<&str> = skip.iter().map(|step| given_up(*step)).collect();
     let target = if observed.computer.as_found().is_some() {
         format!("{} -n {}", quoted(&subject.name), quoted(&subject.namespace))
     } else {
         subject.uid.clone()
     };
     let line = format!("kubectl computer override {target} --skip {} --reason 'WHY, for the receipt'", names.join(","));
-    Some(copy(&format!("{who}. It shows what is given up, and asks"), line))
+    Some(copy(&format!("ONLY if there is no other way{who}. It gives up {}", lost.join(" And ")), line))
 }

@@ -139,12 +139,29 @@ fn outcome(why: &mut Why, deletion: &Deletion) {
     }
 }
 
-/// An event says that it is blocked.
-fn warned(observed: &Observed, event: &Event, subject: String, rest: &str) -> Why {
+/// What was reported since the present step began, one event for each reason, the newest first. The operator repeats a reason only after 50
+/// minutes, so the newest one is not always the one that lasts.
+fn warnings(observed: &Observed, began: jiff::Timestamp) -> Vec<&Event> {
+    let mut found: Vec<&Event> = Vec::new();
+    for event in observed.record_events.iter().rev().filter(|e| e.type_.as_deref() == Some("Warning") && when(e) >= Some(began)) {
+        if !found.iter().any(|known| known.reason == event.reason) {
+            found.push(event);
+        }
+    }
+    found
+}
+
+/// Events say that it is blocked.
+fn warned(observed: &Observed, event: &Event, others: &[&Event], subject: String, rest: &str) -> Why {
     let spelling = event.reason.clone().unwrap_or_default();
-    let seen = when(event).map_or_else(String::new, |time| format!(", last reported {} ago", span(ago(observed.now, &Time(time)))));
-    let mut why = Why::new(Verdict::Blocked, subject, format!("BLOCKED: {spelling}{seen}. {rest}"));
+    let seen =
+        |event: &Event| when(event).map_or_else(String::new, |time| format!(", reported {} ago", span(ago(observed.now, &Time(time)))));
+    let mut why = Why::new(Verdict::Blocked, subject, format!("BLOCKED: {spelling}{}. {rest}", seen(event)));
     blocker(&mut why, &spelling, event.message.as_deref().unwrap_or_default());
+    for other in others {
+        let spelling = other.reason.clone().unwrap_or_default();
+        why.fact("Or still", format!("{spelling}{}: {}", seen(other), other.message.clone().unwrap_or_default()));
+    }
     why
 }
 
@@ -158,12 +175,12 @@ fn in_progress(observed: &Observed, record: &ComputerRecord, deletion: &Deletion
     } else {
         "The deletion continues from the record"
     };
-    let warning = observed.record_events.iter().rev().find(|e| e.type_.as_deref() == Some("Warning") && when(e) >= Some(began));
+    let warnings = warnings(observed, began);
     let overdue = current.deadline(&record.spec.snapshot.deadlines).filter(|deadline| ago(observed.now, &Time(began)) > *deadline);
     let now = format!("{}, has been running for {}", step_in_words(current.id()), span(ago(observed.now, &Time(began))));
     let whole = format!("Its deletion began {whole} ago");
-    let mut why = match (warning, overdue) {
-        (Some(event), _) => warned(observed, event, subject, &format!("{whole}; {now}.")),
+    let mut why = match (warnings.split_first(), overdue) {
+        (Some((newest, others)), _) => warned(observed, newest, others, subject, &format!("{whole}; {now}.")),
         (None, Some(deadline)) => {
             let headline = format!("OVERDUE, longer than its deadline of {}. {whole}: {now}.", span(deadline));
             let mut why = Why::new(Verdict::Blocked, subject, headline);
@@ -179,9 +196,15 @@ fn in_progress(observed: &Observed, record: &ComputerRecord, deletion: &Deletion
     };
     why.fact("State", format!("{how}."));
     outcome(&mut why, deletion);
-    let spelling = warning.and_then(|event| event.reason.clone());
-    let spelling = spelling.as_deref().or(overdue.map(|_| Reason::ApiServerUnavailable.as_str()));
-    why.commands = commands::of(observed, &commands::Subject::of_record(record), spelling, current.id());
+    let mut reasons: Vec<Option<String>> = warnings.iter().map(|event| event.reason.clone()).collect();
+    if reasons.is_empty() {
+        reasons.push(overdue.map(|_| Reason::ApiServerUnavailable.to_string()));
+    }
+    let subject = commands::Subject::of_record(record);
+    for reason in reasons {
+        let more = commands::of(observed, &subject, reason.as_deref(), current.id());
+        why.commands.extend(more.into_iter().filter(|new| !why.commands.contains(new)).collect::<Vec<_>>());
+    }
     why
 }
 

@@ -54,6 +54,8 @@ fn the_store_does_not_answer() {
             &Reason::StoreUnavailable.meaning(),
             &Reason::StoreUnavailable.remedy(),
             "the key no longer authenticates; the sessions are not archived yet; the home volume pv-31 is kept until they are.",
+            "ONLY if there is no other way",
+            "It gives up ALL sessions of this computer.",
             "kubectl computer override box -n team-a --skip archive-sessions --reason",
         ],
     );
@@ -231,8 +233,14 @@ fn a_deletion_after_a_hand_off_is_explained_by_the_events_of_its_record() {
         ],
     );
     let mut blocked = handed_off();
-    let event = json!({"metadata": {}, "involvedObject": {}, "type": "Warning", "reason": "StoreUnavailable", "message": "archive-sessions: 503", "lastTimestamp": "2026-01-01T00:55:00Z"});
-    blocked.record_events = vec![serde_json::from_value(event).unwrap()];
+    let event = |reason: &str, message: &str, minute: u32| {
+        let time = format!("2026-01-01T00:{minute}:00Z");
+        let event =
+            json!({"metadata": {}, "involvedObject": {}, "type": "Warning", "reason": reason, "message": message, "lastTimestamp": time});
+        serde_json::from_value::<k8s_openapi::api::core::v1::Event>(event).unwrap()
+    };
+    let (files, store) = (event("UnreadableFiles", "2 files", 52), event("StoreUnavailable", "archive-sessions: 503", 55));
+    blocked.record_events = vec![event("PodHeld", "of an earlier step", 45), files, store];
     let (verdict, text) = shown(&blocked);
     assert_eq!(verdict, Verdict::Blocked);
     contains(
@@ -241,9 +249,12 @@ fn a_deletion_after_a_hand_off_is_explained_by_the_events_of_its_record() {
             "BLOCKED: StoreUnavailable",
             "reported 5m ago",
             "archive-sessions: 503",
+            "Or still UnreadableFiles, reported 8m ago: 2 files",
+            "--skip unreadable-files",
             &format!("kubectl computer override {UID} --skip archive-sessions"),
         ],
     );
+    assert!(!text.contains("PodHeld"), "{text}");
 }
 
 #[test]
@@ -284,7 +295,7 @@ fn a_uid_cannot_be_found_without_the_right_to_list() {
 fn a_user_who_may_not_override_learns_whom_to_ask() {
     let mut observed = observed(Some(stuck("archive-sessions", "ArchiveDamaged", "m")), None);
     observed.may_override = Some(false);
-    contains(&shown(&observed).1, &["ask a cluster admin, because you may not create deletionoverrides", "archives verify 0b4f1c1e"]);
+    contains(&shown(&observed).1, &["ask a cluster admin: you may not create deletionoverrides", "archives verify 0b4f1c1e"]);
 }
 
 #[test]
@@ -292,6 +303,14 @@ fn nothing_is_known_of_a_computer_that_never_existed() {
     let (verdict, text) = shown(&observed(None, None));
     assert_eq!(verdict, Verdict::Unknown);
     contains(&text, &["There is no such Computer, and no record of one.", "30 days", "kubectl computer list -A"]);
+}
+
+#[test]
+fn an_attempt_that_is_retried_does_not_suggest_to_give_the_sessions_up() {
+    for reason in ["ArchiveFailed", "ArchivePodWaiting", "ArchivePodUnschedulable", "ArchiveOverdue", "CustodyNotBound"] {
+        let (_, text) = why(stuck("archive-sessions", reason, "m"));
+        assert!(!text.contains("kubectl computer override"), "{text}");
+    }
 }
 
 #[test]

@@ -154,12 +154,34 @@ fn attempt(context: &Context<'_>) -> State {
     }
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
         _ if archive_pod::ended(pod) => ended(context, pod, attempt, subject),
-        _ if archive_pod::runs(pod) => State::wait(15),
+        _ if archive_pod::runs(pod) => uploading(context),
         Some("Pending") | None if has_other_image(context, pod) || has_other_instructions(context.view, context.record, pod) => {
             State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
         }
         _ => waiting(context, pod),
     }
+}
+
+/// The archive pod repeats what the store does not take, for ten minutes. Nobody would know why until then.
+fn uploading(context: &Context<'_>) -> State {
+    match context.view.upload.as_ref().and_then(|upload| upload.failing.as_ref()) {
+        Some(why) => State::blocked(
+            Reason::StoreUnavailable,
+            format!("the archive store takes nothing from the archive pod: {why}. The pod retries. See {}", logs(context)),
+            15,
+        ),
+        None => State::wait(15),
+    }
+}
+
+/// Seconds after which the status shows how far an upload is. Small homes are archived by then, and cost no write.
+const PROGRESS_SECONDS: i64 = 10;
+
+/// How far the archive is, for the status.
+pub(super) fn progress(context: &Context<'_>) -> Option<String> {
+    let slow = context.running_for(DeletionStep::ArchiveSessions) >= PROGRESS_SECONDS;
+    let upload = context.view.upload.as_ref().filter(|_| slow && context.current() == Some(DeletionStep::ArchiveSessions))?;
+    Some(upload.to_string())
 }
 
 /// Whether a pod has another image than the operator: an admin has fixed the image since the pod was created.

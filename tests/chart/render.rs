@@ -266,6 +266,7 @@ fn every_switch_adds_or_removes_its_object() {
         (&["metrics.serviceMonitor.enabled=true"], "ServiceMonitor", "co", true),
         (&["metrics.prometheusRule.enabled=true"], "PrometheusRule", "co", true),
         (&["rbac.everybodySeesClasses=true"], "ClusterRoleBinding", "computer-operator-classes", true),
+        (&["rbac.everybodyUsesClasses=false"], "ClusterRoleBinding", "computer-operator-use-classes", false),
         (&["api.enabled=false"], "Deployment", "co-api", false),
         (&["api.enabled=false"], "Service", "co-api", false),
         (&["api.enabled=false"], "ServiceAccount", "co-api", false),

@@ -96,11 +96,11 @@ fn deletion_is_protected(server: &Server, anna: Send<'_>) {
 /// `use` on a class, in the namespace of the Computer. By default everybody has it.
 fn a_class_is_a_right(server: &Server, helm: &Helm, anna: Send<'_>) {
     let create = |name: &str, spec: &Value| anna(&["create", "-f", "-"], &computer(name, spec));
-    create("free", &json!({"provider": "BYOM", "className": "gpu"})).expect("the default");
+    create("free", &json!({"className": "gpu"})).expect("the default");
     let chart = chart::folder().display().to_string();
     let restrict = ["upgrade", "co", &chart, "-n", "ops", "--no-hooks", "--set", "rbac.everybodyUsesClasses=false"];
     helm.run(&restrict).unwrap();
-    let gpu = json!({"provider": "BYOM", "className": "gpu"});
+    let gpu = json!({"className": "gpu"});
     let message = "user anna may not use ComputerClass gpu in namespace team. Name another class in spec.className, or ask a cluster admin for the \
                    verb use on computerclasses/gpu";
     eventually("the class is reserved", || match create("reserved", &gpu) {
@@ -110,14 +110,14 @@ fn a_class_is_a_right(server: &Server, helm: &Helm, anna: Send<'_>) {
             Err(format!("{other:?}"))
         }
     });
-    create("usual", &json!({"provider": "BYOM"})).expect("the default class is for everybody");
+    create("usual", &json!({})).expect("the default class is for everybody");
     anna(&["label", "computer", "free", "kept=yes"], "").expect("an existing computer keeps its class");
     let role =
         ["create", "clusterrole", "use-gpu", "--verb=use", "--resource=computerclasses.computer-operator.dev", "--resource-name=gpu"];
     server.kubectl(&role, "").unwrap();
     server.kubectl(&["create", "rolebinding", "use-gpu", "--clusterrole=use-gpu", "--user=anna", "-n", "team"], "").unwrap();
     eventually("the right is in force", || create("allowed", &gpu).map(|_| ()));
-    refused("another class", create("other", &json!({"provider": "BYOM", "className": "huge"})), "may not use ComputerClass huge");
+    refused("another class", create("other", &json!({"className": "huge"})), "may not use ComputerClass huge");
     helm.run(&["upgrade", "co", &chart, "-n", "ops", "--no-hooks"]).unwrap();
 }
 

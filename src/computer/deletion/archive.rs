@@ -129,7 +129,13 @@ fn repeated(context: &Context<'_>, attempts: i32) -> Blocker {
     let before = i64::from(attempts).saturating_sub(1);
     let failed = plural(before, "earlier attempt");
     let message = format!("archive attempt {attempts} is running; {before} {failed} failed. See {}", logs(context));
-    Blocker { reason: Reason::ArchiveFailed, message }
+    Blocker { reason: failure(context), message }
+}
+
+/// The reason of an archive that failed: one cause has one reason, while its pod runs and between two attempts.
+fn failure(context: &Context<'_>) -> Reason {
+    let store = context.view.upload.as_ref().is_some_and(|upload| upload.failing.is_some());
+    if store { Reason::StoreUnavailable } else { Reason::ArchiveFailed }
 }
 
 /// Creates, watches and repeats the archive pod.
@@ -228,7 +234,7 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
     let how = code.map_or_else(|| "ended without a container".to_owned(), |code| format!("failed with exit code {code}"));
     let said = if said.is_empty() { said } else { format!(": {said}") };
     let message = format!("{} {how} (attempt {attempt}){said}. The operator retries. See the logs of this pod", subject.describe());
-    State::blocked(Reason::ArchiveFailed, message, retry)
+    State::blocked(failure(context), message, retry)
 }
 
 /// Seconds before the next attempt: 2, 4, 8 … at most 5 minutes.

@@ -204,7 +204,12 @@ fn a_running_upload_is_shown() {
     let report = shown(&world, &upload);
     assert_eq!(report.progress.as_deref(), Some("3 objects received from the archive pod, 20.0 MB"));
     assert_eq!(report.blocker, None);
-    let report = shown(&world, &Upload { failing: Some("bucket b: 403 AccessDenied".to_owned()), ..upload });
+    let report = shown(&world, &Upload { failing: Some("bucket b: 403 AccessDenied".to_owned()), ..upload.clone() });
     let blocker = report.blocker.expect("L2");
     assert!(blocker.reason == Reason::StoreUnavailable && blocker.message.contains("403 AccessDenied"), "{blocker:?}");
+    // The pod ends without an archive, and the next attempt waits: the cause is the same, and so is the reason.
+    let upload = Upload { failing: Some("bucket b: 403 AccessDenied".to_owned()), ..upload };
+    archive_pod(&mut world).status = Some(from(json!({"phase": "Failed"})));
+    assert_eq!(shown(&world, &upload).blocker.map(|b| b.reason), Some(Reason::StoreUnavailable));
+    assert_eq!(shown(&world, &Upload::default()).blocker.map(|b| b.reason), Some(Reason::ArchiveFailed));
 }

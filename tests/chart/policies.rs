@@ -112,9 +112,9 @@ fn a_class_is_a_right(server: &Server, helm: &Helm, anna: Send<'_>) {
     });
     create("usual", &json!({})).expect("the default class is for everybody");
     anna(&["label", "computer", "free", "kept=yes"], "").expect("an existing computer keeps its class");
-    let role =
-        ["create", "clusterrole", "use-gpu", "--verb=use", "--resource=computerclasses.computer-operator.dev", "--resource-name=gpu"];
-    server.kubectl(&role, "").unwrap();
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "use-gpu"},
+        "rules": [{"apiGroups": ["computer-operator.dev"], "resources": ["computerclasses"], "resourceNames": ["gpu"], "verbs": ["use"]}]});
+    server.kubectl(&["create", "-f", "-"], &role.to_string()).unwrap();
     server.kubectl(&["create", "rolebinding", "use-gpu", "--clusterrole=use-gpu", "--user=anna", "-n", "team"], "").unwrap();
     eventually("the right is in force", || create("allowed", &gpu).map(|_| ()));
     refused("another class", create("other", &json!({"className": "huge"})), "may not use ComputerClass huge");

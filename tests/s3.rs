@@ -7,6 +7,7 @@ mod test_relay;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -291,7 +292,7 @@ fn packed(home: &std::path::Path) -> (Manifest, Vec<Blob>) {
         blobs.push(blob);
         Ok(())
     };
-    let request = Request { home, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default() };
+    let request = Request { home, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress: Arc::default() };
     pack::pack(&request, &mut manifest, &mut take).unwrap();
     (manifest, blobs)
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, Dir, FileType, statat};
@@ -81,15 +82,16 @@ pub struct Names {
 }
 
 impl Names {
-    /// The names after this one, as many as fit in this memory, and one at least.
+    /// The names after this one, as many as fit in this memory, and one at least. Each name that is read counts in `progress`.
     ///
     /// # Errors
     /// When the folder cannot be read.
-    pub fn after(folder: OwnedFd, last: Option<&Name>, budget: usize) -> io::Result<Self> {
+    pub fn after(folder: OwnedFd, last: Option<&Name>, budget: usize, progress: &AtomicU64) -> io::Result<Self> {
         let mut found = Self::default();
         let mut folder = Dir::new(folder)?;
         while let Some(entry) = folder.read() {
             let entry = entry?;
+            progress.fetch_add(1, Ordering::Relaxed);
             let bytes = entry.file_name().to_bytes();
             if bytes == b"." || bytes == b".." {
                 continue;
@@ -162,7 +164,8 @@ mod tests {
         for budget in [1, 1000, 20_000, usize::MAX] {
             let (mut found, mut last) = (Vec::new(), None);
             loop {
-                let mut names = Names::after(std::fs::File::open(folder.path()).unwrap().into(), last.as_ref(), budget).unwrap();
+                let mut names =
+                    Names::after(std::fs::File::open(folder.path()).unwrap().into(), last.as_ref(), budget, &AtomicU64::new(0)).unwrap();
                 assert!(names.cost() <= budget || names.found.len() == 1);
                 while let Some(name) = names.pop() {
                     found.push(name.text().to_owned().into_string().unwrap());

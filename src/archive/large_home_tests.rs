@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::chunks::{Blob, Sizes};
 use super::manifest::Manifest;
@@ -29,7 +30,13 @@ async fn packed_and_read_back(home: &Path) -> Manifest {
         std::fs::write(path, &blob.bytes)
     };
     let began = std::time::Instant::now();
-    let request = Request { home, session_paths: &["s".to_owned()], unreadable: Unreadable::Block, sizes: Sizes::default() };
+    let request = Request {
+        home,
+        session_paths: &["s".to_owned()],
+        unreadable: Unreadable::Block,
+        sizes: Sizes::default(),
+        progress: Arc::default(),
+    };
     let problems = pack(&request, &mut manifest, &mut take).unwrap();
     assert_eq!((problems.lost, manifest.problems.count), (0, 0));
     println!("packed in {:?}: {} MiB of memory, {} chunks", began.elapsed(), most_memory() >> 20, manifest.chunks.count);

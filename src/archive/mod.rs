@@ -52,6 +52,7 @@ mod test_relay;
 mod test_store;
 pub mod transport;
 pub mod unreadable;
+pub mod uploads;
 pub mod verify;
 pub mod waiting_time;
 pub mod walk;
@@ -67,6 +68,7 @@ pub use unreadable::Unreadable;
 pub use verify::{Origin, Summary, Verification};
 
 use receipts::Receipts;
+use uploads::Uploads;
 use verify::Verifier;
 use waiting_time::Waits;
 
@@ -97,6 +99,7 @@ pub struct Archives {
     verifier: Verifier,
     receipts: Receipts,
     waits: Arc<Waits>,
+    uploads: Arc<Uploads>,
 }
 
 impl Archives {
@@ -112,7 +115,9 @@ impl Archives {
     /// The archives in a store; `checked` as in [`Archives::open`].
     pub fn new(store: Arc<Store>, checked: mpsc::Sender<String>) -> Self {
         let receipts = Receipts::new(Arc::clone(&store), checked.clone());
-        Self { verifier: Verifier::new(Arc::clone(&store), checked), receipts, store, waits: Arc::default() }
+        let waits = Arc::<Waits>::default();
+        let uploads = Arc::new(Uploads::new(Arc::clone(&waits)));
+        Self { verifier: Verifier::new(Arc::clone(&store), checked), receipts, store, waits, uploads }
     }
 
     /// The store.
@@ -123,6 +128,11 @@ impl Archives {
     /// How long deletions have waited for their archives.
     pub fn waits(&self) -> &Arc<Waits> {
         &self.waits
+    }
+
+    /// What archive pods have sent to this process.
+    pub fn uploads(&self) -> &Arc<Uploads> {
+        &self.uploads
     }
 
     /// The state of this deletion's archive. Never waits: starts a check if none is running.

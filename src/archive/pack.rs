@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
@@ -45,6 +47,8 @@ pub struct Request<'a> {
     pub unreadable: Unreadable,
     /// Sizes of frames and chunks.
     pub sizes: Sizes,
+    /// Grows with everything that is read: without growth, the volume does not answer.
+    pub progress: Arc<AtomicU64>,
 }
 
 /// Packs a home. The objects go to `take`; the manifest gets what it says about them. Returns what could not be archived.
@@ -77,10 +81,12 @@ fn pack_with<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut T
         everywhere: Links::default(),
         copied: 0,
         buffer: vec![0; BUFFER],
+        progress: Arc::clone(&request.progress),
     };
-    let mut walk = Walk::new(home, roots, request.unreadable);
+    let mut walk = Walk::new(home, roots, request.unreadable).counted(Arc::clone(&request.progress));
     manifest.session_paths = request.session_paths.to_vec();
     while let Some(found) = walk.find_next()? {
+        request.progress.fetch_add(1, Ordering::Relaxed);
         match found {
             walk::Found::Problem { path, kind, detail } => packer.problem(&path, kind, detail)?,
             walk::Found::Item { session, path, kind } => {
@@ -117,6 +123,7 @@ struct Packer<'a> {
     /// Bytes of files that are in another session as well.
     copied: u64,
     buffer: Vec<u8>,
+    progress: Arc<AtomicU64>,
 }
 
 /// First names of files that have several, by device and inode.
@@ -158,12 +165,13 @@ fn state(metadata: &Metadata) -> (u64, [i64; 4]) {
 }
 
 /// Copies everything, with few requests to the kernel.
-fn copy(from: &mut impl io::Read, to: &mut impl io::Write, buffer: &mut [u8]) -> io::Result<u64> {
+fn copy(from: &mut impl io::Read, to: &mut impl io::Write, buffer: &mut [u8], progress: &AtomicU64) -> io::Result<u64> {
     let mut copied = 0;
     loop {
         match from.read(buffer) {
             Ok(0) => return Ok(copied),
             Ok(read) => {
+                progress.fetch_add(1, Ordering::Relaxed);
                 to.write_all(&buffer[..read])?;
                 copied += read as u64;
             }
@@ -252,7 +260,7 @@ impl Packer<'_> {
         for (at, bytes) in extents.unwrap_or_else(|| vec![(0, metadata.len())]) {
             file.seek(SeekFrom::Start(at))?;
             let mut exact = Exact::new(file.try_clone()?, bytes, self.unreadable);
-            stored += copy(&mut exact, &mut self.out, &mut self.buffer)?;
+            stored += copy(&mut exact, &mut self.out, &mut self.buffer, &self.progress)?;
             broken = exact.broken().or(broken);
             changed |= exact.cut();
         }

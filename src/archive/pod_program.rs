@@ -5,6 +5,9 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -16,6 +19,7 @@ use super::manifest::{Manifest, ManifestComputer};
 use super::pack::{self, Request};
 use super::problems::Problems;
 use super::sender::Sender;
+use super::transport::still;
 use super::unreadable::{self, Unreadable};
 use super::walk;
 use crate::resources::conditions;
@@ -25,6 +29,9 @@ use crate::runtime::ingest_url;
 const AT_ONCE: usize = 3;
 /// Chunks after which the log says how many were stored.
 const REPORTED: usize = 64;
+
+/// Longest time in which nothing of the home is read: a server of the volume that is gone would hold the pod, and its deletion, forever.
+const STALLED: Duration = Duration::from_secs(600);
 
 const TOKEN: &str = "/var/run/secrets/ingest/token";
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -102,14 +109,25 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     manifest.custody_claim.clone_from(&job.custody_claim);
     let (blobs, packed) = mpsc::channel(1);
     let (home, session_paths, unreadable) = (job.home.clone(), job.session_paths.clone(), job.unreadable);
+    let watch = Arc::new(Reading::default());
+    let reading = Arc::clone(&watch);
     let packing = tokio::task::spawn_blocking(move || {
-        let mut take = |blob| blobs.blocking_send(blob).map_err(|_| std::io::Error::other("a chunk was not stored"));
-        let request = Request { home: &home, session_paths: &session_paths, unreadable, sizes: Sizes::default() };
+        let mut take = |blob| reading.paused(|| blobs.blocking_send(blob)).map_err(|_| std::io::Error::other("a chunk was not stored"));
+        let progress = Arc::clone(&reading.progress);
+        let request = Request { home: &home, session_paths: &session_paths, unreadable, sizes: Sizes::default(), progress };
         pack::pack(&request, &mut manifest, &mut take).map(|problems| (manifest, problems))
     });
-    // Why a chunk was not stored says more than that packing ended for it.
-    send(&sender, packed).await?;
-    let (mut manifest, problems) = packing.await?.map_err(|error| of_home(&error))?;
+    let stored = async {
+        // Why a chunk was not stored says more than that packing ended for it.
+        send(&sender, packed).await?;
+        packing.await?.map_err(|error| of_home(&error))
+    };
+    let (mut manifest, problems) = tokio::select! {
+        stored = stored => stored?,
+        () = watch.stalled(STALLED) => anyhow::bail!(
+            "the volume of the home has not answered for {} s: check the volume, its storage and its node", STALLED.as_secs()
+        ),
+    };
     if job.unreadable == Unreadable::Block && problems.unreadable > 0 {
         return Ok(Some(cannot_be_read(&problems)));
     }
@@ -119,6 +137,36 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     sender.manifest(serde_json::to_vec(&manifest)?).await?;
     println!("manifest stored: {} sessions, {} files, {} problems", manifest.sessions, manifest.files, manifest.problems.count);
     Ok(None)
+}
+
+/// Watches the thread that reads the home.
+#[derive(Default)]
+struct Reading {
+    progress: Arc<AtomicU64>,
+    /// It waits until a chunk is taken: that has its own limits.
+    paused: AtomicBool,
+}
+
+impl Reading {
+    /// Does something that is no work of the volume.
+    fn paused<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.paused.store(true, Ordering::SeqCst);
+        let done = work();
+        // In this order: the watch sees either the pause or the progress.
+        self.progress.fetch_add(1, Ordering::SeqCst);
+        self.paused.store(false, Ordering::SeqCst);
+        done
+    }
+
+    /// Ends when nothing was read for this long.
+    async fn stalled(&self, silence: Duration) {
+        loop {
+            still(&self.progress, silence).await;
+            if !self.paused.load(Ordering::SeqCst) {
+                return;
+            }
+        }
+    }
 }
 
 /// Sends chunks as they are packed.
@@ -154,4 +202,36 @@ fn of_home(error: &std::io::Error) -> anyhow::Error {
         ""
     };
     anyhow::anyhow!("the home cannot be read: {error}{help}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether the watch ends within the time of the test.
+    async fn ends(reading: &Reading, within: Duration) -> bool {
+        tokio::time::timeout(within, reading.stalled(STALLED)).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_volume_that_does_not_answer_ends_the_pod() {
+        let reading = Arc::new(Reading::default());
+        assert!(!ends(&reading, STALLED - Duration::from_secs(1)).await);
+        assert!(ends(&reading, 2 * STALLED).await, "a read hangs");
+        // Something is read now and then.
+        let slow = Arc::clone(&reading);
+        let reads = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(STALLED / 2).await;
+                slow.progress.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        assert!(!ends(&reading, 20 * STALLED).await);
+        reads.abort();
+        // A slow line takes the chunk.
+        reading.paused.store(true, Ordering::SeqCst);
+        assert!(!ends(&reading, 20 * STALLED).await);
+        reading.paused.store(false, Ordering::SeqCst);
+        assert!(ends(&reading, 3 * STALLED).await);
+    }
 }

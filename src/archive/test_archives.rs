@@ -50,7 +50,7 @@ pub fn packed(home: &Path, session_paths: &[&str], unreadable: Unreadable, sizes
         blobs.push(blob);
         Ok(())
     };
-    let request = Request { home, session_paths: &session_paths, unreadable, sizes };
+    let request = Request { home, session_paths: &session_paths, unreadable, sizes, progress: Arc::default() };
     let problems = pack(&request, &mut manifest, &mut take).unwrap();
     Packed { manifest, blobs, problems }
 }

@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -67,6 +69,7 @@ pub struct Walk {
     levels: Vec<Level>,
     unreadable: Unreadable,
     budget: usize,
+    progress: Arc<AtomicU64>,
     /// Reads of folders so far.
     #[cfg(test)]
     scans: std::cell::Cell<usize>,
@@ -120,9 +123,16 @@ impl Walk {
             levels: Vec::new(),
             unreadable,
             budget: NAMES,
+            progress: Arc::default(),
             #[cfg(test)]
             scans: std::cell::Cell::default(),
         }
+    }
+
+    /// Counts what is read in `progress`.
+    #[must_use]
+    pub fn counted(self, progress: Arc<AtomicU64>) -> Self {
+        Self { progress, ..self }
     }
 
     /// The next one; `None` at the end.
@@ -214,7 +224,7 @@ impl Walk {
         self.scans.set(self.scans.get() + 1);
         let held: usize = self.levels.iter().map(|level| level.names.cost()).sum();
         let budget = (self.budget.saturating_sub(held) / 2).max(LEAST.min(self.budget));
-        Names::after(open(&self.home, path, OFlags::RDONLY | OFlags::DIRECTORY)?, last, budget)
+        Names::after(open(&self.home, path, OFlags::RDONLY | OFlags::DIRECTORY)?, last, budget, &self.progress)
     }
 
     fn failed(&self, path: PathBuf, error: io::Error) -> io::Result<Option<Found>> {

@@ -143,6 +143,7 @@ impl Reconciler {
             if let Some(recorded) = super::deletion::counts_wait(view) {
                 view.waited = self.applier.archives().waits().waited(&view.uid, recorded);
             }
+            view.upload = self.applier.archives().uploads().look(&view.uid).filter(|_| super::deletion::archiving(view));
             let current = plan(view);
             view.remember(&current.report);
             let Next::Do(action) = &current.next else {

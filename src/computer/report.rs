@@ -65,6 +65,8 @@ pub struct Report {
     pub waits: bool,
     /// Why the current step makes no progress.
     pub blocker: Option<Blocker>,
+    /// How far the current step is, if it takes long.
+    pub progress: Option<String>,
     /// The condition `Ready`; `None`: it stays as it is.
     pub ready: Option<Ready>,
     /// The condition `Drifted`: what differs from the class.

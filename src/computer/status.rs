@@ -79,12 +79,21 @@ fn set_conditions(status: &mut ComputerStatus, report: &Report, generation: Opti
         );
         let step = report.current.map_or("", CurrentStep::id);
         let reason = report.blocker.as_ref().map_or(Reason::InProgress, |b| b.reason);
-        let message = report.blocker.as_ref().map_or_else(|| format!("at step {step}"), |b| format!("at step {step}: {}", b.message));
-        conditions::set(list, types::DELETING, true, reason, &message, generation, now);
+        conditions::set(list, types::DELETING, true, reason, &at_step(step, report), generation, now);
     }
     match &report.blocker {
         Some(blocker) => conditions::set(list, types::BLOCKED, true, blocker.reason, &blocker.message, generation, now),
         None => conditions::remove(list, types::BLOCKED),
+    }
+}
+
+/// The step, how far it is, and what it waits for.
+fn at_step(step: &str, report: &Report) -> String {
+    let blocker = report.blocker.as_ref().map(|b| b.message.as_str());
+    match (report.progress.as_deref(), blocker) {
+        (None, None) => format!("at step {step}"),
+        (Some(text), None) | (None, Some(text)) => format!("at step {step}: {text}"),
+        (Some(progress), Some(blocker)) => format!("at step {step} ({progress}): {blocker}"),
     }
 }
 

@@ -11,6 +11,7 @@ use super::action::{Effect, Fact, Subject};
 use super::children::Child;
 use super::report::Report;
 use crate::archive::Verification;
+use crate::archive::uploads::Upload;
 use crate::archive::waiting_time::Waited;
 use crate::guards::{self, Guard};
 use crate::resources::steps::DeletionStep;
@@ -55,6 +56,8 @@ pub struct View {
     pub learned: BTreeSet<Subject>,
     /// How long its deletion has waited while no work on its archive was in progress.
     pub waited: Waited,
+    /// What its archive pod has sent to this process. Only for what is shown.
+    pub upload: Option<Upload>,
     /// The state of its archive, if this reconcile has checked it.
     pub archive: Option<Verification>,
     /// The receipt that this reconcile has stored.
@@ -92,6 +95,7 @@ impl View {
             facts: BTreeMap::new(),
             learned: BTreeSet::new(),
             waited: Waited::default(),
+            upload: None,
             archive: None,
             receipt: None,
             key_check_in: None,

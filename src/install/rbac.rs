@@ -73,6 +73,9 @@ const TENANT_ADMIN: &[Rule] = &[("computer-operator.dev", &["computers", "sessio
 /// To list the classes.
 const CLASSES: &[Rule] = &[("computer-operator.dev", &["computerclasses"], &["get", "list", "watch"])];
 
+/// To use the classes: checked when a Computer names one (`admission/classes.yaml`). A role of an admin may list them by name.
+const USE_CLASSES: &[Rule] = &[("computer-operator.dev", &["computerclasses"], &["use"])];
+
 /// To override stuck deletions (S11). It is not aggregated to any role.
 const OVERRIDE: &[Rule] = &[("computer-operator.dev", &["deletionoverrides"], &["get", "list", "watch", "create", "delete"])];
 
@@ -90,7 +93,7 @@ pub fn roles() -> Value {
         "hooks": {"crds": crds_rules(), "look": look_rules(), "test": rules(TEST)},
         "people": {
             "view": rules(TENANT_VIEW), "edit": rules(TENANT_EDIT), "admin": rules(TENANT_ADMIN),
-            "classes": rules(CLASSES), "override": rules(OVERRIDE), "receipts": rules(RECEIPTS),
+            "classes": rules(CLASSES), "use-classes": rules(USE_CLASSES), "override": rules(OVERRIDE), "receipts": rules(RECEIPTS),
         },
     })
 }
@@ -143,7 +146,7 @@ mod tests {
 
     #[test]
     fn no_rule_has_a_wildcard_or_reads_secrets() {
-        let people = [TENANT_VIEW, TENANT_EDIT, TENANT_ADMIN, CLASSES, OVERRIDE, RECEIPTS].concat();
+        let people = [TENANT_VIEW, TENANT_EDIT, TENANT_ADMIN, CLASSES, USE_CLASSES, OVERRIDE, RECEIPTS].concat();
         for (group, resources, verbs) in [CLUSTER, OWN, API_CLUSTER, API_OWN, CRDS_HOOK, TEST, &people].concat() {
             assert!(group != "*" && !resources.contains(&"*") && !verbs.contains(&"*"));
             if resources.contains(&"secrets") {
@@ -229,6 +232,7 @@ mod tests {
                 ("computerrecords", "get"),
                 ("computerrecords", "patch"),
                 ("computerclasses", "patch"),
+                ("computerclasses", "use"),
                 ("deletionoverrides", "create"),
             ] {
                 assert!(!allowed(rules, GROUP, resource, verb), "{role}: {verb} {resource}");

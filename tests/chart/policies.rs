@@ -45,6 +45,7 @@ pub fn users_are_restricted(server: &Server, helm: &Helm) {
     generated_names_are_reserved(server, &anna);
     api_keys_require_the_right_to_create_tokens(server);
     session_settings_are_bounded(server, &anna);
+    a_class_is_a_right(server, helm, &anna);
     // Without the mutating policy, removing the finalizer is rejected.
     let chart = chart::folder().display().to_string();
     helm.run(&["upgrade", "co", &chart, "-n", "ops", "--no-hooks", "--set", "admission.finalizer=Off"]).unwrap();
@@ -90,6 +91,34 @@ fn deletion_is_protected(server: &Server, anna: Send<'_>) {
         let at = server.kubectl(&["get", "computer", "box", "-n", "going", "-o", "jsonpath={.metadata.deletionTimestamp}"], "")?;
         if at.is_empty() { Err("not yet".into()) } else { Ok(()) }
     });
+}
+
+/// `use` on a class, in the namespace of the Computer. By default everybody has it.
+fn a_class_is_a_right(server: &Server, helm: &Helm, anna: Send<'_>) {
+    let create = |name: &str, spec: &Value| anna(&["create", "-f", "-"], &computer(name, spec));
+    create("free", &json!({"className": "gpu"})).expect("the default");
+    let chart = chart::folder().display().to_string();
+    let restrict = ["upgrade", "co", &chart, "-n", "ops", "--no-hooks", "--set", "rbac.everybodyUsesClasses=false"];
+    helm.run(&restrict).unwrap();
+    let gpu = json!({"className": "gpu"});
+    let message = "user anna may not use ComputerClass gpu in namespace team. Name another class in spec.className, or ask a cluster admin for the \
+                   verb use on computerclasses/gpu";
+    eventually("the class is reserved", || match create("reserved", &gpu) {
+        Err(error) if error.contains(message) => Ok(()),
+        other => {
+            anna(&["delete", "computer", "reserved", "--wait=false", "--ignore-not-found"], "").ok();
+            Err(format!("{other:?}"))
+        }
+    });
+    create("usual", &json!({})).expect("the default class is for everybody");
+    anna(&["label", "computer", "free", "kept=yes"], "").expect("an existing computer keeps its class");
+    let role = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "use-gpu"},
+        "rules": [{"apiGroups": ["computer-operator.dev"], "resources": ["computerclasses"], "resourceNames": ["gpu"], "verbs": ["use"]}]});
+    server.kubectl(&["create", "-f", "-"], &role.to_string()).unwrap();
+    server.kubectl(&["create", "rolebinding", "use-gpu", "--clusterrole=use-gpu", "--user=anna", "-n", "team"], "").unwrap();
+    eventually("the right is in force", || create("allowed", &gpu).map(|_| ()));
+    refused("another class", create("other", &json!({"className": "huge"})), "may not use ComputerClass huge");
+    helm.run(&["upgrade", "co", &chart, "-n", "ops", "--no-hooks"]).unwrap();
 }
 
 fn labels_are_reserved(server: &Server, anna: Send<'_>) {

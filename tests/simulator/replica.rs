@@ -63,7 +63,7 @@ pub async fn lead(world: &World, caller: &Caller, replica: usize, concurrency: u
     let store = Arc::new(Store::new(Arc::new(Shelf::new(world, caller))));
     let pods = auth::PodTokens::new(client.clone(), SYSTEM.to_owned(), ACCOUNT.to_owned());
     let archives = Arc::new(Archives::new(Arc::clone(&store), checked));
-    let router = handlers::router(store, auth::Authenticator::Pods(Arc::new(pods)), Arc::clone(archives.waits()));
+    let router = handlers::router(store, auth::Authenticator::Pods(Arc::new(pods)), Arc::clone(archives.uploads()));
     world.serve(replica, &caller.process, router);
     let leader =
         Leader { client, settings: settings(), archives, metrics: world.new_figures(replica), concurrency, sources: world.sources() };

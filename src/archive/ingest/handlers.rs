@@ -23,7 +23,7 @@ use crate::archive::copies;
 use crate::archive::index::{Lines, Pieces};
 use crate::archive::manifest::{CHUNK, Chunk, List, MAX_BYTES, is_digest};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
-use crate::archive::waiting_time::Waits;
+use crate::archive::uploads::Uploads;
 use crate::archive::{Archive, Manifest, later_manifest_key, manifest_key};
 use crate::guards::{self, Guard};
 
@@ -49,29 +49,38 @@ const OLD: &str = "this operator stores archives in chunks, and this archive pod
 struct Shared {
     store: Arc<Store>,
     authenticator: Authenticator,
-    waits: Arc<Waits>,
-    uploads: Arc<Room>,
+    uploads: Arc<Uploads>,
+    chunks: Arc<Room>,
     manifests: Arc<Room>,
     read_back: Arc<Room>,
 }
 
 impl Shared {
-    fn new(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Self {
-        let (uploads, manifests) = (Arc::new(Room::new(UPLOADS, UPLOADS / 2)), Arc::new(Room::new(MANIFESTS, 1)));
+    fn new(store: Arc<Store>, authenticator: Authenticator, uploads: Arc<Uploads>) -> Self {
+        let (chunks, manifests) = (Arc::new(Room::new(UPLOADS, UPLOADS / 2)), Arc::new(Room::new(MANIFESTS, 1)));
         let read_back = Arc::new(Room::new(READ_BACK.0, READ_BACK.1));
-        Self { store, authenticator, waits, uploads, manifests, read_back }
+        Self { store, authenticator, uploads, chunks, manifests, read_back }
+    }
+}
+
+impl Shared {
+    /// The answer for an object that the store did not take.
+    fn refused(&self, uid: &str, error: &StoreError) -> Outcome {
+        let answer = failed(error);
+        self.uploads.refused(uid, &answer.1);
+        answer
     }
 }
 
 type Answer = Result<StatusCode, (StatusCode, String)>;
 
-/// The routes. Each stored chunk is reported to `waits`.
-pub fn router(store: Arc<Store>, authenticator: Authenticator, waits: Arc<Waits>) -> Router {
+/// The routes. What becomes of each object is reported to `uploads`.
+pub fn router(store: Arc<Store>, authenticator: Authenticator, uploads: Arc<Uploads>) -> Router {
     Router::new()
         .route("/ingest/v2/{uid}/chunks/{digest}", put(put_chunk).head(head_chunk))
         .route("/ingest/v2/{uid}/manifest", put(put_manifest))
         .route("/ingest/v1/{*rest}", any(|| async { (StatusCode::GONE, OLD) }))
-        .with_state(Shared::new(store, authenticator, waits))
+        .with_state(Shared::new(store, authenticator, uploads))
 }
 
 /// The caller, if it may write for this UID.
@@ -100,9 +109,12 @@ async fn head_chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(Str
     authorize(&shared, &headers, &uid).await?;
     let _room = shared.read_back.take(&uid, 1).await;
     match copies::is_whole(&shared.store, &uid, &digest).await {
-        Ok(true) => Ok(StatusCode::OK),
+        Ok(true) => {
+            shared.uploads.found(&uid);
+            Ok(StatusCode::OK)
+        }
         Ok(false) => Ok(StatusCode::NOT_FOUND),
-        Err(error) => Err(failed(&error)),
+        Err(error) => Err(shared.refused(&uid, &error)),
     }
 }
 
@@ -127,7 +139,7 @@ fn room(body: &Body, most: usize, what: &str) -> Result<u32, Outcome> {
 }
 
 async fn store_chunk(shared: Shared, uid: String, digest: String, size: u32, body: Body) -> Result<Outcome, Outcome> {
-    let _room = shared.uploads.take(&uid, size).await;
+    let _room = shared.chunks.take(&uid, size).await;
     let bytes = Bytes::from(receive(body, size).await?);
     let found = hex::encode(Sha256::digest(&bytes));
     if found != digest && guards::on(Guard::ObjectDigest) {
@@ -137,11 +149,13 @@ async fn store_chunk(shared: Shared, uid: String, digest: String, size: u32, bod
         Ok(created) => {
             tracing::debug!(uid, size, created, "chunk stored");
             if created {
-                shared.waits.stored(&uid);
+                shared.uploads.stored(&uid, u64::from(size));
+            } else {
+                shared.uploads.found(&uid);
             }
             Ok((if created { StatusCode::CREATED } else { StatusCode::OK }, String::new()))
         }
-        Err(error) => Err(failed(&error)),
+        Err(error) => Err(shared.refused(&uid, &error)),
     }
 }
 
@@ -174,11 +188,12 @@ async fn store_manifest(shared: Shared, (uid, recorded): (String, String), room:
     match put_once_per_deletion(&shared.store, &uid, &claim, body.into()).await {
         Ok(ReceiptPut::Created) => {
             tracing::info!(uid, sessions, problems, "manifest stored");
+            shared.uploads.found(&uid);
             Ok((StatusCode::CREATED, String::new()))
         }
         Ok(ReceiptPut::SameAlready) => Ok((StatusCode::OK, String::new())),
         Ok(ReceiptPut::Other(_)) => Err((StatusCode::CONFLICT, "this deletion already has an archive, which is never replaced".to_owned())),
-        Err(error) => Err(failed(&error)),
+        Err(error) => Err(shared.refused(&uid, &error)),
     }
 }
 

@@ -51,7 +51,7 @@ pub fn serve(
 ) -> anyhow::Result<()> {
     let pods = auth::PodTokens::new(client, settings.namespace.clone(), settings.archive_service_account.clone());
     let pods = auth::Authenticator::Pods(Arc::new(pods));
-    let router = handlers::router(Arc::clone(archives.store()), pods, Arc::clone(archives.waits()));
+    let router = handlers::router(Arc::clone(archives.store()), pods, Arc::clone(archives.uploads()));
     let listener = server::listen(address)?;
     let acceptor = tls.acceptor()?;
     tasks.spawn(server::run(listener, Some(acceptor), router, LIMITS, stop));

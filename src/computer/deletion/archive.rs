@@ -129,7 +129,13 @@ fn repeated(context: &Context<'_>, attempts: i32) -> Blocker {
     let before = i64::from(attempts).saturating_sub(1);
     let failed = plural(before, "earlier attempt");
     let message = format!("archive attempt {attempts} is running; {before} {failed} failed. See {}", logs(context));
-    Blocker { reason: Reason::ArchiveFailed, message }
+    Blocker { reason: failure(context), message }
+}
+
+/// The reason of an archive that failed: one cause has one reason, while its pod runs and between two attempts.
+fn failure(context: &Context<'_>) -> Reason {
+    let store = context.view.upload.as_ref().is_some_and(|upload| upload.failing.is_some());
+    if store { Reason::StoreUnavailable } else { Reason::ArchiveFailed }
 }
 
 /// Creates, watches and repeats the archive pod.
@@ -154,12 +160,34 @@ fn attempt(context: &Context<'_>) -> State {
     }
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
         _ if archive_pod::ended(pod) => ended(context, pod, attempt, subject),
-        _ if archive_pod::runs(pod) => State::wait(15),
+        _ if archive_pod::runs(pod) => uploading(context),
         Some("Pending") | None if has_other_image(context, pod) || has_other_instructions(context.view, context.record, pod) => {
             State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
         }
         _ => waiting(context, pod),
     }
+}
+
+/// The archive pod repeats what the store does not take, for ten minutes. Nobody would know why until then.
+fn uploading(context: &Context<'_>) -> State {
+    match context.view.upload.as_ref().and_then(|upload| upload.failing.as_ref()) {
+        Some(why) => State::blocked(
+            Reason::StoreUnavailable,
+            format!("the archive store takes nothing from the archive pod: {why}. The pod retries. See {}", logs(context)),
+            15,
+        ),
+        None => State::wait(15),
+    }
+}
+
+/// Seconds after which the status shows how far an upload is. Small homes are archived by then, and cost no write.
+const PROGRESS_SECONDS: i64 = 10;
+
+/// How far the archive is, for the status.
+pub(super) fn progress(context: &Context<'_>) -> Option<String> {
+    let slow = context.running_for(DeletionStep::ArchiveSessions) >= PROGRESS_SECONDS;
+    let upload = context.view.upload.as_ref().filter(|_| slow && context.current() == Some(DeletionStep::ArchiveSessions))?;
+    Some(upload.to_string())
 }
 
 /// Whether a pod has another image than the operator: an admin has fixed the image since the pod was created.
@@ -206,7 +234,7 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
     let how = code.map_or_else(|| "ended without a container".to_owned(), |code| format!("failed with exit code {code}"));
     let said = if said.is_empty() { said } else { format!(": {said}") };
     let message = format!("{} {how} (attempt {attempt}){said}. The operator retries. See the logs of this pod", subject.describe());
-    State::blocked(Reason::ArchiveFailed, message, retry)
+    State::blocked(failure(context), message, retry)
 }
 
 /// Seconds before the next attempt: 2, 4, 8 … at most 5 minutes.

@@ -112,6 +112,12 @@ fn skipped_by(by: &DeletionOverride) -> String {
     format!("by DeletionOverride {}: {}", by.metadata.name.as_deref().unwrap_or_default(), by.spec.reason)
 }
 
+/// Whether a deletion has begun and has no archive yet.
+pub fn archiving(view: &View) -> bool {
+    let deletion = view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref());
+    deletion.is_some_and(|d| d.archive.is_none())
+}
+
 /// Plans the next request of a deletion.
 pub fn plan(view: &View) -> Plan {
     let Some(record) = &view.record else { return without_record(view) };
@@ -224,6 +230,7 @@ fn reported(context: &Context<'_>, mut next: Next, blocker: Option<Blocker>) -> 
         deletion: DeletionStep::ALL.iter().map(|step| shown(context, *step, blocker.as_ref())).collect(),
         passed: context.outcomes(),
         blocker,
+        progress: archive::progress(context),
         class_name: context.record.spec.class_name.clone(),
         ..Report::default()
     };

@@ -21,22 +21,27 @@ const SHOWN: i32 = 3;
 /// Maximum length of a cause.
 const CAUSE: usize = 256;
 
-/// The count after a pod has stopped. `None`: it starts over.
-pub(super) fn counted(before: Option<&CrashLoop>, pod: &Pod) -> Option<CrashLoop> {
-    let last = early_end(pod)?;
+/// The count after a pod has stopped, of a computer that is suspended or not. `None`: it starts over.
+pub(super) fn counted(before: Option<&CrashLoop>, pod: &Pod, suspended: bool) -> Option<CrashLoop> {
+    let last = early_end(pod, suspended)?;
     Some(CrashLoop { pods: before.map_or(0, |b| b.pods).saturating_add(1), last, unknown: Unknown::new() })
 }
 
 /// Why a pod ended. `None`: it ran long enough, or it ended after its deletion was requested.
-fn early_end(pod: &Pod) -> Option<String> {
+///
+/// The API has whole seconds, and a machine may end within a second of the request that suspends it. The API server gives no grace period to a
+/// pod that is over already, so a pod with one was running, even if the computer is resumed by now.
+fn early_end(pod: &Pod, suspended: bool) -> Option<String> {
     let meta = &pod.metadata;
-    let asked = meta.deletion_timestamp.as_ref()?.0.as_second() - meta.deletion_grace_period_seconds.unwrap_or(0);
+    let grace = meta.deletion_grace_period_seconds.unwrap_or(0);
+    let asked = meta.deletion_timestamp.as_ref()?.0.as_second() - grace;
+    let latest = if suspended || grace > 0 { asked - 1 } else { asked };
     let early = meta.creation_timestamp.as_ref().is_some_and(|at| asked - at.0.as_second() < EARLY_SECONDS);
     let status = pod.status.as_ref()?;
     let lists = [&status.init_container_statuses, &status.container_statuses];
     let containers: Vec<&ContainerStatus> = lists.into_iter().flat_map(|list| list.iter().flatten()).collect();
     let ended = |c: &&ContainerStatus| c.state.as_ref().and_then(|s| s.terminated.clone());
-    let by_itself = containers.iter().filter_map(ended).all(|t| t.finished_at.is_none_or(|at| at.0.as_second() <= asked));
+    let by_itself = containers.iter().filter_map(ended).all(|t| t.finished_at.is_none_or(|at| at.0.as_second() <= latest));
     let over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
     if !early || !by_itself || !over {
         return None;
@@ -104,13 +109,26 @@ mod tests {
     #[test]
     fn only_pods_that_end_early_and_by_themselves_count() {
         let crashed = pod("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z", Some("2026-01-01T00:00:08Z"));
-        let first = counted(None, &crashed).unwrap();
+        let first = counted(None, &crashed, false).unwrap();
         assert_eq!((first.pods, first.last.as_str()), (1, "container m exited with code 3 (Error)"));
-        assert_eq!(counted(Some(&first), &pod("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z", None)).unwrap().pods, 2, "rejected");
+        assert_eq!(counted(Some(&first), &pod("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z", None), false).unwrap().pods, 2, "rejected");
         let deleted = pod("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z", Some("2026-01-01T00:00:12Z"));
-        assert_eq!(counted(Some(&first), &deleted), None, "it was deleted while it was running");
+        assert_eq!(counted(Some(&first), &deleted, false), None, "it was deleted while it was running");
         let old = pod("2026-01-01T00:00:00Z", "2026-01-01T00:20:00Z", Some("2026-01-01T00:19:59Z"));
-        assert_eq!(counted(Some(&first), &old), None, "it ran for a long time");
+        assert_eq!(counted(Some(&first), &old, false), None, "it ran for a long time");
+    }
+
+    /// Seen on a real cluster: three suspends soon after a start were a crash loop.
+    #[test]
+    fn a_machine_that_ends_in_the_second_of_its_suspension_did_not_crash() {
+        let (created, asked) = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:09Z");
+        let mut ended = pod(created, asked, Some(asked));
+        assert!(counted(None, &ended, false).is_some(), "it was over, and deleted in the same second");
+        assert_eq!(counted(None, &ended, true), None);
+        // It is resumed already. The end of the grace period is the deletionTimestamp.
+        ended.metadata.deletion_grace_period_seconds = Some(30);
+        ended.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:39Z")).unwrap();
+        assert_eq!(counted(None, &ended, false), None);
     }
 
     #[test]

@@ -77,7 +77,7 @@ fn here(context: &Context<'_>, recorded: &PodRecord, pod: &Pod) -> State {
     };
     let late = context.view.now.duration_since(deleted.0).as_secs() > LATE_SECONDS;
     let count = |r: &mut crate::resources::ComputerRecord| {
-        r.spec.state.crash_loop = crash_loop::counted(r.spec.state.crash_loop.as_ref(), pod);
+        r.spec.state.crash_loop = crash_loop::counted(r.spec.state.crash_loop.as_ref(), pod, context.computer.spec.suspended);
     };
     stop(context, recorded, late).terminating(pod, count, || None)
 }

@@ -66,7 +66,13 @@ fn pack_home(version: u64) -> Packed {
         Ok(())
     };
     let paths = [".claude/projects".to_owned()];
-    let packing = Packing { home: folder.path(), session_paths: &paths, unreadable: Unreadable::Block, sizes: Sizes::default() };
+    let packing = Packing {
+        home: folder.path(),
+        session_paths: &paths,
+        unreadable: Unreadable::Block,
+        sizes: Sizes::default(),
+        progress: Arc::default(),
+    };
     pack::pack(&packing, &mut manifest, &mut take).expect("packed");
     Packed { manifest, blobs }
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::disturbed::{archive_pod, pass, skip};
 use super::world::{World, from};
+use crate::archive::uploads::Upload;
 use crate::computer::action::Action;
 use crate::computer::plan::plan;
 use crate::computer::report::{Next, Report};
@@ -181,4 +182,34 @@ fn an_archive_that_has_failed_is_blocked_until_an_attempt_succeeds() {
     world.record.as_mut().unwrap().spec.state.deletion.as_mut().unwrap().custody.as_mut().unwrap().attempt = 2;
     let blocker = pass(&mut world).report.blocker.expect("L2");
     assert!(blocker.reason == Reason::ArchiveFailed && blocker.message.contains(&second), "{blocker:?}");
+}
+
+/// Users see how far a long upload is, and why the store takes nothing, while the pod runs.
+#[test]
+fn a_running_upload_is_shown() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world).status = Some(from(json!({"phase": "Running"})));
+    let upload = Upload { objects: 3, bytes: 20_000_000, failing: None };
+    let shown = |world: &World, upload: &Upload| {
+        let mut view = world.view(true);
+        view.archive = Some(crate::archive::Verification::Missing);
+        view.upload = Some(upload.clone());
+        plan(&view).report
+    };
+    let began = shown(&world, &upload).deletion[2].started_at.clone().unwrap().0.as_second();
+    world.now = began + 5;
+    assert_eq!(shown(&world, &upload).progress, None, "a small home costs no write");
+    world.now = began + 60;
+    let report = shown(&world, &upload);
+    assert_eq!(report.progress.as_deref(), Some("3 objects received from the archive pod, 20.0 MB"));
+    assert_eq!(report.blocker, None);
+    let report = shown(&world, &Upload { failing: Some("bucket b: 403 AccessDenied".to_owned()), ..upload.clone() });
+    let blocker = report.blocker.expect("L2");
+    assert!(blocker.reason == Reason::StoreUnavailable && blocker.message.contains("403 AccessDenied"), "{blocker:?}");
+    // The pod ends without an archive, and the next attempt waits: the cause is the same, and so is the reason.
+    let upload = Upload { failing: Some("bucket b: 403 AccessDenied".to_owned()), ..upload };
+    archive_pod(&mut world).status = Some(from(json!({"phase": "Failed"})));
+    assert_eq!(shown(&world, &upload).blocker.map(|b| b.reason), Some(Reason::StoreUnavailable));
+    assert_eq!(shown(&world, &Upload::default()).blocker.map(|b| b.reason), Some(Reason::ArchiveFailed));
 }

@@ -17,6 +17,7 @@ pub mod middleware;
 pub mod openapi;
 mod page_limits;
 mod response_body;
+mod runbooks;
 pub mod sessions;
 pub mod tenant_limits;
 mod tls;
@@ -108,7 +109,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Shared>> {
 pub fn router(shared: Arc<Shared>) -> Router {
     let (router, mut description) = routes().split_for_parts();
     openapi::complete(&mut description);
-    with_layers(router.merge(openapi::routes(&description)), shared)
+    with_layers(router.merge(openapi::routes(&description)).merge(runbooks::routes()), shared)
 }
 
 /// Adds the fallbacks and layers that apply to all routes.

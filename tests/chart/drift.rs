@@ -144,6 +144,31 @@ fn every_alert_uses_exposed_metrics_and_says_what_to_do() {
             assert!(registered.contains(&format!("\"{family}\",")), "{}: {metric} is not exposed", rule["alert"]);
         }
         assert!(rule["annotations"]["description"].as_str().is_some_and(|d| d.len() > 40), "{}: no remedy is described", rule["alert"]);
+        let url = format!("http://computer-operator-api.ns.svc:80/docs/runbooks/{}", rule["alert"].as_str().unwrap());
+        assert_eq!(rule["annotations"]["runbook_url"], url);
+    }
+}
+
+/// The URL of a runbook leads to the HTTP API, or to where the admin says.
+#[test]
+fn runbooks_are_where_the_values_say() {
+    let url = |set: &[&str]| {
+        let all = render("co", "ops", &[&["metrics.prometheusRule.enabled=true", "fullnameOverride=co"], set].concat());
+        let rules = one(&all, "PrometheusRule", "co")["spec"]["groups"][0]["rules"].as_array().unwrap().clone();
+        let rule = rules.into_iter().find(|rule| rule["alert"] == "ComputerOrphans").unwrap();
+        rule["annotations"]["runbook_url"].as_str().map(str::to_owned)
+    };
+    let ingress = ["api.ingress.enabled=true", "api.ingress.hosts={computers.example}"];
+    let tls = [&ingress[..], &["api.ingress.tls[0].secretName=cert"]].concat();
+    for (set, expected) in [
+        (&["api.tls.mode=Secret", "api.tls.secretName=cert"][..], Some("https://co-api.ops.svc:80/docs/runbooks/ComputerOrphans")),
+        (&ingress, Some("http://computers.example/docs/runbooks/ComputerOrphans")),
+        (&tls, Some("https://computers.example/docs/runbooks/ComputerOrphans")),
+        (&["metrics.prometheusRule.runbookBaseUrl=https://wiki.example/r"], Some("https://wiki.example/r/ComputerOrphans")),
+        (&["api.enabled=false"], None),
+        (&["metrics.prometheusRule.runbookBaseUrl=null"], Some("http://co-api.ops.svc:80/docs/runbooks/ComputerOrphans")),
+    ] {
+        assert_eq!(url(set).as_deref(), expected, "{set:?}");
     }
 }
 

@@ -45,6 +45,7 @@ fn unknown_and_contradictory_values_are_rejected_by_name() {
         (&["admission.finalizer=Maybe"], "/admission/finalizer"),
         (&["controller.leaseSeconds=1"], "/controller/leaseSeconds"),
         (&["metrics.serviceMonitor.interval=often"], "/metrics/serviceMonitor/interval"),
+        (&["metrics.prometheusRule.runbookBaseUrl=wiki/runbooks"], "/metrics/prometheusRule/runbookBaseUrl"),
     ] {
         let error = helm.template("co", "ops", &flags(set)).expect_err(&format!("{set:?} was accepted")).to_string();
         assert!(error.contains(named), "{set:?}: {error}");

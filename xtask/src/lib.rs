@@ -3,6 +3,7 @@
 //! It is a tool for developers: no part of it may be used by the operator.
 
 pub mod bench;
+pub mod book;
 pub mod chart;
 pub mod cluster;
 pub mod control_plane;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xtask::cluster::{self, Cluster, Options, Profile};
-use xtask::{bench, chart, image, isolation, node, process, tools};
+use xtask::{bench, book, chart, image, isolation, node, process, tools};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The project's own commands")]
@@ -33,8 +33,10 @@ enum Command {
     /// Measure the operator and a bare API server in the same run, and write the tables in `docs/`.
     #[command(subcommand)]
     Bench(BenchCommand),
-    /// Write the generated files: `crds/`, `docs/openapi.json`, `docs/reasons.md`, and the chart's rules and README.
+    /// Write the generated files: `crds/`, `docs/openapi.json`, `docs/reasons.md`, the chart's rules and README, and the book's reference.
     Generate,
+    /// Build the book in `docs/book` with mdBook.
+    Book,
     /// Run the checks that every change must pass: all stages, or some of them.
     Test(xtask::test::Options),
     /// Run the simulator for a long time: random faults, or every matrix in full.
@@ -151,6 +153,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Demo { keep } => xtask::demo::run(workspace()?, keep).await?,
         Command::Bench(BenchCommand::Http { build }) => bench::http::run(workspace()?, build).await?,
         Command::Generate => generate()?,
+        Command::Book => println!("{}", book::build::run(workspace()?)?.join("index.html").display()),
         Command::Test(options) => return Ok(u8::from(!xtask::test::run(workspace()?, &options)?)),
         Command::Soak(options) => xtask::soak::run(workspace()?, &options)?,
     }
@@ -241,6 +244,11 @@ fn generate() -> Result<()> {
     fs::write(docs.join("reasons.md"), computer_operator::resources::reasons::Reason::document())?;
     for (name, text) in chart::generated()? {
         fs::write(chart::folder().join(name), text)?;
+    }
+    for (name, text) in book::generated(workspace()?)? {
+        let path = book::source(workspace()?).join(name);
+        fs::create_dir_all(path.parent().context("a folder")?)?;
+        fs::write(path, text)?;
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::{deny, node};
+use crate::{book, deny, node};
 use select::Choice;
 use stages::{Check, Needs, STAGES, Stage};
 use summary::{Outcome, Row};
@@ -108,6 +108,7 @@ impl Runner<'_> {
         let check = if self.fast { stage.fast.as_ref().unwrap_or(&stage.check) } else { &stage.check };
         let result = match check {
             Check::Deny => deny::run(self.workspace).map_err(|error| format!("{error:#}")),
+            Check::Book => book::build::run(self.workspace).map(drop).map_err(|error| format!("{error:#}")),
             Check::Cargo(arguments) => self.cargo(arguments, &self.extra(stage), &[]),
             Check::Docs(arguments) => self.cargo(arguments, &[], &[("RUSTDOCFLAGS", DOC_FLAGS)]),
         };

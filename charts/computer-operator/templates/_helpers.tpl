@@ -51,6 +51,17 @@ computer-operator.dev/component: archive
 {{- .Values.archive.local.existingClaim | default (printf "%s-store" (include "co.fullname" .)) -}}
 {{- end }}
 
+{{/* Where the runbooks of the alerts are, with a slash at the end. Empty: nowhere, because no HTTP API serves them. */}}
+{{- define "co.runbooks" -}}
+{{- if .Values.metrics.prometheusRule.runbookBaseUrl -}}
+{{- printf "%s/" (trimSuffix "/" .Values.metrics.prometheusRule.runbookBaseUrl) -}}
+{{- else if and .Values.api.enabled .Values.api.ingress.enabled -}}
+{{- printf "%s://%s/docs/runbooks/" (ternary "https" "http" (gt (len .Values.api.ingress.tls) 0)) (first .Values.api.ingress.hosts) -}}
+{{- else if .Values.api.enabled -}}
+{{- printf "%s://%s-api.%s.svc:%v/docs/runbooks/" (ternary "http" "https" (eq .Values.api.tls.mode "None")) (include "co.fullname" .) .Release.Namespace .Values.api.service.port -}}
+{{- end -}}
+{{- end }}
+
 {{/* The rules of one role, generated from the code. */}}
 {{- define "co.rules" -}}
 {{- $all := .context.Files.Get "files/rbac.yaml" | fromYaml -}}

@@ -24,6 +24,8 @@ pub enum Check {
     Docs(&'static [&'static str]),
     /// The dependencies against `deny.toml`.
     Deny,
+    /// The book in `docs/book`.
+    Book,
 }
 
 /// What the machine must have.
@@ -90,6 +92,7 @@ pub const STAGES: &[Stage] = &[
         Check::Cargo(&["test", "--test", "crds", "--test", "openapi"])
     })
     .fast(Check::Cargo(&["test", "--features", "guards-off", "--test", "crds", "--test", "openapi"])),
+    stage("book", "mdBook builds the book without a warning", Check::Book),
     stage("simulator", "simulated lives keep every promise: a sample of five matrices", {
         simulator!("--stages", "undisturbed,crash,lost,refused,recreated", "--thin", "8")
     })

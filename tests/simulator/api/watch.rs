@@ -83,7 +83,7 @@ impl Watch {
             }
             tokio::select! {
                 biased;
-                _ = changed.changed() => {}
+                () = changed.changed() => {}
                 () = tokio::time::sleep_until(self.ends) => return None,
                 () = tokio::time::sleep_until(again) => {}
             }

@@ -15,9 +15,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// Documents that another change adds. Remove each entry when its file exists.
-pub const PENDING: &[&str] = &["docs/kubectl-computer.md"];
-
 /// The folder with the chapters.
 pub fn source(workspace: &Path) -> PathBuf {
     workspace.join("docs/book/src")

@@ -39,9 +39,6 @@ fn collect(folder: &Path, all: &mut Files) {
 fn files() -> Files {
     let mut all = Files::default();
     collect(workspace(), &mut all);
-    for pending in PENDING {
-        all.all.insert(PathBuf::from(pending));
-    }
     all
 }
 

@@ -3,6 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -23,21 +24,30 @@ pub const ZEROS: u64 = 16 << 30;
 const PROBE: usize = 4096;
 
 /// The parts of a file that are not holes, the last of which ends at the end of the file. `None`: it has no holes, or its file system does
-/// not tell. `zeros` is what is left of [`ZEROS`].
+/// not tell. `zeros` is what is left of [`ZEROS`]; `progress` grows with each answer.
 ///
 /// # Errors
 /// When the device fails, or the file has more holes than an archive can keep.
-pub fn extents(file: &File, metadata: &Metadata, zeros: &mut u64) -> io::Result<Option<Vec<Extent>>> {
+pub fn extents(file: &File, metadata: &Metadata, zeros: &mut u64, progress: &AtomicU64) -> io::Result<Option<Vec<Extent>>> {
     let allocated = metadata.blocks().saturating_mul(512);
-    let Some(extents) = parts(metadata.len(), allocated, MOST, zeros, |from| seek(file, from))? else { return Ok(None) };
+    let Some(extents) = parts(metadata.len(), allocated, MOST, zeros, |from| counted(progress, || seek(file, from)))? else {
+        return Ok(None);
+    };
     let mut at = 0;
     for (begin, bytes) in &extents {
-        if !is_empty(file, at, *begin)? {
+        if !counted(progress, || is_empty(file, at, *begin))? {
             return Ok(None);
         }
         at = begin + bytes;
     }
     Ok(Some(extents))
+}
+
+/// Counts a question that was answered: a file may have millions of holes, and a slow device still answers.
+fn counted<T>(progress: &AtomicU64, ask: impl FnOnce() -> T) -> T {
+    let answer = ask();
+    progress.fetch_add(1, Ordering::Relaxed);
+    answer
 }
 
 /// Whether a hole has no content at its ends. Some file systems report a hole where there is content that is not on the disk yet.
@@ -141,7 +151,7 @@ mod tests {
         for (at, bytes) in data {
             file.write_all_at(bytes, *at).unwrap();
         }
-        extents(&file, &file.metadata().unwrap(), &mut 0).unwrap()
+        extents(&file, &file.metadata().unwrap(), &mut 0, &AtomicU64::new(0)).unwrap()
     }
 
     #[test]

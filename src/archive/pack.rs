@@ -60,7 +60,7 @@ pub fn pack<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut Ta
 }
 
 /// Finds the parts of a file that are not holes.
-type Extents = fn(&File, &Metadata, &mut u64) -> io::Result<Option<Vec<Extent>>>;
+type Extents = fn(&File, &Metadata, &mut u64, &AtomicU64) -> io::Result<Option<Vec<Extent>>>;
 
 fn pack_with<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut Take<'a>, extents: Extents) -> io::Result<Problems> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -242,7 +242,7 @@ impl Packer<'_> {
         Ok(match kind {
             Found::File => match self.first_name(metadata).cloned() {
                 Some(first) => Content::HardLink(first),
-                None => Content::File((self.extents)(file, metadata, &mut self.zeros)?),
+                None => Content::File((self.extents)(file, metadata, &mut self.zeros, &self.progress)?),
             },
             Found::Link => {
                 let target = rustix::fs::readlinkat(file, "", Vec::new())?;

@@ -115,7 +115,9 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
         let mut take = |blob| reading.paused(|| blobs.blocking_send(blob)).map_err(|_| std::io::Error::other("a chunk was not stored"));
         let progress = Arc::clone(&reading.progress);
         let request = Request { home: &home, session_paths: &session_paths, unreadable, sizes: Sizes::default(), progress };
-        pack::pack(&request, &mut manifest, &mut take).map(|problems| (manifest, problems))
+        let packed = pack::pack(&request, &mut manifest, &mut take).map(|problems| (manifest, problems));
+        reading.ended();
+        packed
     });
     let stored = async {
         // Why a chunk was not stored says more than that packing ended for it.
@@ -152,17 +154,24 @@ impl Reading {
     fn paused<T>(&self, work: impl FnOnce() -> T) -> T {
         self.paused.store(true, Ordering::SeqCst);
         let done = work();
-        // In this order: the watch sees either the pause or the progress.
         self.progress.fetch_add(1, Ordering::SeqCst);
         self.paused.store(false, Ordering::SeqCst);
         done
     }
 
+    /// Everything is read. Chunks may be on their way for as long as it takes.
+    fn ended(&self) {
+        self.paused.store(true, Ordering::SeqCst);
+    }
+
     /// Ends when nothing was read for this long.
     async fn stalled(&self, silence: Duration) {
         loop {
+            let before = self.progress.load(Ordering::SeqCst);
             still(&self.progress, silence).await;
-            if !self.paused.load(Ordering::SeqCst) {
+            let paused = self.paused.load(Ordering::SeqCst);
+            // Read last: a pause that has ended meanwhile was progress.
+            if !paused && self.progress.load(Ordering::SeqCst) == before {
                 return;
             }
         }
@@ -233,5 +242,7 @@ mod tests {
         assert!(!ends(&reading, 20 * STALLED).await);
         reading.paused.store(false, Ordering::SeqCst);
         assert!(ends(&reading, 3 * STALLED).await);
+        reading.ended();
+        assert!(!ends(&reading, 20 * STALLED).await, "the last chunks are on their way");
     }
 }

@@ -11,7 +11,11 @@ use super::waiting_time::Waits;
 
 /// A pod repeats a request that has failed. It is reported when none has succeeded for this long.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// An upload about which nothing is heard or asked any more is dropped after this time.
+/// A pod repeats it within this time. An error that is older is over: the store has recovered, or another replica receives the objects.
+const RECENT: Duration = Duration::from_secs(120);
+/// An attempt follows the one before within this time.
+const LAST_ATTEMPT: Duration = Duration::from_secs(600);
+/// An upload of which nothing is heard any more is dropped after this time.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// Most bytes that are kept of an error.
 const TEXT: usize = 512;
@@ -19,18 +23,22 @@ const TEXT: usize = 512;
 /// What one archive pod has sent to this process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Upload {
-    /// Objects that are in the store.
+    /// UID of the pod.
+    pub pod: String,
+    /// Its objects that are in the store, also those of an earlier attempt.
     pub objects: u64,
-    /// Bytes of these objects, without those of an earlier attempt.
+    /// Bytes of those that it has sent itself.
     pub bytes: u64,
-    /// Why the store takes nothing.
+    /// Why the store takes nothing from the pod.
     pub failing: Option<String>,
+    /// Whether the store took nothing a moment ago, from this pod or the one before.
+    pub failed: bool,
 }
 
 impl std::fmt::Display for Upload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let objects = if self.objects == 1 { "object" } else { "objects" };
-        write!(f, "{} {objects} received from the archive pod, {}", self.objects, megabytes(self.bytes))
+        write!(f, "{} {objects} stored, {} sent by this attempt", self.objects, megabytes(self.bytes))
     }
 }
 
@@ -40,14 +48,20 @@ fn megabytes(bytes: u64) -> String {
     format!("{}.{} MB", tenths / 10, tenths % 10)
 }
 
-struct Known {
-    upload: Upload,
-    /// The last error, and since when there has been nothing else.
-    error: Option<(String, Instant)>,
-    used: Instant,
+/// An error of the store, without a success since.
+struct Refused {
+    why: String,
+    first: Instant,
+    last: Instant,
 }
 
-/// The uploads that this process receives, by UID.
+struct Known {
+    upload: Upload,
+    refused: Option<Refused>,
+    heard: Instant,
+}
+
+/// The uploads that this process receives, by UID of the computer.
 #[derive(Default)]
 pub struct Uploads {
     all: Mutex<HashMap<String, Known>>,
@@ -66,50 +80,55 @@ impl Uploads {
     }
 
     /// Notes something about an upload. Only an archive pod that a record names gets this far, so there are as many entries as deletions.
-    fn note(&self, uid: &str, change: impl FnOnce(&mut Known)) {
+    fn note(&self, (uid, pod): (&str, &str), change: impl FnOnce(&mut Known)) {
         let mut all = self.locked();
         if !all.contains_key(uid) {
-            all.retain(|_, known| known.used.elapsed() < FORGOTTEN);
+            all.retain(|_, known| known.heard.elapsed() < FORGOTTEN);
         }
-        let known = all.entry(uid.to_owned()).or_insert_with(|| Known { upload: Upload::default(), error: None, used: Instant::now() });
-        known.used = Instant::now();
+        let new = || Known { upload: Upload::default(), refused: None, heard: Instant::now() };
+        let known = all.entry(uid.to_owned()).or_insert_with(new);
+        if known.upload.pod != pod {
+            known.upload = Upload { pod: pod.to_owned(), ..Upload::default() };
+        }
+        known.heard = Instant::now();
         change(known);
     }
 
     /// An object of this size was stored.
-    pub fn stored(&self, uid: &str, bytes: u64) {
-        self.waits.stored(uid);
-        self.note(uid, |known| {
+    pub fn stored(&self, of: (&str, &str), bytes: u64) {
+        self.waits.stored(of.0);
+        self.note(of, |known| {
             known.upload.objects += 1;
             known.upload.bytes = known.upload.bytes.saturating_add(bytes);
-            known.error = None;
+            known.refused = None;
         });
     }
 
     /// An object is in the store since an earlier attempt.
-    pub fn found(&self, uid: &str) {
-        self.note(uid, |known| {
+    pub fn found(&self, of: (&str, &str)) {
+        self.note(of, |known| {
             known.upload.objects += 1;
-            known.error = None;
+            known.refused = None;
         });
     }
 
-    /// The store did not take an object.
-    pub fn refused(&self, uid: &str, why: &str) {
-        let why = crate::resources::conditions::truncate(why, TEXT);
-        self.note(uid, |known| {
-            let since = known.error.take().map_or_else(Instant::now, |(_, since)| since);
-            known.error = Some((why, since));
+    /// The store did not take something.
+    pub fn refused(&self, of: (&str, &str), why: &str) {
+        let (why, last) = (crate::resources::conditions::truncate(why, TEXT), Instant::now());
+        self.note(of, |known| {
+            let first = known.refused.take().map_or(last, |before| before.first);
+            known.refused = Some(Refused { why, first, last });
         });
     }
 
     /// How far the upload of a deletion is. `None`: this process has received nothing.
     pub fn look(&self, uid: &str) -> Option<Upload> {
-        let mut all = self.locked();
-        let known = all.get_mut(uid)?;
-        known.used = Instant::now();
-        let failing = known.error.as_ref().filter(|(_, since)| since.elapsed() >= PATIENCE).map(|(why, _)| why.clone());
-        Some(Upload { failing, ..known.upload.clone() })
+        let all = self.locked();
+        let known = all.get(uid)?;
+        let refused = known.refused.as_ref().filter(|refused| refused.first.elapsed() >= PATIENCE);
+        let within = |limit: Duration| refused.filter(|refused| refused.last.elapsed() < limit);
+        let failing = within(RECENT).map(|refused| refused.why.clone());
+        Some(Upload { failing, failed: within(LAST_ATTEMPT).is_some(), ..known.upload.clone() })
     }
 }
 
@@ -117,29 +136,55 @@ impl Uploads {
 mod tests {
     use super::*;
 
+    const POD: (&str, &str) = ("u", "pod");
+
     #[tokio::test(start_paused = true)]
     async fn an_error_is_shown_when_nothing_else_happens_for_a_while() {
         let uploads = Uploads::default();
         assert_eq!(uploads.look("u"), None);
-        uploads.stored("u", 8_388_608);
-        uploads.refused("u", "503");
+        uploads.stored(POD, 8_388_608);
+        uploads.refused(POD, "503");
         let failing = || uploads.look("u").and_then(|upload| upload.failing);
         assert_eq!(failing(), None, "the pod repeats it");
         tokio::time::advance(PATIENCE / 2).await;
-        uploads.refused("u", "503 again");
+        uploads.refused(POD, "503 again");
         tokio::time::advance(PATIENCE / 2).await;
         assert_eq!(failing().as_deref(), Some("503 again"));
-        uploads.found("u");
+        uploads.found(POD);
         assert_eq!(failing(), None, "the store answers");
-        assert_eq!(uploads.look("u").map(|u| u.to_string()).as_deref(), Some("2 objects received from the archive pod, 8.3 MB"));
+        assert_eq!(uploads.look("u").map(|u| u.to_string()).as_deref(), Some("2 objects stored, 8.3 MB sent by this attempt"));
+    }
+
+    /// The store has recovered, and another replica receives the objects; or the next attempt fails before it sends anything.
+    #[tokio::test(start_paused = true)]
+    async fn an_error_that_is_not_repeated_is_over() {
+        let uploads = Uploads::default();
+        uploads.refused(POD, "503");
+        tokio::time::advance(PATIENCE).await;
+        uploads.refused(POD, "503");
+        let look = || uploads.look("u").map(|upload| (upload.failing.is_some(), upload.failed));
+        assert_eq!(look(), Some((true, true)));
+        tokio::time::advance(RECENT).await;
+        assert_eq!(look(), Some((false, true)), "between two attempts");
+        tokio::time::advance(LAST_ATTEMPT).await;
+        assert_eq!(look(), Some((false, false)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_nobody_asks_for_is_dropped() {
+    async fn each_attempt_counts_its_own_objects() {
         let uploads = Uploads::default();
-        uploads.stored("old", 1);
+        uploads.stored(POD, 1);
+        uploads.found(("u", "next"));
+        let upload = uploads.look("u").unwrap_or_default();
+        assert_eq!((upload.pod.as_str(), upload.objects, upload.bytes), ("next", 1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_silent_is_dropped() {
+        let uploads = Uploads::default();
+        uploads.stored(("old", "pod"), 1);
         tokio::time::advance(FORGOTTEN).await;
-        uploads.stored("new", 1);
+        uploads.stored(("new", "pod"), 1);
         assert_eq!((uploads.look("old"), uploads.locked().len()), (None, 1));
     }
 }

@@ -65,9 +65,15 @@ impl Shared {
 
 impl Shared {
     /// The answer for an object that the store did not take.
-    fn refused(&self, uid: &str, error: &StoreError) -> Outcome {
-        let answer = failed(error);
-        self.uploads.refused(uid, &answer.1);
+    fn refused(&self, of: (&str, &str), error: &StoreError) -> Outcome {
+        self.noted(of, failed(error))
+    }
+
+    /// An answer about the store. What it says of the pod's bytes is not the store's failure.
+    fn noted(&self, of: (&str, &str), answer: Outcome) -> Outcome {
+        if answer.0 == StatusCode::SERVICE_UNAVAILABLE {
+            self.uploads.refused(of, &answer.1);
+        }
         answer
     }
 }
@@ -106,15 +112,15 @@ fn valid(uid: &str, digest: &str) -> Result<(), (StatusCode, String)> {
 /// it has its bytes.
 async fn head_chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Answer {
     valid(&uid, &digest)?;
-    authorize(&shared, &headers, &uid).await?;
+    let pod = authorize(&shared, &headers, &uid).await?.pod;
     let _room = shared.read_back.take(&uid, 1).await;
     match copies::is_whole(&shared.store, &uid, &digest).await {
         Ok(true) => {
-            shared.uploads.found(&uid);
+            shared.uploads.found((&uid, &pod));
             Ok(StatusCode::OK)
         }
         Ok(false) => Ok(StatusCode::NOT_FOUND),
-        Err(error) => Err(shared.refused(&uid, &error)),
+        Err(error) => Err(shared.refused((&uid, &pod), &error)),
     }
 }
 
@@ -125,10 +131,13 @@ async fn put_chunk(
     body: Body,
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &digest)?;
-    authorize(&shared, &headers, &uid).await?;
+    let pod = authorize(&shared, &headers, &uid).await?.pod;
     let room = room(&body, CHUNK, "chunk")?;
-    Ok(progress::answer(&headers, async move { store_chunk(shared, uid, digest, room, body).await.unwrap_or_else(|refused| refused) })
-        .await)
+    Ok(progress::answer(
+        &headers,
+        async move { store_chunk(shared, (uid, pod), digest, room, body).await.unwrap_or_else(|refused| refused) },
+    )
+    .await)
 }
 
 /// No part of a body is read before the sender is authenticated and the body has room.
@@ -138,7 +147,7 @@ fn room(body: &Body, most: usize, what: &str) -> Result<u32, Outcome> {
     u32::try_from(length).ok().filter(|length| *length as usize <= most).ok_or_else(too_long)
 }
 
-async fn store_chunk(shared: Shared, uid: String, digest: String, size: u32, body: Body) -> Result<Outcome, Outcome> {
+async fn store_chunk(shared: Shared, (uid, pod): (String, String), digest: String, size: u32, body: Body) -> Result<Outcome, Outcome> {
     let _room = shared.chunks.take(&uid, size).await;
     let bytes = Bytes::from(receive(body, size).await?);
     let found = hex::encode(Sha256::digest(&bytes));
@@ -149,13 +158,13 @@ async fn store_chunk(shared: Shared, uid: String, digest: String, size: u32, bod
         Ok(created) => {
             tracing::debug!(uid, size, created, "chunk stored");
             if created {
-                shared.uploads.stored(&uid, u64::from(size));
+                shared.uploads.stored((&uid, &pod), u64::from(size));
             } else {
-                shared.uploads.found(&uid);
+                shared.uploads.found((&uid, &pod));
             }
             Ok((if created { StatusCode::CREATED } else { StatusCode::OK }, String::new()))
         }
-        Err(error) => Err(shared.refused(&uid, &error)),
+        Err(error) => Err(shared.refused((&uid, &pod), &error)),
     }
 }
 
@@ -166,13 +175,14 @@ async fn put_manifest(
     body: Body,
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &"0".repeat(64))?;
-    let claim = authorize(&shared, &headers, &uid).await?.custody_claim;
+    let caller = authorize(&shared, &headers, &uid).await?;
     let room = room(&body, MAX_BYTES, "manifest")?;
-    let stored = async move { store_manifest(shared, (uid, claim), room, body).await.unwrap_or_else(|refused| refused) };
+    let stored = async move { store_manifest(shared, (uid, caller), room, body).await.unwrap_or_else(|refused| refused) };
     Ok(progress::answer(&headers, stored).await)
 }
 
-async fn store_manifest(shared: Shared, (uid, recorded): (String, String), room: u32, body: Body) -> Result<Outcome, Outcome> {
+async fn store_manifest(shared: Shared, (uid, caller): (String, Caller), room: u32, body: Body) -> Result<Outcome, Outcome> {
+    let of = (uid.as_str(), caller.pod.as_str());
     let _room = shared.manifests.take(&uid, 1).await;
     let body = receive(body, room).await?;
     let manifest = Manifest::parse(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
@@ -180,20 +190,20 @@ async fn store_manifest(shared: Shared, (uid, recorded): (String, String), room:
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
     }
     // A pod that was created before the claim had a UID does not know it. Otherwise it becomes part of a key, and each deletion has one.
-    if !manifest.custody_claim.is_empty() && manifest.custody_claim != recorded {
+    if !manifest.custody_claim.is_empty() && manifest.custody_claim != caller.custody_claim {
         return Err((StatusCode::FORBIDDEN, format!("the manifest names the claim {:?}, the deletion another", manifest.custody_claim)));
     }
-    all_there(&shared.store, &uid, &manifest).await?;
+    all_there(&shared.store, &uid, &manifest).await.map_err(|answer| shared.noted(of, answer))?;
     let (sessions, problems, claim) = (manifest.sessions, manifest.problems.count, manifest.custody_claim);
     match put_once_per_deletion(&shared.store, &uid, &claim, body.into()).await {
         Ok(ReceiptPut::Created) => {
             tracing::info!(uid, sessions, problems, "manifest stored");
-            shared.uploads.found(&uid);
+            shared.uploads.found(of);
             Ok((StatusCode::CREATED, String::new()))
         }
         Ok(ReceiptPut::SameAlready) => Ok((StatusCode::OK, String::new())),
         Ok(ReceiptPut::Other(_)) => Err((StatusCode::CONFLICT, "this deletion already has an archive, which is never replaced".to_owned())),
-        Err(error) => Err(shared.refused(&uid, &error)),
+        Err(error) => Err(shared.refused(of, &error)),
     }
 }
 

@@ -222,7 +222,7 @@ async fn packed_with(home: &Path, extents: Extents) -> (Archived, Problems) {
 async fn a_file_that_an_admin_gave_up_leaves_nothing_in_the_index() {
     let home = home(&[("s/a.jsonl", b"one"), ("s/b.jsonl", b"bad"), ("s/c.jsonl", b"bad"), ("s/c.txt", b"two")]);
     std::fs::hard_link(home.path().join("s/c.jsonl"), home.path().join("s/c.link")).unwrap();
-    let damaged: Extents = |file, _, _| {
+    let damaged: Extents = |file, _, _, _| {
         let mut content = String::new();
         let read = rustix::io::pread(file, &mut [0; 3][..], 0)?;
         std::io::Read::read_to_string(&mut file.try_clone()?, &mut content)?;
@@ -241,7 +241,7 @@ async fn a_file_that_an_admin_gave_up_leaves_nothing_in_the_index() {
 async fn a_file_that_changes_while_it_is_read_is_listed_also_with_the_same_size() {
     let home = home(&[("s/a.jsonl", b"one")]);
     std::fs::hard_link(home.path().join("s/a.jsonl"), home.path().join("s/a.txt")).unwrap();
-    let changed: Extents = |file, _, _| {
+    let changed: Extents = |file, _, _, _| {
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
         std::thread::sleep(std::time::Duration::from_millis(20));
         std::fs::OpenOptions::new().write(true).open(path)?.write_all_at(b"two", 0)?;

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::archive_pod::{self, archive_pod, has_other_instructions};
 use super::{Context, best_effort, custody, outcome};
+use crate::archive::uploads::Upload;
 use crate::archive::{Summary, Verification};
 use crate::computer::action::{Action, Object, Subject};
 use crate::computer::report::Blocker;
@@ -129,12 +130,12 @@ fn repeated(context: &Context<'_>, attempts: i32) -> Blocker {
     let before = i64::from(attempts).saturating_sub(1);
     let failed = plural(before, "earlier attempt");
     let message = format!("archive attempt {attempts} is running; {before} {failed} failed. See {}", logs(context));
-    Blocker { reason: failure(context), message }
+    Blocker { reason: failure(context, |_| true), message }
 }
 
 /// The reason of an archive that failed: one cause has one reason, while its pod runs and between two attempts.
-fn failure(context: &Context<'_>) -> Reason {
-    let store = context.view.upload.as_ref().is_some_and(|upload| upload.failing.is_some());
+fn failure(context: &Context<'_>, of_pod: impl Fn(&Upload) -> bool) -> Reason {
+    let store = context.view.upload.as_ref().is_some_and(|upload| upload.failed && of_pod(upload));
     if store { Reason::StoreUnavailable } else { Reason::ArchiveFailed }
 }
 
@@ -160,7 +161,7 @@ fn attempt(context: &Context<'_>) -> State {
     }
     match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
         _ if archive_pod::ended(pod) => ended(context, pod, attempt, subject),
-        _ if archive_pod::runs(pod) => uploading(context),
+        _ if archive_pod::runs(pod) => uploading(context, pod),
         Some("Pending") | None if has_other_image(context, pod) || has_other_instructions(context.view, context.record, pod) => {
             State::act(Action::Delete { subject, uid: pod.metadata.uid.clone().unwrap_or_default() })
         }
@@ -169,8 +170,9 @@ fn attempt(context: &Context<'_>) -> State {
 }
 
 /// The archive pod repeats what the store does not take, for ten minutes. Nobody would know why until then.
-fn uploading(context: &Context<'_>) -> State {
-    match context.view.upload.as_ref().and_then(|upload| upload.failing.as_ref()) {
+fn uploading(context: &Context<'_>, pod: &Pod) -> State {
+    let upload = context.view.upload.as_ref().filter(|upload| pod.metadata.uid.as_deref() == Some(&upload.pod));
+    match upload.and_then(|upload| upload.failing.as_ref()) {
         Some(why) => State::blocked(
             Reason::StoreUnavailable,
             format!("the archive store takes nothing from the archive pod: {why}. The pod retries. See {}", logs(context)),
@@ -234,7 +236,8 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
     let how = code.map_or_else(|| "ended without a container".to_owned(), |code| format!("failed with exit code {code}"));
     let said = if said.is_empty() { said } else { format!(": {said}") };
     let message = format!("{} {how} (attempt {attempt}){said}. The operator retries. See the logs of this pod", subject.describe());
-    State::blocked(failure(context), message, retry)
+    let sent = |upload: &Upload| pod.metadata.uid.as_deref() == Some(&upload.pod);
+    State::blocked(failure(context, sent), message, retry)
 }
 
 /// Seconds before the next attempt: 2, 4, 8 … at most 5 minutes.

@@ -67,14 +67,18 @@ fn give_back(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolu
     }
 }
 
-/// An admin keeps the volume: its policy is not changed, and the operator's labels and annotation are removed, so that the alert for orphans
-/// ends and another computer can use the volume. `None`: nothing is left to do, or the volume now belongs to another claim.
+/// An admin keeps the volume: it is set to `Retain` again, because its provisioner may come back, and the operator's labels and annotation are
+/// removed, so that the alert for orphans ends and another computer can use the volume. `None`: nothing is left to do, or the volume now
+/// belongs to another claim.
 fn leave(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) -> Option<State> {
     let mut changes = home_volume::unmark(pv);
     let referred = pv.spec.as_ref().is_some_and(|s| s.claim_ref.is_some());
     if changes.is_empty() || !referred || !held_by_this_computer(context, pv) || home_volume::foreign_mark(pv, &context.view.uid).is_some()
     {
         return None;
+    }
+    if pv.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref()) != Some("Retain") {
+        changes.push(patch::replace(["spec", "persistentVolumeReclaimPolicy"], json!("Retain")));
     }
     let mut operations = home_volume::fence(pv);
     operations.append(&mut changes);

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
+use super::disturbed::skip;
 use super::world::{World, from};
 use crate::computer::action::{Action, Fact, Subject};
 use crate::computer::plan::plan;
@@ -102,4 +103,34 @@ fn a_node_that_is_back_gets_the_time_to_kill_what_it_still_runs() {
     assert_eq!(after(10), (Next::Wait(Duration::from_secs(80)), None), "30 s of grace and 60 s");
     assert_eq!(after(-3600).1, Some(Reason::NodeUnreachable), "L2: the clock of the node is ahead, so nobody knows how long");
     assert!(matches!(after(3600), (Next::Do(Action::Create(_) | Action::Patch { .. }), None)), "it was back long ago: {:?}", after(3600));
+}
+
+/// S6: the provisioner is gone, and an admin keeps the volume. The provisioner must not destroy it when it comes back.
+#[test]
+fn a_volume_that_an_override_keeps_is_set_to_retain_again() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    let policy = |world: &World| world.volume.as_ref().unwrap().spec.as_ref().unwrap().persistent_volume_reclaim_policy.clone().unwrap();
+    let mut blocked = None;
+    for _ in 0..60 {
+        let mut view = world.view(true);
+        let last = loop {
+            let current = plan(&view);
+            let Next::Do(action) = &current.next else { break current };
+            let effect = world.apply(action.clone());
+            view.absorb(effect);
+        };
+        blocked = last.report.blocker.map(|b| b.reason).or(blocked);
+        if blocked == Some(Reason::VolumeNotDeleted) && world.overrides.is_empty() {
+            assert_eq!(policy(&world), "Delete", "its provisioner may still delete it");
+            world.overrides = skip("delete-volumes");
+        }
+        let volume = world.volume.clone();
+        world.others();
+        if world.volume.is_none() {
+            (world.volume, world.now) = (volume, world.now + 90);
+        }
+    }
+    assert_eq!(blocked, Some(Reason::VolumeNotDeleted));
+    assert!(world.computer.is_none(), "L1");
+    assert_eq!(policy(&world), "Retain");
 }

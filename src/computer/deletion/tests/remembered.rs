@@ -190,7 +190,8 @@ fn a_running_upload_is_shown() {
     let mut world = World::new("Delete", ArchivePolicy::Required);
     world.no_archive = true;
     archive_pod(&mut world).status = Some(from(json!({"phase": "Running"})));
-    let upload = Upload { objects: 3, bytes: 20_000_000, failing: None };
+    let pod = archive_pod(&mut world).metadata.uid.clone().unwrap();
+    let upload = Upload { pod, objects: 3, bytes: 20_000_000, ..Upload::default() };
     let shown = |world: &World, upload: &Upload| {
         let mut view = world.view(true);
         view.archive = Some(crate::archive::Verification::Missing);
@@ -202,14 +203,18 @@ fn a_running_upload_is_shown() {
     assert_eq!(shown(&world, &upload).progress, None, "a small home costs no write");
     world.now = began + 60;
     let report = shown(&world, &upload);
-    assert_eq!(report.progress.as_deref(), Some("3 objects received from the archive pod, 20.0 MB"));
-    assert_eq!(report.blocker, None);
-    let report = shown(&world, &Upload { failing: Some("bucket b: 403 AccessDenied".to_owned()), ..upload.clone() });
-    let blocker = report.blocker.expect("L2");
+    assert_eq!((report.progress.as_deref(), report.blocker), (Some("3 objects stored, 20.0 MB sent by this attempt"), None));
+    let refused = Upload { failing: Some("bucket b: 403 AccessDenied".to_owned()), failed: true, ..upload };
+    let blocker = shown(&world, &refused).blocker.expect("L2");
     assert!(blocker.reason == Reason::StoreUnavailable && blocker.message.contains("403 AccessDenied"), "{blocker:?}");
+    let of_another_pod = Upload { pod: "another".to_owned(), ..refused.clone() };
+    assert_eq!(shown(&world, &of_another_pod).blocker, None, "this attempt has sent nothing yet");
     // The pod ends without an archive, and the next attempt waits: the cause is the same, and so is the reason.
-    let upload = Upload { failing: Some("bucket b: 403 AccessDenied".to_owned()), ..upload };
-    archive_pod(&mut world).status = Some(from(json!({"phase": "Failed"})));
-    assert_eq!(shown(&world, &upload).blocker.map(|b| b.reason), Some(Reason::StoreUnavailable));
-    assert_eq!(shown(&world, &Upload::default()).blocker.map(|b| b.reason), Some(Reason::ArchiveFailed));
+    let ended = json!({"terminated": {"exitCode": 1, "finishedAt": world.time()}});
+    archive_pod(&mut world).status = Some(from(json!({"phase": "Failed", "containerStatuses": [{"name": "archive", "image": "i",
+        "imageID": "i", "ready": false, "restartCount": 0, "state": ended}]})));
+    let reason = |upload: &Upload| shown(&world, upload).blocker.map(|b| b.reason);
+    assert_eq!(reason(&Upload { failing: None, ..refused.clone() }), Some(Reason::StoreUnavailable));
+    assert_eq!(reason(&of_another_pod), Some(Reason::ArchiveFailed), "its failure has another cause");
+    assert_eq!(reason(&Upload { failed: false, ..refused }), Some(Reason::ArchiveFailed));
 }

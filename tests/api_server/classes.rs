@@ -67,9 +67,10 @@ fn classes() -> Vec<(&'static str, Value, &'static str)> {
 }
 
 /// Status, reason, and a part of the message.
-const VERDICTS: [(&str, [&str; 3]); 11] = [
+const VERDICTS: [(&str, [&str; 3]); 12] = [
     // From `examples/`.
     ("agents", ["True", "Accepted", ""]),
+    ("gpu", ["True", "Accepted", ""]),
     ("sandboxed", ["True", "Accepted", ""]),
     ("usual", ["True", "Accepted", ""]),
     ("root", ["False", "ArchiveNotPossible", "runAsUser 0"]),

@@ -103,7 +103,10 @@ pub fn operator(observed: &Observed) -> Vec<Copy> {
     let namespace = quoted(&observed.operator_namespace);
     vec![
         copy("for a cluster admin: whether the operator runs", format!("kubectl get pods -n {namespace}")),
-        copy("for a cluster admin: its log", format!("kubectl logs -n {namespace} deployment/computer-operator --tail=50")),
+        copy(
+            "for a cluster admin: its log, of every replica",
+            format!("kubectl logs -n {namespace} -l app.kubernetes.io/component=controller --prefix --tail=50"),
+        ),
     ]
 }
 
@@ -115,7 +118,7 @@ pub fn of(observed: &Observed, subject: &Subject, spelling: Option<&str>, step: 
         None => operator(observed),
     };
     if let Some(reason) = reason(spelling) {
-        commands.extend(repair(subject, reason));
+        commands.extend(repair(observed, subject, reason));
         commands.extend(give_up(observed, subject, reason, step));
     }
     commands
@@ -146,6 +149,10 @@ fn look(observed: &Observed, subject: &Subject, reason: R) -> Vec<Copy> {
             let verify =
                 format!("kubectl exec -n {namespace} deployment/computer-operator -- computer-operator archives verify {}", subject.uid);
             vec![copy("for a cluster admin: what is damaged", verify)]
+        }
+        R::StoreUnavailable => {
+            let test = format!("helm test computer-operator -n {} --logs", quoted(&observed.operator_namespace));
+            [copy("for a cluster admin: what is wrong with the store", test)].into_iter().chain(operator(observed)).collect()
         }
         R::KeyReplacement => {
             let line = format!("kubectl get {} -o jsonpath='{{.status.credentialSecretName}}'", subject.computer());
@@ -210,7 +217,7 @@ fn finalizers(object: Option<&String>) -> Vec<Copy> {
 }
 
 /// What repairs it and gives nothing up.
-fn repair(subject: &Subject, reason: R) -> Vec<Copy> {
+fn repair(observed: &Observed, subject: &Subject, reason: R) -> Vec<Copy> {
     let again =
         || copy("start the machine again, after the cause is fixed", format!("{} && {}", subject.this("suspend"), subject.this("resume")));
     match reason {
@@ -225,20 +232,29 @@ fn repair(subject: &Subject, reason: R) -> Vec<Copy> {
             };
             subject.node.iter().map(gone).collect()
         }
+        R::StoreUnavailable => {
+            let line = format!(
+                "kubectl create secret generic archive-store -n {} --from-literal=AWS_ACCESS_KEY_ID=ID --from-literal=AWS_SECRET_ACCESS_KEY=SECRET --dry-run=client -o yaml | kubectl apply -f -",
+                quoted(&observed.operator_namespace)
+            );
+            let purpose = "for a cluster admin, if the store does not accept the credentials: replace those in the Secret that archive.s3.credentialsSecret names";
+            vec![copy(purpose, line)]
+        }
         _ => Vec::new(),
     }
 }
 
-/// The step that an override may give up for a reason. Empty: an override does not help, or the operator's retries may still succeed.
+/// The steps that an override may give up for a reason. Empty: an override does not help, or the operator's retries succeed once the cause
+/// is repaired. So a store that does not work must not be a reason to give sessions up.
 fn skippable(reason: R, step: &str) -> Vec<SkippableStep> {
     match reason {
         R::PodStillRunning | R::PodStateUnknown | R::NodeUnreachable | R::VolumeAttached => vec![SkippableStep::StopPods],
         R::UnreadableFiles => vec![SkippableStep::UnreadableFiles],
-        R::VolumeTaken => vec![SkippableStep::ArchiveSessions, SkippableStep::DeleteVolumes],
+        // A volume on a lost node can be neither read nor deleted.
+        R::VolumeTaken | R::ArchivePodUnschedulable => vec![SkippableStep::ArchiveSessions, SkippableStep::DeleteVolumes],
         R::VolumeNotDeleted => vec![SkippableStep::DeleteVolumes],
         R::VolumeLost | R::VolumeBeingDeleted | R::ArchiveDamaged => vec![SkippableStep::ArchiveSessions],
-        // The store is needed by two steps.
-        R::StoreUnavailable => DeletionStep::from_id(step).and_then(DeletionStep::skippable).into_iter().collect(),
+        R::StoreUnavailable if DeletionStep::from_id(step) == Some(DeletionStep::WriteReceipt) => vec![SkippableStep::WriteReceipt],
         _ => Vec::new(),
     }
 }
@@ -261,5 +277,9 @@ fn give_up(observed: &Observed, subject: &Subject, reason: R, step: &str) -> Opt
         subject.uid.clone()
     };
     let line = format!("kubectl computer override {target} --skip {} --reason 'WHY, for the receipt'", names.join(","));
-    Some(copy(&format!("ONLY if there is no other way{who}. It gives up {}", lost.join(" And ")), line))
+    let only = match reason {
+        R::ArchivePodUnschedulable => "ONLY if the node and its disk are lost",
+        _ => "ONLY if there is no other way",
+    };
+    Some(copy(&format!("{only}{who}. It gives up {}", lost.join(" And ")), line))
 }

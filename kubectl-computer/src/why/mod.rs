@@ -178,14 +178,21 @@ fn running(observed: &Observed, computer: &Computer, status: &ComputerStatus, id
     let runs = step(status, id).and_then(|step| step.started_at.as_ref()).map(|time| ago(observed.now, time));
     let lasts = runs.map_or_else(String::new, |runs| format!(", has been running for {}", span(runs)));
     let now = format!("{deletion}: {}{lasts}.", step_in_words(id));
-    if runs.is_some_and(|runs| runs > deadline(observed, id) + REACTS) {
+    let deadline = deadline(observed, id);
+    if runs.is_some_and(|runs| runs > deadline + REACTS) {
         let mut why = Why::new(Verdict::Blocked, subject(computer), format!("OVERDUE. {now}"));
         why.fact("Means", "The step is past its deadline, and the operator has not reported it as blocked: it does not run, or cannot reach the API server.");
         why.fact("To do", "check the operator, or ask a cluster admin to do so.");
         return why;
     }
     let mut why = Why::new(Verdict::Working, subject(computer), format!("Nothing is wrong. {now}"));
-    why.fact("To do", "wait. The operator sets the condition Blocked within 30 seconds when a step waits for something else.");
+    why.fact(
+        "To do",
+        format!(
+            "wait. A step that waits for a node or a provisioner is reported as blocked only when it has taken longer than {}.",
+            span(deadline)
+        ),
+    );
     why
 }
 

@@ -99,10 +99,25 @@ fn target(observed: &Observed) -> Result<(OverrideTarget, Option<bool>)> {
     }
 }
 
+/// A name may be that of a new computer, while the deletion of the one before goes on from its record. An override for the new one would
+/// wait until somebody deletes it, and give up its sessions then.
+fn by_uid_or_deleting(observed: &Observed, target: &OverrideTarget, deleting: Option<bool>) -> Result<()> {
+    let again = format!("kubectl computer override {} --skip ...", target.uid);
+    ensure!(
+        is_uid(&observed.asked) || deleting == Some(true),
+        "Computer {}/{} is not being deleted. If an earlier computer of this name is stuck, find its UID with `kubectl get computerrecords -n {}`, \
+         and name the UID. To decide about this one beforehand: `{again}`",
+        target.namespace,
+        target.name,
+        quoted(&observed.operator_namespace)
+    );
+    Ok(())
+}
+
 /// The command.
 ///
 /// # Errors
-/// When the computer is not found, nothing was confirmed, or the API server refuses the object.
+/// When the computer is not found, it was asked for by name and is not being deleted, nothing was confirmed, or the API server refuses the object.
 pub async fn run(cluster: &Cluster, asked: &str, skip: &[SkippableStep], reason: &str, yes: bool, dry_run: bool) -> Result<()> {
     let length = reason.chars().count();
     ensure!((10..=1024).contains(&length), "--reason has {length} characters: it must have 10 to 1024, because the receipt repeats it");
@@ -111,6 +126,7 @@ pub async fn run(cluster: &Cluster, asked: &str, skip: &[SkippableStep], reason:
     skip.retain(|step| seen.insert(*step));
     let observed = cluster.observe(asked).await?;
     let (target, deleting) = target(&observed)?;
+    by_uid_or_deleting(&observed, &target, deleting)?;
     let object = object(&target, &skip, reason);
     if dry_run {
         screen::out(&serde_yaml_ng::to_string(&object)?);

@@ -185,12 +185,11 @@ impl Progress {
         self.rows.iter().any(|row| row.id == DeletionStep::ArchiveSessions.id() && ended(row.status))
     }
 
-    /// Whether every step that was seen allows the conclusion that the deletion is complete, if nothing but the Computer can be read. A Computer that is gone
-    /// before its volume may have been handed off to its record.
+    /// Whether every step was seen to end, if nothing but the Computer can be read. A Computer that is gone before its receipt is stored was
+    /// handed off to its record.
     pub fn seems_complete(&self) -> bool {
-        let before_last = DeletionStep::ALL.iter().filter(|step| **step != DeletionStep::WriteReceipt);
         let ended = |id: &str| self.rows.iter().any(|row| row.id == id && ended(row.status));
-        before_last.map(|step| step.id()).all(ended)
+        DeletionStep::ALL.iter().map(|step| step.id()).all(ended)
     }
 }
 
@@ -299,16 +298,18 @@ mod tests {
     }
 
     #[test]
-    fn a_computer_that_is_gone_before_its_volume_may_have_been_handed_off() {
+    fn a_computer_that_is_gone_before_its_receipt_may_have_been_handed_off() {
         let mut progress = Progress::new(Goal::Deleted, "u");
-        let steps = |archive: &str| {
+        let steps = |archive: &str, receipt: &str| {
             let step = |id: &str, status: &str| json!({"id": id, "name": id, "status": status});
             json!({"deletionSteps": [step("revoke-credentials", "Completed"), step("stop-pods", "Completed"), step("archive-sessions", archive),
-                step("delete-volumes", "Completed"), step("write-receipt", "Running")]})
+                step("delete-volumes", "Completed"), step("write-receipt", receipt)]})
         };
-        progress.feed(&computer("u", &steps("Running")), now());
-        assert!(!progress.seems_complete());
-        progress.feed(&computer("u", &steps("Skipped")), now());
+        for seen in [("Running", "Pending"), ("Skipped", "Running")] {
+            progress.feed(&computer("u", &steps(seen.0, seen.1)), now());
+            assert!(!progress.seems_complete(), "{seen:?}");
+        }
+        progress.feed(&computer("u", &steps("Skipped", "Completed")), now());
         assert!(progress.seems_complete());
         assert!(!Progress::new(Goal::Deleted, "u").seems_complete());
     }

@@ -2,6 +2,7 @@
 //! content of a session: what may identify a person or a credential is removed before anything is written.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -31,6 +32,9 @@ const FIELDS: &[&str] = &[
     "data",
     "stringData",
     "httpHeaders",
+    "httpGet",
+    "exec",
+    "volumeAttributes",
 ];
 
 /// The object without what a bundle must not contain.
@@ -43,6 +47,13 @@ pub fn redacted(value: Value) -> Value {
                         Value::Array(list.into_iter().map(|entry| json!({"name": entry["name"], "value": REMOVED})).collect())
                     }
                     (name, _) if FIELDS.contains(&name) => json!(REMOVED),
+                    // It may be the end of the container's log.
+                    ("terminated", mut ended) => {
+                        if let Some(message) = ended.get_mut("message") {
+                            *message = json!(REMOVED);
+                        }
+                        ended
+                    }
                     (_, value) => redacted(value),
                 };
                 (name, value)
@@ -73,7 +84,11 @@ fn files(observed: &Observed, pods: &[(String, Answer<Pod>)]) -> Result<Vec<(Str
         ("record-events.yaml".to_owned(), yaml(&Answer::Found(&observed.record_events))?),
     ];
     if let Some(computer) = observed.computer.as_found() {
-        files.push(("status.txt".to_owned(), status::text(observed, computer, &Answer::Absent)));
+        // The URL of a repository may contain a token.
+        let mut computer = computer.clone();
+        let repositories = &mut computer.spec.repositories;
+        *repositories = repositories.iter().map(|_| REMOVED.to_owned()).collect();
+        files.push(("status.txt".to_owned(), status::text(observed, &computer, &Answer::Absent)));
     }
     for (name, pod) in pods {
         files.push((format!("pod-{name}.yaml"), yaml(pod)?));
@@ -112,7 +127,8 @@ pub async fn run(cluster: &Cluster, asked: &str, file: Option<PathBuf>) -> Resul
     let folder = format!("computer-{}-report", observed.asked);
     let file = file.unwrap_or_else(|| PathBuf::from(format!("{folder}.tar")));
     let files = files(&observed, &pods)?;
-    let out = OpenOptions::new().write(true).create_new(true).open(&file).with_context(|| format!("create {}", file.display()))?;
+    let out =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file).with_context(|| format!("create {}", file.display()))?;
     packed(&folder, &files, u64::try_from(observed.now.as_second()).unwrap_or_default(), out)?;
     screen::out(&format!(
         "{} written: {} files, without Secrets, annotations, commands, values of environment variables and session content.\nRead it before you send it: names and messages are in it.",
@@ -137,6 +153,17 @@ mod tests {
         assert!(!redacted(class).to_string().contains("hunter2"));
         let record = json!({"spec": {"state": {"keyHash": "hunter2", "formerKey": {"hash": "hunter2"}}}});
         assert!(!redacted(record).to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn no_file_of_a_bundle_has_the_token_of_a_repository() {
+        let observed = observed(Some(json!({"spec": {"repositories": ["https://x-access-token:hunter2@example.com/a"]}})), Some(json!({})));
+        let all = files(&observed, &[]).unwrap();
+        assert!(all.iter().any(|(name, text)| name == "status.txt" && text.contains("repositories")), "{all:?}");
+        assert!(all.iter().all(|(_, text)| !text.contains("hunter2")), "{all:?}");
+        let pod = json!({"status": {"lastState": {"terminated": {"exitCode": 1, "message": "hunter2"}}}});
+        let text = redacted(pod).to_string();
+        assert!(text.contains("exitCode") && !text.contains("hunter2"), "{text}");
     }
 
     #[test]

@@ -249,7 +249,7 @@ fn refused(error: &watcher::Error) -> Option<anyhow::Error> {
     else {
         return None;
     };
-    matches!(status.code, 401 | 403 | 404).then(|| anyhow::anyhow!("cannot wait: {}", status.message))
+    matches!(status.code, 401 | 403 | 404).then(|| anyhow::anyhow!("cannot wait: {}", crate::text::plain(&status.message)))
 }
 
 #[cfg(test)]

@@ -99,8 +99,8 @@ fn target(observed: &Observed) -> Result<(OverrideTarget, Option<bool>)> {
     }
 }
 
-/// A name may be that of a new computer, while the deletion of the one before goes on from its record. An override for the new one would
-/// wait until somebody deletes it, and give up its sessions then.
+/// A name may be that of a new computer, while the deletion of the one before continues from its record. An override for the new one would
+/// wait for its deletion, and give up its sessions then.
 fn by_uid_or_deleting(observed: &Observed, target: &OverrideTarget, deleting: Option<bool>) -> Result<()> {
     let again = format!("kubectl computer override {} --skip ...", target.uid);
     ensure!(

@@ -112,12 +112,9 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     let watch = Arc::new(Reading::default());
     let reading = Arc::clone(&watch);
     let packing = tokio::task::spawn_blocking(move || {
-        let mut take = |blob| reading.paused(|| blobs.blocking_send(blob)).map_err(|_| std::io::Error::other("a chunk was not stored"));
         let progress = Arc::clone(&reading.progress);
         let request = Request { home: &home, session_paths: &session_paths, unreadable, sizes: Sizes::default(), progress };
-        let packed = pack::pack(&request, &mut manifest, &mut take).map(|problems| (manifest, problems));
-        reading.ended();
-        packed
+        pack_watched(&reading, &request, &mut manifest, &blobs).map(|problems| (manifest, problems))
     });
     let stored = async {
         // Why a chunk was not stored says more than that packing ended for it.
@@ -176,6 +173,19 @@ impl Reading {
             }
         }
     }
+}
+
+/// Packs a home, and says when the volume is not needed: while a chunk waits to be taken, and at the end.
+fn pack_watched(
+    reading: &Reading,
+    request: &Request<'_>,
+    manifest: &mut Manifest,
+    blobs: &mpsc::Sender<Blob>,
+) -> std::io::Result<Problems> {
+    let mut take = |blob| reading.paused(|| blobs.blocking_send(blob)).map_err(|_| std::io::Error::other("a chunk was not stored"));
+    let packed = pack::pack(request, manifest, &mut take);
+    reading.ended();
+    packed
 }
 
 /// Sends chunks as they are packed.
@@ -242,7 +252,29 @@ mod tests {
         assert!(!ends(&reading, 20 * STALLED).await);
         reading.paused.store(false, Ordering::SeqCst);
         assert!(ends(&reading, 3 * STALLED).await);
-        reading.ended();
-        assert!(!ends(&reading, 20 * STALLED).await, "the last chunks are on their way");
+    }
+
+    /// Found by a reader: healthy pods were ended while their last chunks waited for a slot.
+    #[tokio::test(start_paused = true)]
+    async fn the_line_may_take_as_long_as_it_needs() {
+        let home = tempfile::tempdir().expect("a folder");
+        std::fs::write(home.path().join("a.jsonl"), "a").expect("a file");
+        let (reading, (blobs, mut packed)) = (Arc::new(Reading::default()), mpsc::channel(1));
+        let room = blobs.clone().reserve_owned().await.expect("the only room in the channel");
+        let (watched, path) = (Arc::clone(&reading), home.path().to_owned());
+        let thread = std::thread::spawn(move || {
+            let computer = ManifestComputer { namespace: "t".to_owned(), name: "c".to_owned(), uid: "u".to_owned() };
+            let progress = Arc::clone(&watched.progress);
+            let request = Request { home: &path, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress };
+            pack_watched(&watched, &request, &mut Manifest::empty(computer, 0), &blobs).map(|_| ())
+        });
+        while !reading.paused.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        assert!(!ends(&reading, 20 * STALLED).await, "an object waits to be taken");
+        drop(room);
+        while packed.recv().await.is_some() {}
+        thread.join().expect("the thread").expect("packed");
+        assert!(!ends(&reading, 20 * STALLED).await, "the last objects are on their way");
     }
 }

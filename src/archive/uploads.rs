@@ -9,10 +9,11 @@ use tokio::time::Instant;
 
 use super::waiting_time::Waits;
 
-/// A pod repeats a request that has failed. It is reported when none has succeeded for this long.
+/// A pod repeats a request that has failed. The error is reported when it is the answer again after this long, without a success between.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A pod repeats it within this time. An error that is older is over: the store has recovered, or another replica receives the objects.
-const RECENT: Duration = Duration::from_secs(120);
+/// A pod repeats it within this time, also where six pods share a line of 500 kB/s. An error that is older is over: the store has recovered, or
+/// another replica receives the objects.
+const RECENT: Duration = Duration::from_secs(300);
 /// An attempt follows the one before within this time.
 const LAST_ATTEMPT: Duration = Duration::from_secs(600);
 /// An upload of which nothing is heard any more is dropped after this time.
@@ -125,7 +126,7 @@ impl Uploads {
     pub fn look(&self, uid: &str) -> Option<Upload> {
         let all = self.locked();
         let known = all.get(uid)?;
-        let refused = known.refused.as_ref().filter(|refused| refused.first.elapsed() >= PATIENCE);
+        let refused = known.refused.as_ref().filter(|refused| refused.last.duration_since(refused.first) >= PATIENCE);
         let within = |limit: Duration| refused.filter(|refused| refused.last.elapsed() < limit);
         let failing = within(RECENT).map(|refused| refused.why.clone());
         Some(Upload { failing, failed: within(LAST_ATTEMPT).is_some(), ..known.upload.clone() })
@@ -146,9 +147,9 @@ mod tests {
         uploads.refused(POD, "503");
         let failing = || uploads.look("u").and_then(|upload| upload.failing);
         assert_eq!(failing(), None, "the pod repeats it");
-        tokio::time::advance(PATIENCE / 2).await;
+        tokio::time::advance(2 * PATIENCE).await;
+        assert_eq!(failing(), None, "on a slow line the next answer takes long");
         uploads.refused(POD, "503 again");
-        tokio::time::advance(PATIENCE / 2).await;
         assert_eq!(failing().as_deref(), Some("503 again"));
         uploads.found(POD);
         assert_eq!(failing(), None, "the store answers");

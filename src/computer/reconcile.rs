@@ -143,7 +143,7 @@ impl Reconciler {
             if let Some(recorded) = super::deletion::counts_wait(view) {
                 view.waited = self.applier.archives().waits().waited(&view.uid, recorded);
             }
-            view.upload = self.applier.archives().uploads().look(&view.uid).filter(|_| super::deletion::archiving(view));
+            view.upload = if super::deletion::archiving(view) { self.applier.archives().uploads().look(&view.uid) } else { None };
             let current = plan(view);
             view.remember(&current.report);
             let Next::Do(action) = &current.next else {

@@ -52,7 +52,7 @@ pub const STAGES: [Stage; 11] = [
 ];
 
 impl Stage {
-    /// The stride for a sample with one case in `stride`, or one per life where a matrix is smaller than that.
+    /// The stride of a sample with one case in `stride`, or with all where the matrix has only one for each life.
     pub fn few(&self, stride: usize) -> usize {
         if self.stride == 1 { 1 } else { stride }
     }

@@ -8,6 +8,7 @@ use crate::archive::manifest::tests::empty;
 use crate::archive::sender::Sender;
 use crate::archive::test_archives::{SMALL, home, noise, packed};
 use crate::archive::transport::Idle;
+use crate::archive::uploads::{Upload, Uploads};
 use crate::archive::{Store, Unreadable, Verification, chunk_key, index, test_relay, verify};
 use sha2::{Digest, Sha256};
 
@@ -19,7 +20,8 @@ struct Endpoint {
     base: String,
     client: reqwest::Client,
     store: Arc<Store>,
-    _folder: tempfile::TempDir,
+    uploads: Arc<Uploads>,
+    folder: tempfile::TempDir,
     _stop: tokio_util::sync::DropGuard,
 }
 
@@ -37,10 +39,11 @@ async fn endpoint_of(store: impl FnOnce(&std::path::Path) -> Store) -> Endpoint 
     let address = listener.local_addr().unwrap();
     let base = format!("https://{}:{}/ingest/v2/{UID}", tls::SERVER_NAME, address.port());
     let stop = CancellationToken::new();
+    let uploads = Arc::<Uploads>::default();
     let router = handlers::router(
         Arc::clone(&store),
         auth::Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" },
-        Arc::default(),
+        Arc::clone(&uploads),
     );
     tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
     let client = reqwest::Client::builder()
@@ -49,12 +52,40 @@ async fn endpoint_of(store: impl FnOnce(&std::path::Path) -> Store) -> Endpoint 
         .no_proxy()
         .build()
         .unwrap();
-    Endpoint { address, ca: certificate.ca_pem.clone(), base, client, store, _folder: folder, _stop: stop.drop_guard() }
+    Endpoint { address, ca: certificate.ca_pem.clone(), base, client, store, uploads, folder, _stop: stop.drop_guard() }
 }
 
 impl Endpoint {
     async fn put(&self, path: &str, token: &str, body: Vec<u8>) -> u16 {
         self.client.put(format!("{}/{path}", self.base)).bearer_auth(token).body(body).send().await.unwrap().status().as_u16()
+    }
+}
+
+/// L2: the status of the computer shows it while the pod runs.
+#[tokio::test]
+async fn what_becomes_of_an_object_is_known() {
+    let endpoint = endpoint().await;
+    let look = || endpoint.uploads.look(UID);
+    let path = |data: &[u8]| format!("chunks/{}", hex::encode(Sha256::digest(data)));
+    assert_eq!(endpoint.put(&path(b"data"), "bad", b"data".to_vec()).await, 401);
+    assert_eq!(look(), None, "no client without the right token is listed");
+    endpoint.put(&path(b"data"), "good", b"data".to_vec()).await;
+    let sent = Upload { pod: "pod".to_owned(), objects: 1, bytes: 4, ..Upload::default() };
+    assert_eq!(look(), Some(sent.clone()));
+    endpoint.client.head(format!("{}/{}", endpoint.base, path(b"data"))).bearer_auth("good").send().await.unwrap();
+    assert_eq!(look(), Some(Upload { objects: 2, ..sent }));
+    // The volume of the store is gone.
+    std::fs::remove_dir_all(endpoint.folder.path()).unwrap();
+    let manifest = serde_json::to_vec(&empty(UID)).unwrap();
+    for refused in [(path(b"more"), b"more".to_vec()), ("manifest".to_owned(), manifest)] {
+        endpoint.uploads.found((UID, "pod"));
+        for failing in [false, true] {
+            assert_eq!(endpoint.put(&refused.0, "good", refused.1.clone()).await, 503);
+            assert_eq!(look().unwrap().failing.is_some(), failing, "{}", refused.0);
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(31)).await;
+            tokio::time::resume();
+        }
     }
 }
 

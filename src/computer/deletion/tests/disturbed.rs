@@ -12,15 +12,20 @@ use crate::resources::reasons::Reason;
 use crate::resources::steps::CurrentStep;
 use crate::resources::*;
 
-/// One reconcile, then one step of the other controllers.
-pub(super) fn pass(world: &mut World) -> Plan {
+/// Performs the planned actions until the plan waits; nobody else does anything.
+pub(super) fn own_pass(world: &mut World) -> Plan {
     let mut view = world.view(true);
-    let last = loop {
+    loop {
         let current = plan(&view);
-        let Next::Do(action) = &current.next else { break current };
+        let Next::Do(action) = &current.next else { return current };
         let effect = world.apply(action.clone());
         view.absorb(effect);
-    };
+    }
+}
+
+/// One reconcile, then one step of the other controllers.
+pub(super) fn pass(world: &mut World) -> Plan {
+    let last = own_pass(world);
     world.others();
     if last.report.waits {
         world.waited += std::time::Duration::from_secs(10);

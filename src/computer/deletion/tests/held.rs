@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::json;
 
-use super::disturbed::skip;
+use super::disturbed::{own_pass, skip};
 use super::world::{World, from};
 use crate::computer::action::{Action, Fact, Subject};
 use crate::computer::plan::plan;
@@ -112,14 +112,7 @@ fn a_volume_that_an_override_keeps_is_set_to_retain_again() {
     let policy = |world: &World| world.volume.as_ref().unwrap().spec.as_ref().unwrap().persistent_volume_reclaim_policy.clone().unwrap();
     let mut blocked = None;
     for _ in 0..60 {
-        let mut view = world.view(true);
-        let last = loop {
-            let current = plan(&view);
-            let Next::Do(action) = &current.next else { break current };
-            let effect = world.apply(action.clone());
-            view.absorb(effect);
-        };
-        blocked = last.report.blocker.map(|b| b.reason).or(blocked);
+        blocked = own_pass(&mut world).report.blocker.map(|b| b.reason).or(blocked);
         if blocked == Some(Reason::VolumeNotDeleted) && world.overrides.is_empty() {
             assert_eq!(policy(&world), "Delete", "its provisioner may still delete it");
             world.overrides = skip("delete-volumes");

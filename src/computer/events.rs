@@ -1,5 +1,5 @@
-//! Events: each deletion step that changed its state, the end of a deletion, and what blocks a computer outside of these steps, on the
-//! Computer; and what blocks a deletion whose Computer is gone, on its record. Best effort: a terminating namespace refuses events, and
+//! Events: that a computer is ready or suspended, each deletion step that changed its state, the end of a deletion, and what blocks a
+//! computer outside of these steps, on the Computer; and what blocks a deletion whose Computer is gone, on its record. Best effort: a terminating namespace refuses events, and
 //! nothing ever waits for one. Bounded: each reason of a computer once in 50 minutes, each step's state once in 10.
 
 use std::collections::HashMap;
@@ -66,8 +66,28 @@ impl Events {
             self.of_step(view, step, why, &note, &reference).await;
         }
         self.of_key(view, computer, &reference).await;
+        self.of_phase(view, computer, report, &reference).await;
         if !report.deletion.iter().any(|step| step.status == StepStatus::Blocked) {
             self.of_blocker(view, report, "provisioning", &reference).await;
+        }
+    }
+
+    /// A computer that has become ready, or has stopped on request. Each makes the other new; one that fails and recovers is reported once
+    /// in a while.
+    async fn of_phase(&self, view: &View, computer: &Computer, report: &Report, reference: &ObjectReference) {
+        if report.phase == computer.status.as_ref().and_then(|s| s.phase) {
+            return;
+        }
+        let (reason, other, note) = match report.phase {
+            Some(Phase::Active) => (Reason::Ready, Reason::Suspended, "the computer is ready"),
+            Some(Phase::Suspended) => {
+                (Reason::Suspended, Reason::Ready, "the machine has stopped on request; its home and its key are kept")
+            }
+            _ => return,
+        };
+        self.published.lock().unwrap_or_else(PoisonError::into_inner).until.remove(&(view.uid.clone(), other.to_string()));
+        if self.is_new(&view.uid, reason.to_string(), BEHIND) {
+            self.publish(event(EventType::Normal, reason.to_string(), note, "provisioning"), reference).await;
         }
     }
 

@@ -1,8 +1,8 @@
 //! Writes the objects of an archive: the tar in compressed frames, frames gathered into chunks, and the index of both. Memory is bounded by
 //! one frame, one chunk and one piece of each list of the index.
 //!
-//! Where a chunk ends depends on what is near, so that a change of one session changes only the chunks around it: a large session has chunks of its
-//! own, and after a small one the chunk ends by chance, decided by the session's id. A tenant chooses the sessions, so a chunk has a least size.
+//! Chunk boundaries depend on the content near them, so that a change of one session changes only the chunks around it: a large session has
+//! chunks of its own, and after a small one a hash of its id decides whether the chunk ends there. A tenant chooses the sessions, so a chunk has a least size.
 
 use std::io::{Result, Write};
 

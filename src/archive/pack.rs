@@ -1,4 +1,4 @@
-//! Packs the session paths of a home into an archive, in one pass: nothing is spooled, and objects are given away as soon as they are full.
+//! Packs the session paths of a home into an archive, in one pass, without temporary files: each object is sent as soon as it is full.
 //!
 //! Runs in the archive pod on files that a tenant wrote. It must never follow a symbolic link, open anything but regular files, or leave
 //! the home; memory is bounded.

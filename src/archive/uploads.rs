@@ -1,5 +1,6 @@
 //! What archive pods have sent, for the status of their computers: a pod has no other way to say how far it is, or why it makes no progress,
-//! before it ends. Known only to the process that receives it. A plan shows it, and must never decide by it.
+//! before it ends. Known only to the process that receives it.
+//! `deletion/archive.rs` puts it into the report, `reconcile.rs` writes the status. A plan must never decide by it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

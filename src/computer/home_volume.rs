@@ -1,6 +1,9 @@
 //! Reads and patches the home volume. Its reclaim policy is `Retain` as soon as it is bound; the same patch sets the operator's label and
 //! notes the original policy (DESIGN.md 4.5). Neither a tenant, nor a removed finalizer, nor a forced deletion can then destroy a home that
 //! is not archived (S1).
+//!
+//! The patch is built here. Provisioning sets the policy and sets it again when others change it (`provision/home.rs`); a deletion checks
+//! it again before it stops the pods (`deletion/stop.rs`) and while the volume is in custody (`deletion/custody.rs`).
 
 use json_patch::{Patch, PatchOperation};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaimSpec, VolumeResourceRequirements};

@@ -1,4 +1,5 @@
-//! When the Secret of each key is checked next. A Secret that someone deletes shows in no watch: the operator may not list Secrets, because
+//! When the Secret of each key is checked next. The operator does not watch Secrets, so it does not see the deletion
+//! of one: it may not list Secrets, because
 //! that is the right to read them (DESIGN.md 4.8). A check is one dry-run DELETE, and 10,000 computers need 17 of them per second.
 //!
 //! It counts in monotonic time: a clock that is set back must not delay a check. The times belong to this process, so a new leader begins

@@ -1,5 +1,5 @@
 //! The deletion that the operator itself starts: the time to live has expired. The reason is recorded before the Computer is deleted, so that
-//! it is never guessed afterwards. It is removed again when the time to live is extended.
+//! the receipt states it even if the Computer is gone. It is removed again when the time to live is extended.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;

@@ -176,7 +176,7 @@ volumes:
     {{- end }}
 {{- end }}
 
-{{/* The URL of the archive store, as the operator expects it. It never contains credentials. */}}
+{{/* The URL of the archive store: `ARCHIVE_STORE` in controller/deployment.yaml, parsed in src/runtime/config.rs. It never contains credentials. */}}
 {{- define "co.storeUrl" -}}
 {{- if eq .Values.archive.type "Local" -}}
 file:///var/lib/computer-operator/store

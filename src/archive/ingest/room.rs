@@ -1,5 +1,5 @@
-//! Shares room for parallel requests between computers (L3). Room of one computer must never be used up by another: each gets a part of it at
-//! most, and waits for its own part before it waits for the common one. One request of each waits there, so computers take turns.
+//! Limits parallel requests, per computer and in total (L3), so that no computer can use up what others need. A request waits for the limit of
+//! its computer first; one request of each computer at a time waits for the total, so computers take turns.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};

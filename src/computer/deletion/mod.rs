@@ -3,9 +3,9 @@
 //! the finalizer.
 //!
 //! Every plan runs all steps from the first one. A step counts as finished if this reconcile has verified it with live reads, or if the
-//! record, or an earlier reconcile with the same version of the record, says so: a UID that is gone stays gone. That only saves requests.
+//! record, or an earlier reconcile with the same version of the record, says so: a deleted UID never returns. This only saves requests.
 //! Before the receipt and the release all steps run again without that memory, so S3 depends on live reads of the same reconcile only. A
-//! recorded step must never act as a lock (S9): a crash at any point is harmless. The spec must never be validated here.
+//! recorded step must never prevent the step from running again (S9): a crash at any point is harmless. The spec must never be validated here.
 
 mod archive;
 mod archive_pod;

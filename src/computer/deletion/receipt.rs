@@ -1,4 +1,5 @@
-//! Step `write-receipt`: writes what happened to the store, create-only, and its digest to the record. The copy in the store is the
+//! Step `write-receipt`: decides the content of the receipt (its times come from `times.rs`). `archive/receipts.rs` writes it to the store,
+//! create-only, and the digest is saved in the record. The copy in the store is the
 //! authoritative one. This stays the last step: the receipt contains the results of all others. It must never contain a token or session
 //! content.
 

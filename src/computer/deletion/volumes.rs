@@ -1,4 +1,4 @@
-//! Step `delete-volumes`: deletes the archive pod and restores the original reclaim policy, which decides. `Delete`: wait until the volume is
+//! Step `delete-volumes`: deletes the archive pod and restores the original reclaim policy. `Delete`: wait until the volume is
 //! gone. `Retain`: the volume is kept and the receipt names it. This step must never start before the archive is verified or skipped (S1).
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};

@@ -93,14 +93,14 @@ pub const STAGES: &[Stage] = &[
     })
     .fast(Check::Cargo(&["test", "--features", "guards-off", "--test", "crds", "--test", "openapi"])),
     stage("book", "mdBook builds the book without a warning", Check::Book),
-    stage("simulator", "simulated lives keep every promise: a sample of five matrices", {
+    stage("simulator", "simulated computers keep every promise from creation to deletion: a sample of five matrices of faults", {
         simulator!("--stages", "undisturbed,crash,lost,refused,recreated", "--thin", "8")
     })
     .fast(simulator!("--stages", "undisturbed,crash", "--thin", "50")),
     stage("simulator-soak", "many simulated computers keep every promise under random faults: one fixed seed", {
         simulator!("soak", "--computers", "20")
     }),
-    stage("simulator-guards", "each guard that is switched off is missed: the simulator can see what it checks", simulator!("teeth")),
+    stage("simulator-guards", "a simulated run breaks a promise when a guard is switched off, for each guard", simulator!("teeth")),
     stage("simulator-model", "the deletion keeps its promises in every order of events: model checking", simulator!("model")),
     stage("xtask-program", "the program that starts clusters builds", Check::Cargo(&["build", "--package", "xtask"])),
     cluster("s3", "archives work in a real S3 server", &["test", "--test", "s3"], Needs::Go),

@@ -170,6 +170,7 @@ impl Leader {
             stop.cancel();
             return Err(error);
         }
+        self.metrics.follow(caches.clone());
         tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled, reconciling");
         tasks.spawn(sweep::run(self.client.clone(), caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
         let (client, settings, sources) = (self.client.clone(), self.settings.clone(), self.sources.clone());

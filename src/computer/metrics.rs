@@ -1,8 +1,8 @@
 //! Prometheus metrics of the operator. Labels must be bounded: steps, reasons and classes, never names or UIDs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -11,10 +11,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::blocked_deletions::BlockedDeletions;
+use super::fleet::Fleet;
+use super::provisioning_times::ProvisioningTimes;
 use super::report::{Next, Plan};
 use crate::archive::store::Space;
-use crate::resources::steps::{CurrentStep, DeletionStep, Sequence};
+use crate::resources::steps::{DeletionStep, Sequence};
 use crate::resources::{ComputerRecord, Deletion, Phase};
+use crate::runtime::caches::Caches;
 use crate::runtime::client::ErrorClass;
 use crate::runtime::queue::PANICS;
 use crate::runtime::request_metrics::REQUESTS;
@@ -26,12 +30,6 @@ const REMEMBERED: usize = 1024;
 struct Outcome {
     path: &'static str,
     outcome: &'static str,
-}
-
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Blocked {
-    step: &'static str,
-    reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -52,7 +50,9 @@ pub struct Metrics {
     registry: Registry,
     reconciles: Family<Outcome, Counter>,
     reconcile_seconds: Histogram,
-    blocked: Family<Blocked, Gauge>,
+    blocked: BlockedDeletions,
+    provisioning: ProvisioningTimes,
+    fleet: Fleet,
     deletions: Histogram,
     steps: Family<StepLabel, Histogram, fn() -> Histogram>,
     orphans: Family<Kind, Gauge>,
@@ -61,8 +61,8 @@ pub struct Metrics {
     store_usable: Gauge,
     store_free: Family<NoLabels, Gauge>,
     store_size: Family<NoLabels, Gauge>,
-    /// What each UID is blocked by, so that the gauge can be decremented.
-    blocked_by: Mutex<HashMap<String, Blocked>>,
+    archived: Counter,
+    archived_sessions: Counter,
     counted: Mutex<VecDeque<String>>,
 }
 
@@ -97,7 +97,9 @@ impl Metrics {
             registry: Registry::with_prefix("computer_operator"),
             reconciles: Family::default(),
             reconcile_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
-            blocked: Family::default(),
+            blocked: BlockedDeletions::default(),
+            provisioning: ProvisioningTimes::default(),
+            fleet: Fleet::default(),
             deletions: deletion_buckets(),
             steps: Family::new_with_constructor(deletion_buckets),
             orphans: Family::default(),
@@ -106,7 +108,8 @@ impl Metrics {
             store_usable: Gauge::default(),
             store_free: Family::default(),
             store_size: Family::default(),
-            blocked_by: Mutex::default(),
+            archived: Counter::default(),
+            archived_sessions: Counter::default(),
             counted: Mutex::default(),
         };
         metrics.registered()
@@ -116,11 +119,12 @@ impl Metrics {
         let registry = &mut self.registry;
         registry.register("reconcile", "Reconciles by path (provision, delete) and outcome", self.reconciles.clone());
         registry.register("reconcile_duration_seconds", "Duration of a reconcile, including its requests", self.reconcile_seconds.clone());
-        registry.register(
-            "deletions_blocked",
-            "Deletions that are blocked until something outside changes, by step and reason",
-            self.blocked.clone(),
-        );
+        self.blocked.add_to(registry);
+        self.provisioning.add_to(registry);
+        self.fleet.add_to(registry);
+        let archived = "Content of the archives of completed deletions, holes included";
+        registry.register_with_unit("archived", archived, Unit::Bytes, self.archived.clone());
+        registry.register("archived_sessions", "Sessions in the archives of completed deletions", self.archived_sessions.clone());
         registry.register("deletion_duration_seconds", "From deletedAt to the stored receipt", self.deletions.clone());
         registry.register("deletion_step_duration_seconds", "From the end of the step before to the end of this one", self.steps.clone());
         registry.register("orphans", "Objects with the operator's label that belong to no computer, by kind", self.orphans.clone());
@@ -161,18 +165,25 @@ impl Metrics {
         ReconcileTimer { histogram: &self.reconcile_seconds, began: Instant::now() }
     }
 
+    /// From now on computers, records and deletions are counted in these caches.
+    pub fn follow(&self, caches: Caches) {
+        self.fleet.follow(Some(caches));
+    }
+
     /// Text exposition.
     ///
     /// # Errors
     /// Never in practice: writing to a string does not fail.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
+        self.fleet.count();
+        self.blocked.measure();
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
     }
 
-    /// Counts one reconcile and updates the gauge of blocked deletions.
-    pub fn observe(&self, uid: &str, plan: &Plan, error: Option<ErrorClass>, record: Option<&ComputerRecord>) {
+    /// Counts one reconcile and notes what it reports. `blocked_for`: how long the computer's condition has said that it is blocked.
+    pub fn observe(&self, uid: &str, plan: &Plan, error: Option<ErrorClass>, record: Option<&ComputerRecord>, blocked_for: Duration) {
         let deleting = plan.report.phase == Some(Phase::Deleting);
         let outcome = match (&plan.next, error) {
             (_, Some(class)) => class.label(),
@@ -182,14 +193,14 @@ impl Metrics {
             (Next::Do(_), None) => "yielded",
         };
         self.reconciles.get_or_create(&Outcome { path: if deleting { "delete" } else { "provision" }, outcome }).inc();
-        let blocker = plan.report.blocker.as_ref().filter(|_| deleting);
-        let now = blocker.map(|b| Blocked { step: plan.report.current.map_or("", CurrentStep::id), reason: b.reason.as_str() });
+        let now = Some(&plan.report).filter(|report| deleting && report.blocker.is_some());
         // Neither a running archive check nor a failed request shows that the deletion makes progress: clearing the gauge for that long
         // would reset the alert's timer each time.
         let known = now.is_some() || !(plan.report.checking || error.is_some());
         if known {
-            self.set_blocked(uid, now);
+            self.blocked.set(uid, now, blocked_for);
         }
+        self.provisioning.note(uid, &plan.report);
         if matches!(plan.next, Next::Finished(_)) && error.is_none() {
             self.finished(uid, record);
         }
@@ -197,38 +208,21 @@ impl Metrics {
 
     /// The computer is gone, or nothing is left to do for it: its deletion is not blocked.
     pub fn forget(&self, uid: &str) {
-        self.set_blocked(uid, None);
+        self.blocked.set(uid, None, Duration::ZERO);
+        self.provisioning.forget(uid);
     }
 
-    /// This process no longer reconciles: the next leader counts what is blocked.
+    /// This process no longer reconciles: the next leader counts.
     pub fn forget_all(&self) {
-        let mut all = self.blocked_by.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, before) in all.drain() {
-            self.blocked.get_or_create(&before).dec();
-        }
+        self.blocked.forget_all();
+        self.provisioning.forget_all();
+        self.fleet.follow(None);
     }
 
-    /// The blocked deletions.
+    /// What is remembered by UID.
     #[cfg(test)]
     pub fn remembered(&self) -> String {
-        format!("{:?}", self.blocked_by)
-    }
-
-    fn set_blocked(&self, uid: &str, now: Option<Blocked>) {
-        let mut all = self.blocked_by.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = match &now {
-            Some(blocked) => all.insert(uid.to_owned(), blocked.clone()),
-            None => all.remove(uid),
-        };
-        if before == now {
-            return;
-        }
-        if let Some(before) = before {
-            self.blocked.get_or_create(&before).dec();
-        }
-        if let Some(now) = now {
-            self.blocked.get_or_create(&now).inc();
-        }
+        format!("{} {}", self.blocked.remembered(), self.provisioning.remembered())
     }
 
     fn finished(&self, uid: &str, record: Option<&ComputerRecord>) {
@@ -246,6 +240,10 @@ impl Metrics {
         self.deletions.observe(receipt.at.0.duration_since(deletion.deleted_at.0).as_secs_f64());
         for (step, seconds) in step_seconds(deletion) {
             self.steps.get_or_create(&StepLabel { step: step.id() }).observe(seconds);
+        }
+        if let Some(archive) = &deletion.archive {
+            self.archived.inc_by(u64::try_from(archive.bytes).unwrap_or(0));
+            self.archived_sessions.inc_by(u64::try_from(archive.sessions).unwrap_or(0));
         }
     }
 
@@ -288,13 +286,12 @@ fn step_seconds(deletion: &Deletion) -> Vec<(DeletionStep, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::json;
 
     use super::*;
     use crate::computer::report::{Blocker, Report};
     use crate::resources::reasons::Reason;
+    use crate::resources::steps::CurrentStep;
 
     /// The steps take 0, 1, 2, 0, 1, ... seconds.
     fn released() -> ComputerRecord {
@@ -317,7 +314,7 @@ mod tests {
         let metrics = Metrics::new();
         let plan = Plan { next: Next::Finished(None), report: Report { phase: Some(Phase::Deleting), ..Report::default() } };
         for _ in 0..2 {
-            metrics.observe("u", &plan, None, Some(&released()));
+            metrics.observe("u", &plan, None, Some(&released()), Duration::ZERO);
         }
         let text = metrics.text().unwrap();
         let whole: usize = (0..DeletionStep::ALL.len()).map(|i| i % 3).sum();
@@ -352,12 +349,12 @@ mod tests {
             ..Report::default()
         };
         let mut plan = Plan { next: Next::Wait(Duration::from_secs(1)), report };
-        metrics.observe("a", &plan, None, None);
-        metrics.observe("a", &plan, None, None);
+        metrics.observe("a", &plan, None, None, Duration::ZERO);
+        metrics.observe("a", &plan, None, None, Duration::ZERO);
         let line = "deletions_blocked{step=\"archive-sessions\",reason=\"StoreUnavailable\"}";
         assert!(metrics.text().unwrap().contains(&format!("{line} 1")));
         plan.report.blocker = None;
-        metrics.observe("a", &plan, None, None);
+        metrics.observe("a", &plan, None, None, Duration::ZERO);
         assert!(metrics.text().unwrap().contains(&format!("{line} 0")));
     }
 
@@ -369,10 +366,10 @@ mod tests {
         let report = Report { phase: Some(Phase::Deleting), current: Some(CurrentStep::Release), blocker, ..Report::default() };
         let held = Plan { next: Next::Finished(None), report };
         let count = |n| assert!(metrics.text().unwrap().contains(&format!("{{step=\"release\",reason=\"ComputerHeld\"}} {n}")), "{n}");
-        metrics.observe("a", &held, None, None);
-        metrics.observe("b", &held, None, None);
+        metrics.observe("a", &held, None, None, Duration::ZERO);
+        metrics.observe("b", &held, None, None, Duration::ZERO);
         count(2);
-        metrics.observe("a", &Plan { next: Next::Settled, report: Report::default() }, Some(ErrorClass::Forbidden), None);
+        metrics.observe("a", &Plan { next: Next::Settled, report: Report::default() }, Some(ErrorClass::Forbidden), None, Duration::ZERO);
         count(2);
         metrics.forget("a");
         metrics.forget("a");

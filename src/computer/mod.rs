@@ -6,11 +6,13 @@
 
 pub mod action;
 pub mod apply;
+pub mod blocked_deletions;
 pub mod budget;
 pub mod children;
 pub mod deletion;
 pub mod events;
 pub mod failed;
+pub mod fleet;
 pub mod home_volume;
 pub mod key_checks;
 pub mod machine_pod;
@@ -22,6 +24,7 @@ pub mod overrides;
 pub mod plan;
 pub mod pod_writers;
 pub mod provision;
+pub mod provisioning_times;
 pub mod reconcile;
 pub mod report;
 pub mod status;

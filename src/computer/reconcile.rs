@@ -21,6 +21,7 @@ use super::status::{self, Written};
 use super::view::View;
 use super::{overrides, view_digest};
 use crate::guards::{self, Guard};
+use crate::resources::conditions::types;
 use crate::resources::steps::CurrentStep;
 use crate::resources::{Computer, ComputerRecord, StepStatus};
 use crate::runtime::backoff::Backoff;
@@ -103,7 +104,7 @@ impl Reconciler {
             failed::explain(&mut plan.report, error, self.memory.backoff.count(uid));
         }
         overrides::acknowledge(&self.client, view).await;
-        self.memory.metrics.observe(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref());
+        self.memory.metrics.observe(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref(), blocked_for(view));
         if error.is_none() && quiet(view, &plan.report) {
             return after(&plan.next);
         }
@@ -321,6 +322,14 @@ fn quiet(view: &View, report: &Report) -> bool {
         && status.step.as_deref() == report.current.map(CurrentStep::id)
         && (blocked || report.blocker.is_none())
         && guards::on(Guard::QuietCheck)
+}
+
+/// How long the condition has said that the deletion is blocked. Zero after a hand-off: there is no Computer.
+fn blocked_for(view: &View) -> Duration {
+    let conditions = view.computer.as_ref().and_then(|c| c.status.as_ref()).map(|status| status.conditions.as_slice());
+    let blocked = conditions.unwrap_or_default().iter().find(|c| c.type_ == types::BLOCKED);
+    let age = blocked.map(|c| view.now.duration_since(c.last_transition_time.0));
+    age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default()
 }
 
 /// When to reconcile again without an event.

@@ -6,6 +6,7 @@ mod binding;
 mod drift;
 mod fences;
 mod policies;
+mod prometheus;
 mod render;
 mod schema;
 mod server;

@@ -41,6 +41,8 @@ pub enum Tool {
     LocalPath,
     /// An S3 server.
     VersityGw,
+    /// Checks and evaluates the rules of Prometheus.
+    Promtool,
 }
 
 /// The source of one program.
@@ -67,8 +69,17 @@ impl Tool {
             Self::Kwok => ("kwok", "kubernetes", "sigs.k8s.io/kwok/cmd/kwok", 21),
             Self::LocalPath => ("local-path-provisioner", "local-path", "github.com/rancher/local-path-provisioner", 105),
             Self::VersityGw => ("versitygw", "s3", "github.com/versity/versitygw/cmd/versitygw", 45),
+            Self::Promtool => ("promtool", "prometheus", "github.com/prometheus/prometheus/cmd/promtool", 150),
         };
         Source { name, module, package, seconds }
+    }
+
+    /// Build tags. Without service discovery, `promtool` needs no cloud's library.
+    const fn tags(self) -> &'static str {
+        match self {
+            Self::Promtool => "remove_all_sd",
+            _ => "",
+        }
     }
 
     /// The program's usual name.
@@ -176,7 +187,7 @@ fn build(tool: Tool, path: &Path, number: usize, all: &[Tool]) -> Result<()> {
     let mut command = process::tied(&compiler, None)?;
     command
         .current_dir(&module)
-        .args(["build", "-trimpath", "-buildvcs=false", "-ldflags"])
+        .args(["build", "-trimpath", "-buildvcs=false", "-tags", tool.tags(), "-ldflags"])
         .arg(link_flags(&read(&module.join("go.mod"))?))
         .arg("-o")
         .args([partial.as_os_str(), source.package.as_ref()])

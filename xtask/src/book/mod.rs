@@ -39,7 +39,10 @@ pub fn generated(workspace: &Path) -> Result<Vec<(&'static str, String)>> {
 }
 
 /// The text of every Rust file below a folder.
-fn sources(folder: &Path) -> Result<Vec<String>> {
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn sources(folder: &Path) -> Result<Vec<String>> {
     let mut all = Vec::new();
     let mut entries: Vec<PathBuf> = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     entries.sort();

@@ -1,5 +1,6 @@
 //! Checks of each promise against a single change. They must never trust the operator's own record for what they check.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use computer_operator::resources::steps::{DeletionStep, Sequence};
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use crate::actors::archive::packed;
 use crate::api::state::Change;
-use crate::api::value::{deleting, name, namespace, text, uid};
+use crate::api::value::{at, deleting, name, namespace, text, typed, uid};
 use crate::api::{Actor, State};
 use crate::moves::{SYSTEM, holds};
 use crate::observer::Observer;
@@ -20,15 +21,15 @@ const PASS: Duration = Duration::from_secs(20);
 /// Every running operator has observed a change that an admin made this long ago.
 const SEEN: Duration = Duration::from_secs(2);
 
-pub fn record(state: &State, computer: &str) -> Option<ComputerRecord> {
-    serde_json::from_value((**state.get("computerrecords", SYSTEM, computer)?).clone()).ok()
+pub fn record(state: &State, computer: &str) -> Option<Arc<ComputerRecord>> {
+    typed(state.get("computerrecords", SYSTEM, computer)?)
 }
 
 /// Whether an override names this computer and step (S11).
 pub fn overridden(state: &State, computer: &str, step: SkippableStep) -> bool {
     let step = serde_json::json!(step);
     state.all("deletionoverrides").any(|o| {
-        let skips = o.pointer("/spec/skip").and_then(Value::as_array).is_some_and(|s| s.contains(&step));
+        let skips = at(o, "/spec/skip").and_then(Value::as_array).is_some_and(|s| s.contains(&step));
         skips && text(o, "/spec/computer/uid") == Some(computer)
     })
 }
@@ -59,7 +60,7 @@ fn computer(observer: &mut Observer, state: &State, change: &Change) {
         observer.violation(format!("S8: the finalizer was added to {of}, which is being deleted"));
     }
     let dying = observer.fates.get(&of).is_some_and(|f| f.dying.is_some());
-    let ttl = object.pointer("/spec/timeToLiveSeconds").is_some();
+    let ttl = at(object, "/spec/timeToLiveSeconds").is_some();
     if deleting(object) && !deleting(before) && state.get("namespaces", "", namespace(object)).is_some_and(|n| !deleting(n)) {
         times::ended(observer, state, before);
     }
@@ -114,7 +115,7 @@ fn wrong_hand_off(observer: &Observer, state: &State, of: &str) -> Option<String
     }
     let home = state.all("persistentvolumes").find(|v| state.disks.get(uid(v)).is_some_and(|d| d.computer.as_deref() == Some(of)))?;
     let kept = text(home, "/spec/claimRef/namespace") == Some(SYSTEM) || observer.archive(of).is_some();
-    let on_record = record(state, of).is_some_and(|r| r.spec.state.children.volume.is_some_and(|v| v.uid == uid(home)));
+    let on_record = record(state, of).is_some_and(|r| r.spec.state.children.volume.as_ref().is_some_and(|v| v.uid == uid(home)));
     (on_record && !kept).then(|| "its home was left in the namespace".to_owned())
 }
 
@@ -250,7 +251,7 @@ fn unprotected(observer: &mut Observer, state: &State, change: &Change) {
 
 /// S1: an archive pod gets the session paths of the class, and this computer.
 fn archive_instructions(observer: &mut Observer, pod: &Value, of: &str) {
-    let env = pod.pointer("/spec/containers/0/env").and_then(Value::as_array).cloned().unwrap_or_default();
+    let env = at(pod, "/spec/containers/0/env").and_then(Value::as_array).cloned().unwrap_or_default();
     let variable = |name: &str| env.iter().find(|e| e["name"] == name).and_then(|e| text(e, "/value")).unwrap_or_default().to_owned();
     let paths: Value = serde_json::from_str(&variable("SESSION_PATHS")).unwrap_or_default();
     let wanted = observer.fates.get(of).map(|f| f.promised.session_paths.clone());
@@ -264,7 +265,8 @@ fn archive_instructions(observer: &mut Observer, pod: &Value, of: &str) {
 fn adopted(observer: &mut Observer, state: &State, object: &str, called: &str) -> Option<String> {
     let fits = |name: Option<&String>, uid: Option<&String>| name.is_some_and(|n| n == called) && uid.is_none_or(|u| u == object);
     let of = state.all("computerrecords").find_map(|r| {
-        let children = record(state, name(r))?.spec.state.children;
+        let record = record(state, name(r))?;
+        let children = &record.spec.state.children;
         let ours = fits(children.claim_name.as_ref(), children.claim_uid.as_ref())
             || fits(children.secret_name.as_ref(), children.secret_uid.as_ref())
             || children.retired_secret.as_ref().is_some_and(|s| fits(Some(&s.name), Some(&s.uid)))

@@ -1,7 +1,6 @@
 //! The keys of computers, as their users have them: in the operator's Secrets, and decided about by the code that the HTTP API uses.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use base64::Engine as _;
 use computer_operator::credentials::Key;
@@ -10,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::api::State;
-use crate::api::value::{text, uid};
+use crate::api::value::{text, typed, uid};
 use crate::checks;
 
 /// The hashes of the keys that the tenant can use: the Secret exists, and the key authenticates.
@@ -21,13 +20,11 @@ pub fn usable(state: &State) -> BTreeSet<String> {
 
 /// The real decision about a key, on the current objects of the API server. The overlap of a rotation never ends here.
 pub fn authenticates(state: &State, key: &Key) -> bool {
-    fn typed<T: serde::de::DeserializeOwned>(object: Option<&Arc<Value>>) -> Option<T> {
-        serde_json::from_value((**object?).clone()).ok()
-    }
     let id = &key.computer;
-    let computer = typed(state.get("computers", &id.namespace, &id.name));
-    let space = typed(state.get("namespaces", "", &id.namespace));
-    decide(key, checks::record(state, &id.uid).as_ref(), computer.as_ref(), space.as_ref(), Timestamp::MIN).is_ok()
+    let computer = state.get("computers", &id.namespace, &id.name).and_then(typed);
+    let space = state.get("namespaces", "", &id.namespace).and_then(typed);
+    let record = checks::record(state, &id.uid);
+    decide(key, record.as_deref(), computer.as_deref(), space.as_deref(), Timestamp::MIN).is_ok()
 }
 
 /// The key in a Secret of the operator.

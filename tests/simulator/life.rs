@@ -1,16 +1,17 @@
 //! The simulated lives: how a computer is created, used and deleted, and what must be true at the end.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use computer_operator::resources::steps::{DeletionStep, StepResult};
-use computer_operator::resources::{CredentialState, RecordPhase, SkippableStep, UID_LABEL};
+use computer_operator::resources::{ComputerRecord, CredentialState, RecordPhase, SkippableStep, UID_LABEL};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::actors::archive::packed;
-use crate::api::value::{deleting, label, name, text, uid};
+use crate::api::value::{at, deleting, label, name, text, uid};
 use crate::api::{Actor, State};
 use crate::checks::{overridden, receipt, record};
 use crate::keys;
@@ -174,7 +175,7 @@ async fn push(world: &World, life: Life, begun: Instant, ending: &mut Option<Ins
     let computer = world.with(|s| s.get("computers", TEAM, BOX).cloned());
     if let Some(computer) = computer.filter(|c| !deleting(c)) {
         let active = matches!(text(&computer, "/status/phase"), Some("Active" | "Suspended"));
-        let expires = computer.pointer("/spec/timeToLiveSeconds").is_some() && begun.elapsed() < LONGEST;
+        let expires = at(&computer, "/spec/timeToLiveSeconds").is_some() && begun.elapsed() < LONGEST;
         let age = world.with(|s| s.observer.fates.get(uid(&computer)).map(|f| f.dying.is_some()));
         if age == Some(false) && !expires && (active || begun.elapsed() > PATIENCE) {
             // The computer is used for a while.
@@ -241,8 +242,9 @@ async fn another_key(world: &World, former: &BTreeSet<String>, what: &str) {
 fn kept(state: &State) -> Vec<String> {
     let mut wrong = Vec::new();
     for of in state.observer.fates.keys() {
-        let Some(spec) = record(state, of).map(|r| r.spec) else { continue };
-        let step = spec.state.deletion.and_then(|d| d.steps.get(DeletionStep::ArchiveSessions).cloned());
+        let Some(record) = record(state, of) else { continue };
+        let spec = &record.spec;
+        let step = spec.state.deletion.as_ref().and_then(|d| d.steps.get(DeletionStep::ArchiveSessions).cloned());
         // An admin overrides the archive of a volume that was destroyed.
         let why = |detail: &str| detail.contains("BestEffort") || (detail.contains("DeletionOverride") && !state.observer.lost.is_empty());
         let skipped = step.as_ref().is_some_and(|s| s.result == StepResult::Skipped && why(&s.detail));
@@ -261,8 +263,8 @@ fn damaged(state: &State) -> bool {
         conditions.contains("ArchiveDamaged") || (conditions.contains("VolumeLost") && !state.observer.lost.is_empty())
     };
     let handed_off = |of: &String| {
-        let deletion = record(state, of).and_then(|r| r.spec.state.deletion);
-        state.observer.damaged(of) && deletion.is_some_and(|d| d.handed_off && d.receipt.is_none())
+        let unfinished = |r: Arc<ComputerRecord>| r.spec.state.deletion.as_ref().is_some_and(|d| d.handed_off && d.receipt.is_none());
+        state.observer.damaged(of) && record(state, of).is_some_and(unfinished)
     };
     state.all("computers").any(said) || state.observer.fates.keys().any(handed_off)
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::api::State;
-use crate::api::value::{deleting, has_finalizer, namespace, text, uid};
+use crate::api::value::{at, deleting, has_finalizer, namespace, text, uid};
 use crate::checks::record;
 use crate::world::World;
 
@@ -78,7 +78,8 @@ fn longer(since: &mut BTreeMap<String, Instant>, now: Vec<String>, limit: Durati
 /// Computers that are usable and whose recorded volume is not `Retain`.
 fn exposed(state: &State) -> Vec<String> {
     let deletes = |c: &Value| {
-        let volume = record(state, uid(c)).and_then(|r| r.spec.state.children.volume);
+        let record = record(state, uid(c));
+        let volume = record.as_ref().and_then(|r| r.spec.state.children.volume.as_ref());
         let volume = volume.and_then(|v| state.by_uid("persistentvolumes", &v.uid));
         volume.is_some_and(|v| !deleting(v) && text(v, "/spec/persistentVolumeReclaimPolicy") == Some("Delete"))
     };
@@ -94,7 +95,7 @@ fn unshown(state: &State) -> Vec<String> {
 /// Whether the computer's pod runs, its home is bound, and its key authenticates.
 fn usable(state: &State, computer: &Value) -> bool {
     let going = state.get("namespaces", "", namespace(computer)).is_none_or(|n| deleting(n));
-    let suspended = computer.pointer("/spec/suspended") == Some(&Value::Bool(true));
+    let suspended = at(computer, "/spec/suspended") == Some(&Value::Bool(true));
     if deleting(computer) || going || suspended || !has_finalizer(computer, computer_operator::resources::DELETION_FINALIZER) {
         return false;
     }
@@ -114,7 +115,7 @@ fn usable(state: &State, computer: &Value) -> bool {
     let claim = found("persistentvolumeclaims", children.claim_name.as_ref(), children.claim_uid.as_ref());
     let one_pod = children.pods.len() == 1;
     let ready = |pod: &Value| {
-        let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+        let conditions = at(pod, "/status/conditions").and_then(Value::as_array);
         text(pod, "/status/phase") == Some("Running")
             && conditions.is_some_and(|c| c.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
     };

@@ -59,6 +59,9 @@ struct Cli {
     /// Run only every n-th case.
     #[arg(long, default_value_t = 1, global = true)]
     thin: usize,
+    /// Run only the K-th of N parts of each matrix. The parts together are the whole.
+    #[arg(long, value_name = "K/N", value_parser = part, default_value = "1/1", global = true)]
+    part: (usize, usize),
     /// Number of parallel runs. Default: one per processor.
     #[arg(long, global = true)]
     jobs: Option<usize>,
@@ -90,6 +93,12 @@ enum Command {
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// `K/N`, from 1 on.
+fn part(text: &str) -> Result<(usize, usize), String> {
+    let numbers = text.split_once('/').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+    numbers.filter(|(k, n)| (1..=*n).contains(k)).ok_or_else(|| format!("{text} is not a part: for example 1/4, 2/4, 3/4 and 4/4"))
+}
+
 fn case(text: &str) -> Result<Case, String> {
     serde_json::from_str(text).map_err(|error| format!("invalid case: {error}"))
 }
@@ -107,7 +116,7 @@ fn main() -> ExitCode {
         Some(Command::Teeth) if !cli.without.is_empty() => teeth::search(&cli.without, &cli.stages, cli.thin, jobs),
         Some(Command::Teeth) => teeth::run_all(jobs),
         Some(Command::Soak { minutes, seed, computers }) => soak::run_for(seed, computers, Duration::from_secs(60 * minutes)),
-        None => matrix::run_stages(&cli.stages, cli.full, cli.thin, jobs),
+        None => matrix::run_stages(&cli.stages, cli.full, cli.thin, cli.part, jobs),
     };
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::actors::archive::packed;
 use crate::api::kinds::{self, Kind};
-use crate::api::value::{finalizers, label, name, namespace, text, uid};
+use crate::api::value::{at, finalizers, label, name, namespace, text, uid};
 use crate::api::verbs::{DeleteOptions, Part};
 use crate::api::{Actor, State};
 pub use crate::move_kinds::Move;
@@ -51,7 +51,7 @@ pub fn perform(world: &World, what: Move) {
         // A pod that vanishes before its node is on record cannot be waited for: docs/reliability.md names that limit.
         Move::VanishOnLostNode => world.with(|s| {
             let placed = |r: &std::sync::Arc<Value>| {
-                let pods = r.pointer("/spec/state/children/pods").and_then(Value::as_array);
+                let pods = at(r, "/spec/state/children/pods").and_then(Value::as_array);
                 pods.is_none_or(|pods| pods.iter().all(|pod| pod["uid"].is_null() || pod["node"].is_string()))
             };
             if s.all("computerrecords").all(placed) {

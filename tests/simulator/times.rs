@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::api::State;
-use crate::api::value::{text, uid};
+use crate::api::value::{at, text, uid};
 use crate::checks::record;
 use crate::observer::Observer;
 
@@ -23,15 +23,15 @@ fn time(value: &Value, pointer: &str) -> Option<Timestamp> {
 /// S4: the operator itself deletes a computer. Its time to live in the API server must have expired, and the reason must be in the record.
 pub fn ended(observer: &mut Observer, state: &State, before: &Value) {
     let of = uid(before).to_owned();
-    let ttl = before.pointer("/spec/timeToLiveSeconds").and_then(Value::as_i64);
+    let ttl = at(before, "/spec/timeToLiveSeconds").and_then(Value::as_i64);
     let age = time(before, "/metadata/creationTimestamp").map(|created| state.now().duration_since(created).as_secs());
     let over = ttl.zip(age).is_some_and(|(ttl, age)| age + SECOND >= ttl);
-    let protected = before.pointer("/spec/deletionProtection").and_then(Value::as_bool) == Some(true);
+    let protected = at(before, "/spec/deletionProtection").and_then(Value::as_bool) == Some(true);
     if !over || protected {
         return observer.violation(format!("S4: the operator deleted {of} without a reason: time to live {ttl:?} s, age {age:?} s"));
     }
     let Some(record) = record(state, &of) else { return };
-    match (record.spec.state.ending, observer.fates.get_mut(&of)) {
+    match (&record.spec.state.ending, observer.fates.get_mut(&of)) {
         (Some(ending), Some(fate)) => fate.ended = Some(ending.cause.as_str().to_owned()),
         _ => observer.violation(format!("S4: the operator deleted {of}, and the reason is not in the record")),
     }
@@ -41,7 +41,7 @@ pub fn ended(observer: &mut Observer, state: &State, before: &Value) {
 /// whose clock jumps an hour ahead cannot know better; in the process `runtime::clock` corrects such a clock.
 pub fn false_deadline(observer: &mut Observer, computer: &Value) {
     let said = |c: &&Value| c["type"] == "Blocked" && c["status"] == "True" && c["reason"] == "VolumeNotDeleted";
-    let conditions = computer.pointer("/status/conditions").and_then(Value::as_array);
+    let conditions = at(computer, "/status/conditions").and_then(Value::as_array);
     if !conditions.is_some_and(|all| all.iter().any(|c| said(&c))) {
         return;
     }
@@ -69,7 +69,8 @@ pub fn of_receipt(observer: &Observer, state: &State, of: &str, receipt: &Value)
     if time(receipt, "/writtenAt")? < last {
         return Some(format!("its receipt was written before {last}"));
     }
-    let deletion = record(state, of)?.spec.state.deletion?;
+    let record = record(state, of)?;
+    let deletion = record.spec.state.deletion.as_ref()?;
     // A Computer whose finalizer was removed can vanish before the operator sees its own deletion of it.
     let fate = observer.fates.get(of);
     let vanished = fate.is_some_and(|fate| fate.stripped) && text(receipt, "/cause") == Some("ComputerVanished");

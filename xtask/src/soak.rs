@@ -31,7 +31,7 @@ pub struct Options {
     /// Run one round only: repeats a seed that failed.
     #[arg(long)]
     once: bool,
-    /// Run every matrix in full instead (about 215,000 runs). Continues where an interrupted run of the same source stopped.
+    /// Run every matrix in full instead (about 250,000 runs). Continues where an interrupted run of the same source stopped.
     #[arg(long, group = "resumable", conflicts_with_all = ["minutes", "hours", "seed", "computers", "once"])]
     matrices: bool,
     /// Run the tests on a busy machine instead: the scenarios that depend on time, ten times at a load of 8, then every stage twice at a

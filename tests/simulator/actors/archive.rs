@@ -18,7 +18,7 @@ use serde_json::Value;
 use tower::ServiceExt;
 
 use super::kubelet;
-use crate::api::value::{name, namespace, text, uid};
+use crate::api::value::{at, name, namespace, text, uid};
 use crate::world::World;
 
 /// A packed home.
@@ -103,7 +103,7 @@ pub async fn run(world: World, pod: Arc<Value>) {
 
 async fn send(world: &World, pod: &Value) -> Result<(), String> {
     let variable = |wanted: &str| {
-        let all = pod.pointer("/spec/containers/0/env").and_then(Value::as_array);
+        let all = at(pod, "/spec/containers/0/env").and_then(Value::as_array);
         all.into_iter().flatten().find(|e| text(e, "/name") == Some(wanted)).and_then(|e| text(e, "/value")).unwrap_or_default().to_owned()
     };
     let volume = world.with(|s| s.kubelet.running.get(uid(pod)).and_then(|r| r.volumes.first().cloned())).ok_or("no volume")?;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::volumes::{claims_of, provision};
-use crate::api::value::{deleting, label, name, namespace, text, uid};
+use crate::api::value::{at, deleting, label, name, namespace, text, uid};
 use crate::api::verbs::DeleteOptions;
 use crate::api::{Actor, State};
 
@@ -110,7 +110,7 @@ pub fn node_status(state: &mut State, ready: bool) {
     let status = if ready { "True" } else { "Unknown" };
     let since = state.stamp(0);
     state.change("nodes", "", "node-1", |n| {
-        if n.pointer("/status/conditions/0/status") != Some(&json!(status)) {
+        if at(n, "/status/conditions/0/status") != Some(&json!(status)) {
             n["status"] = json!({"conditions": [{"type": "Ready", "status": status, "lastTransitionTime": since}]});
         }
     });

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::api::value::{deleting, name, namespace, text, uid};
+use crate::api::value::{at, deleting, name, namespace, text, uid};
 use crate::api::verbs::computer_of;
 use crate::api::{Actor, State};
 
@@ -56,7 +56,7 @@ pub fn mounts(pod: &Value, claim: &str) -> bool {
 
 /// Names of the claims that a pod mounts.
 pub fn claims_of(pod: &Value) -> Vec<String> {
-    let volumes = pod.pointer("/spec/volumes").and_then(Value::as_array);
+    let volumes = at(pod, "/spec/volumes").and_then(Value::as_array);
     volumes.into_iter().flatten().filter_map(|v| text(v, "/persistentVolumeClaim/claimName").map(str::to_owned)).collect()
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::failure::{Answer, Failure};
 use super::kinds::{self, Kind};
+use super::value::at;
 use super::verbs::{DeleteOptions, Part};
 use super::watch;
 use crate::faults::{Side, Verdict};
@@ -185,7 +186,7 @@ fn perform(
 }
 
 fn delete_options(body: &Value, dry_run: bool) -> DeleteOptions {
-    let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let text = |pointer: &str| at(body, pointer).and_then(Value::as_str).map(str::to_owned);
     DeleteOptions {
         dry_run: dry_run || body["dryRun"].as_array().is_some_and(|d| !d.is_empty()),
         uid: text("/preconditions/uid"),
@@ -198,7 +199,7 @@ fn delete_options(body: &Value, dry_run: bool) -> DeleteOptions {
 /// Tokens of pods are `pod/<namespace>/<name>/<uid>`, valid while the pod exists.
 fn review(state: &super::State, body: &Value) -> Value {
     let mut review = body.clone();
-    let token = body.pointer("/spec/token").and_then(Value::as_str).unwrap_or_default();
+    let token = at(body, "/spec/token").and_then(Value::as_str).unwrap_or_default();
     let parts: Vec<&str> = token.split('/').collect();
     let found = match parts.as_slice() {
         ["pod", namespace, name, uid] => state.get("pods", namespace, name).filter(|p| super::value::uid(p) == *uid),
@@ -208,7 +209,7 @@ fn review(state: &super::State, body: &Value) -> Value {
         review["status"] = json!({"authenticated": false});
         return review;
     };
-    let account = pod.pointer("/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
+    let account = at(pod, "/spec/serviceAccountName").and_then(Value::as_str).unwrap_or("default");
     let user = format!("system:serviceaccount:{}:{account}", super::value::namespace(pod));
     let extra = json!({"authentication.kubernetes.io/pod-name": [super::value::name(pod)], "authentication.kubernetes.io/pod-uid": [super::value::uid(pod)]});
     review["status"] = json!({"authenticated": true, "audiences": body["spec"]["audiences"], "user": {"username": user, "extra": extra}});

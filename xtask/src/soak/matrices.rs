@@ -1,4 +1,4 @@
-//! Runs every matrix of the simulator in full, one after the other. An interrupted soak continues with the matrix that it was in.
+//! Runs every matrix of the simulator in full, in parts, one after the other. An interrupted soak continues with the part that it was in.
 //!
 //! The simulator is built once and copied to the soak's folder: edits of the source during the soak must never affect it.
 
@@ -14,6 +14,9 @@ use super::folder::{Folder, Mode, Report};
 use super::{SIMULATOR, cargo};
 use crate::process;
 
+/// Parts of each matrix: the largest takes about an hour on one core, so an interruption costs minutes.
+const PARTS: usize = 12;
+
 /// Everything that the simulator is built from.
 const SOURCES: [&str; 5] = ["Cargo.toml", "Cargo.lock", "api", "src", "tests/simulator"];
 
@@ -26,7 +29,7 @@ pub fn run(workspace: &Path, mode: Mode, again: bool) -> Result<()> {
     let program = folder.path("simulator");
     if mode == Mode::Status {
         if program.exists() {
-            print!("{}", folder.status(&names(&program)?));
+            print!("{}", folder.status(&parts(&names(&program)?)));
         } else {
             println!("no soak of this source ({}) has begun", folder.name());
         }
@@ -35,7 +38,7 @@ pub fn run(workspace: &Path, mode: Mode, again: bool) -> Result<()> {
     let Some(_lock) = folder.start(mode, again, &["soak", "--matrices"])? else { return Ok(()) };
     remove_other_programs(&program);
     build(workspace, &folder, &program)?;
-    folder.run(&names(&program)?, |name| matrix(&folder, &program, name))
+    folder.run(&parts(&names(&program)?), |part| matrix(&folder, &program, part))
 }
 
 /// Programs of other sources that no soak uses: each takes some 100 MB. Their results stay.
@@ -68,19 +71,25 @@ fn build(workspace: &Path, folder: &Folder, program: &Path) -> Result<()> {
     Ok(fs::rename(partial, program)?)
 }
 
-fn matrix(folder: &Folder, program: &Path, name: &str) -> Result<Report> {
-    println!("\n{name}");
+/// Every part of every matrix: `crash-3` is the third of `crash`.
+fn parts(matrices: &[String]) -> Vec<String> {
+    matrices.iter().flat_map(|name| (1..=PARTS).map(move |part| format!("{name}-{part}"))).collect()
+}
+
+fn matrix(folder: &Folder, program: &Path, part: &str) -> Result<Report> {
+    println!("\n{part}");
+    let (name, number) = part.rsplit_once('-').context("the name of a part")?;
     let began = Instant::now();
     let mut child = process::tied(program, None)?
-        .args(["--stages", name, "--full"])
+        .args(["--stages", name, "--full", "--part", &format!("{number}/{PARTS}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .context("start the simulator")?;
-    let line = folder.follow(name, child.stdout.take().context("no output")?, |line| verdict(line, name))?;
+    let line = folder.follow(part, child.stdout.take().context("no output")?, |line| verdict(line, name))?;
     let status = child.wait()?;
     // Only the simulator's own exit is a result. After a signal the matrix runs again.
-    ensure!(status.code().is_some(), "the simulator was ended in {name}: {status}; run the command again to continue");
+    ensure!(status.code().is_some(), "the simulator was ended in {part}: {status}; run the command again to continue");
     Ok(Report { passed: status.success(), seconds: began.elapsed().as_secs(), line })
 }
 
@@ -130,6 +139,12 @@ mod tests {
         let messages = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"xtask\"},\"executable\":\"/a\"}\nnoise\n\
                         {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"simulator\"},\"executable\":\"/b\"}\n";
         assert_eq!(executable(messages), Some(PathBuf::from("/b")));
+    }
+
+    #[test]
+    fn every_matrix_runs_in_all_its_parts() {
+        let all = parts(&["crash".to_owned(), "lost".to_owned()]);
+        assert_eq!((all.len(), all[0].as_str(), all[PARTS].as_str()), (2 * PARTS, "crash-1", "lost-1"));
     }
 
     #[test]

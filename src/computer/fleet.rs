@@ -62,7 +62,9 @@ impl Fleet {
         let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         let Self { computers, records, deletions, .. } = self;
         // The lock is held, so that two scrapes do not count into the same gauges.
-        (computers.clear(), records.clear(), deletions.clear());
+        computers.clear();
+        records.clear();
+        deletions.clear();
         let Some(caches) = caches.as_ref() else { return };
         let classes: HashSet<String> = caches.classes.state().iter().filter_map(|class| class.metadata.name.clone()).collect();
         for computer in caches.computers.state() {

@@ -90,7 +90,7 @@ impl ProvisioningTimes {
     /// The computers that are not ready yet.
     #[cfg(test)]
     pub fn remembered(&self) -> String {
-        format!("{:?}", self.begun.lock().unwrap().keys())
+        format!("{:?}", self.begun.lock().unwrap_or_else(PoisonError::into_inner).keys())
     }
 
     fn waited(&self, step: ProvisionStep, since: Instant, now: Instant) {

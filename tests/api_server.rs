@@ -87,6 +87,7 @@ async fn the_kinds_on_a_real_api_server() {
     kubectl_explains_every_field(&server);
     every_accepted_object_can_be_deserialized(&server).await;
     examples::every_example_is_accepted(&server);
+    classes::the_path_of_a_key_is_validated(&server);
     classes::a_class_is_checked_where_its_archive_pods_run(&server).await;
 }
 
@@ -104,6 +105,8 @@ async fn every_accepted_object_can_be_deserialized(server: &Server) {
         ),
         ("ComputerClass", json!({"podTemplate": template, "storage": null, "limits": null, "deadlines": null, "archive": null})),
         ("ComputerClass", json!({"podTemplate": template, "archive": {"policy": null}, "deadlines": {"stopPodsSeconds": null}})),
+        ("ComputerClass", json!({"podTemplate": template, "key": null})),
+        ("ComputerClass", json!({"podTemplate": template, "key": {"mountPath": null, "allow": null}})),
         ("ComputerClass", json!({"podTemplate": null})),
     ] {
         let name = format!("odd-{}", hex::encode(&<sha2::Sha256 as sha2::Digest>::digest(spec.to_string())[..8]));

@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{QUANTITY_RULE, Unknown};
+use super::{ClassKey, QUANTITY_RULE, Unknown};
 
 /// What teams choose with `spec.className`: the pod, its home volume, and what happens to the sessions on deletion.
 /// The annotation `computer-operator.dev/is-default-class: "true"` makes a class the default.
@@ -25,6 +25,7 @@ use super::{QUANTITY_RULE, Unknown};
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.key) || !has(self.key.mountPath) || !has(self.storage) || !has(self.storage.mountPath) || !((self.key.mountPath + '/').startsWith(self.storage.mountPath + '/') || (self.storage.mountPath + '/').startsWith(self.key.mountPath + '/'))").message("key.mountPath must be neither the home (storage.mountPath), nor a folder in it, nor a folder that contains it: a key in the home would be archived. Use for example /run/computer"))]
 pub struct ComputerClassSpec {
     /// A human-readable description of its purpose, at most 256 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,6 +54,9 @@ pub struct ComputerClassSpec {
     /// Bounds on what a computer of this class may ask for.
     #[serde(default)]
     pub limits: ClassLimits,
+    /// The keys of the computers of this class: whether their machines get them, and what they may do.
+    #[serde(default, skip_serializing_if = "ClassKey::is_default")]
+    pub key: ClassKey,
 }
 
 fn default_session_paths() -> Vec<String> {

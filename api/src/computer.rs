@@ -157,6 +157,10 @@ pub struct ComputerStatus {
     /// The Secret in this namespace whose key `token` holds the computer's key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential_secret_name: Option<String>,
+    /// What the computer's key may do over the HTTP API, if its class limits it (`key.allow`). Empty: everything that a computer's key can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), inner(length(max = 63)))]
+    pub key_allows: Option<Vec<String>>,
     /// The objects that were created for this computer, copied from its record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub children: Option<Children>,

@@ -145,6 +145,9 @@ pub struct Children {
     /// UID of the key's Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_uid: Option<String>,
+    /// The key's Secret is not immutable: a machine mounts it, and the kubelet follows only such a Secret. The next key gets the same name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub secret_followed: bool,
     /// Names of Secrets that were not found and were replaced by another Secret: the create request of such a Secret may still have
     /// succeeded. The deletion makes sure that they are gone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -173,6 +176,9 @@ pub struct PodRecord {
     /// Its UID, written after the create.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
+    /// The Secret of the key that it mounts, if its class says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_secret: Option<String>,
     /// The node it ran on, if it was observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -232,6 +238,13 @@ pub struct RecordState {
     /// The key before the last rotation, if it still authenticates for a while.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former_key: Option<FormerKey>,
+    /// The machine gets its key: its class had `key.mountPath` when the machine was last started, or when the computer was created.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub key_mounted: bool,
+    /// What the key may do over the HTTP API: words of the class's `key.allow`. A word of a newer version allows nothing. Missing: everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), inner(length(max = 63)))]
+    pub key_allow: Option<Vec<String>>,
     /// The objects that were created for it.
     #[serde(default)]
     pub children: Children,

@@ -37,7 +37,7 @@ pub use computer_record::{
     RecordPhase, RecordState, Snapshot, VolumeRecord,
 };
 pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOverrideStatus, OverrideTarget, SkippableStep};
-pub use key::{FormerKey, KeySettings, RetiredSecret};
+pub use key::{ClassKey, FormerKey, KeyRight, KeySettings, RetiredSecret};
 pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};
 pub use step_outcome::StepOutcome;
 pub use steps::{Step, StepStatus};
@@ -71,6 +71,10 @@ pub const IMAGE_ANNOTATION: &str = "computer-operator.dev/image";
 /// Annotation on an archive pod: its setting for unreadable files. A pod that has not started is replaced when an override that changes
 /// the setting is created or deleted.
 pub const UNREADABLE_ANNOTATION: &str = "computer-operator.dev/unreadable-files";
+/// Annotation on the pod of a machine that gets its key: the id of its computer. The file `id` is a copy of it.
+pub const ID_ANNOTATION: &str = "computer-operator.dev/computer-id";
+/// Annotation on the pod of a machine that gets its key: the URL of the HTTP API. The file `url` is a copy of it.
+pub const URL_ANNOTATION: &str = "computer-operator.dev/api-url";
 /// Annotation that makes a class the default (as for a StorageClass).
 pub const DEFAULT_CLASS_ANNOTATION: &str = "computer-operator.dev/is-default-class";
 /// CEL rule of a size: an integer or a quantity, above zero. The schema of a quantity alone accepts any text.

@@ -90,7 +90,8 @@ reasons! {
     /// The deletion makes progress.
     /// To do: wait.
     InProgress,
-    /// The class or the spec of the computer changed after its pod was created. A running pod is never changed.
+    /// The class or the spec of the computer changed after its pod was created, or the pod mounts the Secret of a former key. A running pod is
+    /// never changed.
     /// To do: suspend and resume the computer to apply the change.
     ClassChanged,
 
@@ -113,7 +114,7 @@ reasons! {
     /// To do: delete the Computer, which archives its sessions, and create another one. A rotation does not help.
     KeyLost,
     /// The key of the computer is being replaced, because its Secret was deleted, another object has the Secret's name, or
-    /// `spec.key.rotation` changed. The new key is in a new Secret. The old key no longer authenticates, apart from
+    /// `spec.key.rotation` changed. The new key is in a new Secret, which has the same name if a machine mounts it. The old key no longer authenticates, apart from
     /// `spec.key.overlapSeconds` after a rotation.
     /// To do: wait, then read the Secret that `status.credentialSecretName` names.
     KeyReplacement,

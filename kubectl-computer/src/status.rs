@@ -93,9 +93,12 @@ fn key(computer: &Computer) -> Vec<(&'static str, String)> {
         "not issued yet"
     };
     let overlap = computer.spec.key.overlap_seconds;
+    let mounted = status.children.as_ref().and_then(|children| children.pods.last()).and_then(|pod| pod.key_secret.clone());
     vec![
         ("state", state.to_owned()),
         ("Secret", status.credential_secret_name.map(|name| format!("{name}, key token")).unwrap_or_default()),
+        ("may", status.key_allows.as_ref().map(|words| words.join(", ")).unwrap_or_default()),
+        ("machine", mounted.map(|name| format!("has Secret {name} as files")).unwrap_or_default()),
         ("rotation", computer.spec.key.rotation.clone().unwrap_or_default()),
         ("overlap", if overlap > 0 { format!("{overlap} s after a rotation") } else { String::new() }),
     ]
@@ -236,8 +239,8 @@ mod tests {
 
     #[test]
     fn every_section_is_there() {
-        let status = json!({"phase": "Active", "nodeName": "n1", "className": "agents", "credentialSecretName": "computer-key-1",
-            "children": {"claimName": "home-1", "pods": [{"name": "machine-1"}], "volume": {"name": "pv-1", "uid": "v", "originalReclaimPolicy": "Delete"}},
+        let status = json!({"phase": "Active", "nodeName": "n1", "className": "agents", "credentialSecretName": "computer-key-1", "keyAllows": ["get", "sessions"],
+            "children": {"claimName": "home-1", "pods": [{"name": "machine-1", "keySecret": "computer-key-1"}], "volume": {"name": "pv-1", "uid": "v", "originalReclaimPolicy": "Delete"}},
             "provisioningSteps": [{"id": "start-pod", "name": "Start the pod", "status": "Completed"}],
             "conditions": [{"type": "Ready", "status": "True", "reason": "Ready", "message": "m", "lastTransitionTime": "2026-01-01T00:30:00Z"}]});
         let observed = observed(Some(json!({"status": status, "spec": {"timeToLiveSeconds": 7200}})), None);
@@ -251,6 +254,8 @@ mod tests {
             "Conditions\n",
             "machine-1",
             "computer-key-1, key token",
+            "get, sessions",
+            "has Secret computer-key-1 as files",
             "pv-1",
             "in 60m",
             "list sessions",

@@ -153,7 +153,7 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
     if let Some(why) = class.spec.session_paths.iter().find_map(|path| walk::check_path(path).err()) {
         return Ok(refused(Reason::InvalidSessionPath, format!("spec.sessionPaths is invalid: {why}")));
     }
-    let machine = match machine_pod::desired(class, &ComputerSpec::default(), "dry-run") {
+    let machine = match machine_pod::desired(class, &ComputerSpec::default(), "dry-run").and_then(|pod| with_key(class, pod)) {
         Ok(pod) => pod,
         Err(why) => return Ok(refused(Reason::InvalidPodTemplate, why)),
     };
@@ -173,6 +173,14 @@ async fn check(class: &ComputerClass, shared: &Shared) -> Result<Verdict, CallEr
         Answer::Forbidden(error) => return unless_accepted(class, namespace, error),
     };
     if archived { check_archive(class, shared, &machine, verdict).await } else { Ok(verdict) }
+}
+
+/// The pod with its key, as each computer's pod will have it: the API server also checks the names and paths of that.
+fn with_key(class: &ComputerClass, mut pod: Value) -> Result<Value, String> {
+    if let Some(path) = class.spec.key.mount_path.as_deref() {
+        machine_pod::KeyFiles { path, secret: "dry-run", id: "dry-run".to_owned(), url: "https://dry-run" }.add_to(&mut pod)?;
+    }
+    Ok(pod)
 }
 
 /// Checks the archive pod of a class whose machine pod has this verdict.

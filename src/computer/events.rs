@@ -94,11 +94,13 @@ impl Events {
     /// A key that replaced another one, which a client may still use.
     async fn of_key(&self, view: &View, computer: &Computer, reference: &ObjectReference) {
         let children = view.record.as_ref().map(|r| &r.spec.state.children);
-        let Some(name) = children.and_then(|c| c.secret_uid.as_ref().and(c.secret_name.as_ref())) else { return };
+        let Some((name, uid)) = children.and_then(|c| c.secret_name.as_ref().zip(c.secret_uid.as_ref())) else { return };
         let Some(status) = &computer.status else { return };
         let lost = |c: &Condition| c.type_ == types::READY && c.reason == Reason::KeyReplacement.as_str();
-        let another = status.credential_secret_name.as_ref().map_or_else(|| status.conditions.iter().any(lost), |old| old != name);
-        if another && self.is_new(&view.uid, format!("{} {name}", Reason::KeyReplacement), AGAIN) {
+        // By its UID: a key that a machine mounts keeps the name of its Secret.
+        let before = status.children.as_ref().and_then(|c| c.secret_uid.as_ref());
+        let another = before.map_or_else(|| status.conditions.iter().any(lost), |old| old != uid);
+        if another && self.is_new(&view.uid, format!("{} {uid}", Reason::KeyReplacement), AGAIN) {
             let note = format!("a new key is in Secret {name}; the old key no longer authenticates, apart from the overlap of a rotation");
             self.publish(event(EventType::Normal, Reason::KeyReplacement.to_string(), &note, "key"), reference).await;
         }

@@ -17,8 +17,10 @@ use crate::resources::{ComputerClass, ComputerSpec, POD_FINALIZER, Snapshot};
 
 mod identity;
 mod json_fields;
+mod key_files;
 use identity::identify;
 use json_fields::{Fields, fill, list, object, objects, only};
+pub use key_files::{KeyFiles, mounted_secret};
 
 /// User and group of the machine when the template does not say.
 const DEFAULT_USER: i64 = 1000;
@@ -50,6 +52,7 @@ pub fn desired(class: &ComputerClass, computer: &ComputerSpec, claim: &str) -> R
     let first = objects(spec, "containers", SPEC)?.into_iter().next().ok_or("podTemplate.spec.containers is empty")?;
     mount_home(first, &class.spec.storage.mount_path)?;
     describe_computer(first, computer)?;
+    key_files::check(class, first)?;
     list(spec, "volumes", SPEC)?.push(json!({"name": HOME, "persistentVolumeClaim": {"claimName": claim}}));
     restrict(spec)?;
     Ok(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))

@@ -37,6 +37,7 @@ pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerSta
     if let Some(record) = &view.record {
         let children = &record.spec.state.children;
         status.children = Some(children.clone());
+        status.key_allows.clone_from(&record.spec.state.key_allow);
         status.credential_secret_name = children.secret_uid.as_ref().and(children.secret_name.clone());
     }
     if !report.provisioning.is_empty() {

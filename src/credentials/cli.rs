@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use kube::Client;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use super::Denied;
+use super::{Denied, VerifiedKey};
 use crate::runtime::client::CallError;
 
 /// Arguments of `keys`.
@@ -77,7 +77,11 @@ async fn verify(client: &Client, namespace: &str, token: &str) -> Result<Result<
         return Ok(answer.map(|v| format!("{} by ApiKey {}/{} ({})", v.id.user(), v.id.namespace, v.id.name, v.id.uid)));
     }
     let answer = super::verify(client, namespace, token).await?;
-    Ok(answer.map(|id| format!("computer {}/{} ({})", id.namespace, id.name, id.uid)))
+    let shown = |VerifiedKey { computer: id, rights }| match rights.words() {
+        None => format!("computer {}/{} ({})", id.namespace, id.name, id.uid),
+        Some(words) => format!("computer {}/{} ({}), which may: {}", id.namespace, id.name, id.uid, words.join(", ")),
+    };
+    Ok(answer.map(shown))
 }
 
 #[cfg(test)]

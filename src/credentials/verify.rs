@@ -8,6 +8,7 @@ use kube::api::Api;
 
 use super::id::ComputerId;
 use super::key::Key;
+use super::rights::KeyRights;
 use crate::guards::{self, Guard};
 use crate::resources::{Computer, ComputerRecord, CredentialState};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
@@ -57,11 +58,20 @@ pub enum Denied {
     ServiceAccountGone,
 }
 
+/// A key that authenticates.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VerifiedKey {
+    /// The computer that it belongs to.
+    pub computer: ComputerId,
+    /// What it may do, as its record says.
+    pub rights: KeyRights,
+}
+
 /// Verifies a token.
 ///
 /// # Errors
 /// When the outcome of a read is unknown. The key does not authenticate then.
-pub async fn verify(client: &Client, operator_namespace: &str, token: &str) -> Result<Result<ComputerId, Denied>, CallError> {
+pub async fn verify(client: &Client, operator_namespace: &str, token: &str) -> Result<Result<VerifiedKey, Denied>, CallError> {
     let Some(key) = Key::parse(token) else { return Ok(Err(Denied::Malformed)) };
     let id = &key.computer;
     let records: Api<ComputerRecord> = Api::namespaced(client.clone(), operator_namespace);
@@ -91,7 +101,7 @@ pub fn decide(
     computer: Option<&Computer>,
     namespace: Option<&Namespace>,
     now: Timestamp,
-) -> Result<ComputerId, Denied> {
+) -> Result<VerifiedKey, Denied> {
     let state = &record.ok_or(Denied::NoRecord)?.spec.state;
     let current = state.key_hash.as_deref().is_some_and(|stored| key.matches(stored));
     let former = state.former_key.as_ref().filter(|former| key.matches(&former.hash));
@@ -114,7 +124,7 @@ pub fn decide(
         return Err(Denied::Rotated);
     }
     require_active(namespace)?;
-    Ok(key.computer.clone())
+    Ok(VerifiedKey { computer: key.computer.clone(), rights: KeyRights::of(state.key_allow.as_deref()) })
 }
 
 /// Denies every key in a Terminating namespace, whatever the state of its other objects.

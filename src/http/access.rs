@@ -7,8 +7,8 @@ use kube::api::{Api, PostParams};
 use super::Shared;
 use super::auth::{Caller, User};
 use super::error::ApiError;
-use crate::credentials::ComputerId;
-use crate::resources::GROUP;
+use crate::credentials::{ComputerId, KeyRights};
+use crate::resources::{GROUP, KeyRight};
 use crate::runtime::client::call;
 
 /// The object of a request: one of the operator's resources in a namespace, by name or all of them.
@@ -37,7 +37,11 @@ pub async fn require(shared: &Shared, caller: &Caller, verb: &'static str, targe
     if may(shared, caller, verb, target).await? {
         return Ok(());
     }
-    let seen = verb != "get" && (target.name.is_none() || may(shared, caller, "get", target).await?);
+    let seen = match caller {
+        // What its class does not allow a key does not exist for it. No key may list or create all computers.
+        Caller::Computer(..) => target.resource == "computers" && target.name.is_none(),
+        Caller::User(_) => verb != "get" && (target.name.is_none() || may(shared, caller, "get", target).await?),
+    };
     Err(if seen { ApiError::forbidden(verb, target.resource) } else { ApiError::not_found(singular(target.resource)) })
 }
 
@@ -47,7 +51,7 @@ pub async fn require(shared: &Shared, caller: &Caller, verb: &'static str, targe
 /// 500 if the review failed.
 pub async fn may(shared: &Shared, caller: &Caller, verb: &'static str, target: Target<'_>) -> Result<bool, ApiError> {
     let user = match caller {
-        Caller::Computer(id) => return Ok(own(id, verb, target)),
+        Caller::Computer(id, rights) => return Ok(own(id, rights, verb, target)),
         Caller::User(user) => user,
     };
     let api: Api<SubjectAccessReview> = Api::all(shared.client.clone());
@@ -63,14 +67,27 @@ pub async fn may(shared: &Shared, caller: &Caller, verb: &'static str, target: T
     }
 }
 
-/// The permissions of a computer's key: the computer itself and sessions of its namespace. The handlers restrict the latter to its own sessions.
-fn own(id: &ComputerId, verb: &str, target: Target<'_>) -> bool {
-    let here = target.namespace == id.namespace;
-    match target.resource {
-        "computers" => here && target.name == Some(&id.name) && matches!(verb, "get" | "patch" | "delete"),
-        "sessions" => here,
-        _ => false,
-    }
+/// The permissions of a computer's key: the computer itself and sessions of its namespace, as far as its class allows. The handlers restrict the
+/// latter to its own sessions.
+fn own(id: &ComputerId, rights: &KeyRights, verb: &str, target: Target<'_>) -> bool {
+    let itself = target.namespace == id.namespace && target.name == Some(&id.name);
+    let right = match (target.resource, verb) {
+        ("computers", "get") if itself => KeyRight::Get,
+        ("computers", "patch") if itself => KeyRight::Patch,
+        ("computers", "delete") if itself => KeyRight::Delete,
+        ("sessions", "get" | "list" | "create" | "patch") if target.namespace == id.namespace => KeyRight::Sessions,
+        ("sessions", "delete") if target.namespace == id.namespace => KeyRight::DeleteSessions,
+        _ => return false,
+    };
+    rights.allow(right)
+}
+
+/// Requires that a computer's key may see its computer: the list of computers and the search by name make no review for it.
+///
+/// # Errors
+/// 404.
+pub fn require_own(id: &ComputerId, rights: &KeyRights) -> Result<(), ApiError> {
+    if own(id, rights, "get", Target::computer(id)) { Ok(()) } else { Err(ApiError::not_found("computer")) }
 }
 
 fn spec(user: &User, verb: &str, target: Target<'_>) -> SubjectAccessReviewSpec {
@@ -100,20 +117,46 @@ fn singular(resource: &'static str) -> &'static str {
 mod tests {
     use super::*;
 
+    const VERBS: [&str; 7] = ["get", "list", "watch", "create", "patch", "delete", "deletecollection"];
+
+    fn allowed(words: Option<&[&str]>, target: Target<'_>) -> Vec<&'static str> {
+        let id = ComputerId { namespace: "team".into(), name: "box".into(), uid: "u".into() };
+        let words = words.map(|words| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        let rights = KeyRights::of(words.as_deref());
+        VERBS.into_iter().filter(|verb| own(&id, &rights, verb, target)).collect()
+    }
+
+    fn target<'a>(resource: &'static str, namespace: &'a str, name: Option<&'a str>) -> Target<'a> {
+        Target { resource, namespace, name }
+    }
+
     #[test]
     fn a_computers_key_can_access_only_itself() {
-        let id = ComputerId { namespace: "team".into(), name: "box".into(), uid: "u".into() };
-        let target = |resource, namespace, name| Target { resource, namespace, name };
-        for verb in ["get", "patch", "delete"] {
-            assert!(own(&id, verb, target("computers", "team", Some("box"))));
-            assert!(!own(&id, verb, target("computers", "team", Some("other"))));
-            assert!(!own(&id, verb, target("computers", "other", Some("box"))));
-            assert!(!own(&id, verb, target("computers", "team", None)));
+        assert_eq!(allowed(None, target("computers", "team", Some("box"))), ["get", "patch", "delete"]);
+        assert_eq!(allowed(None, target("sessions", "team", Some("s"))), ["get", "list", "create", "patch", "delete"]);
+        for other in [
+            target("computers", "team", Some("other")),
+            target("computers", "other", Some("box")),
+            target("computers", "team", None),
+            target("secrets", "team", Some("box")),
+            target("sessions", "other", None),
+        ] {
+            assert_eq!(allowed(None, other), [""; 0], "{other:?}");
         }
-        for verb in ["create", "list", "watch", "deletecollection"] {
-            assert!(!own(&id, verb, target("computers", "team", Some("box"))));
+    }
+
+    #[test]
+    fn each_word_of_a_class_allows_one_thing() {
+        for (words, computer, session) in [
+            (&[][..], &[][..], &[][..]),
+            (&["get"], &["get"], &[]),
+            (&["patch"], &["patch"], &[]),
+            (&["delete"], &["delete"], &[]),
+            (&["sessions"], &[], &["get", "list", "create", "patch"]),
+            (&["delete-sessions"], &[], &["delete"]),
+        ] {
+            assert_eq!(allowed(Some(words), target("computers", "team", Some("box"))), computer, "{words:?}");
+            assert_eq!(allowed(Some(words), target("sessions", "team", Some("s"))), session, "{words:?}");
         }
-        assert!(!own(&id, "get", target("secrets", "team", Some("box"))));
-        assert!(!own(&id, "get", target("sessions", "other", None)));
     }
 }

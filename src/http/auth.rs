@@ -10,14 +10,14 @@ use kube::api::{Api, PostParams};
 use super::Shared;
 use super::error::ApiError;
 use crate::credentials::verify_api_key::Verified;
-use crate::credentials::{self, ComputerId};
+use crate::credentials::{self, ComputerId, KeyRights};
 use crate::runtime::client::{CallError, call};
 
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Caller {
-    /// A computer with its own key, which can act only on itself.
-    Computer(ComputerId),
+    /// A computer with its own key, which can act only on itself, and only as the rights say.
+    Computer(ComputerId, KeyRights),
     /// A user of the cluster, whose permissions are defined by RBAC.
     User(User),
 }
@@ -41,7 +41,7 @@ impl Caller {
     /// A description for the access log.
     pub fn describe(&self) -> String {
         match self {
-            Self::Computer(id) => format!("computer {}/{}", id.namespace, id.name),
+            Self::Computer(id, _) => format!("computer {}/{}", id.namespace, id.name),
             Self::User(user) => user.name.clone(),
         }
     }
@@ -52,9 +52,9 @@ impl Caller {
     /// 400 if there is none, 404 if a computer requests another namespace than its own.
     pub fn namespace(&self, asked: Option<&str>) -> Result<String, ApiError> {
         match (self, asked) {
-            (Self::Computer(id), None) => Ok(id.namespace.clone()),
-            (Self::Computer(id), Some(asked)) if asked == id.namespace => Ok(id.namespace.clone()),
-            (Self::Computer(_), Some(_)) => Err(ApiError::not_found("namespace")),
+            (Self::Computer(id, _), None) => Ok(id.namespace.clone()),
+            (Self::Computer(id, _), Some(asked)) if asked == id.namespace => Ok(id.namespace.clone()),
+            (Self::Computer(..), Some(_)) => Err(ApiError::not_found("namespace")),
             (Self::User(_), Some(asked)) => {
                 crate::runtime::config::namespace(asked).map_err(|hint| ApiError::invalid(format!("namespace is invalid: {hint}")))
             }
@@ -74,7 +74,9 @@ impl Caller {
 pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
     let answer = if token.starts_with(credentials::key::PREFIX) {
-        credentials::verify(&shared.client, &shared.namespace, token).await.map(|a| a.ok().map(Caller::Computer))
+        credentials::verify(&shared.client, &shared.namespace, token)
+            .await
+            .map(|a| a.ok().map(|key| Caller::Computer(key.computer, key.rights)))
     } else if token.starts_with(credentials::api_key::PREFIX) {
         api_key(shared, token).await.map(|a| a.map(Caller::User))
     } else if token.split('.').count() == 3 {

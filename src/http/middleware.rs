@@ -174,7 +174,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::credentials::ComputerId;
+    use crate::credentials::{ComputerId, KeyRights};
     use crate::runtime::server;
 
     const LARGE: usize = 4 * 1024 * 1024;
@@ -238,7 +238,8 @@ mod tests {
     fn a_tenant_that_does_not_read_gets_no_further_large_responses() {
         let shares = crate::http::tenant_limits::Shares::new(8, 2 * LARGE);
         let who = |namespace: &str| {
-            let caller = Caller::Computer(ComputerId { namespace: namespace.into(), name: "c".into(), uid: "u".into() });
+            let caller =
+                Caller::Computer(ComputerId { namespace: namespace.into(), name: "c".into(), uid: "u".into() }, KeyRights::default());
             let who = Who::default();
             who.note(&caller, shares.take(&caller).unwrap());
             who
@@ -265,7 +266,7 @@ mod tests {
     /// `/large`, for the namespace that a header names, as a handler responds after authentication.
     async fn large(State(shared): State<Arc<Shared>>, request: Request) -> Response {
         let namespace = request.headers()["x-namespace"].to_str().unwrap().to_owned();
-        let caller = Caller::Computer(ComputerId { namespace, name: "c".into(), uid: "u".into() });
+        let caller = Caller::Computer(ComputerId { namespace, name: "c".into(), uid: "u".into() }, KeyRights::default());
         request.extensions().get::<Who>().unwrap().note(&caller, shared.shares.take(&caller).unwrap());
         vec![b'x'; LARGE].into_response()
     }

@@ -70,6 +70,8 @@ pub struct Shared {
     pub computer_pages: page_limits::Pages,
     /// The same for sessions; separate, so that large sessions never delay the creation of a computer.
     pub session_pages: page_limits::Pages,
+    /// Limits how often the status of sessions is written.
+    pub session_writes: sessions::pace::Pace,
     /// Cancelled at shutdown: waiting requests return.
     pub stop: CancellationToken,
     /// Records when an `ApiKey` was last used.
@@ -93,6 +95,7 @@ impl Shared {
             waiting: Semaphore::new((config.max_in_flight as usize / 4).max(1)),
             computer_pages: page_limits::Pages::default(),
             session_pages: page_limits::Pages::default(),
+            session_writes: sessions::pace::Pace::default(),
             stop,
             last_used: last_used::LastUsed::default(),
             metrics: api_metrics::Metrics::default(),

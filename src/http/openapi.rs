@@ -22,7 +22,9 @@ use super::Shared;
     info(
         title = "Computers API",
         description = "Wire-compatible with the published v0 Computers API. Requires authentication via the `Authorization: Bearer` header. \
-            Parts marked \"Extension\" are specific to this server; clients of the published API do not need them.",
+            Parts marked \"Extension\" are specific to this server; clients of the published API do not need them. \
+            Extension: the class of a computer says what the computer's own key may do (`key.allow`: `get`, `sessions`, `delete-sessions`, `patch`, `delete`); \
+            what it does not allow answers 404, as if the object did not exist.",
     ),
     security(("BearerAuth" = [])),
     tags((name = "Computers"), (name = "Sessions")),

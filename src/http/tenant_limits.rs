@@ -278,7 +278,7 @@ impl Drop for Room {
 /// The tenant of a caller: its namespace, or the user itself if it does not belong to a namespace.
 fn tenant(caller: &Caller) -> String {
     match caller {
-        Caller::Computer(id) => format!("namespace {}", id.namespace),
+        Caller::Computer(id, _) => format!("namespace {}", id.namespace),
         Caller::User(user) => {
             user.namespace.as_ref().map_or_else(|| format!("user {}", user.name), |namespace| format!("namespace {namespace}"))
         }

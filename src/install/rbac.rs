@@ -44,7 +44,7 @@ const API_CLUSTER: &[Rule] = &[
     ("computer-operator.dev", &["computers"], &["get", "list", "watch", "create", "patch", "delete"]),
     ("computer-operator.dev", &["sessions"], &["get", "list", "create", "patch"]),
     ("computer-operator.dev", &["apikeys"], &["get"]),
-    ("computer-operator.dev", &["apikeys/status"], &["patch"]),
+    ("computer-operator.dev", &["apikeys/status", "sessions/status"], &["patch"]),
     ("", &["pods", "namespaces", "serviceaccounts"], &["get"]),
     ("metrics.k8s.io", &["pods"], &["get"]),
     ("authentication.k8s.io", &["tokenreviews"], &["create"]),

@@ -28,6 +28,10 @@ pub struct Config {
     /// a variable `$(NAME)` of the archive pods
     #[arg(long, env = "INGEST_URL", value_parser = super::ingest_url::parse)]
     pub ingest_url: String,
+    /// URL at which machines reach the HTTP API, for example `https://computers.example.com`. Machines of a class with `key.mountPath` get it in the
+    /// file `url` and in `COMPUTER_API_URL`. Empty: they get none
+    #[arg(long, env = "API_URL", default_value = "", value_parser = api_url)]
+    pub api_url: String,
     /// Address that the ingest endpoint listens on
     #[arg(long, env = "INGEST_BIND", default_value = "[::]:8443")]
     pub ingest_bind: SocketAddr,
@@ -77,6 +81,17 @@ pub(crate) fn namespace(text: &str) -> Result<String, String> {
         return Err("a namespace must have 1 to 63 characters of a-z, 0-9 and '-', and must not begin or end with '-'".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// Without a slash at the end, so that a client can add the path.
+fn api_url(text: &str) -> Result<String, String> {
+    let url = text.trim_end_matches('/');
+    let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).unwrap_or_default();
+    let fits = !host.is_empty() && !host.starts_with([':', '/']) && !host.contains(['?', '#', '@']);
+    if url.is_empty() || (fits && url.len() <= 1024 && url.bytes().all(|b| b.is_ascii_graphic())) {
+        return Ok(url.to_owned());
+    }
+    Err("use http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH] without credentials and parameters".to_owned())
 }
 
 fn image(text: &str) -> Result<String, String> {
@@ -132,6 +147,7 @@ mod tests {
         for seconds in [5, 15, 60, 300] {
             assert!(parse(&["--lease-seconds", &seconds.to_string()]).unwrap().lease().validate().is_ok(), "{seconds}");
         }
+        assert_eq!(parse(&["--api-url", "https://computers.example.com/"]).unwrap().api_url, "https://computers.example.com");
         let set = parse(&["--lease-seconds", "15", "--lease-renew-seconds", "10", "--lease-retry-seconds", "2"]).unwrap().lease();
         assert_eq!((set.renew_deadline, set.retry), (Duration::from_secs(10), Duration::from_secs(2)));
     }
@@ -143,6 +159,11 @@ mod tests {
             ("--store", vec!["", "/tmp", "file://", "file:///", "file://rel", "s3://", "s3:///p", "gs://b"], "use file:///absolute/path"),
             ("--store", vec!["s3://b/p?aws_secret_access_key=x", "s3://b?region=r&session_token=x"], "AWS_SECRET_ACCESS_KEY"),
             ("--ingest-url", vec!["", "http://h:1", "https://", "https://h/path", "https://:1", "https://u:p@h"], "https://HOST:PORT"),
+            (
+                "--api-url",
+                vec!["api", "ftp://h", "http://", "https://:1", "https://u:p@h", "https://h?a=b", "https://h h"],
+                "https://HOST[:PORT]",
+            ),
             ("--concurrency", vec!["0", "1001", "many", "-1"], "1 to 1000"),
             ("--image", vec!["", "a b"], "own image"),
         ] {

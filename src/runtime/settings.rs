@@ -14,4 +14,6 @@ pub struct Settings {
     pub ingest_url: String,
     /// Certificate authority of the ingest endpoint in PEM.
     pub ingest_ca: String,
+    /// URL of the HTTP API for machines; empty if there is none.
+    pub api_url: String,
 }

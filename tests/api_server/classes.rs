@@ -23,6 +23,9 @@ pub async fn a_class_is_checked_where_its_archive_pods_run(server: &Server) {
     let limits = json!({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "l", "namespace": "ops"}, "spec": {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]}});
     server.kubectl(&["create", "-f", "-"], &limits.to_string()).unwrap();
     server.kubectl(&["create", "quota", "q", "-n", "ops", "--hard=requests.memory=600Mi,limits.cpu=1"], "").unwrap();
+    let mounts = json!([{"name": "run", "mountPath": "/run"}]);
+    let template = json!({"spec": {"containers": [{"name": "a", "image": "i", "volumeMounts": mounts}], "volumes": [{"name": "run", "emptyDir": {}}]}});
+    server.create("ComputerClass", "key-in-a-volume", &json!({"podTemplate": template, "key": {"mountPath": "/run/computer"}})).unwrap();
     for (name, template, policy) in classes() {
         server.create("ComputerClass", name, &json!({"podTemplate": template, "archive": {"policy": policy}})).unwrap();
     }
@@ -41,6 +44,34 @@ pub async fn a_class_is_checked_where_its_archive_pods_run(server: &Server) {
     }
     stop.cancel();
     controller.await.unwrap();
+}
+
+/// A key in the home would be archived, and one at `/` or `/proc` would break the machine.
+pub fn the_path_of_a_key_is_validated(server: &Server) {
+    let class = |key: Value| json!({"podTemplate": {"spec": {"containers": [{"name": "a", "image": "i"}]}}, "storage": {"mountPath": "/home/user"}, "key": key});
+    for (name, key) in [
+        ("key-mounted", json!({"mountPath": "/run/computer"})),
+        ("key-beside", json!({"mountPath": "/home/user2", "allow": []})),
+        ("key-limited", json!({"allow": ["get", "delete"]})),
+    ] {
+        server.create("ComputerClass", name, &class(key)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    for (key, message) in [
+        (json!({"mountPath": "/"}), "should be at least 2 chars long"),
+        (json!({"mountPath": "run/computer"}), "should match"),
+        (json!({"mountPath": "/run/computer/"}), "should match"),
+        (json!({"mountPath": "/run//computer"}), "should match"),
+        (json!({"mountPath": "/run/../etc"}), "must not contain the parts '.' or '..'"),
+        (json!({"mountPath": "/proc/1"}), "must not be in /proc, /sys or /dev"),
+        (json!({"mountPath": "/dev"}), "must not be in /proc, /sys or /dev"),
+        (json!({"mountPath": "/home/user"}), "a key in the home would be archived"),
+        (json!({"mountPath": "/home/user/.key"}), "a key in the home would be archived"),
+        (json!({"mountPath": "/home"}), "nor a folder that contains it"),
+        (json!({"allow": ["everything"]}), "Unsupported value: \"everything\""),
+        (json!({"allow": ["get", "get"]}), "Duplicate value"),
+    ] {
+        super::rejected(&key.to_string(), server.create("ComputerClass", "refused", &class(key.clone())), message);
+    }
 }
 
 /// Names, templates and archive policies.
@@ -67,12 +98,15 @@ fn classes() -> Vec<(&'static str, Value, &'static str)> {
 }
 
 /// Status, reason, and a part of the message.
-const VERDICTS: [(&str, [&str; 3]); 12] = [
+const VERDICTS: [(&str, [&str; 3]); 15] = [
     // From `examples/`.
     ("agents", ["True", "Accepted", ""]),
     ("gpu", ["True", "Accepted", ""]),
     ("sandboxed", ["True", "Accepted", ""]),
+    ("reporting", ["True", "Accepted", ""]),
     ("usual", ["True", "Accepted", ""]),
+    ("key-mounted", ["True", "Accepted", ""]),
+    ("key-in-a-volume", ["False", "InvalidPodTemplate", "spec.key.mountPath /run/computer and /run, where volume run"]),
     ("root", ["False", "ArchiveNotPossible", "runAsUser 0"]),
     ("root-unarchived", ["True", "NotRestricted", ""]),
     ("misspelt", ["False", "InvalidPodTemplate", "unknown field \"spec.runtimeClassname\""]),

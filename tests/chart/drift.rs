@@ -172,6 +172,25 @@ fn runbooks_are_where_the_values_say() {
     }
 }
 
+/// Machines reach the API at its Service, unless the admin says otherwise.
+#[test]
+fn machines_get_the_url_of_the_api() {
+    let url = |set: &[&str]| {
+        let all = render("co", "ops", &[&["fullnameOverride=co"], set].concat());
+        let env = one(&all, "Deployment", "co")["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+        env.into_iter().find(|variable| variable["name"] == "API_URL").unwrap()["value"].as_str().unwrap().to_owned()
+    };
+    for (set, expected) in [
+        (&[][..], "http://co-api.ops.svc:80"),
+        (&["api.tls.mode=Secret", "api.tls.secretName=cert"], "https://co-api.ops.svc:80"),
+        (&["api.url=https://computers.example"], "https://computers.example"),
+        (&["api.url=null"], "http://co-api.ops.svc:80"),
+        (&["api.enabled=false"], ""),
+    ] {
+        assert_eq!(url(set), expected, "{set:?}");
+    }
+}
+
 /// Panics were counted, but no alert reported them.
 #[test]
 fn a_panic_raises_an_alert() {

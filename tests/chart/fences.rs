@@ -24,6 +24,7 @@ pub fn the_operator_is_restricted(server: &Server) {
     it_creates_and_deletes_only_secrets_of_keys(server);
     volumes::it_changes_only_volumes_of_homes(server);
     the_api_only_revokes_keys_in_records(server);
+    the_api_only_reports_about_sessions(server);
     statuses::only_nodes_report_container_states(server);
 }
 
@@ -42,7 +43,12 @@ fn the_api_only_revokes_keys_in_records(server: &Server) {
         state.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         json!({"state": state})
     };
-    for more in [json!({"keyHash": "b"}), json!({"children": {"secretName": "another"}}), json!({"phase": "Released"})] {
+    for more in [
+        json!({"keyHash": "b"}),
+        json!({"children": {"secretName": "another"}}),
+        json!({"phase": "Released"}),
+        json!({"keyAllow": ["delete"]}),
+    ] {
         refused(&more.to_string(), patch(state(more.clone())), "not change its other fields");
     }
     let mut elsewhere = state(json!({}));
@@ -51,6 +57,30 @@ fn the_api_only_revokes_keys_in_records(server: &Server) {
     patch(state(json!({}))).expect("a tombstone");
     // The definition itself rejects this before any policy is evaluated.
     refused("a restored key", patch(json!({"state": {"credential": "Live"}})), "a revoked credential stays revoked");
+}
+
+/// Only the operator says that a session is archived, and where.
+fn the_api_only_reports_about_sessions(server: &Server) {
+    let session = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Session", "metadata": {"name": "r", "namespace": "ops"},
+        "spec": {"computerName": "box", "computerUID": "u"}});
+    server.kubectl(&["create", "-f", "-"], &session.to_string()).unwrap();
+    let patch = |user: &[&str], status: &Value| {
+        let patch = json!({"status": status}).to_string();
+        server.kubectl(&[&["patch", "session", "r", "-n", "ops", "--subresource=status", "--type=merge", "-p", &patch], user].concat(), "")
+    };
+    let time = "2027-01-15T08:00:00Z";
+    patch(&[API], &json!({"phase": "Running", "lastActivityTime": time})).expect("what a machine reports");
+    for more in [
+        json!({"phase": "Archived"}),
+        json!({"phase": "Ended"}),
+        json!({"archiveKey": "k"}),
+        json!({"archiveDigest": "d"}),
+        json!({"completedTime": time}),
+    ] {
+        refused(&more.to_string(), patch(&[API], &more), "may only write what a machine reports");
+    }
+    patch(&[], &json!({"phase": "Archived"})).unwrap();
+    refused("a session that is archived", patch(&[API], &json!({"phase": "Idle"})), "may only write what a machine reports");
 }
 
 fn it_changes_only_its_own_children(server: &Server) {
@@ -206,7 +236,13 @@ fn it_creates_and_deletes_only_secrets_of_keys(server: &Server) {
     let mut of_api_key = secret("team", &api_key);
     of_api_key["metadata"]["ownerReferences"] = owner("ApiKey", "k");
     of_api_key["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "computer-operator"});
+    of_api_key["immutable"] = json!(false);
+    refused("a caller's key that can be changed", create(server, &of_api_key), "that of an ApiKey must be immutable");
+    of_api_key["immutable"] = json!(true);
     create(server, &of_api_key).expect("a caller's key");
+    let mut mounted = secret("team", &key.replace('0', "1"));
+    mounted["immutable"] = json!(false);
+    create(server, &mounted).expect("a computer's key that its machine follows");
     let certificate = json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "stringData": {"tls.crt": "", "tls.key": ""},
         "metadata": {"name": "computer-operator-ingest-tls", "namespace": "ops"}});
     create(server, &certificate).expect("its own certificate");
@@ -225,7 +261,6 @@ fn other_secrets_are_refused(server: &Server, key: &str) {
         ("a name of people", with("/metadata/name", json!("api-key-prod")), OWN_NAMES),
         ("the certificate elsewhere", with("/metadata/name", json!("computer-operator-ingest-tls")), OWN_NAMES),
         ("another type", with("/type", json!("example.com/other")), "only Secrets of type Opaque"),
-        ("one that can be changed", with("/immutable", json!(false)), "that are immutable"),
         ("no labels", with("/metadata/labels", json!({})), "have its labels"),
         (
             "another computer's label",

@@ -335,6 +335,8 @@ fn the_default_class_is_valid_and_can_be_changed() {
         assert_eq!(class(set)["spec"]["archive"]["unreadableFiles"], "Block", "{set:?}");
     }
     assert_eq!(class(&["defaultClass.spec.archive.unreadableFiles=Record"])["spec"]["archive"]["unreadableFiles"], "Record");
+    assert_eq!(usual["spec"]["key"], json!({"mountPath": "/run/computer"}));
+    assert_eq!(class(&["defaultClass.spec.key=null"])["spec"]["key"], json!(null), "as before");
     let own = class(&[
         "defaultClass.spec.podTemplate.spec.containers[0].name=a",
         "defaultClass.spec.archive.policy=BestEffort",

@@ -13,6 +13,7 @@ mod fuzz;
 mod harness;
 mod hostile;
 mod jwt;
+mod key_rights;
 mod matrix;
 mod operations;
 mod process;
@@ -53,6 +54,7 @@ async fn run(names: &Names) -> Result<usize> {
         errors::all(),
         matrix::all(),
         jwt::all(),
+        key_rights::all(),
         deletion::all(),
         receipts::all(),
         hostile::all(),

@@ -19,15 +19,15 @@ pub fn all() -> Vec<Scenario> {
 }
 
 /// The objects of the operations.
-struct Subject {
-    namespace: String,
-    computer: String,
-    name: &'static str,
-    session: String,
+pub struct Subject {
+    pub namespace: String,
+    pub computer: String,
+    pub name: &'static str,
+    pub session: String,
 }
 
 /// Every operation once. Those that would change something are invalid requests or dry runs, so that a permitted caller gets 400, 501 or a preview.
-fn operations(subject: &Subject) -> Vec<(&'static str, Ask)> {
+pub fn operations(subject: &Subject) -> Vec<(&'static str, Ask)> {
     let (ns, id) = (&subject.namespace, &subject.computer);
     let computer = |rest: &str| format!("/api/v0/computers/{id}{rest}");
     let session = |rest: &str| format!("/api/v0/sessions/{}{rest}", subject.session);

@@ -6,6 +6,7 @@ mod archives;
 mod deletion;
 mod disruption;
 mod harness;
+mod machine_keys;
 mod operators;
 mod pace;
 mod requests;
@@ -32,7 +33,7 @@ const LIMIT: Duration = Duration::from_secs(420);
 async fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let names = Names::asked();
-    let shared = names.chosen([deletion::all(), archives::all(), tenants::all(), rights::all()]);
+    let shared = names.chosen([deletion::all(), archives::all(), tenants::all(), rights::all(), machine_keys::all()]);
     let serial = names.chosen([disruption::all(), requests::all(), pace::all()]);
     if let Some(obstacle) = xtask::node::obstacle() {
         let why = format!("no real node can run here: {obstacle}");

@@ -57,6 +57,9 @@ impl Operator {
     }
 }
 
+/// Port of the HTTP API; the next port serves health.
+const API_PORT: u16 = 9700;
+
 /// How an operator is started.
 pub struct Start {
     /// Port of its ingest endpoint; the next port serves health.
@@ -98,7 +101,7 @@ impl Bench {
         let Start { port, image, lease, .. } = start;
         let dir = self.cluster.dir().context("a cluster with a folder")?;
         let node = isolation::NODE_IPS[0];
-        let kubeconfig = self.operator_kubeconfig().await?;
+        let kubeconfig = self.kubeconfig_of("computer-operator").await?;
         let log =
             File::options().create(true).append(true).open(std::env::temp_dir().join(format!("computer-operator-test-{port}.log")))?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_computer-operator"));
@@ -108,7 +111,7 @@ impl Bench {
             .args(["--store", &start.store.clone().unwrap_or_else(|| format!("file://{}", self.store_path().display()))])
             .envs(start.environment.iter().map(|(name, value)| (name, value)))
             .args(["--ingest-url", &format!("https://{node}:{port}"), "--ingest-bind", &format!("0.0.0.0:{port}")])
-            .args(["--metrics-bind", &format!("{node}:{}", port + 1)])
+            .args(["--metrics-bind", &format!("{node}:{}", port + 1), "--api-url", &Self::api_url()])
             .env("KUBECONFIG", &kubeconfig)
             .env("RUST_LOG", "info,computer_operator=debug")
             .stdin(Stdio::null())
@@ -122,14 +125,34 @@ impl Bench {
         self.operator(port, image::OPERATOR).await
     }
 
-    /// A kubeconfig with a token of the operator's ServiceAccount, for use inside.
-    async fn operator_kubeconfig(&self) -> Result<std::path::PathBuf> {
-        let path = self.folder.path().join("operator.kubeconfig");
+    /// Where machines reach the HTTP API of [`Bench::api`].
+    pub fn api_url() -> String {
+        format!("http://{}:{API_PORT}", isolation::NODE_IPS[0])
+    }
+
+    /// Starts the HTTP API; killed when dropped.
+    pub async fn api(&self) -> Result<Operator> {
+        let dir = self.cluster.dir().context("a cluster with a folder")?;
+        let log = File::options().create(true).append(true).open(std::env::temp_dir().join("computer-operator-test-api.log"))?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_computer-operator"));
+        command
+            .args(["api", "--namespace", SYSTEM, "--bind", &format!("0.0.0.0:{API_PORT}")])
+            .args(["--metrics-bind", &format!("{}:{}", isolation::NODE_IPS[0], API_PORT + 1)])
+            .env("KUBECONFIG", self.kubeconfig_of("computer-operator-api").await?)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        Ok(Operator(isolation::spawn_inside(dir, command)?))
+    }
+
+    /// A kubeconfig with a token of a ServiceAccount of the operator, for use inside.
+    async fn kubeconfig_of(&self, account: &str) -> Result<std::path::PathBuf> {
+        let path = self.folder.path().join(format!("{account}.kubeconfig"));
         if path.exists() {
             return Ok(path);
         }
-        let token = eventually("a token of the operator", Duration::from_secs(30), || async {
-            self.kubectl(&["create", "token", "computer-operator", "-n", SYSTEM, "--duration=6h"], "").await.map(Some)
+        let token = eventually(&format!("a token of {account}"), Duration::from_secs(30), || async {
+            self.kubectl(&["create", "token", account, "-n", SYSTEM, "--duration=6h"], "").await.map(Some)
         })
         .await?;
         let admin = kube::config::Kubeconfig::read_from(self.cluster.kubeconfig())?;

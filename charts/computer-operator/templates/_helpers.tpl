@@ -62,6 +62,15 @@ computer-operator.dev/component: archive
 {{- end -}}
 {{- end }}
 
+{{/* Where machines reach the HTTP API. Empty: there is none. The values of an older version have no `api.url`: `helm upgrade --reuse-values`. */}}
+{{- define "co.apiUrl" -}}
+{{- if .Values.api.url -}}
+{{- .Values.api.url -}}
+{{- else if .Values.api.enabled -}}
+{{- printf "%s://%s-api.%s.svc:%v" (ternary "http" "https" (eq .Values.api.tls.mode "None")) (include "co.fullname" .) .Release.Namespace .Values.api.service.port -}}
+{{- end -}}
+{{- end }}
+
 {{/* The rules of one role, generated from the code. */}}
 {{- define "co.rules" -}}
 {{- $all := .context.Files.Get "files/rbac.yaml" | fromYaml -}}

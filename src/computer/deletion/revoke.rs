@@ -13,7 +13,7 @@ use crate::computer::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::reasons::Reason;
 use crate::resources::steps::PerStep;
-use crate::resources::{Cause, Computer, CredentialState, Deletion, RecordPhase, Unknown};
+use crate::resources::{Cause, Computer, CredentialState, Deletion, RecordPhase, RetiredSecret, Unknown};
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
@@ -83,8 +83,11 @@ fn secrets(context: &Context<'_>) -> State {
     }
     // Creates with former names may have succeeded late: these Secrets belong to the computer too.
     let former = children.former_secret_names.iter().map(|name| (name, None));
-    let retired = children.retired_secret.iter().map(|secret| (&secret.name, Some(&secret.uid)));
-    let mut all = former.chain(retired).chain(children.secret_name.iter().map(|name| (name, children.secret_uid.as_ref())));
+    // A rotation that was interrupted may have left either of two Secrets under one name: what exists there is deleted.
+    let same = |retired: &&RetiredSecret| Some(&retired.name) == children.secret_name.as_ref();
+    let uid = children.secret_uid.as_ref().filter(|_| children.retired_secret.as_ref().filter(same).is_none());
+    let retired = children.retired_secret.iter().filter(|retired| !same(retired)).map(|secret| (&secret.name, Some(&secret.uid)));
+    let mut all = former.chain(retired).chain(children.secret_name.iter().map(|name| (name, uid)));
     match all.find_map(|(name, uid)| secret_left(context, name, uid)) {
         Some(state) => state,
         None if children.secret_name.is_none() => State::not_applicable("no key was ever issued"),

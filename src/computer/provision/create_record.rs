@@ -101,9 +101,12 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
             Some(Err(why)) => return blocked(Reason::ClassNotAccepted, why),
         };
     let managed = class.is_some();
+    let key_mounted = class.is_some_and(|class| class.spec.key.mount_path.is_some());
+    let key_allow = class.and_then(|class| class.spec.key.words(key_mounted));
     let children = Children {
         claim_name: managed.then_some(claim),
         secret_name: Some(Child::Key.name(suffix)),
+        secret_followed: key_mounted,
         pods: if managed && !computer.spec.suspended {
             vec![PodRecord { name: Child::Machine.name(suffix), ..PodRecord::default() }]
         } else {
@@ -113,7 +116,7 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
     };
     let (key_hash, key_issued_at) = (Some(fresh_key(view).hash()), Some(Time(view.now)));
     let key_rotation = computer.spec.key.rotation.clone();
-    let state = RecordState { key_hash, key_issued_at, key_rotation, children, ..RecordState::default() };
+    let state = RecordState { key_hash, key_issued_at, key_rotation, key_mounted, key_allow, children, ..RecordState::default() };
     let spec = ComputerRecordSpec {
         namespace: view.namespace.clone(),
         computer: view.name.clone(),

@@ -16,6 +16,7 @@ use super::{Context, RETRY_SECONDS};
 use crate::computer::action::{Action, Fact, Object, Subject};
 use crate::computer::children::{self, Child};
 use crate::computer::step::State;
+use crate::computer::view::ClassState;
 use crate::resources::reasons::Reason;
 use crate::resources::{CredentialState, FormerKey, RecordState, RetiredSecret, Unknown};
 
@@ -68,7 +69,7 @@ const FORMER: usize = 50;
 
 /// Issues another key with another name. The name of a Secret that was never seen stays in the record: its create may still succeed (S6).
 fn reissue(context: &Context<'_>) -> State {
-    with_fresh_key(context, |state| {
+    with_fresh_key(context, Name::Fresh, |state| {
         let children = &mut state.children;
         if children.secret_uid.is_none() {
             children.former_secret_names.extend(children.secret_name.take());
@@ -76,10 +77,20 @@ fn reissue(context: &Context<'_>) -> State {
     })
 }
 
+/// The name of the next key's Secret.
+#[derive(Clone, Copy, PartialEq)]
+enum Name {
+    /// That of the last one, if a machine may mount it: the machine then gets the next key without a restart. Only if the create of the last one
+    /// has succeeded: one that is in flight could put a dead token under the name.
+    Kept,
+    /// Another one.
+    Fresh,
+}
+
 /// Issues the key of another rotation. The Secret of the old one is deleted.
 fn rotate(context: &Context<'_>, secret: RetiredSecret) -> State {
     let overlap = SignedDuration::from_secs(context.computer.spec.key.overlap_seconds);
-    with_fresh_key(context, |state| {
+    with_fresh_key(context, Name::Kept, |state| {
         let until = context.view.now.checked_add(overlap).unwrap_or(context.view.now);
         state.former_key = state.key_hash.take().filter(|_| overlap.is_positive()).map(|hash| FormerKey {
             hash,
@@ -93,12 +104,15 @@ fn rotate(context: &Context<'_>, secret: RetiredSecret) -> State {
 }
 
 /// Records the key that this reconcile would issue, without its Secret.
-fn with_fresh_key(context: &Context<'_>, change: impl FnOnce(&mut RecordState)) -> State {
-    let name = Child::Key.name(&context.view.fresh.suffix);
-    if context.record.spec.state.children.secret_name.as_ref() == Some(&name) {
+fn with_fresh_key(context: &Context<'_>, kept: Name, change: impl FnOnce(&mut RecordState)) -> State {
+    let recorded = &context.record.spec.state.children;
+    let fresh = Child::Key.name(&context.view.fresh.suffix);
+    if recorded.secret_name.as_ref() == Some(&fresh) || holds_token(context) {
         // This reconcile has issued its key already.
         return State::wait(1);
     }
+    let followed = recorded.secret_followed || class_mounts(context);
+    let name = recorded.secret_name.clone().filter(|_| kept == Name::Kept && recorded.secret_followed).unwrap_or(fresh);
     context.save(|r| {
         let state = &mut r.spec.state;
         change(state);
@@ -107,10 +121,25 @@ fn with_fresh_key(context: &Context<'_>, change: impl FnOnce(&mut RecordState)) 
         former.drain(..surplus);
         state.children.secret_name = Some(name);
         state.children.secret_uid = None;
+        state.children.secret_followed = followed;
         state.key_hash = Some(fresh_key(context.view).hash());
         state.key_issued_at = Some(Time(context.view.now));
         state.key_rotation.clone_from(&context.computer.spec.key.rotation);
     })
+}
+
+fn class_mounts(context: &Context<'_>) -> bool {
+    context.managed() && matches!(&context.view.class, ClassState::Found(class) if class.spec.key.mount_path.is_some())
+}
+
+/// What the class lets the key do. A change applies at once, not with the next start: a right of a key that was stolen must not live on. A class
+/// that is gone changes nothing.
+fn allowed(context: &Context<'_>) -> Option<Vec<String>> {
+    let state = &context.record.spec.state;
+    match &context.view.class {
+        ClassState::Found(class) if context.managed() => class.spec.key.words(state.key_mounted),
+        _ => state.key_allow.clone(),
+    }
 }
 
 /// What the key of a living computer needs, apart from the steps: another key for another `spec.key.rotation`, or if its Secret is lost. It
@@ -128,6 +157,10 @@ fn needed(context: &Context<'_>) -> State {
     if state.credential == CredentialState::Revoked || state.key_hash.is_none() {
         return State::done();
     }
+    let allowed = allowed(context);
+    if state.key_allow != allowed {
+        return context.save(|r| r.spec.state.key_allow = allowed);
+    }
     let ended = |former: &FormerKey| settings.overlap_seconds == 0 || former.until.0 <= context.view.now;
     if state.former_key.as_ref().is_some_and(ended) {
         return context.save(|r| r.spec.state.former_key = None);
@@ -141,6 +174,7 @@ fn needed(context: &Context<'_>) -> State {
     let retired = state.children.retired_secret.as_ref();
     let first = state.former_key.is_none() && (context.view.failures / 2).is_multiple_of(2);
     match (secret, retired) {
+        (None, Some(retired)) if Some(&retired.name) == name => replace(context, retired),
         (None, Some(retired)) if first => delete_retired(context, retired),
         (None, _) => create(context, |uid| {
             let uid = Some(uid.to_owned());
@@ -157,9 +191,26 @@ fn lost(context: &Context<'_>, name: &str, uid: &str) -> State {
     let subject = Subject::secret(&context.view.namespace, name);
     match context.view.facts.get(&subject) {
         Some(Fact::Uid(found) | Fact::Held(found)) if found == uid => State::done(),
-        Some(Fact::Gone | Fact::Uid(_) | Fact::Held(_)) => reissue(context),
+        Some(Fact::Gone) => with_fresh_key(context, Name::Kept, |_| ()),
+        // Another object has its name.
+        Some(Fact::Uid(_) | Fact::Held(_)) => reissue(context),
         None if context.view.key_check_in == Some(Duration::ZERO) => State::read(subject),
         _ => State::done(),
+    }
+}
+
+/// Makes room for the Secret of the next key under the name of the last one. A Secret with another UID is that of the next key already: only the
+/// writer of its hash creates one under this name (a crash after the create). If the last one cannot be deleted, the next key gets another name.
+fn replace(context: &Context<'_>, retired: &RetiredSecret) -> State {
+    let subject = Subject::secret(&context.view.namespace, &retired.name);
+    let forget = || context.save(|r| r.spec.state.children.retired_secret = None);
+    match context.view.facts.get(&subject) {
+        Some(Fact::Gone) => forget(),
+        Some(Fact::Uid(found)) if *found != retired.uid => forget(),
+        Some(Fact::Held(_)) => with_fresh_key(context, Name::Fresh, |_| ()),
+        Some(Fact::Uid(_)) if context.view.failures > 1 => with_fresh_key(context, Name::Fresh, |_| ()),
+        Some(Fact::Uid(_)) => State::act(Action::Delete { uid: retired.uid.clone(), subject }),
+        _ => State::read(subject),
     }
 }
 
@@ -192,7 +243,8 @@ pub(super) fn is_being_replaced(context: &Context<'_>) -> bool {
 
 fn secret(context: &Context<'_>, name: &str) -> Secret {
     let mut secret = Secret {
-        immutable: Some(true),
+        // The kubelet does not follow one that is immutable.
+        immutable: (!context.record.spec.state.children.secret_followed).then_some(true),
         type_: Some("Opaque".to_owned()),
         string_data: Some([("token".to_owned(), fresh_key(context.view).token())].into()),
         ..Secret::default()

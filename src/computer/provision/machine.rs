@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::Value;
 
 use super::{Context, RETRY_SECONDS, class_verdict, crash_loop, home};
 use crate::computer::action::{Action, Fact, Object, Subject};
@@ -14,7 +15,7 @@ use crate::computer::stop_pod::Stop;
 use crate::computer::view::ClassState;
 use crate::guards::{self, Guard};
 use crate::resources::reasons::Reason;
-use crate::resources::{CredentialState, Phase, PodRecord, Snapshot};
+use crate::resources::{ComputerClass, CredentialState, Phase, PodRecord, Snapshot};
 
 /// Seconds for which a pod that vanished stays in the record, so that a deletion still waits for its node.
 const VANISHED_SECONDS: i64 = 600;
@@ -129,14 +130,20 @@ fn next_pod(context: &Context<'_>) -> State {
     if context.record.spec.state.children.pods.iter().any(|p| p.name == name) {
         return State::wait(1);
     }
-    let hash =
-        if let ClassState::Found(class) = &context.view.class { Some(machine_pod::hash(class, &context.computer.spec)) } else { None };
+    let class = if let ClassState::Found(class) = &context.view.class { Some(class) } else { None };
+    let hash = class.map(|class| machine_pod::hash(class, &context.computer.spec));
     context.save(|r| {
         // A pod that has stopped is removed from the record; one that vanished is kept, because a deletion must wait for its node.
         r.spec.state.children.pods.retain(|p| p.vanished_at.is_some());
         r.spec.state.children.pods.push(PodRecord { name, ..PodRecord::default() });
         if hash.is_some() {
             (r.spec.snapshot.template_hash, r.spec.snapshot.pod_hash) = (hash, None);
+        }
+        // In the same write: the key must not be in the machine with more rights than its class gives it then.
+        if let Some(class) = class {
+            let state = &mut r.spec.state;
+            state.key_mounted = class.spec.key.mount_path.is_some();
+            state.key_allow = class.spec.key.words(state.key_mounted);
         }
     })
 }
@@ -150,10 +157,17 @@ fn create(context: &Context<'_>, name: &str) -> State {
     if let Some(state) = class_verdict::refused(class, context.view.now) {
         return state;
     }
-    match machine_pod::desired(class, &context.computer.spec, claim) {
+    match machine_pod::desired(class, &context.computer.spec, claim).and_then(|pod| with_key(context, class, pod)) {
         Ok(desired) => State::act(Action::Create(Object::Machine(Box::new(machine_pod::of_computer(desired, context.view, name))))),
         Err(why) => State::blocked(Reason::ClassNotAccepted, why, RETRY_SECONDS),
     }
+}
+
+fn with_key(context: &Context<'_>, class: &ComputerClass, mut pod: Value) -> Result<Value, String> {
+    if let Some(files) = machine_pod::KeyFiles::of(class, context.view) {
+        files.add_to(&mut pod)?;
+    }
+    Ok(pod)
 }
 
 /// Records in one write the UIDs that this reconcile has learned, the effective settings of a new pod, and the node of a scheduled pod.
@@ -161,7 +175,10 @@ fn learn_uids(context: &Context<'_>) -> State {
     let mut children = context.record.spec.state.children.clone();
     let mut snapshot = context.record.spec.snapshot.clone();
     let namespace = &context.view.namespace;
+    // Not while the Secret of the last key has that name.
+    let retired = children.retired_secret.as_ref().map(|retired| &retired.name);
     if let (None, Some(name)) = (&children.secret_uid, &children.secret_name)
+        && retired != Some(name)
         && let Some(Fact::Uid(uid) | Fact::Held(uid)) = context.view.facts.get(&Subject::secret(namespace, name))
     {
         children.secret_uid = Some(uid.clone());
@@ -178,6 +195,7 @@ fn learn_uids(context: &Context<'_>) -> State {
                 return State::read(Subject::pod(namespace, &recorded.name));
             }
             recorded.uid.clone_from(&pod.metadata.uid);
+            recorded.key_secret = machine_pod::mounted_secret(pod);
             machine_pod::note_effective(&mut snapshot, pod);
         }
         // The first pod's node is written together with the volume.

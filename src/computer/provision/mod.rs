@@ -101,7 +101,7 @@ fn with_key(context: &Context<'_>, mut plan: Plan) -> Plan {
 /// that wait for declared objects (kstatus: `helm --wait`, Flux) take `Ready=False` for progress that is still to come, and would time out.
 fn complete(context: &Context<'_>) -> Plan {
     let mut plan = planned(context.view, context.computer, None, State::done());
-    plan.report.drift = drift(context);
+    plan.report.drift = drift(context).or_else(|| key_drift(context));
     plan.report.node_name = machine::node(context);
     let (phase, reason, message) = if context.computer.spec.suspended && context.managed() {
         let message = "suspended as declared by spec.suspended: no pod runs; the home volume and the key are kept";
@@ -135,6 +135,18 @@ fn drift(context: &Context<'_>) -> Option<String> {
             class.metadata.name.as_deref().unwrap_or_default()
         )
     })
+}
+
+/// Whether the machine mounts the Secret of a former key. It gets each next key without a restart, unless the Secret was issued before its class
+/// had `key.mountPath`, could not be deleted, or the operator was interrupted while it replaced the key.
+fn key_drift(context: &Context<'_>) -> Option<String> {
+    let children = &context.record.spec.state.children;
+    let mounted = children.pods.last()?.key_secret.as_ref()?;
+    let current = children.secret_name.as_ref().filter(|current| children.secret_uid.is_some() && *current != mounted)?;
+    Some(format!(
+        "the key was replaced and is in Secret {current}, but the machine mounts Secret {mounted}: its key does not authenticate. Suspend and \
+         resume the computer, and the machine gets the new key"
+    ))
 }
 
 /// Whether a pod that an earlier version created differs from its class. This version builds pods differently, so both must agree: the hash

@@ -87,14 +87,17 @@ fn client(answers: Answers) -> (Client, Arc<AtomicUsize>) {
     (Client::new(service, "op"), count)
 }
 
-async fn ask(answers: Answers, key: &Key) -> Result<Result<ComputerId, Denied>, CallError> {
+async fn ask(answers: Answers, key: &Key) -> Result<Result<VerifiedKey, Denied>, CallError> {
     verify(&client(answers).0, "op", &key.token()).await
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_live_key_authenticates_with_three_parallel_reads() {
     let (client, asked) = client(live());
-    assert_eq!(verify(&client, "op", &key().token()).await.unwrap(), Ok(key().computer));
+    assert_eq!(
+        verify(&client, "op", &key().token()).await.unwrap(),
+        Ok(VerifiedKey { computer: key().computer, rights: KeyRights::default() })
+    );
     assert_eq!(asked.load(Ordering::SeqCst), 3);
 }
 
@@ -180,6 +183,18 @@ async fn a_rotation_ends_the_old_key_at_once_or_after_its_overlap() {
         (rotated("2", "2", 0, future), Err(Denied::Rotated), "the overlap was taken back"),
         (rotated("2", "3", 0, future), Err(Denied::Rotated), "another rotation without an overlap"),
     ] {
-        assert_eq!(ask(answers, &key()).await.unwrap(), expected, "{what}");
+        assert_eq!(ask(answers, &key()).await.unwrap().map(|key| key.computer), expected, "{what}");
+    }
+}
+
+/// The rights are in the record that is read anyway, so they need no further request, and an older record has none.
+#[tokio::test]
+async fn a_key_has_the_rights_of_its_record() {
+    for (words, allowed) in [(json!(null), 5), (json!([]), 0), (json!(["get", "sessions"]), 2), (json!(["get", "fly"]), 1)] {
+        let state = json!({"credential": "Live", "keyHash": key().hash(), "keyAllow": words});
+        let (client, asked) = client(with(0, record(&state)));
+        let rights = verify(&client, "op", &key().token()).await.unwrap().unwrap().rights;
+        let count = crate::resources::KeyRight::ALL.into_iter().filter(|right| rights.allow(*right)).count();
+        assert_eq!((count, asked.load(Ordering::SeqCst)), (allowed, 3), "{words}");
     }
 }

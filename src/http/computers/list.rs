@@ -59,7 +59,7 @@ pub struct ComputerList {
         (status = 400, description = "A parameter is invalid", body = ErrorBody),
         (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may not list computers", body = ErrorBody),
-        (status = 404, description = "The key of a computer was used for another namespace", body = ErrorBody),
+        (status = 404, description = "The key of a computer was used for another namespace, or may not read its computer", body = ErrorBody),
         (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
@@ -76,7 +76,10 @@ pub async fn list_computers(
     let wanted = |c: &Computer| !wire::is_deleted(c) && params.host_id.as_ref().is_none_or(|h| wire::has_host(c, h));
     let shown = |c: Computer| wanted(&c).then(|| Listed::of(&c, with_steps));
     let mut found: Vec<Listed> = match &caller {
-        Caller::Computer(id) => super::find(&shared, id).await?.and_then(shown).into_iter().collect(),
+        Caller::Computer(id, rights) => {
+            access::require_own(id, rights)?;
+            super::find(&shared, id).await?.and_then(shown).into_iter().collect()
+        }
         Caller::User(_) => {
             access::require(&shared, &caller, "list", Target { resource: "computers", namespace: &namespace, name: None }).await?;
             shared.pick_computers(&namespace, shown).await?

@@ -77,7 +77,7 @@ impl Shared {
 /// # Errors
 /// See [`access::require`].
 pub(super) async fn permit(shared: &Shared, caller: &Caller, verb: &'static str, id: &ComputerId) -> Result<(), ApiError> {
-    if matches!(caller, Caller::Computer(own) if own != id) {
+    if matches!(caller, Caller::Computer(own, _) if own != id) {
         return Err(ApiError::not_found("computer"));
     }
     access::require(shared, caller, verb, Target::computer(id)).await

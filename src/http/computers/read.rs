@@ -64,7 +64,10 @@ pub async fn get_computer_by_name(
     let Ok(Path(name)) = name else { return Err(ApiError::not_found("computer")) };
     let namespace = caller.namespace(params.namespace.as_deref())?;
     let computer = match &caller {
-        Caller::Computer(id) => super::find(&shared, id).await?.filter(|c| wire::name(c) == name),
+        Caller::Computer(id, rights) => {
+            access::require_own(id, rights)?;
+            super::find(&shared, id).await?.filter(|c| wire::name(c) == name)
+        }
         Caller::User(_) => by_name(&shared, &caller, &namespace, &name).await?,
     };
     let computer = computer.filter(|c| !wire::is_deleted(c)).ok_or_else(|| ApiError::not_found("computer"))?;

@@ -4,6 +4,8 @@
 pub mod agent;
 pub mod list;
 pub mod one;
+pub mod pace;
+pub mod update;
 pub mod wire;
 
 use std::sync::Arc;
@@ -27,7 +29,7 @@ use crate::runtime::patch;
 pub(super) fn routes() -> OpenApiRouter<Arc<Shared>> {
     OpenApiRouter::new()
         .routes(routes!(list::list_sessions, one::create_session))
-        .routes(routes!(one::get_session, one::update_session, one::delete_session))
+        .routes(routes!(one::get_session, update::update_session, one::delete_session))
         .routes(routes!(agent::interrupt_session))
         .routes(routes!(agent::get_messages, agent::post_message))
         .routes(routes!(agent::get_message))
@@ -43,7 +45,7 @@ impl Shared {
 /// Whether a session is visible to the caller: a computer sees only its own sessions.
 fn own(caller: &Caller, session: &Session) -> bool {
     match caller {
-        Caller::Computer(id) => session.spec.computer_uid == id.uid,
+        Caller::Computer(id, _) => session.spec.computer_uid == id.uid,
         Caller::User(_) => true,
     }
 }
@@ -65,10 +67,10 @@ async fn permitted(shared: &Shared, caller: &Caller, verb: &'static str, word: &
 ///
 /// # Errors
 /// If the API server rejects the patch.
-async fn change(shared: &Shared, session: &Session, operation: PatchOperation) -> Result<Session, ApiError> {
+async fn change(shared: &Shared, session: &Session, mut operations: Vec<PatchOperation>) -> Result<Session, ApiError> {
     let id = wire::id(session);
-    let test = patch::test(["metadata", "uid"], json!(id.uid));
-    let patch = Patch::<()>::Json(json_patch::Patch(vec![test, operation]));
+    operations.insert(0, patch::test(["metadata", "uid"], json!(id.uid)));
+    let patch = Patch::<()>::Json(json_patch::Patch(operations));
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     let error = match call(shared.sessions(&id.namespace).patch(&id.name, &params, &patch)).await {
         Ok(changed) => return Ok(changed),

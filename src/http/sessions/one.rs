@@ -1,4 +1,4 @@
-//! Create, get, update and delete one session.
+//! Create, get and delete one session.
 
 use std::sync::Arc;
 
@@ -40,20 +40,19 @@ pub struct CreateSession {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1, max_length = 1024)]
     cwd: Option<String>,
-}
-
-/// The changes.
-#[derive(Debug, Deserialize, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct UpdateSession {
-    /// The new settings, which replace the old ones.
-    #[schema(value_type = Object)]
-    session_settings: Value,
+    /// Extension: its title.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 256)]
+    title: Option<String>,
+    /// Extension: the session's file or folder, relative to the home.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 1024, pattern = "^[^/].*$")]
+    path: Option<String>,
 }
 
 /// Create a session
 ///
-/// Resumes the computer if it is suspended.
+/// Resumes the computer if it is suspended and the caller may change it.
 #[utoipa::path(
     post, path = "/api/v0/sessions", operation_id = "createSession", tag = "Sessions", request_body = CreateSession,
     responses(
@@ -79,7 +78,13 @@ pub async fn create_session(
     if let Some(cwd) = &asked.cwd {
         computers::check_length("cwd", cwd, 1024)?;
     }
-    computers::permit(&shared, &caller, "get", &id).await?;
+    names(asked.title.as_deref(), asked.path.as_deref())?;
+    match &caller {
+        // A key needs the right to its sessions only.
+        Caller::Computer(own, _) if *own != id => return Err(ApiError::not_found("computer")),
+        Caller::Computer(..) => {}
+        Caller::User(_) => computers::permit(&shared, &caller, "get", &id).await?,
+    }
     access::require(&shared, &caller, "create", Target { resource: "sessions", namespace: &id.namespace, name: None }).await?;
     let computer = computers::living(&shared, &id).await?;
     if computer.spec.suspended && computer.spec.provider == Provider::Managed {
@@ -103,6 +108,8 @@ fn spec(id: &ComputerId, asked: CreateSession) -> SessionSpec {
         computer_uid: id.uid.clone(),
         working_directory: asked.cwd,
         settings: asked.session_settings,
+        title: asked.title,
+        path: asked.path,
         ..SessionSpec::default()
     }
 }
@@ -110,7 +117,7 @@ fn spec(id: &ComputerId, asked: CreateSession) -> SessionSpec {
 fn computer_of(caller: &Caller, asked: Option<&str>) -> Result<ComputerId, ApiError> {
     match (asked, caller) {
         (Some(word), _) => ComputerId::decode(word).ok_or_else(|| ApiError::not_found("computer")),
-        (None, Caller::Computer(id)) => Ok(id.clone()),
+        (None, Caller::Computer(id, _)) => Ok(id.clone()),
         (None, Caller::User(_)) => Err(ApiError::invalid("computerId is required: set the id of the computer that the session runs on")),
     }
 }
@@ -119,13 +126,23 @@ fn computer_of(caller: &Caller, asked: Option<&str>) -> Result<ComputerId, ApiEr
 const LONGEST: usize = 32 * 1024;
 
 /// Requires that settings are a small object.
-fn settings(value: Option<&Value>) -> Result<(), ApiError> {
+pub(super) fn settings(value: Option<&Value>) -> Result<(), ApiError> {
     match value {
         None => Ok(()),
         Some(object @ Value::Object(_)) if object.to_string().len() <= LONGEST => Ok(()),
         Some(Value::Object(_)) => Err(ApiError::invalid(format!("sessionSettings is too large: at most {LONGEST} bytes are allowed"))),
         Some(_) => Err(ApiError::invalid("sessionSettings is invalid: it must be a JSON object")),
     }
+}
+
+/// Requires a valid title and path, as far as they are given.
+pub(super) fn names(title: Option<&str>, path: Option<&str>) -> Result<(), ApiError> {
+    title.map_or(Ok(()), |title| computers::check_length("title", title, 256))?;
+    path.map_or(Ok(()), |path| computers::check_length("path", path, 1024))?;
+    if path.is_some_and(|path| path.starts_with('/')) {
+        return Err(ApiError::invalid("path is invalid: it must be relative to the home, for example .claude/projects/a/session.jsonl"));
+    }
+    Ok(())
 }
 
 /// Get a session
@@ -148,39 +165,6 @@ pub async fn get_session(
     Ok(Json(wire::wire(&session, true)))
 }
 
-/// Update a session
-#[utoipa::path(
-    patch, path = "/api/v0/sessions/{sessionId}", operation_id = "updateSession", tag = "Sessions", request_body = UpdateSession,
-    params(("sessionId" = String, Path, description = "Session ID")),
-    responses(
-        (status = 200, description = "The updated session", body = WireSession),
-        (status = 400, description = "The request is invalid", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
-        (status = 403, description = "The caller may view but not change the session", body = ErrorBody),
-        (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 408, description = "The request body was not received in time", body = ErrorBody),
-        (status = 409, description = "The session was changed at the same time by another client", body = ErrorBody),
-        (status = 413, description = "The request body is too large", body = ErrorBody),
-        (status = 415, description = "The request body is not JSON", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
-    )
-)]
-pub async fn update_session(
-    State(shared): State<Arc<Shared>>,
-    caller: Caller,
-    SessionId(id): SessionId,
-    Body(asked): Body<UpdateSession>,
-) -> Result<Json<WireSession>, ApiError> {
-    settings(Some(&asked.session_settings))?;
-    let session = super::permitted(&shared, &caller, "patch", &id).await?;
-    if session.spec.settings.as_ref() == Some(&asked.session_settings) {
-        return Ok(Json(wire::wire(&session, true)));
-    }
-    let operation = patch::add(["spec", "settings"], json!(asked.session_settings));
-    let session = super::change(&shared, &session, operation).await?;
-    Ok(Json(wire::wire(&session, true)))
-}
-
 /// Delete a session
 ///
 /// Soft deletion: the session is no longer shown. Its files on the computer are kept and archived with the computer. An admin can restore the session by
@@ -200,7 +184,7 @@ pub async fn update_session(
 pub async fn delete_session(State(shared): State<Arc<Shared>>, caller: Caller, SessionId(id): SessionId) -> Result<StatusCode, ApiError> {
     let session = super::permitted(&shared, &caller, "delete", &id).await?;
     let now = Timestamp::from_second(clock::now().as_second()).unwrap_or_default();
-    super::change(&shared, &session, patch::add(["spec", "deletedAt"], json!(Time(now)))).await?;
+    super::change(&shared, &session, vec![patch::add(["spec", "deletedAt"], json!(Time(now)))]).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

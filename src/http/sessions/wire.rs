@@ -51,6 +51,16 @@ pub enum WireStatus {
     Running,
 }
 
+impl From<WireStatus> for SessionPhase {
+    fn from(status: WireStatus) -> Self {
+        match status {
+            WireStatus::Idle => Self::Idle,
+            WireStatus::Pending => Self::Pending,
+            WireStatus::Running => Self::Running,
+        }
+    }
+}
+
 /// The id of a session: the same form as a computer's.
 pub fn id(session: &Session) -> ComputerId {
     ComputerId {

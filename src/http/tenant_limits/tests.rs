@@ -1,11 +1,11 @@
 //! Slots and memory are shared fairly, whatever greedy tenants do.
 
 use super::*;
-use crate::credentials::ComputerId;
+use crate::credentials::{ComputerId, KeyRights};
 use crate::runtime::server::connections::Crowd;
 
 fn of(namespace: &str) -> Caller {
-    Caller::Computer(ComputerId { namespace: namespace.into(), name: "c".into(), uid: "u".into() })
+    Caller::Computer(ComputerId { namespace: namespace.into(), name: "c".into(), uid: "u".into() }, KeyRights::default())
 }
 
 #[test]

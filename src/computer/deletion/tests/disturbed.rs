@@ -346,3 +346,18 @@ fn a_secret_with_a_former_name_is_gone_before_the_release() {
     let (world, _) = run(world, Crash::Never, true);
     assert_eq!(world.late_secret, None);
 }
+
+/// S6, S3: a rotation that keeps the name of the Secret, because a machine mounts it, was interrupted after the create and before its UID was recorded.
+#[test]
+fn a_secret_under_the_name_of_the_retired_one_is_gone_before_the_release() {
+    for there in [Some("next"), Some("secret"), None] {
+        let mut world = World::new("Delete", ArchivePolicy::None);
+        let children = &mut world.record.as_mut().unwrap().spec.state.children;
+        let uid = children.secret_uid.take().unwrap();
+        let name = children.secret_name.clone().unwrap();
+        children.retired_secret = Some(RetiredSecret { name, uid, unknown: Unknown::new() });
+        world.secret = there.map(str::to_owned);
+        let (world, _) = run(world, Crash::Never, true);
+        assert!(world.computer.is_none() && world.secret.is_none(), "{there:?}");
+    }
+}

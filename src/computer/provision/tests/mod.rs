@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::needless_pass_by_value)]
 
 mod lost_key;
+mod mounted_key;
 mod upgrade;
 mod world;
 

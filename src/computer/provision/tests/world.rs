@@ -1,6 +1,6 @@
 //! A small model of the cluster for the provisioning plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -24,7 +24,7 @@ pub(super) fn from<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> 
 #[derive(Clone)]
 pub(super) struct World {
     pub(super) now: i64,
-    pub(super) passes: u8,
+    pub(super) passes: u32,
     pub(super) computer: Computer,
     pub(super) record: Option<ComputerRecord>,
     pub(super) pods: BTreeMap<String, Pod>,
@@ -37,6 +37,10 @@ pub(super) struct World {
     pub(super) user: Option<i64>,
     pub(super) node_lost: bool,
     pub(super) key_check_in: Option<Duration>,
+    /// `spec.key` of the class.
+    pub(super) class_key: serde_json::Value,
+    /// Names of Secrets that were not immutable when they were created.
+    pub(super) followed: BTreeSet<String>,
 }
 
 impl World {
@@ -58,16 +62,21 @@ impl World {
             user: None,
             node_lost: false,
             key_check_in: None,
+            class_key: serde_json::Value::Null,
+            followed: BTreeSet::new(),
         }
     }
 
     pub(super) fn view(&self) -> View {
-        let class = from(
+        let mut class: ComputerClass = from(
             json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"securityContext": {"runAsUser": self.user}, "containers": [{"name": "m", "image": "i"}]}}},
             "status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}),
         );
-        let settings = Settings { namespace: "op".into(), ..Settings::default() };
-        let fresh = Fresh { suffix: format!("{:032x}", self.passes), key: [self.passes; 32] };
+        if !self.class_key.is_null() {
+            class.spec.key = from(self.class_key.clone());
+        }
+        let settings = Settings { namespace: "op".into(), api_url: "http://api".into(), ..Settings::default() };
+        let fresh = Fresh { suffix: format!("{:032x}", self.passes), key: std::array::from_fn(|i| self.passes.to_be_bytes()[i % 4]) };
         let mut view = View::new(UID, "t", "c", settings, fresh, Timestamp::from_second(self.now).unwrap());
         view.key_check_in = self.key_check_in;
         view.computer = Some(self.computer.clone());
@@ -177,6 +186,8 @@ impl World {
             }
             Object::Secret(new) => {
                 assert_eq!(secret, new.metadata.name, "S5: a name that is not on record");
+                assert!(!self.secrets.contains_key(secret.as_ref().unwrap()), "the name is taken");
+                self.followed.extend(secret.clone().filter(|_| new.immutable != Some(true)));
                 self.secrets.insert(secret.clone().unwrap(), uid.clone());
                 Effect::Learned(Subject::secret("t", &secret.unwrap()), Fact::Uid(uid))
             }

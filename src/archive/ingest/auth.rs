@@ -27,6 +27,8 @@ const REMEMBER: Duration = Duration::from_secs(60);
 pub struct Caller {
     /// UID of the computer whose archive it is.
     pub uid: String,
+    /// The namespace of that computer, and its UID if the record has it.
+    pub namespace: (String, Option<String>),
     /// UID of the pod.
     pub pod: String,
     /// UID of the claim of the deletion that the archive belongs to.
@@ -58,7 +60,8 @@ impl Access {
         match deletion.custody.as_ref().and_then(|custody| Some((custody.pod_uid.as_deref()?, &custody.claim_uid))) {
             None => Self::NotYet,
             Some((recorded, claim)) if recorded == pod_uid => {
-                Self::Pod(Caller { uid: uid.to_owned(), pod: pod_uid.to_owned(), custody_claim: claim.clone() })
+                let namespace = (record.spec.namespace.clone(), record.spec.namespace_uid.clone());
+                Self::Pod(Caller { uid: uid.to_owned(), namespace, pod: pod_uid.to_owned(), custody_claim: claim.clone() })
             }
             Some(_) => Self::Refused("the record of its computer names another archive pod"),
         }
@@ -92,7 +95,9 @@ impl Authenticator {
             Self::Pods(pods) => pods.access(token).await,
             #[cfg(test)]
             Self::Fixed { token: known, uid, custody_claim } => {
-                let caller = Caller { uid: (*uid).to_owned(), pod: "pod".to_owned(), custody_claim: (*custody_claim).to_owned() };
+                let namespace = ("t".to_owned(), Some("namespace".to_owned()));
+                let caller =
+                    Caller { uid: (*uid).to_owned(), namespace, pod: "pod".to_owned(), custody_claim: (*custody_claim).to_owned() };
                 Ok(if token == *known { Access::Pod(caller) } else { Access::Unknown })
             }
         }
@@ -203,7 +208,7 @@ mod tests {
             deletion[field] = value;
             Access::by(&record(deletion), "u", "p")
         };
-        let pod = Access::Pod(Caller { uid: "u".into(), pod: "p".into(), custody_claim: "claim".into() });
+        let pod = Access::Pod(Caller { uid: "u".into(), namespace: ("t".into(), None), pod: "p".into(), custody_claim: "claim".into() });
         assert_eq!(with("handedOff", json!(false)), pod);
         assert_eq!(Access::by(&record(began.clone()), "u", "p"), Access::NotYet, "no attempt is recorded yet");
         assert!(matches!(with("custody", json!({"claimUid": "claim", "podUid": "another"})), Access::Refused(_)));

@@ -112,17 +112,27 @@ pub async fn get_computer_deletion(
 /// are then visible only to callers who may get computers in all namespaces.
 async fn same_tenant(shared: &Shared, caller: &Caller, id: &ComputerId, record: &ComputerRecord) -> Result<(), ApiError> {
     let namespaces: Api<Namespace> = Api::all(shared.client.clone());
-    let made = match call(namespaces.get(&id.namespace)).await {
-        Ok(namespace) => namespace.metadata.creation_timestamp,
-        Err(error) if classify(&error) == ErrorClass::NotFound => None,
+    let lived_in = match call(namespaces.get(&id.namespace)).await {
+        Ok(namespace) => is_namespace_of(&namespace, record),
+        Err(error) if classify(&error) == ErrorClass::NotFound => false,
         Err(error) => return Err(ApiError::from_call(&error, "deletion", "reading the namespace")),
     };
-    let lived_in = made.zip(record.metadata.creation_timestamp.clone()).is_some_and(|(made, recorded)| made.0 <= recorded.0);
     let everywhere = Target { resource: "computers", namespace: "", name: None };
     if lived_in || access::may(shared, caller, "get", everywhere).await? {
         return Ok(());
     }
     Err(ApiError::not_found("deletion"))
+}
+
+/// Whether a namespace is the one that the computer lived in. A record of an earlier version does not have its UID; it is not older than the namespace.
+fn is_namespace_of(namespace: &Namespace, record: &ComputerRecord) -> bool {
+    match &record.spec.namespace_uid {
+        Some(uid) => namespace.metadata.uid.as_ref() == Some(uid),
+        None => {
+            let times = namespace.metadata.creation_timestamp.as_ref().zip(record.metadata.creation_timestamp.as_ref());
+            times.is_some_and(|(made, recorded)| made.0 <= recorded.0)
+        }
+    }
 }
 
 /// Builds the report. The steps come from the status of the Computer, which says why a step waits, or from the record once the Computer is gone.
@@ -173,4 +183,26 @@ fn recorded(deletion: Option<&Deletion>) -> Vec<WireStep> {
         }
     };
     DeletionStep::ALL.iter().map(step).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// S13: a record with a UID is never given to a namespace that only has the right name and age.
+    #[test]
+    fn the_uid_of_the_namespace_decides_and_its_age_only_without_one() {
+        let namespace: Namespace =
+            serde_json::from_value(json!({"metadata": {"name": "t", "uid": "n", "creationTimestamp": "2026-01-01T00:00:10Z"}})).unwrap();
+        let of = |uid: Option<&str>, at: &str| {
+            let spec = json!({"namespace": "t", "namespaceUid": uid, "computer": "c"});
+            let record = json!({"metadata": {"name": "u", "creationTimestamp": at}, "spec": spec});
+            is_namespace_of(&namespace, &serde_json::from_value(record).unwrap())
+        };
+        assert!(of(Some("n"), "2026-01-01T00:00:10Z") && !of(Some("other"), "2026-01-01T00:00:10Z"));
+        assert!(of(None, "2026-01-01T00:00:10Z") && !of(None, "2026-01-01T00:00:09Z"));
+    }
 }

@@ -112,6 +112,9 @@ impl World {
                         let state = if self.node_lost { "Unknown" } else { "True" };
                         Some(Fact::Node(from(json!({"status": {"conditions": [{"type": "Ready", "status": state}]}}))))
                     }
+                    Subject::Namespace { name } => Some(Fact::Namespace(from(
+                        json!({"metadata": {"name": name, "uid": "namespace-uid", "creationTimestamp": "2027-01-15T07:00:00Z"}}),
+                    ))),
                     other => panic!("unexpected read: {other:?}"),
                 };
                 Effect::Learned(subject, fact.unwrap_or(Fact::Gone))

@@ -38,7 +38,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (checked, mut finished_checks) = tokio::sync::mpsc::channel(1024);
     let archives =
         Arc::new(Archives::open(&config.store, checked).with_context(|| format!("cannot open the archive store {}", config.store))?);
-
     store_check::refuse_until_checked(archives.store());
 
     let mut servers = JoinSet::new();
@@ -58,7 +57,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ingest_url: config.ingest_url.clone(),
         ingest_ca: tls.ca_pem.clone(),
     };
-    ingest::serve((config.ingest_bind, tls), client.clone(), &settings, &archives, stop.clone(), &mut servers)?;
+    let readers = (client.clone(), config.api_service_account.as_deref());
+    ingest::serve((config.ingest_bind, tls), readers, &settings, &archives, stop.clone(), &mut servers)?;
     watch_store((&client, &config), archives.store(), (store, Arc::clone(&metrics)), ready, (&mut servers, &stop));
 
     let leader =

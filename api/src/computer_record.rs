@@ -27,6 +27,7 @@ use super::steps::PerStep;
     namespaced,
     derive = "PartialEq",
     derive = "Default",
+    selectable = ".spec.namespace",
     printcolumn = r#"{"name":"Computer namespace","type":"string","jsonPath":".spec.namespace"}"#,
     printcolumn = r#"{"name":"Computer","type":"string","jsonPath":".spec.computer"}"#,
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".spec.state.phase"}"#,

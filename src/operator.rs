@@ -58,7 +58,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ingest_ca: tls.ca_pem.clone(),
         api_url: config.api_url.clone(),
     };
-    ingest::serve((config.ingest_bind, tls), client.clone(), &settings, &archives, stop.clone(), &mut servers)?;
+    let readers = (client.clone(), config.api_service_account.as_deref());
+    ingest::serve((config.ingest_bind, tls), readers, &settings, &archives, stop.clone(), &mut servers)?;
     watch_store((&client, &config), archives.store(), (store, Arc::clone(&metrics)), ready, (&mut servers, &stop));
 
     let leader =

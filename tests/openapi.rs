@@ -108,5 +108,5 @@ fn every_error_is_the_published_object() {
             }
         }
     }
-    assert_eq!(operations, 11 + 9);
+    assert_eq!(operations, 11 + 13);
 }

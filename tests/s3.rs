@@ -286,7 +286,10 @@ async fn a_stalled_connection_ends_with_an_error() {
 
 /// Packs a home of noise, as an archive pod does.
 fn packed(home: &std::path::Path) -> (Manifest, Vec<Blob>) {
-    let mut manifest = Manifest::empty(ManifestComputer { namespace: "t".to_owned(), name: "c".to_owned(), uid: "uid".to_owned() }, 1);
+    let mut manifest = Manifest::empty(
+        ManifestComputer { namespace: "t".to_owned(), namespace_uid: None, name: "c".to_owned(), uid: "uid".to_owned() },
+        1,
+    );
     let mut blobs = Vec::new();
     let mut take = |blob| {
         blobs.push(blob);

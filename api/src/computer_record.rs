@@ -27,6 +27,7 @@ use super::steps::PerStep;
     namespaced,
     derive = "PartialEq",
     derive = "Default",
+    selectable = ".spec.namespace",
     printcolumn = r#"{"name":"Computer namespace","type":"string","jsonPath":".spec.namespace"}"#,
     printcolumn = r#"{"name":"Computer","type":"string","jsonPath":".spec.computer"}"#,
     printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".spec.state.phase"}"#,
@@ -39,6 +40,10 @@ use super::steps::PerStep;
 pub struct ComputerRecordSpec {
     /// Namespace of the computer.
     pub namespace: String,
+    /// UID of that namespace: who may read what remains of the computer depends on it, because a namespace of the same name may be created
+    /// again. Missing in a record of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_uid: Option<String>,
     /// Name of the computer.
     pub computer: String,
     /// Who runs the machine.

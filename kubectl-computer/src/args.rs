@@ -232,6 +232,12 @@ pub enum Command {
         #[arg(long, short, value_enum, default_value_t)]
         output: Format,
     },
+    /// Read the archives of deleted computers, over the HTTP API.
+    #[command(
+        after_help = "Examples:\n  kubectl computer archives ls -n team-a --api https://computers.example --service-account reader\n  \
+        kubectl computer archives export box --file box.tar.zst"
+    )]
+    Archives(crate::archives::args::Archives),
     /// Show what belongs to a computer: pod, claim, volume, Secret, sessions, record.
     Tree {
         /// Name of the computer.

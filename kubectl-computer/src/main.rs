@@ -5,6 +5,7 @@
 //! operator (a status, a finalizer, a record), and never show a string of the API server that could control the terminal. What it shows is
 //! decided by pure functions from what was observed; `cluster` makes the requests, and `screen` writes.
 
+mod archives;
 mod args;
 mod check;
 mod cluster;
@@ -71,6 +72,9 @@ async fn run(args: Args) -> Result<Outcome> {
         screen::raw(&script)?;
         return Ok(Outcome::Done);
     }
+    if let Command::Archives(archives) = &args.command {
+        return archives::run(&args.global, archives).await.map(|()| Outcome::Done);
+    }
     let cluster = Cluster::connect(&args.global).await?;
     match args.command {
         Command::Delete { name, yes, preview, waiting } => Box::pin(delete::run(&cluster, &name, yes, preview, &waiting)).await,
@@ -99,7 +103,8 @@ async fn show(cluster: &Cluster, command: Command) -> Result<()> {
         Command::Tree { name } => tree::run(cluster, &name).await,
         Command::Check => check::run(cluster).await,
         Command::Report { computer, file } => report::run(cluster, &computer, file).await,
-        Command::Why { .. } | Command::Delete { .. } | Command::Create(_) | Command::Resume { .. } | Command::Completion { .. } => Ok(()),
+        Command::Why { .. } | Command::Delete { .. } | Command::Create(_) | Command::Resume { .. } => Ok(()),
+        Command::Completion { .. } | Command::Archives(_) => Ok(()),
     }
 }
 

@@ -60,6 +60,7 @@ const RECORD_EVENTS: Right = right("list", "", "events", Scope::Operator);
 const OVERRIDE: Right = right("create", GROUP, "deletionoverrides", Scope::Cluster);
 /// In a namespace it is the right to see that namespace.
 const NAMESPACE: Right = right("get", "", "namespaces", Scope::Namespace);
+const TOKEN: Right = right("create", "", "serviceaccounts/token", Scope::Namespace);
 const EXEC: Right = right("create", "", "pods/exec", Scope::Namespace);
 
 /// Every command, in the order of the documentation.
@@ -84,6 +85,7 @@ pub const COMMANDS: &[Command] = &[
         uses: &[LIST, WATCH, PATCH],
     },
     Command { name: "receipt", needs: &[RECORD], uses: &[GET, RECORDS] },
+    Command { name: "archives", needs: &[LIST, right("get", GROUP, "computers/archive", Scope::Namespace)], uses: &[TOKEN] },
     Command { name: "tree", needs: &[GET], uses: &[POD, CLAIM, SESSIONS, RECORD] },
     Command { name: "report", needs: &[GET], uses: &[LIST, CLASS, EVENTS, POD, RECORD, RECORDS, RECORD_EVENTS] },
 ];

@@ -17,12 +17,17 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// Writes bytes that this program has generated itself.
+/// Writes bytes that this program has generated itself, or bytes of a file that no terminal gets (see [`shown`]).
 ///
 /// # Errors
 /// When standard output cannot be written.
 pub fn raw(bytes: &[u8]) -> std::io::Result<()> {
     std::io::stdout().lock().write_all(bytes)
+}
+
+/// Whether a person reads standard output.
+pub fn shown() -> bool {
+    std::io::stdout().is_terminal()
 }
 
 /// Whether a person can be asked: standard input and standard error are a terminal.

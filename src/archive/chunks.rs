@@ -66,8 +66,9 @@ pub struct Writer<'a> {
     plain: Vec<u8>,
     /// The chunk that is being filled.
     chunk: Vec<u8>,
-    /// Bytes of the chunks before it.
+    /// Bytes of the chunks before it, and their digest.
     before: u64,
+    stored: Sha256,
     tar_bytes: u64,
     /// The current entry: digest of its tar, bytes of its tar, where its frames begin, and how many there are.
     digest: Sha256,
@@ -120,6 +121,7 @@ impl<'a> Writer<'a> {
             plain: Vec::with_capacity(sizes.frame),
             chunk: Vec::new(),
             before: 0,
+            stored: Sha256::new(),
             tar_bytes: 0,
             digest: Sha256::new(),
             of_entry: 0,
@@ -177,6 +179,7 @@ impl<'a> Writer<'a> {
         self.frame()?;
         self.seal()?;
         manifest.stored_bytes = self.before;
+        manifest.stored_digest = hex::encode(self.stored.finalize());
         manifest.tar_bytes = self.tar_bytes;
         for (lines, list) in
             [(self.chunks, &mut manifest.chunks), (self.entries, &mut manifest.entries), (self.problems, &mut manifest.problems)]
@@ -216,6 +219,7 @@ impl<'a> Writer<'a> {
         }
         let blob = Blob::new(std::mem::take(&mut self.chunk));
         self.before += blob.chunk.size;
+        self.stored.update(&blob.bytes);
         self.chunks.push(&blob.chunk, &mut self.compressor, self.take)?;
         (self.take)(blob)
     }

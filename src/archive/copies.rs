@@ -48,6 +48,33 @@ async fn read_copy(store: &Store, uid: &str, chunk: &Chunk, copy: u32) -> Result
     if found == chunk.digest { Ok(bytes) } else { Err(StoreError::Corrupt(format!("{key}: its bytes have sha256 {found}"))) }
 }
 
+/// The first copy that has this digest, whatever its size.
+///
+/// # Errors
+/// As [`read`].
+pub async fn with_digest(store: &Store, uid: &str, digest: &str) -> Result<Vec<u8>, StoreError> {
+    let mut first = None;
+    for copy in 0..COPIES {
+        let key = copy_key(uid, digest, copy);
+        let found = match store.size(&key).await {
+            Ok(size) if size <= CHUNK as u64 => read_copy(store, uid, &Chunk { digest: digest.to_owned(), size }, copy).await,
+            Ok(size) => Err(StoreError::Corrupt(format!("{key} has {size} bytes, more than a chunk"))),
+            Err(error) => Err(error),
+        };
+        match found {
+            Err(error @ (StoreError::Corrupt(_) | StoreError::NotFound(_))) => {
+                let last = copy > 0 && matches!(error, StoreError::NotFound(_));
+                first.get_or_insert(error);
+                if last {
+                    break;
+                }
+            }
+            other => return other,
+        }
+    }
+    Err(first.unwrap_or_else(|| StoreError::NotFound(chunk_key(uid, digest))))
+}
+
 /// Whether an object is in the store with its size.
 ///
 /// # Errors

@@ -166,12 +166,20 @@ pub struct Chunks {
     /// Bytes of the chunks so far.
     offset: u64,
     ahead: VecDeque<(Range<u64>, Ahead)>,
+    /// Most of them.
+    most: usize,
 }
 
 impl Chunks {
     /// The chunks in this range of bytes.
     pub fn new(store: &Store, manifest: &Manifest, range: Range<u64>) -> Self {
-        Self { lines: Lines::new(store, &manifest.computer.uid, &manifest.chunks), range, offset: 0, ahead: VecDeque::new() }
+        Self { lines: Lines::new(store, &manifest.computer.uid, &manifest.chunks), range, offset: 0, ahead: VecDeque::new(), most: AHEAD }
+    }
+
+    /// Reads none ahead, so that one chunk is in memory.
+    #[must_use]
+    pub fn one_at_a_time(self) -> Self {
+        Self { most: 1, ..self }
     }
 
     /// The next bytes, all of one chunk within the range, and their offset.
@@ -203,7 +211,7 @@ impl Chunks {
     /// Whether another chunk may be read ahead.
     fn has_room(&self) -> bool {
         let bytes: u64 = self.ahead.iter().map(|(range, _)| range.end - range.start).sum();
-        self.ahead.len() < AHEAD && bytes <= CHUNK as u64
+        self.ahead.len() < self.most && bytes <= CHUNK as u64
     }
 
     /// Whether no chunk is left, and no byte of the last one.

@@ -48,6 +48,9 @@ pub struct Manifest {
     pub bytes: u64,
     /// Bytes of the chunks in order, which are one compressed tar.
     pub stored_bytes: u64,
+    /// Digest of the chunks in order, that is of the file that an export is. Empty in manifests of earlier versions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stored_digest: String,
     /// Bytes of that tar.
     pub tar_bytes: u64,
     /// How many of the problems lost content.
@@ -93,6 +96,9 @@ pub enum Encryption {
 pub struct ManifestComputer {
     /// Namespace of the computer.
     pub namespace: String,
+    /// UID of that namespace, which may have been created again under the same name. Missing in manifests of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_uid: Option<String>,
     /// Its name.
     pub name: String,
     /// Its UID.
@@ -216,6 +222,7 @@ impl Manifest {
             files: 0,
             bytes: 0,
             stored_bytes: 0,
+            stored_digest: String::new(),
             tar_bytes: 0,
             lost_count: 0,
             left_out_by: String::new(),
@@ -245,6 +252,9 @@ impl Manifest {
         }
         if [&manifest.entries, &manifest.problems].into_iter().any(|list| !distinct(&list.pieces)) {
             return Err(Invalid("it names a piece of its index twice".to_owned()));
+        }
+        if !manifest.stored_digest.is_empty() && !is_digest(&manifest.stored_digest) {
+            return Err(Invalid(format!("{:?} is not the digest of its chunks", manifest.stored_digest)));
         }
         if manifest.chunks.nested || manifest.chunks.count > manifest.stored_bytes.min(CHUNKS) {
             return Err(Invalid(format!("{} chunks of {} bytes cannot be", manifest.chunks.count, manifest.stored_bytes)));
@@ -289,7 +299,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     pub(crate) fn empty(uid: &str) -> Manifest {
-        Manifest::empty(ManifestComputer { namespace: "t".into(), name: "c".into(), uid: uid.into() }, 1)
+        Manifest::empty(ManifestComputer { namespace: "t".into(), namespace_uid: None, name: "c".into(), uid: uid.into() }, 1)
     }
 
     proptest! {

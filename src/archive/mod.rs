@@ -30,6 +30,7 @@ pub mod pod_program;
 pub mod problems;
 pub mod reading;
 mod receipts;
+pub mod remote;
 pub mod restore;
 mod resumable_read;
 pub mod sender;

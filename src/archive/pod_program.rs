@@ -62,7 +62,12 @@ impl Job {
         Ok(Self {
             url: ingest_url::resolved(&var("INGEST_URL")?).map_err(anyhow::Error::msg)?,
             ca: var("INGEST_CA")?,
-            computer: ManifestComputer { namespace: var("COMPUTER_NAMESPACE")?, name: var("COMPUTER_NAME")?, uid: var("COMPUTER_UID")? },
+            computer: ManifestComputer {
+                namespace: var("COMPUTER_NAMESPACE")?,
+                namespace_uid: std::env::var("COMPUTER_NAMESPACE_UID").ok().filter(|uid| !uid.is_empty()),
+                name: var("COMPUTER_NAME")?,
+                uid: var("COMPUTER_UID")?,
+            },
             session_paths,
             unreadable: var("UNREADABLE")?.parse().map_err(anyhow::Error::msg).context("UNREADABLE")?,
             left_out_by: std::env::var("LEFT_OUT_BY").unwrap_or_default(),
@@ -263,7 +268,7 @@ mod tests {
         let room = blobs.clone().reserve_owned().await.expect("the only room in the channel");
         let (watched, path) = (Arc::clone(&reading), home.path().to_owned());
         let thread = std::thread::spawn(move || {
-            let computer = ManifestComputer { namespace: "t".to_owned(), name: "c".to_owned(), uid: "u".to_owned() };
+            let computer = ManifestComputer { namespace: "t".to_owned(), namespace_uid: None, name: "c".to_owned(), uid: "u".to_owned() };
             let progress = Arc::clone(&watched.progress);
             let request = Request { home: &path, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress };
             pack_watched(&watched, &request, &mut Manifest::empty(computer, 0), &blobs).map(|_| ())

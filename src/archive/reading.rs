@@ -126,7 +126,8 @@ impl<S: Sink> Reading<S> {
         }
         let checker = self.checked.as_ref().ok_or_else(not_as_listed)?;
         let found = (entries.sessions, entries.files, entries.bytes, checker.tar_bytes);
-        let counted = !whole || found == (manifest.sessions, manifest.files, manifest.bytes, manifest.tar_bytes);
+        let known = manifest.stored_digest.is_empty() || manifest.stored_digest == hex::encode(checker.stored.clone().finalize());
+        let counted = !whole || (known && found == (manifest.sessions, manifest.files, manifest.bytes, manifest.tar_bytes));
         let complete = checker.complete(whole) && next.is_none() && counted && (!whole || chunks.at_end().await?);
         if !complete {
             return Err(not_as_listed().into());
@@ -243,6 +244,8 @@ struct Checker<S> {
     hash: Sha256,
     read: u64,
     of_entry: u64,
+    /// Of all chunks so far.
+    stored: Sha256,
     tar_bytes: u64,
     /// Most bytes of the tar: a chunk may contain hundreds of gigabytes of zeros.
     most: u64,
@@ -258,6 +261,7 @@ impl<S: Sink> Checker<S> {
             hash: Sha256::new(),
             read: 0,
             of_entry: 0,
+            stored: Sha256::new(),
             tar_bytes: 0,
             most,
             ended: false,
@@ -270,6 +274,7 @@ impl<S: Sink> Checker<S> {
 
     /// Checks a chunk that begins at this offset. The entries that begin in it are expected.
     fn chunk(&mut self, mut offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
+        self.stored.update(bytes);
         let mut decompressor = Decompressor::new()?;
         frames::each(&mut decompressor, bytes, FRAME, |size, plain| {
             self.frame(offset, size, plain)?;

@@ -1,6 +1,7 @@
 //! Builds records: an empty one for a new computer, and one that replaces a lost record. It must never invent ownership: the children in a
 //! lost record are taken from the status that the operator wrote to the Computer, as far as that is credible.
 
+use super::action::{Action, Fact, Subject};
 use super::children::Child;
 use super::view::View;
 use crate::resources::{
@@ -8,8 +9,25 @@ use crate::resources::{
     UID_LABEL, Unknown,
 };
 
+/// UID of the namespace of the computer, or the request that reads it. It comes from a live read: the cache may hold a deleted namespace of the
+/// same name. The Computer was known before the read, so a namespace that is not younger is the one it was created in, and that of a younger one
+/// is never recorded (S13).
+///
+/// # Errors
+/// The request, if this reconcile has not read the namespace yet.
+pub fn namespace_uid(view: &View) -> Result<Option<String>, Action> {
+    let subject = Subject::Namespace { name: view.namespace.clone() };
+    let Some(read) = view.facts.get(&subject) else { return Err(Action::Read(subject)) };
+    let Fact::Namespace(namespace) = read else { return Ok(None) };
+    let made = namespace.metadata.creation_timestamp.as_ref();
+    let created = view.computer.as_ref().and_then(|c| c.metadata.creation_timestamp.as_ref());
+    let lived_in = made.zip(created).is_some_and(|(made, created)| made.0 <= created.0);
+    Ok(namespace.metadata.uid.clone().filter(|_| lived_in))
+}
+
 /// An empty record for this view's computer. Its name is the computer's UID; it is in the operator's namespace.
-pub fn new(view: &View, spec: ComputerRecordSpec) -> ComputerRecord {
+pub fn new(view: &View, mut spec: ComputerRecordSpec) -> ComputerRecord {
+    spec.namespace_uid = namespace_uid(view).ok().flatten();
     let mut record = ComputerRecord::new(&view.uid, spec);
     record.metadata.namespace = Some(view.settings.namespace.clone());
     record.metadata.labels =
@@ -30,6 +48,7 @@ pub fn recover(view: &View) -> ComputerRecord {
         view,
         ComputerRecordSpec {
             namespace: view.namespace.clone(),
+            namespace_uid: None,
             computer: view.name.clone(),
             provider: computer.map(|c| c.spec.provider).unwrap_or_default(),
             class_name: status.and_then(|s| s.class_name.clone()),
@@ -101,6 +120,24 @@ mod tests {
         }
     }
 
+    /// S13: a namespace that was deleted and created again under the same name is another one, and its owners may be others.
+    #[test]
+    fn a_record_has_the_uid_of_the_namespace_that_the_computer_was_created_in_and_of_no_other() {
+        let mut view = View::of(
+            json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "creationTimestamp": "2026-01-01T00:00:10Z"}, "spec": {}}),
+        );
+        let subject = Subject::Namespace { name: "t".to_owned() };
+        assert_eq!(namespace_uid(&view), Err(Action::Read(subject.clone())));
+        assert_eq!(recover(&view).spec.namespace_uid, None);
+        for (made, uid) in [("00:00:00", Some("n")), ("00:00:10", Some("n")), ("00:00:11", None)] {
+            let namespace = json!({"metadata": {"name": "t", "uid": "n", "creationTimestamp": format!("2026-01-01T{made}Z")}});
+            view.facts.insert(subject.clone(), Fact::Namespace(serde_json::from_value(namespace).unwrap()));
+            assert_eq!(recover(&view).spec.namespace_uid.as_deref(), uid, "{made}");
+        }
+        view.facts.insert(subject, Fact::Gone);
+        assert_eq!(recover(&view).spec.namespace_uid, None);
+    }
+
     /// S5: without a UID, another computer's child with that name would be deleted as this computer's.
     #[test]
     fn a_recovered_record_contains_no_name_without_a_uid() {
@@ -119,6 +156,7 @@ mod tests {
             json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "finalizers": [crate::resources::DELETION_FINALIZER]}, "spec": {}}),
         );
         view.finalizer_confirmed = true;
+        view.facts.insert(Subject::Namespace { name: "t".to_owned() }, Fact::Namespace(Box::default()));
         view.fresh = crate::runtime::time_and_random::Sources::default().fresh();
         let class = json!({"metadata": {"name": "std"}, "spec": {"podTemplate": {"spec": {"containers": [{"name": "m", "image": "i"}]}}},
             "status": {"conditions": [{"type": "Accepted", "status": "True", "reason": "Accepted", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});

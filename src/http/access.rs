@@ -14,7 +14,7 @@ use crate::runtime::client::call;
 /// The object of a request: one of the operator's resources in a namespace, by name or all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
-    /// `computers` or `sessions`.
+    /// `computers` or `sessions`, or `computers/archive`.
     pub resource: &'static str,
     /// Its namespace.
     pub namespace: &'a str,
@@ -91,6 +91,7 @@ pub fn require_own(id: &ComputerId, rights: &KeyRights) -> Result<(), ApiError> 
 }
 
 fn spec(user: &User, verb: &str, target: Target<'_>) -> SubjectAccessReviewSpec {
+    let (resource, subresource) = target.resource.split_once('/').map_or((target.resource, None), |(r, s)| (r, Some(s.to_owned())));
     SubjectAccessReviewSpec {
         user: Some(user.name.clone()),
         uid: user.uid.clone(),
@@ -99,7 +100,8 @@ fn spec(user: &User, verb: &str, target: Target<'_>) -> SubjectAccessReviewSpec 
         resource_attributes: Some(ResourceAttributes {
             group: Some(GROUP.to_owned()),
             version: Some("v1alpha1".to_owned()),
-            resource: Some(target.resource.to_owned()),
+            resource: Some(resource.to_owned()),
+            subresource,
             namespace: Some(target.namespace.to_owned()),
             name: target.name.map(str::to_owned),
             verb: Some(verb.to_owned()),
@@ -139,6 +141,7 @@ mod tests {
             target("computers", "other", Some("box")),
             target("computers", "team", None),
             target("secrets", "team", Some("box")),
+            target("computers/archive", "team", Some("box")),
             target("sessions", "other", None),
         ] {
             assert_eq!(allowed(None, other), [""; 0], "{other:?}");

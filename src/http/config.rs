@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{page_limits, tenant_limits};
+use crate::archive::remote::{self, Endpoint, Remote};
 use crate::runtime::health;
 use crate::runtime::server::Limits;
 
@@ -64,6 +65,16 @@ pub struct Config {
     /// in flight have 25 s to finish
     #[arg(long, env = "SHUTDOWN_DELAY_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=60))]
     pub shutdown_delay_seconds: u32,
+    /// The operator's ingest endpoint, at which archives are read: `HOST:PORT`, or `service/NAME:PORT` for a Service in the operator's namespace. Without
+    /// it the API does not send archives
+    #[arg(long, env = "ARCHIVES_ENDPOINT", requires_all = ["archives_ca", "archives_token"], value_parser = archives_endpoint)]
+    pub archives_endpoint: Option<String>,
+    /// PEM file with the certificate of that endpoint. It may appear later, and change
+    #[arg(long, env = "ARCHIVES_CA")]
+    pub archives_ca: Option<PathBuf>,
+    /// File with a token of this API's ServiceAccount for the audience `computer-operator.dev/archive-read`, bound to its pod
+    #[arg(long, env = "ARCHIVES_TOKEN")]
+    pub archives_token: Option<PathBuf>,
     /// Write log lines as JSON instead of text
     #[arg(long, env = "LOG_JSON", default_value_t = false, action = clap::ArgAction::Set)]
     pub log_json: bool,
@@ -73,6 +84,13 @@ impl Config {
     /// Time between the signal and the end of accepting new connections.
     pub fn shutdown_delay(&self) -> Duration {
         Duration::from_secs(u64::from(self.shutdown_delay_seconds))
+    }
+
+    /// Where archives are read.
+    pub(super) fn archives(&self, client: &kube::Client) -> Option<Remote> {
+        let (ca, token) = (self.archives_ca.clone()?, self.archives_token.clone()?);
+        let endpoint = Endpoint::parse(self.archives_endpoint.as_ref()?, client, &self.namespace).ok()?;
+        Some(Remote::new(endpoint, ca, token))
     }
 
     /// Limits of the API's connections.
@@ -98,6 +116,7 @@ impl Config {
             + self.max_in_flight as usize * request
             + 2 * tenant_limits::ANSWERS
             + page_limits::MEMORY
+            + tenant_limits::EXPORTS
             + PARSING
     }
 
@@ -105,4 +124,8 @@ impl Config {
     pub fn read_limit(&self) -> Duration {
         Duration::from_secs(u64::from(self.read_seconds))
     }
+}
+
+fn archives_endpoint(text: &str) -> Result<String, String> {
+    remote::port(text).map(|_| text.to_owned())
 }

@@ -30,7 +30,9 @@ fn cluster(request: &Request<kube::client::Body>) -> (u16, Value) {
     let answer = match (request.method().as_str(), last[0], last[1]) {
         (_, "tokenreviews", _) => json!({"spec": {}, "status": {"authenticated": true, "user": user, "audiences": ["computer-operator"]}}),
         (_, "subjectaccessreviews", _) => json!({"spec": {}, "status": {"allowed": true}}),
-        ("GET", "computers" | "sessions", _) => json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": []}),
+        ("GET", "computers" | "sessions" | "computerrecords", _) => {
+            json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": []})
+        }
         (_, "sessions", _) | (_, _, "sessions") => session,
         (_, _, "namespaces") => json!({"metadata": {"name": "team"}}),
         (_, _, "computerrecords") => {
@@ -163,10 +165,10 @@ proptest! {
     #[test]
     fn any_path_and_query_are_handled_and_errors_are_the_published_object(
         method in proptest::sample::select(&[Method::GET, Method::PATCH, Method::POST, Method::DELETE, Method::PUT][..]),
-        place in proptest::sample::select(&["computers", "computers/name", "sessions", ""][..]),
+        place in proptest::sample::select(&["computers", "computers/name", "sessions", "deletions", ""][..]),
         parts in vec(encoded(), 0..3),
-        tail in proptest::sample::select(&["", "/deletion", "/metrics", "/restart", "/refresh", "/install-deps", "/messages", "/interrupt"][..]),
-        names in vec(proptest::sample::select(&["limit", "cursor", "computerId", "namespace", "hostId", "includeProvisioningSteps", "dryRun", "x"][..]), 0..3),
+        tail in proptest::sample::select(&["", "/deletion", "/archive", "/archive/export", "/archive/sessions/%ff", "/metrics", "/restart", "/refresh", "/install-deps", "/messages", "/interrupt"][..]),
+        names in vec(proptest::sample::select(&["limit", "cursor", "computerId", "namespace", "hostId", "includeProvisioningSteps", "dryRun", "state", "x"][..]), 0..3),
         values in vec(encoded(), 3),
     ) {
         let path = parts.iter().map(|part| format!("/{part}")).collect::<Vec<_>>().concat();

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod api_metrics;
+pub mod archives;
 pub mod auth;
 pub mod computers;
 pub mod config;
@@ -13,6 +14,7 @@ mod extract;
 #[cfg(test)]
 mod hostile_input_tests;
 mod last_used;
+mod lived_in;
 pub mod middleware;
 pub mod openapi;
 mod page_limits;
@@ -38,6 +40,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use self::config::Config;
 use self::error::ApiError;
+use crate::archive::remote::Remote;
 use crate::runtime::{client, health, server, signal};
 
 /// Time that requests in flight have to finish at shutdown.
@@ -64,6 +67,10 @@ pub struct Shared {
     pub slots: Arc<Semaphore>,
     /// Limits how many slots each tenant may hold.
     pub shares: Arc<tenant_limits::Shares>,
+    /// Limits how many responses of any size are sent, and how many each tenant may have.
+    pub exports: Arc<tenant_limits::Shares>,
+    /// Where archives are read; `None` if that is not configured.
+    pub archives: Option<Arc<Remote>>,
     /// Slots for requests that wait for the end of a deletion, so that two tenants with their halves cannot occupy all slots.
     pub waiting: Semaphore,
     /// Bounds the pages of computers in memory, because tenants decide how large their objects are.
@@ -83,6 +90,7 @@ pub struct Shared {
 impl Shared {
     /// Creates the state from the configuration.
     pub fn new(client: Client, config: &Config, stop: CancellationToken) -> Self {
+        let archives = config.archives(&client).map(Arc::new);
         Self {
             client,
             namespace: config.namespace.clone(),
@@ -92,6 +100,8 @@ impl Shared {
             read_limit: config.read_limit(),
             slots: Arc::new(Semaphore::new(config.max_in_flight as usize)),
             shares: tenant_limits::Shares::new(config.max_in_flight as usize, tenant_limits::ANSWERS),
+            exports: tenant_limits::Shares::new(config.max_in_flight as usize, tenant_limits::EXPORTS),
+            archives,
             waiting: Semaphore::new((config.max_in_flight as usize / 4).max(1)),
             computer_pages: page_limits::Pages::default(),
             session_pages: page_limits::Pages::default(),
@@ -105,7 +115,7 @@ impl Shared {
 
 /// The routes with their `OpenAPI` description.
 pub(crate) fn routes() -> OpenApiRouter<Arc<Shared>> {
-    OpenApiRouter::with_openapi(openapi::base()).merge(computers::routes()).merge(sessions::routes())
+    OpenApiRouter::with_openapi(openapi::base()).merge(computers::routes()).merge(archives::routes()).merge(sessions::routes())
 }
 
 /// The complete router, including error responses.

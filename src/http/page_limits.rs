@@ -69,7 +69,25 @@ impl Pages {
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
         L: Clone + DeserializeOwned,
     {
-        let own = self.of_namespace(namespace);
+        self.list_for::<K, L, T>(client, namespace, (namespace, ""), pick).await
+    }
+
+    /// As [`Self::list`], for the tenant of a namespace, the objects of another one that the field selector selects.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub async fn list_for<K, L, T>(
+        &self,
+        client: &Client,
+        tenant: &str,
+        (namespace, fields): (&str, &str),
+        pick: impl Fn(L) -> Option<T>,
+    ) -> Result<Vec<T>, CallError>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+        L: Clone + DeserializeOwned,
+    {
+        let own = self.of_namespace(tenant);
         // The semaphores are never closed.
         let _turn = own.acquire().await;
         let path = K::url_path(&(), Some(namespace));
@@ -77,6 +95,9 @@ impl Pages {
         loop {
             let _page = self.common.acquire().await;
             let mut params = ListParams::default().limit(objects);
+            if !fields.is_empty() {
+                params = params.fields(fields);
+            }
             if !from.is_empty() {
                 params = params.continue_token(&from);
             }

@@ -22,6 +22,10 @@ use crate::runtime::server::connections::Seat;
 
 /// Total size in bytes of the large responses that are being sent.
 pub const ANSWERS: usize = 16 * 1024 * 1024;
+/// Memory of one response of any size: a chunk of an archive, and a piece of its index as it is read.
+pub const EXPORT: usize = 12 * 1024 * 1024;
+/// Total memory of such responses: four, of which a tenant has two.
+pub const EXPORTS: usize = 4 * EXPORT;
 /// Smaller responses are not counted; their number is bounded by the requests in flight.
 pub const SMALL: usize = 4 * 1024;
 /// A response is not cut off before it is this old, and a tenant is not denied its equal share for longer than this.

@@ -52,8 +52,12 @@ const API_CLUSTER: &[Rule] = &[
 ];
 
 /// Permissions of the HTTP API in the operator's namespace.
-const API_OWN: &[Rule] =
-    &[("computer-operator.dev", &["computerrecords"], &["get", "patch"]), ("computer-operator.dev", &["apikeyrecords"], &["get"])];
+const API_OWN: &[Rule] = &[
+    ("computer-operator.dev", &["computerrecords"], &["get", "list", "patch"]),
+    ("computer-operator.dev", &["apikeyrecords"], &["get"]),
+    // The address of the ingest endpoint, where archives are read.
+    ("", &["services"], &["get"]),
+];
 
 /// Additional permissions of the hook that applies the CRDs: it also applies the default class.
 const CRDS_HOOK: &[Rule] = &[("computer-operator.dev", &["computerclasses"], &["create", "patch"])];
@@ -68,7 +72,12 @@ const TENANT_VIEW: &[Rule] = &[("computer-operator.dev", &["computers", "session
 const TENANT_EDIT: &[Rule] = &[("computer-operator.dev", &["computers", "sessions", "apikeys"], &["create", "update", "patch", "delete"])];
 
 /// Additional permissions of admins of a namespace.
-const TENANT_ADMIN: &[Rule] = &[("computer-operator.dev", &["computers", "sessions", "apikeys"], &["deletecollection"])];
+const TENANT_ADMIN: &[Rule] = &[
+    ("computer-operator.dev", &["computers", "sessions", "apikeys"], &["deletecollection"]),
+    // A virtual subresource: the HTTP API asks for it before it sends the archive of a deleted computer. Sessions may contain secrets, so viewers
+    // and editors do not have it.
+    ("computer-operator.dev", &["computers/archive"], &["get"]),
+];
 
 /// To list the classes.
 const CLASSES: &[Rule] = &[("computer-operator.dev", &["computerclasses"], &["get", "list", "watch"])];
@@ -223,6 +232,7 @@ mod tests {
     fn no_tenant_may_release_override_or_write_a_status() {
         for role in ["view", "edit", "admin"] {
             let rules = &roles()["people"][role];
+            assert_eq!(allowed(rules, GROUP, "computers/archive", "get"), role == "admin", "{role}");
             for (resource, verb) in [
                 ("computers", "release"),
                 ("computers/status", "patch"),

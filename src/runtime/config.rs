@@ -18,6 +18,9 @@ pub struct Config {
     /// ServiceAccount of the archive pod, in the operator's namespace
     #[arg(long, env = "ARCHIVE_SERVICE_ACCOUNT", default_value = "computer-operator-archive")]
     pub archive_service_account: String,
+    /// ServiceAccount of the HTTP API, in the operator's namespace: its pods may read archives at the ingest endpoint. Without it, none may
+    #[arg(long, env = "API_SERVICE_ACCOUNT")]
+    pub api_service_account: Option<String>,
     /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true` with credentials from AWS_*
     #[arg(long, env = "ARCHIVE_STORE", default_value = "file:///var/lib/computer-operator/store", value_parser = store)]
     pub store: String,

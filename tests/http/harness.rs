@@ -137,9 +137,18 @@ impl Bench {
 
     /// Starts the operator with its archives in this directory.
     pub async fn start_operator_on(&self, store: &Path) -> Result<()> {
+        self.start(store, &[]).await
+    }
+
+    /// Starts the operator as the chart does when there is an HTTP API: its pods may read archives.
+    pub async fn start_operator_for_api(&self) -> Result<()> {
+        self.start(&self.folder.path().join("store"), &["--api-service-account=computer-operator-api".to_owned()]).await
+    }
+
+    async fn start(&self, store: &Path, more: &[String]) -> Result<()> {
         let kubeconfig = self.kubeconfig("computer-operator").await?;
         let (ingest, metrics) = (free_address()?, free_address()?);
-        let arguments = [
+        let mut arguments = vec![
             "run".to_owned(),
             "--image=none:1".to_owned(),
             "--leader-election=false".to_owned(),
@@ -148,6 +157,7 @@ impl Bench {
             format!("--ingest-bind={ingest}"),
             format!("--metrics-bind={metrics}"),
         ];
+        arguments.extend_from_slice(more);
         let process = Process::start(&arguments, &kubeconfig, &self.logs.join("operator.log"))?;
         *self.operator.lock().unwrap() = Some(process);
         *self.operator_at.lock().unwrap() = Some((ingest, metrics));

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod api_keys;
+mod archives;
 mod client;
 mod computers;
 mod contract;
@@ -57,10 +58,12 @@ async fn run(names: &Names) -> Result<usize> {
         key_rights::all(),
         deletion::all(),
         receipts::all(),
+        archives::all(),
         hostile::all(),
         shutdown::all(),
     ]);
-    let mut serial = names.chosen([race::all(), fuzz::all(), hostile::alone(), stores::alone(), deletion::without_an_operator()]);
+    let mut serial =
+        names.chosen([race::all(), fuzz::all(), hostile::alone(), stores::alone(), archives::alone(), deletion::without_an_operator()]);
     serial.push(("no_token_is_logged", |bench| Box::pin(async move { bench.logs_hold_no_token() })));
     let total = shared.len() + serial.len();
     let runner = Runner { bench: Arc::new(Bench::up().await?), limit: LIMIT, at_once: AT_ONCE };

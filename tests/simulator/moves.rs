@@ -204,7 +204,7 @@ fn suspend(state: &mut State, suspended: bool) {
 fn old_archive(world: &World) {
     let Some(of) = world.with(|s| s.get("computers", TEAM, BOX).map(|c| uid(c).to_owned())) else { return };
     let home = packed(0);
-    let computer = ManifestComputer { namespace: TEAM.to_owned(), name: BOX.to_owned(), uid: of.clone() };
+    let computer = ManifestComputer { namespace: TEAM.to_owned(), namespace_uid: None, name: BOX.to_owned(), uid: of.clone() };
     let manifest = home.manifest_of(computer, 0, "of-another-deletion".to_owned());
     let chunks = home.blobs.iter().map(|blob| (chunk_key(&of, &blob.chunk.digest), blob.bytes.clone()));
     for (key, content) in chunks.chain([(manifest_key(&of), manifest)]) {

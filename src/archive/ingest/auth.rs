@@ -27,6 +27,8 @@ const REMEMBER: Duration = Duration::from_secs(60);
 pub struct Caller {
     /// UID of the computer whose archive it is.
     pub uid: String,
+    /// The namespace of that computer, and its UID if the record has it.
+    pub namespace: (String, Option<String>),
     /// UID of the pod.
     pub pod: String,
     /// UID of the claim of the deletion that the archive belongs to.
@@ -58,7 +60,8 @@ impl Access {
         match deletion.custody.as_ref().and_then(|custody| Some((custody.pod_uid.as_deref()?, &custody.claim_uid))) {
             None => Self::NotYet,
             Some((recorded, claim)) if recorded == pod_uid => {
-                Self::Pod(Caller { uid: uid.to_owned(), pod: pod_uid.to_owned(), custody_claim: claim.clone() })
+                let namespace = (record.spec.namespace.clone(), record.spec.namespace_uid.clone());
+                Self::Pod(Caller { uid: uid.to_owned(), namespace, pod: pod_uid.to_owned(), custody_claim: claim.clone() })
             }
             Some(_) => Self::Refused("the record of its computer names another archive pod"),
         }
@@ -92,7 +95,9 @@ impl Authenticator {
             Self::Pods(pods) => pods.access(token).await,
             #[cfg(test)]
             Self::Fixed { token: known, uid, custody_claim } => {
-                let caller = Caller { uid: (*uid).to_owned(), pod: "pod".to_owned(), custody_claim: (*custody_claim).to_owned() };
+                let namespace = ("t".to_owned(), Some("namespace".to_owned()));
+                let caller =
+                    Caller { uid: (*uid).to_owned(), namespace, pod: "pod".to_owned(), custody_claim: (*custody_claim).to_owned() };
                 Ok(if token == *known { Access::Pod(caller) } else { Access::Unknown })
             }
         }
@@ -118,7 +123,8 @@ impl PodTokens {
         if let Some(caller) = self.remembered(&key) {
             return Ok(Access::Pod(caller));
         }
-        let Some((pod_name, pod_uid)) = self.review(token).await? else { return Ok(Access::Unknown) };
+        let user = format!("system:serviceaccount:{}:{}", self.namespace, self.account);
+        let Some((pod_name, pod_uid)) = review(&self.client, token, AUDIENCE, &user).await? else { return Ok(Access::Unknown) };
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let Some(pod) = found(call(pods.get(&pod_name)).await)? else { return Ok(Access::Unknown) };
         let uid = pod.labels().get(UID_LABEL).filter(|_| pod.metadata.uid.as_deref() == Some(&pod_uid));
@@ -137,15 +143,18 @@ impl PodTokens {
         let known = self.known.lock().ok()?;
         known.get(key).filter(|(_, until)| *until > Instant::now()).map(|(caller, _)| caller.clone())
     }
+}
 
-    /// Name and UID of the pod that the token is bound to.
-    async fn review(&self, token: &str) -> Result<Option<(String, String)>, CallError> {
-        let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![AUDIENCE.to_owned()]) };
-        let review = TokenReview { spec, ..TokenReview::default() };
-        let api: Api<TokenReview> = Api::all(self.client.clone());
-        let status = call(api.create(&PostParams::default(), &review)).await?.status;
-        Ok(status.and_then(|s| pod_of(&s, &format!("system:serviceaccount:{}:{}", self.namespace, self.account))))
-    }
+/// Name and UID of the pod that a token is bound to, if it is one of this user for this audience.
+///
+/// # Errors
+/// When the API server does not answer.
+pub(super) async fn review(client: &Client, token: &str, audience: &str, user: &str) -> Result<Option<(String, String)>, CallError> {
+    let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![audience.to_owned()]) };
+    let review = TokenReview { spec, ..TokenReview::default() };
+    let api: Api<TokenReview> = Api::all(client.clone());
+    let status = call(api.create(&PostParams::default(), &review)).await?.status;
+    Ok(status.and_then(|s| pod_of(&s, audience, user)))
 }
 
 /// An object; `None`: the API server says that it does not exist.
@@ -157,8 +166,8 @@ fn found<T>(read: Result<T, CallError>) -> Result<Option<T>, CallError> {
     }
 }
 
-fn pod_of(status: &TokenReviewStatus, user: &str) -> Option<(String, String)> {
-    let authenticated = status.authenticated == Some(true) && status.audiences.as_ref().is_some_and(|a| a.iter().any(|a| a == AUDIENCE));
+fn pod_of(status: &TokenReviewStatus, audience: &str, user: &str) -> Option<(String, String)> {
+    let authenticated = status.authenticated == Some(true) && status.audiences.as_ref().is_some_and(|a| a.iter().any(|a| a == audience));
     let found = status.user.as_ref().filter(|u| authenticated && u.username.as_deref() == Some(user))?;
     let extra = |key: &str| found.extra.as_ref()?.get(&format!("authentication.kubernetes.io/{key}"))?.first().cloned();
     Some((extra("pod-name")?, extra("pod-uid")?))
@@ -175,7 +184,7 @@ mod tests {
         let user = "system:serviceaccount:op:archive";
         let good = json!({"authenticated": true, "audiences": [AUDIENCE], "user": {"username": user,
             "extra": {"authentication.kubernetes.io/pod-name": ["p"], "authentication.kubernetes.io/pod-uid": ["u"]}}});
-        let of = |value: serde_json::Value| pod_of(&serde_json::from_value(value).unwrap(), user);
+        let of = |value: serde_json::Value| pod_of(&serde_json::from_value(value).unwrap(), AUDIENCE, user);
         assert_eq!(of(good.clone()), Some(("p".into(), "u".into())));
         for (pointer, value) in [
             ("/authenticated", json!(false)),
@@ -203,7 +212,7 @@ mod tests {
             deletion[field] = value;
             Access::by(&record(deletion), "u", "p")
         };
-        let pod = Access::Pod(Caller { uid: "u".into(), pod: "p".into(), custody_claim: "claim".into() });
+        let pod = Access::Pod(Caller { uid: "u".into(), namespace: ("t".into(), None), pod: "p".into(), custody_claim: "claim".into() });
         assert_eq!(with("handedOff", json!(false)), pod);
         assert_eq!(Access::by(&record(began.clone()), "u", "p"), Access::NotYet, "no attempt is recorded yet");
         assert!(matches!(with("custody", json!({"claimUid": "claim", "podUid": "another"})), Access::Refused(_)));

@@ -189,6 +189,12 @@ async fn store_manifest(shared: Shared, (uid, caller): (String, Caller), room: u
     if manifest.computer.uid != uid {
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
     }
+    // Who may read the archive later depends on its namespace. An archive pod of an earlier version does not know the UID.
+    let (namespace, namespace_uid) = &caller.namespace;
+    let named = &manifest.computer;
+    if named.namespace != *namespace || (named.namespace_uid.is_some() && named.namespace_uid != *namespace_uid) {
+        return Err((StatusCode::FORBIDDEN, "the manifest names another namespace than the record of the computer".to_owned()));
+    }
     // A pod that was created before the claim had a UID does not know it. Otherwise it becomes part of a key, and each deletion has one.
     if !manifest.custody_claim.is_empty() && manifest.custody_claim != caller.custody_claim {
         return Err((StatusCode::FORBIDDEN, format!("the manifest names the claim {:?}, the deletion another", manifest.custody_claim)));

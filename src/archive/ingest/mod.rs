@@ -1,6 +1,6 @@
-//! The ingest endpoint: archive pods send chunks here; only the operator has the store's credentials.
+//! The ingest endpoint: archive pods send chunks here, and the HTTP API reads archives; only the operator has the store's credentials.
 //!
-//! Writes are create-only, for the caller's own UID, in bounded memory. It must never return content of an archive.
+//! Writes are create-only, for the caller's own UID, in bounded memory. Content of an archive must never be returned to anyone but the HTTP API.
 
 pub mod auth;
 pub mod handlers;
@@ -8,6 +8,8 @@ pub mod handlers;
 #[allow(clippy::unwrap_used)]
 mod hostile_input_tests;
 pub mod progress;
+pub mod readers;
+pub mod reads;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -37,21 +39,23 @@ pub const LIMITS: server::Limits = server::Limits {
     refusal: None,
 };
 
-/// Serves at this address until `stop`.
+/// Serves at this address until `stop`. Pods of the ServiceAccount `api_account` may read archives.
 ///
 /// # Errors
 /// When the address cannot be bound or the certificate cannot be used.
 pub fn serve(
     (address, tls): (SocketAddr, tls::Certificate),
-    client: Client,
+    (client, api_account): (Client, Option<&str>),
     settings: &Settings,
     archives: &Archives,
     stop: CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
+    let readers = readers::Readers::new(client.clone(), &settings.namespace, api_account);
     let pods = auth::PodTokens::new(client, settings.namespace.clone(), settings.archive_service_account.clone());
     let pods = auth::Authenticator::Pods(Arc::new(pods));
-    let router = handlers::router(Arc::clone(archives.store()), pods, Arc::clone(archives.uploads()));
+    let writes = handlers::router(Arc::clone(archives.store()), pods, Arc::clone(archives.uploads()));
+    let router = writes.merge(reads::router(Arc::clone(archives.store()), readers));
     let listener = server::listen(address)?;
     let acceptor = tls.acceptor()?;
     tasks.spawn(server::run(listener, Some(acceptor), router, LIMITS, stop));

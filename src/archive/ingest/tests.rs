@@ -89,6 +89,21 @@ async fn what_becomes_of_an_object_is_known() {
     }
 }
 
+/// S13: who may read an archive depends on the namespace in its manifest, so a pod cannot give it to another one.
+#[tokio::test]
+async fn a_manifest_names_the_namespace_of_the_record() {
+    let endpoint = endpoint().await;
+    let manifest = |namespace: &str, uid: Option<&str>| {
+        let mut manifest = empty(UID);
+        (manifest.computer.namespace, manifest.computer.namespace_uid) = (namespace.to_owned(), uid.map(str::to_owned));
+        serde_json::to_vec(&manifest).unwrap()
+    };
+    for (namespace, uid) in [("other", None), ("other", Some("namespace")), ("t", Some("another"))] {
+        assert_eq!(endpoint.put("manifest", "good", manifest(namespace, uid)).await, 403, "{namespace} {uid:?}");
+    }
+    assert_eq!(endpoint.put("manifest", "good", manifest("t", Some("namespace"))).await, 201);
+}
+
 #[tokio::test]
 async fn only_the_pod_of_a_computer_writes_its_archive() {
     let endpoint = endpoint().await;

@@ -53,6 +53,7 @@ fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
         ("INGEST_CA", view.settings.ingest_ca.clone()),
         ("COMPUTER_UID", view.uid.clone()),
         ("COMPUTER_NAMESPACE", record.spec.namespace.clone()),
+        ("COMPUTER_NAMESPACE_UID", record.spec.namespace_uid.clone().unwrap_or_default()),
         ("COMPUTER_NAME", record.spec.computer.clone()),
         ("CUSTODY_CLAIM", custody::claim_uid(view).unwrap_or_default()),
         ("SESSION_PATHS", json!(record.spec.snapshot.session_paths).to_string()),

@@ -156,7 +156,10 @@ fn planned(context: &Context<'_>, state: State) -> Plan {
 /// left, so that every deletion has a receipt; with no Computer either, there is nothing to do.
 fn without_record(view: &View) -> Plan {
     let next = match &view.computer {
-        Some(computer) if has_finalizer(computer) => Next::Do(Action::CreateRecord(Box::new(super::new_record::recover(view)))),
+        Some(computer) if has_finalizer(computer) => {
+            let record = || Action::CreateRecord(Box::new(super::new_record::recover(view)));
+            Next::Do(super::new_record::namespace_uid(view).err().unwrap_or_else(record))
+        }
         _ => Next::Finished(None),
     };
     Plan { next, report: Report { phase: Some(Phase::Deleting), ..Report::default() } }

@@ -67,7 +67,10 @@ fn text(context: &Context<'_>) -> Vec<u8> {
     let receipt = json!({
         "apiVersion": "computer-operator.dev/v1alpha1",
         "kind": "Receipt",
-        "computer": {"namespace": spec.namespace, "name": spec.computer, "uid": context.view.uid, "provider": spec.provider, "className": spec.class_name},
+        "computer": {
+            "namespace": spec.namespace, "namespaceUid": spec.namespace_uid, "name": spec.computer, "uid": context.view.uid,
+            "provider": spec.provider, "className": spec.class_name,
+        },
         "deletedAt": context.deletion().map(|d| &d.deleted_at),
         "cause": context.deletion().map(|d| &d.cause),
         "writtenAt": MicroTime(context.not_before(DeletionStep::WriteReceipt)),

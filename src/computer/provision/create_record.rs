@@ -14,7 +14,7 @@ use crate::computer::{machine_pod, new_record};
 use crate::credentials::{ComputerId, Key};
 use crate::resources::reasons::Reason;
 use crate::resources::{
-    Children, Computer, ComputerClass, ComputerRecordSpec, PodRecord, Provider, RecordState, Snapshot, Unknown, quantity,
+    Children, Computer, ComputerClass, ComputerRecord, ComputerRecordSpec, PodRecord, Provider, RecordState, Snapshot, Unknown, quantity,
 };
 
 pub(super) fn step(view: &View, computer: &Computer) -> State {
@@ -28,7 +28,7 @@ pub(super) fn step(view: &View, computer: &Computer) -> State {
         return State::act(Action::ReadComputer);
     }
     if computer.status.as_ref().is_some_and(|s| s.children.is_some()) {
-        return State::act(Action::CreateRecord(Box::new(new_record::recover(view))));
+        return record(view, || new_record::recover(view));
     }
     if computer.spec.provider == Provider::BYOM {
         return create(view, computer, None);
@@ -119,6 +119,7 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
     let state = RecordState { key_hash, key_issued_at, key_rotation, key_mounted, key_allow, children, ..RecordState::default() };
     let spec = ComputerRecordSpec {
         namespace: view.namespace.clone(),
+        namespace_uid: None,
         computer: view.name.clone(),
         provider: computer.spec.provider,
         class_name: class.map(ResourceExt::name_any),
@@ -126,7 +127,12 @@ fn create(view: &View, computer: &Computer, class: Option<&ComputerClass>) -> St
         state,
         unknown: Unknown::new(),
     };
-    State::act(Action::CreateRecord(Box::new(new_record::new(view, spec))))
+    record(view, || new_record::new(view, spec))
+}
+
+/// Creates a record, after a live read of the namespace.
+fn record(view: &View, record: impl FnOnce() -> ComputerRecord) -> State {
+    State::act(new_record::namespace_uid(view).err().unwrap_or_else(|| Action::CreateRecord(Box::new(record()))))
 }
 
 /// The key that this reconcile would issue.

@@ -180,7 +180,7 @@ async fn delete(shared: &Shared, id: &ComputerId, headers: &HeaderMap, mut compu
 }
 
 /// Reads the record of a computer, if it exists.
-pub(super) async fn record(shared: &Shared, id: &ComputerId) -> Result<Option<ComputerRecord>, ApiError> {
+pub(in crate::http) async fn record(shared: &Shared, id: &ComputerId) -> Result<Option<ComputerRecord>, ApiError> {
     let records: Api<ComputerRecord> = Api::namespaced(shared.client.clone(), &shared.namespace);
     let ours = |r: &ComputerRecord| r.spec.namespace == id.namespace && r.spec.computer == id.name;
     match call(records.get(&id.uid)).await {

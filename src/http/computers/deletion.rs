@@ -5,21 +5,17 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use k8s_openapi::api::core::v1::Namespace;
-use kube::api::Api;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::wire::WireStep;
-use crate::credentials::ComputerId;
 use crate::http::Shared;
-use crate::http::access::{self, Target};
 use crate::http::auth::Caller;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Id;
+use crate::http::lived_in::{self, LivedIn};
 use crate::resources::steps::{DeletionStep, Sequence, StepResult};
-use crate::resources::{Computer, ComputerRecord, Deletion};
-use crate::runtime::client::{ErrorClass, call, classify};
+use crate::resources::{ArchiveResult, Computer, ComputerRecord, Deletion, Receipt};
 
 /// A deletion.
 #[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -56,7 +52,7 @@ pub enum DeletionState {
 }
 
 /// The archive of a deleted computer.
-#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ArchiveReport {
     /// SHA-256 of the manifest.
@@ -70,7 +66,7 @@ pub struct ArchiveReport {
 }
 
 /// The receipt of a deletion.
-#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReceiptReport {
     /// SHA-256 of the receipt.
@@ -101,28 +97,12 @@ pub async fn get_computer_deletion(
     if computer.is_none()
         && let Some(record) = &record
     {
-        same_tenant(&shared, &caller, &id, record).await?;
+        let permitted = lived_in::permits(&shared, &caller, ("get", "computers"), &id.namespace, LivedIn::of(record)).await?;
+        permitted.then_some(()).ok_or_else(|| ApiError::not_found("deletion"))?;
     }
     let computer = computer.filter(super::wire::is_deleted);
     let report = report(id.encode(), record.as_ref(), computer.as_ref());
     report.map(Json).ok_or_else(|| ApiError::not_found("deletion"))
-}
-
-/// Protects the records of a deleted namespace. A recreated namespace may belong to another tenant, and a deleted one grants no permissions; the records
-/// are then visible only to callers who may get computers in all namespaces.
-async fn same_tenant(shared: &Shared, caller: &Caller, id: &ComputerId, record: &ComputerRecord) -> Result<(), ApiError> {
-    let namespaces: Api<Namespace> = Api::all(shared.client.clone());
-    let made = match call(namespaces.get(&id.namespace)).await {
-        Ok(namespace) => namespace.metadata.creation_timestamp,
-        Err(error) if classify(&error) == ErrorClass::NotFound => None,
-        Err(error) => return Err(ApiError::from_call(&error, "deletion", "reading the namespace")),
-    };
-    let lived_in = made.zip(record.metadata.creation_timestamp.clone()).is_some_and(|(made, recorded)| made.0 <= recorded.0);
-    let everywhere = Target { resource: "computers", namespace: "", name: None };
-    if lived_in || access::may(shared, caller, "get", everywhere).await? {
-        return Ok(());
-    }
-    Err(ApiError::not_found("deletion"))
 }
 
 /// Builds the report. The steps come from the status of the Computer, which says why a step waits, or from the record once the Computer is gone.
@@ -141,16 +121,21 @@ fn report(computer_id: String, record: Option<&ComputerRecord>, computer: Option
         deleted_at: deletion.map(|d| &d.deleted_at).or(marked).map(|t| t.0.as_millisecond()),
         cause: deletion.map(|d| d.cause.as_str().to_owned()),
         steps: from_status.unwrap_or_else(|| recorded(deletion)),
-        archive: deletion.and_then(|d| d.archive.as_ref()).map(|a| ArchiveReport {
-            manifest_digest: a.manifest_digest.clone(),
-            sessions: a.sessions,
-            bytes: a.bytes,
-            problems: a.problems,
-        }),
-        receipt: deletion
-            .and_then(|d| d.receipt.as_ref())
-            .map(|r| ReceiptReport { digest: r.digest.clone(), written_at: r.at.0.as_millisecond() }),
+        archive: deletion.and_then(|d| d.archive.as_ref()).map(ArchiveReport::of),
+        receipt: deletion.and_then(|d| d.receipt.as_ref()).map(ReceiptReport::of),
     })
+}
+
+impl ArchiveReport {
+    pub(super) fn of(a: &ArchiveResult) -> Self {
+        Self { manifest_digest: a.manifest_digest.clone(), sessions: a.sessions, bytes: a.bytes, problems: a.problems }
+    }
+}
+
+impl ReceiptReport {
+    pub(super) fn of(r: &Receipt) -> Self {
+        Self { digest: r.digest.clone(), written_at: r.at.0.as_millisecond() }
+    }
 }
 
 fn recorded(deletion: Option<&Deletion>) -> Vec<WireStep> {

@@ -6,6 +6,7 @@ pub mod actions;
 pub mod create;
 pub mod delete;
 pub mod deletion;
+pub mod deletions;
 pub mod list;
 mod listed;
 pub mod metrics;
@@ -43,6 +44,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Shared>> {
         .routes(routes!(actions::retry_install_deps))
         .routes(routes!(metrics::get_computer_metrics))
         .routes(routes!(deletion::get_computer_deletion))
+        .routes(routes!(deletions::list_deletions))
 }
 
 impl Shared {

@@ -123,7 +123,7 @@ fn shown(listed: Listed) -> Session {
 }
 
 /// Parses the page size, a decimal number without a sign or leading zeros.
-fn limit(asked: Option<&str>) -> Result<usize, ApiError> {
+pub(in crate::http) fn limit(asked: Option<&str>) -> Result<usize, ApiError> {
     let Some(asked) = asked else { return Ok(20) };
     let number = asked.parse().ok().filter(|n: &usize| (1..=100).contains(n) && n.to_string() == asked);
     number.ok_or_else(|| ApiError::invalid("limit is invalid: it must be a number from 1 to 100"))

@@ -78,7 +78,15 @@ fn pack_home(version: u64) -> Packed {
 }
 
 fn empty() -> Manifest {
-    Manifest::empty(ManifestComputer { namespace: "other".to_owned(), name: "other".to_owned(), uid: "another-computer".to_owned() }, 0)
+    Manifest::empty(
+        ManifestComputer {
+            namespace: "other".to_owned(),
+            namespace_uid: None,
+            name: "other".to_owned(),
+            uid: "another-computer".to_owned(),
+        },
+        0,
+    )
 }
 
 /// Longer than the deadline of any class in the simulator.
@@ -109,8 +117,12 @@ async fn send(world: &World, pod: &Value) -> Result<(), String> {
     let volume = world.with(|s| s.kubelet.running.get(uid(pod)).and_then(|r| r.volumes.first().cloned())).ok_or("no volume")?;
     let version = world.with(|s| s.disks.get(&volume).map_or(0, |d| d.written));
     let home = packed(version);
-    let computer =
-        ManifestComputer { namespace: variable("COMPUTER_NAMESPACE"), name: variable("COMPUTER_NAME"), uid: variable("COMPUTER_UID") };
+    let computer = ManifestComputer {
+        namespace: variable("COMPUTER_NAMESPACE"),
+        namespace_uid: Some(variable("COMPUTER_NAMESPACE_UID")).filter(|uid| !uid.is_empty()),
+        name: variable("COMPUTER_NAME"),
+        uid: variable("COMPUTER_UID"),
+    };
     let base = format!("/ingest/v2/{}", computer.uid);
     let token = format!("pod/{}/{}/{}", namespace(pod), name(pod), uid(pod));
     // First the requests of a broken or hostile pod: wrong bytes, another computer's archive, an earlier version. All must be refused.

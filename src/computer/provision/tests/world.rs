@@ -103,26 +103,33 @@ impl World {
         format!("uid-{}", self.uids)
     }
 
+    fn read(&self, subject: &Subject) -> Option<Fact> {
+        match subject {
+            Subject::Pod { name, .. } => self.pods.get(name).map(|p| Fact::Pod(Box::new(p.clone()))),
+            Subject::Claim { name, .. } => self.claims.get(name).map(|c| Fact::Claim(Box::new(c.clone()))),
+            Subject::Secret { name, .. } => self.secrets.get(name).cloned().map(Fact::Uid),
+            Subject::Volume { .. } | Subject::LiveVolume { .. } => self.volume.clone().map(|v| Fact::Volume(Box::new(v))),
+            Subject::VolumesOfClaim { uid } => {
+                let holds = |v: &&PersistentVolume| crate::resources::persistent_volume::claim_ref_uid(v) == Some(uid);
+                Some(Fact::Names(self.volume.as_ref().filter(holds).map(|_| "pv".to_owned()).into_iter().collect()))
+            }
+            Subject::Node { .. } => {
+                let state = if self.node_lost { "Unknown" } else { "True" };
+                Some(Fact::Node(from(json!({"status": {"conditions": [{"type": "Ready", "status": state}]}}))))
+            }
+            Subject::Namespace { name } => Some(Fact::Namespace(from(
+                json!({"metadata": {"name": name, "uid": "namespace-uid", "creationTimestamp": "2027-01-15T07:00:00Z"}}),
+            ))),
+            other => panic!("unexpected read: {other:?}"),
+        }
+    }
+
     pub(super) fn apply(&mut self, action: Action) -> Effect {
         let reads = matches!(action, Action::Read(_) | Action::ReadComputer);
         self.writes += u32::from(!reads);
         match action {
             Action::Read(subject) => {
-                let fact = match &subject {
-                    Subject::Pod { name, .. } => self.pods.get(name).map(|p| Fact::Pod(Box::new(p.clone()))),
-                    Subject::Claim { name, .. } => self.claims.get(name).map(|c| Fact::Claim(Box::new(c.clone()))),
-                    Subject::Secret { name, .. } => self.secrets.get(name).cloned().map(Fact::Uid),
-                    Subject::Volume { .. } | Subject::LiveVolume { .. } => self.volume.clone().map(|v| Fact::Volume(Box::new(v))),
-                    Subject::VolumesOfClaim { uid } => {
-                        let holds = |v: &&PersistentVolume| crate::resources::persistent_volume::claim_ref_uid(v) == Some(uid);
-                        Some(Fact::Names(self.volume.as_ref().filter(holds).map(|_| "pv".to_owned()).into_iter().collect()))
-                    }
-                    Subject::Node { .. } => {
-                        let state = if self.node_lost { "Unknown" } else { "True" };
-                        Some(Fact::Node(from(json!({"status": {"conditions": [{"type": "Ready", "status": state}]}}))))
-                    }
-                    other => panic!("unexpected read: {other:?}"),
-                };
+                let fact = self.read(&subject);
                 Effect::Learned(subject, fact.unwrap_or(Fact::Gone))
             }
             Action::ReadComputer => Effect::Computer(Some(Box::new(self.computer.clone()))),

@@ -292,7 +292,8 @@ fn packed(home: &std::path::Path) -> (Manifest, Vec<Blob>) {
         blobs.push(blob);
         Ok(())
     };
-    let request = Request { home, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress: Arc::default() };
+    let (progress, tally) = (Arc::default(), Arc::default());
+    let request = Request { home, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress, tally };
     pack::pack(&request, &mut manifest, &mut take).unwrap();
     (manifest, blobs)
 }

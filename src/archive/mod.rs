@@ -13,6 +13,7 @@ mod fixed_size_reader;
 mod folder_names;
 mod frames;
 mod holes;
+pub mod home_size;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod hostile_input_tests;
@@ -65,7 +66,7 @@ pub use manifest::{Entry, Manifest};
 pub use opened::Archive;
 pub use store::{ReceiptPut, Store, StoreError};
 pub use unreadable::Unreadable;
-pub use verify::{Origin, Summary, Verification};
+pub use verify::{Origin, ReadBack, Summary, Verification};
 
 use receipts::Receipts;
 use uploads::Uploads;
@@ -138,6 +139,11 @@ impl Archives {
     /// The state of this deletion's archive. Never waits: starts a check if none is running.
     pub fn check(&self, uid: &str, origin: &Origin) -> Verification {
         self.verifier.check(uid, origin)
+    }
+
+    /// How far the running read-back of a computer's archive is, for the status.
+    pub fn read_back(&self, uid: &str) -> Option<ReadBack> {
+        self.verifier.progress(uid)
     }
 
     /// The result of `look` on the key of the newest manifest of a computer, and on its archive. Manifests are read one at a time: no two are completely in memory.

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::chunks::{Blob, Sizes};
 use super::cli::plain;
+use super::home_size::{Amount, SoFar, Tally};
 use super::manifest::{Manifest, ManifestComputer};
 use super::pack::{self, Request};
 use super::problems::Problems;
@@ -110,15 +111,16 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     let (blobs, packed) = mpsc::channel(1);
     let (home, session_paths, unreadable) = (job.home.clone(), job.session_paths.clone(), job.unreadable);
     let watch = Arc::new(Reading::default());
-    let reading = Arc::clone(&watch);
+    let (reading, tally) = (Arc::clone(&watch), Arc::clone(&watch.tally));
+    tally.count_in_background(&job.home, &job.session_paths);
     let packing = tokio::task::spawn_blocking(move || {
-        let progress = Arc::clone(&reading.progress);
-        let request = Request { home: &home, session_paths: &session_paths, unreadable, sizes: Sizes::default(), progress };
+        let (progress, tally) = (Arc::clone(&reading.progress), Arc::clone(&reading.tally));
+        let request = Request { home: &home, session_paths: &session_paths, unreadable, sizes: Sizes::default(), progress, tally };
         pack_watched(&reading, &request, &mut manifest, &blobs).map(|problems| (manifest, problems))
     });
     let stored = async {
         // Why a chunk was not stored says more than that packing ended for it.
-        send(&sender, packed).await?;
+        send(&sender, packed, &tally).await?;
         packing.await?.map_err(|error| of_home(&error))
     };
     let (mut manifest, problems) = tokio::select! {
@@ -142,6 +144,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
 #[derive(Default)]
 struct Reading {
     progress: Arc<AtomicU64>,
+    tally: Arc<Tally>,
     /// It waits until a chunk is taken: that has its own limits.
     paused: AtomicBool,
 }
@@ -158,6 +161,7 @@ impl Reading {
 
     /// Everything is read. Chunks may be on their way for as long as it takes.
     fn ended(&self) {
+        self.tally.end();
         self.paused.store(true, Ordering::SeqCst);
     }
 
@@ -180,18 +184,24 @@ fn pack_watched(
     reading: &Reading,
     request: &Request<'_>,
     manifest: &mut Manifest,
-    blobs: &mpsc::Sender<Blob>,
+    blobs: &mpsc::Sender<(Blob, Amount)>,
 ) -> std::io::Result<Problems> {
-    let mut take = |blob| reading.paused(|| blobs.blocking_send(blob)).map_err(|_| std::io::Error::other("a chunk was not stored"));
+    let mut take = |blob| {
+        reading.paused(|| blobs.blocking_send((blob, reading.tally.packed()))).map_err(|_| std::io::Error::other("a chunk was not stored"))
+    };
     let packed = pack::pack(request, manifest, &mut take);
     reading.ended();
     packed
 }
 
-/// Sends chunks as they are packed.
-async fn send(sender: &Sender, packed: mpsc::Receiver<Blob>) -> anyhow::Result<()> {
+/// Sends chunks as they are packed, each with what is archived when it is stored.
+async fn send(sender: &Sender, packed: mpsc::Receiver<(Blob, Amount)>, tally: &Tally) -> anyhow::Result<()> {
     let blobs = futures::stream::unfold(packed, |mut packed| async move { Some((packed.recv().await?, packed)) });
-    let sent = blobs.map(|blob| async move { sender.chunk(&blob).await.map(|()| blob.chunk.size) }).buffer_unordered(AT_ONCE);
+    let sent = blobs.map(|(blob, done)| async move {
+        let so_far = || SoFar { done, total: tally.total() };
+        sender.chunk(&blob, so_far).await.map(|()| blob.chunk.size)
+    });
+    let sent = sent.buffer_unordered(AT_ONCE);
     let (chunks, bytes) = sent
         .try_fold((0_usize, 0_u64), |(chunks, bytes), size| async move {
             let (chunks, bytes) = (chunks + 1, bytes + size);
@@ -264,8 +274,9 @@ mod tests {
         let (watched, path) = (Arc::clone(&reading), home.path().to_owned());
         let thread = std::thread::spawn(move || {
             let computer = ManifestComputer { namespace: "t".to_owned(), name: "c".to_owned(), uid: "u".to_owned() };
-            let progress = Arc::clone(&watched.progress);
-            let request = Request { home: &path, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress };
+            let (progress, tally) = (Arc::clone(&watched.progress), Arc::clone(&watched.tally));
+            let request =
+                Request { home: &path, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress, tally };
             pack_watched(&watched, &request, &mut Manifest::empty(computer, 0), &blobs).map(|_| ())
         });
         while !reading.paused.load(Ordering::SeqCst) {

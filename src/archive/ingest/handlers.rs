@@ -20,6 +20,7 @@ use super::auth::{Access, Authenticator, Caller};
 use super::progress::{self, Outcome};
 use super::room::Room;
 use crate::archive::copies;
+use crate::archive::home_size::{self, SoFar};
 use crate::archive::index::{Lines, Pieces};
 use crate::archive::manifest::{CHUNK, Chunk, List, MAX_BYTES, is_digest};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
@@ -116,7 +117,7 @@ async fn head_chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(Str
     let _room = shared.read_back.take(&uid, 1).await;
     match copies::is_whole(&shared.store, &uid, &digest).await {
         Ok(true) => {
-            shared.uploads.found((&uid, &pod));
+            shared.uploads.found((&uid, &pod), so_far(&headers));
             Ok(StatusCode::OK)
         }
         Ok(false) => Ok(StatusCode::NOT_FOUND),
@@ -132,12 +133,14 @@ async fn put_chunk(
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &digest)?;
     let pod = authorize(&shared, &headers, &uid).await?.pod;
-    let room = room(&body, CHUNK, "chunk")?;
-    Ok(progress::answer(
-        &headers,
-        async move { store_chunk(shared, (uid, pod), digest, room, body).await.unwrap_or_else(|refused| refused) },
-    )
-    .await)
+    let (room, so_far) = (room(&body, CHUNK, "chunk")?, so_far(&headers));
+    let stored = async move { store_chunk(shared, (uid, pod), digest, (room, body), so_far).await.unwrap_or_else(|refused| refused) };
+    Ok(progress::answer(&headers, stored).await)
+}
+
+/// What is archived when this object is stored, as the pod says. Only for what is shown.
+fn so_far(headers: &HeaderMap) -> Option<SoFar> {
+    headers.get(home_size::HEADER)?.to_str().ok()?.parse().ok()
 }
 
 /// No part of a body is read before the sender is authenticated and the body has room.
@@ -147,7 +150,13 @@ fn room(body: &Body, most: usize, what: &str) -> Result<u32, Outcome> {
     u32::try_from(length).ok().filter(|length| *length as usize <= most).ok_or_else(too_long)
 }
 
-async fn store_chunk(shared: Shared, (uid, pod): (String, String), digest: String, size: u32, body: Body) -> Result<Outcome, Outcome> {
+async fn store_chunk(
+    shared: Shared,
+    (uid, pod): (String, String),
+    digest: String,
+    (size, body): (u32, Body),
+    so_far: Option<SoFar>,
+) -> Result<Outcome, Outcome> {
     let _room = shared.chunks.take(&uid, size).await;
     let bytes = Bytes::from(receive(body, size).await?);
     let found = hex::encode(Sha256::digest(&bytes));
@@ -158,9 +167,9 @@ async fn store_chunk(shared: Shared, (uid, pod): (String, String), digest: Strin
         Ok(created) => {
             tracing::debug!(uid, size, created, "chunk stored");
             if created {
-                shared.uploads.stored((&uid, &pod), u64::from(size));
+                shared.uploads.stored((&uid, &pod), u64::from(size), so_far);
             } else {
-                shared.uploads.found((&uid, &pod));
+                shared.uploads.found((&uid, &pod), so_far);
             }
             Ok((if created { StatusCode::CREATED } else { StatusCode::OK }, String::new()))
         }
@@ -198,7 +207,7 @@ async fn store_manifest(shared: Shared, (uid, caller): (String, Caller), room: u
     match put_once_per_deletion(&shared.store, &uid, &claim, body.into()).await {
         Ok(ReceiptPut::Created) => {
             tracing::info!(uid, sessions, problems, "manifest stored");
-            shared.uploads.found(of);
+            shared.uploads.found(of, None);
             Ok((StatusCode::CREATED, String::new()))
         }
         Ok(ReceiptPut::SameAlready) => Ok((StatusCode::OK, String::new())),

@@ -188,8 +188,11 @@ const PROGRESS_SECONDS: i64 = 10;
 /// How far the archive is, for the status.
 pub(super) fn progress(context: &Context<'_>) -> Option<String> {
     let slow = context.running_for(DeletionStep::ArchiveSessions) >= PROGRESS_SECONDS;
-    let upload = context.view.upload.as_ref().filter(|_| slow && context.current() == Some(DeletionStep::ArchiveSessions))?;
-    Some(upload.to_string())
+    if !slow || context.current() != Some(DeletionStep::ArchiveSessions) {
+        return None;
+    }
+    let upload = || context.view.upload.as_ref().map(ToString::to_string);
+    context.view.read_back.map(|read_back| read_back.to_string()).or_else(upload)
 }
 
 /// Whether a pod has another image than the operator: an admin has fixed the image since the pod was created.

@@ -38,7 +38,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (checked, mut finished_checks) = tokio::sync::mpsc::channel(1024);
     let archives =
         Arc::new(Archives::open(&config.store, checked).with_context(|| format!("cannot open the archive store {}", config.store))?);
-
     store_check::refuse_until_checked(archives.store());
 
     let mut servers = JoinSet::new();
@@ -55,6 +54,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         namespace: config.namespace.clone(),
         image: config.image.clone(),
         archive_service_account: config.archive_service_account.clone(),
+        archive_max_bytes: config.archive_max_bytes,
         ingest_url: config.ingest_url.clone(),
         ingest_ca: tls.ca_pem.clone(),
     };

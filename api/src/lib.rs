@@ -71,6 +71,8 @@ pub const IMAGE_ANNOTATION: &str = "computer-operator.dev/image";
 /// Annotation on an archive pod: its setting for unreadable files. A pod that has not started is replaced when an override that changes
 /// the setting is created or deleted.
 pub const UNREADABLE_ANNOTATION: &str = "computer-operator.dev/unreadable-files";
+/// Annotation on an archive pod: most bytes that it may store, as a number.
+pub const MAX_BYTES_ANNOTATION: &str = "computer-operator.dev/archive-max-bytes";
 /// Annotation that makes a class the default (as for a StorageClass).
 pub const DEFAULT_CLASS_ANNOTATION: &str = "computer-operator.dev/is-default-class";
 /// CEL rule of a size: an integer or a quantity, above zero. The schema of a quantity alone accepts any text.

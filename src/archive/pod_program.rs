@@ -1,7 +1,8 @@
 //! The archive pod's program: packs the home, which is mounted read-only, and sends it to the operator's ingest endpoint, chunk by chunk while
 //! it is packed. It must never have store credentials, and its exit code proves nothing: the operator reads the archive back.
 //!
-//! Exit codes: 0 stored, 1 retry, 3 unreadable files while the class says `Block` and no override gives them up.
+//! Exit codes: 0 stored, 1 retry, 3 unreadable files while the class says `Block` and no override gives them up, 4 the archive would have
+//! more bytes than it may have.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,6 +47,7 @@ struct Job {
     unreadable: Unreadable,
     left_out_by: String,
     custody_claim: String,
+    max_bytes: u64,
     home: PathBuf,
     token: PathBuf,
 }
@@ -68,6 +70,7 @@ impl Job {
             unreadable: var("UNREADABLE")?.parse().map_err(anyhow::Error::msg).context("UNREADABLE")?,
             left_out_by: std::env::var("LEFT_OUT_BY").unwrap_or_default(),
             custody_claim: std::env::var("CUSTODY_CLAIM").unwrap_or_default(),
+            max_bytes: std::env::var("MAX_BYTES").map_or(Ok(u64::MAX), |most| most.parse().context("MAX_BYTES"))?,
             home: or("HOME_VOLUME", "/home-volume"),
             token: or("INGEST_TOKEN_FILE", TOKEN),
         })
@@ -88,7 +91,7 @@ pub async fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("{error:#}");
-            end(&format!("{error:#}"), 1)
+            end(&format!("{error:#}"), if error.is::<TooLarge>() { 4 } else { 1 })
         }
     }
 }
@@ -120,7 +123,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     });
     let stored = async {
         // Why a chunk was not stored says more than that packing ended for it.
-        send(&sender, packed, &tally).await?;
+        send(&sender, packed, &tally, job.max_bytes).await?;
         packing.await?.map_err(|error| of_home(&error))
     };
     let (mut manifest, problems) = tokio::select! {
@@ -194,10 +197,22 @@ fn pack_watched(
     packed
 }
 
-/// Sends chunks as they are packed, each with what is archived when it is stored.
-async fn send(sender: &Sender, packed: mpsc::Receiver<(Blob, Amount)>, tally: &Tally) -> anyhow::Result<()> {
-    let blobs = futures::stream::unfold(packed, |mut packed| async move { Some((packed.recv().await?, packed)) });
-    let sent = blobs.map(|(blob, done)| async move {
+/// The archive would have more bytes than it may have.
+#[derive(Debug, thiserror::Error)]
+#[error("the archive would have more than {0} bytes, which its class allows; what was stored so far stays, and the home is not changed")]
+struct TooLarge(u64);
+
+/// Sends chunks as they are packed, each with what is archived when it is stored. Nothing is sent beyond `most` bytes.
+async fn send(sender: &Sender, packed: mpsc::Receiver<(Blob, Amount)>, tally: &Tally, most: u64) -> anyhow::Result<()> {
+    let blobs = futures::stream::unfold((packed, 0_u64), |(mut packed, before)| async move {
+        let (blob, done) = packed.recv().await?;
+        let all = before.saturating_add(blob.chunk.size);
+        Some(((blob, done, all), (packed, all)))
+    });
+    let sent = blobs.map(|(blob, done, all)| async move {
+        if all > most {
+            anyhow::bail!(TooLarge(most));
+        }
         let so_far = || SoFar { done, total: tally.total() };
         sender.chunk(&blob, so_far).await.map(|()| blob.chunk.size)
     });
@@ -262,6 +277,19 @@ mod tests {
         assert!(!ends(&reading, 20 * STALLED).await);
         reading.paused.store(false, Ordering::SeqCst);
         assert!(ends(&reading, 3 * STALLED).await);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_beyond_the_bound() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let signed = rcgen::generate_simple_self_signed(["x".to_owned()]).expect("a certificate");
+        let sender = Sender::new("https://127.0.0.1:9", &signed.cert.pem(), "u", std::path::Path::new("/nowhere")).expect("a sender");
+        let (blobs, packed) = mpsc::channel(1);
+        let chunk = super::super::manifest::Chunk { digest: "0".repeat(64), size: 10 };
+        blobs.send((Blob { chunk, bytes: vec![0; 10].into() }, Amount::default())).await.expect("room");
+        drop(blobs);
+        let error = send(&sender, packed, &Tally::default(), 9).await.expect_err("it was sent");
+        assert!(error.is::<TooLarge>(), "{error:#}");
     }
 
     /// Found by a reader: healthy pods were ended while their last chunks waited for a slot.

@@ -60,6 +60,8 @@ struct Known {
     upload: Upload,
     refused: Option<Refused>,
     heard: Instant,
+    /// Bytes that are stored or on their way to the store.
+    reserved: u64,
 }
 
 impl Known {
@@ -97,13 +99,34 @@ impl Uploads {
         if !all.contains_key(uid) {
             all.retain(|_, known| known.heard.elapsed() < FORGOTTEN);
         }
-        let new = || Known { upload: Upload::default(), refused: None, heard: Instant::now() };
+        let new = || Known { upload: Upload::default(), refused: None, heard: Instant::now(), reserved: 0 };
         let known = all.entry(uid.to_owned()).or_insert_with(new);
         if known.upload.pod != pod {
             known.upload = Upload { pod: pod.to_owned(), ..Upload::default() };
+            known.reserved = 0;
         }
         known.heard = Instant::now();
         change(known);
+    }
+
+    /// Whether a pod may store an object of this size: all that it has stored through this process must not exceed `most` bytes. Only what is
+    /// certainly stored counts, and what is on its way: otherwise lost answers would keep an archive from being stored.
+    pub fn reserve(&self, of: (&str, &str), bytes: u64, most: u64) -> bool {
+        let mut may = false;
+        self.note(of, |known| {
+            let all = known.reserved.saturating_add(bytes);
+            may = all <= most;
+            known.reserved = if may { all } else { known.reserved };
+        });
+        may
+    }
+
+    /// A reserved object was not stored, or it was in the store before.
+    pub fn release(&self, (uid, pod): (&str, &str), bytes: u64) {
+        // Another attempt has begun: it has reserved nothing of this.
+        if let Some(known) = self.locked().get_mut(uid).filter(|known| known.upload.pod == pod) {
+            known.reserved = known.reserved.saturating_sub(bytes);
+        }
     }
 
     /// An object of this size was stored.
@@ -206,6 +229,18 @@ mod tests {
         uploads.found(("u", "next"), None);
         let upload = uploads.look("u").unwrap_or_default();
         assert_eq!((upload.pod.as_str(), upload.objects, upload.bytes), ("next", 1, 0));
+    }
+
+    /// The pod is not trusted. What its answer was lost of is sent again, and counts once.
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_stores_no_more_than_it_may() {
+        let uploads = Uploads::default();
+        assert!(uploads.reserve(POD, 6, 10) && !uploads.reserve(POD, 5, 10), "two at the same time");
+        uploads.release(POD, 6);
+        assert!(uploads.reserve(POD, 6, 10) && uploads.reserve(POD, 4, 10) && !uploads.reserve(POD, 1, 10));
+        assert!(uploads.reserve(POD, 1, 11), "the bound was raised");
+        uploads.release(("u", "earlier"), 6);
+        assert!(!uploads.reserve(POD, 1, 11) && uploads.reserve(("u", "next"), 10, 10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -132,9 +132,9 @@ async fn put_chunk(
     body: Body,
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &digest)?;
-    let pod = authorize(&shared, &headers, &uid).await?.pod;
+    let caller = authorize(&shared, &headers, &uid).await?;
     let (room, so_far) = (room(&body, CHUNK, "chunk")?, so_far(&headers));
-    let stored = async move { store_chunk(shared, (uid, pod), digest, (room, body), so_far).await.unwrap_or_else(|refused| refused) };
+    let stored = async move { store_chunk(shared, (uid, caller), digest, (room, body), so_far).await.unwrap_or_else(|refused| refused) };
     Ok(progress::answer(&headers, stored).await)
 }
 
@@ -152,7 +152,7 @@ fn room(body: &Body, most: usize, what: &str) -> Result<u32, Outcome> {
 
 async fn store_chunk(
     shared: Shared,
-    (uid, pod): (String, String),
+    (uid, caller): (String, Caller),
     digest: String,
     (size, body): (u32, Body),
     so_far: Option<SoFar>,
@@ -163,18 +163,36 @@ async fn store_chunk(
     if found != digest && guards::on(Guard::ObjectDigest) {
         return Err((StatusCode::BAD_REQUEST, format!("the bytes have sha256 {found}, not {digest}")));
     }
-    match copies::store(&shared.store, &uid, &digest, &bytes).await {
+    let (of, size) = ((uid.as_str(), caller.pod.as_str()), u64::from(size));
+    if !shared.uploads.reserve(of, size, caller.max_bytes) {
+        // The answer to an earlier request was lost: the chunk is in the store, and counts once.
+        return match copies::is_whole(&shared.store, &uid, &digest).await {
+            Ok(true) => Ok((StatusCode::OK, String::new())),
+            Ok(false) => Err(too_large(caller.max_bytes)),
+            Err(error) => Err(shared.refused(of, &error)),
+        };
+    }
+    let stored = copies::store(&shared.store, &uid, &digest, &bytes).await;
+    if !matches!(stored, Ok(true)) {
+        shared.uploads.release(of, size);
+    }
+    match stored {
         Ok(created) => {
             tracing::debug!(uid, size, created, "chunk stored");
             if created {
-                shared.uploads.stored((&uid, &pod), u64::from(size), so_far);
+                shared.uploads.stored(of, size, so_far);
             } else {
-                shared.uploads.found((&uid, &pod), so_far);
+                shared.uploads.found(of, so_far);
             }
             Ok((if created { StatusCode::CREATED } else { StatusCode::OK }, String::new()))
         }
-        Err(error) => Err(shared.refused((&uid, &pod), &error)),
+        Err(error) => Err(shared.refused(of, &error)),
     }
+}
+
+/// The answer for what an honest archive pod does not send.
+fn too_large(most: u64) -> Outcome {
+    (StatusCode::PAYLOAD_TOO_LARGE, format!("the archive of this home may have {most} bytes at most: see archive.maxBytes of its class"))
 }
 
 async fn put_manifest(
@@ -201,6 +219,9 @@ async fn store_manifest(shared: Shared, (uid, caller): (String, Caller), room: u
     // A pod that was created before the claim had a UID does not know it. Otherwise it becomes part of a key, and each deletion has one.
     if !manifest.custody_claim.is_empty() && manifest.custody_claim != caller.custody_claim {
         return Err((StatusCode::FORBIDDEN, format!("the manifest names the claim {:?}, the deletion another", manifest.custody_claim)));
+    }
+    if manifest.stored_bytes > caller.max_bytes {
+        return Err(too_large(caller.max_bytes));
     }
     all_there(&shared.store, &uid, &manifest).await.map_err(|answer| shared.noted(of, answer))?;
     let (sessions, problems, claim) = (manifest.sessions, manifest.problems.count, manifest.custody_claim);

@@ -48,7 +48,7 @@ async fn endpoint_of(store: impl FnOnce(&std::path::Path) -> Store) -> Endpoint 
     let uploads = Arc::<Uploads>::default();
     let router = handlers::router(
         Arc::clone(&store),
-        auth::Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" },
+        auth::Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim", max_bytes: u64::MAX },
         Arc::clone(&uploads),
     );
     tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));

@@ -3,7 +3,7 @@
 //!
 //! A running archive pod and a read-back are work. The pod ends by itself when it makes no progress. A request that the API server refuses is
 //! not work, however often it is retried. A deletion must never give up because an archive is large or slow, because the operator or the API
-//! server was down, or because a clock was set forward ([`crate::archive::waiting_time`]), nor before it has read the store and the archive
+//! server was down, or because an archive is larger than its class allows: only an admin decides about that. Nor because a clock was set forward ([`crate::archive::waiting_time`]), nor before it has read the store and the archive
 //! pod live once more.
 
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::computer::step::{Finished, State};
 use crate::computer::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::ArchivePolicy;
+use crate::resources::reasons::Reason;
 use crate::resources::steps::{DeletionStep, StepResult};
 
 /// A process gives up nothing before it has waited this long itself.
@@ -43,6 +44,10 @@ pub fn archive_pod_runs(view: &View) -> bool {
 
 /// The step under `BestEffort`, given its state without that policy.
 pub(super) fn step(context: &Context<'_>, state: State) -> State {
+    // An admin's bound must not destroy what fits into the store.
+    if matches!(&state, State::Blocked(blocker, _) if blocker.reason == Reason::ArchiveTooLarge) {
+        return state;
+    }
     let refused = context.view.waited.refused.as_deref();
     let state = match state {
         // The API server refused this request before: the archive may be given up.

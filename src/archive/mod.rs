@@ -22,6 +22,7 @@ pub mod ingest;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod large_home_tests;
+mod leftovers;
 pub mod manifest;
 pub mod old_format;
 mod old_objects;

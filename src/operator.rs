@@ -54,6 +54,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         namespace: config.namespace.clone(),
         image: config.image.clone(),
         archive_service_account: config.archive_service_account.clone(),
+        archive_max_bytes: config.archive_max_bytes,
         ingest_url: config.ingest_url.clone(),
         ingest_ca: tls.ca_pem.clone(),
         api_url: config.api_url.clone(),

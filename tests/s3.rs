@@ -2,6 +2,8 @@
 //! connection that makes progress.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "s3/failing.rs"]
+mod failing;
 #[path = "../src/archive/test_relay.rs"]
 mod test_relay;
 
@@ -295,7 +297,8 @@ fn packed(home: &std::path::Path) -> (Manifest, Vec<Blob>) {
         blobs.push(blob);
         Ok(())
     };
-    let request = Request { home, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress: Arc::default() };
+    let (progress, tally) = (Arc::default(), Arc::default());
+    let request = Request { home, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress, tally };
     pack::pack(&request, &mut manifest, &mut take).unwrap();
     (manifest, blobs)
 }

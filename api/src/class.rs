@@ -142,7 +142,7 @@ pub enum OnNamespaceDeletion {
 }
 
 /// What deletion does with the sessions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ArchiveSettings {
     /// Whether sessions must be archived before the volume goes.
@@ -155,6 +155,13 @@ pub struct ArchiveSettings {
     /// What the deletion of a namespace waits for.
     #[serde(default)]
     pub on_namespace_deletion: OnNamespaceDeletion,
+    /// Most bytes that one archive may have in the store, compressed: a quantity such as `500Gi`. The deletion of a larger home is `Blocked`,
+    /// under every policy but `None`, until this is raised, also for computers that exist, or an override gives the sessions up. Default, and
+    /// with `0`: the operator's (`archive.maxBytes` of the chart).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 32))]
+    #[x_kube(validation = Rule::new("type(self) == int ? self >= 0 : isQuantity(self) && !quantity(self).isLessThan(quantity('0'))").message("maxBytes must be a quantity, for example 500Gi; 0 is the default of the operator"))]
+    pub max_bytes: Option<Quantity>,
     /// Fields of a newer version.
     #[serde(flatten)]
     #[schemars(skip)]
@@ -165,6 +172,11 @@ impl ArchiveSettings {
     /// Whether a file that cannot be read blocks the archive. Under `BestEffort` it never does.
     pub fn blocks_unreadable(&self) -> bool {
         self.policy == ArchivePolicy::Required && self.unreadable_files == UnreadableFiles::Block
+    }
+
+    /// Most bytes of an archive. `None`: as the operator's settings say.
+    pub fn most_bytes(&self) -> Option<u64> {
+        self.max_bytes.as_ref().and_then(crate::quantity::bytes).filter(|bytes| *bytes > 0)
     }
 }
 

@@ -75,6 +75,8 @@ pub const UNREADABLE_ANNOTATION: &str = "computer-operator.dev/unreadable-files"
 pub const ID_ANNOTATION: &str = "computer-operator.dev/computer-id";
 /// Annotation on the pod of a machine that gets its key: the URL of the HTTP API. The file `url` is a copy of it.
 pub const URL_ANNOTATION: &str = "computer-operator.dev/api-url";
+/// Annotation on an archive pod: most bytes that it may store, as a number.
+pub const MAX_BYTES_ANNOTATION: &str = "computer-operator.dev/archive-max-bytes";
 /// Annotation that makes a class the default (as for a StorageClass).
 pub const DEFAULT_CLASS_ANNOTATION: &str = "computer-operator.dev/is-default-class";
 /// CEL rule of a size: an integer or a quantity, above zero. The schema of a quantity alone accepts any text.

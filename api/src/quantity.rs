@@ -29,6 +29,12 @@ pub fn value(quantity: &Quantity) -> Option<f64> {
     number.parse::<f64>().ok().map(|n| n * factor)
 }
 
+/// The value in whole bytes: a size, not an exact number above 2^53. `None` when the text is not a quantity.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // The cast saturates.
+pub fn bytes(quantity: &Quantity) -> Option<u64> {
+    value(quantity).map(|bytes| bytes as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +45,11 @@ mod tests {
         let of = |text: &str| value(&Quantity(text.to_owned()));
         assert!(of("1Gi") > of("1G") && of("1.5Gi") < of("2Gi") && of("1024") < of("2Ki"));
         assert_eq!((of("250m"), of("1e3"), of("2E")), (Some(0.25), Some(1000.0), Some(2e18)));
+        let whole = |text: &str| bytes(&Quantity(text.to_owned()));
+        assert_eq!(
+            (whole("1.5Ki"), whole("0"), whole("-1"), whole("99E"), whole("x")),
+            (Some(1536), Some(0), Some(0), Some(u64::MAX), None)
+        );
         for none in ["lots", "", "Gi", "1 Gi", "1e", "-"] {
             assert_eq!(of(none), None, "{none}");
         }

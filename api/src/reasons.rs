@@ -198,6 +198,10 @@ reasons! {
     /// The user of the machine cannot read some files in the home, and the class says `unreadableFiles: Block`.
     /// To do: create a DeletionOverride that skips `unreadable-files`. It archives the rest and gives these files up.
     UnreadableFiles,
+    /// The archive would have more bytes than `archive.maxBytes` allows. Nothing was destroyed, and no deadline gives the sessions up.
+    /// To do: raise `archive.maxBytes` of the ComputerClass: this deletion continues within a minute. Or create a DeletionOverride that skips
+    /// `archive-sessions`, which gives the sessions up.
+    ArchiveTooLarge,
     /// The archive in the store does not verify.
     /// To do: repair the store, or create a DeletionOverride that skips `archive-sessions`.
     ArchiveDamaged,

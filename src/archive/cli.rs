@@ -1,11 +1,12 @@
 //! `computer-operator archives`: list, show, verify, export and restore archives, wherever the store is accessible. It must never write to
-//! the store.
+//! the store; only `leftovers --remove` deletes, and only what no manifest names.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::delivery;
+use super::leftovers::clean;
 use super::store::{Store, StoreError};
 use super::verify::{Verification, verify};
 use super::{Archive, receipt_key};
@@ -36,6 +37,17 @@ enum Command {
     Verify {
         /// UID of the computer.
         uid: String,
+    },
+    /// List what crashes and aborted attempts left in the store: objects that no manifest of their UID names.
+    ///
+    /// Removes them with --remove, which needs the right to delete. Nothing is removed unless the receipt is in the store for a day, every
+    /// manifest of the UID and its index can be read, and nothing was stored under the UID within the last day.
+    Leftovers {
+        /// UID of a computer. Default: all UIDs in the store.
+        uid: Option<String>,
+        /// Remove them.
+        #[arg(long)]
+        remove: bool,
     },
     /// Print the receipt of a deletion. It exists with or without an archive.
     Receipt {
@@ -95,6 +107,7 @@ async fn execute(args: Args) -> anyhow::Result<ExitCode> {
         Command::Ls => ls(&store, &mut out).await?,
         Command::Show { uid, json } => show(&store, &uid, json, &mut out).await?,
         Command::Verify { uid } => check(&store, &uid, &mut out).await?,
+        Command::Leftovers { uid, remove } => leftovers(&store, uid, remove, &mut out).await?,
         Command::Receipt { uid } => receipt(&store, &uid, &mut out).await?,
         Command::Export { uid, session } => return delivery::export(store, uid, session, out).await,
         Command::Cat { uid, path } => return delivery::cat(store, uid, path, out).await,
@@ -185,6 +198,26 @@ async fn receipt(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Resu
         }
         Err(error) => Err(error.into()),
     }
+}
+
+async fn leftovers(store: &Store, uid: Option<String>, remove: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let uids = if let Some(uid) = uid { vec![uid] } else { store.uids().await? };
+    let mut code = ExitCode::SUCCESS;
+    writeln!(out, "{:<36}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}", "UID", "MANIFESTS", "NAMED", "UNNAMED", "REMOVED", "UNKNOWN")?;
+    for uid in uids {
+        match clean(store, &uid, remove, jiff::Timestamp::now().as_second()).await {
+            Ok(found) => {
+                let (manifests, named, unnamed) = (found.manifests, found.named, found.unnamed);
+                writeln!(out, "{uid:<36}  {manifests:>9}  {named:>9}  {unnamed:>9}  {:>9}  {:>9}", found.removed, found.unknown)?;
+            }
+            // The next one may be right.
+            Err(error) => {
+                writeln!(out, "{:<36}  {}", plain(&uid), plain_lines(&error.to_string()))?;
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
 }
 
 async fn check(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Result<ExitCode> {

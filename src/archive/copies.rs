@@ -11,10 +11,10 @@ use super::manifest::{CHUNK, Chunk};
 use super::store::{Store, StoreError};
 
 /// Copies of an object that a store may have.
-const COPIES: u32 = 3;
+pub(super) const COPIES: u32 = 3;
 
 /// Key of a copy. The first one has the key of the format.
-fn copy_key(uid: &str, digest: &str, copy: u32) -> String {
+pub(super) fn copy_key(uid: &str, digest: &str, copy: u32) -> String {
     if copy == 0 { chunk_key(uid, digest) } else { format!("archives/{uid}/chunks/{digest}-{copy}.zst") }
 }
 

@@ -36,6 +36,7 @@ async fn packed_and_read_back(home: &Path) -> Manifest {
         unreadable: Unreadable::Block,
         sizes: Sizes::default(),
         progress: Arc::default(),
+        tally: Arc::default(),
     };
     let problems = pack(&request, &mut manifest, &mut take).unwrap();
     assert_eq!((problems.lost, manifest.problems.count), (0, 0));

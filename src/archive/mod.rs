@@ -13,6 +13,7 @@ mod fixed_size_reader;
 mod folder_names;
 mod frames;
 mod holes;
+pub mod home_size;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod hostile_input_tests;
@@ -21,6 +22,7 @@ pub mod ingest;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod large_home_tests;
+mod leftovers;
 pub mod manifest;
 pub mod old_format;
 mod old_objects;
@@ -66,7 +68,7 @@ pub use manifest::{Entry, Manifest};
 pub use opened::Archive;
 pub use store::{ReceiptPut, Store, StoreError};
 pub use unreadable::Unreadable;
-pub use verify::{Origin, Summary, Verification};
+pub use verify::{Origin, ReadBack, Summary, Verification};
 
 use receipts::Receipts;
 use uploads::Uploads;
@@ -139,6 +141,11 @@ impl Archives {
     /// The state of this deletion's archive. Never waits: starts a check if none is running.
     pub fn check(&self, uid: &str, origin: &Origin) -> Verification {
         self.verifier.check(uid, origin)
+    }
+
+    /// How far the running read-back of a computer's archive is, for the status.
+    pub fn read_back(&self, uid: &str) -> Option<ReadBack> {
+        self.verifier.progress(uid)
     }
 
     /// The result of `look` on the key of the newest manifest of a computer, and on its archive. Manifests are read one at a time: no two are completely in memory.

@@ -100,12 +100,16 @@ impl Archive {
 
     /// Whether reading it takes long: it has many bytes, many objects, or a large index.
     pub fn is_large(&self) -> bool {
-        let objects = match self {
+        let large_index = matches!(self, Self::New(m) if m.entries.nested || m.problems.nested);
+        self.unpacked_bytes().max(self.stored_bytes()) > LARGE || self.objects() > LARGE_OBJECTS || large_index
+    }
+
+    /// Objects with its content.
+    pub fn objects(&self) -> u64 {
+        match self {
             Self::Old(m) => m.sessions.len() as u64,
-            Self::New(m) if m.entries.nested || m.problems.nested => u64::MAX,
             Self::New(m) => m.chunks.count,
-        };
-        self.unpacked_bytes().max(self.stored_bytes()) > LARGE || objects > LARGE_OBJECTS
+        }
     }
 
     /// Problems that lost content.

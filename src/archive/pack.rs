@@ -20,6 +20,7 @@ use super::chunks::{Described, Sizes, Take, Writer};
 use super::fixed_size_reader::Exact;
 use super::folder_names::Kind as Found;
 use super::holes;
+use super::home_size::Tally;
 use super::manifest::{Manifest, ProblemKind};
 use super::problems::Problems;
 use super::tar_header::{self, Extent, Kind, padding};
@@ -49,6 +50,8 @@ pub struct Request<'a> {
     pub sizes: Sizes,
     /// Grows with everything that is read: without growth, the volume does not answer.
     pub progress: Arc<AtomicU64>,
+    /// Counts what is packed.
+    pub tally: Arc<Tally>,
 }
 
 /// Packs a home. The objects go to `take`; the manifest gets what it says about them. Returns what could not be archived.
@@ -82,6 +85,7 @@ fn pack_with<'a>(request: &Request<'_>, manifest: &mut Manifest, take: &'a mut T
         copied: 0,
         buffer: vec![0; BUFFER],
         progress: Arc::clone(&request.progress),
+        tally: Arc::clone(&request.tally),
     };
     let mut walk = Walk::new(home, roots, request.unreadable).counted(Arc::clone(&request.progress));
     manifest.session_paths = request.session_paths.to_vec();
@@ -124,6 +128,7 @@ struct Packer<'a> {
     copied: u64,
     buffer: Vec<u8>,
     progress: Arc<AtomicU64>,
+    tally: Arc<Tally>,
 }
 
 /// First names of files that have several, by device and inode.
@@ -165,13 +170,14 @@ fn state(metadata: &Metadata) -> (u64, [i64; 4]) {
 }
 
 /// Copies everything, with few requests to the kernel.
-fn copy(from: &mut impl io::Read, to: &mut impl io::Write, buffer: &mut [u8], progress: &AtomicU64) -> io::Result<u64> {
+fn copy(from: &mut impl io::Read, to: &mut impl io::Write, buffer: &mut [u8], progress: &AtomicU64, tally: &Tally) -> io::Result<u64> {
     let mut copied = 0;
     loop {
         match from.read(buffer) {
             Ok(0) => return Ok(copied),
             Ok(read) => {
                 progress.fetch_add(1, Ordering::Relaxed);
+                tally.bytes.fetch_add(read as u64, Ordering::Relaxed);
                 to.write_all(&buffer[..read])?;
                 copied += read as u64;
             }
@@ -196,6 +202,7 @@ impl Packer<'_> {
             return Ok(());
         }
         manifest.sessions += u64::from(entry.files > 0);
+        self.tally.sessions.store(manifest.sessions, Ordering::Relaxed);
         manifest.files += entry.files;
         manifest.bytes = manifest.bytes.saturating_add(entry.bytes);
         self.out.end_entry(&entry)
@@ -260,7 +267,7 @@ impl Packer<'_> {
         for (at, bytes) in extents.unwrap_or_else(|| vec![(0, metadata.len())]) {
             file.seek(SeekFrom::Start(at))?;
             let mut exact = Exact::new(file.try_clone()?, bytes, self.unreadable);
-            stored += copy(&mut exact, &mut self.out, &mut self.buffer, &self.progress)?;
+            stored += copy(&mut exact, &mut self.out, &mut self.buffer, &self.progress, &self.tally)?;
             broken = exact.broken().or(broken);
             changed |= exact.cut();
         }

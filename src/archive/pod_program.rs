@@ -1,7 +1,8 @@
 //! The archive pod's program: packs the home, which is mounted read-only, and sends it to the operator's ingest endpoint, chunk by chunk while
 //! it is packed. It must never have store credentials, and its exit code proves nothing: the operator reads the archive back.
 //!
-//! Exit codes: 0 stored, 1 retry, 3 unreadable files while the class says `Block` and no override gives them up.
+//! Exit codes: 0 stored, 1 retry, 3 unreadable files while the class says `Block` and no override gives them up, 4 the archive would have
+//! more bytes than it may have.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::chunks::{Blob, Sizes};
 use super::cli::plain;
+use super::home_size::{Amount, SoFar, Tally};
 use super::manifest::{Manifest, ManifestComputer};
 use super::pack::{self, Request};
 use super::problems::Problems;
@@ -45,6 +47,7 @@ struct Job {
     unreadable: Unreadable,
     left_out_by: String,
     custody_claim: String,
+    max_bytes: u64,
     home: PathBuf,
     token: PathBuf,
 }
@@ -72,6 +75,7 @@ impl Job {
             unreadable: var("UNREADABLE")?.parse().map_err(anyhow::Error::msg).context("UNREADABLE")?,
             left_out_by: std::env::var("LEFT_OUT_BY").unwrap_or_default(),
             custody_claim: std::env::var("CUSTODY_CLAIM").unwrap_or_default(),
+            max_bytes: std::env::var("MAX_BYTES").map_or(Ok(u64::MAX), |most| most.parse().context("MAX_BYTES"))?,
             home: or("HOME_VOLUME", "/home-volume"),
             token: or("INGEST_TOKEN_FILE", TOKEN),
         })
@@ -92,7 +96,7 @@ pub async fn main() -> ExitCode {
         }
         Err(error) => {
             eprintln!("{error:#}");
-            end(&format!("{error:#}"), 1)
+            end(&format!("{error:#}"), if error.is::<TooLarge>() { 4 } else { 1 })
         }
     }
 }
@@ -115,15 +119,16 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
     let (blobs, packed) = mpsc::channel(1);
     let (home, session_paths, unreadable) = (job.home.clone(), job.session_paths.clone(), job.unreadable);
     let watch = Arc::new(Reading::default());
-    let reading = Arc::clone(&watch);
+    let (reading, tally) = (Arc::clone(&watch), Arc::clone(&watch.tally));
+    tally.count_in_background(&job.home, &job.session_paths);
     let packing = tokio::task::spawn_blocking(move || {
-        let progress = Arc::clone(&reading.progress);
-        let request = Request { home: &home, session_paths: &session_paths, unreadable, sizes: Sizes::default(), progress };
+        let (progress, tally) = (Arc::clone(&reading.progress), Arc::clone(&reading.tally));
+        let request = Request { home: &home, session_paths: &session_paths, unreadable, sizes: Sizes::default(), progress, tally };
         pack_watched(&reading, &request, &mut manifest, &blobs).map(|problems| (manifest, problems))
     });
     let stored = async {
         // Why a chunk was not stored says more than that packing ended for it.
-        send(&sender, packed).await?;
+        send(&sender, packed, &tally, job.max_bytes).await?;
         packing.await?.map_err(|error| of_home(&error))
     };
     let (mut manifest, problems) = tokio::select! {
@@ -147,6 +152,7 @@ async fn run(job: &Job) -> anyhow::Result<Option<String>> {
 #[derive(Default)]
 struct Reading {
     progress: Arc<AtomicU64>,
+    tally: Arc<Tally>,
     /// It waits until a chunk is taken: that has its own limits.
     paused: AtomicBool,
 }
@@ -163,6 +169,7 @@ impl Reading {
 
     /// Everything is read. Chunks may be on their way for as long as it takes.
     fn ended(&self) {
+        self.tally.end();
         self.paused.store(true, Ordering::SeqCst);
     }
 
@@ -185,18 +192,36 @@ fn pack_watched(
     reading: &Reading,
     request: &Request<'_>,
     manifest: &mut Manifest,
-    blobs: &mpsc::Sender<Blob>,
+    blobs: &mpsc::Sender<(Blob, Amount)>,
 ) -> std::io::Result<Problems> {
-    let mut take = |blob| reading.paused(|| blobs.blocking_send(blob)).map_err(|_| std::io::Error::other("a chunk was not stored"));
+    let mut take = |blob| {
+        reading.paused(|| blobs.blocking_send((blob, reading.tally.packed()))).map_err(|_| std::io::Error::other("a chunk was not stored"))
+    };
     let packed = pack::pack(request, manifest, &mut take);
     reading.ended();
     packed
 }
 
-/// Sends chunks as they are packed.
-async fn send(sender: &Sender, packed: mpsc::Receiver<Blob>) -> anyhow::Result<()> {
-    let blobs = futures::stream::unfold(packed, |mut packed| async move { Some((packed.recv().await?, packed)) });
-    let sent = blobs.map(|blob| async move { sender.chunk(&blob).await.map(|()| blob.chunk.size) }).buffer_unordered(AT_ONCE);
+/// The archive would have more bytes than it may have.
+#[derive(Debug, thiserror::Error)]
+#[error("the archive would have more than {0} bytes, which its class allows; what was stored so far stays, and the home is not changed")]
+struct TooLarge(u64);
+
+/// Sends chunks as they are packed, each with what is archived when it is stored. Nothing is sent beyond `most` bytes.
+async fn send(sender: &Sender, packed: mpsc::Receiver<(Blob, Amount)>, tally: &Tally, most: u64) -> anyhow::Result<()> {
+    let blobs = futures::stream::unfold((packed, 0_u64), |(mut packed, before)| async move {
+        let (blob, done) = packed.recv().await?;
+        let all = before.saturating_add(blob.chunk.size);
+        Some(((blob, done, all), (packed, all)))
+    });
+    let sent = blobs.map(|(blob, done, all)| async move {
+        if all > most {
+            anyhow::bail!(TooLarge(most));
+        }
+        let so_far = || SoFar { done, total: tally.total() };
+        sender.chunk(&blob, so_far).await.map(|()| blob.chunk.size)
+    });
+    let sent = sent.buffer_unordered(AT_ONCE);
     let (chunks, bytes) = sent
         .try_fold((0_usize, 0_u64), |(chunks, bytes), size| async move {
             let (chunks, bytes) = (chunks + 1, bytes + size);
@@ -259,6 +284,19 @@ mod tests {
         assert!(ends(&reading, 3 * STALLED).await);
     }
 
+    #[tokio::test]
+    async fn nothing_is_sent_beyond_the_bound() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let signed = rcgen::generate_simple_self_signed(["x".to_owned()]).expect("a certificate");
+        let sender = Sender::new("https://127.0.0.1:9", &signed.cert.pem(), "u", std::path::Path::new("/nowhere")).expect("a sender");
+        let (blobs, packed) = mpsc::channel(1);
+        let chunk = super::super::manifest::Chunk { digest: "0".repeat(64), size: 10 };
+        blobs.send((Blob { chunk, bytes: vec![0; 10].into() }, Amount::default())).await.expect("room");
+        drop(blobs);
+        let error = send(&sender, packed, &Tally::default(), 9).await.expect_err("it was sent");
+        assert!(error.is::<TooLarge>(), "{error:#}");
+    }
+
     /// Found by a reader: healthy pods were ended while their last chunks waited for a slot.
     #[tokio::test(start_paused = true)]
     async fn the_line_may_take_as_long_as_it_needs() {
@@ -269,8 +307,9 @@ mod tests {
         let (watched, path) = (Arc::clone(&reading), home.path().to_owned());
         let thread = std::thread::spawn(move || {
             let computer = ManifestComputer { namespace: "t".to_owned(), namespace_uid: None, name: "c".to_owned(), uid: "u".to_owned() };
-            let progress = Arc::clone(&watched.progress);
-            let request = Request { home: &path, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress };
+            let (progress, tally) = (Arc::clone(&watched.progress), Arc::clone(&watched.tally));
+            let request =
+                Request { home: &path, session_paths: &[], unreadable: Unreadable::Block, sizes: Sizes::default(), progress, tally };
             pack_watched(&watched, &request, &mut Manifest::empty(computer, 0), &blobs).map(|_| ())
         });
         while !reading.paused.load(Ordering::SeqCst) {

@@ -2,6 +2,8 @@
 //! files, bytes, and where each entry lies. What is read goes to a [`Sink`].
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
@@ -54,6 +56,8 @@ pub struct Reading<S> {
     at: u64,
     /// Entries that the checker has got.
     begun: u64,
+    /// Objects that were read, without those of the index. For the status only.
+    pub objects: Arc<AtomicU64>,
 }
 
 /// What the index says of an entry, without its id.
@@ -80,7 +84,7 @@ impl<S: Sink> Reading<S> {
     pub fn new(archive: &Archive, one: Option<Entry>, sink: S) -> Self {
         let most = one.as_ref().map_or(archive.unpacked_bytes(), |entry| entry.tar_bytes);
         let at = one.as_ref().map_or(0, |entry| entry.offset);
-        Self { one, checked: Some(Box::new(Checker::new(sink, most))), at, begun: 0 }
+        Self { one, checked: Some(Box::new(Checker::new(sink, most))), at, begun: 0, objects: Arc::default() }
     }
 
     /// Whether it can be continued: it has read something, and only the store failed.
@@ -99,6 +103,7 @@ impl<S: Sink> Reading<S> {
                 let mut checker = self.checked.take().ok_or_else(not_as_listed)?;
                 while let Some(entry) = entries.next().await? {
                     checker.sink = old_objects::read(store, &manifest.computer.uid, entry, checker.sink).await?;
+                    self.objects.fetch_add(1, Ordering::Relaxed);
                 }
                 self.checked = Some(checker);
                 Ok(())
@@ -123,6 +128,7 @@ impl<S: Sink> Reading<S> {
                 return Err(not_as_listed().into());
             }
             self.chunk(Bytes::from(bytes), &mut entries, &mut next).await?;
+            self.objects.fetch_add(1, Ordering::Relaxed);
         }
         let checker = self.checked.as_ref().ok_or_else(not_as_listed)?;
         let found = (entries.sessions, entries.files, entries.bytes, checker.tar_bytes);

@@ -13,6 +13,7 @@ use reqwest::{Body, Client, RequestBuilder, StatusCode};
 use tokio::time::Instant;
 
 use super::chunks::Blob;
+use super::home_size::{self, SoFar};
 use super::ingest::progress;
 use super::ingest::tls::SERVER_NAME;
 use super::transport::{counted, still};
@@ -71,19 +72,21 @@ impl Sender {
         Ok(std::fs::read_to_string(&self.token).context("the ingest token")?.trim().to_owned())
     }
 
-    /// Stores a chunk. A chunk that exists already (from an earlier attempt) is not sent again.
+    /// Stores a chunk. A chunk that exists already (from an earlier attempt) is not sent again. The operator shows what is then archived.
     ///
     /// # Errors
     /// When it is refused, or was not stored after some attempts.
-    pub async fn chunk(&self, blob: &Blob) -> anyhow::Result<()> {
+    pub async fn chunk(&self, blob: &Blob, so_far: impl Fn() -> SoFar) -> anyhow::Result<()> {
         let url = format!("{}/chunks/{}", self.base, blob.chunk.digest);
         self.retry("chunk", || async {
-            let there = self.client.head(&url).bearer_auth(self.token()?).timeout(QUESTION).send().await;
+            let so_far = so_far().value();
+            let head = self.client.head(&url).header(home_size::HEADER, &so_far);
+            let there = head.bearer_auth(self.token()?).timeout(QUESTION).send().await;
             // Without an answer the chunk is sent: that request says whether it makes progress.
             if there.is_ok_and(|there| there.status() == StatusCode::OK) {
                 return Ok((StatusCode::OK, String::new()));
             }
-            self.put(&url, blob.bytes.clone()).await
+            self.put(self.client.put(&url).header(home_size::HEADER, so_far), blob.bytes.clone()).await
         })
         .await
     }
@@ -94,11 +97,11 @@ impl Sender {
     /// As [`Sender::chunk`].
     pub async fn manifest(&self, bytes: Vec<u8>) -> anyhow::Result<()> {
         let (url, bytes) = (format!("{}/manifest", self.base), Bytes::from(bytes));
-        self.retry("manifest", || self.put(&url, bytes.clone())).await
+        self.retry("manifest", || self.put(self.client.put(&url), bytes.clone())).await
     }
 
-    async fn put(&self, url: &str, bytes: Bytes) -> anyhow::Result<(StatusCode, String)> {
-        let request = self.client.put(url).header("content-length", bytes.len());
+    async fn put(&self, request: RequestBuilder, bytes: Bytes) -> anyhow::Result<(StatusCode, String)> {
+        let request = request.header("content-length", bytes.len());
         let parts: Vec<_> = (0..bytes.len()).step_by(PART).map(|at| Ok(bytes.slice(at..bytes.len().min(at + PART)))).collect();
         self.send(request, futures::stream::iter(parts)).await
     }

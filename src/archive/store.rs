@@ -20,6 +20,7 @@ use super::transport::Idle;
 use crate::guards::{self, Guard};
 
 mod bucket;
+mod leftovers;
 mod space;
 
 pub use space::Space;
@@ -306,7 +307,7 @@ impl Store {
         first.transpose().map(|first| first.is_some()).map_err(|e| failed("a listing", &e))
     }
 
-    /// Deletes an object of a check. Nothing else may ever be deleted here (S7).
+    /// Deletes an object of a check. Besides these, only what no manifest names is ever deleted (S7): see `leftovers`.
     ///
     /// # Errors
     /// When it was not deleted: the right to delete is not required.

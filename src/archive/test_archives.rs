@@ -7,6 +7,7 @@ use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 
 use super::chunks::{Blob, Sizes};
+use super::home_size::Tally;
 use super::index::Lines;
 use super::manifest::tests::empty;
 use super::manifest::{Chunk, Manifest};
@@ -27,6 +28,7 @@ pub struct Packed {
     pub manifest: Manifest,
     pub blobs: Vec<Blob>,
     pub problems: Problems,
+    pub tally: Arc<Tally>,
 }
 
 impl Packed {
@@ -50,9 +52,10 @@ pub fn packed(home: &Path, session_paths: &[&str], unreadable: Unreadable, sizes
         blobs.push(blob);
         Ok(())
     };
-    let request = Request { home, session_paths: &session_paths, unreadable, sizes, progress: Arc::default() };
+    let tally = Arc::<Tally>::default();
+    let request = Request { home, session_paths: &session_paths, unreadable, sizes, progress: Arc::default(), tally: Arc::clone(&tally) };
     let problems = pack(&request, &mut manifest, &mut take).unwrap();
-    Packed { manifest, blobs, problems }
+    Packed { manifest, blobs, problems, tally }
 }
 
 /// An archive in a store.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::home_size::{SoFar, size};
 use super::waiting_time::Waits;
 
 /// A pod repeats a request that has failed. The error is reported when it is the answer again after this long, without a success between.
@@ -31,6 +32,8 @@ pub struct Upload {
     pub objects: u64,
     /// Bytes of those that it has sent itself.
     pub bytes: u64,
+    /// What of the home is archived, as the pod says. `None`: it is a pod of an earlier version.
+    pub archived: Option<SoFar>,
     /// Why the store takes nothing from the pod.
     pub failing: Option<String>,
     /// Whether the store took nothing a moment ago, from this pod or the one before.
@@ -39,15 +42,12 @@ pub struct Upload {
 
 impl std::fmt::Display for Upload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(archived) = self.archived {
+            return f.write_str(&archived.text());
+        }
         let objects = if self.objects == 1 { "object" } else { "objects" };
-        write!(f, "{} {objects} stored, {} sent by this attempt", self.objects, megabytes(self.bytes))
+        write!(f, "{} {objects} stored, {} sent by this attempt", self.objects, size(self.bytes))
     }
-}
-
-/// A size with one decimal, in MB.
-fn megabytes(bytes: u64) -> String {
-    let tenths = bytes / 100_000;
-    format!("{}.{} MB", tenths / 10, tenths % 10)
 }
 
 /// An error of the store, without a success since.
@@ -61,6 +61,19 @@ struct Known {
     upload: Upload,
     refused: Option<Refused>,
     heard: Instant,
+    /// Bytes that are stored or on their way to the store.
+    reserved: u64,
+}
+
+impl Known {
+    /// Objects are sent in parallel: an earlier one may be stored later.
+    fn archived(&mut self, so_far: Option<SoFar>) {
+        let before = self.upload.archived.map_or(0, |before| before.done.bytes);
+        if let Some(so_far) = so_far.filter(|so_far| so_far.done.bytes >= before) {
+            let total = so_far.total.or(self.upload.archived.and_then(|before| before.total));
+            self.upload.archived = Some(SoFar { total, ..so_far });
+        }
+    }
 }
 
 /// The uploads that this process receives, by UID of the computer.
@@ -87,19 +100,41 @@ impl Uploads {
         if !all.contains_key(uid) {
             all.retain(|_, known| known.heard.elapsed() < FORGOTTEN);
         }
-        let new = || Known { upload: Upload::default(), refused: None, heard: Instant::now() };
+        let new = || Known { upload: Upload::default(), refused: None, heard: Instant::now(), reserved: 0 };
         let known = all.entry(uid.to_owned()).or_insert_with(new);
         if known.upload.pod != pod {
             known.upload = Upload { pod: pod.to_owned(), ..Upload::default() };
+            known.reserved = 0;
         }
         known.heard = Instant::now();
         change(known);
     }
 
+    /// Whether a pod may store an object of this size: all that it has stored through this process must not exceed `most` bytes. Only what is
+    /// certainly stored counts, and what is on its way: otherwise lost answers would keep an archive from being stored.
+    pub fn reserve(&self, of: (&str, &str), bytes: u64, most: u64) -> bool {
+        let mut may = false;
+        self.note(of, |known| {
+            let all = known.reserved.saturating_add(bytes);
+            may = all <= most;
+            known.reserved = if may { all } else { known.reserved };
+        });
+        may
+    }
+
+    /// A reserved object was not stored, or it was in the store before.
+    pub fn release(&self, (uid, pod): (&str, &str), bytes: u64) {
+        // Another attempt has begun: it has reserved nothing of this.
+        if let Some(known) = self.locked().get_mut(uid).filter(|known| known.upload.pod == pod) {
+            known.reserved = known.reserved.saturating_sub(bytes);
+        }
+    }
+
     /// An object of this size was stored.
-    pub fn stored(&self, of: (&str, &str), bytes: u64) {
+    pub fn stored(&self, of: (&str, &str), bytes: u64, so_far: Option<SoFar>) {
         self.waits.stored(of.0);
         self.note(of, |known| {
+            known.archived(so_far);
             known.upload.objects += 1;
             known.upload.bytes = known.upload.bytes.saturating_add(bytes);
             known.refused = None;
@@ -107,8 +142,9 @@ impl Uploads {
     }
 
     /// An object is in the store since an earlier attempt.
-    pub fn found(&self, of: (&str, &str)) {
+    pub fn found(&self, of: (&str, &str), so_far: Option<SoFar>) {
         self.note(of, |known| {
+            known.archived(so_far);
             known.upload.objects += 1;
             known.refused = None;
         });
@@ -144,7 +180,7 @@ mod tests {
     async fn an_error_is_shown_when_nothing_else_happens_for_a_while() {
         let uploads = Uploads::default();
         assert_eq!(uploads.look("u"), None);
-        uploads.stored(POD, 8_388_608);
+        uploads.stored(POD, 8_388_608, None);
         uploads.refused(POD, "503");
         let failing = || uploads.look("u").and_then(|upload| upload.failing);
         assert_eq!(failing(), None, "the pod repeats it");
@@ -152,9 +188,24 @@ mod tests {
         assert_eq!(failing(), None, "on a slow line the next answer takes long");
         uploads.refused(POD, "503 again");
         assert_eq!(failing().as_deref(), Some("503 again"));
-        uploads.found(POD);
+        uploads.found(POD, None);
         assert_eq!(failing(), None, "the store answers");
         assert_eq!(uploads.look("u").map(|u| u.to_string()).as_deref(), Some("2 objects stored, 8.3 MB sent by this attempt"));
+    }
+
+    /// Three objects are sent in parallel, and the home is counted meanwhile.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_archived_only_grows() {
+        let uploads = Uploads::default();
+        let text = || uploads.look("u").map(|upload| upload.to_string()).unwrap_or_default();
+        uploads.stored(POD, 1, "2 2000000000 40 3400000000".parse().ok());
+        uploads.stored(POD, 1, "1 1000000000".parse().ok());
+        assert_eq!(text(), "archived 2.0 GB of about 3.4 GB, 2 of 40 sessions");
+        uploads.found(POD, "3 2500000000".parse().ok());
+        uploads.stored(POD, 1, None);
+        assert_eq!(text(), "archived 2.5 GB of about 3.4 GB, 3 of 40 sessions");
+        uploads.stored(("u", "next"), 1, "0 1000000".parse().ok());
+        assert_eq!(text(), "archived 1.0 MB, 0 sessions");
     }
 
     /// The store has recovered, and another replica receives the objects; or the next attempt fails before it sends anything.
@@ -175,18 +226,30 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_attempt_counts_its_own_objects() {
         let uploads = Uploads::default();
-        uploads.stored(POD, 1);
-        uploads.found(("u", "next"));
+        uploads.stored(POD, 1, None);
+        uploads.found(("u", "next"), None);
         let upload = uploads.look("u").unwrap_or_default();
         assert_eq!((upload.pod.as_str(), upload.objects, upload.bytes), ("next", 1, 0));
+    }
+
+    /// The pod is not trusted. What its answer was lost of is sent again, and counts once.
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_stores_no_more_than_it_may() {
+        let uploads = Uploads::default();
+        assert!(uploads.reserve(POD, 6, 10) && !uploads.reserve(POD, 5, 10), "two at the same time");
+        uploads.release(POD, 6);
+        assert!(uploads.reserve(POD, 6, 10) && uploads.reserve(POD, 4, 10) && !uploads.reserve(POD, 1, 10));
+        assert!(uploads.reserve(POD, 1, 11), "the bound was raised");
+        uploads.release(("u", "earlier"), 6);
+        assert!(!uploads.reserve(POD, 1, 11) && uploads.reserve(("u", "next"), 10, 10));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_silent_is_dropped() {
         let uploads = Uploads::default();
-        uploads.stored(("old", "pod"), 1);
+        uploads.stored(("old", "pod"), 1, None);
         tokio::time::advance(FORGOTTEN).await;
-        uploads.stored(("new", "pod"), 1);
+        uploads.stored(("new", "pod"), 1, None);
         assert_eq!((uploads.look("old"), uploads.locked().len()), (None, 1));
     }
 }

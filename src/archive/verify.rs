@@ -20,6 +20,11 @@ use super::{later_manifest_key, manifest_key};
 use crate::guards::{self, Guard};
 use crate::resources::conditions::truncate;
 
+mod progress;
+
+use progress::Progress;
+pub use progress::ReadBack;
+
 /// Small archives that are read back in parallel.
 const AT_ONCE: usize = 3;
 /// Large archives that are read back in parallel, separately from the small ones.
@@ -104,12 +109,12 @@ struct Checked {
     origin: Origin,
     last: Verification,
     since: Instant,
-    running: bool,
+    running: Option<Arc<Progress>>,
 }
 
 impl Checked {
     fn new(origin: Origin, last: Verification) -> Self {
-        Self { origin, last, since: Instant::now(), running: false }
+        Self { origin, last, since: Instant::now(), running: None }
     }
 }
 
@@ -150,9 +155,9 @@ impl Verifier {
     pub fn check(&self, uid: &str, origin: &Origin) -> Verification {
         let Ok(mut state) = self.state.lock() else { return Verification::Unavailable("the verifier failed".to_owned()) };
         // The result for another deletion does not apply to this one.
-        state.retain(|of, k| k.running || (k.since.elapsed() < FORGOTTEN && (of != uid || k.origin == *origin)));
+        state.retain(|of, k| k.running.is_some() || (k.since.elapsed() < FORGOTTEN && (of != uid || k.origin == *origin)));
         let known = state.entry(uid.to_owned()).or_insert_with(|| Checked::new(origin.clone(), Verification::Running));
-        if known.running {
+        if known.running.is_some() {
             return known.last.clone();
         }
         let begin = match (&known.last, known.last.valid_for()) {
@@ -160,13 +165,19 @@ impl Verifier {
             (_, Some(time)) => known.since.elapsed() >= time,
             (_, None) => return state.remove(uid).map_or(Verification::Running, |k| k.last),
         };
-        known.running = begin;
+        let progress = Arc::new(Progress::new());
+        known.running = begin.then(|| Arc::clone(&progress));
         let last = known.last.clone();
         drop(state);
         if begin {
-            self.start(uid.to_owned(), origin.clone());
+            self.start(uid.to_owned(), origin.clone(), progress);
         }
         last
+    }
+
+    /// How far the running check of a computer is. `None`: none is running, or there is nothing to show yet.
+    pub fn progress(&self, uid: &str) -> Option<ReadBack> {
+        self.state.lock().ok()?.get(uid)?.running.as_ref()?.look()
     }
 
     /// The result of `look` on the key and the content of the newest archive, while its manifest is the only one in memory.
@@ -188,13 +199,13 @@ impl Verifier {
         look(&self.reader.store, &key, archive).await
     }
 
-    fn start(&self, uid: String, origin: Origin) {
+    fn start(&self, uid: String, origin: Origin, progress: Arc<Progress>) {
         let (reader, state, checked) = (self.reader.clone(), Arc::clone(&self.state), self.checked.clone());
         let refusing = Arc::clone(&reader.store);
         tokio::spawn(async move {
             let of = (uid.clone(), origin.clone());
             // A check that panics has failed; otherwise it would count as running forever (L1).
-            let result = tokio::spawn(async move { reader.read(&of.0, &of.1).await }).await;
+            let result = tokio::spawn(async move { reader.read(&of.0, &of.1, &progress).await }).await;
             let result = result.unwrap_or_else(|e| Verification::Unavailable(format!("the check failed: {e}")));
             // The next step would be to write one, which the store refuses: the reason is the store, not the archive pod.
             let result = match (result, refusing.refusal()) {
@@ -212,7 +223,7 @@ impl Verifier {
 
 impl Reader {
     /// Waits for a free slot and reads an archive back. No part of it is in memory while it waits.
-    async fn read(&self, uid: &str, origin: &Origin) -> Verification {
+    async fn read(&self, uid: &str, origin: &Origin, progress: &Progress) -> Verification {
         // Whether an archive exists is answered without waiting: a deletion needs the answer before it creates one.
         match self.any(&origin.keys(uid)).await {
             Ok(true) => {}
@@ -224,7 +235,7 @@ impl Reader {
             Ok(contents) => {
                 let slots = if contents.large { &self.large } else { &self.slots };
                 if let Ok(_slot) = slots.try_acquire() {
-                    return self.read_back(contents).await;
+                    return self.read_back(contents, progress).await;
                 }
                 slots
             }
@@ -232,17 +243,18 @@ impl Reader {
         // Never closed.
         let _slot = slots.acquire().await;
         match self.contents(uid, origin).await {
-            Ok(contents) => self.read_back(contents).await,
+            Ok(contents) => self.read_back(contents, progress).await,
             Err(other) => other,
         }
     }
 
     /// Reads an archive back from where an earlier check of the same manifest has ended: a store that fails every few hours must not keep a
     /// large archive from being verified (L8).
-    async fn read_back(&self, contents: Contents) -> Verification {
+    async fn read_back(&self, contents: Contents, progress: &Progress) -> Verification {
         let digest = contents.summary.manifest_digest.clone();
         let earlier = self.earlier(&digest);
         let (mut reading, began) = earlier.unwrap_or_else(|| (Reading::new(&contents.archive, None, Nothing), Instant::now()));
+        progress.reads(&reading.objects, contents.archive.objects());
         let result = read_all(&self.store, contents, &mut reading).await;
         if !matches!(result, Verification::Valid(_))
             && reading.can_continue()

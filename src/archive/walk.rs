@@ -135,6 +135,12 @@ impl Walk {
         Self { progress, ..self }
     }
 
+    /// Takes this much memory for names.
+    #[must_use]
+    pub fn with_memory(self, budget: usize) -> Self {
+        Self { budget, ..self }
+    }
+
     /// The next one; `None` at the end.
     ///
     /// # Errors

@@ -144,7 +144,7 @@ impl Reconciler {
             if let Some(recorded) = super::deletion::counts_wait(view) {
                 view.waited = self.applier.archives().waits().waited(&view.uid, recorded);
             }
-            view.upload = if super::deletion::archiving(view) { self.applier.archives().uploads().look(&view.uid) } else { None };
+            self.look_at_archive(view);
             let current = plan(view);
             view.remember(&current.report);
             let Next::Do(action) = &current.next else {
@@ -165,6 +165,14 @@ impl Reconciler {
         }
         self.memory.turns.ran_out(&view.uid);
         (Plan { next: Next::Wait(Duration::from_secs(1)), report: plan(view).report }, None)
+    }
+
+    /// What this process knows of the archive, for the status.
+    fn look_at_archive(&self, view: &mut View) {
+        let archives = self.applier.archives();
+        let archiving = super::deletion::archiving(view);
+        view.upload = archiving.then(|| archives.uploads().look(&view.uid)).flatten();
+        view.read_back = archiving.then(|| archives.read_back(&view.uid)).flatten();
     }
 
     /// One request, and what its answer means. Whether the answer was the record.
@@ -314,11 +322,12 @@ impl Reconciler {
 
 /// Whether a reconcile that only waits for an archive check has nothing to publish: the status shows the step already, and whether it is
 /// blocked. Otherwise each check would change the status to running and its end back to blocked, and each write would queue the next
-/// reconcile (L6).
+/// reconcile (L6). A slow check that makes progress is shown: [`Written`] bounds how often.
 fn quiet(view: &View, report: &Report) -> bool {
     let Some(status) = view.computer.as_ref().and_then(|c| c.status.as_ref()) else { return false };
     let blocked = status.deletion_steps.iter().any(|step| step.status == StepStatus::Blocked);
     report.checking
+        && view.read_back.is_none()
         && status.step.as_deref() == report.current.map(CurrentStep::id)
         && (blocked || report.blocker.is_none())
         && guards::on(Guard::QuietCheck)

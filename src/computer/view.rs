@@ -10,9 +10,9 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeCl
 use super::action::{Effect, Fact, Subject};
 use super::children::Child;
 use super::report::Report;
-use crate::archive::Verification;
 use crate::archive::uploads::Upload;
 use crate::archive::waiting_time::Waited;
+use crate::archive::{ReadBack, Verification};
 use crate::guards::{self, Guard};
 use crate::resources::steps::DeletionStep;
 use crate::resources::{Computer, ComputerClass, ComputerRecord, DeletionOverride, RecordPhase, SkippableStep, StepOutcome};
@@ -58,6 +58,8 @@ pub struct View {
     pub waited: Waited,
     /// What its archive pod has sent to this process. Only for what is shown.
     pub upload: Option<Upload>,
+    /// How far the running check of its archive is. Only for what is shown.
+    pub read_back: Option<ReadBack>,
     /// The state of its archive, if this reconcile has checked it.
     pub archive: Option<Verification>,
     /// The receipt that this reconcile has stored.
@@ -96,6 +98,7 @@ impl View {
             learned: BTreeSet::new(),
             waited: Waited::default(),
             upload: None,
+            read_back: None,
             archive: None,
             receipt: None,
             key_check_in: None,

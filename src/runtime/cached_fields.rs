@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 use kube::Resource;
 use kube::api::ObjectMeta;
 
-use crate::resources::{IMAGE_ANNOTATION, UID_LABEL, UNREADABLE_ANNOTATION};
+use crate::resources::{IMAGE_ANNOTATION, MAX_BYTES_ANNOTATION, UID_LABEL, UNREADABLE_ANNOTATION};
 
 /// Maximum size of a kept annotation in bytes; an image reference with a digest is shorter.
 const LONGEST: usize = 1024;
@@ -49,7 +49,9 @@ pub(crate) fn pod(pod: &mut Pod) {
     let mut annotations = pod.metadata.annotations.take();
     if let Some(all) = &mut annotations {
         // A tenant may set these annotations on its own pods as well, so their size is bounded.
-        all.retain(|name, value| value.len() <= LONGEST && [IMAGE_ANNOTATION, UNREADABLE_ANNOTATION].contains(&name.as_str()));
+        all.retain(|name, value| {
+            value.len() <= LONGEST && [IMAGE_ANNOTATION, UNREADABLE_ANNOTATION, MAX_BYTES_ANNOTATION].contains(&name.as_str())
+        });
     }
     child(pod);
     pod.metadata.annotations = annotations.filter(|all| !all.is_empty());

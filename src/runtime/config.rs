@@ -24,6 +24,9 @@ pub struct Config {
     /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true` with credentials from AWS_*
     #[arg(long, env = "ARCHIVE_STORE", default_value = "file:///var/lib/computer-operator/store", value_parser = store)]
     pub store: String,
+    /// Most bytes that an archive may have in the store, if its class does not set `archive.maxBytes`: a quantity. `0`: any number
+    #[arg(long, env = "ARCHIVE_MAX_BYTES", default_value = "1Ti", value_parser = size)]
+    pub archive_max_bytes: u64,
     /// `PersistentVolumeClaim` of the embedded store in the operator's namespace, whose volume is set to `Retain`
     #[arg(long, env = "RETAIN_STORE_CLAIM")]
     pub retain_store_claim: Option<String>,
@@ -121,6 +124,11 @@ fn store(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn size(text: &str) -> Result<u64, String> {
+    let bytes = crate::resources::quantity::bytes(&k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned()));
+    bytes.filter(|_| !text.starts_with('-')).ok_or_else(|| "use a quantity, for example 500Gi; 0 is any number of bytes".to_owned())
+}
+
 fn concurrency(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| (1..=1000).contains(n)).ok_or_else(|| "use a number from 1 to 1000".to_owned())
 }
@@ -147,6 +155,7 @@ mod tests {
     fn the_defaults_are_valid() {
         let config = parse(&[]).unwrap();
         assert!(config.lease().validate().is_ok() && config.leader_election);
+        assert_eq!(config.archive_max_bytes, 1 << 40);
         for seconds in [5, 15, 60, 300] {
             assert!(parse(&["--lease-seconds", &seconds.to_string()]).unwrap().lease().validate().is_ok(), "{seconds}");
         }
@@ -167,6 +176,7 @@ mod tests {
                 vec!["api", "ftp://h", "http://", "https://:1", "https://u:p@h", "https://h?a=b", "https://h h"],
                 "https://HOST[:PORT]",
             ),
+            ("--archive-max-bytes", vec!["", "lots", "-1", "1 Gi"], "500Gi"),
             ("--concurrency", vec!["0", "1001", "many", "-1"], "1 to 1000"),
             ("--image", vec!["", "a b"], "own image"),
         ] {

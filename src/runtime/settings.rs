@@ -10,6 +10,8 @@ pub struct Settings {
     pub image: String,
     /// ServiceAccount of the archive pod.
     pub archive_service_account: String,
+    /// Most bytes of an archive whose class names no bound. Zero: any number.
+    pub archive_max_bytes: u64,
     /// Address of the ingest endpoint.
     pub ingest_url: String,
     /// Certificate authority of the ingest endpoint in PEM.

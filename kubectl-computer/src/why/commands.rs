@@ -143,6 +143,7 @@ fn look(observed: &Observed, subject: &Subject, reason: R) -> Vec<Copy> {
         R::PodStillRunning | R::PodStateUnknown | R::NodeUnreachable | R::VolumeAttached => look_at_node(subject),
         reason if VOLUME.contains(&reason) => look_at_volume(subject),
         R::ArchivePodWaiting | R::ArchivePodUnschedulable | R::ArchivePodHeld => look_at_archive_pod(observed, subject, false),
+        R::ArchiveTooLarge => raise_the_bound(observed, subject),
         R::ArchiveFailed | R::ArchiveOverdue | R::UnreadableFiles => look_at_archive_pod(observed, subject, true),
         R::ArchiveDamaged => {
             let namespace = quoted(&observed.operator_namespace);
@@ -207,6 +208,16 @@ fn look_at_archive_pod(observed: &Observed, subject: &Subject, log: bool) -> Vec
     logs.into_iter().chain([describe]).collect()
 }
 
+/// The archive is larger than the class allows.
+fn raise_the_bound(observed: &Observed, subject: &Subject) -> Vec<Copy> {
+    let class = subject.class.as_deref().map_or_else(|| "CLASS".to_owned(), quoted);
+    let patch = r#"'{"spec":{"archive":{"maxBytes":"2Ti"}}}'"#;
+    let raise = format!("kubectl patch computerclass {class} --type=merge -p {patch}");
+    let mut commands = vec![copy("for a cluster admin: raise the bound, here to 2Ti; the deletion continues", raise)];
+    commands.extend(look_at_archive_pod(observed, subject, true));
+    commands
+}
+
 fn finalizers(object: Option<&String>) -> Vec<Copy> {
     object
         .iter()
@@ -253,7 +264,7 @@ fn skippable(reason: R, step: &str) -> Vec<SkippableStep> {
         // A volume on a lost node can be neither read nor deleted.
         R::VolumeTaken | R::ArchivePodUnschedulable => vec![SkippableStep::ArchiveSessions, SkippableStep::DeleteVolumes],
         R::VolumeNotDeleted => vec![SkippableStep::DeleteVolumes],
-        R::VolumeLost | R::VolumeBeingDeleted | R::ArchiveDamaged => vec![SkippableStep::ArchiveSessions],
+        R::VolumeLost | R::VolumeBeingDeleted | R::ArchiveDamaged | R::ArchiveTooLarge => vec![SkippableStep::ArchiveSessions],
         R::StoreUnavailable if DeletionStep::from_id(step) == Some(DeletionStep::WriteReceipt) => vec![SkippableStep::WriteReceipt],
         _ => Vec::new(),
     }

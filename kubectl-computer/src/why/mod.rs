@@ -186,6 +186,7 @@ fn running(observed: &Observed, computer: &Computer, status: &ComputerStatus, id
         return why;
     }
     let mut why = Why::new(Verdict::Working, subject(computer), format!("Nothing is wrong. {now}"));
+    why.fact("Progress", how_far(status, id).unwrap_or_default());
     why.fact(
         "To do",
         format!(
@@ -194,6 +195,11 @@ fn running(observed: &Observed, computer: &Computer, status: &ComputerStatus, id
         ),
     );
     why
+}
+
+/// How far the step is, as the operator reports it.
+fn how_far<'a>(status: &'a ComputerStatus, id: &str) -> Option<&'a str> {
+    condition(status, types::DELETING)?.message.strip_prefix("at step ")?.strip_prefix(id)?.strip_prefix(": ")
 }
 
 /// Seconds after which the operator reports a step as blocked: as the record says, else the class, else by default.

@@ -21,7 +21,8 @@ fn written(entries: &[(String, Vec<u8>)]) -> Packed {
         writer.end_entry(&Described { id: id.clone().into_bytes(), files: 1, ..Described::default() }).unwrap();
     }
     writer.finish(&mut manifest).unwrap();
-    Packed { manifest, blobs, problems: crate::archive::problems::Problems::default() }
+    let problems = crate::archive::problems::Problems::default();
+    Packed { manifest, blobs, problems, tally: std::sync::Arc::default() }
 }
 
 fn share_of(new: &Packed, old: &Packed) -> f64 {

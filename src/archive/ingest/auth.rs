@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::resources::steps::{DeletionStep, StepResult};
-use crate::resources::{ComputerRecord, UID_LABEL};
+use crate::resources::{ComputerRecord, MAX_BYTES_ANNOTATION, UID_LABEL};
 use crate::runtime::client::{CallError, ErrorClass, call, classify};
 
 /// Audience of the pods' tokens.
@@ -33,6 +33,8 @@ pub struct Caller {
     pub pod: String,
     /// UID of the claim of the deletion that the archive belongs to.
     pub custody_claim: String,
+    /// Most bytes that the archive may have.
+    pub max_bytes: u64,
 }
 
 /// Whose token it is.
@@ -49,8 +51,8 @@ pub enum Access {
 }
 
 impl Access {
-    /// What a pod of this UID may write, by the record of its computer.
-    fn by(record: &ComputerRecord, uid: &str, pod_uid: &str) -> Self {
+    /// What a pod of this UID may write, by the record of its computer and the bound that the operator has noted on the pod.
+    fn by(record: &ComputerRecord, uid: &str, pod_uid: &str, max_bytes: u64) -> Self {
         let Some(deletion) = &record.spec.state.deletion else { return Self::Refused("its computer is not being deleted") };
         // `NotApplicable` is not decided: a volume can appear after it (`deletion/archive.rs`).
         let skipped = deletion.outcome(DeletionStep::ArchiveSessions).is_some_and(|outcome| outcome.result == StepResult::Skipped);
@@ -61,7 +63,8 @@ impl Access {
             None => Self::NotYet,
             Some((recorded, claim)) if recorded == pod_uid => {
                 let namespace = (record.spec.namespace.clone(), record.spec.namespace_uid.clone());
-                Self::Pod(Caller { uid: uid.to_owned(), namespace, pod: pod_uid.to_owned(), custody_claim: claim.clone() })
+                let (uid, pod) = (uid.to_owned(), pod_uid.to_owned());
+                Self::Pod(Caller { uid, namespace, pod, custody_claim: claim.clone(), max_bytes })
             }
             Some(_) => Self::Refused("the record of its computer names another archive pod"),
         }
@@ -82,6 +85,8 @@ pub enum Authenticator {
         uid: &'static str,
         /// The claim of its deletion.
         custody_claim: &'static str,
+        /// Most bytes of the archive.
+        max_bytes: u64,
     },
 }
 
@@ -94,10 +99,10 @@ impl Authenticator {
         match self {
             Self::Pods(pods) => pods.access(token).await,
             #[cfg(test)]
-            Self::Fixed { token: known, uid, custody_claim } => {
+            Self::Fixed { token: known, uid, custody_claim, max_bytes } => {
                 let namespace = ("t".to_owned(), Some("namespace".to_owned()));
-                let caller =
-                    Caller { uid: (*uid).to_owned(), namespace, pod: "pod".to_owned(), custody_claim: (*custody_claim).to_owned() };
+                let (uid, custody_claim) = ((*uid).to_owned(), (*custody_claim).to_owned());
+                let caller = Caller { uid, namespace, pod: "pod".to_owned(), custody_claim, max_bytes: *max_bytes };
                 Ok(if token == *known { Access::Pod(caller) } else { Access::Unknown })
             }
         }
@@ -131,7 +136,9 @@ impl PodTokens {
         let Some(uid) = uid else { return Ok(Access::Unknown) };
         let records: Api<ComputerRecord> = Api::namespaced(self.client.clone(), &self.namespace);
         let Some(record) = found(call(records.get(uid)).await)? else { return Ok(Access::Unknown) };
-        let access = Access::by(&record, uid, &pod_uid);
+        // A pod of an earlier version has none.
+        let most = pod.annotations().get(MAX_BYTES_ANNOTATION).and_then(|most| most.parse().ok());
+        let access = Access::by(&record, uid, &pod_uid, most.unwrap_or(u64::MAX));
         if let (Access::Pod(caller), Ok(mut known)) = (&access, self.known.lock()) {
             known.retain(|_, (_, until)| *until > Instant::now());
             known.insert(key, (caller.clone(), Instant::now() + REMEMBER));
@@ -210,11 +217,12 @@ mod tests {
             let mut deletion = began.clone();
             deletion["custody"] = json!({"claimUid": "claim", "podUid": "p"});
             deletion[field] = value;
-            Access::by(&record(deletion), "u", "p")
+            Access::by(&record(deletion), "u", "p", 9)
         };
-        let pod = Access::Pod(Caller { uid: "u".into(), namespace: ("t".into(), None), pod: "p".into(), custody_claim: "claim".into() });
+        let namespace = ("t".to_owned(), None);
+        let pod = Access::Pod(Caller { uid: "u".into(), namespace, pod: "p".into(), custody_claim: "claim".into(), max_bytes: 9 });
         assert_eq!(with("handedOff", json!(false)), pod);
-        assert_eq!(Access::by(&record(began.clone()), "u", "p"), Access::NotYet, "no attempt is recorded yet");
+        assert_eq!(Access::by(&record(began.clone()), "u", "p", 9), Access::NotYet, "no attempt is recorded yet");
         assert!(matches!(with("custody", json!({"claimUid": "claim", "podUid": "another"})), Access::Refused(_)));
         assert!(matches!(
             with("archive", json!({"manifestDigest": "d", "sessions": 0, "bytes": 0})),
@@ -223,6 +231,6 @@ mod tests {
         let finished = |result: &str| json!({"archive-sessions": {"result": result, "detail": "", "at": "2026-01-01T00:00:00.000000Z"}});
         assert!(matches!(with("steps", finished("Skipped")), Access::Refused(why) if why.contains("decided")));
         assert_eq!(with("steps", finished("NotApplicable")), pod, "a volume appeared after the step was not needed");
-        assert!(matches!(Access::by(&record(json!(null)), "u", "p"), Access::Refused(_)));
+        assert!(matches!(Access::by(&record(json!(null)), "u", "p", 9), Access::Refused(_)));
     }
 }

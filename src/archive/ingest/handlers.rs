@@ -20,6 +20,7 @@ use super::auth::{Access, Authenticator, Caller};
 use super::progress::{self, Outcome};
 use super::room::Room;
 use crate::archive::copies;
+use crate::archive::home_size::{self, SoFar};
 use crate::archive::index::{Lines, Pieces};
 use crate::archive::manifest::{CHUNK, Chunk, List, MAX_BYTES, is_digest};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
@@ -116,7 +117,7 @@ async fn head_chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(Str
     let _room = shared.read_back.take(&uid, 1).await;
     match copies::is_whole(&shared.store, &uid, &digest).await {
         Ok(true) => {
-            shared.uploads.found((&uid, &pod));
+            shared.uploads.found((&uid, &pod), so_far(&headers));
             Ok(StatusCode::OK)
         }
         Ok(false) => Ok(StatusCode::NOT_FOUND),
@@ -131,13 +132,15 @@ async fn put_chunk(
     body: Body,
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &digest)?;
-    let pod = authorize(&shared, &headers, &uid).await?.pod;
-    let room = room(&body, CHUNK, "chunk")?;
-    Ok(progress::answer(
-        &headers,
-        async move { store_chunk(shared, (uid, pod), digest, room, body).await.unwrap_or_else(|refused| refused) },
-    )
-    .await)
+    let caller = authorize(&shared, &headers, &uid).await?;
+    let (room, so_far) = (room(&body, CHUNK, "chunk")?, so_far(&headers));
+    let stored = async move { store_chunk(shared, (uid, caller), digest, (room, body), so_far).await.unwrap_or_else(|refused| refused) };
+    Ok(progress::answer(&headers, stored).await)
+}
+
+/// What is archived when this object is stored, as the pod says. Only for what is shown.
+fn so_far(headers: &HeaderMap) -> Option<SoFar> {
+    headers.get(home_size::HEADER)?.to_str().ok()?.parse().ok()
 }
 
 /// No part of a body is read before the sender is authenticated and the body has room.
@@ -147,25 +150,49 @@ fn room(body: &Body, most: usize, what: &str) -> Result<u32, Outcome> {
     u32::try_from(length).ok().filter(|length| *length as usize <= most).ok_or_else(too_long)
 }
 
-async fn store_chunk(shared: Shared, (uid, pod): (String, String), digest: String, size: u32, body: Body) -> Result<Outcome, Outcome> {
+async fn store_chunk(
+    shared: Shared,
+    (uid, caller): (String, Caller),
+    digest: String,
+    (size, body): (u32, Body),
+    so_far: Option<SoFar>,
+) -> Result<Outcome, Outcome> {
     let _room = shared.chunks.take(&uid, size).await;
     let bytes = Bytes::from(receive(body, size).await?);
     let found = hex::encode(Sha256::digest(&bytes));
     if found != digest && guards::on(Guard::ObjectDigest) {
         return Err((StatusCode::BAD_REQUEST, format!("the bytes have sha256 {found}, not {digest}")));
     }
-    match copies::store(&shared.store, &uid, &digest, &bytes).await {
+    let (of, size) = ((uid.as_str(), caller.pod.as_str()), u64::from(size));
+    if !shared.uploads.reserve(of, size, caller.max_bytes) {
+        // The answer to an earlier request was lost: the chunk is in the store, and counts once.
+        return match copies::is_whole(&shared.store, &uid, &digest).await {
+            Ok(true) => Ok((StatusCode::OK, String::new())),
+            Ok(false) => Err(too_large(caller.max_bytes)),
+            Err(error) => Err(shared.refused(of, &error)),
+        };
+    }
+    let stored = copies::store(&shared.store, &uid, &digest, &bytes).await;
+    if !matches!(stored, Ok(true)) {
+        shared.uploads.release(of, size);
+    }
+    match stored {
         Ok(created) => {
             tracing::debug!(uid, size, created, "chunk stored");
             if created {
-                shared.uploads.stored((&uid, &pod), u64::from(size));
+                shared.uploads.stored(of, size, so_far);
             } else {
-                shared.uploads.found((&uid, &pod));
+                shared.uploads.found(of, so_far);
             }
             Ok((if created { StatusCode::CREATED } else { StatusCode::OK }, String::new()))
         }
-        Err(error) => Err(shared.refused((&uid, &pod), &error)),
+        Err(error) => Err(shared.refused(of, &error)),
     }
+}
+
+/// The answer for what an honest archive pod does not send.
+fn too_large(most: u64) -> Outcome {
+    (StatusCode::PAYLOAD_TOO_LARGE, format!("the archive of this home may have {most} bytes at most: see archive.maxBytes of its class"))
 }
 
 async fn put_manifest(
@@ -199,12 +226,15 @@ async fn store_manifest(shared: Shared, (uid, caller): (String, Caller), room: u
     if !manifest.custody_claim.is_empty() && manifest.custody_claim != caller.custody_claim {
         return Err((StatusCode::FORBIDDEN, format!("the manifest names the claim {:?}, the deletion another", manifest.custody_claim)));
     }
+    if manifest.stored_bytes > caller.max_bytes {
+        return Err(too_large(caller.max_bytes));
+    }
     all_there(&shared.store, &uid, &manifest).await.map_err(|answer| shared.noted(of, answer))?;
     let (sessions, problems, claim) = (manifest.sessions, manifest.problems.count, manifest.custody_claim);
     match put_once_per_deletion(&shared.store, &uid, &claim, body.into()).await {
         Ok(ReceiptPut::Created) => {
             tracing::info!(uid, sessions, problems, "manifest stored");
-            shared.uploads.found(of);
+            shared.uploads.found(of, None);
             Ok((StatusCode::CREATED, String::new()))
         }
         Ok(ReceiptPut::SameAlready) => Ok((StatusCode::OK, String::new())),

@@ -21,7 +21,11 @@ fn sent(request: Request<Body>) -> (StatusCode, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("one/two/store");
     let store = Arc::new(Store::open(&format!("file://{}", root.display())).unwrap());
-    let router = handlers::router(store, auth::Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" }, Arc::default());
+    let router = handlers::router(
+        store,
+        auth::Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim", max_bytes: u64::MAX },
+        Arc::default(),
+    );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let status = runtime.block_on(async { router.oneshot(request).await.unwrap().status() });
     let files = walkdir::WalkDir::new(folder.path()).into_iter().map(Result::unwrap).filter(|e| e.file_type().is_file());

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::archive::chunks::Blob;
+use crate::archive::home_size::{Amount, SoFar};
 use crate::archive::manifest::Chunk;
 use crate::archive::manifest::tests::empty;
 use crate::archive::sender::Sender;
@@ -13,6 +14,11 @@ use crate::archive::{Store, Unreadable, Verification, chunk_key, index, test_rel
 use sha2::{Digest, Sha256};
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
+
+/// What is archived with a chunk.
+fn so_far() -> SoFar {
+    SoFar { done: Amount { sessions: 1, bytes: 2_000_000 }, total: Some(Amount { sessions: 4, bytes: 9_000_000 }) }
+}
 
 struct Endpoint {
     address: SocketAddr,
@@ -42,7 +48,7 @@ async fn endpoint_of(store: impl FnOnce(&std::path::Path) -> Store) -> Endpoint 
     let uploads = Arc::<Uploads>::default();
     let router = handlers::router(
         Arc::clone(&store),
-        auth::Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" },
+        auth::Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim", max_bytes: u64::MAX },
         Arc::clone(&uploads),
     );
     tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
@@ -78,7 +84,7 @@ async fn what_becomes_of_an_object_is_known() {
     std::fs::remove_dir_all(endpoint.folder.path()).unwrap();
     let manifest = serde_json::to_vec(&empty(UID)).unwrap();
     for refused in [(path(b"more"), b"more".to_vec()), ("manifest".to_owned(), manifest)] {
-        endpoint.uploads.found((UID, "pod"));
+        endpoint.uploads.found((UID, "pod"), None);
         for failing in [false, true] {
             assert_eq!(endpoint.put(&refused.0, "good", refused.1.clone()).await, 503);
             assert_eq!(look().unwrap().failing.is_some(), failing, "{}", refused.0);
@@ -190,9 +196,14 @@ async fn an_upload_may_take_as_long_as_it_makes_progress() {
     let (_token, sender) = sender(&endpoint, line, Duration::from_secs(2));
     let blob = blob(8_000_000);
     let began = std::time::Instant::now();
-    sender.chunk(&blob).await.unwrap();
+    sender.chunk(&blob, so_far).await.unwrap();
     assert!(began.elapsed() > Duration::from_secs(6), "the connection is not slow: {:?}", began.elapsed());
     assert_eq!(endpoint.store.size(&chunk_key(UID, &blob.chunk.digest)).await.unwrap(), 8_000_000);
+    let archived = || endpoint.uploads.look(UID).and_then(|upload| upload.archived);
+    assert_eq!(archived(), Some(so_far()));
+    let more = || SoFar { done: Amount { sessions: 2, ..so_far().done }, ..so_far() };
+    sender.chunk(&blob, more).await.unwrap();
+    assert_eq!(archived(), Some(more()), "a chunk of an earlier attempt is archived as well");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,7 +213,7 @@ async fn an_upload_that_makes_no_progress_ends() {
     let endpoint = endpoint_of(|folder| Store::open_with(&format!("file://{}", folder.display()), idle).unwrap()).await;
     let line = test_relay::relay(endpoint.address, 50_000_000, 1_000_000);
     let (_token, sender) = sender(&endpoint, line, Duration::from_secs(2));
-    let ended = tokio::time::timeout(Duration::from_secs(60), sender.chunk(&blob(8_000_000))).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), sender.chunk(&blob(8_000_000), so_far)).await;
     let error = format!("{:#}", ended.expect("it hangs").unwrap_err());
     assert!(error.contains("no progress"), "{error}");
 }
@@ -216,7 +227,7 @@ async fn a_store_that_takes_long_is_waited_for_while_the_operator_works() {
     let endpoint = endpoint_of(|_| Store::new(Arc::new(slow))).await;
     let (_token, sender) = sender(&endpoint, endpoint.address, Duration::from_secs(1));
     let began = std::time::Instant::now();
-    sender.chunk(&blob(100)).await.unwrap();
+    sender.chunk(&blob(100), so_far).await.unwrap();
     sender.manifest(serde_json::to_vec(&empty(UID)).unwrap()).await.unwrap();
     assert!(began.elapsed() > Duration::from_secs(6), "{:?}", began.elapsed());
     let error = sender.manifest(b"{}".to_vec()).await.unwrap_err().to_string();
@@ -255,7 +266,7 @@ async fn damaged_chunks_of_an_earlier_attempt_are_stored_again_beside_them() {
             _ => damaged[50] ^= 1,
         }
         endpoint.store.put_once(&chunk_key(UID, &blob.chunk.digest), damaged.clone()).await.unwrap();
-        sender.chunk(&blob).await.unwrap();
+        sender.chunk(&blob, so_far).await.unwrap();
         assert_eq!(index::blob(&endpoint.store, UID, &blob.chunk).await.unwrap(), blob.bytes);
         assert_eq!(endpoint.store.get(&chunk_key(UID, &blob.chunk.digest)).await.unwrap(), damaged, "S7: an object is never changed");
         assert_eq!(endpoint.put(&format!("chunks/{}", blob.chunk.digest), "good", blob.bytes.to_vec()).await, 200, "once is enough");

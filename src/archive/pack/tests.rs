@@ -210,11 +210,17 @@ async fn packed_with(home: &Path, extents: Extents) -> (Archived, Problems) {
         blobs.push(blob);
         Ok(())
     };
-    let request =
-        Request { home, session_paths: &["s".to_owned()], unreadable: Unreadable::GiveUp, sizes: SMALL, progress: Arc::default() };
+    let request = Request {
+        home,
+        session_paths: &["s".to_owned()],
+        unreadable: Unreadable::GiveUp,
+        sizes: SMALL,
+        progress: Arc::default(),
+        tally: Arc::default(),
+    };
     let problems = pack_with(&request, &mut manifest, &mut take, extents).unwrap();
     let counts = Problems { lost: problems.lost, ..Problems::default() };
-    (Archived::of(crate::archive::test_archives::Packed { manifest, blobs, problems }).await, counts)
+    (Archived::of(crate::archive::test_archives::Packed { manifest, blobs, problems, tally: Arc::default() }).await, counts)
 }
 
 /// L1: a file whose map of holes is damaged once counted as archived without being in the tar: the archive could never be verified.

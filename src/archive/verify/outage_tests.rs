@@ -67,6 +67,26 @@ async fn a_check_that_a_long_outage_has_ended_is_continued() {
     assert!(reads <= keys.len() + 3 * 16, "{reads} reads of {} chunks", keys.len());
 }
 
+/// Nothing showed whether a read-back of hours makes progress. While the store is down it makes none.
+#[tokio::test(start_paused = true)]
+async fn a_slow_check_shows_its_progress() {
+    let (store, verifier, mut checked, keys) = archived().await;
+    let broken = keys[100].clone();
+    store.fail(move |key| key == broken);
+    verifier.check(UID, &Origin::default());
+    assert_eq!(verifier.progress(UID), None);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let all = keys.len() as u64;
+    assert_eq!(verifier.progress(UID), Some(ReadBack { read: 100, all }));
+    checked.recv().await;
+    assert!(matches!(verifier.check(UID, &Origin::default()), Verification::Unavailable(_)));
+    assert_eq!(verifier.progress(UID), None, "no check is running");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    verifier.check(UID, &Origin::default());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(verifier.progress(UID), None, "this check has read nothing");
+}
+
 /// S1: the first objects of an archive can be gone when its last ones are read, for instance by a lifecycle rule of the bucket.
 #[tokio::test(start_paused = true)]
 async fn chunks_that_are_lost_after_they_were_read_are_noticed() {

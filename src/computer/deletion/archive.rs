@@ -21,6 +21,8 @@ use crate::resources::{ArchivePolicy, ArchiveResult, IMAGE_ANNOTATION, Provider,
 
 /// Exit code of the archive pod when it cannot read a file and the class says `unreadableFiles: Block`.
 const EXIT_UNREADABLE: i32 = 3;
+/// Exit code of the archive pod when the archive would have more bytes than it may have.
+const EXIT_TOO_LARGE: i32 = 4;
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let snapshot = &context.record.spec.snapshot;
@@ -190,8 +192,11 @@ const PROGRESS_SECONDS: i64 = 10;
 /// How far the archive is, for the status.
 pub(super) fn progress(context: &Context<'_>) -> Option<String> {
     let slow = context.running_for(DeletionStep::ArchiveSessions) >= PROGRESS_SECONDS;
-    let upload = context.view.upload.as_ref().filter(|_| slow && context.current() == Some(DeletionStep::ArchiveSessions))?;
-    Some(upload.to_string())
+    if !slow || context.current() != Some(DeletionStep::ArchiveSessions) {
+        return None;
+    }
+    let upload = || context.view.upload.as_ref().map(ToString::to_string);
+    context.view.read_back.map(|read_back| read_back.to_string()).or_else(upload)
 }
 
 /// Whether a pod has another image than the operator: an admin has fixed the image since the pod was created.
@@ -212,12 +217,16 @@ fn record_attempt(context: &Context<'_>, attempt: i32, pod_uid: Option<String>) 
 fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> State {
     let terminated = archive_pod::terminated(pod);
     let code = terminated.map(|t| t.exit_code);
+    if code == Some(EXIT_TOO_LARGE) && !archive_pod::may_store_more(context.view, context.record, pod) {
+        return too_large(context);
+    }
     // The node's clock may be ahead of the operator's; the creation time comes from the API server.
     let ended = terminated.and_then(|t| t.finished_at.as_ref()).filter(|at| at.0 <= context.view.now);
     let finished = ended.or(pod.metadata.creation_timestamp.as_ref()).map_or(context.view.now, |t| t.0);
     let pause = match code {
         Some(EXIT_UNREADABLE) if context.view.skipped(SkippableStep::UnreadableFiles).is_some() => 0,
         Some(EXIT_UNREADABLE) => 300,
+        Some(EXIT_TOO_LARGE) => 0,
         _ => retry_pause(attempt),
     };
     // An API server whose clock was set back must not make the pause longer.
@@ -240,6 +249,19 @@ fn ended(context: &Context<'_>, pod: &Pod, attempt: i32, subject: Subject) -> St
     let message = format!("{} {how} (attempt {attempt}){said}. The operator retries. See the logs of this pod", subject.describe());
     let sent = |upload: &Upload| pod.metadata.uid.as_deref() == Some(&upload.pod);
     State::blocked(failure(context, sent), message, retry)
+}
+
+/// Another attempt would end in the same way, so there is none: the home does not change. The ended pod stays until the bound is raised.
+fn too_large(context: &Context<'_>) -> State {
+    let most = archive_pod::most_bytes(context.view, context.record);
+    let class = context.record.spec.class_name.as_deref().unwrap_or("of this computer");
+    let message = format!(
+        "the archive of the home would have more than {most} bytes ({}), which archive.maxBytes of the ComputerClass {class}, or the operator's \
+         default, allows. Nothing was destroyed. Raise archive.maxBytes of the class, which applies to this deletion at once, or create a \
+         DeletionOverride that skips archive-sessions to give the sessions up",
+        crate::archive::home_size::size(most)
+    );
+    State::blocked(Reason::ArchiveTooLarge, message, 60)
 }
 
 /// Seconds before the next attempt: 2, 4, 8 … at most 5 minutes.

@@ -20,8 +20,8 @@ use super::{custody, skipped_by};
 use crate::archive::Unreadable;
 use crate::computer::children::labels;
 use crate::computer::machine_pod::literal;
-use crate::computer::view::View;
-use crate::resources::{ComputerRecord, IMAGE_ANNOTATION, SkippableStep, UNREADABLE_ANNOTATION};
+use crate::computer::view::{ClassState, View};
+use crate::resources::{ComputerRecord, IMAGE_ANNOTATION, MAX_BYTES_ANNOTATION, SkippableStep, UNREADABLE_ANNOTATION};
 use crate::runtime::ingest_url;
 
 /// What to do with files that cannot be read, and by which decision. The pod writes both to the manifest. An override that is withdrawn
@@ -44,7 +44,25 @@ fn instructions(view: &View, record: &ComputerRecord) -> String {
 /// Whether a pod's instructions differ from those that apply now.
 pub(super) fn has_other_instructions(view: &View, record: &ComputerRecord, pod: &Pod) -> bool {
     let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get(UNREADABLE_ANNOTATION));
-    annotation.is_some_and(|annotation| *annotation != instructions(view, record))
+    annotation.is_some_and(|annotation| *annotation != instructions(view, record)) || may_store_more(view, record, pod)
+}
+
+/// Most bytes that the archive of a computer may have: what the class said when the computer was created, or what it says now, if that is more.
+/// An admin who raises the bound expects that the deletion that it blocks continues, and one who lowers it does not expect that it blocks
+/// computers that exist. A bound can give nothing up, so a class may decide here after the computer was created.
+pub(super) fn most_bytes(view: &View, record: &ComputerRecord) -> u64 {
+    let default = Some(view.settings.archive_max_bytes).filter(|most| *most > 0).unwrap_or(u64::MAX);
+    let created = record.spec.snapshot.archive.most_bytes().unwrap_or(default);
+    match &view.class {
+        ClassState::Found(class) => created.max(class.spec.archive.most_bytes().unwrap_or(default)),
+        ClassState::Missing | ClassState::Ambiguous(_) => created,
+    }
+}
+
+/// Whether the bound was raised since a pod was created.
+pub(super) fn may_store_more(view: &View, record: &ComputerRecord, pod: &Pod) -> bool {
+    let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get(MAX_BYTES_ANNOTATION));
+    annotation.and_then(|most| most.parse::<u64>().ok()).is_some_and(|most| most < most_bytes(view, record))
 }
 
 fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
@@ -59,6 +77,7 @@ fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
         ("SESSION_PATHS", json!(record.spec.snapshot.session_paths).to_string()),
         ("UNREADABLE", unreadable.to_string()),
         ("LEFT_OUT_BY", left_out_by),
+        ("MAX_BYTES", most_bytes(view, record).to_string()),
     ]
     .map(|(name, value)| json!({"name": name, "value": literal(&value)}));
     // The only value that the kubelet expands: it may name the variable of the ingest endpoint's Service.
@@ -86,7 +105,10 @@ pub fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
     let settings = &view.settings;
     let user = snapshot.run_as_user.unwrap_or(1000);
     let group = snapshot.run_as_group.or(snapshot.fs_group).unwrap_or(user);
-    let annotations = json!({IMAGE_ANNOTATION: settings.image, UNREADABLE_ANNOTATION: instructions(view, record)});
+    // The ingest endpoint reads the bound here: the pod itself is not trusted.
+    let most = most_bytes(view, record).to_string();
+    let annotations =
+        json!({IMAGE_ANNOTATION: settings.image, UNREADABLE_ANNOTATION: instructions(view, record), MAX_BYTES_ANNOTATION: most});
     let mut security = json!({
         "runAsNonRoot": user != 0, "runAsUser": user, "runAsGroup": group,
         "supplementalGroups": snapshot.fs_group.into_iter().collect::<Vec<_>>(),

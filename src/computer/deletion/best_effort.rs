@@ -1,9 +1,10 @@
 //! Decides when `BestEffort` gives up the sessions: when the deletion has waited for `deadlines.archiveSessionsSeconds` in total while no
 //! work on its archive was in progress.
 //!
-//! The deletion does not count as waiting while an archive pod runs or the archive is read back. The pod ends by itself when it makes no progress. A request that the API server refuses
-//! counts as waiting, however often it is retried. A deletion must never give up because an archive is large or slow, because the operator or the API
-//! server was down, or because a clock was set forward ([`crate::archive::waiting_time`]), nor before it has read the store and the archive
+//! The deletion does not count as waiting while an archive pod runs or the archive is read back. The pod ends by itself when it makes no
+//! progress. A request that the API server refuses counts as waiting, however often it is retried. A deletion must never give up because an
+//! archive is large or slow, because the operator or the API server was down, because an archive is larger than its class allows (only an
+//! admin decides about that), or because a clock was set forward ([`crate::archive::waiting_time`]), nor before it has read the store and the archive
 //! pod live once more.
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use crate::computer::step::{Finished, State};
 use crate::computer::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::ArchivePolicy;
+use crate::resources::reasons::Reason;
 use crate::resources::steps::{DeletionStep, StepResult};
 
 /// A process gives up nothing before it has waited this long itself.
@@ -43,6 +45,10 @@ pub fn archive_pod_runs(view: &View) -> bool {
 
 /// The step under `BestEffort`, given its state without that policy.
 pub(super) fn step(context: &Context<'_>, state: State) -> State {
+    // An admin's bound must not destroy what fits into the store.
+    if matches!(&state, State::Blocked(blocker, _) if blocker.reason == Reason::ArchiveTooLarge) {
+        return state;
+    }
     let refused = context.view.waited.refused.as_deref();
     let state = match state {
         // The API server refused this request before: the archive may be given up.

@@ -144,7 +144,9 @@ fn planned(context: &Context<'_>, state: State) -> Plan {
     if stalls && may_hand_off(context) {
         return hand_off(context);
     }
-    let (waits, checking) = (matches!(state, State::Wait(_) | State::Blocked(..)), matches!(state, State::Checking(_)));
+    // An archive that is too large waits for an admin: that time never gives it up.
+    let too_large = matches!(&state, State::Blocked(blocker, _) if blocker.reason == Reason::ArchiveTooLarge);
+    let (waits, checking) = (matches!(state, State::Wait(_) | State::Blocked(..)) && !too_large, matches!(state, State::Checking(_)));
     let (next, blocker) = state.into_next();
     let mut plan = reported(context, next, blocker);
     plan.report.checking = checking;

@@ -83,6 +83,8 @@ async fn a_reconcile_that_publishes_nothing_is_counted_and_sets_the_gauge() {
     let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}, "status": status}));
     let plan = checking(Some(Reason::ArchiveOverdue));
     assert!(quiet(&view, &plan.report));
+    let reading = View { read_back: Some(crate::archive::ReadBack { read: 1, all: 2 }), ..view.clone() };
+    assert!(!quiet(&reading, &plan.report), "users see its progress");
     reconciler.conclude(&view, plan, None, 0).await;
     let text = reconciler.memory.metrics.text().unwrap();
     for line in [

@@ -72,6 +72,7 @@ fn pack_home(version: u64) -> Packed {
         unreadable: Unreadable::Block,
         sizes: Sizes::default(),
         progress: Arc::default(),
+        tally: Arc::default(),
     };
     pack::pack(&packing, &mut manifest, &mut take).expect("packed");
     Packed { manifest, blobs }

@@ -48,11 +48,37 @@ async fn a_manifest_of_many_chunks_is_stored_in_time_in_a_store_with_high_latenc
     assert!(all_there(&store, UID, &manifest).await.unwrap_err().1.contains("with the stated size"));
 }
 
+/// The archive pod is not trusted to keep to the bound of its class.
+#[tokio::test]
+async fn an_archive_has_no_more_bytes_than_its_class_allows() {
+    let store = Arc::new(Store::new(Arc::new(InMemory::new())));
+    let fixed = Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim", max_bytes: 150 };
+    let shared = Shared::new(store, fixed, Arc::default());
+    let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
+    let put = async |data: &'static [u8]| {
+        let at = Path((UID.to_owned(), hex::encode(Sha256::digest(data))));
+        let answer = put_chunk(State(shared.clone()), at, headers.clone(), Body::from(data)).await;
+        answer.map_or_else(|(status, _)| status, |answer| answer.status())
+    };
+    assert_eq!(put(&[1; 100]).await, StatusCode::CREATED);
+    assert_eq!(put(&[1; 100]).await, StatusCode::OK, "what is sent again counts once");
+    assert_eq!(put(&[2; 100]).await, StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(put(&[3; 50]).await, StatusCode::CREATED);
+    assert_eq!(put(&[4; 1]).await, StatusCode::PAYLOAD_TOO_LARGE);
+    for (bytes, expected) in [(151, StatusCode::PAYLOAD_TOO_LARGE), (150, StatusCode::CREATED)] {
+        let manifest = Manifest { stored_bytes: bytes, ..empty(UID) };
+        let body = Body::from(serde_json::to_vec(&manifest).unwrap());
+        let answer = put_manifest(State(shared.clone()), Path(UID.to_owned()), headers.clone(), body).await;
+        assert_eq!(answer.map_or_else(|(status, _)| status, |answer| answer.status()), expected, "{bytes}");
+    }
+}
+
 /// Every client that can connect can send: the body of an unknown client is not read, and an endless body is never accepted.
 #[tokio::test]
 async fn a_manifest_is_accepted_from_an_authenticated_client_when_there_is_room() {
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" }, Arc::default());
+    let shared =
+        Shared::new(store, Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim", max_bytes: u64::MAX }, Arc::default());
     let send = |token: &'static str, body: Body| {
         let headers: HeaderMap = [(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())].into_iter().collect();
         let sent = put_manifest(State(shared.clone()), Path(UID.to_owned()), headers, body);
@@ -113,7 +139,11 @@ impl axum::body::HttpBody for Stated {
 async fn a_limited_number_of_chunks_is_received_in_parallel() {
     for (size, expected) in [(CHUNK, 3), (CHUNK / 2, 6), (1, 40)] {
         let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-        let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" }, Arc::default());
+        let shared = Shared::new(
+            store,
+            Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim", max_bytes: u64::MAX },
+            Arc::default(),
+        );
         let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
         let read = Arc::new(AtomicUsize::new(0));
         let mut uploads = tokio::task::JoinSet::new();
@@ -130,7 +160,8 @@ async fn a_limited_number_of_chunks_is_received_in_parallel() {
 #[tokio::test]
 async fn a_chunk_has_a_length_and_a_bound() {
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
-    let shared = Shared::new(store, Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim" }, Arc::default());
+    let shared =
+        Shared::new(store, Authenticator::Fixed { token: "good", uid: UID, custody_claim: "claim", max_bytes: u64::MAX }, Arc::default());
     let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
     let read = Arc::new(AtomicUsize::new(0));
     let put = |body: Body| put_chunk(State(shared.clone()), Path((UID.to_owned(), "0".repeat(64))), headers.clone(), body);

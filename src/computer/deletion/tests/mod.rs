@@ -7,6 +7,7 @@ mod disturbed;
 mod held;
 mod remembered;
 mod times;
+mod too_large;
 mod upgrade;
 mod volumes;
 mod world;

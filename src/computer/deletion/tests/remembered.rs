@@ -184,6 +184,24 @@ fn an_archive_that_has_failed_is_blocked_until_an_attempt_succeeds() {
     assert!(blocker.reason == Reason::ArchiveFailed && blocker.message.contains(&second), "{blocker:?}");
 }
 
+/// L8: the read-back of a large archive takes hours, and nothing showed whether it makes progress.
+#[test]
+fn a_running_read_back_is_shown() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world);
+    let shown = |world: &World| {
+        let mut view = world.view(true);
+        view.archive = Some(crate::archive::Verification::Running);
+        view.upload = Some(Upload { objects: 430, ..Upload::default() });
+        view.read_back = Some(crate::archive::ReadBack { read: 120, all: 430 });
+        plan(&view).report
+    };
+    world.now = shown(&world).deletion[2].started_at.clone().unwrap().0.as_second() + 60;
+    let report = shown(&world);
+    assert_eq!((report.progress.as_deref(), report.checking), (Some("verifying: 120 of 430 objects read back"), true));
+}
+
 /// Users see how far a long upload is, and why the store takes nothing, while the pod runs.
 #[test]
 fn a_running_upload_is_shown() {
@@ -204,6 +222,9 @@ fn a_running_upload_is_shown() {
     world.now = began + 60;
     let report = shown(&world, &upload);
     assert_eq!((report.progress.as_deref(), report.blocker), (Some("3 objects stored, 20.0 MB sent by this attempt"), None));
+    let of_home = "12 1200000000 40 3400000000".parse().ok();
+    let text = shown(&world, &Upload { archived: of_home, ..upload.clone() }).progress;
+    assert_eq!(text.as_deref(), Some("archived 1.2 GB of about 3.4 GB, 12 of 40 sessions"));
     let refused = Upload { failing: Some("bucket b: 403 AccessDenied".to_owned()), failed: true, ..upload };
     let blocker = shown(&world, &refused).blocker.expect("L2");
     assert!(blocker.reason == Reason::StoreUnavailable && blocker.message.contains("403 AccessDenied"), "{blocker:?}");

@@ -9,6 +9,7 @@ mod computer;
 mod computer_record;
 pub mod conditions;
 pub mod crds;
+mod deletion;
 mod deletion_override;
 mod key;
 pub mod persistent_volume;
@@ -33,9 +34,10 @@ pub use class::{
 };
 pub use computer::{Computer, ComputerSpec, ComputerStatus, Phase, Provider};
 pub use computer_record::{
-    ArchiveResult, Children, ComputerRecord, ComputerRecordSpec, CrashLoop, CredentialState, Custody, Deletion, Ending, PodRecord, Receipt,
-    RecordPhase, RecordState, Snapshot, VolumeRecord,
+    Children, ComputerRecord, ComputerRecordSpec, CrashLoop, CredentialState, Ending, PodRecord, RecordPhase, RecordState, Snapshot,
+    VolumeRecord,
 };
+pub use deletion::{ArchiveResult, Custody, Deletion, Receipt};
 pub use deletion_override::{DeletionOverride, DeletionOverrideSpec, DeletionOverrideStatus, OverrideTarget, SkippableStep};
 pub use key::{ClassKey, FormerKey, KeyRight, KeySettings, RetiredSecret};
 pub use session::{Session, SessionPhase, SessionSpec, SessionStatus};

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Unknown;
-use super::computer_record::Deletion;
+use super::deletion::Deletion;
 use super::steps::{DeletionStep, StepResult};
 
 /// The result of a step.

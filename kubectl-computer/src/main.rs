@@ -103,8 +103,12 @@ async fn show(cluster: &Cluster, command: Command) -> Result<()> {
         Command::Tree { name } => tree::run(cluster, &name).await,
         Command::Check => check::run(cluster).await,
         Command::Report { computer, file } => report::run(cluster, &computer, file).await,
-        Command::Why { .. } | Command::Delete { .. } | Command::Create(_) | Command::Resume { .. } => Ok(()),
-        Command::Completion { .. } | Command::Archives(_) => Ok(()),
+        Command::Why { .. }
+        | Command::Delete { .. }
+        | Command::Create(_)
+        | Command::Resume { .. }
+        | Command::Completion { .. }
+        | Command::Archives(_) => Ok(()),
     }
 }
 

@@ -104,6 +104,7 @@ async fn archive(bench: &Bench, id: &str) -> Result<Vec<u8>> {
         unreadable: Unreadable::Block,
         sizes: Sizes::default(),
         progress: Arc::default(),
+        tally: Arc::default(),
     };
     pack(&request, &mut manifest, &mut take)?;
     let store = Store::open(&format!("file://{}", bench.folder.path().join("store").display()))?;

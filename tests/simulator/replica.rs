@@ -24,6 +24,8 @@ fn settings() -> Settings {
         archive_service_account: ACCOUNT.to_owned(),
         ingest_url: "https://ingest.simulated:8443".to_owned(),
         ingest_ca: "no certificate".to_owned(),
+        api_url: "http://api.simulated".to_owned(),
+        archive_max_bytes: 1 << 40,
     }
 }
 

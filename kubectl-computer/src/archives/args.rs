@@ -19,13 +19,13 @@ pub struct Archives {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "The HTTP API")]
 pub struct ApiFlags {
-    /// Its URL: https://HOST, or http:// on this machine, for example of a port-forward. Ask the admin of the cluster for it.
+    /// Its URL: `https://HOST`, or `http://` on this machine, for example of a port-forward. Ask the admin of the cluster for it.
     #[arg(long, global = true, env = "COMPUTER_API_URL", value_name = "URL")]
     pub api: Option<String>,
     /// A PEM file with the certificate authority of the API, if the system does not know it.
     #[arg(long, global = true, env = "COMPUTER_API_CA", value_name = "FILE")]
     pub api_ca: Option<PathBuf>,
-    /// A file with the token: of an ApiKey, or a JWT that the API accepts. Default: the environment variable COMPUTER_API_TOKEN.
+    /// A file with the token: of an `ApiKey`, or a JWT that the API accepts. Default: the environment variable `COMPUTER_API_TOKEN`.
     #[arg(long, global = true, env = "COMPUTER_API_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Ask the cluster for a token of this ServiceAccount in the namespace, valid for an hour. You need `create` on `serviceaccounts/token`.

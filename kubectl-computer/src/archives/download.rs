@@ -106,7 +106,8 @@ async fn rest(api: &HttpApi, expected: &Expected, out: &mut File) -> Result<()> 
         left = left.checked_sub(bytes.len() as u64).context("more bytes than the archive has")?;
         out.write_all(&bytes)?;
     }
-    if left > 0 { bail!("{left} bytes are missing") } else { Ok(()) }
+    ensure!(left == 0, "{left} bytes are missing");
+    Ok(())
 }
 
 /// Reads the export without keeping it.

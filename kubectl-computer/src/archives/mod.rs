@@ -5,6 +5,7 @@ mod api;
 pub mod args;
 mod download;
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -137,15 +138,11 @@ fn text_of(document: &Document) -> String {
     let rows: Vec<Vec<String>> = [header].into_iter().chain(document.sessions.iter().map(row)).collect();
     text.push_str(&table(&rows));
     for problem in &document.problems {
-        text.push_str(&format!(
-            "\nnot archived completely: {} ({}: {})",
-            plain(&problem.path),
-            plain(&problem.kind),
-            plain(&problem.detail)
-        ));
+        let (path, kind, detail) = (plain(&problem.path), plain(&problem.kind), plain(&problem.detail));
+        let _ = write!(text, "\nnot archived completely: {path} ({kind}: {detail})");
     }
     if let Some(by) = &document.left_out_by {
-        text.push_str(&format!("\n{} files lost content: {}", document.lost, plain(by)));
+        let _ = write!(text, "\n{} files lost content: {}", document.lost, plain(by));
     }
     text
 }

@@ -85,7 +85,7 @@ fn secrets(context: &Context<'_>) -> State {
     let former = children.former_secret_names.iter().map(|name| (name, None));
     // A rotation that was interrupted may have left either of two Secrets under one name: what exists there is deleted.
     let same = |retired: &&RetiredSecret| Some(&retired.name) == children.secret_name.as_ref();
-    let uid = children.secret_uid.as_ref().filter(|_| children.retired_secret.as_ref().filter(same).is_none());
+    let uid = children.secret_uid.as_ref().filter(|_| children.retired_secret.as_ref().is_none_or(|retired| !same(&retired)));
     let retired = children.retired_secret.iter().filter(|retired| !same(retired)).map(|secret| (&secret.name, Some(&secret.uid)));
     let mut all = former.chain(retired).chain(children.secret_name.iter().map(|name| (name, uid)));
     match all.find_map(|(name, uid)| secret_left(context, name, uid)) {

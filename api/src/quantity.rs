@@ -48,7 +48,7 @@ mod tests {
         let whole = |text: &str| bytes(&Quantity(text.to_owned()));
         assert_eq!(
             (whole("1.5Ki"), whole("0"), whole("-1"), whole("99E"), whole("x")),
-            (Some(1536), Some(0), Some(0), Some(u64::MAX), None)
+            (Some(1536), Some(0), None, Some(u64::MAX), None)
         );
         for none in ["lots", "", "Gi", "1 Gi", "1e", "-"] {
             assert_eq!(of(none), None, "{none}");

@@ -117,7 +117,7 @@ fn reasons_keep_their_spelling() {
         ClassNotChecked StorageTooLarge KeyLost KeyReplacement CrashLoop HomeVolumeLost HomeClaimDeleted PodUnschedulable PodNotStarting SecretHeld \
         PodStillRunning PodStateUnknown NodeUnreachable PodHeld ForeignPodHoldsClaim ClaimHeld VolumeAttached VolumeMarked \
         VolumePolicyUnknown VolumeBeingDeleted VolumeLost VolumeTaken CustodyClaimDeleted CustodyNotBound ArchivePodWaiting ArchivePodUnschedulable \
-        ArchiveFailed ArchiveOverdue UnreadableFiles ArchiveDamaged StoreUnavailable ArchivePodHeld VolumeNotDeleted ComputerHeld \
+        ArchiveFailed ArchiveOverdue UnreadableFiles ArchiveTooLarge ArchiveDamaged StoreUnavailable ArchivePodHeld VolumeNotDeleted ComputerHeld \
         WriteUndone Conflict Forbidden NamespaceTerminating Refused NotFound ApiServerUnavailable InForce NotDeleting NameMismatch \
         Accepted NotRestricted NoSessionPaths InvalidSessionPath InvalidPodTemplate ArchiveNotPossible CheckFailed CheckRefused Issued Issuing \
         Expired Revoked SecretMissing ServiceAccountNotFound ServiceAccountDeleted ServiceAccountReplaced";

@@ -46,10 +46,7 @@ mod tests {
         assert!(of("1Gi") > of("1G") && of("1.5Gi") < of("2Gi") && of("1024") < of("2Ki"));
         assert_eq!((of("250m"), of("1e3"), of("2E")), (Some(0.25), Some(1000.0), Some(2e18)));
         let whole = |text: &str| bytes(&Quantity(text.to_owned()));
-        assert_eq!(
-            (whole("1.5Ki"), whole("0"), whole("-1"), whole("99E"), whole("x")),
-            (Some(1536), Some(0), None, Some(u64::MAX), None)
-        );
+        assert_eq!((whole("1.5Ki"), whole("0"), whole("-1"), whole("99E"), whole("x")), (Some(1536), Some(0), None, Some(u64::MAX), None));
         for none in ["lots", "", "Gi", "1 Gi", "1e", "-"] {
             assert_eq!(of(none), None, "{none}");
         }

@@ -25,6 +25,8 @@ const AGE: i64 = 24 * 3600;
 const AT_ONCE: usize = if cfg!(test) { 10 } else { 50_000 };
 /// Manifests of one UID. Each deletion of it writes one.
 const MANIFESTS: usize = 100;
+/// Objects that are deleted before the manifests are listed again.
+const AT_A_TIME: usize = if cfg!(test) { 3 } else { 1000 };
 /// Objects that are deleted in parallel.
 const DELETIONS: usize = 8;
 
@@ -216,15 +218,18 @@ impl Sifter<'_> {
         if !self.remove || batch.is_empty() {
             return Ok(());
         }
-        // Reading the indexes may have taken long.
-        if survey(self.store, self.uid, self.now).await?.1 != self.keys {
-            return Err(refused("another manifest was stored meanwhile"));
-        }
-        let deletions = batch.into_values().flatten().map(|object| async move { self.store.delete_leftover(self.uid, &object).await });
-        let mut deleted = futures::stream::iter(deletions).buffer_unordered(DELETIONS);
-        while let Some(result) = deleted.next().await {
-            result?;
-            found.removed += 1;
+        let objects: Vec<Object> = batch.into_values().flatten().collect();
+        for part in objects.chunks(AT_A_TIME) {
+            // Reading the indexes, and deleting the part before, may have taken long.
+            if survey(self.store, self.uid, self.now).await?.1 != self.keys {
+                return Err(refused("another manifest was stored meanwhile"));
+            }
+            let deletions = part.iter().map(|object| self.store.delete_leftover(self.uid, object));
+            let mut deleted = futures::stream::iter(deletions).buffer_unordered(DELETIONS);
+            while let Some(result) = deleted.next().await {
+                result?;
+                found.removed += 1;
+            }
         }
         Ok(())
     }

@@ -61,8 +61,10 @@ struct Known {
     upload: Upload,
     refused: Option<Refused>,
     heard: Instant,
-    /// Bytes that are stored or on their way to the store.
+    /// Bytes that this pod has stored, or that are on their way to the store.
     reserved: u64,
+    /// Bytes that earlier pods of this computer have stored.
+    before: u64,
 }
 
 impl Known {
@@ -100,23 +102,24 @@ impl Uploads {
         if !all.contains_key(uid) {
             all.retain(|_, known| known.heard.elapsed() < FORGOTTEN);
         }
-        let new = || Known { upload: Upload::default(), refused: None, heard: Instant::now(), reserved: 0 };
+        let new = || Known { upload: Upload::default(), refused: None, heard: Instant::now(), reserved: 0, before: 0 };
         let known = all.entry(uid.to_owned()).or_insert_with(new);
         if known.upload.pod != pod {
             known.upload = Upload { pod: pod.to_owned(), ..Upload::default() };
-            known.reserved = 0;
+            known.before = known.before.saturating_add(std::mem::take(&mut known.reserved));
         }
         known.heard = Instant::now();
         change(known);
     }
 
-    /// Whether a pod may store an object of this size: all that it has stored through this process must not exceed `most` bytes. Only what is
-    /// certainly stored counts, and what is on its way: otherwise lost answers would keep an archive from being stored.
+    /// Whether a pod may store an object of this size: all that it has stored through this process must not exceed `most` bytes, and that of all
+    /// pods of the computer not twice as much. A second attempt stores only what the first one did not. Only what is certainly stored counts, and
+    /// what is on its way: otherwise lost answers would keep an archive from being stored.
     pub fn reserve(&self, of: (&str, &str), bytes: u64, most: u64) -> bool {
         let mut may = false;
         self.note(of, |known| {
             let all = known.reserved.saturating_add(bytes);
-            may = all <= most;
+            may = all <= most && all.saturating_add(known.before) <= most.saturating_mul(2);
             known.reserved = if may { all } else { known.reserved };
         });
         may
@@ -241,7 +244,9 @@ mod tests {
         assert!(uploads.reserve(POD, 6, 10) && uploads.reserve(POD, 4, 10) && !uploads.reserve(POD, 1, 10));
         assert!(uploads.reserve(POD, 1, 11), "the bound was raised");
         uploads.release(("u", "earlier"), 6);
-        assert!(!uploads.reserve(POD, 1, 11) && uploads.reserve(("u", "next"), 10, 10));
+        assert!(!uploads.reserve(POD, 1, 11) && uploads.reserve(("u", "next"), 9, 10));
+        assert!(!uploads.reserve(("u", "third"), 1, 10), "a pod that begins again and again stores no more");
+        assert!(uploads.reserve(("u", "fourth"), 1, 20), "the bound was raised");
     }
 
     #[tokio::test(start_paused = true)]

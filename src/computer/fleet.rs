@@ -61,7 +61,6 @@ impl Fleet {
     pub fn count(&self) {
         let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         let Self { computers, records, deletions, .. } = self;
-        // The lock is held, so that two scrapes do not count into the same gauges.
         computers.clear();
         records.clear();
         deletions.clear();

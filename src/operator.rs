@@ -50,15 +50,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let tls = ingest::tls::load_or_create(&client, &config.namespace, &config.ingest_url)
         .await
         .context("cannot load or create the certificate of the ingest endpoint")?;
-    let settings = Settings {
-        namespace: config.namespace.clone(),
-        image: config.image.clone(),
-        archive_service_account: config.archive_service_account.clone(),
-        archive_max_bytes: config.archive_max_bytes,
-        ingest_url: config.ingest_url.clone(),
-        ingest_ca: tls.ca_pem.clone(),
-        api_url: config.api_url.clone(),
-    };
+    let settings = settings(&config, tls.ca_pem.clone());
     let readers = (client.clone(), config.api_service_account.as_deref());
     ingest::serve((config.ingest_bind, tls), readers, &settings, &archives, stop.clone(), &mut servers)?;
     watch_store((&client, &config), archives.store(), (store, Arc::clone(&metrics)), ready, (&mut servers, &stop));
@@ -80,6 +72,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     while servers.join_next().await.is_some() {}
     result
+}
+
+/// What plans and requests need of the configuration. `ingest_ca`: the certificate authority of the ingest endpoint.
+fn settings(config: &Config, ingest_ca: String) -> Settings {
+    Settings {
+        namespace: config.namespace.clone(),
+        image: config.image.clone(),
+        archive_service_account: config.archive_service_account.clone(),
+        archive_max_bytes: config.archive_max_bytes,
+        ingest_url: config.ingest_url.clone(),
+        ingest_ca,
+        api_url: config.api_url.clone(),
+    }
 }
 
 /// Checks the store, and keeps its volume at `Retain`. The replica is ready once the store has passed.

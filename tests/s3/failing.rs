@@ -66,8 +66,8 @@ async fn stores(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_503_that_ends_is_survived() {
     let (folder, home) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let storm = Arc::new(AtomicUsize::new(0));
-    let left = Arc::clone(&storm);
+    let refusals = Arc::new(AtomicUsize::new(0));
+    let left = Arc::clone(&refusals);
     let slow_down = move |_: &str, _: &str| {
         let blows = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
         blows.then_some((503, "SlowDown"))
@@ -76,20 +76,20 @@ async fn a_storm_of_503_that_ends_is_survived() {
     std::fs::write(home.path().join("a.jsonl"), noise(9_000_000).0).unwrap();
     let (manifest, blobs) = packed(home.path());
     let (bytes, digest) = noise(1000);
-    storm.store(1000, Ordering::SeqCst);
+    refusals.store(1000, Ordering::SeqCst);
     for (what, error) in errors_of_all_operations(&store).await {
         // The answer to a HEAD has no code.
         let words = if what == "size" { "HTTP 503" } else { "limits requests" };
         assert!(matches!(&error, StoreError::Unavailable(why) if why.contains(words)), "{what}: {error:?}");
     }
     assert!(matches!(verify::verify(&store, "uid").await, Verification::Unavailable(_)), "it is not missing");
-    storm.store(3, Ordering::SeqCst);
+    refusals.store(3, Ordering::SeqCst);
     assert_eq!(
         store.put_once(&chunk_key("uid", &digest), bytes).await.unwrap(),
         ReceiptPut::Created,
         "a short storm ends within the request"
     );
-    storm.store(0, Ordering::SeqCst);
+    refusals.store(0, Ordering::SeqCst);
     for blob in &blobs {
         assert_eq!(store.put_once(&chunk_key("uid", &blob.chunk.digest), blob.bytes.clone()).await.unwrap(), ReceiptPut::Created);
     }
@@ -99,7 +99,7 @@ async fn a_storm_of_503_that_ends_is_survived() {
         let store = store.clone();
         async move { verify::verify(&store, "uid").await }
     });
-    storm.store(2, Ordering::SeqCst);
+    refusals.store(2, Ordering::SeqCst);
     let verified = tokio::time::timeout(Duration::from_secs(120), reading).await.expect("it hangs").unwrap();
     assert!(matches!(verified, Verification::Valid(_)), "{verified:?}");
 }
@@ -126,7 +126,7 @@ async fn one_missing_right_is_named() {
         let found = (store.get(&manifest_key("uid")).await, store.size(&manifest_key("uid")).await, store.uids().await);
         match right {
             "s3:GetObject" => {
-                assert!(matches!((&found.0, &found.1), (Err(StoreError::Unavailable(_)), Err(StoreError::Unavailable(_)))), "{found:?}")
+                assert!(matches!((&found.0, &found.1), (Err(StoreError::Unavailable(_)), Err(StoreError::Unavailable(_)))), "{found:?}");
             }
             "s3:ListBucket" => assert!(matches!(found.2, Err(StoreError::Unavailable(_))), "an empty listing would be wrong: {found:?}"),
             _ => assert!(matches!(found.0, Err(StoreError::NotFound(_))) && found.2.is_ok(), "{found:?}"),

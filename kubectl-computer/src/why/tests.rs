@@ -123,7 +123,7 @@ fn a_deletion_that_makes_progress_is_fine() {
     computer["status"]["conditions"] = json!([condition("Deleting", "True", "InProgress", message)]);
     let (verdict, text) = why(computer);
     assert_eq!(verdict, Verdict::Working);
-    contains(&text, &["Progress  archived 1.2 GB of about 3.4 GB, 12 of 40 sessions"]);
+    contains(&text, &["Progress archived 1.2 GB of about 3.4 GB, 12 of 40 sessions"]);
     contains(
         &text,
         &[

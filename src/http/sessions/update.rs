@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     /// Created at second 1000.
-    fn session(status: Value) -> Session {
+    fn session(status: &Value) -> Session {
         let created = Time(Timestamp::from_second(1000).unwrap());
         serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "t", "uid": "u", "creationTimestamp": created},
             "spec": {"computerName": "c", "computerUID": "u", "title": "t", "path": "p"}, "status": status}))
@@ -188,7 +188,7 @@ mod tests {
 
     fn after(status: &Value, asked: Value) -> Option<Value> {
         let asked: UpdateSession = serde_json::from_value(asked).unwrap();
-        reported(&session(status.clone()), &asked, Timestamp::from_second(5000).unwrap()).map(|status| json!(status))
+        reported(&session(status), &asked, Timestamp::from_second(5000).unwrap()).map(|status| json!(status))
     }
 
     fn at(second: i64) -> Value {
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn what_is_as_asked_already_is_not_written() {
-        let operations = |asked: Value| declared(&session(json!({})), &serde_json::from_value(asked).unwrap()).len();
+        let operations = |asked: Value| declared(&session(&json!({})), &serde_json::from_value(asked).unwrap()).len();
         assert_eq!(operations(json!({"title": "t", "path": "p"})), 0);
         assert_eq!(operations(json!({"title": "other", "path": "p", "sessionSettings": {}})), 2);
         let checked = |asked: Value| check(&serde_json::from_value(asked).unwrap()).is_ok();

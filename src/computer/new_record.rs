@@ -76,6 +76,10 @@ fn credible(mut children: Children) -> Children {
     if !children.retired_secret.as_ref().is_some_and(|s| known(Child::Key, Some(&s.name), Some(&s.uid))) {
         children.retired_secret = None;
     }
+    // With the same name as the key's Secret, the deletion would delete what has that name, whatever its UID is.
+    if children.retired_secret.as_ref().is_some_and(|s| Some(&s.name) == children.secret_name.as_ref()) {
+        children.retired_secret = None;
+    }
     // These names have no UIDs.
     children.former_secret_names.clear();
     // A volume counts only once its own labels confirm that it belongs to this computer. Until then its policy is unknown.
@@ -147,6 +151,20 @@ mod tests {
                 "claimUid": uid, "pods": [{"name": format!("machine-{HEX}"), "uid": uid}]}));
             assert_eq!(children, Children::default());
         }
+    }
+
+    /// S5: with two UIDs for one name, the Secret of another computer that has the name would be deleted without a UID.
+    #[test]
+    fn a_recovered_record_has_no_retired_secret_under_the_name_of_the_secret() {
+        let secret = format!("computer-key-{HEX}");
+        let of = |retired: &str| {
+            recovered(
+                &json!({"secretName": secret, "secretUid": "s", "retiredSecret": {"name": format!("computer-key-{retired}"), "uid": "r"}}),
+            )
+        };
+        let other = HEX.replace('0', "f");
+        assert_eq!((of(HEX).retired_secret, of(HEX).secret_uid.as_deref()), (None, Some("s")));
+        assert_eq!(of(&other).retired_secret.unwrap().uid, "r", "another name");
     }
 
     /// The names that are recognized are those that are generated.

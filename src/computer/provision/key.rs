@@ -18,7 +18,7 @@ use crate::computer::children::{self, Child};
 use crate::computer::step::State;
 use crate::computer::view::ClassState;
 use crate::resources::reasons::Reason;
-use crate::resources::{CredentialState, FormerKey, RecordState, RetiredSecret, Unknown};
+use crate::resources::{CredentialState, FormerKey, PodRecord, RecordState, RetiredSecret, Unknown};
 
 pub(super) fn issue(context: &Context<'_>) -> State {
     let state = &context.record.spec.state;
@@ -116,6 +116,7 @@ fn with_fresh_key(context: &Context<'_>, kept: Name, change: impl FnOnce(&mut Re
     context.save(|r| {
         let state = &mut r.spec.state;
         change(state);
+        state.key_mounted &= state.former_key.is_some() || may_be_mounted(context, &name);
         let former = &mut state.children.former_secret_names;
         let surplus = former.len().saturating_sub(FORMER);
         former.drain(..surplus);
@@ -126,6 +127,13 @@ fn with_fresh_key(context: &Context<'_>, kept: Name, change: impl FnOnce(&mut Re
         state.key_issued_at = Some(Time(context.view.now));
         state.key_rotation.clone_from(&context.computer.spec.key.rotation);
     })
+}
+
+/// Whether a machine may get the next key, whose Secret has this name: its class says so or is not known, or a pod on record may mount the name.
+fn may_be_mounted(context: &Context<'_>, name: &str) -> bool {
+    let never = matches!(&context.view.class, ClassState::Found(class) if class.spec.key.mount_path.is_none());
+    let mounts = |pod: &PodRecord| pod.stopped_at.is_none() && (pod.uid.is_none() || pod.key_secret.as_deref() == Some(name));
+    !never || context.record.spec.state.children.pods.iter().any(mounts)
 }
 
 fn class_mounts(context: &Context<'_>) -> bool {

@@ -142,7 +142,8 @@ fn next_pod(context: &Context<'_>) -> State {
         // In the same write: the key must not be in the machine with more rights than its class gives it then.
         if let Some(class) = class {
             let state = &mut r.spec.state;
-            state.key_mounted = class.spec.key.mount_path.is_some();
+            // Once it was in a machine, a copy of it may be anywhere: only another key gets the rights back.
+            state.key_mounted |= class.spec.key.mount_path.is_some();
             state.key_allow = class.spec.key.words(state.key_mounted);
         }
     })

@@ -209,6 +209,37 @@ fn what_the_class_allows_applies_at_once_and_a_class_that_is_gone_changes_nothin
     assert_eq!(world.state().key_allow, None);
 }
 
+/// S2: a copy of a key that was in a machine must not gain rights when the class stops mounting keys. Only another key has all of them.
+#[test]
+fn a_key_that_was_in_a_machine_keeps_its_few_rights_until_another_one_is_issued() {
+    let few = Some(vec!["get".to_owned(), "sessions".to_owned()]);
+    let mut world = mounted();
+    let hash = world.state().key_hash.clone();
+    world.class_key = json!(null);
+    restart(&mut world);
+    assert_eq!((volumes(&world), &world.state().key_hash), (1, &hash), "the same key, in no machine");
+    assert!(world.state().key_mounted && world.state().key_allow == few, "{:?}", world.state().key_allow);
+    world.computer.spec.key.overlap_seconds = 3600;
+    rotate(&mut world, "2");
+    world.settle(None);
+    assert_eq!(world.state().key_allow, few, "the old key still authenticates");
+    world.computer.spec.key.overlap_seconds = 0;
+    rotate(&mut world, "3");
+    world.settle(None);
+    assert!(!world.state().key_mounted && world.state().key_allow.is_none(), "{:?}", world.state().key_allow);
+}
+
+/// A running machine that mounts the Secret gets the next key too.
+#[test]
+fn the_next_key_has_few_rights_while_a_machine_still_mounts_its_secret() {
+    let mut world = mounted();
+    world.class_key = json!(null);
+    rotate(&mut world, "2");
+    world.settle(None);
+    assert_eq!((volumes(&world), world.state().key_mounted), (2, true));
+    assert_eq!(world.state().key_allow, Some(vec!["get".to_owned(), "sessions".to_owned()]));
+}
+
 /// An older record has none of the fields.
 #[test]
 fn a_record_of_an_earlier_version_allows_everything() {

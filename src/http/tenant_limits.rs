@@ -11,13 +11,14 @@
 //! another tenant its equal share. While memory is left, no response is cut off for another tenant, however slowly it is read.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::auth::Caller;
+use super::response_body::Progress;
 use crate::runtime::server::connections::Seat;
 
 /// Total size in bytes of the large responses that are being sent.
@@ -77,7 +78,7 @@ struct Answer {
     tenant: String,
     bytes: usize,
     began: Instant,
-    sent: Arc<AtomicU64>,
+    sent: Arc<Progress>,
     /// Whether its request may have changed something.
     written: bool,
     /// Its connection; `None` if it cannot be closed.
@@ -96,7 +97,7 @@ pub struct Share {
 pub struct Room {
     shares: Arc<Shares>,
     number: u64,
-    sent: Arc<AtomicU64>,
+    sent: Arc<Progress>,
 }
 
 impl Shares {
@@ -148,7 +149,7 @@ impl Share {
     }
 
     fn hold(&self, all: &mut Taken, bytes: usize, written: bool, seat: Option<Arc<Seat>>) -> Room {
-        let (tenant, counted) = (self.tenant.clone(), Arc::new(AtomicU64::new(0)));
+        let (tenant, counted) = (self.tenant.clone(), Arc::<Progress>::default());
         all.answers += bytes;
         all.tenants.entry(tenant.clone()).or_default().answers += bytes;
         all.next += 1;
@@ -160,8 +161,8 @@ impl Share {
 }
 
 impl Room {
-    /// The counter of the bytes that have been sent.
-    pub fn sent(&self) -> Arc<AtomicU64> {
+    /// How far it has been sent.
+    pub fn sent(&self) -> Arc<Progress> {
         Arc::clone(&self.sent)
     }
 }
@@ -170,10 +171,11 @@ impl Answer {
     /// Bytes per second that were sent, and whether the client reads too slowly; `None` if the connection must not be closed. `young` responses may be
     /// closed as well if another tenant has been denied its share; whether they are read too slowly is not known yet.
     fn pace(&self, now: Instant, young: bool) -> Option<(f64, bool)> {
-        let age = now.duration_since(self.began);
+        // Time in which the server has nothing to send is not the client's.
+        let age = now.duration_since(self.began).saturating_sub(self.sent.waited(now));
         let old = age >= GRACE;
         self.seat.as_ref().filter(|_| old || (young && !self.written))?;
-        let sent = self.sent.load(Ordering::Relaxed);
+        let sent = self.sent.bytes.load(Ordering::Relaxed);
         let a_second = |bytes: u64| f64::from(u32::try_from(bytes).unwrap_or(u32::MAX)) / age.as_secs_f64().max(0.001);
         Some((a_second(sent), old && a_second(sent.saturating_sub(AHEAD)) < PACE))
     }

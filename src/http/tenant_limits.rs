@@ -8,7 +8,7 @@
 //! Memory: a tenant may hold half of it. When it is used up, the server closes connections whose responses are read too slowly. If a tenant has been denied
 //! its equal share for 5 s nevertheless, responses of tenants that hold more than an equal share give way, the slowest first. Young responses are spared,
 //! but not for longer than these 5 s: tenants that keep replacing their own responses would otherwise never give way. So no number of slow tenants denies
-//! another tenant its equal share. While memory is left, no response is cut off for another tenant, however slowly it is read.
+//! another tenant its equal share. Exports have places of their own (`places.rs`). While memory is left, no response is cut off for another tenant, however slowly it is read.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -20,6 +20,8 @@ use tokio::time::Instant;
 use super::auth::Caller;
 use super::response_body::Progress;
 use crate::runtime::server::connections::Seat;
+
+mod places;
 
 /// Total size in bytes of the large responses that are being sent.
 pub const ANSWERS: usize = 16 * 1024 * 1024;
@@ -52,6 +54,8 @@ pub struct Shares {
 struct Bounds {
     of_all: usize,
     of_one: usize,
+    /// All responses have the same size, and each tenant may have one: see `places.rs`.
+    places: bool,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +107,13 @@ pub struct Room {
 impl Shares {
     /// Shares of this many requests in flight and this many bytes of large responses.
     pub fn new(in_flight: usize, answers: usize) -> Arc<Self> {
-        let bounds = Bounds { of_all: answers, of_one: answers / 2 };
+        let bounds = Bounds { of_all: answers, of_one: answers / 2, places: false };
+        Arc::new(Self { in_flight, bounds, taken: Mutex::default() })
+    }
+
+    /// Shares of this many requests in flight and of the places for responses of any size.
+    pub fn of_exports(in_flight: usize) -> Arc<Self> {
+        let bounds = Bounds { of_all: EXPORTS, of_one: EXPORTS / 2, places: true };
         Arc::new(Self { in_flight, bounds, taken: Mutex::default() })
     }
 
@@ -131,12 +141,13 @@ impl Share {
     /// is not rejected forever.
     pub fn room(&self, bytes: usize, seat: Option<Arc<Seat>>) -> Option<Room> {
         let mut all = self.shares.lock();
-        let ended = all.reclaim(&self.tenant, bytes, self.shares.bounds)?;
+        let bounds = self.shares.bounds;
+        let ended = if bounds.places { all.place(&self.tenant, bytes, bounds) } else { all.reclaim(&self.tenant, bytes, bounds) }?;
         if ended > 0 {
             tracing::info!(
                 tenant = self.tenant,
                 ended,
-                "closed connections whose large responses are read too slowly or exceed their tenant's share: this tenant needs the memory"
+                "closed connections whose large responses are read too slowly or exceed their tenant's share, or exports that have run for the longest time: this tenant needs the memory"
             );
         }
         Some(self.hold(&mut all, bytes, false, seat))

@@ -207,3 +207,59 @@ async fn a_response_that_waits_for_the_server_is_not_read_slowly() {
     assert!(third.room(60, None).is_some(), "the client does not take the second byte");
     assert!(!is_ended(&waiting) && is_ended(&begun));
 }
+
+/// An export whose client reads fast.
+fn export(share: &Share) -> Option<(Room, Arc<Seat>)> {
+    let seat = seat();
+    let room = share.room(EXPORT, Some(Arc::clone(&seat)))?;
+    room.sent().taken(u64::MAX);
+    Some((room, seat))
+}
+
+/// L9: four tenants whose exports were read fast enough denied all others for as long as they liked: an equal share was less than one place.
+#[tokio::test(start_paused = true)]
+async fn the_longest_export_gives_way_to_a_tenant_that_has_none() {
+    let shares = Shares::of_exports(64);
+    let tenants: Vec<_> = (0..7).map(|n| shares.take(&of(&format!("tenant-{n}"))).unwrap()).collect();
+    let waits = seat();
+    let first = tenants[0].room(EXPORT, Some(Arc::clone(&waits))).unwrap();
+    first.sent().waits();
+    let mut held = Vec::new();
+    for tenant in &tenants[1..4] {
+        tokio::time::sleep(GRACE / 4).await;
+        held.push(export(tenant).unwrap());
+    }
+    assert!(export(&tenants[4]).is_none(), "not at once");
+    tokio::time::sleep(GRACE).await;
+    assert!(export(&tenants[1]).is_none(), "a tenant that has one gets no second one");
+    let fifth = export(&tenants[4]).expect("denied for 5 s");
+    let ended: Vec<_> = held.iter().map(|(_, seat)| is_ended(seat)).collect();
+    assert_eq!((ended, is_ended(&waits)), (vec![true, false, false], false), "the longest one that is being sent");
+    // Many tenants that wait do not end each other before they have been sent for a moment.
+    assert!(export(&tenants[5]).is_none() && export(&tenants[6]).is_none());
+    tokio::time::sleep(GRACE).await;
+    let more: Vec<_> = tenants[5..].iter().filter_map(export).collect();
+    assert_eq!((more.len(), is_ended(&fifth.1)), (2, false));
+    assert!(export(&tenants[0]).is_none() && export(&tenants[1]).is_none());
+    assert!(more.iter().all(|(_, seat)| !is_ended(seat)));
+    drop((first, held, fifth, more, tenants));
+    assert_eq!(shares.lock().answers, 0);
+}
+
+/// L9: as for other large responses, tenants that end their own exports and ask again before these are old do not keep the places.
+#[tokio::test(start_paused = true)]
+async fn tenants_that_keep_asking_for_exports_do_not_keep_the_places() {
+    let shares = Shares::of_exports(64);
+    let greedy: Vec<_> = (0..4).map(|n| shares.take(&of(&format!("greedy-{n}"))).unwrap()).collect();
+    let other = shares.take(&of("other")).unwrap();
+    let mut held: Vec<_> = greedy.iter().map(export).collect();
+    let began = Instant::now();
+    while export(&other).is_none() {
+        assert!(began.elapsed() <= GRACE * 2, "denied for as long as they like");
+        for (share, mine) in greedy.iter().zip(&mut held) {
+            drop(mine.take());
+            *mine = export(share);
+        }
+        tokio::time::sleep(GRACE / 4).await;
+    }
+}

@@ -134,8 +134,22 @@ impl Remote {
     /// # Errors
     /// See [`Unread`].
     pub async fn manifest(&self, uid: &str) -> std::result::Result<Vec<u8>, Unread> {
+        self.small(&format!("/read/v1/{uid}/manifest")).await
+    }
+
+    /// The digest of the manifest that the deletion of a computer has verified, by its receipt in the store.
+    ///
+    /// # Errors
+    /// [`Unread::Missing`] without a receipt that names one, or [`Unread::Unavailable`].
+    pub async fn verified(&self, uid: &str) -> std::result::Result<String, Unread> {
+        let digest = self.small(&format!("/read/v1/{uid}/verified")).await?;
+        Ok(String::from_utf8_lossy(&digest).into_owned())
+    }
+
+    /// An object of at most the size of a manifest.
+    async fn small(&self, path: &str) -> std::result::Result<Vec<u8>, Unread> {
         let unavailable = |error: &dyn std::fmt::Display| Unread::Unavailable(error.to_string());
-        let (outcome, mut parts) = self.object(&format!("/read/v1/{uid}/manifest")).await.map_err(|e| unavailable(&e))?;
+        let (outcome, mut parts) = self.object(path).await.map_err(|e| unavailable(&e))?;
         match outcome.0 {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Err(Unread::Missing),

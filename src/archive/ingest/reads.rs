@@ -18,7 +18,7 @@ use super::readers::Readers;
 use super::room::{Room, Taken};
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{Store, StoreError};
-use crate::archive::{Archive, copies};
+use crate::archive::{Archive, copies, receipts};
 
 /// Objects in memory, each of at most 8 MiB, and those of one computer.
 const ROOM: (usize, usize) = (3, 2);
@@ -34,11 +34,11 @@ type Refused = (StatusCode, String);
 
 /// The routes.
 pub fn router(store: Arc<Store>, readers: Readers) -> Router {
-    Router::new().route("/read/v1/{uid}/manifest", get(manifest)).route("/read/v1/{uid}/chunks/{digest}", get(chunk)).with_state(Shared {
-        store,
-        readers: Arc::new(readers),
-        room: Arc::new(Room::new(ROOM.0, ROOM.1)),
-    })
+    Router::new()
+        .route("/read/v1/{uid}/manifest", get(manifest))
+        .route("/read/v1/{uid}/verified", get(verified))
+        .route("/read/v1/{uid}/chunks/{digest}", get(chunk))
+        .with_state(Shared { store, readers: Arc::new(readers), room: Arc::new(Room::new(ROOM.0, ROOM.1)) })
 }
 
 /// The manifest that counts. One of version 1 may be very large, and its sessions are objects of any size: only the tools of an admin read it.
@@ -61,6 +61,19 @@ async fn read_manifest(shared: &Shared, uid: &str) -> Result<Bytes, Refused> {
         Ok(Archive::New(_)) => Err(damaged(uid, "its manifest names another computer")),
         Err(error) => Err(damaged(uid, &error.to_string())),
     }
+}
+
+/// The digest of the manifest that the deletion has verified. The rest of a receipt is not for readers of archives.
+async fn verified(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap) -> Result<Response, Refused> {
+    authorize(&shared, &headers, &uid, None).await?;
+    let read = async move {
+        let room = shared.room.take(&uid, 1).await;
+        let digest = receipts::verified(&shared.store, &uid).await.map_err(failed)?;
+        digest
+            .map(|digest| held(digest.into_bytes(), room))
+            .ok_or_else(|| (StatusCode::NOT_FOUND, "the receipt names no archive".to_owned()))
+    };
+    Ok(progress::object(&headers, read).await)
 }
 
 async fn chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Result<Response, Refused> {

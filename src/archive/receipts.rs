@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::manifest::{MAX_BYTES, is_digest};
 use super::receipt_key;
 use super::store::{ReceiptPut, Store, StoreError};
 
@@ -31,6 +32,20 @@ struct Known {
     sent: HashMap<String, Sent>,
     /// The UIDs whose receipt failed since the store last accepted one: they are requeued when it accepts one again.
     failed: HashSet<String>,
+}
+
+/// The SHA-256 of the manifest that the deletion has verified, as the receipt in the store says. `None`: the receipt names none.
+///
+/// # Errors
+/// [`StoreError::NotFound`] when there is no receipt.
+pub(super) async fn verified(store: &Store, uid: &str) -> Result<Option<String>, StoreError> {
+    let key = receipt_key(uid);
+    if store.size(&key).await? > MAX_BYTES as u64 {
+        return Ok(None);
+    }
+    let receipt: serde_json::Value = serde_json::from_slice(&store.get(&key).await?).unwrap_or_default();
+    let digest = receipt["archive"]["manifestDigest"].as_str().filter(|digest| is_digest(digest) && receipt["computer"]["uid"] == uid);
+    Ok(digest.map(str::to_owned))
 }
 
 /// Writes receipts to a store.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Service;
@@ -19,13 +20,17 @@ use object_store::{
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, Response, StatusCode};
 
+use super::ingest::progress::{self, Outcome};
 use super::ingest::tls::SERVER_NAME;
 use super::manifest::MAX_BYTES;
 use super::store::Store;
 use crate::runtime::client::call;
 
-/// Longest time for the head of an answer: the operator may wait for room and for the store. Less than a read of the store waits.
-const ANSWER: Duration = Duration::from_secs(15);
+/// Longest silence of the endpoint. It sends a line every few seconds while it waits for room or reads from the store (`ingest/progress.rs`), so however
+/// long these take, it is not silent (L8).
+const SILENCE: Duration = Duration::from_secs(15);
+/// Longest line with an outcome.
+const LINE: usize = 64 * 1024;
 
 /// Why a manifest cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +126,7 @@ impl Remote {
 
     /// The endpoint as a store that can only be read. Memory is bounded by its readers, as for any store.
     pub fn store(self: &Arc<Self>) -> Store {
-        Store::new(Arc::new(Objects(Arc::clone(self))))
+        Store::behind_endpoint(Arc::new(Objects(Arc::clone(self))))
     }
 
     /// The manifest of the newest archive of a computer.
@@ -129,32 +134,73 @@ impl Remote {
     /// # Errors
     /// See [`Unread`].
     pub async fn manifest(&self, uid: &str) -> std::result::Result<Vec<u8>, Unread> {
+        self.small(&format!("/read/v1/{uid}/manifest")).await
+    }
+
+    /// The digest of the manifest that the deletion of a computer has verified, by its receipt in the store.
+    ///
+    /// # Errors
+    /// [`Unread::Missing`] without a receipt that names one, or [`Unread::Unavailable`].
+    pub async fn verified(&self, uid: &str) -> std::result::Result<String, Unread> {
+        let digest = self.small(&format!("/read/v1/{uid}/verified")).await?;
+        Ok(String::from_utf8_lossy(&digest).into_owned())
+    }
+
+    /// An object of at most the size of a manifest.
+    async fn small(&self, path: &str) -> std::result::Result<Vec<u8>, Unread> {
         let unavailable = |error: &dyn std::fmt::Display| Unread::Unavailable(error.to_string());
-        let mut answer = self.get(&format!("/read/v1/{uid}/manifest")).await.map_err(|e| unavailable(&e))?;
-        match answer.status() {
+        let (outcome, mut parts) = self.object(path).await.map_err(|e| unavailable(&e))?;
+        match outcome.0 {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Err(Unread::Missing),
             StatusCode::GONE => return Err(Unread::Old),
             StatusCode::UNPROCESSABLE_ENTITY => return Err(Unread::Damaged),
-            status => return Err(unavailable(&format!("the ingest endpoint answered {status}"))),
+            _ => return Err(unavailable(&refused(&outcome))),
         }
         let mut bytes = Vec::new();
-        loop {
-            let part = tokio::time::timeout(ANSWER, answer.chunk()).await.map_err(|e| unavailable(&e))?;
-            let Some(part) = part.map_err(|e| unavailable(&e.without_url()))? else { return Ok(bytes) };
+        while let Some(part) = tokio::time::timeout(SILENCE, parts.next()).await.map_err(|e| unavailable(&e))? {
+            let part = part.map_err(|e| unavailable(&e))?;
             if bytes.len() + part.len() > MAX_BYTES {
                 return Err(unavailable(&"the ingest endpoint sent more than a manifest"));
             }
             bytes.extend_from_slice(&part);
         }
+        Ok(bytes)
+    }
+
+    /// The outcome of a request for an object, and its bytes. It may take any time until there is one, but the endpoint must not be silent.
+    async fn object(&self, path: &str) -> anyhow::Result<(Outcome, BoxStream<'static, Result<Bytes>>)> {
+        let mut answer = self.get(path).await?;
+        if !answer.headers().contains_key(progress::HEADER) {
+            // It was refused before any work. A success has the header.
+            let status = if answer.status().is_success() { StatusCode::BAD_GATEWAY } else { answer.status() };
+            return Ok(((status, String::new()), futures::stream::empty().boxed()));
+        }
+        let mut line = Vec::new();
+        let end = loop {
+            let part = tokio::time::timeout(SILENCE, answer.chunk()).await;
+            let part = part.map_err(|_| anyhow::anyhow!("the ingest endpoint is silent"))?.map_err(reqwest::Error::without_url)?;
+            let part = part.ok_or_else(|| anyhow::anyhow!("the ingest endpoint closed the connection before it answered"))?;
+            let beats = if line.is_empty() { part.iter().take_while(|byte| **byte == b'\n').count() } else { 0 };
+            line.extend_from_slice(&part[beats..]);
+            if let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+                break end;
+            }
+            anyhow::ensure!(line.len() <= LINE, "the ingest endpoint sent no outcome");
+        };
+        let first = Bytes::from(line.split_off(end + 1));
+        let outcome =
+            progress::outcome(&String::from_utf8_lossy(&line)).ok_or_else(|| anyhow::anyhow!("the ingest endpoint sent no outcome"))?;
+        let rest = answer.bytes_stream().map_err(|e| generic(e.without_url()));
+        Ok((outcome, futures::stream::iter([Ok(first)]).chain(rest).boxed()))
     }
 
     async fn get(&self, path: &str) -> anyhow::Result<Response> {
         let token = std::fs::read_to_string(&self.token).map_err(|e| anyhow::anyhow!("the token for the ingest endpoint: {e}"))?;
         // The certificate is for this name, wherever the endpoint is.
         let url = format!("https://{SERVER_NAME}:{}{path}", self.endpoint.port());
-        let request = self.client()?.get(url).bearer_auth(token.trim());
-        let answer = tokio::time::timeout(ANSWER, request.send()).await;
+        let request = self.client()?.get(url).bearer_auth(token.trim()).header(progress::HEADER, "1");
+        let answer = tokio::time::timeout(SILENCE, request.send()).await;
         // The path contains the id of a computer.
         Ok(answer.map_err(|_| anyhow::anyhow!("the ingest endpoint does not answer"))?.map_err(reqwest::Error::without_url)?)
     }
@@ -216,6 +262,21 @@ fn generic(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error
     Error::Generic { store: "the ingest endpoint", source: source.into() }
 }
 
+fn refused((status, why): &Outcome) -> String {
+    format!("the ingest endpoint answered {status} {why}")
+}
+
+/// A body that is longer than its size is an error: it decides how much memory is used.
+fn at_most(body: BoxStream<'static, Result<Bytes>>, size: u64) -> BoxStream<'static, Result<Bytes>> {
+    let mut left = size;
+    let counted = body.map(move |part| {
+        let part = part?;
+        left = left.checked_sub(part.len() as u64).ok_or_else(|| generic("sent more than the size of the object"))?;
+        Ok(part)
+    });
+    counted.boxed()
+}
+
 fn missing(location: &Path) -> Error {
     Error::NotFound { path: location.to_string(), source: "the ingest endpoint does not have it, or it is damaged".into() }
 }
@@ -231,14 +292,14 @@ impl ObjectStore for Objects {
         if options.head || options.range.is_some() {
             return read_only();
         }
-        let answer = self.0.get(&format!("/read/v1/{uid}/chunks/{digest}")).await.map_err(|e| generic(e.to_string()))?;
-        match answer.status() {
+        let (outcome, body) = self.0.object(&format!("/read/v1/{uid}/chunks/{digest}")).await.map_err(|e| generic(e.to_string()))?;
+        match outcome.0 {
             StatusCode::OK => {}
             // What is damaged does not become right, so it is not asked for again.
             StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => return Err(missing(location)),
-            status => return Err(generic(format!("answered {status}"))),
+            _ => return Err(generic(refused(&outcome))),
         }
-        let size = answer.content_length().ok_or_else(|| generic("sent no Content-Length"))?;
+        let size = outcome.1.parse().map_err(|_| generic("sent no size"))?;
         let meta = ObjectMeta {
             location: location.clone(),
             last_modified: std::time::SystemTime::UNIX_EPOCH.into(),
@@ -246,9 +307,8 @@ impl ObjectStore for Objects {
             e_tag: None,
             version: None,
         };
-        let body = answer.bytes_stream().map_err(|e| generic(e.without_url())).boxed();
         Ok(GetResult {
-            payload: GetResultPayload::Stream(body),
+            payload: GetResultPayload::Stream(at_most(body, size)),
             meta,
             range: 0..size,
             attributes: object_store::Attributes::default(),
@@ -280,3 +340,7 @@ impl ObjectStore for Objects {
         read_only()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

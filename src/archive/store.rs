@@ -65,6 +65,8 @@ enum Place {
     Folder { path: PathBuf, device: u64, number: u64 },
     /// A bucket, over a transport that ends requests without progress.
     Bucket,
+    /// Behind the ingest endpoint, whose answers have a limit of their own.
+    Endpoint,
     /// In memory: for tests.
     Memory,
 }
@@ -118,6 +120,11 @@ impl Store {
     /// Wraps any object store.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
         Self::at(inner, Place::Memory, Idle::default())
+    }
+
+    /// Wraps the ingest endpoint: it may take any time to answer, as long as it gives a sign of life.
+    pub fn behind_endpoint(inner: Arc<dyn ObjectStore>) -> Self {
+        Self::at(inner, Place::Endpoint, Idle::default())
     }
 
     fn at(inner: Arc<dyn ObjectStore>, place: Place, idle: Idle) -> Self {
@@ -187,8 +194,8 @@ impl Store {
     }
 
     async fn sized_stream(&self, key: &str) -> Result<(u64, BoxStream<'static, Result<Bytes, StoreError>>), StoreError> {
-        let path = path(key)?;
-        match self.limited(Some(TIMEOUT), key, self.inner.get(&path)).await? {
+        let (path, limit) = (path(key)?, (!matches!(self.place, Place::Endpoint)).then_some(TIMEOUT));
+        match self.limited(limit, key, self.inner.get(&path)).await? {
             Ok(found) => Ok((found.meta.size, Reading::new(Arc::clone(&self.inner), path, found, self.idle.silence).into_stream())),
             Err(error) => Err(self.absent(key, &error)),
         }

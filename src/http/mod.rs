@@ -100,7 +100,7 @@ impl Shared {
             read_limit: config.read_limit(),
             slots: Arc::new(Semaphore::new(config.max_in_flight as usize)),
             shares: tenant_limits::Shares::new(config.max_in_flight as usize, tenant_limits::ANSWERS),
-            exports: tenant_limits::Shares::new(config.max_in_flight as usize, tenant_limits::EXPORTS),
+            exports: tenant_limits::Shares::of_exports(config.max_in_flight as usize),
             archives,
             waiting: Semaphore::new((config.max_in_flight as usize / 4).max(1)),
             computer_pages: page_limits::Pages::default(),

@@ -8,17 +8,20 @@
 //! Memory: a tenant may hold half of it. When it is used up, the server closes connections whose responses are read too slowly. If a tenant has been denied
 //! its equal share for 5 s nevertheless, responses of tenants that hold more than an equal share give way, the slowest first. Young responses are spared,
 //! but not for longer than these 5 s: tenants that keep replacing their own responses would otherwise never give way. So no number of slow tenants denies
-//! another tenant its equal share. While memory is left, no response is cut off for another tenant, however slowly it is read.
+//! another tenant its equal share. Exports have places of their own (`places.rs`). While memory is left, no response is cut off for another tenant, however slowly it is read.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::auth::Caller;
+use super::response_body::Progress;
 use crate::runtime::server::connections::Seat;
+
+mod places;
 
 /// Total size in bytes of the large responses that are being sent.
 pub const ANSWERS: usize = 16 * 1024 * 1024;
@@ -51,6 +54,8 @@ pub struct Shares {
 struct Bounds {
     of_all: usize,
     of_one: usize,
+    /// All responses have the same size, and each tenant may have one: see `places.rs`.
+    places: bool,
 }
 
 #[derive(Debug, Default)]
@@ -77,7 +82,7 @@ struct Answer {
     tenant: String,
     bytes: usize,
     began: Instant,
-    sent: Arc<AtomicU64>,
+    sent: Arc<Progress>,
     /// Whether its request may have changed something.
     written: bool,
     /// Its connection; `None` if it cannot be closed.
@@ -96,13 +101,19 @@ pub struct Share {
 pub struct Room {
     shares: Arc<Shares>,
     number: u64,
-    sent: Arc<AtomicU64>,
+    sent: Arc<Progress>,
 }
 
 impl Shares {
     /// Shares of this many requests in flight and this many bytes of large responses.
     pub fn new(in_flight: usize, answers: usize) -> Arc<Self> {
-        let bounds = Bounds { of_all: answers, of_one: answers / 2 };
+        let bounds = Bounds { of_all: answers, of_one: answers / 2, places: false };
+        Arc::new(Self { in_flight, bounds, taken: Mutex::default() })
+    }
+
+    /// Shares of this many requests in flight and of the places for responses of any size.
+    pub fn of_exports(in_flight: usize) -> Arc<Self> {
+        let bounds = Bounds { of_all: EXPORTS, of_one: EXPORTS / 2, places: true };
         Arc::new(Self { in_flight, bounds, taken: Mutex::default() })
     }
 
@@ -130,12 +141,13 @@ impl Share {
     /// is not rejected forever.
     pub fn room(&self, bytes: usize, seat: Option<Arc<Seat>>) -> Option<Room> {
         let mut all = self.shares.lock();
-        let ended = all.reclaim(&self.tenant, bytes, self.shares.bounds)?;
+        let bounds = self.shares.bounds;
+        let ended = if bounds.places { all.place(&self.tenant, bytes, bounds) } else { all.reclaim(&self.tenant, bytes, bounds) }?;
         if ended > 0 {
             tracing::info!(
                 tenant = self.tenant,
                 ended,
-                "closed connections whose large responses are read too slowly or exceed their tenant's share: this tenant needs the memory"
+                "closed connections whose large responses are read too slowly or exceed their tenant's share, or exports that have run for the longest time: this tenant needs the memory"
             );
         }
         Some(self.hold(&mut all, bytes, false, seat))
@@ -148,7 +160,7 @@ impl Share {
     }
 
     fn hold(&self, all: &mut Taken, bytes: usize, written: bool, seat: Option<Arc<Seat>>) -> Room {
-        let (tenant, counted) = (self.tenant.clone(), Arc::new(AtomicU64::new(0)));
+        let (tenant, counted) = (self.tenant.clone(), Arc::<Progress>::default());
         all.answers += bytes;
         all.tenants.entry(tenant.clone()).or_default().answers += bytes;
         all.next += 1;
@@ -160,8 +172,8 @@ impl Share {
 }
 
 impl Room {
-    /// The counter of the bytes that have been sent.
-    pub fn sent(&self) -> Arc<AtomicU64> {
+    /// How far it has been sent.
+    pub fn sent(&self) -> Arc<Progress> {
         Arc::clone(&self.sent)
     }
 }
@@ -170,10 +182,11 @@ impl Answer {
     /// Bytes per second that were sent, and whether the client reads too slowly; `None` if the connection must not be closed. `young` responses may be
     /// closed as well if another tenant has been denied its share; whether they are read too slowly is not known yet.
     fn pace(&self, now: Instant, young: bool) -> Option<(f64, bool)> {
-        let age = now.duration_since(self.began);
+        // Time in which the server has nothing to send is not the client's.
+        let age = now.duration_since(self.began).saturating_sub(self.sent.waited(now));
         let old = age >= GRACE;
         self.seat.as_ref().filter(|_| old || (young && !self.written))?;
-        let sent = self.sent.load(Ordering::Relaxed);
+        let sent = self.sent.bytes.load(Ordering::Relaxed);
         let a_second = |bytes: u64| f64::from(u32::try_from(bytes).unwrap_or(u32::MAX)) / age.as_secs_f64().max(0.001);
         Some((a_second(sent), old && a_second(sent.saturating_sub(AHEAD)) < PACE))
     }

@@ -1,5 +1,5 @@
-//! Keeps the connection of a slow answer alive; the progress in a Computer's status is in `archive/uploads.rs`. An archive pod cannot distinguish a request that waits for a slot or a slow store from one that hangs. So the
-//! operator sends a line every few seconds while it works on the request, and the outcome in the last line.
+//! Keeps the connection of a slow answer alive; the progress in a Computer's status is in `archive/uploads.rs`. Neither an archive pod nor the HTTP
+//! API can distinguish a request that waits for a slot or a slow store from one that hangs. So the operator sends a line every few seconds while it works on the request, and the outcome in the last line.
 //!
 //! The line only means that the operator is alive: other limits end work that hangs.
 
@@ -36,6 +36,27 @@ pub async fn answer(headers: &HeaderMap, work: impl Future<Output = Outcome> + S
         }
     });
     let mut response = Response::new(Body::from_stream(lines));
+    response.headers_mut().insert(HEADER, HeaderValue::from_static("1"));
+    response
+}
+
+/// As [`answer`], for a request whose answer is an object: the last line has its size, and its bytes follow. The work ends with the connection.
+pub async fn object(headers: &HeaderMap, work: impl Future<Output = Result<Bytes, Outcome>> + Send + 'static) -> Response {
+    if !headers.contains_key(HEADER) {
+        return work.await.map_or_else(Outcome::into_response, |bytes| Response::new(Body::from(bytes)));
+    }
+    let parts = futures::stream::unfold((Some(Box::pin(work)), None), |(work, found)| async move {
+        if let Some(bytes) = found {
+            return Some((Ok::<_, Infallible>(bytes), (None, None)));
+        }
+        let mut work = work?;
+        match tokio::time::timeout(BEAT, &mut work).await {
+            Ok(Ok(bytes)) => Some((Ok(last_line(&(StatusCode::OK, bytes.len().to_string()))), (None, Some(bytes)))),
+            Ok(Err(refused)) => Some((Ok(last_line(&refused)), (None, None))),
+            Err(_) => Some((Ok(Bytes::from_static(b"\n")), (Some(work), None))),
+        }
+    });
+    let mut response = Response::new(Body::from_stream(parts));
     response.headers_mut().insert(HEADER, HeaderValue::from_static("1"));
     response
 }

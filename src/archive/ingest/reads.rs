@@ -1,21 +1,24 @@
 //! The reading half of the endpoint, for the HTTP API: the newest manifest of a computer, and objects by their digest. Whom the content is for is the
 //! API's decision. Nothing is sent before its digest is verified, and no object outside of archives can be named.
+//!
+//! There is no limit for the time until an object is read (L8): the line of the store may be slow, and others may have the room. Meanwhile the API gets a
+//! sign of life every few seconds (`progress.rs`). A store that stands still ends its own read.
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use axum::routing::get;
 use bytes::Bytes;
 
+use super::progress;
 use super::readers::Readers;
 use super::room::{Room, Taken};
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{Store, StoreError};
-use crate::archive::{Archive, copies};
+use crate::archive::{Archive, copies, receipts};
 
 /// Objects in memory, each of at most 8 MiB, and those of one computer.
 const ROOM: (usize, usize) = (3, 2);
@@ -31,39 +34,59 @@ type Refused = (StatusCode, String);
 
 /// The routes.
 pub fn router(store: Arc<Store>, readers: Readers) -> Router {
-    Router::new().route("/read/v1/{uid}/manifest", get(manifest)).route("/read/v1/{uid}/chunks/{digest}", get(chunk)).with_state(Shared {
-        store,
-        readers: Arc::new(readers),
-        room: Arc::new(Room::new(ROOM.0, ROOM.1)),
-    })
+    Router::new()
+        .route("/read/v1/{uid}/manifest", get(manifest))
+        .route("/read/v1/{uid}/verified", get(verified))
+        .route("/read/v1/{uid}/chunks/{digest}", get(chunk))
+        .with_state(Shared { store, readers: Arc::new(readers), room: Arc::new(Room::new(ROOM.0, ROOM.1)) })
 }
 
 /// The manifest that counts. One of version 1 may be very large, and its sessions are objects of any size: only the tools of an admin read it.
 async fn manifest(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap) -> Result<Response, Refused> {
     authorize(&shared, &headers, &uid, None).await?;
-    let room = shared.room.take(&uid, 1).await;
-    let key = shared.store.newest_manifest(&uid).await.map_err(failed)?;
+    Ok(progress::object(&headers, async move { read_manifest(&shared, &uid).await }).await)
+}
+
+async fn read_manifest(shared: &Shared, uid: &str) -> Result<Bytes, Refused> {
+    let room = shared.room.take(uid, 1).await;
+    let key = shared.store.newest_manifest(uid).await.map_err(failed)?;
     let old = || (StatusCode::GONE, "the archive is of version 1".to_owned());
     if shared.store.size(&key).await.map_err(failed)? > MAX_BYTES as u64 {
         return Err(old());
     }
     let bytes = shared.store.get(&key).await.map_err(failed)?;
     match Archive::parse(&bytes) {
-        Ok(Archive::New(manifest)) if manifest.computer.uid == uid => Ok(answer(bytes, room)),
+        Ok(Archive::New(manifest)) if manifest.computer.uid == uid => Ok(held(bytes, room)),
         Ok(Archive::Old(_)) => Err(old()),
-        Ok(Archive::New(_)) => Err(damaged(&uid, "its manifest names another computer")),
-        Err(error) => Err(damaged(&uid, &error.to_string())),
+        Ok(Archive::New(_)) => Err(damaged(uid, "its manifest names another computer")),
+        Err(error) => Err(damaged(uid, &error.to_string())),
     }
+}
+
+/// The digest of the manifest that the deletion has verified. The rest of a receipt is not for readers of archives.
+async fn verified(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap) -> Result<Response, Refused> {
+    authorize(&shared, &headers, &uid, None).await?;
+    let read = async move {
+        let room = shared.room.take(&uid, 1).await;
+        let digest = receipts::verified(&shared.store, &uid).await.map_err(failed)?;
+        digest
+            .map(|digest| held(digest.into_bytes(), room))
+            .ok_or_else(|| (StatusCode::NOT_FOUND, "the receipt names no archive".to_owned()))
+    };
+    Ok(progress::object(&headers, read).await)
 }
 
 async fn chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Result<Response, Refused> {
     authorize(&shared, &headers, &uid, Some(&digest)).await?;
-    let room = shared.room.take(&uid, 1).await;
-    match copies::with_digest(&shared.store, &uid, &digest).await {
-        Ok(bytes) => Ok(answer(bytes, room)),
-        Err(StoreError::Corrupt(why)) => Err(damaged(&uid, &why)),
-        Err(error) => Err(failed(error)),
-    }
+    let read = async move {
+        let room = shared.room.take(&uid, 1).await;
+        match copies::with_digest(&shared.store, &uid, &digest).await {
+            Ok(bytes) => Ok(held(bytes, room)),
+            Err(StoreError::Corrupt(why)) => Err(damaged(&uid, &why)),
+            Err(error) => Err(failed(error)),
+        }
+    };
+    Ok(progress::object(&headers, read).await)
 }
 
 /// Everything in the path becomes part of a key in the store, so it must be exactly a UID and a digest.
@@ -80,9 +103,9 @@ async fn authorize(shared: &Shared, headers: &HeaderMap, uid: &str, digest: Opti
     named.then_some(()).ok_or_else(|| (StatusCode::BAD_REQUEST, "not a UID and a SHA-256".to_owned()))
 }
 
-/// An answer that keeps its room until the last byte has been sent.
-fn answer(bytes: Vec<u8>, room: Taken) -> Response {
-    Response::new(Body::from(Bytes::from_owner(Held { bytes, _room: room })))
+/// Bytes that keep their room until the last one has been sent.
+fn held(bytes: Vec<u8>, room: Taken) -> Bytes {
+    Bytes::from_owner(Held { bytes, _room: room })
 }
 
 struct Held {

@@ -24,7 +24,7 @@ use super::auth::Caller;
 use super::computers::delete::record;
 use super::error::ApiError;
 use super::lived_in::{self, LivedIn};
-use crate::archive::remote::Unread;
+use crate::archive::remote::{Remote, Unread};
 use crate::archive::{Manifest, Store};
 use crate::credentials::ComputerId;
 use crate::resources::ComputerRecord;
@@ -54,7 +54,7 @@ fn hidden() -> ApiError {
 }
 
 /// Opens an archive for a caller. Without a record, because it has expired, the manifest says which namespace the computer lived in: the operator has
-/// compared it with the record when it was stored.
+/// compared it with the record when it was stored. Which manifest was verified then is in the receipt in the store.
 ///
 /// A place for the response is taken before anything of any size is read.
 ///
@@ -90,7 +90,7 @@ async fn open(shared: &Shared, caller: &Caller, seat: Option<Extension<Arc<Seat>
     }
     match &record {
         None if !permits(LivedIn { uid: named.namespace_uid.as_deref(), recorded: None }).await? => return Err(hidden()),
-        None => {}
+        None => is_in_receipt(remote, &id.uid, &digest).await?,
         Some(record) => is_verified(record, &digest)?,
     }
     Ok((Opened { manifest, digest, store: remote.store() }, place))
@@ -102,6 +102,15 @@ fn is_verified(record: &ComputerRecord, digest: &str) -> Result<(), ApiError> {
         None => Err(hidden()),
         Some(archive) if archive.manifest_digest == digest => Ok(()),
         Some(_) => Err(damaged()),
+    }
+}
+
+/// Requires the same of the receipt. Without one the deletion has not ended, or its archive was never verified.
+async fn is_in_receipt(remote: &Remote, uid: &str, digest: &str) -> Result<(), ApiError> {
+    match remote.verified(uid).await {
+        Ok(verified) if verified == digest => Ok(()),
+        Err(Unread::Unavailable(why)) => Err(unavailable(&why)),
+        _ => Err(hidden()),
     }
 }
 

@@ -41,6 +41,8 @@ impl Place {
         };
         let share = shared.exports.take(caller).ok_or_else(busy)?;
         let room = share.room(EXPORT, seat).ok_or_else(busy)?;
+        // The store comes first: until it has answered, nothing can be read slowly.
+        room.sent().waits();
         Ok(Self { room, _share: share })
     }
 

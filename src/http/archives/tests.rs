@@ -18,7 +18,7 @@ use tower::ServiceExt as _;
 use crate::archive::ingest::{LIMITS, readers, reads, tls};
 use crate::archive::remote::{Endpoint, Remote};
 use crate::archive::test_archives::{Packed, home, noise, packed, put};
-use crate::archive::{Store, Unreadable, chunk_key, chunks};
+use crate::archive::{Store, Unreadable, chunk_key, chunks, receipt_key};
 use crate::credentials::ComputerId;
 use crate::http::Shared;
 use crate::runtime::server;
@@ -76,6 +76,11 @@ fn client(world: World) -> Client {
     Client::new(service, "default")
 }
 
+/// That of the manifest.
+fn digest(packed: &Packed) -> String {
+    hex::encode(Sha256::digest(serde_json::to_vec(&packed.manifest).unwrap()))
+}
+
 struct Bench {
     packed: Packed,
     remote: Arc<Remote>,
@@ -94,6 +99,8 @@ impl Bench {
         let objects = Arc::new(InMemory::new());
         let store = Store::new(Arc::<InMemory>::clone(&objects));
         put(&store, UID, &packed).await;
+        let receipt = json!({"computer": {"uid": UID}, "archive": {"manifestDigest": digest(&packed)}});
+        objects.put(&receipt_key(UID).as_str().into(), receipt.to_string().into()).await.unwrap();
         let certificate = tls::Certificate::new("https://$(INGEST_SERVICE_HOST):8443").unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop, folder) = (listener.local_addr().unwrap(), CancellationToken::new(), tempfile::tempdir().unwrap());
@@ -108,8 +115,7 @@ impl Bench {
 
     /// The API in a cluster that is as usual, except for a change.
     fn api(&self, change: impl FnOnce(&mut World)) -> Router {
-        let digest = hex::encode(Sha256::digest(serde_json::to_vec(&self.packed.manifest).unwrap()));
-        let archive = json!({"manifestDigest": digest, "sessions": 3, "bytes": 1, "problems": 0});
+        let archive = json!({"manifestDigest": digest(&self.packed), "sessions": 3, "bytes": 1, "problems": 0});
         let deletion = json!({"deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted", "archive": archive});
         let spec = json!({"namespace": "team", "namespaceUid": "original", "computer": "box", "state": {"deletion": deletion}});
         let record =
@@ -264,6 +270,27 @@ async fn a_right_in_the_namespace_or_everywhere_is_enough() {
     for (why, change) in changes {
         assert_eq!(ask(&bench.api(change), &path("team", "/export"), &[]).await.status, StatusCode::OK, "{why}");
     }
+}
+
+/// S13: after the record has expired, an archive that no deletion has verified was sent.
+#[tokio::test]
+async fn without_a_record_only_the_archive_that_the_receipt_names_is_sent() {
+    let bench = Bench::new().await;
+    let (api, key) = (bench.api(|w| w.record = None), receipt_key(UID).as_str().into());
+    let ask = async || ask(&api, &path("team", "/export"), &[]).await.status;
+    assert_eq!(ask().await, StatusCode::OK);
+    let digest = digest(&bench.packed);
+    for (why, receipt) in [
+        ("another manifest was verified", json!({"computer": {"uid": UID}, "archive": {"manifestDigest": "0".repeat(64)}})),
+        ("the deletion ended without an archive", json!({"computer": {"uid": UID}, "archive": null})),
+        ("the receipt of another computer", json!({"computer": {"uid": "other"}, "archive": {"manifestDigest": digest}})),
+        ("not a receipt", json!("")),
+    ] {
+        bench.objects.put(&key, receipt.to_string().into()).await.unwrap();
+        assert_eq!(ask().await, StatusCode::NOT_FOUND, "{why}");
+    }
+    bench.objects.delete(&key).await.unwrap();
+    assert_eq!(ask().await, StatusCode::NOT_FOUND, "the deletion has not ended");
 }
 
 /// S12: a failure in the middle is never a shorter success.

@@ -78,7 +78,7 @@ async fn slow_readers_of_any_number_of_tenants_leave_others_their_equal_share() 
             tenants[(unread.len() + n) % slow].room(50, Some(Arc::clone(&seat))).map(|room| (room, seat))
         }) {
             // These clients read fast enough, but their tenants hold more than an equal share.
-            held.0.sent().store(u64::MAX, Ordering::Relaxed);
+            held.0.sent().bytes.store(u64::MAX, Ordering::Relaxed);
             unread.push(held);
         }
         let other = shares.take(&of("other")).unwrap();
@@ -130,7 +130,7 @@ async fn the_slowest_responses_are_cut_off_only_when_other_tenants_need_the_memo
     assert!(!is_ended(&stalled) && !is_ended(&healthy), "no tenant needs the memory");
     let fast = 2.0 * PACE * (GRACE * 100).as_secs_f64();
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    room.sent().store(fast as u64 + AHEAD, Ordering::Relaxed);
+    room.sent().bytes.store(fast as u64 + AHEAD, Ordering::Relaxed);
     let more = third.room(30, Some(Arc::clone(&small))).expect("the stalled response is cut off");
     assert!(is_ended(&stalled) && !is_ended(&healthy));
     assert!(two.room(70, None).is_none(), "more than half, and a young response is not cut off for it");
@@ -146,7 +146,7 @@ async fn a_fast_response_is_not_closed_because_stalled_ones_are_younger() {
     let (one, two, third) = (shares.take(&of("one")).unwrap(), shares.take(&of("two")).unwrap(), shares.take(&of("third")).unwrap());
     let (fast, stalled) = (seat(), seat());
     let read = one.room(60, Some(Arc::clone(&fast))).unwrap();
-    read.sent().store(u64::MAX, Ordering::Relaxed);
+    read.sent().bytes.store(u64::MAX, Ordering::Relaxed);
     tokio::time::sleep(GRACE / 2).await;
     let _unread = two.room(60, Some(Arc::clone(&stalled))).unwrap();
     tokio::time::sleep(GRACE / 2).await;
@@ -164,7 +164,7 @@ async fn a_tenant_that_seldom_asks_gets_its_equal_share_at_its_second_request() 
     let (one, two, third) = (shares.take(&of("one")).unwrap(), shares.take(&of("two")).unwrap(), shares.take(&of("third")).unwrap());
     let fast = [one.room(60, Some(seat())).unwrap(), two.room(60, Some(seat())).unwrap()];
     for room in &fast {
-        room.sent().store(u64::MAX, Ordering::Relaxed);
+        room.sent().bytes.store(u64::MAX, Ordering::Relaxed);
     }
     assert!(third.room(40, None).is_none(), "young responses are not cut off");
     tokio::time::sleep(GRACE * 100).await;
@@ -179,9 +179,9 @@ async fn a_response_that_has_just_begun_is_not_the_slowest() {
     let (one, two, third) = (shares.take(&of("one")).unwrap(), shares.take(&of("two")).unwrap(), shares.take(&of("third")).unwrap());
     let (stalled, begun) = (seat(), seat());
     let read = two.room(60, Some(seat())).unwrap();
-    read.sent().store(u64::MAX, Ordering::Relaxed);
+    read.sent().bytes.store(u64::MAX, Ordering::Relaxed);
     let unread = one.room(30, Some(Arc::clone(&stalled))).unwrap();
-    unread.sent().store(AHEAD, Ordering::Relaxed);
+    unread.sent().bytes.store(AHEAD, Ordering::Relaxed);
     let full = one.room(30, Some(seat())).unwrap();
     assert!(third.room(30, None).is_none(), "young responses are not cut off");
     drop(full);
@@ -189,4 +189,77 @@ async fn a_response_that_has_just_begun_is_not_the_slowest() {
     let _begun = one.room(30, Some(Arc::clone(&begun))).unwrap();
     assert!(third.room(30, None).is_some());
     assert!(!is_ended(&begun));
+}
+
+/// L9: the time that the store needs made a client slow, and its export was ended before its first byte.
+#[tokio::test(start_paused = true)]
+async fn a_response_that_waits_for_the_server_is_not_read_slowly() {
+    let shares = Shares::new(8, 120);
+    let (one, two, third) = (shares.take(&of("one")).unwrap(), shares.take(&of("two")).unwrap(), shares.take(&of("third")).unwrap());
+    let (waiting, begun) = (seat(), seat());
+    let (first, second) = (one.room(60, Some(Arc::clone(&waiting))).unwrap(), two.room(60, Some(Arc::clone(&begun))).unwrap());
+    first.sent().waits();
+    second.sent().waits();
+    tokio::time::sleep(GRACE * 100).await;
+    assert!(third.room(60, None).is_none(), "no client is slow");
+    second.sent().taken(1);
+    tokio::time::sleep(GRACE).await;
+    assert!(third.room(60, None).is_some(), "the client does not take the second byte");
+    assert!(!is_ended(&waiting) && is_ended(&begun));
+}
+
+/// An export whose client reads fast.
+fn export(share: &Share) -> Option<(Room, Arc<Seat>)> {
+    let seat = seat();
+    let room = share.room(EXPORT, Some(Arc::clone(&seat)))?;
+    room.sent().taken(u64::MAX);
+    Some((room, seat))
+}
+
+/// L9: four tenants whose exports were read fast enough denied all others for as long as they liked: an equal share was less than one place.
+#[tokio::test(start_paused = true)]
+async fn the_longest_export_gives_way_to_a_tenant_that_has_none() {
+    let shares = Shares::of_exports(64);
+    let tenants: Vec<_> = (0..7).map(|n| shares.take(&of(&format!("tenant-{n}"))).unwrap()).collect();
+    let waits = seat();
+    let first = tenants[0].room(EXPORT, Some(Arc::clone(&waits))).unwrap();
+    first.sent().waits();
+    let mut held = Vec::new();
+    for tenant in &tenants[1..4] {
+        tokio::time::sleep(GRACE / 4).await;
+        held.push(export(tenant).unwrap());
+    }
+    assert!(export(&tenants[4]).is_none(), "not at once");
+    tokio::time::sleep(GRACE).await;
+    assert!(export(&tenants[1]).is_none(), "a tenant that has one gets no second one");
+    let fifth = export(&tenants[4]).expect("denied for 5 s");
+    let ended: Vec<_> = held.iter().map(|(_, seat)| is_ended(seat)).collect();
+    assert_eq!((ended, is_ended(&waits)), (vec![true, false, false], false), "the longest one that is being sent");
+    // Many tenants that wait do not end each other before they have been sent for a moment.
+    assert!(export(&tenants[5]).is_none() && export(&tenants[6]).is_none());
+    tokio::time::sleep(GRACE).await;
+    let more: Vec<_> = tenants[5..].iter().filter_map(export).collect();
+    assert_eq!((more.len(), is_ended(&fifth.1)), (2, false));
+    assert!(export(&tenants[0]).is_none() && export(&tenants[1]).is_none());
+    assert!(more.iter().all(|(_, seat)| !is_ended(seat)));
+    drop((first, held, fifth, more, tenants));
+    assert_eq!(shares.lock().answers, 0);
+}
+
+/// L9: as for other large responses, tenants that end their own exports and ask again before these are old do not keep the places.
+#[tokio::test(start_paused = true)]
+async fn tenants_that_keep_asking_for_exports_do_not_keep_the_places() {
+    let shares = Shares::of_exports(64);
+    let greedy: Vec<_> = (0..4).map(|n| shares.take(&of(&format!("greedy-{n}"))).unwrap()).collect();
+    let other = shares.take(&of("other")).unwrap();
+    let mut held: Vec<_> = greedy.iter().map(export).collect();
+    let began = Instant::now();
+    while export(&other).is_none() {
+        assert!(began.elapsed() <= GRACE * 2, "denied for as long as they like");
+        for (share, mine) in greedy.iter().zip(&mut held) {
+            drop(mine.take());
+            *mine = export(share);
+        }
+        tokio::time::sleep(GRACE / 4).await;
+    }
 }

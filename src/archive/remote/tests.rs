@@ -1,0 +1,85 @@
+//! Slow and stalled stores behind the real endpoint with TLS. Time is simulated.
+
+use object_store::ObjectStoreExt as _;
+use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::*;
+use crate::archive::ingest::{LIMITS, readers, reads, tls};
+use crate::archive::manifest::{CHUNK, Chunk};
+use crate::archive::test_archives::noise;
+use crate::archive::{chunk_key, index, test_relay};
+use crate::runtime::server;
+
+const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
+
+struct Bench {
+    store: Store,
+    chunk: Chunk,
+    _folder: tempfile::TempDir,
+    _stop: DropGuard,
+}
+
+/// A chunk of the largest size in a store of this speed, and the endpoint behind a line that stops after so many bytes. The clock is simulated from here on.
+async fn bench(a_byte: Duration, line: u64) -> Bench {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let bytes = noise(CHUNK, 1);
+    let chunk = Chunk { digest: hex::encode(Sha256::digest(&bytes)), size: CHUNK as u64 };
+    let objects = InMemory::new();
+    objects.put(&chunk_key(UID, &chunk.digest).as_str().into(), bytes.into()).await.unwrap();
+    let slow = ThrottledStore::new(objects, ThrottleConfig { wait_get_per_byte: a_byte, ..ThrottleConfig::default() });
+    let certificate = tls::Certificate::new("https://$(INGEST_SERVICE_HOST):8443").unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop, folder) = (listener.local_addr().unwrap(), CancellationToken::new(), tempfile::tempdir().unwrap());
+    let router = reads::router(Arc::new(Store::new(Arc::new(slow))), readers::Readers::Fixed("good"));
+    tokio::spawn(server::run(listener, Some(certificate.acceptor().unwrap()), router, LIMITS, stop.clone()));
+    let (ca, token) = (folder.path().join("ca.crt"), folder.path().join("token"));
+    std::fs::write(&ca, &certificate.ca_pem).unwrap();
+    std::fs::write(&token, "good").unwrap();
+    let address = if line == u64::MAX { address } else { test_relay::relay(address, 10_000_000, line) };
+    let remote = Arc::new(Remote::new(Endpoint::Address(address.to_string()), ca, token));
+    tokio::time::pause();
+    tokio::spawn(async {
+        loop {
+            // The kernel needs real time for what is on its way.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    });
+    Bench { store: remote.store(), chunk, _folder: folder, _stop: stop.drop_guard() }
+}
+
+/// L8: 500 kB/s is a supported line, on which the largest chunk takes 17 s, and two of one computer are read at a time.
+#[tokio::test]
+async fn a_slow_store_is_waited_for_and_so_is_room() {
+    let bench = bench(Duration::from_micros(2), u64::MAX).await;
+    let began = Instant::now();
+    let reads = (0..4).map(|_| index::blob(&bench.store, UID, &bench.chunk));
+    for bytes in futures::future::join_all(reads).await {
+        assert_eq!(hex::encode(Sha256::digest(bytes.unwrap())), bench.chunk.digest);
+    }
+    let took = began.elapsed().as_secs();
+    assert!((33..60).contains(&took), "each is read once: {took} s");
+}
+
+#[tokio::test]
+async fn a_store_that_stands_still_ends_the_read() {
+    let bench = bench(Duration::from_secs(3600), u64::MAX).await;
+    let began = Instant::now();
+    let error = bench.store.get_sized(&chunk_key(UID, &bench.chunk.digest), bench.chunk.size).await.unwrap_err();
+    assert!(matches!(error, crate::archive::StoreError::Unavailable(_)), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(400), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn an_endpoint_that_falls_silent_ends_the_read() {
+    let bench = bench(Duration::from_micros(2), 5000).await;
+    let began = Instant::now();
+    let key = chunk_key(UID, &bench.chunk.digest);
+    let read = tokio::time::timeout(Duration::from_secs(600), bench.store.get_sized(&key, bench.chunk.size));
+    let error = read.await.expect("it hangs").unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(90), "{error} after {:?}", began.elapsed());
+}

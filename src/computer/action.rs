@@ -43,6 +43,8 @@ pub enum Fact {
     Namespace(Box<Namespace>),
     /// A Secret with this UID exists.
     Uid(String),
+    /// This reconcile has created a Secret, with this UID.
+    Created(String),
     /// A delete was accepted. A read must show whether the object is gone.
     Accepted,
     /// A Secret with this UID is being deleted, and a finalizer of another controller blocks its deletion.

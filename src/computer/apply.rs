@@ -201,7 +201,7 @@ impl Applier {
             Object::Machine(pod) => self.create_machine(&pod).await,
             Object::Claim(claim) => self.create_one(*claim, |c| Fact::Claim(Box::new(c)), Subject::claim).await,
             Object::Secret(secret) => {
-                self.create_one(*secret, |s: Secret| Fact::Uid(s.metadata.uid.unwrap_or_default()), Subject::secret).await
+                self.create_one(*secret, |s: Secret| Fact::Created(s.metadata.uid.unwrap_or_default()), Subject::secret).await
             }
         }
     }

@@ -77,7 +77,7 @@ pub struct Shared {
     pub computer_pages: page_limits::Pages,
     /// The same for sessions; separate, so that large sessions never delay the creation of a computer.
     pub session_pages: page_limits::Pages,
-    /// Limits how often the status of sessions is written.
+    /// Limits how often the keys of computers write sessions.
     pub session_writes: sessions::pace::Pace,
     /// Cancelled at shutdown: waiting requests return.
     pub stop: CancellationToken,

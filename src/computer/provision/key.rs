@@ -26,16 +26,36 @@ pub(super) fn issue(context: &Context<'_>) -> State {
     if state.children.secret_uid.is_some() || state.credential != CredentialState::Pending {
         return State::done();
     }
-    // Its UID goes to the record together with those of the other children.
-    create(context, |_| State::done())
+    // Its UID goes to the record together with those of the other children, unless no later reconcile would accept it.
+    let followed = state.children.secret_followed;
+    create(context, |uid| if followed { record_uid(context, uid) } else { State::done() })
+}
+
+fn record_uid(context: &Context<'_>, uid: &str) -> State {
+    let uid = Some(uid.to_owned());
+    context.save(|r| r.spec.state.children.secret_uid = uid)
+}
+
+/// UID of the Secret with this name, if it is the Secret of the recorded key. A name that is kept for the next key is known to everyone who may read
+/// the pod or the status, so another client can have created what is there: only the answer to the operator's own create counts.
+pub(super) fn own_uid<'a>(context: &'a Context<'_>, name: &str) -> Option<&'a String> {
+    match context.view.facts.get(&Subject::secret(&context.view.namespace, name))? {
+        Fact::Created(uid) => Some(uid),
+        Fact::Uid(uid) | Fact::Held(uid) if !context.record.spec.state.children.secret_followed => Some(uid),
+        _ => None,
+    }
 }
 
 /// Creates the Secret of a key whose Secret is not on record yet. `exists`: it exists, with this UID.
 fn create(context: &Context<'_>, exists: impl FnOnce(&str) -> State) -> State {
     let Some(name) = &context.record.spec.state.children.secret_name else { return reissue(context) };
     let subject = Subject::secret(&context.view.namespace, name);
+    if let Some(uid) = own_uid(context, name) {
+        return exists(uid);
+    }
     match context.view.facts.get(&subject) {
-        Some(Fact::Uid(uid) | Fact::Held(uid)) => exists(uid),
+        // The name is taken, perhaps by this key's Secret if the answer to its create was lost: the next key gets another name.
+        Some(Fact::Uid(_) | Fact::Held(_)) if holds_token(context) => State::wait(REISSUE_SECONDS.unsigned_abs()),
         // No read is needed while this reconcile holds the token of the recorded hash.
         _ if holds_token(context) => State::act(Action::Create(Object::Secret(Box::new(secret(context, name))))),
         // After a failure of this process a wait is no progress: neither the backoff ends, nor what the status says.
@@ -184,10 +204,7 @@ fn needed(context: &Context<'_>) -> State {
     match (secret, retired) {
         (None, Some(retired)) if Some(&retired.name) == name => replace(context, retired),
         (None, Some(retired)) if first => delete_retired(context, retired),
-        (None, _) => create(context, |uid| {
-            let uid = Some(uid.to_owned());
-            context.save(|r| r.spec.state.children.secret_uid = uid)
-        }),
+        (None, _) => create(context, |uid| record_uid(context, uid)),
         (Some(_), Some(retired)) => delete_retired(context, retired),
         (Some((name, uid)), None) => lost(context, name, uid),
     }
@@ -198,17 +215,17 @@ fn needed(context: &Context<'_>) -> State {
 fn lost(context: &Context<'_>, name: &str, uid: &str) -> State {
     let subject = Subject::secret(&context.view.namespace, name);
     match context.view.facts.get(&subject) {
-        Some(Fact::Uid(found) | Fact::Held(found)) if found == uid => State::done(),
+        Some(Fact::Created(found) | Fact::Uid(found) | Fact::Held(found)) if found == uid => State::done(),
         Some(Fact::Gone) => with_fresh_key(context, Name::Kept, |_| ()),
         // Another object has its name.
-        Some(Fact::Uid(_) | Fact::Held(_)) => reissue(context),
+        Some(Fact::Created(_) | Fact::Uid(_) | Fact::Held(_)) => reissue(context),
         None if context.view.key_check_in == Some(Duration::ZERO) => State::read(subject),
         _ => State::done(),
     }
 }
 
-/// Makes room for the Secret of the next key under the name of the last one. A Secret with another UID is that of the next key already: only the
-/// writer of its hash creates one under this name (a crash after the create). If the last one cannot be deleted, the next key gets another name.
+/// Makes room for the Secret of the next key under the name of the last one. A Secret with another UID is not the
+/// last one, which is gone then. If the last one cannot be deleted, the next key gets another name.
 fn replace(context: &Context<'_>, retired: &RetiredSecret) -> State {
     let subject = Subject::secret(&context.view.namespace, &retired.name);
     let forget = || context.save(|r| r.spec.state.children.retired_secret = None);

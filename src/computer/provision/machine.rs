@@ -6,8 +6,8 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
 
-use super::{Context, RETRY_SECONDS, class_verdict, crash_loop, home};
-use crate::computer::action::{Action, Fact, Object, Subject};
+use super::{Context, RETRY_SECONDS, class_verdict, crash_loop, home, key};
+use crate::computer::action::{Action, Object, Subject};
 use crate::computer::children::Child;
 use crate::computer::machine_pod;
 use crate::computer::step::State;
@@ -180,7 +180,7 @@ fn learn_uids(context: &Context<'_>) -> State {
     let retired = children.retired_secret.as_ref().map(|retired| &retired.name);
     if let (None, Some(name)) = (&children.secret_uid, &children.secret_name)
         && retired != Some(name)
-        && let Some(Fact::Uid(uid) | Fact::Held(uid)) = context.view.facts.get(&Subject::secret(namespace, name))
+        && let Some(uid) = key::own_uid(context, name)
     {
         children.secret_uid = Some(uid.clone());
     }

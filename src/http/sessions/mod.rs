@@ -10,6 +10,7 @@ pub mod wire;
 
 use std::sync::Arc;
 
+use axum::http::StatusCode;
 use json_patch::PatchOperation;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
@@ -63,6 +64,20 @@ async fn permitted(shared: &Shared, caller: &Caller, verb: &'static str, word: &
     if shown { Ok(session) } else { Err(ApiError::not_found("session")) }
 }
 
+/// Counts a write by the key of a computer. A user has the right to write from an admin; the key is in a machine that may run anything.
+///
+/// # Errors
+/// 429 if the keys of the namespace write too often.
+fn count_write(shared: &Shared, caller: &Caller, namespace: &str) -> Result<(), ApiError> {
+    if matches!(caller, Caller::User(_)) || shared.session_writes.take(namespace) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        "too many requests: the computers of your namespace may create and change sessions 10 times per second. Retry in a second",
+    ))
+}
+
 /// Patches a session that was read, with its UID as a precondition.
 ///
 /// # Errors
@@ -86,4 +101,54 @@ async fn change(shared: &Shared, session: &Session, mut operations: Vec<PatchOpe
 /// Reads the session that has this name now, whatever its UID.
 async fn read(shared: &Shared, id: &ComputerId) -> Result<Session, ApiError> {
     call(shared.sessions(&id.namespace).get(&id.name)).await.map_err(|e| ApiError::from_call(&e, "session", "reading the session"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::{Method, Request};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::credentials::Key;
+
+    const UID: &str = "11111111-1111-1111-1111-111111111111";
+
+    fn key() -> Key {
+        Key::new(ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() }, [7; 32])
+    }
+
+    /// The API server of a live computer with one session.
+    fn answer(request: &Request<kube::client::Body>) -> (u16, serde_json::Value) {
+        let path = request.uri().path();
+        let metadata = json!({"namespace": "t", "name": "c", "uid": UID, "resourceVersion": "1"});
+        let spec = if path.contains("/computerrecords/") {
+            json!({"namespace": "t", "computer": "c", "state": {"phase": "Live", "credential": "Live", "keyHash": key().hash()}})
+        } else if path.contains("/sessions") {
+            json!({"computerName": "c", "computerUID": UID})
+        } else {
+            json!({})
+        };
+        (if request.method() == Method::POST { 201 } else { 200 }, json!({"metadata": metadata, "spec": spec}))
+    }
+
+    /// A machine could fill etcd, which all tenants share, with sessions and titles.
+    #[tokio::test(start_paused = true)]
+    async fn the_key_of_a_computer_may_not_create_and_change_sessions_without_end() {
+        let shared = crate::http::tests::shared_with(answer);
+        let session = format!("/api/v0/sessions/{}", ComputerId { namespace: "t".into(), name: "c".into(), uid: UID.into() }.encode());
+        let create = (Method::POST, "/api/v0/sessions", "{}");
+        let change = (Method::PATCH, session.as_str(), r#"{"title": "new"}"#);
+        for (usual, (method, path, body)) in [(StatusCode::CREATED, create), (StatusCode::OK, change)] {
+            for (left, expected) in [(true, usual), (false, StatusCode::TOO_MANY_REQUESTS)] {
+                while !left && shared.session_writes.take("t") {}
+                let request = Request::builder().method(method.clone()).uri(path).header("content-type", "application/json");
+                let request = request.header("authorization", format!("Bearer {}", key().token())).body(Body::from(body)).unwrap();
+                let response = crate::http::router(shared.clone()).oneshot(request).await.unwrap();
+                assert_eq!(response.status(), expected, "{method} {path}");
+                assert_eq!(response.headers().contains_key("retry-after"), !left, "{method} {path}");
+            }
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        }
+    }
 }

@@ -86,6 +86,7 @@ pub async fn create_session(
         Caller::User(_) => computers::permit(&shared, &caller, "get", &id).await?,
     }
     access::require(&shared, &caller, "create", Target { resource: "sessions", namespace: &id.namespace, name: None }).await?;
+    super::count_write(&shared, &caller, &id.namespace)?;
     let computer = computers::living(&shared, &id).await?;
     if computer.spec.suspended && computer.spec.provider == Provider::Managed {
         computers::permit(&shared, &caller, "patch", &id).await?;

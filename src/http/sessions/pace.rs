@@ -1,5 +1,5 @@
-//! Limits how often the status of a namespace's sessions is written. An agent may report after each line that it reads, and every report that changes
-//! something is a write to etcd, which all tenants share. The limit is per replica and per namespace, because that is the tenant of a key.
+//! Limits how often the keys of a namespace's computers write its sessions. An agent may report after each line that it reads, and every report, change
+//! or new session is a write to etcd, which all tenants share. The limit is per replica and per namespace, because that is the tenant of a key.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -89,10 +89,11 @@ pub async fn update_session(
     }
     let declared = declared(&session, &asked);
     if !declared.is_empty() {
+        super::count_write(&shared, &caller, session.metadata.namespace.as_deref().unwrap_or_default())?;
         session = super::change(&shared, &session, declared).await?;
     }
     if reports {
-        session = report(&shared, session, &asked).await?;
+        session = report(&shared, &caller, session, &asked).await?;
     }
     Ok(Json(wire::wire(&session, true)))
 }
@@ -124,16 +125,11 @@ fn declared(session: &Session, asked: &UpdateSession) -> Vec<PatchOperation> {
 /// Maximum number of attempts when the session is changed at the same time.
 const TRIES: usize = 5;
 
-async fn report(shared: &Shared, mut session: Session, asked: &UpdateSession) -> Result<Session, ApiError> {
+async fn report(shared: &Shared, caller: &Caller, mut session: Session, asked: &UpdateSession) -> Result<Session, ApiError> {
     let id = wire::id(&session);
     for _ in 0..TRIES {
         let Some(status) = reported(&session, asked, clock::now()) else { return Ok(session) };
-        if !shared.session_writes.take(&id.namespace) {
-            return Err(ApiError::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "the sessions of your namespace report too often: at most 10 changes per second are recorded. Retry in a second",
-            ));
-        }
+        super::count_write(shared, caller, &id.namespace)?;
         // The version as well: the operator may have marked the session as archived since.
         let fence = [patch::same_uid(&session.metadata), patch::same_version(&session.metadata), patch::add(["status"], json!(status))];
         let patch = Patch::<()>::Json(json_patch::Patch(fence.into()));

@@ -94,7 +94,11 @@ fn a_crash_in_a_rotation_leaves_one_key_that_the_machine_mounts_or_says_what_to_
         let end = world.settle(Some(n));
         let now = secret(&world);
         assert!(now.1 != first.1 && world.state().key_hash != hash, "crash {n}");
-        assert_eq!(world.secrets, [(now.0.clone(), now.1.clone().unwrap())].into(), "crash {n}");
+        // What has a name whose create was interrupted is deleted with the computer.
+        let former = world.state().children.former_secret_names.clone();
+        let current: std::collections::BTreeMap<_, _> =
+            world.secrets.clone().into_iter().filter(|(name, _)| !former.contains(name)).collect();
+        assert_eq!(current, [(now.0.clone(), now.1.clone().unwrap())].into(), "crash {n}");
         assert_eq!(world.state().children.retired_secret, None, "crash {n}");
         let said = end.report.drift.unwrap_or_default();
         assert_eq!(now.0 != first.0, said.contains("Suspend and resume the computer"), "crash {n}: {said}");
@@ -115,6 +119,38 @@ fn a_lost_secret_comes_back_under_its_name_unless_another_object_has_it() {
     world.settle(None);
     assert_ne!(secret(&world).0, name);
     assert!(world.settle(None).report.drift.unwrap().contains(&name));
+}
+
+/// S5: the name of a Secret that a machine mounts is no secret. Another client can create one between the operator's delete and its create.
+#[test]
+fn a_foreign_secret_under_a_kept_name_is_not_adopted() {
+    for before_the_create in [true, false] {
+        let mut world = mounted();
+        let (name, uid) = secret(&world);
+        rotate(&mut world, "2");
+        world.passes += 1;
+        let mut view = world.view();
+        while let Next::Do(action) = plan(&view).next {
+            let creates = matches!(&action, Action::Create(Object::Secret(_)));
+            if creates && before_the_create {
+                world.secrets.insert(name.clone(), "foreign".to_owned());
+            } else if creates {
+                world.secrets.insert(name.clone(), "foreign".to_owned());
+                break; // the operator crashes before its request is sent
+            }
+            view.absorb(world.apply(action));
+        }
+        world.others();
+        let requests = world.writes;
+        world.settle(None);
+        let now = secret(&world);
+        assert!(now.0 != name && now.1.is_some() && now.1 != uid && now.1.as_deref() != Some("foreign"), "{now:?}");
+        assert!(world.writes < requests + 5, "a hot loop: {} requests", world.writes - requests);
+        assert_eq!(world.state().children.former_secret_names, [name]);
+        let writes = world.writes;
+        world.settle(None);
+        assert_eq!(world.writes, writes, "L6");
+    }
 }
 
 /// L1: the next key must not wait for what keeps the Secret of the last one.

@@ -193,10 +193,13 @@ impl World {
             }
             Object::Secret(new) => {
                 assert_eq!(secret, new.metadata.name, "S5: a name that is not on record");
-                assert!(!self.secrets.contains_key(secret.as_ref().unwrap()), "the name is taken");
+                // 409: the applier reads what has the name.
+                if let Some(taken) = self.secrets.get(secret.as_ref().unwrap()) {
+                    return Effect::Learned(Subject::secret("t", &secret.unwrap()), Fact::Uid(taken.clone()));
+                }
                 self.followed.extend(secret.clone().filter(|_| new.immutable != Some(true)));
                 self.secrets.insert(secret.clone().unwrap(), uid.clone());
-                Effect::Learned(Subject::secret("t", &secret.unwrap()), Fact::Uid(uid))
+                Effect::Learned(Subject::secret("t", &secret.unwrap()), Fact::Created(uid))
             }
         }
     }

@@ -124,7 +124,7 @@ pub static TEETH: [Tooth; 37] = [
     tooth(
         Guard::VolumeGone,
         "A volume that is to be deleted is gone before the finalizer is removed",
-        r#"{"life":"Unarchived","leaders":1,"seed":1}"#,
+        r#"{"life":"Unarchived","leaders":1,"seed":1,"faults":[{"at":9,"side":"Before","act":{"Crash":{"down":500,"moves":[]}}}]}"#,
     ),
     tooth(Guard::ReceiptFirst, "The receipt is stored before the finalizer is removed", MANAGED),
     tooth(

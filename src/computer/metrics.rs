@@ -64,6 +64,7 @@ pub struct Metrics {
     archived: Counter,
     archived_sessions: Counter,
     counted: Mutex<VecDeque<String>>,
+    scrape: Mutex<()>,
 }
 
 /// Measures a reconcile until it is dropped. See [`Metrics::time`].
@@ -111,6 +112,7 @@ impl Metrics {
             archived: Counter::default(),
             archived_sessions: Counter::default(),
             counted: Mutex::default(),
+            scrape: Mutex::default(),
         };
         metrics.registered()
     }
@@ -122,7 +124,7 @@ impl Metrics {
         self.blocked.add_to(registry);
         self.provisioning.add_to(registry);
         self.fleet.add_to(registry);
-        let archived = "Content of the archives of completed deletions, holes included";
+        let archived = "Stored, compressed bytes of the archives of completed deletions";
         registry.register_with_unit("archived", archived, Unit::Bytes, self.archived.clone());
         registry.register("archived_sessions", "Sessions in the archives of completed deletions", self.archived_sessions.clone());
         registry.register("deletion_duration_seconds", "From deletedAt to the stored receipt", self.deletions.clone());
@@ -175,6 +177,8 @@ impl Metrics {
     /// # Errors
     /// Never in practice: writing to a string does not fail.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
+        // One scrape at a time: another one would count into the gauges that this one writes.
+        let _scrape = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         self.fleet.count();
         self.blocked.measure();
         let mut text = String::new();

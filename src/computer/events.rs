@@ -1,6 +1,7 @@
 //! Events: that a computer is ready or suspended, each deletion step that changed its state, the end of a deletion, and what blocks a
-//! computer outside of these steps, on the Computer; and what blocks a deletion whose Computer is gone, on its record. Best effort: a terminating namespace refuses events, and
-//! nothing ever waits for one. Bounded: each reason of a computer once in 50 minutes, each step's state once in 10.
+//! computer outside of these steps, on the Computer; and what blocks a deletion whose Computer is gone, on its record. Best effort: a
+//! terminating namespace refuses events, and nothing ever waits for one. Bounded: each reason of a computer once in 50 minutes, each step's
+//! state, and each phase that did not change to the other one meanwhile, once in 10.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -1,6 +1,7 @@
 //! Keeps the connection of a slow answer alive; the progress in a Computer's status is in `archive/uploads.rs`.
 //!
-//! An archive pod cannot distinguish a request that waits for a slot or a slow store from one that hangs. So the operator sends a line every few seconds while it works on the request, and the outcome in the last line.
+//! An archive pod cannot distinguish a request that waits for a slot or a slow store from one that hangs. So the operator sends a line every
+//! few seconds while it works on the request, and the outcome in the last line.
 //!
 //! The line only means that the operator is alive: other limits end work that hangs.
 

@@ -3,8 +3,8 @@
 //!
 //! The deletion does not count as waiting while an archive pod runs or the archive is read back. The pod ends by itself when
 //! it makes no progress. A request that the API server refuses counts as waiting, however often it is retried. A deletion must never give up
-//! because an archive is large or slow, because the operator or the API server was down, or because a clock was set forward ([`crate::archive::waiting_time`]), nor before it has read the store and the archive
-//! pod live once more.
+//! because an archive is large or slow, because the operator or the API server was down, or because a clock was set forward
+//! ([`crate::archive::waiting_time`]), nor before it has read the store and the archive pod live once more.
 
 use std::time::Duration;
 

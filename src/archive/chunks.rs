@@ -2,7 +2,8 @@
 //! one frame, one chunk and one piece of each list of the index.
 //!
 //! Chunk boundaries depend on the content near them, so that a change of one session changes only the chunks around it: a large session has
-//! chunks of its own, and after a small one a hash of its id decides whether the chunk ends there. A tenant chooses the sessions, so a chunk has a least size.
+//! chunks of its own, and after a small one a hash of its id decides whether the chunk ends there. A tenant chooses the sessions, so a
+//! chunk has a least size.
 
 use std::io::{Result, Write};
 

@@ -88,3 +88,37 @@ impl BlockedDeletions {
         format!("{:?}", self.of)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::computer::report::Blocker;
+    use crate::resources::reasons::Reason;
+
+    fn by(reason: Reason) -> Report {
+        Report { blocker: Some(Blocker { reason, message: String::new() }), ..Report::default() }
+    }
+
+    fn longest(all: &BlockedDeletions) -> f64 {
+        all.measure();
+        all.longest.get()
+    }
+
+    /// An operator that restarts, or another reason, must not make an old problem look new.
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_counts_from_the_condition_and_through_every_reason() {
+        let all = BlockedDeletions::default();
+        tokio::time::advance(Duration::from_secs(7200)).await;
+        all.set("a", Some(&by(Reason::PodHeld)), Duration::from_secs(3600));
+        all.set("b", Some(&by(Reason::PodHeld)), Duration::ZERO);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        all.set("a", Some(&by(Reason::VolumeAttached)), Duration::ZERO);
+        assert!((longest(&all) - 3660.0).abs() < 1.0, "{}", longest(&all));
+        all.set("a", None, Duration::ZERO);
+        assert!((longest(&all) - 60.0).abs() < 1.0, "{}", longest(&all));
+        let times = |reason: Reason| all.blocks.get_or_create(&Blocked { step: "", reason: reason.as_str() }).get();
+        assert_eq!((times(Reason::PodHeld), times(Reason::VolumeAttached)), (2, 1));
+        all.forget_all();
+        assert!(longest(&all).abs() < 1.0);
+    }
+}

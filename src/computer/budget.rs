@@ -1,6 +1,6 @@
-//! Limits one reconcile, by requests and by time, so that other computers are reconciled too. Each time a reconcile exceeds
-//! them, they are doubled for its next run, up to a maximum, so that one that must read very much (a hundred pods on record), or has a very
-//! slow API server, completes too.
+//! Limits one reconcile, by requests and by time, so that other computers are reconciled too. Each time a reconcile exceeds them, they are
+//! doubled for its next run, up to a maximum, so that one that must read very much (a hundred pods on record), or has a very slow API
+//! server, completes too.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

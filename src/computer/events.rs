@@ -1,6 +1,7 @@
 //! Events: that a computer is ready or suspended, each deletion step that changed its state, the end of a deletion, and what blocks a
-//! computer outside of these steps, on the Computer; and what blocks a deletion whose Computer is gone, on its record. Best effort: a terminating namespace refuses events, and
-//! nothing ever waits for one. Bounded: each reason of a computer once in 50 minutes, each step's state once in 10.
+//! computer outside of these steps, on the Computer; and what blocks a deletion whose Computer is gone, on its record. Best effort: a
+//! terminating namespace refuses events, and nothing ever waits for one. Bounded: each reason of a computer once in 50 minutes, each step's
+//! state, and each phase that did not change to the other one meanwhile, once in 10.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -75,16 +76,8 @@ impl Events {
     /// A computer that has become ready, or has stopped on request. Each makes the other new; one that fails and recovers is reported once
     /// in a while.
     async fn of_phase(&self, view: &View, computer: &Computer, report: &Report, reference: &ObjectReference) {
-        if report.phase == computer.status.as_ref().and_then(|s| s.phase) {
-            return;
-        }
-        let (reason, other, note) = match report.phase {
-            Some(Phase::Active) => (Reason::Ready, Reason::Suspended, "the computer is ready"),
-            Some(Phase::Suspended) => {
-                (Reason::Suspended, Reason::Ready, "the machine has stopped on request; its home and its key are kept")
-            }
-            _ => return,
-        };
+        let before = computer.status.as_ref().and_then(|status| status.phase);
+        let Some((reason, other, note)) = became(before, report.phase) else { return };
         self.published.lock().unwrap_or_else(PoisonError::into_inner).until.remove(&(view.uid.clone(), other.to_string()));
         if self.is_new(&view.uid, reason.to_string(), BEHIND) {
             self.publish(event(EventType::Normal, reason.to_string(), note, "provisioning"), reference).await;
@@ -183,6 +176,15 @@ impl Events {
     }
 }
 
+/// The event of a phase that has changed, the one that it makes new again, and its text.
+fn became(before: Option<Phase>, now: Option<Phase>) -> Option<(Reason, Reason, &'static str)> {
+    match now.filter(|_| now != before)? {
+        Phase::Active => Some((Reason::Ready, Reason::Suspended, "the computer is ready")),
+        Phase::Suspended => Some((Reason::Suspended, Reason::Ready, "the machine has stopped on request; its home and its key are kept")),
+        Phase::Provisioning | Phase::Error | Phase::Deleting => None,
+    }
+}
+
 fn event(type_: EventType, reason: String, note: &str, action: &str) -> Event {
     Event { type_, reason, note: Some(truncate(note, NOTE)), action: action.to_owned(), secondary: None }
 }
@@ -195,6 +197,20 @@ fn reference_to(view: &View, computer: &Computer) -> ObjectReference {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_computer_is_reported_as_ready_or_suspended_when_it_becomes_so() {
+        let reason = |before, now| became(before, now).map(|(reason, ..)| reason);
+        assert_eq!(reason(None, Some(Phase::Active)), Some(Reason::Ready));
+        assert_eq!(reason(Some(Phase::Suspended), Some(Phase::Active)), Some(Reason::Ready));
+        assert_eq!(reason(Some(Phase::Active), Some(Phase::Suspended)), Some(Reason::Suspended));
+        for same in [None, Some(Phase::Active), Some(Phase::Suspended)] {
+            assert_eq!(reason(same, same), None);
+        }
+        for other in [Phase::Provisioning, Phase::Error, Phase::Deleting] {
+            assert_eq!(reason(Some(Phase::Active), Some(other)), None);
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn each_reason_is_published_once_and_again_only_after_a_while() {

@@ -57,7 +57,7 @@ impl Fleet {
         *self.caches.lock().unwrap_or_else(PoisonError::into_inner) = caches;
     }
 
-    /// Counts. Called for each scrape.
+    /// Counts. Called for each scrape, one at a time.
     pub fn count(&self) {
         let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
         let Self { computers, records, deletions, .. } = self;
@@ -108,4 +108,44 @@ fn next_step(record: &ComputerRecord) -> Option<CurrentStep> {
     let deletion = state.deletion.as_ref().filter(|_| state.phase != RecordPhase::Released)?;
     let next = DeletionStep::ALL.iter().copied().find(|step| deletion.finished_at(*step).is_none());
     Some(next.map_or(CurrentStep::Release, CurrentStep::Deletion))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(class: Option<&str>, provider: &str, deleting: bool) -> (&'static str, String) {
+        let at = deleting.then_some("2026-01-01T00:00:00Z");
+        let metadata = json!({"name": "c", "namespace": "t", "deletionTimestamp": at});
+        let spec = json!({"provider": provider, "className": class});
+        let computer: Computer =
+            serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": {"phase": "Active"}})).unwrap();
+        let labels = labels(&computer, &HashSet::from(["small".to_owned()]));
+        (labels.phase, labels.class)
+    }
+
+    /// A tenant chooses the name of the class: each would be a series for as long as the computer exists.
+    #[test]
+    fn a_class_that_does_not_exist_makes_no_label() {
+        assert_eq!(of(Some("small"), "Managed", false), ("Active", "small".to_owned()));
+        assert_eq!(of(Some("made-up"), "Managed", false), ("Active", "unknown".to_owned()));
+        assert_eq!(of(None, "BYOM", true), ("Deleting", String::new()), "it runs elsewhere and has no class");
+    }
+
+    #[test]
+    fn a_deletion_is_counted_at_the_step_that_is_next_until_it_is_released() {
+        let next = |phase: &str, steps: serde_json::Value| {
+            let deletion = json!({"deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted", "steps": steps});
+            let spec = json!({"namespace": "t", "computer": "c", "state": {"phase": phase, "deletion": deletion}});
+            next_step(&serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": spec})).unwrap()).map(CurrentStep::id)
+        };
+        let done = json!({"result": "Verified", "detail": "", "at": "2026-01-01T00:00:01Z"});
+        let all: serde_json::Map<_, _> = DeletionStep::ALL.iter().map(|step| (step.id().to_owned(), done.clone())).collect();
+        assert_eq!(next("Deleting", json!({})), Some("revoke-credentials"));
+        assert_eq!(next("Deleting", json!({"revoke-credentials": done})), Some("stop-pods"));
+        assert_eq!(next("Deleting", json!(all)), Some("release"));
+        assert_eq!(next("Released", json!(all)), None);
+    }
 }

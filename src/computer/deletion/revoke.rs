@@ -1,6 +1,6 @@
-//! Step `revoke-credentials`: the record says that the key is revoked (a tombstone: this cannot be undone), then the key's Secret is deleted. Authentication reads the Computer and its
-//! namespace live (DESIGN.md 4.3), so the key is refused from the start of the deletion; after this step it is refused whatever happens to
-//! them. A Secret must never be read here (DESIGN.md 4.8).
+//! Step `revoke-credentials`: the record says that the key is revoked (a tombstone: this cannot be undone), then the key's Secret is
+//! deleted. Authentication reads the Computer and its namespace live (DESIGN.md 4.3), so the key is refused from the start of the deletion;
+//! after this step it is refused whatever happens to them. A Secret must never be read here (DESIGN.md 4.8).
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;

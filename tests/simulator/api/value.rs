@@ -34,7 +34,8 @@ thread_local! {
     static TYPED: RefCell<HashMap<*const Value, Parsed>> = RefCell::default();
 }
 
-/// The object as one of the operator's types, if it is one. A stored object never changes: each is parsed once.
+/// The object as one of the operator's types, if it is one. A stored object never changes: each is parsed once, as the type of its kind.
+/// The second type that an object is asked for would be `None`.
 pub fn typed<T: DeserializeOwned + Send + Sync + 'static>(object: &Arc<Value>) -> Option<Arc<T>> {
     TYPED.with_borrow_mut(|known| {
         if known.len() >= REMEMBERED {

@@ -3,6 +3,7 @@
 //! `cargo xtask test`.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod archives;
 mod attacks;
 mod declared;
 mod life;
@@ -23,6 +24,7 @@ const CHAPTERS: &[Chapter] = &[
     ("a_second_installation_is_rejected", life::a_second_installation_is_rejected),
     ("a_tenant_with_the_edit_role_is_restricted", attacks::a_tenant_with_the_edit_role_is_restricted),
     ("the_ingest_endpoint_rejects_a_tenants_pod", attacks::the_ingest_endpoint_rejects_a_tenants_pod),
+    ("a_tenant_downloads_its_archive", archives::a_tenant_downloads_its_archive),
     ("a_protected_computer_cannot_be_deleted", attacks::a_protected_computer_cannot_be_deleted),
     ("deletions_survive_an_upgrade", life::deletions_survive_an_upgrade),
     ("a_drain_ends_and_the_machines_come_back", nodes::a_drain_ends_and_the_machines_come_back),

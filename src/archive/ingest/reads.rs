@@ -2,7 +2,7 @@
 //! API's decision. Nothing is sent before its digest is verified, and no object outside of archives can be named.
 //!
 //! There is no limit for the time until an object is read (L8): the line of the store may be slow, and others may have the room. Meanwhile the API gets a
-//! sign of life every few seconds (`progress.rs`). A store that stands still ends its own read.
+//! sign of life every few seconds (`progress.rs`). A store that sends nothing ends its own read.
 
 use std::sync::Arc;
 

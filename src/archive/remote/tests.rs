@@ -66,7 +66,7 @@ async fn a_slow_store_is_waited_for_and_so_is_room() {
 }
 
 #[tokio::test]
-async fn a_store_that_stands_still_ends_the_read() {
+async fn a_store_that_is_blocked_ends_the_read() {
     let bench = bench(Duration::from_secs(3600), u64::MAX).await;
     let began = Instant::now();
     let error = bench.store.get_sized(&chunk_key(UID, &bench.chunk.digest), bench.chunk.size).await.unwrap_err();

@@ -19,6 +19,7 @@ use tower::ServiceExt;
 
 use super::kubelet;
 use crate::api::value::{at, name, namespace, text, uid};
+use crate::moves::TEAM;
 use crate::world::World;
 
 /// A packed home.
@@ -78,14 +79,10 @@ fn pack_home(version: u64) -> Packed {
     Packed { manifest, blobs }
 }
 
+/// That of another computer of the same namespace: only its UID is wrong.
 fn empty() -> Manifest {
     Manifest::empty(
-        ManifestComputer {
-            namespace: "other".to_owned(),
-            namespace_uid: None,
-            name: "other".to_owned(),
-            uid: "another-computer".to_owned(),
-        },
+        ManifestComputer { namespace: TEAM.to_owned(), namespace_uid: None, name: "other".to_owned(), uid: "another-computer".to_owned() },
         0,
     )
 }

@@ -26,7 +26,7 @@ use super::manifest::MAX_BYTES;
 use super::store::Store;
 use crate::runtime::client::call;
 
-/// Longest silence of the endpoint. It sends a line every few seconds while it waits for room or reads from the store (`ingest/progress.rs`), so however
+/// Longest silence of the endpoint. It sends a line every few seconds while it waits for room or reads from the store (`ingest/keep_alive.rs`), so however
 /// long these take, it is not silent (L8).
 const SILENCE: Duration = Duration::from_secs(15);
 /// Longest line with an outcome.

@@ -14,8 +14,8 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use super::failure::Failure;
 use super::resumable_read::Reading;
+use super::store_failure::Failure;
 use super::transport::Idle;
 use crate::guards::{self, Guard};
 

@@ -11,7 +11,7 @@ pub mod budget;
 pub mod children;
 pub mod deletion;
 pub mod events;
-pub mod failed;
+pub mod failed_request;
 pub mod fleet;
 pub mod home_volume;
 pub mod key_checks;

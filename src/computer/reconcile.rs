@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
-use super::failed::{self, Accepted};
+use super::failed_request::{self, Accepted};
 use super::memory::Memory;
 use super::observe::observe;
 use super::plan::plan;
@@ -99,9 +99,9 @@ impl Reconciler {
         let uid = view.uid.as_str();
         self.memory.latest.note_passed(view, &plan.report);
         self.memory.keys.note(view);
-        self.applier.archives().waits().note(uid, failed::left(view, &plan, error.as_ref()));
+        self.applier.archives().waits().note(uid, failed_request::left(view, &plan, error.as_ref()));
         if let Some(error) = &error {
-            failed::explain(&mut plan.report, error, self.memory.backoff.count(uid));
+            failed_request::explain(&mut plan.report, error, self.memory.backoff.count(uid));
         }
         overrides::acknowledge(&self.client, view).await;
         self.memory.metrics.observe(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref(), blocked_for(view));
@@ -133,7 +133,7 @@ impl Reconciler {
     async fn drive(&self, view: &mut View) -> (Plan, Option<Error>) {
         if let Err(error) = self.confirm(view).await {
             // Nothing was learned: the steps that this process remembers as finished stay so.
-            let report = Report { passed: view.passed.clone(), times: view.times.clone(), ..failed::known(view) };
+            let report = Report { passed: view.passed.clone(), times: view.times.clone(), ..failed_request::known(view) };
             return (Plan { next: Next::Settled, report }, Some(error));
         }
         let (turn, mut accepted, mut reread) = (self.memory.turns.begin(&view.uid), Accepted::default(), false);
@@ -180,7 +180,7 @@ impl Reconciler {
         if let Some(undone) = accepted.undone(&action).filter(|_| guards::on(Guard::UndoneWrite)) {
             return Err(undone);
         }
-        tracing::debug!(uid = %view.uid, action = failed::name(&action), "next request");
+        tracing::debug!(uid = %view.uid, action = failed_request::name(&action), "next request");
         let effect = self.applier.apply(action.clone(), view).await?;
         let undone = matches!(&effect, Effect::Record(saved) if view.record.as_ref().is_some_and(|r| r.spec == saved.spec));
         accepted.note(action);
@@ -286,7 +286,7 @@ impl Reconciler {
             }
             return after(&plan.next);
         };
-        let lost_race = failed::lost_race(&error, self.memory.backoff.count(uid));
+        let lost_race = failed_request::lost_race(&error, self.memory.backoff.count(uid));
         // With the guard off, any event ends the pause.
         let seen = if guards::on(Guard::QuietBackoff) { seen } else { seen.wrapping_add(1) };
         let longest = if error.refused() { REFUSED } else { Backoff::LONGEST };

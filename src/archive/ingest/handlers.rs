@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use super::auth::{Access, Authenticator, Caller};
-use super::progress::{self, Outcome};
+use super::keep_alive::{self, Outcome};
 use super::room::Room;
 use crate::archive::copies;
 use crate::archive::home_size::{self, SoFar};
@@ -135,7 +135,7 @@ async fn put_chunk(
     let caller = authorize(&shared, &headers, &uid).await?;
     let (room, so_far) = (room(&body, CHUNK, "chunk")?, so_far(&headers));
     let stored = async move { store_chunk(shared, (uid, caller), digest, (room, body), so_far).await.unwrap_or_else(|refused| refused) };
-    Ok(progress::answer(&headers, stored).await)
+    Ok(keep_alive::answer(&headers, stored).await)
 }
 
 /// What is archived when this object is stored, as the pod says. Only for what is shown.
@@ -205,7 +205,7 @@ async fn put_manifest(
     let caller = authorize(&shared, &headers, &uid).await?;
     let room = room(&body, MAX_BYTES, "manifest")?;
     let stored = async move { store_manifest(shared, (uid, caller), room, body).await.unwrap_or_else(|refused| refused) };
-    Ok(progress::answer(&headers, stored).await)
+    Ok(keep_alive::answer(&headers, stored).await)
 }
 
 async fn store_manifest(shared: Shared, (uid, caller): (String, Caller), room: u32, body: Body) -> Result<Outcome, Outcome> {

@@ -2,7 +2,7 @@
 //! API's decision. Nothing is sent before its digest is verified, and no object outside of archives can be named.
 //!
 //! There is no limit for the time until an object is read (L8): the line of the store may be slow, and others may have the room. Meanwhile the API gets a
-//! sign of life every few seconds (`progress.rs`). A store that sends nothing ends its own read.
+//! sign of life every few seconds (`keep_alive.rs`). A store that sends nothing ends its own read.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::readers::Readers;
 use super::room::{Room, Taken};
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{Store, StoreError};
-use crate::archive::{Archive, copies, receipts};
+use crate::archive::{Archive, copies, receipt_writer};
 
 /// Objects in memory, each of at most 8 MiB, and those of one computer.
 const ROOM: (usize, usize) = (3, 2);
@@ -44,7 +44,7 @@ pub fn router(store: Arc<Store>, readers: Readers) -> Router {
 /// The manifest that counts. One of version 1 may be very large, and its sessions are objects of any size: only the tools of an admin read it.
 async fn manifest(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap) -> Result<Response, Refused> {
     authorize(&shared, &headers, &uid, None).await?;
-    Ok(progress::object(&headers, async move { read_manifest(&shared, &uid).await }).await)
+    Ok(keep_alive::object(&headers, async move { read_manifest(&shared, &uid).await }).await)
 }
 
 async fn read_manifest(shared: &Shared, uid: &str) -> Result<Bytes, Refused> {
@@ -68,12 +68,12 @@ async fn verified(State(shared): State<Shared>, Path(uid): Path<String>, headers
     authorize(&shared, &headers, &uid, None).await?;
     let read = async move {
         let room = shared.room.take(&uid, 1).await;
-        let digest = receipts::verified(&shared.store, &uid).await.map_err(failed)?;
+        let digest = receipt_writer::verified(&shared.store, &uid).await.map_err(failed)?;
         digest
             .map(|digest| held(digest.into_bytes(), room))
             .ok_or_else(|| (StatusCode::NOT_FOUND, "the receipt names no archive".to_owned()))
     };
-    Ok(progress::object(&headers, read).await)
+    Ok(keep_alive::object(&headers, read).await)
 }
 
 async fn chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Result<Response, Refused> {
@@ -86,7 +86,7 @@ async fn chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, 
             Err(error) => Err(failed(error)),
         }
     };
-    Ok(progress::object(&headers, read).await)
+    Ok(keep_alive::object(&headers, read).await)
 }
 
 /// Everything in the path becomes part of a key in the store, so it must be exactly a UID and a digest.

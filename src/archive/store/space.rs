@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use crate::archive::failure::Failure;
 use crate::archive::store::StoreError;
+use crate::archive::store_failure::Failure;
 
 /// The reserve is this part of the filesystem.
 const PART: u64 = 50;

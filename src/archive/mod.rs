@@ -40,7 +40,7 @@ pub mod sender;
 mod standard_tools_tests;
 pub mod store;
 pub mod store_check;
-mod store_failure;
+pub mod store_failure;
 pub mod store_volume;
 mod tar_header;
 pub mod tar_scan;

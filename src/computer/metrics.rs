@@ -16,6 +16,7 @@ use super::fleet::Fleet;
 use super::provisioning_times::ProvisioningTimes;
 use super::report::{Next, Plan};
 use crate::archive::store::Space;
+use crate::archive::store_failure::STORE_ERRORS;
 use crate::resources::steps::{DeletionStep, Sequence};
 use crate::resources::{ComputerRecord, Deletion, Phase};
 use crate::runtime::caches::Caches;
@@ -148,6 +149,7 @@ impl Metrics {
         let free = "Free space of an archive store in a volume, without what is reserved for the system";
         registry.register_with_unit("archive_store_free", free, Unit::Bytes, self.store_free.clone());
         registry.register_with_unit("archive_store_size", "Size of an archive store in a volume", Unit::Bytes, self.store_size.clone());
+        registry.register("archive_store_errors", "Failed requests to the archive store by reason", STORE_ERRORS.clone());
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(
             "api_requests",

@@ -40,6 +40,27 @@ impl Reason {
         self.text().1
     }
 
+    /// Whether nothing happens until somebody changes the object, or what it refers to: the condition `Stalled`. It is not for what may still be applied, such
+    /// as a class that does not exist yet, because `helm --wait`, Flux and others end with an error as soon as they see `Stalled`.
+    pub const fn needs_a_change(self) -> bool {
+        matches!(
+            self,
+            Self::ClassNotAccepted
+                | Self::StorageTooLarge
+                | Self::KeyLost
+                | Self::HomeVolumeLost
+                | Self::NoSessionPaths
+                | Self::InvalidSessionPath
+                | Self::InvalidPodTemplate
+                | Self::ArchiveNotPossible
+                | Self::Expired
+                | Self::Revoked
+                | Self::SecretMissing
+                | Self::ServiceAccountDeleted
+                | Self::ServiceAccountReplaced
+        )
+    }
+
     /// Where it is documented.
     pub fn anchor(self) -> String {
         format!("docs/reasons.md#{}", self.as_str().to_lowercase())

@@ -10,9 +10,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::apikey;
-use crate::archive::{Archives, Store, ingest, store_check, store_volume};
+use crate::archive::{Archives, Store, collector, ingest, store_check, store_volume};
 use crate::class;
 use crate::computer::apply::Applier;
+use crate::computer::ended_deletions;
 use crate::computer::events::Events;
 use crate::computer::memory::Memory;
 use crate::computer::metrics::Metrics;
@@ -55,8 +56,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     ingest::serve((config.ingest_bind, tls), readers, &settings, &archives, stop.clone(), &mut servers)?;
     watch_store((&client, &config), archives.store(), (store, Arc::clone(&metrics)), ready, (&mut servers, &stop));
 
-    let leader =
-        Leader { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency, sources: Sources::default() };
+    let leader = Leader {
+        client: client.clone(),
+        settings,
+        archives,
+        metrics,
+        concurrency: config.concurrency,
+        collect_leftovers: config.archive_collect_leftovers,
+        sources: Sources::default(),
+    };
     let work = Box::pin(async {
         if config.leader_election {
             let metrics = Arc::clone(&leader.metrics);
@@ -151,6 +159,8 @@ pub struct Leader {
     pub metrics: Arc<Metrics>,
     /// Number of computers that are reconciled concurrently.
     pub concurrency: usize,
+    /// Whether it removes from the store what no archive names.
+    pub collect_leftovers: bool,
     /// Wall-clock time and randomness.
     pub sources: Sources,
 }
@@ -180,6 +190,9 @@ impl Leader {
         self.metrics.follow(caches.clone());
         tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled, reconciling");
         tasks.spawn(sweep::run(self.client.clone(), caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
+        if self.collect_leftovers {
+            tasks.spawn(self.collect(&caches, &stop));
+        }
         let (client, settings, sources) = (self.client.clone(), self.settings.clone(), self.sources.clone());
         tasks.spawn(classes.run(client.clone(), settings.clone(), sources.clone(), caches.classes.clone(), stop.clone()));
         tasks.spawn(apikey::run(keys, client, settings.namespace, caches.namespaces.clone(), sources, stop.clone()));
@@ -209,6 +222,13 @@ impl Leader {
         metrics.forget_all();
         while tasks.join_next().await.is_some() {}
         result
+    }
+
+    fn collect(&self, caches: &caches::Caches, stop: &CancellationToken) -> impl Future<Output = ()> + use<> {
+        let (records, sources, metrics) = (caches.records.clone(), self.sources.clone(), Arc::clone(&self.metrics));
+        let ended = move || records.state().iter().filter_map(|record| ended_deletions::ended(record)).collect();
+        let removed = move |objects| metrics.leftovers_removed(objects);
+        collector::run(Arc::clone(self.archives.store()), ended, move || sources.now().as_second(), removed, stop.clone())
     }
 
     fn reconciler(self, caches: caches::Caches, stop: CancellationToken) -> Reconciler {

@@ -1,5 +1,5 @@
-//! What crashes and aborted attempts left in the store: chunks that no manifest of their UID names. An admin lists and removes them with
-//! `archives leftovers` (docs/archive-format.md, point 4).
+//! What crashes and aborted attempts left in the store: chunks that no manifest of their UID names. The leader removes them (`collector.rs`), and an
+//! admin lists and removes them with `archives leftovers` (docs/archive-format.md, point 4).
 //!
 //! Nothing that a manifest names is ever removed (S7), and nothing at all unless the receipt in the store says that the deletion is over for
 //! longer than a day. Every manifest of the UID counts, also those of other deletions of it; what cannot be read completely removes nothing.
@@ -20,7 +20,7 @@ use super::{Archive, copies, manifest_key, old_format, receipt_key};
 
 /// Time since the receipt, and since each object was stored, before anything is removed. A request of an archive pod that was sent before the
 /// receipt has ended by then.
-const AGE: i64 = 24 * 3600;
+pub(super) const AGE: i64 = 24 * 3600;
 /// Objects that are compared with the manifests at once: the names of a chunk take some 100 bytes.
 const AT_ONCE: usize = if cfg!(test) { 10 } else { 50_000 };
 /// Manifests of one UID. Each deletion of it writes one.

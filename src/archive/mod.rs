@@ -6,6 +6,7 @@
 
 pub mod chunks;
 pub mod cli;
+pub mod collector;
 pub mod copies;
 mod delivery;
 mod fixed_size_reader;

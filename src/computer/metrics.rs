@@ -64,6 +64,7 @@ pub struct Metrics {
     store_size: Family<NoLabels, Gauge>,
     archived: Counter,
     archived_sessions: Counter,
+    leftovers: Counter,
     counted: Mutex<VecDeque<String>>,
     scrape: Mutex<()>,
 }
@@ -112,6 +113,7 @@ impl Metrics {
             store_size: Family::default(),
             archived: Counter::default(),
             archived_sessions: Counter::default(),
+            leftovers: Counter::default(),
             counted: Mutex::default(),
             scrape: Mutex::default(),
         };
@@ -150,6 +152,8 @@ impl Metrics {
         registry.register_with_unit("archive_store_free", free, Unit::Bytes, self.store_free.clone());
         registry.register_with_unit("archive_store_size", "Size of an archive store in a volume", Unit::Bytes, self.store_size.clone());
         registry.register("archive_store_errors", "Failed requests to the archive store by reason", STORE_ERRORS.clone());
+        let leftovers = "Objects that belong to no archive, removed from the archive store";
+        registry.register("archive_leftovers_removed", leftovers, self.leftovers.clone());
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(
             "api_requests",
@@ -162,6 +166,11 @@ impl Metrics {
     /// Reports whether the volume of the archive store is `Retain`.
     pub fn set_store_retained(&self, retained: bool) {
         self.store_not_retained.set(i64::from(!retained));
+    }
+
+    /// Counts objects that were removed from the archive store.
+    pub fn leftovers_removed(&self, objects: u64) {
+        self.leftovers.inc_by(objects);
     }
 
     /// Measures a reconcile until the result is dropped: `let _timer = metrics.time();`.

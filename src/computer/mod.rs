@@ -10,6 +10,7 @@ pub mod blocked_deletions;
 pub mod budget;
 pub mod children;
 pub mod deletion;
+pub mod ended_deletions;
 pub mod events;
 pub mod failed_request;
 pub mod fleet;

@@ -67,7 +67,14 @@ pub async fn lead(world: &World, caller: &Caller, replica: usize, concurrency: u
     let archives = Arc::new(Archives::new(Arc::clone(&store), checked));
     let router = handlers::router(store, auth::Authenticator::Pods(Arc::new(pods)), Arc::clone(archives.uploads()));
     world.serve(replica, &caller.process, router);
-    let leader =
-        Leader { client, settings: settings(), archives, metrics: world.new_figures(replica), concurrency, sources: world.sources() };
+    let leader = Leader {
+        client,
+        settings: settings(),
+        archives,
+        metrics: world.new_figures(replica),
+        concurrency,
+        collect_leftovers: false,
+        sources: world.sources(),
+    };
     leader.lead(&mut finished, stop).await
 }

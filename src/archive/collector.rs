@@ -1,0 +1,84 @@
+//! Removes what crashes and aborted attempts left in the store, a day after each deletion has ended. It only chooses when: what may be removed is
+//! decided by [`super::leftovers`] alone, as for `archives leftovers --remove`. It looks at one UID at a time and slowly, so that it never competes with
+//! archives, and it must never fail a deletion.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::leftovers::{self, Found};
+use super::store::{Store, StoreError};
+
+/// Time between two rounds. The first one comes this long after the start, when the deletions that have waited for a leader go on.
+pub const INTERVAL: Duration = Duration::from_secs(3600);
+/// Pause between two UIDs: a round of 10,000 takes less than three hours, with some three requests a second.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Time until a UID is looked at again that nothing could be removed from.
+const AGAIN: Duration = Duration::from_secs(24 * 3600);
+/// Time between the end of a deletion and the first look.
+const AGE: i64 = leftovers::AGE + 3600;
+
+/// A deletion that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// UID of the computer.
+    pub uid: String,
+    /// When its receipt was written, Unix seconds.
+    pub at: i64,
+}
+
+/// Which UIDs were looked at: `None` if nothing is left, otherwise when to look again. It has no UID that is no longer listed, so it is as
+/// large as the records are.
+type Seen = HashMap<String, Option<Instant>>;
+
+/// The UIDs to look at now.
+fn due(ended: Vec<Ended>, seen: &mut Seen, now: i64) -> Vec<String> {
+    seen.retain(|uid, _| ended.iter().any(|e| e.uid == *uid));
+    let fresh = |uid: &str| seen.get(uid).is_none_or(|again| again.is_some_and(|again| again <= Instant::now()));
+    ended.into_iter().filter(|e| e.at <= now - AGE && fresh(&e.uid)).map(|e| e.uid).collect()
+}
+
+/// Looks at the deletions of `ended` until `stop`, and reports to `removed` how many objects were removed. `now`: the time, in Unix seconds.
+pub async fn run(
+    store: Arc<Store>,
+    ended: impl Fn() -> Vec<Ended> + Send,
+    now: impl Fn() -> i64 + Send,
+    removed: impl Fn(u64) + Send,
+    stop: CancellationToken,
+) {
+    let mut seen = Seen::new();
+    loop {
+        tokio::select! { biased; () = stop.cancelled() => return, () = tokio::time::sleep(INTERVAL) => {} }
+        for uid in due(ended(), &mut seen, now()) {
+            // It can end anywhere: each removal is one request, and the next leader continues.
+            let clean = leftovers::clean(&store, &uid, true, now());
+            let result = tokio::select! { biased; () = stop.cancelled() => return, result = clean => result };
+            removed(result.as_ref().map_or(0, |found| found.removed));
+            let again = report(&uid, &result).then(|| Instant::now() + AGAIN);
+            seen.insert(uid, again);
+            tokio::select! { biased; () = stop.cancelled() => return, () = tokio::time::sleep(PAUSE) => {} }
+        }
+    }
+}
+
+/// Logs what was done. Returns whether to look again.
+fn report(uid: &str, result: &Result<Found, StoreError>) -> bool {
+    match result {
+        Ok(Found { removed: 0, .. }) => false,
+        Ok(Found { removed, .. }) => {
+            tracing::info!(uid, removed, "removed objects of the archive store that belong to no archive");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(uid, %error, "cannot remove what belongs to no archive from the store; retrying in a day. Without the right to delete, set archive.collectLeftovers to false, or grant it (docs/store.md)");
+            true
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::leftovers::{self, Found};
+use super::leftovers::{self, Found, Work};
 use super::store::{Store, StoreError};
 
 /// Time between two rounds. The first one comes this long after the start, when the deletions that have waited for a leader go on.
@@ -54,7 +54,7 @@ pub async fn run(
         tokio::select! { biased; () = stop.cancelled() => return, () = tokio::time::sleep(INTERVAL) => {} }
         for uid in due(ended(), &mut seen, now()) {
             // It can end anywhere: each removal is one request, and the next leader continues.
-            let clean = leftovers::clean(&store, &uid, true, now());
+            let clean = leftovers::clean(&store, &uid, Work::Collect, now());
             let result = tokio::select! { biased; () = stop.cancelled() => return, result = clean => result };
             removed(result.as_ref().map_or(0, |found| found.removed));
             let again = report(&uid, &result).then(|| Instant::now() + AGAIN);

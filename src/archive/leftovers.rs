@@ -22,9 +22,9 @@ use super::{Archive, copies, manifest_key, old_format, receipt_key};
 /// receipt has ended by then.
 pub(super) const AGE: i64 = 24 * 3600;
 /// Objects that are compared with the manifests at once: the names of a chunk take some 100 bytes.
-const AT_ONCE: usize = if cfg!(test) { 10 } else { 50_000 };
+const AT_ONCE: usize = if cfg!(test) { 10 } else { 20_000 };
 /// Manifests of one UID. Each deletion of it writes one.
-const MANIFESTS: usize = 100;
+const MANIFESTS: usize = 4;
 /// Objects that are deleted before the manifests are listed again.
 const AT_A_TIME: usize = if cfg!(test) { 3 } else { 1000 };
 /// Objects that are deleted in parallel.
@@ -66,6 +66,17 @@ impl Object {
     }
 }
 
+/// What to do with what no manifest names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Count it.
+    List,
+    /// Remove it.
+    Remove,
+    /// Remove it beside the other work of the operator: not if a manifest is larger than those of this version, which would take much memory.
+    Collect,
+}
+
 /// What was found under a UID.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
@@ -85,19 +96,22 @@ fn refused(why: impl std::fmt::Display) -> StoreError {
     StoreError::Config(format!("nothing is removed: {why}"))
 }
 
-/// Looks for what no manifest of a UID names, and removes it if `remove` says so. `now`: the time, in Unix seconds.
+/// Looks for what no manifest of a UID names. `now`: the time, in Unix seconds.
 ///
 /// # Errors
 /// When the deletion is not over, a manifest or its index is damaged, or the store does not answer or does not delete.
-pub async fn clean(store: &Store, uid: &str, remove: bool, now: i64) -> Result<Found, StoreError> {
+pub async fn clean(store: &Store, uid: &str, work: Work, now: i64) -> Result<Found, StoreError> {
     if uid.is_empty() || uid.len() > 64 || !uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         return Err(refused(format_args!("{uid:?} is not the UID of a computer")));
     }
     let archived = ended(store, uid, now).await?;
     let (mut found, keys) = survey(store, uid, now).await?;
+    if work == Work::Collect {
+        small(store, &keys).await?;
+    }
     let manifests = manifests(store, uid, &keys, archived).await?;
     found.manifests = manifests.len() as u64;
-    let sifter = Sifter { store, uid, remove, now, keys, manifests };
+    let sifter = Sifter { store, uid, remove: work != Work::List, now, keys, manifests };
     let (mut listed, mut batch) = (store.list_archive(uid), Batch::new());
     while let Some(object) = listed.next().await {
         let (key, stored) = object?;
@@ -162,6 +176,16 @@ async fn survey(store: &Store, uid: &str, now: i64) -> Result<(Found, Vec<String
     }
     manifests.sort();
     Ok((found, manifests))
+}
+
+/// Whether the manifests can be read beside other work.
+async fn small(store: &Store, keys: &[String]) -> Result<(), StoreError> {
+    for key in keys {
+        if store.size(key).await? > MAX_BYTES as u64 {
+            return Err(refused(format_args!("{key} is large: use `archives leftovers --remove`")));
+        }
+    }
+    Ok(())
 }
 
 /// The manifests of a UID, completely. Some stores list an object late, so the first one is asked for by its key.

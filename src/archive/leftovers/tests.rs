@@ -63,7 +63,7 @@ impl World {
     /// Removes. Nothing may be removed.
     async fn removes_nothing(&self, now: i64, why: &str) {
         let before = self.keys().await;
-        let error = clean(&self.store, UID, true, now).await.unwrap_err().to_string();
+        let error = clean(&self.store, UID, Work::Remove, now).await.unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
         assert_eq!(self.keys().await, before, "{why}");
     }
@@ -77,15 +77,15 @@ fn chunk(digest: &str) -> String {
 async fn what_no_manifest_names_is_removed_and_the_archive_is_whole() {
     let world = World::new().await;
     let before = world.keys().await;
-    let dry = clean(&world.store, UID, false, later()).await.unwrap();
+    let dry = clean(&world.store, UID, Work::List, later()).await.unwrap();
     assert_eq!(world.keys().await, before, "without --remove");
     assert!(dry.unnamed > 10 && dry.named > 10 && (dry.manifests, dry.removed, dry.unknown) == (1, 0, 0), "{dry:?}");
-    let found = clean(&world.store, UID, true, later()).await.unwrap();
+    let found = clean(&world.store, UID, Work::Remove, later()).await.unwrap();
     assert_eq!(found, Found { removed: dry.unnamed, ..dry });
     assert_eq!(world.keys().await.len(), before.len() - usize::try_from(dry.unnamed).unwrap());
     assert!(world.keys().await.contains(&copies::copy_key(UID, &world.archived.blobs[0].chunk.digest, 1)), "another copy of what is named");
     assert!(matches!(verify(&world.store, UID).await, Verification::Valid(_)));
-    assert_eq!(clean(&world.store, UID, true, later()).await.unwrap(), Found { unnamed: 0, ..dry }, "nothing is left");
+    assert_eq!(clean(&world.store, UID, Work::Remove, later()).await.unwrap(), Found { unnamed: 0, ..dry }, "nothing is left");
 }
 
 /// S7: etcd was restored from a backup, and another deletion of the UID has stored another archive beside the first one.
@@ -94,7 +94,7 @@ async fn the_archives_of_all_deletions_stay() {
     let world = World::new().await;
     let second = serde_json::to_vec(&packed_home(9).manifest).unwrap();
     world.store.put_once(&later_manifest_key(UID, "claim"), second).await.unwrap();
-    let found = clean(&world.store, UID, true, later()).await.unwrap();
+    let found = clean(&world.store, UID, Work::Remove, later()).await.unwrap();
     assert_eq!((found.manifests, found.removed), (2, 1), "only the damaged copy of nothing: {found:?}");
 }
 
@@ -107,11 +107,23 @@ async fn without_an_archive_all_chunks_are_removed_and_nothing_else() {
     world.store.put_once(&format!("archives/{UID}/notes/of-an-admin"), b"x".to_vec()).await.unwrap();
     world.store.put_once(&old_format::object_key(UID, &"1".repeat(64)), b"x".to_vec()).await.unwrap();
     world.store.put_once(&crate::archive::chunk_key("another", &"1".repeat(64)), b"x".to_vec()).await.unwrap();
-    let found = clean(&world.store, UID, true, later()).await.unwrap();
+    let found = clean(&world.store, UID, Work::Remove, later()).await.unwrap();
     assert!(found.manifests == 0 && found.named == 0 && found.unknown == 1, "{found:?}");
     let left = ["archives/another/chunks/", &format!("archives/{UID}/notes"), "receipts/"];
     let keys = world.keys().await;
     assert!(keys.len() == 3 && keys.iter().all(|key| left.iter().any(|left| key.starts_with(left))), "{keys:?}");
+}
+
+/// L9: a manifest of version 1 can need 64 MiB.
+#[tokio::test]
+async fn the_operator_does_not_read_a_large_manifest_for_it() {
+    let world = World::new().await;
+    let large = vec![b' '; MAX_BYTES + 1];
+    world.test.inner.put(&later_manifest_key(UID, "claim").as_str().into(), large.into()).await.unwrap();
+    world.test.read.lock().unwrap().clear();
+    let error = clean(&world.store, UID, Work::Collect, later()).await.unwrap_err().to_string();
+    assert!(error.contains("is large"), "{error}");
+    assert!(!world.test.read.lock().unwrap().iter().any(|key| key.contains("manifest")), "no manifest was read");
 }
 
 #[tokio::test]
@@ -127,7 +139,7 @@ async fn a_deletion_that_may_not_be_over_loses_nothing() {
     world.test.inner.delete(&receipt_key(UID).as_str().into()).await.unwrap();
     world.removes_nothing(later(), "no receipt").await;
     for bad in ["", "..", "u/chunks", "a b"] {
-        assert!(clean(&world.store, bad, true, later()).await.is_err(), "{bad}");
+        assert!(clean(&world.store, bad, Work::Remove, later()).await.is_err(), "{bad}");
     }
 }
 

@@ -60,7 +60,7 @@ fn machine(computer: &Computer, now: Timestamp) -> Vec<(&'static str, String)> {
     let (spec, status) = (&computer.spec, computer.status.clone().unwrap_or_default());
     let pod = status.children.as_ref().and_then(|children| children.pods.last());
     let created = computer.metadata.creation_timestamp.as_ref();
-    let expires = spec.time_to_live_seconds.zip(created).map(|(ttl, created)| created.0.as_second() + ttl - now.as_second());
+    let expires = status.expires_at.as_ref().map(|at| at.0.as_second() - now.as_second());
     let protected = if spec.deletion_protection { ", but is protected from deletion" } else { "" };
     vec![
         ("display name", spec.display_name.clone().unwrap_or_default()),
@@ -239,11 +239,11 @@ mod tests {
 
     #[test]
     fn every_section_is_there() {
-        let status = json!({"phase": "Active", "nodeName": "n1", "className": "agents", "credentialSecretName": "computer-key-1", "keyAllows": ["get", "sessions"],
+        let status = json!({"phase": "Active", "expiresAt": "2026-01-01T02:00:00Z", "nodeName": "n1", "className": "agents", "credentialSecretName": "computer-key-1", "keyAllows": ["get", "sessions"],
             "children": {"claimName": "home-1", "pods": [{"name": "machine-1", "keySecret": "computer-key-1"}], "volume": {"name": "pv-1", "uid": "v", "originalReclaimPolicy": "Delete"}},
             "provisioningSteps": [{"id": "start-pod", "name": "Start the pod", "status": "Completed"}],
             "conditions": [{"type": "Ready", "status": "True", "reason": "Ready", "message": "m", "lastTransitionTime": "2026-01-01T00:30:00Z"}]});
-        let observed = observed(Some(json!({"status": status, "spec": {"timeToLiveSeconds": 7200}})), None);
+        let observed = observed(Some(json!({"status": status})), None);
         let text = text(&observed, observed.computer.as_found().unwrap(), &Answer::Denied("list sessions".to_owned()));
         for part in [
             "Machine\n",

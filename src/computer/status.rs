@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::report::Report;
+use super::time_to_live;
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::conditions::{self, types};
@@ -29,6 +30,7 @@ pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerSta
         observed_generation: generation,
         phase: report.phase.or(old.phase),
         step: report.current.map(|s| s.id().to_owned()),
+        expires_at: time_to_live::expires_at(computer, view.record.as_ref()).map(Time),
         ..old.clone()
     };
     if let Some(class) = &report.class_name {

@@ -84,7 +84,7 @@ pub struct Found {
     pub manifests: u64,
     /// Objects that a manifest names.
     pub named: u64,
-    /// Objects that none names.
+    /// Objects that none names, and writes of a store in a folder that a crash cut off.
     pub unnamed: u64,
     /// Those of them that were removed.
     pub removed: u64,
@@ -126,6 +126,9 @@ pub async fn clean(store: &Store, uid: &str, work: Work, now: i64) -> Result<Fou
         }
     }
     sifter.sift(batch, &mut found).await?;
+    let unfinished = store.unfinished(uid, now - AGE, work != Work::List).await?;
+    found.unnamed += unfinished;
+    found.removed += if work == Work::List { 0 } else { unfinished };
     Ok(found)
 }
 

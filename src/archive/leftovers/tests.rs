@@ -114,6 +114,36 @@ async fn without_an_archive_all_chunks_are_removed_and_nothing_else() {
     assert!(keys.len() == 3 && keys.iter().all(|key| left.iter().any(|left| key.starts_with(left))), "{keys:?}");
 }
 
+/// A store in a folder writes an object beside its place first. A crash leaves it there, and no listing shows it.
+#[tokio::test]
+async fn writes_that_a_crash_cut_off_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&format!("file://{}", folder.path().display())).unwrap();
+    let receipt = json!({"computer": {"uid": UID}, "writtenAt": Timestamp::now().to_string(), "archive": null});
+    store.put_once(&receipt_key(UID), receipt.to_string().into_bytes()).await.unwrap();
+    let chunk = chunk(&"1".repeat(64));
+    for key in [chunk.clone(), manifest_key(UID), receipt_key(UID)] {
+        let path = folder.path().join(format!("{key}#1"));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "half").unwrap();
+    }
+    let stays = [format!("{}#1", receipt_key("another")), format!("{chunk}#not-a-number"), format!("archives/{UID}/notes#2/file")];
+    for key in &stays {
+        let path = folder.path().join(key);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "stays").unwrap();
+    }
+    let now = Timestamp::now().as_second();
+    assert_eq!(store.unfinished(UID, now - AGE, true).await.unwrap(), 0, "they may still be written");
+    let listed = clean(&store, UID, Work::List, later()).await.unwrap();
+    assert_eq!((listed.unnamed, listed.removed), (3, 0), "{listed:?}");
+    let removed = clean(&store, UID, Work::Remove, later()).await.unwrap();
+    assert_eq!(removed.removed, 3, "{removed:?}");
+    assert!(stays.iter().all(|key| folder.path().join(key).exists()));
+    assert_eq!(clean(&store, UID, Work::List, later()).await.unwrap().unnamed, 0);
+    assert!(store.get(&receipt_key(UID)).await.is_ok());
+}
+
 /// L9: a manifest of version 1 can need 64 MiB.
 #[tokio::test]
 async fn the_operator_does_not_read_a_large_manifest_for_it() {

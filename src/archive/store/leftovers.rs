@@ -1,13 +1,19 @@
 //! Listing and deleting of what no manifest names. These are the only deletions in a store besides those of its check (S7): the key is built
 //! here, so that it can never be that of a manifest or a receipt.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path as FilePath;
+
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
 
-use super::{Store, StoreError, failed, path};
+use super::{Place, Store, StoreError, failed, path};
 use crate::archive::leftovers::Object;
+use crate::archive::store_failure::Failure;
 
 /// A key, and when its object was stored, Unix seconds.
 type Listed = Result<(String, i64), StoreError>;
@@ -29,6 +35,20 @@ impl Store {
         .boxed()
     }
 
+    /// Counts the writes under a UID that a crash cut off before this time, Unix seconds, and deletes them if `remove` says so. A store in a folder writes
+    /// an object as `NAME#NUMBER`, and then links it to its place; it lists no such file. A bucket has none.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or a file cannot be deleted.
+    pub(in crate::archive) async fn unfinished(&self, uid: &str, before: i64, remove: bool) -> Result<u64, StoreError> {
+        let Place::Folder { path, .. } = &self.place else { return Ok(0) };
+        self.still_there()?;
+        let (path, uid) = (path.clone(), uid.to_owned());
+        let work = tokio::task::spawn_blocking(move || unfinished(&path, &uid, before, remove));
+        let found = work.await.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        found.map_err(|error| StoreError::Unavailable(Failure::of(&error).report()))
+    }
+
     /// Deletes an object of an archive. One that does not exist is deleted.
     ///
     /// # Errors
@@ -42,4 +62,45 @@ impl Store {
             Err(error) => Err(failed(&key, &error)),
         }
     }
+}
+
+/// As [`Store::unfinished`], in the folder of a store. Its layout has folders of two levels.
+fn unfinished(store: &FilePath, uid: &str, before: i64, remove: bool) -> io::Result<u64> {
+    let archive = store.join("archives").join(uid);
+    let receipt = format!("{uid}.json");
+    let mut found = in_folder(&store.join("receipts"), |name| name == receipt, (before, remove))?;
+    found += in_folder(&archive, |_| true, (before, remove))?;
+    for entry in entries(&archive)? {
+        if entry.file_type()?.is_dir() {
+            found += in_folder(&entry.path(), |_| true, (before, remove))?;
+        }
+    }
+    Ok(found)
+}
+
+/// The entries of a folder. None if it does not exist: the deletion had no archive.
+fn entries(folder: &FilePath) -> io::Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries.collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The unfinished writes in one folder, of objects with these names.
+fn in_folder(folder: &FilePath, named: impl Fn(&str) -> bool, (before, remove): (i64, bool)) -> io::Result<u64> {
+    let mut found = 0;
+    for entry in entries(folder)? {
+        let name = entry.file_name();
+        let Some((object, number)) = name.to_str().and_then(|name| name.rsplit_once('#')) else { continue };
+        let unfinished = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) && named(object);
+        let of = entry.metadata()?;
+        if unfinished && of.is_file() && of.mtime() < before {
+            if remove {
+                fs::remove_file(entry.path())?;
+            }
+            found += 1;
+        }
+    }
+    Ok(found)
 }

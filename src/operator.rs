@@ -88,6 +88,7 @@ fn settings(config: &Config, ingest_ca: String) -> Settings {
         namespace: config.namespace.clone(),
         image: config.image.clone(),
         archive_service_account: config.archive_service_account.clone(),
+        archive_pod: config.archive_pod.clone(),
         archive_max_bytes: config.archive_max_bytes,
         ingest_url: config.ingest_url.clone(),
         ingest_ca,

@@ -21,6 +21,9 @@ pub struct Config {
     /// ServiceAccount of the HTTP API, in the operator's namespace: its pods may read archives at the ingest endpoint. Without it, none may
     #[arg(long, env = "API_SERVICE_ACCOUNT")]
     pub api_service_account: Option<String>,
+    /// Archive pods, as JSON: `resources`, `priorityClassName`, `nodeSelector`, `imagePullPolicy`
+    #[arg(long, env = "ARCHIVE_POD", default_value = "{}", value_parser = archive_pod)]
+    pub archive_pod: ArchivePod,
     /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true` with credentials from AWS_*
     #[arg(long, env = "ARCHIVE_STORE", default_value = "file:///var/lib/computer-operator/store", value_parser = store)]
     pub store: String,
@@ -125,6 +128,10 @@ fn store(text: &str) -> Result<String, String> {
             .to_owned());
     }
     Ok(text.to_owned())
+}
+
+fn archive_pod(text: &str) -> Result<ArchivePod, String> {
+    serde_json::from_str(text).map_err(|error| format!("{error}: use for example {{\"priorityClassName\": \"high\"}}"))
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -265,6 +265,27 @@ fn bytes(quantity: &Value) -> usize {
     quantity.as_str().unwrap().strip_suffix("Mi").unwrap().parse::<usize>().unwrap() * 1024 * 1024
 }
 
+/// The defaults of the chart and of the program are the same, and archive pods have more memory than they need (docs/memory.md).
+#[test]
+fn archive_pods_have_the_memory_that_they_need() {
+    use computer_operator::runtime::settings::ArchivePod;
+    let pod = |set: &[&str]| -> ArchivePod {
+        let all = render("co", "ops", &[&["fullnameOverride=co"], set].concat());
+        let container = &one(&all, "Deployment", "co")["spec"]["template"]["spec"]["containers"][0];
+        let variable = container["env"].as_array().unwrap().iter().find(|e| e["name"] == "ARCHIVE_POD").unwrap();
+        serde_json::from_str(variable["value"].as_str().unwrap()).unwrap()
+    };
+    let usual = pod(&[]);
+    assert_eq!(usual, ArchivePod::default());
+    let limit = bytes(&json!(usual.resources.limits.unwrap()["memory"]));
+    let needed = include_str!("../../docs/memory.md").split("## An archive pod").nth(1).unwrap();
+    let sum = needed.lines().find_map(|line| line.strip_prefix("| sum | ")?.strip_suffix(" MiB |")).unwrap();
+    assert!(sum.parse::<usize>().unwrap() * 1024 * 1024 < limit, "{sum} MiB of {limit}");
+    let decided = pod(&["archive.pod.priorityClassName=high", "archive.pod.nodeSelector.pool=storage", "image.pullPolicy=Always"]);
+    assert_eq!((decided.priority_class_name.as_str(), decided.image_pull_policy.as_str()), ("high", "Always"));
+    assert_eq!(decided.node_selector["pool"], "storage");
+}
+
 /// L9: the bounds of the HTTP API add up to less than its memory limit, as docs/memory.md states.
 #[test]
 fn the_bounds_of_the_api_stay_below_its_memory_limit() {

@@ -1,6 +1,7 @@
 //! The archive store is down: first it hangs, then it refuses connections, then it recovers. Deletions that need it wait and report it, all
 //! others continue (L2, L3), and at the end nothing is missing (S1, L1). It is a real S3 server, so that it can hang.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,7 +56,7 @@ async fn a_full_store_blocks_only_archives(bench: Arc<Bench>) -> Result<()> {
     let namespace = bench.namespace("full").await?;
     let waits = bench.active(&namespace, "waits", "standard").await?;
     bench.work(&namespace, &waits).await?;
-    bench.shell(&namespace, &waits, "head -c 3000000 /dev/urandom > $HOME/.codex/sessions/large.jsonl").await?;
+    bench.shell(&namespace, &waits, "head -c 3000000 /dev/urandom > $HOME/.codex/sessions/2026/11/large.jsonl").await?;
     let others = [
         ("none", bench.active(&namespace, "none", "nothing-archived").await?),
         ("byom", bench.ready(&namespace, "byom", json!({"provider": "BYOM"})).await?),
@@ -86,9 +87,8 @@ async fn a_full_store_blocks_only_archives(bench: Arc<Bench>) -> Result<()> {
 
 /// Runs a shell command where the cluster's programs run.
 fn inside(bench: &Bench, script: &str) -> Result<()> {
-    let mut command = Command::new("sh");
-    command.args(["-c", script]);
-    isolation::run_inside(bench.cluster.dir().context("a cluster with a folder")?, command).map(drop)
+    let cluster = bench.cluster.dir().context("a cluster with a folder")?;
+    isolation::run_inside(cluster, Path::new("/bin/sh"), &["-c", script]).map(drop)
 }
 
 async fn released(bench: &Bench, uid: &str) -> Result<()> {

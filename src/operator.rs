@@ -56,15 +56,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     ingest::serve((config.ingest_bind, tls), readers, &settings, &archives, stop.clone(), &mut servers)?;
     watch_store((&client, &config), archives.store(), (store, Arc::clone(&metrics)), ready, (&mut servers, &stop));
 
-    let leader = Leader {
-        client: client.clone(),
-        settings,
-        archives,
-        metrics,
-        concurrency: config.concurrency,
-        collect_leftovers: config.archive_collect_leftovers,
-        sources: Sources::default(),
-    };
+    let (concurrency, collect_leftovers) = (config.concurrency, config.archive_collect_leftovers);
+    let sources = Sources::default();
+    let leader = Leader { client: client.clone(), settings, archives, metrics, concurrency, collect_leftovers, sources };
     let work = Box::pin(async {
         if config.leader_election {
             let metrics = Arc::clone(&leader.metrics);
@@ -148,6 +142,22 @@ async fn beside(
     anyhow::bail!("{why}")
 }
 
+/// Runs the reconcilers until they end, and requeues the computers whose archive check has finished.
+async fn requeue_until_ended(
+    run: impl Future<Output = ()>,
+    finished: &mut tokio::sync::mpsc::Receiver<String>,
+    requeue: impl Fn(String),
+) -> anyhow::Result<()> {
+    tokio::pin!(run);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut run => return Ok(()),
+            Some(uid) = finished.recv() => requeue(uid),
+        }
+    }
+}
+
 /// Dependencies of the leader.
 pub struct Leader {
     /// API client.
@@ -206,19 +216,11 @@ impl Leader {
             let reconciler = Arc::clone(&reconciler);
             async move { reconciler.run(&uid).await }
         });
-        let worked = Box::pin(async {
-            tokio::pin!(run);
-            loop {
-                tokio::select! {
-                    biased;
-                    () = &mut run => return Ok(()),
-                    Some(uid) = finished_checks.recv() => {
-                        woken.store_answered(&uid);
-                        queue.now(uid);
-                    }
-                }
-            }
-        });
+        let requeue = move |uid: String| {
+            woken.store_answered(&uid);
+            queue.now(uid);
+        };
+        let worked = Box::pin(requeue_until_ended(run, finished_checks, requeue));
         let result = beside(&mut tasks, "task of the leader", &stop, worked).await;
         metrics.forget_all();
         while tasks.join_next().await.is_some() {}

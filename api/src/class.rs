@@ -234,7 +234,7 @@ pub struct ClassLimits {
     #[schemars(extend("maxLength" = 32))]
     #[x_kube(validation = Rule::new(QUANTITY_RULE).message("maxStorage must be a quantity above zero, for example 100Gi"))]
     pub max_storage: Option<Quantity>,
-    /// `spec.timeToLiveSeconds` of a Computer that sets none: 60 to 315360000. Default: none, so that it lives until somebody deletes it. Copied when the
+    /// `spec.timeToLiveSeconds` of a Computer that sets none: 60 to 315360000. Default: none, so that it lives until a user deletes it. Copied when the
     /// Computer is created: a change is for new computers only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 60, max = 315_360_000))]

@@ -15,7 +15,7 @@ pub mod types {
     pub const BLOCKED: &str = "Blocked";
     /// The class or the spec differs from what was provisioned; shown, never applied silently.
     pub const DRIFTED: &str = "Drifted";
-    /// Nothing happens until somebody changes something. It is there only while it is `True`, with the reason and the message of `Ready` or
+    /// Nothing happens until a user changes something. It is present only while it is `True`, with the reason and the message of `Ready` or
     /// `Accepted`: kstatus, and so `helm --wait`, Flux and Argo CD, take it for a failure.
     pub const STALLED: &str = "Stalled";
     /// The class can be used.

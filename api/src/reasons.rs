@@ -40,7 +40,7 @@ impl Reason {
         self.text().1
     }
 
-    /// Whether nothing happens until somebody changes the object, or what it refers to: the condition `Stalled`. It is not for what may still be applied, such
+    /// Whether nothing happens until a user changes the object, or what it refers to: the condition `Stalled`. It is not for what may still be applied, such
     /// as a class that does not exist yet, because `helm --wait`, Flux and others end with an error as soon as they see `Stalled`.
     pub const fn needs_a_change(self) -> bool {
         matches!(

@@ -1,5 +1,5 @@
 //! Removes what crashes and aborted attempts left in the store, a day after each deletion has ended. It only chooses when: what may be removed is
-//! decided by [`super::leftovers`] alone, as for `archives leftovers --remove`. It looks at one UID at a time and slowly, so that it never competes with
+//! decided by [`super::leftovers`] alone, as for `archives leftovers --remove`. It checks one UID at a time and slowly, so that it never competes with
 //! archives, and it must never fail a deletion.
 
 use std::collections::HashMap;
@@ -16,9 +16,9 @@ use super::store::{Store, StoreError};
 pub const INTERVAL: Duration = Duration::from_secs(3600);
 /// Pause between two UIDs: a round of 10,000 takes less than three hours, with some three requests a second.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Time until a UID is looked at again that nothing could be removed from.
+/// Time until a UID is checked again after a failure.
 const AGAIN: Duration = Duration::from_secs(24 * 3600);
-/// Time between the end of a deletion and the first look.
+/// Time between the end of a deletion and its check.
 const AGE: i64 = leftovers::AGE + 3600;
 
 /// A deletion that has ended.
@@ -30,18 +30,18 @@ pub struct Ended {
     pub at: i64,
 }
 
-/// Which UIDs were looked at: `None` if nothing is left, otherwise when to look again. It has no UID that is no longer listed, so it is as
+/// Which UIDs were checked: `None` if nothing is left, otherwise when to check again. It has no UID that is no longer listed, so it is as
 /// large as the records are.
 type Seen = HashMap<String, Option<Instant>>;
 
-/// The UIDs to look at now.
+/// The UIDs to check now.
 fn due(ended: Vec<Ended>, seen: &mut Seen, now: i64) -> Vec<String> {
     seen.retain(|uid, _| ended.iter().any(|e| e.uid == *uid));
     let fresh = |uid: &str| seen.get(uid).is_none_or(|again| again.is_some_and(|again| again <= Instant::now()));
     ended.into_iter().filter(|e| e.at <= now - AGE && fresh(&e.uid)).map(|e| e.uid).collect()
 }
 
-/// Looks at the deletions of `ended` until `stop`, and reports to `removed` how many objects were removed. `now`: the time, in Unix seconds.
+/// Checks the deletions of `ended` until `stop`, and reports to `removed` how many objects were removed. `now`: the time, in Unix seconds.
 pub async fn run(
     store: Arc<Store>,
     ended: impl Fn() -> Vec<Ended> + Send,
@@ -64,7 +64,7 @@ pub async fn run(
     }
 }
 
-/// Logs what was done. Returns whether to look again.
+/// Logs what was done. Returns whether to check again.
 fn report(uid: &str, result: &Result<Found, StoreError>) -> bool {
     match result {
         Ok(Found { removed: 0, .. }) => false,

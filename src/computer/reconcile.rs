@@ -9,6 +9,7 @@ use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, field};
 
 use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
@@ -68,13 +69,19 @@ enum Published {
 }
 
 impl Reconciler {
-    /// Reconciles once. Returns when to reconcile again without an event.
+    /// Reconciles once. Returns when to reconcile again without an event. Each log line of it names the computer, and its step once that is known.
     pub async fn run(&self, uid: &str) -> Option<Duration> {
         let _timer = self.memory.metrics.time();
-        let Some(mut view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
+        let Some(view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
             self.memory.forget(uid);
             return None;
         };
+        let (namespace, name) = (view.namespace.as_str(), view.name.as_str());
+        let span = tracing::info_span!("reconcile", kind = "Computer", namespace, name, uid, step = field::Empty);
+        self.pass(uid, view).instrument(span).await
+    }
+
+    async fn pass(&self, uid: &str, mut view: View) -> Option<Duration> {
         self.memory.latest.freshen(&mut view);
         view.key_check_in = Some(self.memory.keys.left(uid));
         view.failures = self.memory.backoff.count(uid);
@@ -97,6 +104,9 @@ impl Reconciler {
     /// Remembers, shows and counts the result. Returns when to reconcile again without an event.
     async fn conclude(&self, view: &View, mut plan: Plan, error: Option<Error>, seen: u64) -> Option<Duration> {
         let uid = view.uid.as_str();
+        if let Some(step) = plan.report.current {
+            Span::current().record("step", step.id());
+        }
         self.memory.latest.note_passed(view, &plan.report);
         self.memory.keys.note(view);
         self.applier.archives().waits().note(uid, failed_request::left(view, &plan, error.as_ref()));
@@ -180,7 +190,7 @@ impl Reconciler {
         if let Some(undone) = accepted.undone(&action).filter(|_| guards::on(Guard::UndoneWrite)) {
             return Err(undone);
         }
-        tracing::debug!(uid = %view.uid, action = failed_request::name(&action), "next request");
+        tracing::debug!(action = failed_request::name(&action), "next request");
         let effect = self.applier.apply(action.clone(), view).await?;
         let undone = matches!(&effect, Effect::Record(saved) if view.record.as_ref().is_some_and(|r| r.spec == saved.spec));
         accepted.note(action);
@@ -269,9 +279,9 @@ impl Reconciler {
                 let after = self.memory.unwritten.failed_up_to(UNWRITTEN, uid, 0, error.retry_after());
                 // The first time, the cache may be stale: the Computer is gone, or another one has its name.
                 if matches!(class, ErrorClass::Conflict | ErrorClass::Invalid) && before == 0 {
-                    tracing::debug!(uid, %error, ?after, "cannot write the status, requeued");
+                    tracing::debug!(%error, ?after, "cannot write the status, requeued");
                 } else {
-                    tracing::warn!(uid, %error, ?class, ?after, "cannot write the status, requeued");
+                    tracing::warn!(%error, ?class, ?after, "cannot write the status, requeued");
                 }
                 Some(after)
             }
@@ -292,9 +302,9 @@ impl Reconciler {
         let longest = if error.refused() { REFUSED } else { Backoff::LONGEST };
         let after = self.memory.backoff.failed_up_to(longest, uid, seen, error.retry_after());
         if lost_race {
-            tracing::debug!(uid, %error, ?after, "conflict, requeued");
+            tracing::debug!(%error, ?after, "conflict, requeued");
         } else {
-            tracing::warn!(uid, %error, class = ?error.class(), ?after, "request failed, requeued");
+            tracing::warn!(%error, class = ?error.class(), ?after, "request failed, requeued");
         }
         Some(after)
     }
@@ -313,7 +323,7 @@ impl Reconciler {
             // Another leader has deleted it.
             Err(error) if classify(&error) == ErrorClass::NotFound => None,
             Err(error) => {
-                tracing::warn!(uid = %view.uid, %error, "cannot delete an expired record, requeued");
+                tracing::warn!(%error, "cannot delete an expired record, requeued");
                 Some(Duration::from_secs(300))
             }
         }

@@ -39,7 +39,7 @@ fn ended(uid: &str, at: i64) -> Ended {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_ended_deletion_is_looked_at_once_and_a_failed_one_again_after_a_day() {
+async fn each_ended_deletion_is_checked_once_and_a_failed_one_again_after_a_day() {
     let mut seen = Seen::new();
     let all = || vec![ended("old", 0), ended("young", 100), ended("failed", 0)];
     assert_eq!(due(all(), &mut seen, AGE), ["old", "failed"], "the young one has to wait");
@@ -74,7 +74,7 @@ async fn leftovers_are_removed_a_day_after_the_end_and_not_before() {
     task.await.unwrap();
 }
 
-/// Without the right to delete, or during an outage, nothing fails, and another deletion is not held up.
+/// Without the right to delete, or during an outage, nothing fails, and another deletion is not delayed.
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_removed_is_tried_again_after_a_day() {
     let (test, store) = world(&["first", "second"]).await;

@@ -15,7 +15,7 @@ use crate::cluster::{Answer, Cluster, when};
 use crate::observe::Observed;
 use crate::power::read;
 use crate::screen;
-use crate::text::{count, labelled, span, table};
+use crate::text::{count, labelled, span, spelled, table};
 use crate::why;
 
 /// Most sessions that are listed.
@@ -131,7 +131,7 @@ fn sessions_text(sessions: &Answer<Vec<Session>>) -> String {
         Answer::Denied(right) => return format!("\nSessions\n  not known: you have no right to {right}\n"),
     };
     let mut text = format!("\nSessions: {}\n", list.len());
-    let phase = |session: &Session| session.status.as_ref().and_then(|s| s.phase).map(|phase| format!("{phase:?}")).unwrap_or_default();
+    let phase = |session: &Session| session.status.as_ref().and_then(|s| s.phase).map(spelled).unwrap_or_default();
     let row = |session: &Session| vec![format!("  {}", session.name_any()), phase(session), session.spec.title.clone().unwrap_or_default()];
     text.push_str(&table(&list.iter().take(SESSIONS).map(row).collect::<Vec<_>>()));
     if list.len() > SESSIONS {

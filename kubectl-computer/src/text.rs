@@ -35,6 +35,11 @@ pub fn plain_json(value: Value) -> Value {
     }
 }
 
+/// A value of a fixed list, as it is stored.
+pub fn spelled(value: impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
 /// A number of seconds as kubectl shows ages: `38s`, `12m`, `3h20m`, `5d`.
 pub fn span(seconds: i64) -> String {
     let seconds = seconds.max(0);

@@ -172,7 +172,7 @@ async fn show(store: &Store, uid: &str, json: bool, out: &mut impl Write) -> any
     }
     let (mut problems, mut listed) = (archive.problems(store), 0);
     while let Some(p) = problems.next().await? {
-        writeln!(out, "not archived completely: {} ({:?}: {})", plain(&p.path), p.kind, plain(&p.detail))?;
+        writeln!(out, "not archived completely: {} ({}: {})", plain(&p.path), p.kind.as_str(), plain(&p.detail))?;
         listed += 1;
     }
     let unlisted = archive.problem_count().saturating_sub(listed);

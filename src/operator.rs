@@ -170,7 +170,7 @@ pub struct Leader {
     pub metrics: Arc<Metrics>,
     /// Number of computers that are reconciled concurrently.
     pub concurrency: usize,
-    /// Whether it removes from the store what no archive names.
+    /// Whether it removes leftovers of aborted archives from the store.
     pub collect_leftovers: bool,
     /// Wall-clock time and randomness.
     pub sources: Sources,

@@ -41,7 +41,7 @@ pub enum Provider {
     printcolumn = r#"{"name":"Provider","type":"string","priority":1,"jsonPath":".spec.provider"}"#,
     printcolumn = r#"{"name":"Pod","type":"string","priority":1,"jsonPath":".status.children.pods[-1:].name"}"#,
     printcolumn = r#"{"name":"Node","type":"string","priority":1,"jsonPath":".status.nodeName"}"#,
-    printcolumn = r#"{"name":"Expires","type":"string","priority":1,"jsonPath":".status.expiresAt","description":"When its time to live expires, and it is deleted. Empty: never"}"#
+    printcolumn = r#"{"name":"Expires","type":"string","priority":1,"jsonPath":".status.expiresAt","description":"Time at which the Computer expires and is deleted. Empty: never"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -88,8 +88,8 @@ pub struct ComputerSpec {
     /// condition `Ready` is `True` with reason `Suspended`. Not supported with provider `BYOM`.
     #[serde(default)]
     pub suspended: bool,
-    /// Seconds after creation at which the computer is deleted, as if by `kubectl delete`: 60 to 315360000 (ten years). Default: as the class says
-    /// (`limits.defaultTimeToLiveSeconds`), otherwise never. The class can limit it (`limits.maxTimeToLiveSeconds`).
+    /// Seconds after creation at which the computer is deleted, as if by `kubectl delete`: 60 to 315360000 (ten years). Default:
+    /// `limits.defaultTimeToLiveSeconds` of the class, otherwise never. It is at most `limits.maxTimeToLiveSeconds` of the class, also by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 60, max = 315_360_000))]
     pub time_to_live_seconds: Option<i64>,

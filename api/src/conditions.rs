@@ -16,7 +16,7 @@ pub mod types {
     /// The class or the spec differs from what was provisioned; shown, never applied silently.
     pub const DRIFTED: &str = "Drifted";
     /// Nothing happens until a user changes something. It is present only while it is `True`, with the reason and the message of `Ready` or
-    /// `Accepted`: kstatus, and so `helm --wait`, Flux and Argo CD, take it for a failure.
+    /// `Accepted`: kstatus treats it as a failure, and so do `helm --wait`, Flux and Argo CD.
     pub const STALLED: &str = "Stalled";
     /// The class can be used.
     pub const ACCEPTED: &str = "Accepted";
@@ -44,8 +44,8 @@ pub fn set(conditions: &mut Vec<Condition>, type_: &str, status: bool, reason: R
     }
 }
 
-/// Sets `Stalled` if the object is not as declared for a reason that needs a change, and removes it otherwise. Its reason and message are those of the
-/// condition that says so.
+/// Sets `Stalled` if `good` is false and the reason needs a change by a user; otherwise removes it. Reason and message are copied from `Ready` or
+/// `Accepted`.
 pub fn set_stalled(conditions: &mut Vec<Condition>, good: bool, reason: Reason, message: &str, generation: Option<i64>, now: &Time) {
     if !good && reason.needs_a_change() {
         set(conditions, types::STALLED, true, reason, message, generation, now);

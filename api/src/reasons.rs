@@ -40,8 +40,8 @@ impl Reason {
         self.text().1
     }
 
-    /// Whether nothing happens until a user changes the object, or what it refers to: the condition `Stalled`. It is not for what may still be applied, such
-    /// as a class that does not exist yet, because `helm --wait`, Flux and others end with an error as soon as they see `Stalled`.
+    /// Whether nothing happens until a user changes the object, or what it refers to: the condition `Stalled`. A missing
+    /// object that may still be applied, such as a class, is not `Stalled`, because `helm --wait`, Flux and others fail as soon as they see `Stalled`.
     pub const fn needs_a_change(self) -> bool {
         matches!(
             self,

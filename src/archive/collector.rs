@@ -1,5 +1,5 @@
-//! Removes what crashes and aborted attempts left in the store, a day after each deletion has ended. It only chooses when: what may be removed is
-//! decided by [`super::leftovers`] alone, as for `archives leftovers --remove`. It checks one UID at a time and slowly, so that it never competes with
+//! Removes leftovers of crashes and aborted attempts from the store, a day after each deletion has ended. It decides only when to remove.
+//! [`super::leftovers`] decides what may be removed, as for `archives leftovers --remove`. It checks one UID at a time and slowly, so that it never competes with
 //! archives, and it must never fail a deletion.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::leftovers::{self, Found, Work};
 use super::store::{Store, StoreError};
 
-/// Time between two rounds. The first one comes this long after the start, when the deletions that have waited for a leader go on.
+/// Time between two rounds. The first round starts after one interval, so that deletions that waited for a leader resume first.
 pub const INTERVAL: Duration = Duration::from_secs(3600);
 /// Pause between two UIDs: a round of 10,000 takes less than three hours, with some three requests a second.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -30,8 +30,8 @@ pub struct Ended {
     pub at: i64,
 }
 
-/// Which UIDs were checked: `None` if nothing is left, otherwise when to check again. It has no UID that is no longer listed, so it is as
-/// large as the records are.
+/// Which UIDs were checked: `None` if nothing is left, otherwise when to check again. UIDs that are no longer listed are
+/// dropped, so it never has more entries than there are records.
 type Seen = HashMap<String, Option<Instant>>;
 
 /// The UIDs to check now.
@@ -53,7 +53,7 @@ pub async fn run(
     loop {
         tokio::select! { biased; () = stop.cancelled() => return, () = tokio::time::sleep(INTERVAL) => {} }
         for uid in due(ended(), &mut seen, now()) {
-            // It can end anywhere: each removal is one request, and the next leader continues.
+            // The cleanup may be interrupted at any point: each removal is one request, and the next leader continues.
             let clean = leftovers::clean(&store, &uid, Work::Collect, now());
             let result = tokio::select! { biased; () = stop.cancelled() => return, result = clean => result };
             removed(result.as_ref().map_or(0, |found| found.removed));
@@ -69,11 +69,11 @@ fn report(uid: &str, result: &Result<Found, StoreError>) -> bool {
     match result {
         Ok(Found { removed: 0, .. }) => false,
         Ok(Found { removed, .. }) => {
-            tracing::info!(uid, removed, "removed objects of the archive store that belong to no archive");
+            tracing::info!(uid, removed, "removed leftover objects from the archive store");
             false
         }
         Err(error) => {
-            tracing::warn!(uid, %error, "cannot remove what belongs to no archive from the store; retrying in a day. Without the right to delete, set archive.collectLeftovers to false, or grant it (docs/store.md)");
+            tracing::warn!(uid, %error, "cannot remove leftover objects from the archive store; retrying in a day. If the store denies deletion, grant s3:DeleteObject (docs/store.md) or set archive.collectLeftovers=false");
             true
         }
     }

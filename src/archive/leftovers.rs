@@ -1,5 +1,5 @@
-//! What crashes and aborted attempts left in the store: chunks that no manifest of their UID names. The leader removes them (`collector.rs`), and an
-//! admin lists and removes them with `archives leftovers` (docs/archive-format.md, point 4).
+//! Finds and removes leftovers of crashes and aborted attempts: objects that no manifest of the same UID references. The leader removes them
+//! (`collector.rs`), and an admin lists and removes them with `archives leftovers` (docs/archive-format.md, point 4).
 //!
 //! Nothing that a manifest names is ever removed (S7), and nothing at all unless the receipt in the store says that the deletion is over for
 //! longer than a day. Every manifest of the UID counts, also those of other deletions of it; what cannot be read completely removes nothing.
@@ -66,14 +66,14 @@ impl Object {
     }
 }
 
-/// What to do with what no manifest names.
+/// What to do with unreferenced objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Count it.
+    /// Count them.
     List,
-    /// Remove it.
+    /// Remove them.
     Remove,
-    /// Remove it beside the other work of the operator: not if a manifest is larger than those of this version, which would take much memory.
+    /// Remove them while the operator does other work. Fails if a manifest is larger than this version writes, because reading it takes too much memory.
     Collect,
 }
 
@@ -84,7 +84,7 @@ pub struct Found {
     pub manifests: u64,
     /// Objects that a manifest names.
     pub named: u64,
-    /// Objects that none names, and writes of a store in a folder that a crash cut off.
+    /// Objects that no manifest references, and partial files that an interrupted write left in a local store.
     pub unnamed: u64,
     /// Those of them that were removed.
     pub removed: u64,
@@ -181,7 +181,7 @@ async fn survey(store: &Store, uid: &str, now: i64) -> Result<(Found, Vec<String
     Ok((found, manifests))
 }
 
-/// Whether the manifests can be read beside other work.
+/// Refuses manifests that are too large to be read while the operator does other work.
 async fn small(store: &Store, keys: &[String]) -> Result<(), StoreError> {
     for key in keys {
         if store.size(key).await? > MAX_BYTES as u64 {

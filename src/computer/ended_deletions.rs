@@ -1,12 +1,11 @@
-//! The deletions that have ended with a receipt in the store: what aborted attempts left of their archives can be removed (`archive/collector.rs`).
+//! Selects deletions that ended with a receipt in the store. Leftovers of their archives can be removed (`archive/collector.rs`).
 
 use kube::ResourceExt as _;
 
 use crate::archive::collector::Ended;
 use crate::resources::{ComputerRecord, RecordPhase};
 
-/// The deletion of a record, if it has ended. Where an override skipped the receipt, the store does not say that the deletion is over, and nothing is
-/// removed.
+/// The deletion of a record, if it has ended. If an override skipped the receipt, the store has no proof that the deletion ended, so nothing is removed.
 pub fn ended(record: &ComputerRecord) -> Option<Ended> {
     let state = &record.spec.state;
     let receipt = state.deletion.as_ref()?.receipt.as_ref()?;

@@ -152,7 +152,7 @@ impl Metrics {
         registry.register_with_unit("archive_store_free", free, Unit::Bytes, self.store_free.clone());
         registry.register_with_unit("archive_store_size", "Size of an archive store in a volume", Unit::Bytes, self.store_size.clone());
         registry.register("archive_store_errors", "Failed requests to the archive store by reason", STORE_ERRORS.clone());
-        let leftovers = "Objects that belong to no archive, removed from the archive store";
+        let leftovers = "Leftover objects that were removed from the archive store";
         registry.register("archive_leftovers_removed", leftovers, self.leftovers.clone());
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(

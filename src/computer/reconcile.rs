@@ -1,6 +1,6 @@
 //! Reconciles one computer: observe, then plan and apply in turn until the plan waits, then publish the status and an event. A failed
 //! reconcile is retried after a backoff; an event ends the backoff early only if something that a plan reads has changed. It must never
-//! take a cache's word that an object is gone, and makes no request once the process stops.
+//! conclude from a cache that an object is gone, and it must never send a request after the process has been asked to stop.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ enum Published {
 }
 
 impl Reconciler {
-    /// Reconciles once. Returns when to reconcile again without an event. Each log line of it names the computer, and its step once that is known.
+    /// Reconciles once. Returns when to reconcile again without an event. Every log line of a reconcile names the computer and, once it is known, the step.
     pub async fn run(&self, uid: &str) -> Option<Duration> {
         let _timer = self.memory.metrics.time();
         let Some(view) = observe(&self.caches, &self.settings, uid, &self.sources) else {

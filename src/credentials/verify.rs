@@ -59,7 +59,8 @@ pub enum Denied {
 }
 
 impl Denied {
-    /// The reason in one word, for metrics. All but the first four are those of a credential that was once valid: its secret is right.
+    /// The reason in one word, for metrics. With `Malformed`, `NoRecord`, `WrongSecret` and `NotLive` the credential may never have been valid. With every other
+    /// reason its secret matches, so it was valid once.
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Malformed => "Malformed",

@@ -95,7 +95,7 @@ pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Caller
     }
 }
 
-/// What is valid; a denial is only counted, since the caller must not learn its reason.
+/// Returns the verified credential. A denial is counted and its reason dropped, because the caller must not learn it.
 fn counted<T>(shared: &Shared, credential: &'static str, verified: Result<T, Denied>) -> Option<T> {
     verified.inspect_err(|denied| shared.metrics.denied(credential, *denied)).ok()
 }

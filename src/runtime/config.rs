@@ -30,7 +30,7 @@ pub struct Config {
     /// Most bytes that an archive may have in the store, if its class does not set `archive.maxBytes`: a quantity. `0`: any number
     #[arg(long, env = "ARCHIVE_MAX_BYTES", default_value = "1Ti", value_parser = size)]
     pub archive_max_bytes: u64,
-    /// Remove from the store what crashes and aborted attempts left, a day after a deletion has ended. Archives and receipts are never removed
+    /// Remove leftovers of crashes and aborted archive attempts from the store, a day after a deletion has ended. Archives and receipts are never removed
     #[arg(long, env = "ARCHIVE_COLLECT_LEFTOVERS", default_value_t = true, action = clap::ArgAction::Set)]
     pub archive_collect_leftovers: bool,
     /// `PersistentVolumeClaim` of the embedded store in the operator's namespace, whose volume is set to `Retain`

@@ -15,7 +15,7 @@ pub struct ArchivePod {
     pub resources: ResourceRequirements,
     /// Name of the PriorityClass. Empty: the cluster's default.
     pub priority_class_name: String,
-    /// Labels of the nodes that it may run on. It must run where the volume is: labels that a node of a home does not have block its deletions.
+    /// Labels of the nodes that it may run on. It must run where the volume is. If the node of a home does not have these labels, its deletion is blocked.
     pub node_selector: BTreeMap<String, String>,
     /// When the kubelet pulls the image.
     pub image_pull_policy: String,

@@ -284,6 +284,19 @@ fn archive_pods_have_the_memory_that_they_need() {
     let decided = pod(&["archive.pod.priorityClassName=high", "archive.pod.nodeSelector.pool=storage", "image.pullPolicy=Always"]);
     assert_eq!((decided.priority_class_name.as_str(), decided.image_pull_policy.as_str()), ("high", "Always"));
     assert_eq!(decided.node_selector["pool"], "storage");
+    // The values of an older chart, with `helm upgrade --reuse-values`.
+    assert_eq!(pod(&["archive.pod=null", "archive.maxBytes=null", "archive.collectLeftovers=null"]), ArchivePod::default());
+}
+
+/// A variable without a value would end the operator at its start.
+#[test]
+fn the_values_of_an_older_chart_leave_no_empty_variable() {
+    let all = render("co", "ops", &["fullnameOverride=co", "archive.maxBytes=null", "archive.collectLeftovers=null", "archive.pod=null"]);
+    let container = &one(&all, "Deployment", "co")["spec"]["template"]["spec"]["containers"][0];
+    for variable in container["env"].as_array().unwrap().iter().filter(|e| e["name"].as_str().is_some_and(|n| n.starts_with("ARCHIVE_"))) {
+        let value = variable["value"].as_str().unwrap_or_default();
+        assert!(!value.is_empty() && !value.contains("nil"), "{variable}");
+    }
 }
 
 /// L9: the bounds of the HTTP API add up to less than its memory limit, as docs/memory.md states.

@@ -35,8 +35,8 @@ impl Store {
         .boxed()
     }
 
-    /// Counts the writes under a UID that a crash cut off before this time, Unix seconds, and deletes them if `remove` says so. A store in a folder writes
-    /// an object as `NAME#NUMBER`, and then links it to its place; it lists no such file. A bucket has none.
+    /// Counts partial files under a UID that were last written before this time (Unix seconds), and deletes them if `remove` is true. A local store writes
+    /// `NAME#NUMBER` first and then links it into place; its listing omits these files. Buckets have none.
     ///
     /// # Errors
     /// When the folder cannot be read, or a file cannot be deleted.
@@ -64,7 +64,7 @@ impl Store {
     }
 }
 
-/// As [`Store::unfinished`], in the folder of a store. Its layout has folders of two levels.
+/// Implements [`Store::unfinished`] for a local store, whose folders are two levels deep.
 fn unfinished(store: &FilePath, uid: &str, before: i64, remove: bool) -> io::Result<u64> {
     let archive = store.join("archives").join(uid);
     let receipt = format!("{uid}.json");

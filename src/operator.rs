@@ -228,10 +228,9 @@ impl Leader {
     }
 
     fn collect(&self, caches: &caches::Caches, stop: &CancellationToken) -> impl Future<Output = ()> + use<> {
-        let (records, sources, metrics) = (caches.records.clone(), self.sources.clone(), Arc::clone(&self.metrics));
+        let (records, sources) = (caches.records.clone(), self.sources.clone());
         let ended = move || records.state().iter().filter_map(|record| ended_deletions::ended(record)).collect();
-        let removed = move |objects| metrics.leftovers_removed(objects);
-        collector::run(Arc::clone(self.archives.store()), ended, move || sources.now().as_second(), removed, stop.clone())
+        collector::run(Arc::clone(self.archives.store()), ended, move || sources.now().as_second(), stop.clone())
     }
 
     fn reconciler(self, caches: caches::Caches, stop: CancellationToken) -> Reconciler {

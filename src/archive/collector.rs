@@ -2,7 +2,7 @@
 //! [`super::leftovers`] decides what may be removed, as for `archives leftovers --remove`. It checks one UID at a time and slowly, so that it never competes with
 //! archives, and it must never fail a deletion.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::store::{Store, StoreError};
 
 /// Time between two rounds. The first round starts after one interval, so that deletions that waited for a leader resume first.
 pub const INTERVAL: Duration = Duration::from_secs(3600);
-/// Pause between two UIDs: a round of 10,000 takes less than three hours, with some three requests a second.
+/// Pause between two UIDs: with 10,000 ended deletions a first round takes about three hours.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Time until a UID is checked again after a failure.
 const AGAIN: Duration = Duration::from_secs(24 * 3600);
@@ -36,19 +36,14 @@ type Seen = HashMap<String, Option<Instant>>;
 
 /// The UIDs to check now.
 fn due(ended: Vec<Ended>, seen: &mut Seen, now: i64) -> Vec<String> {
-    seen.retain(|uid, _| ended.iter().any(|e| e.uid == *uid));
+    let listed: HashSet<&str> = ended.iter().map(|e| e.uid.as_str()).collect();
+    seen.retain(|uid, _| listed.contains(uid.as_str()));
     let fresh = |uid: &str| seen.get(uid).is_none_or(|again| again.is_some_and(|again| again <= Instant::now()));
     ended.into_iter().filter(|e| e.at <= now - AGE && fresh(&e.uid)).map(|e| e.uid).collect()
 }
 
-/// Checks the deletions of `ended` until `stop`, and reports to `removed` how many objects were removed. `now`: the time, in Unix seconds.
-pub async fn run(
-    store: Arc<Store>,
-    ended: impl Fn() -> Vec<Ended> + Send,
-    now: impl Fn() -> i64 + Send,
-    removed: impl Fn(u64) + Send,
-    stop: CancellationToken,
-) {
+/// Checks the deletions of `ended` until `stop`. `now`: the time, in Unix seconds.
+pub async fn run(store: Arc<Store>, ended: impl Fn() -> Vec<Ended> + Send, now: impl Fn() -> i64 + Send, stop: CancellationToken) {
     let mut seen = Seen::new();
     loop {
         tokio::select! { biased; () = stop.cancelled() => return, () = tokio::time::sleep(INTERVAL) => {} }
@@ -56,25 +51,30 @@ pub async fn run(
             // The cleanup may be interrupted at any point: each removal is one request, and the next leader continues.
             let clean = leftovers::clean(&store, &uid, Work::Collect, now());
             let result = tokio::select! { biased; () = stop.cancelled() => return, result = clean => result };
-            removed(result.as_ref().map_or(0, |found| found.removed));
-            let again = report(&uid, &result).then(|| Instant::now() + AGAIN);
-            seen.insert(uid, again);
+            seen.insert(uid.clone(), result.is_err().then(|| Instant::now() + AGAIN));
+            if !report(&uid, result) {
+                break;
+            }
             tokio::select! { biased; () = stop.cancelled() => return, () = tokio::time::sleep(PAUSE) => {} }
         }
     }
 }
 
-/// Logs what was done. Returns whether to check again.
-fn report(uid: &str, result: &Result<Found, StoreError>) -> bool {
+/// Logs the result. Returns whether to continue with the next UID: not if the store fails, since it would fail for each of them.
+fn report(uid: &str, result: Result<Found, StoreError>) -> bool {
     match result {
-        Ok(Found { removed: 0, .. }) => false,
+        Ok(Found { removed: 0, .. }) => true,
         Ok(Found { removed, .. }) => {
             tracing::info!(uid, removed, "removed leftover objects from the archive store");
-            false
+            true
+        }
+        Err(StoreError::Config(why)) => {
+            tracing::info!(uid, why, "leftover objects stay in the archive store; the check is repeated in a day");
+            true
         }
         Err(error) => {
-            tracing::warn!(uid, %error, "cannot remove leftover objects from the archive store; retrying in a day. If the store denies deletion, grant s3:DeleteObject (docs/store.md) or set archive.collectLeftovers=false");
-            true
+            tracing::warn!(uid, %error, "cannot remove leftover objects from the archive store; the next round is in an hour");
+            false
         }
     }
 }

@@ -26,7 +26,7 @@ const AT_ONCE: usize = if cfg!(test) { 10 } else { 20_000 };
 /// Manifests of one UID. Each deletion of it writes one.
 const MANIFESTS: usize = 4;
 /// Objects that are deleted before the manifests are listed again.
-const AT_A_TIME: usize = if cfg!(test) { 3 } else { 1000 };
+const AT_A_TIME: usize = if cfg!(test) { 3 } else { 64 };
 /// Objects that are deleted in parallel.
 const DELETIONS: usize = 8;
 
@@ -105,13 +105,17 @@ pub async fn clean(store: &Store, uid: &str, work: Work, now: i64) -> Result<Fou
         return Err(refused(format_args!("{uid:?} is not the UID of a computer")));
     }
     let archived = ended(store, uid, now).await?;
+    if work == Work::Collect && archived.is_none() {
+        // The archive was given up, or there was nothing to archive. What was stored before may be all that is left of the sessions: an admin decides.
+        return Ok(Found::default());
+    }
     let (mut found, keys) = survey(store, uid, now).await?;
     if work == Work::Collect {
         small(store, &keys).await?;
     }
     let manifests = manifests(store, uid, &keys, archived).await?;
     found.manifests = manifests.len() as u64;
-    let sifter = Sifter { store, uid, remove: work != Work::List, now, keys, manifests };
+    let sifter = Sifter { store, uid, remove: work != Work::List, keys, manifests };
     let (mut listed, mut batch) = (store.list_archive(uid), Batch::new());
     while let Some(object) = listed.next().await {
         let (key, stored) = object?;
@@ -126,7 +130,9 @@ pub async fn clean(store: &Store, uid: &str, work: Work, now: i64) -> Result<Fou
         }
     }
     sifter.sift(batch, &mut found).await?;
-    let unfinished = store.unfinished(uid, now - AGE, work != Work::List).await?;
+    let (of, (manifest, receipt)) = (uid.to_owned(), (format!("archives/{uid}/manifest"), receipt_key(uid)));
+    let known = move |key: &str| Object::of(&of, key).is_some() || key.starts_with(&manifest) || key == receipt;
+    let unfinished = store.partial_files(uid, known, now - AGE, work != Work::List).await?;
     found.unnamed += unfinished;
     found.removed += if work == Work::List { 0 } else { unfinished };
     Ok(found)
@@ -221,7 +227,6 @@ struct Sifter<'a> {
     store: &'a Store,
     uid: &'a str,
     remove: bool,
-    now: i64,
     /// The keys of the manifests.
     keys: Vec<String>,
     manifests: Vec<Archive>,
@@ -248,7 +253,7 @@ impl Sifter<'_> {
         let objects: Vec<Object> = batch.into_values().flatten().collect();
         for part in objects.chunks(AT_A_TIME) {
             // Reading the indexes, and deleting the part before, may have taken long.
-            if survey(self.store, self.uid, self.now).await?.1 != self.keys {
+            if self.store.list_manifests(self.uid).await? != self.keys {
                 return Err(refused("another manifest was stored meanwhile"));
             }
             let deletions = part.iter().map(|object| self.store.delete_leftover(self.uid, object));
@@ -291,4 +296,4 @@ async fn take_named(store: &Store, uid: &str, archive: &Archive, batch: &mut Bat
 /// A key is that of an object if it is built from its digest.
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests;
+pub(super) mod tests;

@@ -20,7 +20,7 @@ use super::transport::Idle;
 use crate::guards::{self, Guard};
 
 mod bucket;
-mod leftovers;
+pub mod leftovers;
 mod space;
 
 pub use space::Space;

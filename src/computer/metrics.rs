@@ -16,6 +16,7 @@ use super::fleet::Fleet;
 use super::provisioning_times::ProvisioningTimes;
 use super::report::{Next, Plan};
 use crate::archive::store::Space;
+use crate::archive::store::leftovers::LEFTOVERS;
 use crate::archive::store_failure::STORE_ERRORS;
 use crate::resources::steps::{DeletionStep, Sequence};
 use crate::resources::{ComputerRecord, Deletion, Phase};
@@ -64,7 +65,6 @@ pub struct Metrics {
     store_size: Family<NoLabels, Gauge>,
     archived: Counter,
     archived_sessions: Counter,
-    leftovers: Counter,
     counted: Mutex<VecDeque<String>>,
     scrape: Mutex<()>,
 }
@@ -113,7 +113,6 @@ impl Metrics {
             store_size: Family::default(),
             archived: Counter::default(),
             archived_sessions: Counter::default(),
-            leftovers: Counter::default(),
             counted: Mutex::default(),
             scrape: Mutex::default(),
         };
@@ -152,8 +151,7 @@ impl Metrics {
         registry.register_with_unit("archive_store_free", free, Unit::Bytes, self.store_free.clone());
         registry.register_with_unit("archive_store_size", "Size of an archive store in a volume", Unit::Bytes, self.store_size.clone());
         registry.register("archive_store_errors", "Failed requests to the archive store by reason", STORE_ERRORS.clone());
-        let leftovers = "Leftover objects that were removed from the archive store";
-        registry.register("archive_leftovers_removed", leftovers, self.leftovers.clone());
+        registry.register("archive_leftovers_removed", "Leftover objects that were removed from the archive store", LEFTOVERS.clone());
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(
             "api_requests",
@@ -166,11 +164,6 @@ impl Metrics {
     /// Reports whether the volume of the archive store is `Retain`.
     pub fn set_store_retained(&self, retained: bool) {
         self.store_not_retained.set(i64::from(!retained));
-    }
-
-    /// Counts objects that were removed from the archive store.
-    pub fn leftovers_removed(&self, objects: u64) {
-        self.leftovers.inc_by(objects);
     }
 
     /// Measures a reconcile until the result is dropped: `let _timer = metrics.time();`.

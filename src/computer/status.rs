@@ -30,13 +30,13 @@ pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerSta
         observed_generation: generation,
         phase: report.phase.or(old.phase),
         step: report.current.map(|s| s.id().to_owned()),
-        expires_at: time_to_live::expires_at(computer, view.record.as_ref()).map(Time),
         ..old.clone()
     };
     if let Some(class) = &report.class_name {
         status.class_name = Some(class.clone());
     }
     if let Some(record) = &view.record {
+        status.expires_at = time_to_live::expires_at(computer, Some(record)).map(Time);
         let children = &record.spec.state.children;
         status.children = Some(children.clone());
         status.key_allows.clone_from(&record.spec.state.key_allow);

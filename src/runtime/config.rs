@@ -131,7 +131,20 @@ fn store(text: &str) -> Result<String, String> {
 }
 
 fn archive_pod(text: &str) -> Result<ArchivePod, String> {
-    serde_json::from_str(text).map_err(|error| format!("{error}: use for example {{\"priorityClassName\": \"high\"}}"))
+    let pod: ArchivePod =
+        serde_json::from_str(text).map_err(|error| format!("{error}: use for example {{\"priorityClassName\": \"high\"}}"))?;
+    let (requests, limits) = (pod.resources.requests.clone().unwrap_or_default(), pod.resources.limits.clone().unwrap_or_default());
+    let value = |name: &str, quantity: &Quantity| {
+        quantity::value(quantity).ok_or_else(|| format!("resources: {name} is {:?}: use a quantity, for example 256Mi", quantity.0))
+    };
+    for (name, limit) in &limits {
+        let (limit, request) = (value(name, limit)?, requests.get(name).map(|request| value(name, request)).transpose()?);
+        if request.is_some_and(|request| request > limit) {
+            return Err(format!("resources: the request of {name} is above its limit, so the API server would reject every archive pod"));
+        }
+    }
+    requests.iter().try_for_each(|(name, request)| value(name, request).map(drop))?;
+    Ok(pod)
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -159,6 +172,20 @@ mod tests {
 
     fn parse(more: &[&str]) -> Result<Config, String> {
         Cli::try_parse_from(NEEDED.iter().chain(more)).map(|c| c.config).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn resources_that_the_api_server_would_reject_are_named() {
+        for (resources, word) in [
+            (r#"{"limits": {"memory": "256MB"}}"#, "256MB"),
+            (r#"{"requests": {"cpu": "two"}}"#, "two"),
+            (r#"{"requests": {"memory": "1Gi"}, "limits": {"memory": "256Mi"}}"#, "above its limit"),
+        ] {
+            let error = parse(&["--archive-pod", &format!("{{\"resources\": {resources}}}")]).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+        let pod = parse(&["--archive-pod", r#"{"resources": {"limits": {"memory": "1Gi"}}}"#]).unwrap().archive_pod;
+        assert_eq!(pod.resources.limits.unwrap()["memory"].0, "1Gi");
     }
 
     #[test]

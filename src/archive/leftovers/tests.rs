@@ -25,14 +25,14 @@ fn packed_home(seed: u64) -> Packed {
 }
 
 /// A store with an archive, its receipt, and what an aborted attempt left: chunks, a damaged copy of one that is named, and of one that is not.
-struct World {
-    test: Arc<TestStore>,
-    store: Store,
+pub(in crate::archive) struct World {
+    pub test: Arc<TestStore>,
+    pub store: Store,
     archived: Packed,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let test = Arc::new(TestStore::default());
         let store = Store::new(Arc::<TestStore>::clone(&test));
         let archived = packed_home(1);
@@ -56,7 +56,7 @@ impl World {
         self.test.inner.put(&receipt_key(UID).as_str().into(), receipt.to_string().into()).await.unwrap();
     }
 
-    async fn keys(&self) -> BTreeSet<String> {
+    pub async fn keys(&self) -> BTreeSet<String> {
         self.test.inner.list(None).map_ok(|object| object.location.to_string()).try_collect().await.unwrap()
     }
 
@@ -114,9 +114,9 @@ async fn without_an_archive_all_chunks_are_removed_and_nothing_else() {
     assert!(keys.len() == 3 && keys.iter().all(|key| left.iter().any(|left| key.starts_with(left))), "{keys:?}");
 }
 
-/// A store in a folder writes an object beside its place first. A crash leaves it there, and no listing shows it.
+/// A local store writes an object beside its place first. A crash leaves it there, and no listing shows it.
 #[tokio::test]
-async fn writes_that_a_crash_cut_off_are_removed() {
+async fn partial_files_of_a_local_store_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(&format!("file://{}", folder.path().display())).unwrap();
     let receipt = json!({"computer": {"uid": UID}, "writtenAt": Timestamp::now().to_string(), "archive": null});
@@ -127,14 +127,14 @@ async fn writes_that_a_crash_cut_off_are_removed() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, "half").unwrap();
     }
-    let stays = [format!("{}#1", receipt_key("another")), format!("{chunk}#not-a-number"), format!("archives/{UID}/notes#2/file")];
+    let stays = [format!("{}#1", receipt_key("another")), format!("{chunk}#not-a-number"), format!("archives/{UID}/notes-of-an-admin#2")];
     for key in &stays {
         let path = folder.path().join(key);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, "stays").unwrap();
     }
     let now = Timestamp::now().as_second();
-    assert_eq!(store.unfinished(UID, now - AGE, true).await.unwrap(), 0, "they may still be written");
+    assert_eq!(store.partial_files(UID, |_| true, now - AGE, true).await.unwrap(), 0, "they may still be written");
     let listed = clean(&store, UID, Work::List, later()).await.unwrap();
     assert_eq!((listed.unnamed, listed.removed), (3, 0), "{listed:?}");
     let removed = clean(&store, UID, Work::Remove, later()).await.unwrap();
@@ -142,6 +142,24 @@ async fn writes_that_a_crash_cut_off_are_removed() {
     assert!(stays.iter().all(|key| folder.path().join(key).exists()));
     assert_eq!(clean(&store, UID, Work::List, later()).await.unwrap().unnamed, 0);
     assert!(store.get(&receipt_key(UID)).await.is_ok());
+}
+
+/// S1: what was stored before an archive was given up may be all that is left of the sessions.
+#[tokio::test]
+async fn the_operator_keeps_what_an_archive_that_was_given_up_has_stored() {
+    let world = World::new().await;
+    world.receipt(None, 0).await;
+    let before = world.keys().await;
+    assert_eq!(clean(&world.store, UID, Work::Collect, later()).await.unwrap(), Found::default());
+    assert_eq!(world.keys().await, before);
+}
+
+/// S7: a store that overwrites objects may have lost the manifest that references them.
+#[tokio::test]
+async fn nothing_is_removed_while_writes_are_refused() {
+    let world = World::new().await;
+    world.store.refuse_writes(Some("the archive store overwrites existing objects".to_owned()));
+    world.removes_nothing(later(), "overwrites existing objects").await;
 }
 
 /// L9: a manifest of version 1 can need 64 MiB.

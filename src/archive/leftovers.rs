@@ -256,7 +256,7 @@ impl Sifter<'_> {
             if self.store.list_manifests(self.uid).await? != self.keys {
                 return Err(refused("another manifest was stored meanwhile"));
             }
-            let deletions = part.iter().map(|object| self.store.delete_leftover(self.uid, object));
+            let deletions = part.iter().copied().map(|object| async move { self.store.delete_leftover(self.uid, &object).await });
             let mut deleted = futures::stream::iter(deletions).buffer_unordered(DELETIONS);
             while let Some(result) = deleted.next().await {
                 result?;

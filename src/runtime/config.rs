@@ -4,7 +4,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
 use super::lease::Timing;
+use super::settings::ArchivePod;
+use crate::resources::quantity;
 
 /// Run the operator.
 #[derive(Clone, Debug, clap::Args)]
@@ -148,7 +152,7 @@ fn archive_pod(text: &str) -> Result<ArchivePod, String> {
 }
 
 fn size(text: &str) -> Result<u64, String> {
-    let bytes = crate::resources::quantity::bytes(&k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned()));
+    let bytes = quantity::bytes(&Quantity(text.to_owned()));
     bytes.filter(|_| !text.starts_with('-')).ok_or_else(|| "use a quantity, for example 500Gi; 0 is any number of bytes".to_owned())
 }
 

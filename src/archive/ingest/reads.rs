@@ -13,7 +13,7 @@ use axum::response::Response;
 use axum::routing::get;
 use bytes::Bytes;
 
-use super::progress;
+use super::keep_alive;
 use super::readers::Readers;
 use super::room::{Room, Taken};
 use crate::archive::manifest::{MAX_BYTES, is_digest};

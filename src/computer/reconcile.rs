@@ -78,7 +78,7 @@ impl Reconciler {
         };
         let (namespace, name) = (view.namespace.as_str(), view.name.as_str());
         let span = tracing::info_span!("reconcile", kind = "Computer", namespace, name, uid, step = field::Empty);
-        self.pass(uid, view).instrument(span).await
+        Box::pin(self.pass(uid, view)).instrument(span).await
     }
 
     async fn pass(&self, uid: &str, mut view: View) -> Option<Duration> {

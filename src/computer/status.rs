@@ -267,7 +267,7 @@ mod tests {
         let mut stalled = |status: bool, reason: Reason, deletion: Vec<Step>| {
             let computer = view.computer.clone().expect("a Computer");
             let ready = Some(super::super::report::Ready { status, reason, message: "why".to_owned() }).filter(|_| deletion.is_empty());
-            let new = compute(&view, &computer, &Report { ready, deletion, ..Report::default() });
+            let new = compute(&view, &computer, &Report { deletion, ready, ..Report::default() });
             view.computer = Some(Computer { status: Some(new.clone()), ..computer });
             new.conditions.into_iter().find(|c| c.type_ == types::STALLED).map(|c| (c.reason, c.message))
         };

@@ -13,7 +13,7 @@ use serde_json::json;
 pub struct ArchivePod {
     /// Requests and limits. The program needs at most 204 MiB (docs/memory.md).
     pub resources: ResourceRequirements,
-    /// Name of the PriorityClass. Empty: the cluster's default.
+    /// Name of the `PriorityClass`. Empty: the cluster's default.
     pub priority_class_name: String,
     /// Labels of the nodes that it may run on. It must run where the volume is. If the node of a home does not have these labels, its deletion is blocked.
     pub node_selector: BTreeMap<String, String>,

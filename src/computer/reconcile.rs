@@ -76,8 +76,7 @@ impl Reconciler {
             self.memory.forget(uid);
             return None;
         };
-        let (namespace, name) = (view.namespace.as_str(), view.name.as_str());
-        let span = tracing::info_span!("reconcile", kind = "Computer", namespace, name, uid, step = field::Empty);
+        let span = span(&view);
         Box::pin(self.pass(uid, view)).instrument(span).await
     }
 
@@ -328,6 +327,12 @@ impl Reconciler {
             }
         }
     }
+}
+
+/// The fields of every log line of a reconcile. The step is recorded once it is known.
+fn span(view: &View) -> Span {
+    let (namespace, name, uid) = (view.namespace.as_str(), view.name.as_str(), view.uid.as_str());
+    tracing::info_span!("reconcile", kind = "Computer", namespace, name, uid, step = field::Empty)
 }
 
 /// Whether a reconcile that only waits for an archive check has nothing to publish: the status shows the step already, and whether it is

@@ -152,11 +152,21 @@ async fn a_log_line_names_the_computer_and_its_step() {
     let reconciler = world(vec![("computers", computer)]).await.reconciler;
     let lines = Lines::default();
     let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    reconciler.run("u").with_subscriber(subscriber).await;
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::DEBUG).with_writer(move || writer.clone()).finish();
+    let view = View::of(json!({"metadata": {"name": "box", "namespace": "team", "uid": "u"}, "spec": {}}));
+    async {
+        reconciler.run("u").await;
+        let plan = checking(Some(Reason::ArchiveOverdue));
+        reconciler.conclude(&view, plan, Some(Error::conflict("x")), 0).instrument(span(&view)).await;
+    }
+    .with_subscriber(subscriber)
+    .await;
     let text = lines.text();
-    let line = text.lines().find(|line| line.contains("requeued")).unwrap();
-    assert!(line.contains("reconcile{kind=\"Computer\" namespace=\"team\" name=\"box\" uid=\"u\" step=\""), "{line}");
+    for step in ["}", " step=\"archive-sessions\"}"] {
+        let named = format!("reconcile{{kind=\"Computer\" namespace=\"team\" name=\"box\" uid=\"u\"{step}");
+        assert!(text.lines().any(|line| line.contains("requeued") && line.contains(&named)), "{named}: {text}");
+    }
 }
 
 /// A failed reconcile of a computer leaves traces in every part of the memory.

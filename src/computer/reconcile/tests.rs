@@ -148,13 +148,13 @@ async fn a_failed_write_of_the_status_is_repeated_without_an_event() {
 #[tokio::test]
 async fn a_log_line_names_the_computer_and_its_step() {
     let computer =
-        json!({"metadata": {"name": "box", "namespace": "team", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
+        json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
     let reconciler = world(vec![("computers", computer)]).await.reconciler;
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber =
         tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::DEBUG).with_writer(move || writer.clone()).finish();
-    let view = View::of(json!({"metadata": {"name": "box", "namespace": "team", "uid": "u"}, "spec": {}}));
+    let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
     async {
         reconciler.run("u").await;
         let plan = checking(Some(Reason::ArchiveOverdue));
@@ -164,7 +164,7 @@ async fn a_log_line_names_the_computer_and_its_step() {
     .await;
     let text = lines.text();
     for step in ["}", " step=\"archive-sessions\"}"] {
-        let named = format!("reconcile{{kind=\"Computer\" namespace=\"team\" name=\"box\" uid=\"u\"{step}");
+        let named = format!("reconcile{{kind=\"Computer\" namespace=\"t\" name=\"c\" uid=\"u\"{step}");
         assert!(text.lines().any(|line| line.contains("requeued") && line.contains(&named)), "{named}: {text}");
     }
 }

@@ -75,12 +75,19 @@ impl Job {
             unreadable: var("UNREADABLE")?.parse().map_err(anyhow::Error::msg).context("UNREADABLE")?,
             left_out_by: std::env::var("LEFT_OUT_BY").unwrap_or_default(),
             custody_claim: std::env::var("CUSTODY_CLAIM").unwrap_or_default(),
-            max_bytes: std::env::var("MAX_BYTES").map_or(Ok(u64::MAX), |most| most.parse().context("MAX_BYTES"))?,
+            max_bytes: std::env::var(MAX_BYTES).map_or(Ok(u64::MAX), |most| most.parse().context(MAX_BYTES))?,
             home: or("HOME_VOLUME", "/home-volume"),
             token: or("INGEST_TOKEN_FILE", TOKEN),
         })
     }
 }
+
+/// Exit code when a file cannot be read and the class says `unreadableFiles: Block`.
+pub const EXIT_UNREADABLE: i32 = 3;
+/// Exit code when the archive would have more bytes than it may have.
+pub const EXIT_TOO_LARGE: i32 = 4;
+/// Variable with the most bytes that the archive may have.
+pub const MAX_BYTES: &str = "MAX_BYTES";
 
 /// Runs the pod's program.
 pub async fn main() -> ExitCode {
@@ -92,11 +99,11 @@ pub async fn main() -> ExitCode {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(unreadable)) => {
             eprintln!("files in the home cannot be read; the termination message names them");
-            end(&unreadable, 3)
+            end(&unreadable, EXIT_UNREADABLE)
         }
         Err(error) => {
             eprintln!("{error:#}");
-            end(&format!("{error:#}"), if error.is::<TooLarge>() { 4 } else { 1 })
+            end(&format!("{error:#}"), if error.is::<TooLarge>() { EXIT_TOO_LARGE } else { 1 })
         }
     }
 }

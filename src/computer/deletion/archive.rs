@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::archive_pod::{self, archive_pod, has_other_instructions};
 use super::{Context, best_effort, custody, outcome};
+use crate::archive::pod_program::{EXIT_TOO_LARGE, EXIT_UNREADABLE};
 use crate::archive::uploads::Upload;
 use crate::archive::{Summary, Verification};
 use crate::computer::action::{Action, Object, Subject};
@@ -18,11 +19,6 @@ use crate::computer::step::{Finished, State};
 use crate::resources::reasons::Reason;
 use crate::resources::steps::{DeletionStep, StepResult};
 use crate::resources::{ArchivePolicy, ArchiveResult, IMAGE_ANNOTATION, Provider, SkippableStep, Unknown};
-
-/// Exit code of the archive pod when it cannot read a file and the class says `unreadableFiles: Block`.
-const EXIT_UNREADABLE: i32 = 3;
-/// Exit code of the archive pod when the archive would have more bytes than it may have.
-const EXIT_TOO_LARGE: i32 = 4;
 
 pub(super) fn step(context: &Context<'_>) -> State {
     let snapshot = &context.record.spec.snapshot;
@@ -175,8 +171,7 @@ fn attempt(context: &Context<'_>) -> State {
 
 /// The archive pod repeats what the store does not take, for ten minutes. Nobody would know why until then.
 fn uploading(context: &Context<'_>, pod: &Pod) -> State {
-    let upload = context.view.upload.as_ref().filter(|upload| pod.metadata.uid.as_deref() == Some(&upload.pod));
-    match upload.and_then(|upload| upload.failing.as_ref()) {
+    match upload_of(context, pod).and_then(|upload| upload.failing.as_ref()) {
         Some(why) => State::blocked(
             Reason::StoreUnavailable,
             format!("the archive store takes nothing from the archive pod: {why}. The pod retries. See {}", logs(context)),
@@ -186,16 +181,22 @@ fn uploading(context: &Context<'_>, pod: &Pod) -> State {
     }
 }
 
+/// What this pod has sent. What an earlier attempt sent is not its upload.
+fn upload_of<'a>(context: &Context<'a>, pod: &Pod) -> Option<&'a Upload> {
+    context.view.upload.as_ref().filter(|upload| pod.metadata.uid.as_deref() == Some(&upload.pod))
+}
+
 /// Seconds after which the status shows how far an upload is. Small homes are archived by then, and cost no write.
 const PROGRESS_SECONDS: i64 = 10;
 
-/// How far the archive is, for the status.
+/// How far the archive is, for the status. How far an attempt was that has ended is no news: it would be another write to a computer that is
+/// blocked (L6).
 pub(super) fn progress(context: &Context<'_>) -> Option<String> {
     let slow = context.running_for(DeletionStep::ArchiveSessions) >= PROGRESS_SECONDS;
     if !slow || context.current() != Some(DeletionStep::ArchiveSessions) {
         return None;
     }
-    let upload = || context.view.upload.as_ref().map(ToString::to_string);
+    let upload = || best_effort::running_archive_pod(context.view).and_then(|pod| upload_of(context, pod)).map(ToString::to_string);
     context.view.read_back.map(|read_back| read_back.to_string()).or_else(upload)
 }
 

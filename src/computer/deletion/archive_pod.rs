@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::{custody, skipped_by};
 use crate::archive::Unreadable;
+use crate::archive::pod_program::MAX_BYTES;
 use crate::computer::children::labels;
 use crate::computer::machine_pod::literal;
 use crate::computer::view::{ClassState, View};
@@ -78,7 +79,7 @@ fn environment(view: &View, record: &ComputerRecord) -> Vec<Value> {
         ("SESSION_PATHS", json!(record.spec.snapshot.session_paths).to_string()),
         ("UNREADABLE", unreadable.to_string()),
         ("LEFT_OUT_BY", left_out_by),
-        ("MAX_BYTES", most_bytes(view, record).to_string()),
+        (MAX_BYTES, most_bytes(view, record).to_string()),
     ]
     .map(|(name, value)| json!({"name": name, "value": literal(&value)}));
     // The only value that the kubelet expands: it may name the variable of the ingest endpoint's Service.

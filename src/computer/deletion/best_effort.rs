@@ -9,6 +9,8 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
+
 use super::{Context, archive_pod, attempts, outcome};
 use crate::archive::Verification;
 use crate::computer::action::{Action, Fact, Subject};
@@ -37,16 +39,25 @@ fn latest_pod(view: &View) -> Subject {
     Subject::pod(&view.settings.namespace, &view.archive_pod_name(attempt))
 }
 
+/// The pod of the latest attempt, if it is running.
+pub(super) fn running_archive_pod(view: &View) -> Option<&Pod> {
+    let Some(Fact::Pod(pod)) = view.facts.get(&latest_pod(view)) else { return None };
+    Some(&**pod).filter(|pod| archive_pod::runs(pod) && pod.metadata.deletion_timestamp.is_none())
+}
+
 /// Whether the pod of the latest attempt is running.
 pub fn archive_pod_runs(view: &View) -> bool {
-    let Some(Fact::Pod(pod)) = view.facts.get(&latest_pod(view)) else { return false };
-    archive_pod::runs(pod) && pod.metadata.deletion_timestamp.is_none()
+    running_archive_pod(view).is_some()
+}
+
+/// Whether only an admin can decide, however long that takes: a bound must not destroy what fits into the store.
+pub(super) fn waits_for_an_admin(state: &State) -> bool {
+    matches!(state, State::Blocked(blocker, _) if blocker.reason == Reason::ArchiveTooLarge)
 }
 
 /// The step under `BestEffort`, given its state without that policy.
 pub(super) fn step(context: &Context<'_>, state: State) -> State {
-    // An admin's bound must not destroy what fits into the store.
-    if matches!(&state, State::Blocked(blocker, _) if blocker.reason == Reason::ArchiveTooLarge) {
+    if waits_for_an_admin(&state) {
         return state;
     }
     let refused = context.view.waited.refused.as_deref();

@@ -144,9 +144,8 @@ fn planned(context: &Context<'_>, state: State) -> Plan {
     if stalls && may_hand_off(context) {
         return hand_off(context);
     }
-    // An archive that is too large waits for an admin: that time never gives it up.
-    let too_large = matches!(&state, State::Blocked(blocker, _) if blocker.reason == Reason::ArchiveTooLarge);
-    let (waits, checking) = (matches!(state, State::Wait(_) | State::Blocked(..)) && !too_large, matches!(state, State::Checking(_)));
+    let waits = matches!(state, State::Wait(_) | State::Blocked(..)) && !best_effort::waits_for_an_admin(&state);
+    let checking = matches!(state, State::Checking(_));
     let (next, blocker) = state.into_next();
     let mut plan = reported(context, next, blocker);
     plan.report.checking = checking;
@@ -229,15 +228,13 @@ fn reported(context: &Context<'_>, mut next: Next, blocker: Option<Blocker>) -> 
     {
         context.note_steps(deletion);
     }
-    // How far an attempt was that has ended is no news: it would be another write to a computer that is blocked (L6).
-    let runs = blocker.as_ref().is_none_or(|blocker| blocker.reason == Reason::ArchiveOverdue);
     let report = Report {
         phase: Some(Phase::Deleting),
         current: Some(context.current().map_or(CurrentStep::Release, CurrentStep::Deletion)),
         deletion: DeletionStep::ALL.iter().map(|step| shown(context, *step, blocker.as_ref())).collect(),
         passed: context.outcomes(),
         blocker,
-        progress: archive::progress(context).filter(|_| runs),
+        progress: archive::progress(context),
         class_name: context.record.spec.class_name.clone(),
         ..Report::default()
     };

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::times::remembering;
 use super::world::{MACHINE, UID, World, from};
 use super::{Crash, run};
+use crate::archive::pod_program::EXIT_UNREADABLE;
 use crate::computer::action::Action;
 use crate::computer::plan::plan;
 use crate::computer::report::{Next, Plan};
@@ -251,7 +252,7 @@ fn a_file_that_cannot_be_read_blocks_until_it_is_given_up() {
     let instruction = |pod: &k8s_openapi::api::core::v1::Pod| {
         pod.spec.as_ref().unwrap().containers[0].env.clone().unwrap().into_iter().find(|e| e.name == "UNREADABLE").unwrap().value
     };
-    let locked = json!({"phase": "Failed", "containerStatuses": [{"name": "archive", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": 3}}}]});
+    let locked = json!({"phase": "Failed", "containerStatuses": [{"name": "archive", "image": "i", "imageID": "i", "ready": false, "restartCount": 0, "state": {"terminated": {"exitCode": EXIT_UNREADABLE}}}]});
     assert_eq!(instruction(archive_pod(&mut world)).as_deref(), Some("Block"));
     let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(world.time());
     let pod = archive_pod(&mut world);

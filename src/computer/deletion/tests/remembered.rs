@@ -182,6 +182,14 @@ fn an_archive_that_has_failed_is_blocked_until_an_attempt_succeeds() {
     world.record.as_mut().unwrap().spec.state.deletion.as_mut().unwrap().custody.as_mut().unwrap().attempt = 2;
     let blocker = pass(&mut world).report.blocker.expect("L2");
     assert!(blocker.reason == Reason::ArchiveFailed && blocker.message.contains(&second), "{blocker:?}");
+    // L8: users see how far another attempt is as well.
+    let pod = world.pods.values().find(|pod| pod.metadata.name.as_deref() == Some(&second)).unwrap().metadata.uid.clone().unwrap();
+    world.now += 60;
+    let mut view = world.view(true);
+    view.archive = Some(crate::archive::Verification::Missing);
+    view.upload = Some(Upload { pod, objects: 3, ..Upload::default() });
+    let report = plan(&view).report;
+    assert!(report.blocker.is_some() && report.progress.is_some_and(|text| text.contains("3 objects")));
 }
 
 /// L8: the read-back of a large archive takes hours, and nothing showed whether it makes progress.

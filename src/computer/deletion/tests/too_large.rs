@@ -7,6 +7,7 @@ use serde_json::json;
 use super::disturbed::{archive_pod, pass};
 use super::world::{World, from};
 use crate::archive::Verification;
+use crate::archive::pod_program::EXIT_TOO_LARGE;
 use crate::computer::action::{Action, Subject};
 use crate::computer::plan::plan;
 use crate::computer::report::{Next, Plan};
@@ -22,7 +23,7 @@ fn too_large(policy: ArchivePolicy) -> World {
     for _ in 0..10 {
         pass(&mut world);
     }
-    let ended = json!({"terminated": {"exitCode": 4, "finishedAt": world.time()}});
+    let ended = json!({"terminated": {"exitCode": EXIT_TOO_LARGE, "finishedAt": world.time()}});
     archive_pod(&mut world).status = Some(from(json!({"phase": "Failed", "containerStatuses": [{"name": "archive", "image": "i",
         "imageID": "i", "ready": false, "restartCount": 0, "state": ended}]})));
     world

@@ -15,8 +15,11 @@ use crate::args::Global;
 use crate::cluster::{Cluster, explained};
 use crate::text::plain;
 
-/// Longest time without a byte.
-pub const SILENCE: Duration = Duration::from_secs(60);
+/// Longest time without a byte. The API is silent while the operator reads from the store, on whatever line, and while it repeats a read that fails, for
+/// ten minutes. A peer that is gone is noticed earlier, by [`ALIVE`].
+pub const SILENCE: Duration = Duration::from_secs(900);
+/// Time without a byte after which the system asks whether the peer is there.
+const ALIVE: Duration = Duration::from_secs(30);
 
 /// The HTTP API.
 pub struct HttpApi {
@@ -93,8 +96,11 @@ impl HttpApi {
                 (token, cluster.namespace)
             }
         };
-        let mut client =
-            Client::builder().connect_timeout(Duration::from_secs(10)).read_timeout(SILENCE).redirect(reqwest::redirect::Policy::none());
+        let mut client = Client::builder()
+            .connect_timeout(Duration::from_secs(10))
+            .read_timeout(SILENCE)
+            .tcp_keepalive(ALIVE)
+            .redirect(reqwest::redirect::Policy::none());
         if let Some(file) = &flags.api_ca {
             let pem = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
             client = client.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
@@ -144,17 +150,38 @@ impl HttpApi {
     /// # Errors
     /// As [`HttpApi::get`].
     pub async fn deletions(&self) -> Result<Vec<Deletion>> {
-        let (mut all, mut cursor) = (Vec::new(), String::new());
+        let mut all = Vec::new();
+        let keep = |deletion: Deletion| {
+            all.push(deletion);
+            None::<()>
+        };
+        self.search(keep).await?;
+        Ok(all)
+    }
+
+    /// The newest deletion like this. Later pages are not asked for.
+    ///
+    /// # Errors
+    /// As [`HttpApi::get`].
+    pub async fn deletion(&self, like: impl Fn(&Deletion) -> bool) -> Result<Option<Deletion>> {
+        self.search(|deletion| Some(deletion).filter(&like)).await
+    }
+
+    /// Shows each deletion, the newest first, until one gives a result.
+    async fn search<T>(&self, mut show: impl FnMut(Deletion) -> Option<T>) -> Result<Option<T>> {
+        let mut cursor = String::new();
         loop {
             let mut query = vec![("namespace", self.namespace.as_str()), ("limit", "100")];
             if !cursor.is_empty() {
                 query.push(("cursor", &cursor));
             }
             let page: Page = self.json(&["deletions"], &query).await?;
-            all.extend(page.deletions);
+            if let Some(found) = page.deletions.into_iter().find_map(&mut show) {
+                return Ok(Some(found));
+            }
             match page.pagination.next_cursor {
                 Some(next) => cursor = next,
-                None => return Ok(all),
+                None => return Ok(None),
             }
         }
     }

@@ -32,7 +32,7 @@ pub struct Expected {
     pub tar_bytes: u64,
 }
 
-/// Where a download is until it is whole. Its name has the digest of the manifest, so that another archive is never continued.
+/// Where a download is until it is whole. Its name has the beginning of the tag, so that another archive is never continued.
 pub fn part_of(file: &Path, etag: &str) -> PathBuf {
     let tag: String = etag.chars().filter(char::is_ascii_alphanumeric).collect();
     let mut name = file.as_os_str().to_owned();

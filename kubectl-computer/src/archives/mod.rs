@@ -95,7 +95,7 @@ async fn id_of(api: &HttpApi, computer: &str) -> Result<String> {
     if computer.chars().any(|c| c.is_ascii_uppercase()) {
         return Ok(computer.to_owned());
     }
-    let found = api.deletions().await?.into_iter().find(|d| d.uid == computer || d.name == computer);
+    let found = api.deletion(|d| d.uid == computer || d.name == computer).await?;
     found.map(|deletion| deletion.computer_id).with_context(|| {
         format!(
             "no deleted computer {} is listed in namespace {}: `kubectl computer archives ls` lists them. After 30 days, use the id of the computer",
@@ -158,14 +158,14 @@ fn whole(id: &str, document: &Document) -> Expected {
     }
 }
 
-/// A session. Its tag begins with the digest of the manifest, and only the API knows the rest: so it is never resumed, but downloaded again.
+/// A session.
 fn one(id: &str, document: &Document, session: &str) -> Result<Expected> {
     let found = document.sessions.iter().find(|s| s.id == session);
     let found =
         found.with_context(|| format!("the archive has no session {}: `kubectl computer archives show` lists them", plain(session)))?;
     Ok(Expected {
         path: ["computers", id, "archive", "sessions", session].map(str::to_owned).to_vec(),
-        etag: format!("\"{}\"", found.tar_digest),
+        etag: format!("\"{}-{}\"", found.tar_digest, document.manifest_digest),
         length: found.stored_bytes,
         stored: None,
         tar: Some(found.tar_digest.clone()),
@@ -211,6 +211,9 @@ async fn verify(api: &HttpApi, computer: &str, file: Option<&Path>) -> Result<()
     Ok(())
 }
 
+/// Names of other files that are shown when one is not found.
+const SHOWN: usize = 20;
+
 async fn cat(api: &HttpApi, computer: &str, path: &str) -> Result<()> {
     let (id, value) = document(api, computer).await?;
     let document: Document = serde_json::from_value(value)?;
@@ -224,12 +227,18 @@ async fn cat(api: &HttpApi, computer: &str, path: &str) -> Result<()> {
     for entry in tar.entries()? {
         let mut entry = entry?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
-        if name == path && entry.header().entry_type().is_file() {
+        let kind = entry.header().entry_type();
+        if name == path && (kind.is_file() || kind.is_gnu_sparse()) {
             return print(&mut entry);
         }
-        names.push(plain(&name));
+        if name == path && kind.is_hard_link() {
+            let other = entry.link_name_bytes().map(|name| plain(&String::from_utf8_lossy(&name))).unwrap_or_default();
+            bail!("{} is another name of {other}: use that one", plain(path));
+        }
+        if names.len() < SHOWN {
+            names.push(plain(&name));
+        }
     }
-    names.truncate(20);
     bail!("{} is not in the archive. Its session contains: {}", plain(path), names.join(", "))
 }
 

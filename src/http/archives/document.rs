@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Opened, open};
-use crate::archive::manifest::{Problem, ProblemKind};
+use crate::archive::manifest::Problem;
 use crate::archive::opened::{Entries, Listed};
 use crate::archive::{Archive, Entry, Store, StoreError};
 use crate::credentials::ComputerId;
@@ -178,13 +178,7 @@ fn session(entry: Entry) -> ArchivedSession {
 
 fn problem(problem: Problem) -> ArchiveProblem {
     let Problem { path, path_bytes, kind, detail } = problem;
-    let kind = match kind {
-        ProblemKind::Unreadable => "unreadable",
-        ProblemKind::Symlink => "symlink",
-        ProblemKind::Special => "special",
-        ProblemKind::Changed => "changed",
-    };
-    ArchiveProblem { path, path_bytes, kind: kind.to_owned(), detail }
+    ArchiveProblem { path, path_bytes, kind: kind.as_str().to_owned(), detail }
 }
 
 /// A document that is being written.

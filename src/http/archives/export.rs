@@ -105,7 +105,8 @@ pub async fn export_session(
     let file = File {
         // Never the id: a tenant chose it.
         name: format!("session-{}.tar.zst", &entry.digest[..16]),
-        etag: format!("\"{}-{}\"", opened.digest, entry.offset),
+        // A client knows both digests from the document, so that it can resume.
+        etag: format!("\"{}-{}\"", entry.digest, opened.digest),
         within: entry.offset..entry.offset.saturating_add(entry.size),
         headers: vec![(TAR_DIGEST, entry.digest), (TAR_BYTES, entry.tar_bytes.to_string())],
     };

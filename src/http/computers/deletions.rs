@@ -115,16 +115,21 @@ pub async fn list_deletions(
     let after = after.transpose()?;
     let namespace = caller.namespace(params.namespace.as_deref())?;
     access::require(&shared, &caller, "list", Target { resource: "computers", namespace: &namespace, name: None }).await?;
-    let visible = visible(&shared, &caller, &namespace).await?;
-    let mut all = visible;
-    let blocked = if all.iter().any(|d| d.state == ListedState::Deleting) { blocked(&shared, &namespace).await? } else { HashMap::new() };
+    let mut all = visible(&shared, &caller, &namespace).await?;
+    if params.state != Some(ListedState::Deleted) && all.iter().any(|d| d.state == ListedState::Deleting) {
+        note_blocked(&mut all, &blocked(&shared, &namespace).await?);
+    }
+    all.retain(|deletion| params.state.is_none_or(|state| deletion.state == state));
+    Ok(Json(page(all, after.as_ref(), limit)))
+}
+
+/// Notes which deletions are blocked, by the reasons for each UID.
+fn note_blocked(all: &mut [ListedDeletion], blocked: &HashMap<String, String>) {
     for deletion in all.iter_mut().filter(|d| d.state == ListedState::Deleting) {
         if let Some(reason) = blocked.get(&deletion.uid) {
             (deletion.state, deletion.reason) = (ListedState::Blocked, Some(reason.clone()));
         }
     }
-    all.retain(|deletion| params.state.is_none_or(|state| deletion.state == state));
-    Ok(Json(page(all, after.as_ref(), limit)))
 }
 
 /// The deletions of a namespace that the caller may see. Those of an earlier namespace with the same name are visible only to callers who may list
@@ -253,6 +258,16 @@ mod tests {
         let record = json!({"metadata": {"name": format!("uid-{n:02}")}, "spec": {"namespace": "t", "computer": "c",
             "state": {"deletion": {"deletedAt": format!("2026-01-01T00:00:{:02}Z", n / 3), "cause": "ComputerDeleted"}}}});
         serde_json::from_value::<ListedRecord>(record).unwrap().shown().unwrap()
+    }
+
+    /// L2: the list says which deletions are blocked, and why.
+    #[test]
+    fn a_blocked_deletion_has_its_reason() {
+        let mut all = vec![deletion(1), deletion(2), ListedDeletion { state: ListedState::Deleted, ..deletion(3) }];
+        let reasons = [("uid-02", "StoreUnavailable"), ("uid-03", "ArchiveFailed")];
+        note_blocked(&mut all, &reasons.map(|(uid, reason)| (uid.to_owned(), reason.to_owned())).into());
+        let shown: Vec<_> = all.iter().map(|d| (d.state, d.reason.as_deref())).collect();
+        assert_eq!(shown, [(ListedState::Deleting, None), (ListedState::Blocked, Some("StoreUnavailable")), (ListedState::Deleted, None)]);
     }
 
     #[test]

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use axum::http::StatusCode;
 use json_patch::PatchOperation;
 use kube::api::{Api, Patch, PatchParams};
-use serde_json::json;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -84,7 +83,7 @@ fn count_write(shared: &Shared, caller: &Caller, namespace: &str) -> Result<(), 
 /// If the API server rejects the patch.
 async fn change(shared: &Shared, session: &Session, mut operations: Vec<PatchOperation>) -> Result<Session, ApiError> {
     let id = wire::id(session);
-    operations.insert(0, patch::test(["metadata", "uid"], json!(id.uid)));
+    operations.insert(0, patch::same_uid(&session.metadata));
     let patch = Patch::<()>::Json(json_patch::Patch(operations));
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     let error = match call(shared.sessions(&id.namespace).patch(&id.name, &params, &patch)).await {
@@ -107,6 +106,7 @@ async fn read(shared: &Shared, id: &ComputerId) -> Result<Session, ApiError> {
 mod tests {
     use axum::body::Body;
     use axum::http::{Method, Request};
+    use serde_json::json;
     use tower::ServiceExt;
 
     use super::*;

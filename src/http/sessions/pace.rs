@@ -13,8 +13,9 @@ const BURST: f64 = 100.0;
 const PER_SECOND: f64 = 10.0;
 /// Time after which an unused namespace may make all of them again, and is forgotten.
 const FULL: Duration = Duration::from_secs(10);
-/// Maximum number of namespaces that are remembered. If all have written a moment ago, no further one may.
-const REMEMBERED: usize = 4096;
+/// Maximum number of namespaces that are remembered, a few MB. If all have written a moment ago, no further one may. Keys belong to computers that exist, so no
+/// client can invent namespaces; this is more than a cluster of 10,000 computers has.
+const REMEMBERED: usize = 16_384;
 
 /// What each namespace may still write, and since when.
 #[derive(Debug, Default)]

@@ -125,8 +125,8 @@ reasons! {
     /// The ComputerClass cannot be used.
     /// To do: see the condition `Accepted` of the class, and fix the class.
     ClassNotAccepted,
-    /// The operator has not checked a new or changed ComputerClass yet.
-    /// To do: wait some seconds. If it stays so, ask a cluster admin to see the operator's log.
+    /// The operator has not checked a new or changed ComputerClass yet, or could not check it. It repeats the check.
+    /// To do: wait some seconds. If it stays so, see the condition `Accepted` of the class, or ask a cluster admin to see the operator's log.
     ClassNotChecked,
     /// `spec.storage.size` is larger than the class allows.
     /// To do: delete the Computer and create one with a smaller volume.

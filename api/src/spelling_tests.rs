@@ -140,6 +140,15 @@ fn reasons_keep_their_spelling() {
     assert_eq!(all, expected.split_whitespace().collect::<Vec<_>>());
 }
 
+/// Tools treat `Stalled` as a failure: a reason is on this list only if nothing happens until a user changes something.
+#[test]
+fn the_reasons_that_need_a_change_are_known() {
+    let all: Vec<&str> = Reason::ALL.iter().filter(|reason| reason.needs_a_change()).map(|reason| reason.as_str()).collect();
+    let expected = "ClassNotAccepted StorageTooLarge KeyLost HomeVolumeLost NoSessionPaths InvalidSessionPath InvalidPodTemplate \
+        ArchiveNotPossible Expired Revoked SecretMissing ServiceAccountDeleted ServiceAccountReplaced";
+    assert_eq!(all, expected.split_whitespace().collect::<Vec<_>>());
+}
+
 #[test]
 fn a_record_of_b296e59_is_read() {
     let state: RecordState = serde_json::from_value(record_of_b296e59(3)).unwrap();

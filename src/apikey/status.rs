@@ -74,6 +74,7 @@ mod tests {
             status.last_used_time = Some(Time(at(150)));
         }
         let expired = compute(&key, &plan(Reason::Expired, None), at(300)).unwrap();
+        assert!(conditions::is_true(&expired.conditions, types::STALLED), "nothing happens until a user changes it");
         let patch = serde_json::to_string(&patch(&key, &expired)).unwrap();
         assert!(patch.contains("/status/secretName") && !patch.contains("lastUsed") && !patch.contains(r#""path":"/status","#), "{patch}");
     }

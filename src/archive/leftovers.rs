@@ -56,7 +56,7 @@ impl Object {
         }
     }
 
-    /// The object with this key. `None`: a manifest, or something that this version does not know.
+    /// The object with this key, if the key is the one that is built from its digest. `None`: a manifest, or something that this version does not know.
     fn of(uid: &str, key: &str) -> Option<Self> {
         let name = key.rsplit('/').next()?;
         let mut digest = [0; 32];
@@ -293,7 +293,6 @@ async fn take_named(store: &Store, uid: &str, archive: &Archive, batch: &mut Bat
     Ok(())
 }
 
-/// A key is that of an object if it is built from its digest.
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests;

@@ -40,6 +40,8 @@ pub struct TestStore {
     pub fail_puts: AtomicUsize,
     /// Whether every deletion is refused.
     pub keeps: AtomicBool,
+    /// An object that appears when a folder is listed, and how many times that is done before.
+    pub appears: Mutex<Option<(usize, String, Vec<u8>)>>,
     /// Whether a write was asked for.
     pub written: AtomicBool,
 }
@@ -151,6 +153,14 @@ impl ObjectStore for TestStore {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        let now = self.appears.lock().unwrap().take_if(|(before, ..)| {
+            let now = *before == 0;
+            *before = before.saturating_sub(1);
+            now
+        });
+        if let Some((_, key, bytes)) = now {
+            self.inner.put(&key.as_str().into(), bytes.into()).await?;
+        }
         self.inner.list_with_delimiter(prefix).await
     }
 

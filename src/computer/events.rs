@@ -18,7 +18,7 @@ use super::view::View;
 use crate::resources::conditions::{truncate, types};
 use crate::resources::reasons::Reason;
 use crate::resources::steps::{CurrentStep, DeletionStep, Sequence};
-use crate::resources::{Computer, Phase, Step, StepStatus};
+use crate::resources::{Computer, ComputerStatus, Phase, Step, StepStatus};
 
 /// Longest time for one event.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -89,11 +89,7 @@ impl Events {
         let children = view.record.as_ref().map(|r| &r.spec.state.children);
         let Some((name, uid)) = children.and_then(|c| c.secret_name.as_ref().zip(c.secret_uid.as_ref())) else { return };
         let Some(status) = &computer.status else { return };
-        let lost = |c: &Condition| c.type_ == types::READY && c.reason == Reason::KeyReplacement.as_str();
-        // By its UID: a key that a machine mounts keeps the name of its Secret.
-        let before = status.children.as_ref().and_then(|c| c.secret_uid.as_ref());
-        let another = before.map_or_else(|| status.conditions.iter().any(lost), |old| old != uid);
-        if another && self.is_new(&view.uid, format!("{} {uid}", Reason::KeyReplacement), AGAIN) {
+        if replaced(status, uid) && self.is_new(&view.uid, format!("{} {uid}", Reason::KeyReplacement), AGAIN) {
             let note = format!("a new key is in Secret {name}; the old key no longer authenticates, apart from the overlap of a rotation");
             self.publish(event(EventType::Normal, Reason::KeyReplacement.to_string(), &note, "key"), reference).await;
         }
@@ -176,6 +172,13 @@ impl Events {
     }
 }
 
+/// Whether the key in the Secret with this UID is another one than this status shows. A key that a machine mounts keeps the name of its Secret.
+fn replaced(status: &ComputerStatus, uid: &str) -> bool {
+    let lost = |c: &Condition| c.type_ == types::READY && c.reason == Reason::KeyReplacement.as_str();
+    let before = status.children.as_ref().and_then(|c| c.secret_uid.as_ref());
+    before.map_or_else(|| status.conditions.iter().any(lost), |old| old != uid)
+}
+
 /// The event of a phase that has changed, the one that it makes new again, and its text.
 fn became(before: Option<Phase>, now: Option<Phase>) -> Option<(Reason, Reason, &'static str)> {
     match now.filter(|_| now != before)? {
@@ -210,6 +213,15 @@ mod tests {
         for other in [Phase::Provisioning, Phase::Error, Phase::Deleting] {
             assert_eq!(reason(Some(Phase::Active), Some(other)), None);
         }
+    }
+
+    #[test]
+    fn another_key_is_reported_also_if_its_secret_keeps_the_name() {
+        let status =
+            |children: serde_json::Value| -> ComputerStatus { serde_json::from_value(serde_json::json!({"children": children})).unwrap() };
+        let shown = status(serde_json::json!({"secretName": "computer-key-1", "secretUid": "first"}));
+        assert!(!replaced(&shown, "first") && replaced(&shown, "second"));
+        assert!(!replaced(&status(serde_json::json!({})), "first"), "the first key");
     }
 
     #[tokio::test(start_paused = true)]

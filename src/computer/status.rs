@@ -260,6 +260,21 @@ mod tests {
         assert_eq!((new.node_name.as_deref(), new.provisioning_steps.len()), (Some("n"), 1));
     }
 
+    #[test]
+    fn the_status_shows_what_the_record_says_of_the_expiry_and_the_key() {
+        let metadata = json!({"name": "c", "namespace": "t", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"});
+        let mut view = View::of(json!({"metadata": metadata, "spec": {}}));
+        let spec = json!({"namespace": "t", "computer": "c", "snapshot": {"maxTimeToLiveSeconds": 600}, "state": {"keyAllow": ["get"]}});
+        view.record = Some(serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": spec})).expect("a record"));
+        let mut computer = view.computer.clone().expect("a Computer");
+        let status = compute(&view, &computer, &Report::default());
+        assert_eq!(status.expires_at, Some(Time("2026-01-01T00:10:00Z".parse().expect("a time"))));
+        assert_eq!(status.key_allows, Some(vec!["get".to_owned()]));
+        // A record that cannot be read changes neither.
+        (view.record, computer.status) = (None, Some(status.clone()));
+        assert_eq!(compute(&view, &computer, &Report::default()).expires_at, status.expires_at);
+    }
+
     /// `helm --wait` and others fail at once instead of waiting for what cannot happen, and not for a class that may be applied next.
     #[test]
     fn what_needs_a_change_is_stalled_until_it_is_changed() {

@@ -153,7 +153,7 @@ fn archive_pod(text: &str) -> Result<ArchivePod, String> {
 
 fn size(text: &str) -> Result<u64, String> {
     let bytes = quantity::bytes(&Quantity(text.to_owned()));
-    bytes.filter(|_| !text.starts_with('-')).ok_or_else(|| "use a quantity, for example 500Gi; 0 is any number of bytes".to_owned())
+    bytes.ok_or_else(|| "use a quantity, for example 500Gi; 0 is any number of bytes".to_owned())
 }
 
 fn concurrency(text: &str) -> Result<usize, String> {
@@ -196,7 +196,7 @@ mod tests {
     fn the_defaults_are_valid() {
         let config = parse(&[]).unwrap();
         assert!(config.lease().validate().is_ok() && config.leader_election);
-        assert_eq!(config.archive_max_bytes, 1 << 40);
+        assert!(config.archive_max_bytes == 1 << 40 && config.archive_collect_leftovers);
         for seconds in [5, 15, 60, 300] {
             assert!(parse(&["--lease-seconds", &seconds.to_string()]).unwrap().lease().validate().is_ok(), "{seconds}");
         }

@@ -281,6 +281,8 @@ fn archive_pods_have_the_memory_that_they_need() {
     let needed = include_str!("../../docs/memory.md").split("## An archive pod").nth(1).unwrap();
     let sum = needed.lines().find_map(|line| line.strip_prefix("| sum | ")?.strip_suffix(" MiB |")).unwrap();
     assert!(sum.parse::<usize>().unwrap() * 1024 * 1024 < limit, "{sum} MiB of {limit}");
+    let all = render("co", "ops", &["fullnameOverride=co"]).iter().map(Value::to_string).collect::<String>();
+    assert!(all.contains(r#"{"name":"ARCHIVE_COLLECT_LEFTOVERS","value":"true"}"#), "leftovers are removed by default");
     let decided = pod(&["archive.pod.priorityClassName=high", "archive.pod.nodeSelector.pool=storage", "image.pullPolicy=Always"]);
     assert_eq!((decided.priority_class_name.as_str(), decided.image_pull_policy.as_str()), ("high", "Always"));
     assert_eq!(decided.node_selector["pool"], "storage");

@@ -54,6 +54,11 @@ fn the_api_only_revokes_keys_in_records(server: &Server) {
     let mut elsewhere = state(json!({}));
     elsewhere["namespace"] = json!("other");
     refused("another computer's", patch(elsewhere), "not change its other fields");
+    for field in [json!({"namespaceUid": "another"}), json!({"keyMounted": true})] {
+        let mut changed = state(json!({}));
+        changed.as_object_mut().unwrap().extend(field.as_object().unwrap().clone());
+        refused(&field.to_string(), patch(changed), "not change its other fields");
+    }
     patch(state(json!({}))).expect("a tombstone");
     // The definition itself rejects this before any policy is evaluated.
     refused("a restored key", patch(json!({"state": {"credential": "Live"}})), "a revoked credential stays revoked");

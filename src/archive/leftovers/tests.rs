@@ -154,6 +154,18 @@ async fn the_operator_keeps_what_an_archive_that_was_given_up_has_stored() {
     assert_eq!(world.keys().await, before);
 }
 
+/// S7: another deletion of the UID stores its archive while leftovers are removed.
+#[tokio::test]
+async fn an_archive_that_is_stored_meanwhile_ends_the_removal() {
+    let world = World::new().await;
+    let before = world.keys().await.len();
+    let second = serde_json::to_vec(&packed_home(9).manifest).unwrap();
+    *world.test.appears.lock().unwrap() = Some((1, later_manifest_key(UID, "claim"), second));
+    let error = clean(&world.store, UID, Work::Remove, later()).await.unwrap_err().to_string();
+    assert!(error.contains("another manifest was stored meanwhile"), "{error}");
+    assert_eq!(world.keys().await.len(), before - AT_A_TIME + 1, "one part was removed, and the manifest was added");
+}
+
 /// S7: a store that overwrites objects may have lost the manifest that references them.
 #[tokio::test]
 async fn nothing_is_removed_while_writes_are_refused() {

@@ -53,7 +53,11 @@ mod tests {
     use super::*;
 
     fn refusal(generation: i64, observed: Option<i64>, status: &str) -> Option<State> {
-        let condition = json!({"type": "Accepted", "status": status, "reason": "Accepted", "message": "no root", "observedGeneration": observed,
+        refusal_because("NoSessionPaths", generation, observed, status)
+    }
+
+    fn refusal_because(reason: &str, generation: i64, observed: Option<i64>, status: &str) -> Option<State> {
+        let condition = json!({"type": "Accepted", "status": status, "reason": reason, "message": "no root", "observedGeneration": observed,
             "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let conditions = if observed.is_some() { vec![condition] } else { Vec::new() };
         let class = json!({"metadata": {"name": "std", "generation": generation, "creationTimestamp": "2026-01-01T00:00:00Z"},
@@ -70,5 +74,19 @@ mod tests {
         assert!(matches!(refusal(2, Some(2), "False"), Some(State::Blocked(b, _)) if b.message.contains("no root")));
         assert!(unchecked(refusal(2, Some(1), "False")), "it may have been fixed");
         assert!(unchecked(refusal(1, None, "")));
+    }
+
+    /// The check is repeated. A computer that is `Stalled` meanwhile would make `helm --wait` fail.
+    #[test]
+    fn a_check_that_failed_says_nothing_about_the_class() {
+        let reason = |reason: &str| match refusal_because(reason, 1, Some(1), "False") {
+            Some(State::Blocked(blocker, _)) => Some(blocker.reason),
+            _ => None,
+        };
+        for failed in ["CheckFailed", "CheckRefused"] {
+            assert_eq!(reason(failed), Some(Reason::ClassNotChecked), "{failed}");
+        }
+        assert_eq!(reason("InvalidPodTemplate"), Some(Reason::ClassNotAccepted));
+        assert!(!Reason::ClassNotChecked.needs_a_change() && Reason::ClassNotAccepted.needs_a_change());
     }
 }

@@ -4,6 +4,8 @@
 
 #[path = "s3/failing.rs"]
 mod failing;
+#[path = "s3/fair.rs"]
+mod fair;
 #[path = "../src/archive/test_relay.rs"]
 mod test_relay;
 

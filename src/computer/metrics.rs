@@ -16,6 +16,7 @@ use super::fleet::Fleet;
 use super::provisioning_times::ProvisioningTimes;
 use super::report::{Next, Plan};
 use crate::archive::store::Space;
+use crate::archive::turns::{REFUSALS, WAITS};
 use crate::resources::steps::{DeletionStep, Sequence};
 use crate::resources::{ComputerRecord, Deletion, Phase};
 use crate::runtime::caches::Caches;
@@ -148,6 +149,8 @@ impl Metrics {
         let free = "Free space of an archive store in a volume, without what is reserved for the system";
         registry.register_with_unit("archive_store_free", free, Unit::Bytes, self.store_free.clone());
         registry.register_with_unit("archive_store_size", "Size of an archive store in a volume", Unit::Bytes, self.store_size.clone());
+        registry.register("archive_slot_wait_seconds", "Time until archives had their turn, by what for", WAITS.clone());
+        registry.register("archive_slot_refusals", "Requests that were told to come back, by what for", REFUSALS.clone());
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(
             "api_requests",

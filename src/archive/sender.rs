@@ -57,6 +57,8 @@ impl Sender {
         let client = client
             .tls_certs_only([reqwest::Certificate::from_pem(ca.as_bytes()).context("INGEST_CA")?])
             .connect_timeout(Duration::from_secs(5))
+            // The default ends a connection whose peer reads nothing for 30 s, but a request waits for its turn with its body unread.
+            .tcp_user_timeout(None)
             .no_proxy()
             .build()?;
         let base = format!("{}/ingest/v2/{uid}", named.as_deref().unwrap_or(url).trim_end_matches('/'));

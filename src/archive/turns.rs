@@ -1,4 +1,4 @@
-//! Turns at what archives share: room for chunks, checks, connections to the store. Whoever archives much must never delay the others for longer than a
+//! Turns at what archives share: room for chunks, checks, receipts. A tenant with much to archive must never delay the others for longer than a
 //! turn (L3, L9), so a turn is as short as one chunk, or is given up when another one waits.
 //!
 //! Namespaces take turns, and within each of them its computers: next is who has had least, in units of the caller (bytes, or one for each turn). A
@@ -85,7 +85,7 @@ struct Computer {
 struct Waiter {
     number: u64,
     size: usize,
-    tell: oneshot::Sender<()>,
+    grant: oneshot::Sender<()>,
 }
 
 impl Turns {
@@ -106,8 +106,8 @@ impl Turns {
     /// [`Busy`], which never happens without a bound for those who wait.
     pub async fn take(&self, namespace: &str, uid: &str, size: usize) -> Result<Turn, Busy> {
         let began = Instant::now();
-        let (turn, told) = self.join(namespace, uid, size);
-        if told.await.is_err() {
+        let (turn, granted) = self.join(namespace, uid, size);
+        if granted.await.is_err() {
             REFUSALS.get_or_create(&Label { slot: self.name }).inc();
             return Err(Busy);
         }
@@ -117,24 +117,24 @@ impl Turns {
 
     /// A turn, if it is this computer's now.
     pub fn try_take(&self, namespace: &str, uid: &str, size: usize) -> Option<Turn> {
-        let (turn, mut told) = self.join(namespace, uid, size);
-        told.try_recv().ok()?;
+        let (turn, mut granted) = self.join(namespace, uid, size);
+        granted.try_recv().ok()?;
         WAITS.get_or_create(&Label { slot: self.name }).observe(0.0);
         Some(turn)
     }
 
     fn join(&self, namespace: &str, uid: &str, size: usize) -> (Turn, oneshot::Receiver<()>) {
-        let (tell, told) = oneshot::channel();
+        let (grant, granted) = oneshot::channel();
         let mut state = self.locked();
         state.number += 1;
         let (number, size) = (state.number, size.min(state.bounds.computer));
-        state.push((namespace, uid), Waiter { number, size, tell });
+        state.push((namespace, uid), Waiter { number, size, grant });
         state.serve();
         if state.waiting > state.bounds.waiting {
             state.turn_away();
         }
         drop(state);
-        (Turn { turns: self.clone(), number, namespace: namespace.to_owned(), uid: uid.to_owned(), size }, told)
+        (Turn { turns: self.clone(), number, namespace: namespace.to_owned(), uid: uid.to_owned(), size }, granted)
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {
@@ -151,7 +151,7 @@ impl Turns {
 }
 
 impl Turn {
-    /// Whether somebody waits for the end of this or another turn.
+    /// Whether another one waits for the end of this or another turn.
     pub fn is_awaited(&self) -> bool {
         self.turns.locked().waiting > 0
     }
@@ -192,7 +192,7 @@ impl State {
             self.waiting -= 1;
             self.granted.insert(waiter.number);
             // One that has gone away gives its turn back when its place is dropped.
-            let _ = waiter.tell.send(());
+            let _ = waiter.grant.send(());
         }
     }
 

@@ -150,7 +150,11 @@ impl Metrics {
         registry.register_with_unit("archive_store_free", free, Unit::Bytes, self.store_free.clone());
         registry.register_with_unit("archive_store_size", "Size of an archive store in a volume", Unit::Bytes, self.store_size.clone());
         registry.register("archive_slot_wait_seconds", "Time until archives had their turn, by what for", WAITS.clone());
-        registry.register("archive_slot_refusals", "Requests that were told to come back, by what for", REFUSALS.clone());
+        registry.register(
+            "archive_slot_refusals",
+            "Requests that found too many others waiting and were refused, by what for",
+            REFUSALS.clone(),
+        );
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(
             "api_requests",

@@ -78,10 +78,10 @@ impl Operator {
         let (sender, mut ended) = tokio::sync::mpsc::channel(64);
         let archives = Arc::new(Archives::new(Arc::new(store), sender));
         let checked = tokio::sync::broadcast::Sender::new(1024);
-        let told = checked.clone();
+        let ended_checks = checked.clone();
         tokio::spawn(async move {
             while let Some(uid) = ended.recv().await {
-                let _ = told.send(uid);
+                let _ = ended_checks.send(uid);
             }
         });
         let pods = auth::PodTokens::new(api_server(), "ops".to_owned(), "archive".to_owned());
@@ -205,48 +205,62 @@ async fn small_archives_do_not_wait_for_giants() {
     let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
-    let line = shared_line(server_of(&url), 4_000_000);
+    let line = shared_line(server_of(&url), 6_000_000);
     let operator = Arc::new(Operator::of(Store::open(&through(&url, line)).unwrap()).await);
     let (direct, mut giants) = (Store::open(&url).unwrap(), JoinSet::new());
+    let mut packed = Vec::new();
     for n in 0..3 {
-        let stored = format!("stored-{n}--giant");
+        let (sent, stored) = (format!("sent-{n}--giant"), format!("stored-{n}--giant"));
+        packed.push((sent.clone(), archive(&sent, 20_000_000, Sizes::default())));
         // Of so many objects that it is large.
         let (manifest, blobs) = archive(&stored, 18_000_000, Sizes { frame: 30_000, chunk: 60_000 });
-        assert!(manifest.chunks.count > 256);
         for blob in &blobs {
             direct.put_once(&chunk_key(&stored, &blob.chunk.digest), blob.bytes.clone()).await.unwrap();
         }
         direct.put_once(&manifest_key(&stored), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
-        let reading = Arc::clone(&operator);
-        giants.spawn(async move { reading.verified(&stored).await });
-        let (sent, sending) = (format!("sent-{n}--giant"), Arc::clone(&operator));
-        giants.spawn(async move {
-            send(&sending.pod(&sent, sending.address), archive(&sent, 24_000_000, Sizes::default())).await;
-            sending.verified(&sent).await
-        });
+        let operator = Arc::clone(&operator);
+        giants.spawn(async move { operator.verified(&stored).await });
     }
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let (before, mut small) = (waits(), JoinSet::new());
+    for (uid, archive) in packed {
+        let operator = Arc::clone(&operator);
+        giants.spawn(async move { sent(&operator, &uid, archive).await });
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (before, began, mut small) = (waits(), Instant::now(), JoinSet::new());
     for n in 0..20 {
         let (uid, operator) = (format!("small-{n}--box"), Arc::clone(&operator));
-        small.spawn(async move {
-            send(&operator.pod(&uid, operator.address), archive(&uid, 20_000, Sizes::default())).await;
-            operator.verified(&uid).await
-        });
+        // Archive pods do not start at the same moment.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        small.spawn(async move { sent(&operator, &uid, archive(&uid, 20_000, Sizes::default())).await });
     }
     all_valid(&mut small).await;
-    assert!(giants.try_join_next().is_none(), "the giants were small");
-    let after = waits();
-    println!("waits for slots, all and of at most 2 s: {before:?} before, {after:?} after");
-    // Only giants wait for these.
+    let (took, after) = (began.elapsed(), waits());
+    println!("twenty small archives in {took:?}; waits for slots, all and of at most 2 s: {before:?} before, {after:?} after");
+    while let Some(ended) = giants.try_join_next() {
+        assert!(matches!(ended.unwrap(), Verification::Valid(_)));
+    }
+    assert!(!giants.is_empty(), "the giants have ended before");
+    assert_short(&before, after);
+    let rest = giants.len();
+    all_valid(&mut giants).await;
+    println!("the last {rest} giants took {:?} more", began.elapsed() - took);
+}
+
+/// Sends an archive and reads it back.
+async fn sent(operator: &Operator, uid: &str, archive: (Manifest, Vec<Blob>)) -> Verification {
+    send(&operator.pod(uid, operator.address), archive).await;
+    operator.verified(uid).await
+}
+
+/// At most one in a hundred waits was longer than 2 s, of each slot that small archives need.
+fn assert_short(before: &BTreeMap<String, (u64, u64)>, after: BTreeMap<String, (u64, u64)>) {
     let of_giants = ["chunk", "earlier-chunk", "verification", "begin-verification"];
     for (slot, (all, short)) in after.into_iter().filter(|(slot, _)| !of_giants.contains(&slot.as_str())) {
         let (all_before, short_before) = before.get(&slot).copied().unwrap_or_default();
         let (all, short) = (all - all_before, short - short_before);
         assert!(all - short <= all / 100, "{slot}: {} of {all} waited for more than 2 s", all - short);
-        assert!(all >= 20 || slot == "receipt", "{slot}: {all}");
+        assert!(all >= 20, "{slot}: {all}");
     }
-    all_valid(&mut giants).await;
 }
 
 async fn all_valid(archives: &mut JoinSet<Verification>) {
@@ -291,12 +305,11 @@ async fn six_large_uploads_that_share_500_kilobytes_per_second_all_finish() {
 /// A hundred archive pods of one tenant, each with three chunks on their way, once had all connections of the endpoint for as long as they sent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_tenant_with_a_hundred_archive_pods_leaves_connections_to_others() {
-    use object_store::throttle::{ThrottleConfig, ThrottledStore};
     let _alone = ALONE.lock().await;
-    // Each large chunk takes six seconds.
-    let config = ThrottleConfig { wait_put_per_byte: Duration::from_micros(3), ..ThrottleConfig::default() };
-    let slow = ThrottledStore::new(object_store::memory::InMemory::new(), config);
-    let operator = Arc::new(Operator::of(Store::new(Arc::new(slow))).await);
+    let folder = tempfile::tempdir().unwrap();
+    let (_server, url) = serve(folder.path());
+    let line = shared_line(server_of(&url), 1_000_000);
+    let operator = Arc::new(Operator::of(Store::open(&through(&url, line)).unwrap()).await);
     let (bytes, digest) = noise(2_000_000);
     let blob = Blob { chunk: Chunk { digest, size: bytes.len() as u64 }, bytes };
     let (sent, mut pods) = (Arc::new(tokio::sync::Semaphore::new(0)), JoinSet::new());

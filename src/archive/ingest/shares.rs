@@ -1,5 +1,5 @@
-//! What archives share at this endpoint, and how much of it there is. What is small has places of its own, so that the small archive of one tenant does not
-//! wait for a chunk of a large one on a slow line (L3). A request has a connection while it waits, so few may wait; the others are told to come back, and do.
+//! What archives share at this endpoint, and how much of it there is. What is small has places of its own, so that the small archive of one tenant does
+//! not wait for a chunk of a large one on a slow line (L3). A request has a connection while it waits, so few may wait; archive pods repeat the others.
 
 use axum::http::StatusCode;
 
@@ -17,8 +17,8 @@ const SHORT_LIST: u64 = 64 * 1024;
 
 /// Bytes of chunks that are received in parallel. One counts as half of the largest at least.
 const CHUNKS: Bounds = Bounds { all: 4 * CHUNK, namespace: 3 * CHUNK, computer: 3 * CHUNK, waiting: 12 };
-/// Small ones.
-const SMALL_CHUNKS: Bounds = Bounds { all: 16, namespace: 8, computer: 3, waiting: 40 };
+/// The same of small ones. One counts as a third of the largest of these at least.
+const SMALL_CHUNKS: Bounds = Bounds { all: 16 * SMALL, namespace: 8 * SMALL, computer: 3 * SMALL, waiting: 12 };
 /// Chunks of earlier attempts that are read back before they are used again.
 const EARLIER: Bounds = Bounds { all: 8, namespace: 4, computer: 3, waiting: 8 };
 /// Manifests that are received and checked in parallel.
@@ -28,10 +28,10 @@ const SMALL_MANIFESTS: Bounds = Bounds { all: 6, namespace: 3, computer: 1, wait
 /// Objects that the HTTP API reads.
 const READS: Bounds = Bounds { all: 3, namespace: 2, computer: 2, waiting: 12 };
 /// Connections that are left for new ones, for heads of requests, and for what is refused at once.
-const LEFT: usize = 12;
+const LEFT: usize = 8;
 const _: () = {
     let waiting = CHUNKS.waiting + SMALL_CHUNKS.waiting + EARLIER.waiting + MANIFESTS.waiting + SMALL_MANIFESTS.waiting + READS.waiting;
-    let served = 2 * CHUNKS.all / CHUNK + SMALL_CHUNKS.all + EARLIER.all + MANIFESTS.all + SMALL_MANIFESTS.all + READS.all;
+    let served = 2 * CHUNKS.all / CHUNK + 3 * SMALL_CHUNKS.all / SMALL + EARLIER.all + MANIFESTS.all + SMALL_MANIFESTS.all + READS.all;
     assert!(waiting + served + LEFT <= super::LIMITS.connections);
 };
 
@@ -67,7 +67,8 @@ impl Shares {
     /// 429 when too many wait.
     pub async fn chunk(&self, (namespace, uid): Of<'_>, length: usize) -> Result<Turn, Outcome> {
         let small = length <= SMALL;
-        let (turns, size) = if small { (&self.small_chunks, 1) } else { (&self.chunks, length.max(CHUNK / 2)) };
+        let (turns, least) = if small { (&self.small_chunks, SMALL.div_ceil(3)) } else { (&self.chunks, CHUNK / 2) };
+        let size = length.max(least);
         turns.take(namespace, uid, size).await.map_err(busy)
     }
 

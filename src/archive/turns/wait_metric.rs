@@ -1,4 +1,4 @@
-//! The metrics of the time until a turn, and of those who are told to come back: they tell a store that is slow from one that is shared by many.
+//! The metrics of the time until a turn, and of those who must come back: they distinguish a store that is slow from one that is shared by many.
 
 use std::sync::LazyLock;
 

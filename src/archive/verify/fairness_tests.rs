@@ -8,7 +8,7 @@ use crate::archive::test_store::TestStore;
 
 /// L3: the third archive once waited until one of the others had been read to its end, for hours.
 #[tokio::test(start_paused = true)]
-async fn a_large_archive_gives_its_place_up_and_goes_on_where_it_was() {
+async fn a_large_archive_gives_its_place_up_and_continues_where_it_was() {
     let test = Arc::new(TestStore { delay: Duration::from_millis(500), ..TestStore::default() });
     let store = Arc::new(Store::new(Arc::<TestStore>::clone(&test)));
     let mut packed = packed(home(&[("s/a.jsonl", &noise(6_000_000, 1))]).path(), &["s"], Unreadable::Block, SMALL);

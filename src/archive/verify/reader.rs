@@ -1,5 +1,5 @@
 //! Reads archives back, a few at a time and in turns, so that no archive delays the check of another tenant's (L3). Small ones have places of their own,
-//! and are read in one go. A large one gives its place up after a while when another one waits, and goes on where it was at its next turn.
+//! and are read in one go. A large one gives its place up after a while when another one waits, and continues where it was at its next turn.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

@@ -211,9 +211,9 @@ async fn small_archives_do_not_wait_for_giants() {
     let mut packed = Vec::new();
     for n in 0..3 {
         let (sent, stored) = (format!("sent-{n}--giant"), format!("stored-{n}--giant"));
-        packed.push((sent.clone(), archive(&sent, 20_000_000, Sizes::default())));
+        packed.push((sent.clone(), archive(&sent, 17_000_000, Sizes::default())));
         // Of so many objects that it is large.
-        let (manifest, blobs) = archive(&stored, 18_000_000, Sizes { frame: 30_000, chunk: 60_000 });
+        let (manifest, blobs) = archive(&stored, 12_000_000, Sizes { frame: 20_000, chunk: 40_000 });
         for blob in &blobs {
             direct.put_once(&chunk_key(&stored, &blob.chunk.digest), blob.bytes.clone()).await.unwrap();
         }
@@ -225,7 +225,7 @@ async fn small_archives_do_not_wait_for_giants() {
         let operator = Arc::clone(&operator);
         giants.spawn(async move { sent(&operator, &uid, archive).await });
     }
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let (before, began, mut small) = (waits(), Instant::now(), JoinSet::new());
     for n in 0..20 {
         let (uid, operator) = (format!("small-{n}--box"), Arc::clone(&operator));

@@ -30,7 +30,7 @@ async fn a_large_archive_gives_its_place_up_and_continues_where_it_was() {
         let uid = tokio::time::timeout(Duration::from_secs(600), checked.recv()).await.unwrap().unwrap();
         assert!(matches!(check(&uid), Verification::Valid(_)), "{uid}");
     }
-    // What was read ahead of a pause, and the index.
+    // A tenth more: the index, and what was read ahead of a pause.
     let reads = test.read.lock().unwrap().len() as u64;
-    assert!(reads <= 3 * all + 200, "{reads} reads of three times {all} chunks");
+    assert!(reads <= 3 * all * 11 / 10, "{reads} reads of three times {all} chunks");
 }

@@ -10,9 +10,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::apikey;
-use crate::archive::{Archives, Store, ingest, store_check, store_volume};
+use crate::archive::{Archives, Store, collector, ingest, store_check, store_volume};
 use crate::class;
 use crate::computer::apply::Applier;
+use crate::computer::ended_deletions;
 use crate::computer::events::Events;
 use crate::computer::memory::Memory;
 use crate::computer::metrics::Metrics;
@@ -55,8 +56,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     ingest::serve((config.ingest_bind, tls), readers, &settings, &archives, stop.clone(), &mut servers)?;
     watch_store((&client, &config), archives.store(), (store, Arc::clone(&metrics)), ready, (&mut servers, &stop));
 
-    let leader =
-        Leader { client: client.clone(), settings, archives, metrics, concurrency: config.concurrency, sources: Sources::default() };
+    let (concurrency, collect_leftovers) = (config.concurrency, config.archive_collect_leftovers);
+    let sources = Sources::default();
+    let leader = Leader { client: client.clone(), settings, archives, metrics, concurrency, collect_leftovers, sources };
     let work = Box::pin(async {
         if config.leader_election {
             let metrics = Arc::clone(&leader.metrics);
@@ -80,6 +82,7 @@ fn settings(config: &Config, ingest_ca: String) -> Settings {
         namespace: config.namespace.clone(),
         image: config.image.clone(),
         archive_service_account: config.archive_service_account.clone(),
+        archive_pod: config.archive_pod.clone(),
         archive_max_bytes: config.archive_max_bytes,
         ingest_url: config.ingest_url.clone(),
         ingest_ca,
@@ -139,6 +142,22 @@ async fn beside(
     anyhow::bail!("{why}")
 }
 
+/// Runs the reconcilers until they end, and requeues the computers whose archive check has finished.
+async fn requeue_until_ended(
+    run: impl Future<Output = ()>,
+    finished: &mut tokio::sync::mpsc::Receiver<String>,
+    requeue: impl Fn(String),
+) -> anyhow::Result<()> {
+    tokio::pin!(run);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut run => return Ok(()),
+            Some(uid) = finished.recv() => requeue(uid),
+        }
+    }
+}
+
 /// Dependencies of the leader.
 pub struct Leader {
     /// API client.
@@ -151,6 +170,8 @@ pub struct Leader {
     pub metrics: Arc<Metrics>,
     /// Number of computers that are reconciled concurrently.
     pub concurrency: usize,
+    /// Whether it removes leftovers of aborted archives from the store.
+    pub collect_leftovers: bool,
     /// Wall-clock time and randomness.
     pub sources: Sources,
 }
@@ -180,6 +201,9 @@ impl Leader {
         self.metrics.follow(caches.clone());
         tracing::info!(computers = caches.computers.len(), records = caches.records.len(), "caches are filled, reconciling");
         tasks.spawn(sweep::run(self.client.clone(), caches.clone(), queue.clone(), Arc::clone(&self.metrics), stop.clone()));
+        if self.collect_leftovers {
+            tasks.spawn(self.collect(&caches, &stop));
+        }
         let (client, settings, sources) = (self.client.clone(), self.settings.clone(), self.sources.clone());
         tasks.spawn(classes.run(client.clone(), settings.clone(), sources.clone(), caches.classes.clone(), stop.clone()));
         tasks.spawn(apikey::run(keys, client, settings.namespace, caches.namespaces.clone(), sources, stop.clone()));
@@ -192,23 +216,21 @@ impl Leader {
             let reconciler = Arc::clone(&reconciler);
             async move { reconciler.run(&uid).await }
         });
-        let worked = Box::pin(async {
-            tokio::pin!(run);
-            loop {
-                tokio::select! {
-                    biased;
-                    () = &mut run => return Ok(()),
-                    Some(uid) = finished_checks.recv() => {
-                        woken.store_answered(&uid);
-                        queue.now(uid);
-                    }
-                }
-            }
-        });
+        let requeue = move |uid: String| {
+            woken.store_answered(&uid);
+            queue.now(uid);
+        };
+        let worked = Box::pin(requeue_until_ended(run, finished_checks, requeue));
         let result = beside(&mut tasks, "task of the leader", &stop, worked).await;
         metrics.forget_all();
         while tasks.join_next().await.is_some() {}
         result
+    }
+
+    fn collect(&self, caches: &caches::Caches, stop: &CancellationToken) -> impl Future<Output = ()> + use<> {
+        let (records, sources) = (caches.records.clone(), self.sources.clone());
+        let ended = move || records.state().iter().filter_map(|record| ended_deletions::ended(record)).collect();
+        collector::run(Arc::clone(self.archives.store()), ended, move || sources.now().as_second(), stop.clone())
     }
 
     fn reconciler(self, caches: caches::Caches, stop: CancellationToken) -> Reconciler {

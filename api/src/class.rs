@@ -234,6 +234,16 @@ pub struct ClassLimits {
     #[schemars(extend("maxLength" = 32))]
     #[x_kube(validation = Rule::new(QUANTITY_RULE).message("maxStorage must be a quantity above zero, for example 100Gi"))]
     pub max_storage: Option<Quantity>,
+    /// `spec.timeToLiveSeconds` of a Computer that sets none: 60 to 315360000. Default: none, so that it lives until a user deletes it, or until `maxTimeToLiveSeconds`. Copied when the
+    /// Computer is created: a change is for new computers only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 60, max = 315_360_000))]
+    pub default_time_to_live_seconds: Option<i64>,
+    /// Seconds after its creation at which a Computer is deleted at the latest, whatever its `spec.timeToLiveSeconds` is: 60 to 315360000. Default: unlimited.
+    /// Copied when the Computer is created. `spec.deletionProtection` takes precedence. To prevent that, reject it with an admission policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 60, max = 315_360_000))]
+    pub max_time_to_live_seconds: Option<i64>,
 }
 
 /// What the operator observed.

@@ -41,7 +41,7 @@ pub enum Provider {
     printcolumn = r#"{"name":"Provider","type":"string","priority":1,"jsonPath":".spec.provider"}"#,
     printcolumn = r#"{"name":"Pod","type":"string","priority":1,"jsonPath":".status.children.pods[-1:].name"}"#,
     printcolumn = r#"{"name":"Node","type":"string","priority":1,"jsonPath":".status.nodeName"}"#,
-    printcolumn = r#"{"name":"TTL","type":"integer","priority":1,"jsonPath":".spec.timeToLiveSeconds","description":"Seconds after its creation at which it is deleted. Empty: never"}"#
+    printcolumn = r#"{"name":"Expires","type":"string","priority":1,"jsonPath":".status.expiresAt","description":"Time at which the Computer expires and is deleted. Empty: never"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -88,7 +88,8 @@ pub struct ComputerSpec {
     /// condition `Ready` is `True` with reason `Suspended`. Not supported with provider `BYOM`.
     #[serde(default)]
     pub suspended: bool,
-    /// Seconds after creation at which the computer is deleted, as if by `kubectl delete`: 60 to 315360000 (ten years). Default: never.
+    /// Seconds after creation at which the computer is deleted, as if by `kubectl delete`: 60 to 315360000 (ten years). Default:
+    /// `limits.defaultTimeToLiveSeconds` of the class, otherwise never. It is at most `limits.maxTimeToLiveSeconds` of the class, also by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 60, max = 315_360_000))]
     pub time_to_live_seconds: Option<i64>,
@@ -148,6 +149,10 @@ pub struct ComputerStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// When the time to live expires, by the spec and the limits of the class. The Computer is deleted then, unless `spec.deletionProtection` is `true`.
+    /// Empty: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Time>,
     /// The class in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class_name: Option<String>,

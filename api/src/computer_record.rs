@@ -79,6 +79,12 @@ pub struct Snapshot {
     /// Deadlines of the class.
     #[serde(default)]
     pub deadlines: StepDeadlines,
+    /// `limits.defaultTimeToLiveSeconds` of the class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_time_to_live_seconds: Option<i64>,
+    /// `limits.maxTimeToLiveSeconds` of the class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_time_to_live_seconds: Option<i64>,
     /// `runAsUser` in effect for the machine, and so for the archive pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as_user: Option<i64>,

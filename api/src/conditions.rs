@@ -15,6 +15,9 @@ pub mod types {
     pub const BLOCKED: &str = "Blocked";
     /// The class or the spec differs from what was provisioned; shown, never applied silently.
     pub const DRIFTED: &str = "Drifted";
+    /// Nothing happens until a user changes something. It is present only while it is `True`, with the reason and the message of `Ready` or
+    /// `Accepted`: kstatus treats it as a failure, and so do `helm --wait`, Flux and Argo CD.
+    pub const STALLED: &str = "Stalled";
     /// The class can be used.
     pub const ACCEPTED: &str = "Accepted";
 }
@@ -38,6 +41,16 @@ pub fn set(conditions: &mut Vec<Condition>, type_: &str, status: bool, reason: R
             *old = new;
         }
         None => conditions.push(new),
+    }
+}
+
+/// Sets `Stalled` if `good` is false and the reason needs a change by a user; otherwise removes it. Reason and message are copied from `Ready` or
+/// `Accepted`.
+pub fn set_stalled(conditions: &mut Vec<Condition>, good: bool, reason: Reason, message: &str, generation: Option<i64>, now: &Time) {
+    if !good && reason.needs_a_change() {
+        set(conditions, types::STALLED, true, reason, message, generation, now);
+    } else {
+        remove(conditions, types::STALLED);
     }
 }
 

@@ -40,6 +40,27 @@ impl Reason {
         self.text().1
     }
 
+    /// Whether nothing happens until a user changes the object, or what it refers to: the condition `Stalled`. A missing
+    /// object that may still be applied, such as a class, is not `Stalled`, because `helm --wait`, Flux and others fail as soon as they see `Stalled`.
+    pub const fn needs_a_change(self) -> bool {
+        matches!(
+            self,
+            Self::ClassNotAccepted
+                | Self::StorageTooLarge
+                | Self::KeyLost
+                | Self::HomeVolumeLost
+                | Self::NoSessionPaths
+                | Self::InvalidSessionPath
+                | Self::InvalidPodTemplate
+                | Self::ArchiveNotPossible
+                | Self::Expired
+                | Self::Revoked
+                | Self::SecretMissing
+                | Self::ServiceAccountDeleted
+                | Self::ServiceAccountReplaced
+        )
+    }
+
     /// Where it is documented.
     pub fn anchor(self) -> String {
         format!("docs/reasons.md#{}", self.as_str().to_lowercase())

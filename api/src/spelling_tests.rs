@@ -106,8 +106,24 @@ fn states_keep_their_spelling() {
         (SkippableStep::DeleteVolumes, "delete-volumes"),
         (SkippableStep::WriteReceipt, "write-receipt"),
     ]);
+    spelled(&[
+        (SessionPhase::Idle, "Idle"),
+        (SessionPhase::Pending, "Pending"),
+        (SessionPhase::Running, "Running"),
+        (SessionPhase::Archived, "Archived"),
+        (SessionPhase::Ended, "Ended"),
+    ]);
+    let rights = [KeyRight::Get, KeyRight::Sessions, KeyRight::DeleteSessions, KeyRight::Patch, KeyRight::Delete];
+    assert_eq!(rights.map(KeyRight::as_str), ["get", "sessions", "delete-sessions", "patch", "delete"]);
     let policies = [ArchivePolicy::Required, ArchivePolicy::BestEffort, ArchivePolicy::None];
     assert_eq!(policies.map(ArchivePolicy::as_str), ["Required", "BestEffort", "None"]);
+}
+
+#[test]
+fn conditions_keep_their_spelling() {
+    use super::conditions::types::{ACCEPTED, BLOCKED, DELETING, DRIFTED, READY, STALLED};
+    let all = [READY, DELETING, BLOCKED, DRIFTED, STALLED, ACCEPTED];
+    assert_eq!(all, ["Ready", "Deleting", "Blocked", "Drifted", "Stalled", "Accepted"]);
 }
 
 #[test]

@@ -71,7 +71,7 @@ impl Line {
             (None, None, false) => Rank::Settled,
         };
         let since = blocked.or(error).map(|c| c.last_transition_time.0).or(deleted).or(ready.map(|c| c.last_transition_time.0)).or(created);
-        let expires = computer.spec.time_to_live_seconds.zip(created).map(|(ttl, created)| created.as_second() + ttl - now.as_second());
+        let expires = status.expires_at.as_ref().map(|at| at.0.as_second() - now.as_second());
         Self {
             namespace: computer.namespace().unwrap_or_default(),
             name: computer.name_any(),

@@ -15,7 +15,7 @@ use crate::cluster::{Answer, Cluster, when};
 use crate::observe::Observed;
 use crate::power::read;
 use crate::screen;
-use crate::text::{count, labelled, span, table};
+use crate::text::{count, labelled, span, spelled, table};
 use crate::why;
 
 /// Most sessions that are listed.
@@ -60,7 +60,7 @@ fn machine(computer: &Computer, now: Timestamp) -> Vec<(&'static str, String)> {
     let (spec, status) = (&computer.spec, computer.status.clone().unwrap_or_default());
     let pod = status.children.as_ref().and_then(|children| children.pods.last());
     let created = computer.metadata.creation_timestamp.as_ref();
-    let expires = spec.time_to_live_seconds.zip(created).map(|(ttl, created)| created.0.as_second() + ttl - now.as_second());
+    let expires = status.expires_at.as_ref().map(|at| at.0.as_second() - now.as_second());
     let protected = if spec.deletion_protection { ", but is protected from deletion" } else { "" };
     vec![
         ("display name", spec.display_name.clone().unwrap_or_default()),
@@ -131,7 +131,7 @@ fn sessions_text(sessions: &Answer<Vec<Session>>) -> String {
         Answer::Denied(right) => return format!("\nSessions\n  not known: you have no right to {right}\n"),
     };
     let mut text = format!("\nSessions: {}\n", list.len());
-    let phase = |session: &Session| session.status.as_ref().and_then(|s| s.phase).map(|phase| format!("{phase:?}")).unwrap_or_default();
+    let phase = |session: &Session| session.status.as_ref().and_then(|s| s.phase).map(spelled).unwrap_or_default();
     let row = |session: &Session| vec![format!("  {}", session.name_any()), phase(session), session.spec.title.clone().unwrap_or_default()];
     text.push_str(&table(&list.iter().take(SESSIONS).map(row).collect::<Vec<_>>()));
     if list.len() > SESSIONS {
@@ -239,11 +239,11 @@ mod tests {
 
     #[test]
     fn every_section_is_there() {
-        let status = json!({"phase": "Active", "nodeName": "n1", "className": "agents", "credentialSecretName": "computer-key-1", "keyAllows": ["get", "sessions"],
+        let status = json!({"phase": "Active", "expiresAt": "2026-01-01T02:00:00Z", "nodeName": "n1", "className": "agents", "credentialSecretName": "computer-key-1", "keyAllows": ["get", "sessions"],
             "children": {"claimName": "home-1", "pods": [{"name": "machine-1", "keySecret": "computer-key-1"}], "volume": {"name": "pv-1", "uid": "v", "originalReclaimPolicy": "Delete"}},
             "provisioningSteps": [{"id": "start-pod", "name": "Start the pod", "status": "Completed"}],
             "conditions": [{"type": "Ready", "status": "True", "reason": "Ready", "message": "m", "lastTransitionTime": "2026-01-01T00:30:00Z"}]});
-        let observed = observed(Some(json!({"status": status, "spec": {"timeToLiveSeconds": 7200}})), None);
+        let observed = observed(Some(json!({"status": status})), None);
         let text = text(&observed, observed.computer.as_found().unwrap(), &Answer::Denied("list sessions".to_owned()));
         for part in [
             "Machine\n",

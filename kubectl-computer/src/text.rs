@@ -35,6 +35,11 @@ pub fn plain_json(value: Value) -> Value {
     }
 }
 
+/// A value of a fixed list, as it is stored.
+pub fn spelled(value: impl serde::Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
 /// A number of seconds as kubectl shows ages: `38s`, `12m`, `3h20m`, `5d`.
 pub fn span(seconds: i64) -> String {
     let seconds = seconds.max(0);
@@ -180,7 +185,10 @@ mod tests {
     fn a_paragraph_is_wrapped_below_its_label() {
         let text = labelled("Means", 8, &"word ".repeat(40));
         assert!(text.lines().count() > 1 && text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
-        assert!(text.starts_with("Means     word") && text.lines().nth(1).unwrap().starts_with("          word"), "{text}");
+        assert!(
+            text.split_whitespace().take(2).eq(["Means", "word"]) && text.lines().nth(1).unwrap().starts_with(&" ".repeat(10)),
+            "{text}"
+        );
         assert_eq!(labelled("x", 1, ""), "x\n");
     }
 

@@ -9,6 +9,7 @@ use crate::cluster::{Answer, Cluster};
 use crate::power::read;
 use crate::screen;
 use crate::status::sessions;
+use crate::text::spelled;
 
 /// A node of the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +63,8 @@ fn tree(computer: &Computer, children: &Children, parts: &Parts) -> Node {
         other => nodes.push(Node(format!("Sessions: {}", said(other, |_| String::new())), Vec::new())),
     }
     let uid = computer.uid().unwrap_or_default();
-    let record_state = |record: &ComputerRecord| format!("{:?}, key {:?}", record.spec.state.phase, record.spec.state.credential);
+    let record_state =
+        |record: &ComputerRecord| format!("{}, key {}", spelled(record.spec.state.phase), spelled(record.spec.state.credential));
     nodes.push(Node(format!("ComputerRecord {uid}: {}", said(&parts.record, record_state)), Vec::new()));
     Node(format!("Computer {}/{} ({uid})", computer.namespace().unwrap_or_default(), computer.name_any()), nodes)
 }

@@ -20,6 +20,7 @@ pub fn compute(key: &ApiKey, plan: &Plan, now: Timestamp) -> Option<ApiKeyStatus
     status.secret_name.clone_from(&plan.secret_name);
     let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
     conditions::set(&mut status.conditions, types::READY, ready.status, ready.reason, &ready.message, generation, &now);
+    conditions::set_stalled(&mut status.conditions, ready.status, ready.reason, &ready.message, generation, &now);
     Some(status)
 }
 

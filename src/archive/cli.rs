@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::delivery;
-use super::leftovers::clean;
+use super::leftovers::{Work, clean};
 use super::store::{Store, StoreError};
 use super::verify::{Verification, verify};
 use super::{Archive, receipt_key};
@@ -172,7 +172,7 @@ async fn show(store: &Store, uid: &str, json: bool, out: &mut impl Write) -> any
     }
     let (mut problems, mut listed) = (archive.problems(store), 0);
     while let Some(p) = problems.next().await? {
-        writeln!(out, "not archived completely: {} ({:?}: {})", plain(&p.path), p.kind, plain(&p.detail))?;
+        writeln!(out, "not archived completely: {} ({}: {})", plain(&p.path), p.kind.as_str(), plain(&p.detail))?;
         listed += 1;
     }
     let unlisted = archive.problem_count().saturating_sub(listed);
@@ -201,11 +201,12 @@ async fn receipt(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Resu
 }
 
 async fn leftovers(store: &Store, uid: Option<String>, remove: bool, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let work = if remove { Work::Remove } else { Work::List };
     let uids = if let Some(uid) = uid { vec![uid] } else { store.uids().await? };
     let mut code = ExitCode::SUCCESS;
     writeln!(out, "{:<36}  {:>9}  {:>9}  {:>9}  {:>9}  {:>9}", "UID", "MANIFESTS", "NAMED", "UNNAMED", "REMOVED", "UNKNOWN")?;
     for uid in uids {
-        match clean(store, &uid, remove, jiff::Timestamp::now().as_second()).await {
+        match clean(store, &uid, work, jiff::Timestamp::now().as_second()).await {
             Ok(found) => {
                 let (manifests, named, unnamed) = (found.manifests, found.named, found.unnamed);
                 writeln!(out, "{uid:<36}  {manifests:>9}  {named:>9}  {unnamed:>9}  {:>9}  {:>9}", found.removed, found.unknown)?;

@@ -1,5 +1,5 @@
-//! What crashes and aborted attempts left in the store: chunks that no manifest of their UID names. An admin lists and removes them with
-//! `archives leftovers` (docs/archive-format.md, point 4).
+//! Finds and removes leftovers of crashes and aborted attempts: objects that no manifest of the same UID references. The leader removes them
+//! (`collector.rs`), and an admin lists and removes them with `archives leftovers` (docs/archive-format.md, point 4).
 //!
 //! Nothing that a manifest names is ever removed (S7), and nothing at all unless the receipt in the store says that the deletion is over for
 //! longer than a day. Every manifest of the UID counts, also those of other deletions of it; what cannot be read completely removes nothing.
@@ -20,13 +20,13 @@ use super::{Archive, copies, manifest_key, old_format, receipt_key};
 
 /// Time since the receipt, and since each object was stored, before anything is removed. A request of an archive pod that was sent before the
 /// receipt has ended by then.
-const AGE: i64 = 24 * 3600;
+pub(super) const AGE: i64 = 24 * 3600;
 /// Objects that are compared with the manifests at once: the names of a chunk take some 100 bytes.
-const AT_ONCE: usize = if cfg!(test) { 10 } else { 50_000 };
+const AT_ONCE: usize = if cfg!(test) { 10 } else { 20_000 };
 /// Manifests of one UID. Each deletion of it writes one.
-const MANIFESTS: usize = 100;
+const MANIFESTS: usize = 4;
 /// Objects that are deleted before the manifests are listed again.
-const AT_A_TIME: usize = if cfg!(test) { 3 } else { 1000 };
+const AT_A_TIME: usize = if cfg!(test) { 3 } else { 64 };
 /// Objects that are deleted in parallel.
 const DELETIONS: usize = 8;
 
@@ -66,6 +66,17 @@ impl Object {
     }
 }
 
+/// What to do with unreferenced objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Count them.
+    List,
+    /// Remove them.
+    Remove,
+    /// Remove them while the operator does other work. Fails if a manifest is larger than this version writes, because reading it takes too much memory.
+    Collect,
+}
+
 /// What was found under a UID.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
@@ -73,7 +84,7 @@ pub struct Found {
     pub manifests: u64,
     /// Objects that a manifest names.
     pub named: u64,
-    /// Objects that none names.
+    /// Objects that no manifest references, and partial files that an interrupted write left in a local store.
     pub unnamed: u64,
     /// Those of them that were removed.
     pub removed: u64,
@@ -85,19 +96,26 @@ fn refused(why: impl std::fmt::Display) -> StoreError {
     StoreError::Config(format!("nothing is removed: {why}"))
 }
 
-/// Looks for what no manifest of a UID names, and removes it if `remove` says so. `now`: the time, in Unix seconds.
+/// Looks for what no manifest of a UID names. `now`: the time, in Unix seconds.
 ///
 /// # Errors
 /// When the deletion is not over, a manifest or its index is damaged, or the store does not answer or does not delete.
-pub async fn clean(store: &Store, uid: &str, remove: bool, now: i64) -> Result<Found, StoreError> {
+pub async fn clean(store: &Store, uid: &str, work: Work, now: i64) -> Result<Found, StoreError> {
     if uid.is_empty() || uid.len() > 64 || !uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         return Err(refused(format_args!("{uid:?} is not the UID of a computer")));
     }
     let archived = ended(store, uid, now).await?;
+    if work == Work::Collect && archived.is_none() {
+        // The archive was given up, or there was nothing to archive. What was stored before may be all that is left of the sessions: an admin decides.
+        return Ok(Found::default());
+    }
     let (mut found, keys) = survey(store, uid, now).await?;
+    if work == Work::Collect {
+        small(store, &keys).await?;
+    }
     let manifests = manifests(store, uid, &keys, archived).await?;
     found.manifests = manifests.len() as u64;
-    let sifter = Sifter { store, uid, remove, now, keys, manifests };
+    let sifter = Sifter { store, uid, remove: work != Work::List, keys, manifests };
     let (mut listed, mut batch) = (store.list_archive(uid), Batch::new());
     while let Some(object) = listed.next().await {
         let (key, stored) = object?;
@@ -112,6 +130,11 @@ pub async fn clean(store: &Store, uid: &str, remove: bool, now: i64) -> Result<F
         }
     }
     sifter.sift(batch, &mut found).await?;
+    let (of, (manifest, receipt)) = (uid.to_owned(), (format!("archives/{uid}/manifest"), receipt_key(uid)));
+    let known = move |key: &str| Object::of(&of, key).is_some() || key.starts_with(&manifest) || key == receipt;
+    let unfinished = store.partial_files(uid, known, now - AGE, work != Work::List).await?;
+    found.unnamed += unfinished;
+    found.removed += if work == Work::List { 0 } else { unfinished };
     Ok(found)
 }
 
@@ -164,6 +187,16 @@ async fn survey(store: &Store, uid: &str, now: i64) -> Result<(Found, Vec<String
     Ok((found, manifests))
 }
 
+/// Refuses manifests that are too large to be read while the operator does other work.
+async fn small(store: &Store, keys: &[String]) -> Result<(), StoreError> {
+    for key in keys {
+        if store.size(key).await? > MAX_BYTES as u64 {
+            return Err(refused(format_args!("{key} is large: use `archives leftovers --remove`")));
+        }
+    }
+    Ok(())
+}
+
 /// The manifests of a UID, completely. Some stores list an object late, so the first one is asked for by its key.
 async fn manifests(store: &Store, uid: &str, keys: &[String], archived: Option<String>) -> Result<Vec<Archive>, StoreError> {
     let first = manifest_key(uid);
@@ -194,7 +227,6 @@ struct Sifter<'a> {
     store: &'a Store,
     uid: &'a str,
     remove: bool,
-    now: i64,
     /// The keys of the manifests.
     keys: Vec<String>,
     manifests: Vec<Archive>,
@@ -221,10 +253,10 @@ impl Sifter<'_> {
         let objects: Vec<Object> = batch.into_values().flatten().collect();
         for part in objects.chunks(AT_A_TIME) {
             // Reading the indexes, and deleting the part before, may have taken long.
-            if survey(self.store, self.uid, self.now).await?.1 != self.keys {
+            if self.store.list_manifests(self.uid).await? != self.keys {
                 return Err(refused("another manifest was stored meanwhile"));
             }
-            let deletions = part.iter().map(|object| self.store.delete_leftover(self.uid, object));
+            let deletions = part.iter().copied().map(|object| async move { self.store.delete_leftover(self.uid, &object).await });
             let mut deleted = futures::stream::iter(deletions).buffer_unordered(DELETIONS);
             while let Some(result) = deleted.next().await {
                 result?;
@@ -264,4 +296,4 @@ async fn take_named(store: &Store, uid: &str, archive: &Archive, batch: &mut Bat
 /// A key is that of an object if it is built from its digest.
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests;
+pub(super) mod tests;

@@ -203,6 +203,18 @@ pub enum ProblemKind {
     Changed,
 }
 
+impl ProblemKind {
+    /// As it is stored.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unreadable => "unreadable",
+            Self::Symlink => "symlink",
+            Self::Special => "special",
+            Self::Changed => "changed",
+        }
+    }
+}
+
 /// Why a manifest is refused.
 #[derive(Debug, thiserror::Error)]
 #[error("manifest: {0}")]
@@ -302,6 +314,14 @@ pub(crate) mod tests {
 
     pub(crate) fn empty(uid: &str) -> Manifest {
         Manifest::empty(ManifestComputer { namespace: "t".into(), namespace_uid: None, name: "c".into(), uid: uid.into() }, 1)
+    }
+
+    /// A renamed variant must not change what archives contain.
+    #[test]
+    fn problems_keep_their_spelling() {
+        let kinds = [ProblemKind::Unreadable, ProblemKind::Symlink, ProblemKind::Special, ProblemKind::Changed];
+        assert_eq!(serde_json::json!(kinds), serde_json::json!(["unreadable", "symlink", "special", "changed"]));
+        assert_eq!(serde_json::json!(kinds), serde_json::json!(kinds.map(ProblemKind::as_str)));
     }
 
     proptest! {

@@ -6,9 +6,9 @@
 
 pub mod chunks;
 pub mod cli;
+pub mod collector;
 pub mod copies;
 mod delivery;
-mod failure;
 mod fixed_size_reader;
 mod folder_names;
 mod frames;
@@ -31,7 +31,7 @@ pub mod pack;
 pub mod pod_program;
 pub mod problems;
 pub mod reading;
-mod receipts;
+mod receipt_writer;
 pub mod remote;
 pub mod restore;
 mod resumable_read;
@@ -41,6 +41,7 @@ pub mod sender;
 mod standard_tools_tests;
 pub mod store;
 pub mod store_check;
+pub mod store_failure;
 pub mod store_volume;
 mod tar_header;
 pub mod tar_scan;
@@ -71,7 +72,7 @@ pub use store::{ReceiptPut, Store, StoreError};
 pub use unreadable::Unreadable;
 pub use verify::{Origin, ReadBack, Summary, Verification};
 
-use receipts::Receipts;
+use receipt_writer::Receipts;
 use uploads::Uploads;
 use verify::Verifier;
 use waiting_time::Waits;

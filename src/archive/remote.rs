@@ -20,14 +20,14 @@ use object_store::{
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, Response, StatusCode};
 
-use super::ingest::progress::{self, Outcome};
+use super::ingest::keep_alive::{self, Outcome};
 use super::ingest::reads::NAMESPACE;
 use super::ingest::tls::SERVER_NAME;
 use super::manifest::MAX_BYTES;
 use super::store::Store;
 use crate::runtime::client::call;
 
-/// Longest silence of the endpoint. It sends a line every few seconds while it waits for room or reads from the store (`ingest/progress.rs`), so however
+/// Longest silence of the endpoint. It sends a line every few seconds while it waits for room or reads from the store (`ingest/keep_alive.rs`), so however
 /// long these take, it is not silent (L8).
 const SILENCE: Duration = Duration::from_secs(15);
 /// Longest line with an outcome.
@@ -172,7 +172,7 @@ impl Remote {
     /// The outcome of a request for an object, and its bytes. It may take any time until there is one, but the endpoint must not be silent.
     async fn object(&self, namespace: &str, path: &str) -> anyhow::Result<(Outcome, BoxStream<'static, Result<Bytes>>)> {
         let mut answer = self.get(namespace, path).await?;
-        if !answer.headers().contains_key(progress::HEADER) {
+        if !answer.headers().contains_key(keep_alive::HEADER) {
             // It was refused before any work. A success has the header.
             let status = if answer.status().is_success() { StatusCode::BAD_GATEWAY } else { answer.status() };
             return Ok(((status, String::new()), futures::stream::empty().boxed()));
@@ -191,7 +191,7 @@ impl Remote {
         };
         let first = Bytes::from(line.split_off(end + 1));
         let outcome =
-            progress::outcome(&String::from_utf8_lossy(&line)).ok_or_else(|| anyhow::anyhow!("the ingest endpoint sent no outcome"))?;
+            keep_alive::outcome(&String::from_utf8_lossy(&line)).ok_or_else(|| anyhow::anyhow!("the ingest endpoint sent no outcome"))?;
         let rest = answer.bytes_stream().map_err(|e| generic(e.without_url()));
         Ok((outcome, futures::stream::iter([Ok(first)]).chain(rest).boxed()))
     }
@@ -200,7 +200,7 @@ impl Remote {
         let token = std::fs::read_to_string(&self.token).map_err(|e| anyhow::anyhow!("the token for the ingest endpoint: {e}"))?;
         // The certificate is for this name, wherever the endpoint is.
         let url = format!("https://{SERVER_NAME}:{}{path}", self.endpoint.port());
-        let request = self.client()?.get(url).bearer_auth(token.trim()).header(progress::HEADER, "1").header(NAMESPACE, namespace);
+        let request = self.client()?.get(url).bearer_auth(token.trim()).header(keep_alive::HEADER, "1").header(NAMESPACE, namespace);
         let answer = tokio::time::timeout(SILENCE, request.send()).await;
         // The path contains the id of a computer.
         Ok(answer.map_err(|_| anyhow::anyhow!("the ingest endpoint does not answer"))?.map_err(reqwest::Error::without_url)?)

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::chunks::Blob;
 use super::home_size::{self, SoFar};
-use super::ingest::progress;
+use super::ingest::keep_alive;
 use super::ingest::tls::SERVER_NAME;
 use super::manifest::SMALL;
 use super::transport::{counted, still};
@@ -121,10 +121,10 @@ impl Sender {
     {
         let progress = Arc::new(AtomicU64::new(0));
         let body = Body::wrap_stream(counted(body, Arc::clone(&progress)));
-        let request = request.bearer_auth(self.token()?).header(progress::HEADER, "1").body(body);
+        let request = request.bearer_auth(self.token()?).header(keep_alive::HEADER, "1").body(body);
         let answered = async {
             let answer = request.send().await?;
-            let (status, progress_lines) = (answer.status(), answer.headers().contains_key(progress::HEADER));
+            let (status, progress_lines) = (answer.status(), answer.headers().contains_key(keep_alive::HEADER));
             let (mut text, mut parts) = (Vec::new(), answer.bytes_stream());
             while let Some(part) = parts.next().await {
                 let part = part?;
@@ -139,7 +139,7 @@ impl Sender {
             if !progress_lines {
                 return Ok((status, text));
             }
-            progress::outcome(&text).context("the operator's answer is incomplete: the connection was closed")
+            keep_alive::outcome(&text).context("the operator's answer is incomplete: the connection was closed")
         };
         tokio::select! {
             outcome = answered => outcome,

@@ -14,13 +14,13 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use super::failure::Failure;
 use super::resumable_read::Reading;
+use super::store_failure::{self, Failure};
 use super::transport::Idle;
 use crate::guards::{self, Guard};
 
 mod bucket;
-mod leftovers;
+pub mod leftovers;
 mod space;
 
 pub use space::Space;
@@ -257,6 +257,7 @@ impl Store {
     pub(super) async fn create_unrefused(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
         // Without this look, a store whose volume is not mounted would write into the empty folder.
         if self.space().await?.is_some_and(|space| space::is_data(key) && !space.has_room_for(bytes.len() as u64)) {
+            store_failure::count(store_failure::FULL);
             return Err(StoreError::Unavailable(
                 "the archive store is full except for the reserve of receipts and manifests: free space on its volume, or enlarge it"
                     .to_owned(),
@@ -333,7 +334,10 @@ impl Store {
 
     async fn limited<T>(&self, limit: Option<Duration>, key: &str, request: impl Future<Output = T>) -> Result<T, StoreError> {
         let Some(limit) = limit else { return Ok(request.await) };
-        let late = |_| StoreError::Unavailable(format!("the archive store does not answer about {key}: check that it runs"));
+        let late = |_| {
+            store_failure::count(store_failure::NO_ANSWER);
+            StoreError::Unavailable(format!("the archive store does not answer about {key}: check that it runs"))
+        };
         tokio::time::timeout(limit, request).await.map_err(late)
     }
 
@@ -352,12 +356,15 @@ impl Store {
     fn still_there(&self) -> Result<(), StoreError> {
         let Place::Folder { path, device, number } = &self.place else { return Ok(()) };
         let shown = path.display();
-        let gone = |why: &str| Err(StoreError::Unavailable(format!("the folder {shown} of the archive store {why}: check its volume")));
+        let gone = |why: &str| {
+            store_failure::count(store_failure::FOLDER_MISSING);
+            Err(StoreError::Unavailable(format!("the folder {shown} of the archive store {why}: check its volume")))
+        };
         match std::fs::metadata(path) {
             Ok(found) if (found.dev(), found.ino()) == (*device, *number) => Ok(()),
             Ok(_) => gone("is not the one that was opened"),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => gone("is gone"),
-            Err(error) => Err(StoreError::Unavailable(Failure::of(&error).explain())),
+            Err(error) => Err(StoreError::Unavailable(Failure::of(&error).report())),
         }
     }
 }
@@ -375,7 +382,7 @@ fn path(key: &str) -> Result<Path, StoreError> {
 /// A failure as a stable text; the log has the original.
 pub(super) fn failed(key: &str, error: &object_store::Error) -> StoreError {
     tracing::debug!(key, %error, "the archive store failed");
-    StoreError::Unavailable(Failure::of(error).explain())
+    StoreError::Unavailable(Failure::of(error).report())
 }
 
 #[cfg(test)]

@@ -233,16 +233,10 @@ fn judged(class: &ComputerClass) -> Option<bool> {
 fn status(class: &ComputerClass, verdict: &Verdict, now: Timestamp) -> ComputerClassStatus {
     let mut status = class.status.clone().unwrap_or_default();
     status.observed_generation = class.metadata.generation;
-    let now = Time(Timestamp::from_second(now.as_second()).unwrap_or(now));
-    conditions::set(
-        &mut status.conditions,
-        types::ACCEPTED,
-        verdict.accepted,
-        verdict.reason,
-        &verdict.message,
-        class.metadata.generation,
-        &now,
-    );
+    let (now, generation) = (Time(Timestamp::from_second(now.as_second()).unwrap_or(now)), class.metadata.generation);
+    let Verdict { accepted, reason, message } = verdict;
+    conditions::set(&mut status.conditions, types::ACCEPTED, *accepted, *reason, message, generation, &now);
+    conditions::set_stalled(&mut status.conditions, *accepted, *reason, message, generation, &now);
     status
 }
 

@@ -119,6 +119,8 @@ pub fn snapshot(class: &ComputerClass, computer: &ComputerSpec, pod: &Value) -> 
         session_paths: class.spec.session_paths.clone(),
         archive: class.spec.archive.clone(),
         deadlines: class.spec.deadlines.clone(),
+        default_time_to_live_seconds: class.spec.limits.default_time_to_live_seconds,
+        max_time_to_live_seconds: class.spec.limits.max_time_to_live_seconds,
         template_hash: Some(hash(class, computer)),
         ..Snapshot::default()
     };

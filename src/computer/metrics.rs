@@ -16,6 +16,8 @@ use super::fleet::Fleet;
 use super::provisioning_times::ProvisioningTimes;
 use super::report::{Next, Plan};
 use crate::archive::store::Space;
+use crate::archive::store::leftovers::LEFTOVERS;
+use crate::archive::store_failure::STORE_ERRORS;
 use crate::archive::turns::{REFUSALS, WAITS};
 use crate::resources::steps::{DeletionStep, Sequence};
 use crate::resources::{ComputerRecord, Deletion, Phase};
@@ -155,6 +157,8 @@ impl Metrics {
             "Requests that found too many others waiting and were refused, by what for",
             REFUSALS.clone(),
         );
+        registry.register("archive_store_errors", "Failed requests to the archive store by reason", STORE_ERRORS.clone());
+        registry.register("archive_leftovers_removed", "Leftover objects that were removed from the archive store", LEFTOVERS.clone());
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(
             "api_requests",

@@ -8,7 +8,7 @@ use super::{deletion, provision};
 /// Plans the next action for a computer, whether it is being deleted or not.
 pub fn plan(view: &View) -> Plan {
     if let Some(subject) = view.unconfirmed() {
-        return Plan { next: Next::Do(Action::Read(subject)), report: super::failed::known(view) };
+        return Plan { next: Next::Do(Action::Read(subject)), report: super::failed_request::known(view) };
     }
     if view.deleting() { deletion::plan(view) } else { provision::plan(view) }
 }

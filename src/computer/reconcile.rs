@@ -1,6 +1,6 @@
 //! Reconciles one computer: observe, then plan and apply in turn until the plan waits, then publish the status and an event. A failed
 //! reconcile is retried after a backoff; an event ends the backoff early only if something that a plan reads has changed. It must never
-//! take a cache's word that an object is gone, and makes no request once the process stops.
+//! conclude from a cache that an object is gone, and it must never send a request after the process has been asked to stop.
 
 use std::time::Duration;
 
@@ -9,10 +9,11 @@ use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span, field};
 
 use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
-use super::failed::{self, Accepted};
+use super::failed_request::{self, Accepted};
 use super::memory::Memory;
 use super::observe::observe;
 use super::plan::plan;
@@ -68,13 +69,18 @@ enum Published {
 }
 
 impl Reconciler {
-    /// Reconciles once. Returns when to reconcile again without an event.
+    /// Reconciles once. Returns when to reconcile again without an event. Every log line of a reconcile names the computer and, once it is known, the step.
     pub async fn run(&self, uid: &str) -> Option<Duration> {
         let _timer = self.memory.metrics.time();
-        let Some(mut view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
+        let Some(view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
             self.memory.forget(uid);
             return None;
         };
+        let span = span(&view);
+        Box::pin(self.pass(uid, view)).instrument(span).await
+    }
+
+    async fn pass(&self, uid: &str, mut view: View) -> Option<Duration> {
         self.memory.latest.freshen(&mut view);
         view.key_check_in = Some(self.memory.keys.left(uid));
         view.failures = self.memory.backoff.count(uid);
@@ -97,11 +103,14 @@ impl Reconciler {
     /// Remembers, shows and counts the result. Returns when to reconcile again without an event.
     async fn conclude(&self, view: &View, mut plan: Plan, error: Option<Error>, seen: u64) -> Option<Duration> {
         let uid = view.uid.as_str();
+        if let Some(step) = plan.report.current {
+            Span::current().record("step", step.id());
+        }
         self.memory.latest.note_passed(view, &plan.report);
         self.memory.keys.note(view);
-        self.applier.archives().waits().note(uid, failed::left(view, &plan, error.as_ref()));
+        self.applier.archives().waits().note(uid, failed_request::left(view, &plan, error.as_ref()));
         if let Some(error) = &error {
-            failed::explain(&mut plan.report, error, self.memory.backoff.count(uid));
+            failed_request::explain(&mut plan.report, error, self.memory.backoff.count(uid));
         }
         overrides::acknowledge(&self.client, view).await;
         self.memory.metrics.observe(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref(), blocked_for(view));
@@ -133,7 +142,7 @@ impl Reconciler {
     async fn drive(&self, view: &mut View) -> (Plan, Option<Error>) {
         if let Err(error) = self.confirm(view).await {
             // Nothing was learned: the steps that this process remembers as finished stay so.
-            let report = Report { passed: view.passed.clone(), times: view.times.clone(), ..failed::known(view) };
+            let report = Report { passed: view.passed.clone(), times: view.times.clone(), ..failed_request::known(view) };
             return (Plan { next: Next::Settled, report }, Some(error));
         }
         let (turn, mut accepted, mut reread) = (self.memory.turns.begin(&view.uid), Accepted::default(), false);
@@ -180,7 +189,7 @@ impl Reconciler {
         if let Some(undone) = accepted.undone(&action).filter(|_| guards::on(Guard::UndoneWrite)) {
             return Err(undone);
         }
-        tracing::debug!(uid = %view.uid, action = failed::name(&action), "next request");
+        tracing::debug!(action = failed_request::name(&action), "next request");
         let effect = self.applier.apply(action.clone(), view).await?;
         let undone = matches!(&effect, Effect::Record(saved) if view.record.as_ref().is_some_and(|r| r.spec == saved.spec));
         accepted.note(action);
@@ -269,9 +278,9 @@ impl Reconciler {
                 let after = self.memory.unwritten.failed_up_to(UNWRITTEN, uid, 0, error.retry_after());
                 // The first time, the cache may be stale: the Computer is gone, or another one has its name.
                 if matches!(class, ErrorClass::Conflict | ErrorClass::Invalid) && before == 0 {
-                    tracing::debug!(uid, %error, ?after, "cannot write the status, requeued");
+                    tracing::debug!(%error, ?after, "cannot write the status, requeued");
                 } else {
-                    tracing::warn!(uid, %error, ?class, ?after, "cannot write the status, requeued");
+                    tracing::warn!(%error, ?class, ?after, "cannot write the status, requeued");
                 }
                 Some(after)
             }
@@ -286,15 +295,15 @@ impl Reconciler {
             }
             return after(&plan.next);
         };
-        let lost_race = failed::lost_race(&error, self.memory.backoff.count(uid));
+        let lost_race = failed_request::lost_race(&error, self.memory.backoff.count(uid));
         // With the guard off, any event ends the pause.
         let seen = if guards::on(Guard::QuietBackoff) { seen } else { seen.wrapping_add(1) };
         let longest = if error.refused() { REFUSED } else { Backoff::LONGEST };
         let after = self.memory.backoff.failed_up_to(longest, uid, seen, error.retry_after());
         if lost_race {
-            tracing::debug!(uid, %error, ?after, "conflict, requeued");
+            tracing::debug!(%error, ?after, "conflict, requeued");
         } else {
-            tracing::warn!(uid, %error, class = ?error.class(), ?after, "request failed, requeued");
+            tracing::warn!(%error, class = ?error.class(), ?after, "request failed, requeued");
         }
         Some(after)
     }
@@ -313,11 +322,17 @@ impl Reconciler {
             // Another leader has deleted it.
             Err(error) if classify(&error) == ErrorClass::NotFound => None,
             Err(error) => {
-                tracing::warn!(uid = %view.uid, %error, "cannot delete an expired record, requeued");
+                tracing::warn!(%error, "cannot delete an expired record, requeued");
                 Some(Duration::from_secs(300))
             }
         }
     }
+}
+
+/// The fields of every log line of a reconcile. The step is recorded once it is known.
+fn span(view: &View) -> Span {
+    let (namespace, name, uid) = (view.namespace.as_str(), view.name.as_str(), view.uid.as_str());
+    tracing::info_span!("reconcile", kind = "Computer", namespace, name, uid, step = field::Empty)
 }
 
 /// Whether a reconcile that only waits for an archive check has nothing to publish: the status shows the step already, and whether it is

@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::report::Report;
+use super::time_to_live;
 use super::view::View;
 use crate::guards::{self, Guard};
 use crate::resources::conditions::{self, types};
@@ -35,6 +36,7 @@ pub fn compute(view: &View, computer: &Computer, report: &Report) -> ComputerSta
         status.class_name = Some(class.clone());
     }
     if let Some(record) = &view.record {
+        status.expires_at = time_to_live::expires_at(computer, Some(record)).map(Time);
         let children = &record.spec.state.children;
         status.children = Some(children.clone());
         status.key_allows.clone_from(&record.spec.state.key_allow);
@@ -62,6 +64,7 @@ fn set_conditions(status: &mut ComputerStatus, report: &Report, generation: Opti
     let list = &mut status.conditions;
     if let Some(ready) = &report.ready {
         conditions::set(list, types::READY, ready.status, ready.reason, &ready.message, generation, now);
+        conditions::set_stalled(list, ready.status, ready.reason, &ready.message, generation, now);
     }
     if report.deletion.is_empty() {
         match &report.drift {
@@ -69,6 +72,7 @@ fn set_conditions(status: &mut ComputerStatus, report: &Report, generation: Opti
             None => conditions::remove(list, types::DRIFTED),
         }
     } else {
+        conditions::remove(list, types::STALLED);
         conditions::set(
             list,
             types::READY,
@@ -254,6 +258,25 @@ mod tests {
         let report = Report { phase: Some(crate::resources::Phase::Deleting), ..Report::default() };
         let new = compute(&view, &computer, &report);
         assert_eq!((new.node_name.as_deref(), new.provisioning_steps.len()), (Some("n"), 1));
+    }
+
+    /// `helm --wait` and others fail at once instead of waiting for what cannot happen, and not for a class that may be applied next.
+    #[test]
+    fn what_needs_a_change_is_stalled_until_it_is_changed() {
+        let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
+        let mut stalled = |status: bool, reason: Reason, deletion: Vec<Step>| {
+            let computer = view.computer.clone().expect("a Computer");
+            let ready = Some(super::super::report::Ready { status, reason, message: "why".to_owned() }).filter(|_| deletion.is_empty());
+            let new = compute(&view, &computer, &Report { deletion, ready, ..Report::default() });
+            view.computer = Some(Computer { status: Some(new.clone()), ..computer });
+            new.conditions.into_iter().find(|c| c.type_ == types::STALLED).map(|c| (c.reason, c.message))
+        };
+        let shown = Some(("ClassNotAccepted".to_owned(), "why".to_owned()));
+        assert_eq!(stalled(false, Reason::ClassNotFound, vec![]), None);
+        assert_eq!(stalled(false, Reason::ClassNotAccepted, vec![]), shown);
+        assert_eq!(stalled(false, Reason::Provisioning, vec![]), None);
+        assert_eq!(stalled(false, Reason::ClassNotAccepted, vec![]), shown);
+        assert_eq!(stalled(false, Reason::Deleting, vec![step(StepStatus::Running)]), None);
     }
 
     fn step(status: StepStatus) -> Step {

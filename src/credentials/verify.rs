@@ -58,6 +58,28 @@ pub enum Denied {
     ServiceAccountGone,
 }
 
+impl Denied {
+    /// The reason in one word, for metrics. With `Malformed`, `NoRecord`, `WrongSecret` and `NotLive` the credential may never have been valid. With every other
+    /// reason its secret matches, so it was valid once.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Malformed => "Malformed",
+            Self::NoRecord => "NoRecord",
+            Self::WrongSecret => "WrongSecret",
+            Self::NotLive => "NotLive",
+            Self::Revoked => "Revoked",
+            Self::ComputerGone => "ComputerGone",
+            Self::ComputerDeleting => "ComputerDeleting",
+            Self::NamespaceTerminating => "NamespaceTerminating",
+            Self::ApiKeyGone => "ApiKeyGone",
+            Self::ApiKeyDeleting => "ApiKeyDeleting",
+            Self::Expired => "Expired",
+            Self::Rotated => "Rotated",
+            Self::ServiceAccountGone => "ServiceAccountGone",
+        }
+    }
+}
+
 /// A key that authenticates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VerifiedKey {

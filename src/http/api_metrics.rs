@@ -4,11 +4,13 @@ use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::credentials::Denied;
 use crate::runtime::request_metrics::REQUESTS;
 
 /// Labels of a request. They are bounded: the template of the route instead of the path.
@@ -19,12 +21,20 @@ struct Labels {
     code: u16,
 }
 
+/// Whose credential was denied, and why: both from fixed lists.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct DeniedLabels {
+    credential: &'static str,
+    reason: &'static str,
+}
+
 /// Metrics of the HTTP API.
 pub struct Metrics {
     registry: Registry,
     requests: Family<Labels, Histogram, fn() -> Histogram>,
     in_flight: Gauge<i64, AtomicI64>,
     ready: Gauge,
+    denied: Family<DeniedLabels, Counter>,
 }
 
 /// Buckets from one millisecond to about half a minute.
@@ -39,17 +49,23 @@ impl Default for Metrics {
             requests: Family::new_with_constructor(buckets),
             in_flight: Gauge::default(),
             ready: Gauge::default(),
+            denied: Family::default(),
         };
-        let Self { mut registry, requests, in_flight, ready } = metrics;
+        let Self { mut registry, requests, in_flight, ready, denied } = metrics;
         registry.register("http_request_duration_seconds", "HTTP requests by method, route and code", requests.clone());
         registry.register("http_requests_in_flight", "HTTP requests in flight", in_flight.clone());
         registry.register("http_ready", "Whether this replica of the HTTP API is ready", ready.clone());
+        registry.register(
+            "http_denied_credentials",
+            "Requests with a computer's key or a token of an ApiKey that is not valid, by credential (Key, ApiKey) and reason",
+            denied.clone(),
+        );
         registry.register(
             "api_requests",
             "Requests to the Kubernetes API by verb, resource and code (none: no response)",
             REQUESTS.clone(),
         );
-        Self { registry, requests, in_flight, ready }
+        Self { registry, requests, in_flight, ready, denied }
     }
 }
 
@@ -64,6 +80,11 @@ impl Metrics {
     pub fn answered(&self, method: &str, route: &str, code: u16, took: Duration) {
         let labels = Labels { method: method.to_owned(), route: route.to_owned(), code };
         self.requests.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Counts a request whose credential is not valid.
+    pub fn denied(&self, credential: &'static str, denied: Denied) {
+        self.denied.get_or_create(&DeniedLabels { credential, reason: denied.reason() }).inc();
     }
 
     /// The number of requests in flight.

@@ -10,7 +10,7 @@ use kube::api::{Api, PostParams};
 use super::Shared;
 use super::error::ApiError;
 use crate::credentials::verify_api_key::Verified;
-use crate::credentials::{self, ComputerId, KeyRights};
+use crate::credentials::{self, ComputerId, Denied, KeyRights};
 use crate::runtime::client::{CallError, call};
 
 /// An authenticated caller.
@@ -74,9 +74,8 @@ impl Caller {
 pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
     let answer = if token.starts_with(credentials::key::PREFIX) {
-        credentials::verify(&shared.client, &shared.namespace, token)
-            .await
-            .map(|a| a.ok().map(|key| Caller::Computer(key.computer, key.rights)))
+        let verified = credentials::verify(&shared.client, &shared.namespace, token).await;
+        verified.map(|a| counted(shared, "Key", a).map(|key| Caller::Computer(key.computer, key.rights)))
     } else if token.starts_with(credentials::api_key::PREFIX) {
         api_key(shared, token).await.map(|a| a.map(Caller::User))
     } else if token.split('.').count() == 3 {
@@ -96,6 +95,11 @@ pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Caller
     }
 }
 
+/// Returns the verified credential. A denial is counted and its reason dropped, because the caller must not learn it.
+fn counted<T>(shared: &Shared, credential: &'static str, verified: Result<T, Denied>) -> Option<T> {
+    verified.inspect_err(|denied| shared.metrics.denied(credential, *denied)).ok()
+}
+
 /// The bearer token. A request with more than one `Authorization` header has none.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let mut all = headers.get_all(header::AUTHORIZATION).iter();
@@ -110,7 +114,8 @@ const LONGEST: usize = 16 * 1024;
 
 /// A token of an `ApiKey` authenticates as its ServiceAccount, with the same attributes as in the cluster.
 async fn api_key(shared: &Shared, token: &str) -> Result<Option<User>, CallError> {
-    let Ok(verified) = credentials::verify_api_key(&shared.client, &shared.namespace, token).await? else { return Ok(None) };
+    let verified = credentials::verify_api_key(&shared.client, &shared.namespace, token).await?;
+    let Some(verified) = counted(shared, "ApiKey", verified) else { return Ok(None) };
     shared.last_used.note(&shared.client, &verified);
     Ok(Some(service_account(&verified)))
 }

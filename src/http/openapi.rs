@@ -9,6 +9,7 @@ use axum::routing::get;
 use bytes::Bytes;
 use swagger_ui_dist::{ApiDefinition, OpenApiSource};
 use utoipa::OpenApi;
+use utoipa::openapi::RefOr;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::response::ResponseBuilder;
 use utoipa::openapi::schema::Ref;
@@ -52,19 +53,38 @@ pub fn document() -> Result<String, serde_json::Error> {
     Ok(description.to_pretty_json()? + "\n")
 }
 
-/// Adds the responses of an overloaded server to every operation.
+/// Errors that every operation can answer. A handler lists its own errors, and can describe one of these in its own words.
+const ALWAYS: [(&str, &str); 4] = [
+    ("401", "Missing or invalid credential"),
+    ("429", "Too many requests of the caller's namespace are in flight"),
+    ("500", "The request failed, or its outcome is unknown"),
+    ("503", "Too many requests are in flight"),
+];
+
+/// Errors of every operation that reads a body.
+const WITH_BODY: [(&str, &str); 3] = [
+    ("408", "The request body was not received in time"),
+    ("413", "The request body is too large"),
+    ("415", "The request body is not JSON"),
+];
+
+/// Adds the errors that are common to operations.
 pub(super) fn complete(description: &mut utoipa::openapi::OpenApi) {
-    let busy = [("429", "Too many requests of the caller's namespace are in flight"), ("503", "Too many requests are in flight")];
     for item in description.paths.paths.values_mut() {
         let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
-            for (code, text) in busy {
-                let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
-                let response = ResponseBuilder::new().description(text).content("application/json", body).build();
-                operation.responses.responses.insert(code.to_owned(), response.into());
+            let with_body: &[_] = if operation.request_body.is_some() { &WITH_BODY } else { &[] };
+            for (code, text) in ALWAYS.iter().chain(with_body) {
+                operation.responses.responses.entry((*code).to_owned()).or_insert_with(|| error(text));
             }
         }
     }
+}
+
+/// An answer with the published error object.
+fn error(description: &str) -> RefOr<utoipa::openapi::Response> {
+    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
+    ResponseBuilder::new().description(description).content("application/json", body).build().into()
 }
 
 /// `/openapi.json` and `/docs`.

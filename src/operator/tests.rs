@@ -34,6 +34,7 @@ async fn watches() -> BTreeMap<String, Vec<String>> {
         archives: Arc::new(Archives::open(&format!("file://{}", folder.path().display()), checked).unwrap()),
         metrics: Arc::new(Metrics::new()),
         concurrency: 1,
+        collect_leftovers: false,
         sources: Sources::default(),
     };
     let _ = tokio::time::timeout(Duration::from_secs(60), leader.lead(&mut finished_checks, CancellationToken::new())).await;

@@ -4,7 +4,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
 use super::lease::Timing;
+use super::settings::ArchivePod;
+use crate::resources::quantity;
 
 /// Run the operator.
 #[derive(Clone, Debug, clap::Args)]
@@ -21,12 +25,18 @@ pub struct Config {
     /// ServiceAccount of the HTTP API, in the operator's namespace: its pods may read archives at the ingest endpoint. Without it, none may
     #[arg(long, env = "API_SERVICE_ACCOUNT")]
     pub api_service_account: Option<String>,
+    /// Archive pods, as JSON: `resources`, `priorityClassName`, `nodeSelector`, `imagePullPolicy`
+    #[arg(long, env = "ARCHIVE_POD", default_value = "{}", value_parser = archive_pod)]
+    pub archive_pod: ArchivePod,
     /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true` with credentials from AWS_*
     #[arg(long, env = "ARCHIVE_STORE", default_value = "file:///var/lib/computer-operator/store", value_parser = store)]
     pub store: String,
     /// Most bytes that an archive may have in the store, if its class does not set `archive.maxBytes`: a quantity. `0`: any number
     #[arg(long, env = "ARCHIVE_MAX_BYTES", default_value = "1Ti", value_parser = size)]
     pub archive_max_bytes: u64,
+    /// Remove leftovers of crashes and aborted archive attempts from the store, a day after a deletion has ended. Archives and receipts are never removed
+    #[arg(long, env = "ARCHIVE_COLLECT_LEFTOVERS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub archive_collect_leftovers: bool,
     /// `PersistentVolumeClaim` of the embedded store in the operator's namespace, whose volume is set to `Retain`
     #[arg(long, env = "RETAIN_STORE_CLAIM")]
     pub retain_store_claim: Option<String>,
@@ -124,8 +134,25 @@ fn store(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn archive_pod(text: &str) -> Result<ArchivePod, String> {
+    let pod: ArchivePod =
+        serde_json::from_str(text).map_err(|error| format!("{error}: use for example {{\"priorityClassName\": \"high\"}}"))?;
+    let (requests, limits) = (pod.resources.requests.clone().unwrap_or_default(), pod.resources.limits.clone().unwrap_or_default());
+    let value = |name: &str, quantity: &Quantity| {
+        quantity::value(quantity).ok_or_else(|| format!("resources: {name} is {:?}: use a quantity, for example 256Mi", quantity.0))
+    };
+    for (name, limit) in &limits {
+        let (limit, request) = (value(name, limit)?, requests.get(name).map(|request| value(name, request)).transpose()?);
+        if request.is_some_and(|request| request > limit) {
+            return Err(format!("resources: the request of {name} is above its limit, so the API server would reject every archive pod"));
+        }
+    }
+    requests.iter().try_for_each(|(name, request)| value(name, request).map(drop))?;
+    Ok(pod)
+}
+
 fn size(text: &str) -> Result<u64, String> {
-    let bytes = crate::resources::quantity::bytes(&k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned()));
+    let bytes = quantity::bytes(&Quantity(text.to_owned()));
     bytes.filter(|_| !text.starts_with('-')).ok_or_else(|| "use a quantity, for example 500Gi; 0 is any number of bytes".to_owned())
 }
 
@@ -149,6 +176,20 @@ mod tests {
 
     fn parse(more: &[&str]) -> Result<Config, String> {
         Cli::try_parse_from(NEEDED.iter().chain(more)).map(|c| c.config).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn resources_that_the_api_server_would_reject_are_named() {
+        for (resources, word) in [
+            (r#"{"limits": {"memory": "256MB"}}"#, "256MB"),
+            (r#"{"requests": {"cpu": "two"}}"#, "two"),
+            (r#"{"requests": {"memory": "1Gi"}, "limits": {"memory": "256Mi"}}"#, "above its limit"),
+        ] {
+            let error = parse(&["--archive-pod", &format!("{{\"resources\": {resources}}}")]).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+        let pod = parse(&["--archive-pod", r#"{"resources": {"limits": {"memory": "1Gi"}}}"#]).unwrap().archive_pod;
+        assert_eq!(pod.resources.limits.unwrap()["memory"].0, "1Gi");
     }
 
     #[test]

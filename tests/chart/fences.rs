@@ -64,6 +64,12 @@ fn the_api_only_reports_about_sessions(server: &Server) {
     let session = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Session", "metadata": {"name": "r", "namespace": "ops"},
         "spec": {"computerName": "box", "computerUID": "u"}});
     server.kubectl(&["create", "-f", "-"], &session.to_string()).unwrap();
+    // kubectl reads what it patches. The API does not, so its role does not permit it.
+    let account = API.trim_start_matches("--as=system:serviceaccount:");
+    let resource = "--resource=sessions.computer-operator.dev/status";
+    server.kubectl(&["create", "role", "kubectl-reads", "-n", "ops", "--verb=get", resource], "").unwrap();
+    let to = format!("--serviceaccount={account}");
+    server.kubectl(&["create", "rolebinding", "kubectl-reads", "-n", "ops", "--role=kubectl-reads", &to], "").unwrap();
     let patch = |user: &[&str], status: &Value| {
         let patch = json!({"status": status}).to_string();
         server.kubectl(&[&["patch", "session", "r", "-n", "ops", "--subresource=status", "--type=merge", "-p", &patch], user].concat(), "")

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use crate::world::{FULL, SYSTEM, World};
+use crate::world::{FULL, SYSTEM, World, eventually, refused};
 
 const NAMESPACE: &str = "declared";
 
@@ -58,7 +58,30 @@ pub fn helm_waits_for_what_is_declared(world: &World) -> Result<()> {
     }
     let ready = world.condition(&["computer", "quiet", "-n", NAMESPACE], "Ready")?;
     ensure!(ready["status"] == "True" && ready["reason"] == "Suspended", "{ready}");
-    Ok(())
+    helm_does_not_take_a_rejected_class_for_ready(world)
+}
+
+/// kstatus takes an object without the condition `Ready` for current, unless it is `Stalled`.
+fn helm_does_not_take_a_rejected_class_for_ready(world: &World) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::write(folder.path().join("Chart.yaml"), "apiVersion: v2\nname: classes\nversion: 0.1.0\n")?;
+    fs::create_dir(folder.path().join("templates"))?;
+    let class = json!({
+        "apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass", "metadata": {"name": "nothing-archived"},
+        "spec": {"podTemplate": {"spec": {"containers": [{"name": "main", "image": "machine"}]}}, "sessionPaths": []},
+    });
+    fs::write(folder.path().join("templates/class.yaml"), class.to_string())?;
+    let chart = folder.path().display().to_string();
+    // A new object has no status for a moment, which kstatus takes for current: the upgrade sees the verdict.
+    let _ = world.helm.run(&["install", "classes", &chart, "-n", NAMESPACE]);
+    eventually("the class is stalled", || {
+        let stalled = world.condition(&["computerclass", "nothing-archived"], "Stalled")?;
+        ensure!(stalled["reason"] == "NoSessionPaths", "{stalled}");
+        Ok(())
+    })?;
+    let upgrade = world.helm.run(&["upgrade", "classes", &chart, "-n", NAMESPACE, "--wait", "--timeout", "60s"]);
+    refused("a class that is not accepted", upgrade, "nothing-archived")?;
+    world.helm.run(&["uninstall", "classes", "-n", NAMESPACE]).map(drop)
 }
 
 /// Users of `kubectl delete all` know that it leaves what cannot be replaced, such as claims. It ends machines, which start again.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use computer_operator::archive::chunks::{Blob, Sizes};
 use computer_operator::archive::manifest::ManifestComputer;
 use computer_operator::archive::pack::{Request, pack};
-use computer_operator::archive::{Manifest, Store, Unreadable, chunk_key, manifest_key};
+use computer_operator::archive::{Manifest, Store, Unreadable, chunk_key, manifest_key, receipt_key};
 use computer_operator::credentials::ComputerId;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -115,6 +115,11 @@ async fn archive(bench: &Bench, id: &str) -> Result<Vec<u8>> {
     store.put_once(&manifest_key(&of.uid), bytes.clone()).await?;
     let archive =
         json!({"manifestDigest": hex::encode(Sha256::digest(&bytes)), "sessions": 2, "bytes": manifest.stored_bytes, "problems": 0});
+    // A deletion that archives names the manifest in its receipt.
+    let receipt = bench.folder.path().join("store").join(receipt_key(&of.uid));
+    let mut written: Value = serde_json::from_slice(&std::fs::read(&receipt)?)?;
+    written["archive"] = archive.clone();
+    std::fs::write(&receipt, written.to_string())?;
     let patch = json!({"spec": {"state": {"deletion": {"archive": archive}}}});
     bench.kubectl(&["patch", "computerrecord", &of.uid, "-n", SYSTEM, "--type=merge", "-p", &patch.to_string()], "").await?;
     let chunk = blobs.iter().find(|blob| blob.chunk.size == manifest.stored_bytes).context("the only chunk")?;

@@ -22,6 +22,7 @@ pub fn all() -> Vec<Scenario> {
         deletion_protection_is_a_conflict,
         a_recreated_computer_has_another_id,
         a_deletion_right_after_the_creation_leaves_nothing,
+        the_use_of_a_key_after_its_end_is_counted,
     ]
 }
 
@@ -203,6 +204,27 @@ async fn a_deletion_right_after_the_creation_leaves_nothing(bench: Arc<Bench>) -
         Ok(left.trim().is_empty().then_some(()))
     })
     .await
+}
+
+/// The answer is the same for every invalid key. Only the metrics say why it was denied.
+async fn the_use_of_a_key_after_its_end_is_counted(bench: Arc<Bench>) -> Result<()> {
+    let (_, token) = bench.tenant("ended").await?;
+    let id = bench.byom(&token, "box").await?;
+    let key = bench.key(&id).await?;
+    bench.hold(&id).await?;
+    bench.send_to(0, Ask::delete(one(&id)).by(&token)).await?.is(204)?;
+    let before = uses_of_revoked_keys(&bench).await?;
+    bench.send_to(0, Ask::get(one(&id)).by(&key)).await?.is(401)?;
+    let after = uses_of_revoked_keys(&bench).await?;
+    ensure!(after > before, "{before} uses of revoked keys before, {after} after one more");
+    bench.release(&id).await
+}
+
+/// As the first replica counts them.
+async fn uses_of_revoked_keys(bench: &Bench) -> Result<u64> {
+    let text = bench.http.get(format!("http://{}/metrics", bench.replicas[0].metrics)).send().await?.text().await?;
+    let counter = "computer_operator_http_denied_credentials_total{credential=\"Key\",reason=\"Revoked\"} ";
+    text.lines().find_map(|line| line.strip_prefix(counter)).map_or(Ok(0), |count| Ok(count.trim().parse()?))
 }
 
 async fn a_deletion_revokes_the_key_without_an_operator(bench: Arc<Bench>) -> Result<()> {

@@ -1,13 +1,14 @@
 //! The archive store is down: first it hangs, then it refuses connections, then it recovers. Deletions that need it wait and report it, all
 //! others continue (L2, L3), and at the end nothing is missing (S1, L1). It is a real S3 server, so that it can hang.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use computer_operator::archive::{Store, chunk_key, manifest_key, receipt_key};
-use computer_operator::resources::Phase;
+use computer_operator::resources::{Phase, RecordPhase};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::Api;
 use rustix::process::{Pid, Signal, kill_process};
@@ -21,7 +22,7 @@ use crate::operators::Start;
 use crate::{Scenario, moments, setting};
 
 pub fn all() -> Vec<Scenario> {
-    xtask::scenarios![store_out, a_full_store_keeps_its_reserve]
+    xtask::scenarios![store_out, a_full_store_keeps_its_reserve, a_full_store_blocks_only_archives]
 }
 
 /// Archives fill a volume except for its reserve, which manifests and receipts use: a deletion without an archive completes.
@@ -43,6 +44,59 @@ async fn a_full_store_keeps_its_reserve(_bench: Arc<Bench>) -> Result<()> {
     ensure!((8..16).contains(&chunks) && refusal.contains("except for the reserve"), "{chunks} chunks, then: {refusal}");
     ensure!(matches!(kept, (Ok(true), Ok(true))), "{kept:?}");
     Ok(())
+}
+
+/// L2, L3: only the deletion that needs an archive waits for room, and it continues once there is some. The others have the reserve.
+async fn a_full_store_blocks_only_archives(bench: Arc<Bench>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let at = folder.path().display().to_string();
+    inside(&bench, &format!("mount -t tmpfs -o size=16m none {at}"))?;
+    let _operator = bench.start(&Start { store: Some(format!("file://{at}")), ..Start::usual(9643) }).await?;
+    bench.class("nothing-archived", json!({"archive": {"policy": "None"}})).await?;
+    let namespace = bench.namespace("full").await?;
+    let waits = bench.active(&namespace, "waits", "standard").await?;
+    bench.work(&namespace, &waits).await?;
+    bench.shell(&namespace, &waits, "head -c 3000000 /dev/urandom > $HOME/.codex/sessions/2026/11/large.jsonl").await?;
+    let others = [
+        ("none", bench.active(&namespace, "none", "nothing-archived").await?),
+        ("byom", bench.ready(&namespace, "byom", json!({"provider": "BYOM"})).await?),
+    ];
+    inside(&bench, &format!("dd if=/dev/zero of={at}/filler bs=1M count=14"))?;
+    bench.delete(&namespace, "waits", "background").await?;
+    let message = bench.blocked(&namespace, "waits", "StoreUnavailable").await?;
+    ensure!(message.contains("full") && message.contains("free space"), "{message}");
+    for (name, uid) in &others {
+        bench.delete(&namespace, name, "background").await?;
+        released(&bench, uid).await?;
+    }
+    ensure!(
+        bench.record(&waits).await?.context("a record")?.spec.state.phase != RecordPhase::Released,
+        "S1: there is no room for its archive"
+    );
+    inside(&bench, &format!("rm {at}/filler"))?;
+    released(&bench, &waits).await?;
+    // The volume is mounted in the cluster only, and the checks read the usual folder.
+    inside(&bench, &format!("mkdir -p {0} && cp -a {at}/. {0}", bench.store_path().display()))?;
+    for (_, uid) in &others {
+        bench.clean(uid).await?;
+    }
+    bench.archived(&waits, 4).await?;
+    println!("    while the store was full: {message}");
+    Ok(())
+}
+
+/// Runs a shell command where the cluster's programs run.
+fn inside(bench: &Bench, script: &str) -> Result<()> {
+    let cluster = bench.cluster.dir().context("a cluster with a folder")?;
+    isolation::run_inside(cluster, Path::new("/bin/sh"), &["-c", script]).map(drop)
+}
+
+async fn released(bench: &Bench, uid: &str) -> Result<()> {
+    eventually(&format!("{uid} is released"), LONG, || async {
+        let record = bench.record(uid).await?.context("no record")?;
+        Ok((record.spec.state.phase == RecordPhase::Released).then_some(()))
+    })
+    .await
 }
 
 /// More deletions wait for the store than an operator works on at a time (32).

@@ -286,6 +286,23 @@ async fn time_to_live(bench: Arc<Bench>) -> Result<()> {
     ensure!(cause == Cause::TimeToLiveExpired, "{cause:?}");
     bench.delete(&namespace, "patient", "background").await?;
     bench.clean(&patient).await?;
+    time_to_live_of_a_class(&bench, &namespace).await
+}
+
+/// A Computer that asks for none, and one that asks for too much. A change of the class afterwards ends neither earlier nor later.
+async fn time_to_live_of_a_class(bench: &Bench, namespace: &str) -> Result<()> {
+    let limits = json!({"limits": {"defaultTimeToLiveSeconds": 60, "maxTimeToLiveSeconds": 70}});
+    bench.class("brief", limits).await?;
+    let mut created = Vec::new();
+    for (name, spec) in [("default", json!({"className": "brief"})), ("long", json!({"className": "brief", "timeToLiveSeconds": 86400}))] {
+        created.push(bench.create(namespace, name, spec).await?);
+        bench.phase(namespace, name, Phase::Active).await?;
+    }
+    bench.class("brief", json!({"limits": {}})).await?;
+    for uid in created {
+        let cause = bench.clean(&uid).await?.spec.state.deletion.context("no deletion")?.cause;
+        ensure!(cause == Cause::TimeToLiveExpired, "{cause:?}");
+    }
     Ok(())
 }
 

@@ -146,6 +146,8 @@ fn server_texts() -> Outcome {
         check(made <= 300, &format!("{made} requests in half an hour"))?;
         world.faults().denied = None;
         check(until(world, 900, gone).await, "the deletion does not continue after the API server recovered")?;
+        let written = |s: &mut State| s.all("events").any(|e| text(e, "/reason") == Some("WriteReceiptCompleted"));
+        check(until(world, 60, written).await, "no event says that the receipt is written")?;
         Ok(())
     })
 }

@@ -7,7 +7,7 @@ use computer_operator::archive::Archives;
 use computer_operator::archive::ingest::{auth, handlers};
 use computer_operator::archive::store::Store;
 use computer_operator::operator::Leader;
-use computer_operator::runtime::settings::Settings;
+use computer_operator::runtime::settings::{ArchivePod, Settings};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Actor;
@@ -25,6 +25,7 @@ fn settings() -> Settings {
         ingest_url: "https://ingest.simulated:8443".to_owned(),
         ingest_ca: "no certificate".to_owned(),
         api_url: "http://api.simulated".to_owned(),
+        archive_pod: ArchivePod::default(),
         archive_max_bytes: 1 << 40,
     }
 }
@@ -67,7 +68,14 @@ pub async fn lead(world: &World, caller: &Caller, replica: usize, concurrency: u
     let archives = Arc::new(Archives::new(Arc::clone(&store), checked));
     let router = handlers::router(store, auth::Authenticator::Pods(Arc::new(pods)), Arc::clone(archives.uploads()));
     world.serve(replica, &caller.process, router);
-    let leader =
-        Leader { client, settings: settings(), archives, metrics: world.new_figures(replica), concurrency, sources: world.sources() };
+    let leader = Leader {
+        client,
+        settings: settings(),
+        archives,
+        metrics: world.new_figures(replica),
+        concurrency,
+        collect_leftovers: false,
+        sources: world.sources(),
+    };
     leader.lead(&mut finished, stop).await
 }

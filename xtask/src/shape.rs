@@ -155,6 +155,15 @@ mod tests {
         assert!(layers.len() > 8 && wrong.is_empty(), "{wrong:#?}");
     }
 
+    /// A computer is provisioned without any knowledge of its deletion. Both are in one layer, so the order of layers does not say so.
+    #[test]
+    fn provisioning_does_not_use_the_deletion() {
+        let sources = sources("src/computer/provision");
+        let code = sources.iter().filter(|(path, _)| !path.contains("/tests/"));
+        let wrong: Vec<&String> = code.filter(|(_, text)| without_tests(text).contains("deletion::")).map(|(path, _)| path).collect();
+        assert!(sources.len() > 5 && wrong.is_empty(), "{wrong:?}");
+    }
+
     #[test]
     fn no_file_and_no_function_is_too_long() {
         let all = ["api/src", "kubectl-computer/src", "src", "tests", "xtask/src", "xtask/tests"].into_iter().flat_map(sources);

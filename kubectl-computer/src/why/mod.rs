@@ -341,8 +341,8 @@ fn notes(why: &mut Why, observed: &Observed, computer: &Computer, status: &Compu
     if computer.spec.suspended && status.phase != Some(computer_operator_api::Phase::Suspended) {
         why.fact("Note", "spec.suspended is true: its pod is stopped.");
     }
-    if let (Some(ttl), Some(created)) = (computer.spec.time_to_live_seconds, &computer.metadata.creation_timestamp) {
-        let left = created.0.as_second().saturating_add(ttl).saturating_sub(observed.now.as_second());
+    if let Some(expires) = &status.expires_at {
+        let left = expires.0.as_second().saturating_sub(observed.now.as_second());
         let when = if left > 0 {
             format!("its time to live expires in {}", span(left))
         } else {

@@ -207,7 +207,7 @@ fn a_suspended_and_a_ready_computer_are_fine() {
     let (verdict, text) = why(suspended);
     assert_eq!(verdict, Verdict::Fine);
     contains(&text, &["It is suspended, as its spec declares, for 38m.", "kubectl computer resume box -n team-a"]);
-    let ready = json!({"spec": {"timeToLiveSeconds": 7200}, "status": {"phase": "Active", "conditions": [condition("Ready", "True", "Ready", "")]}});
+    let ready = json!({"status": {"phase": "Active", "expiresAt": "2026-01-01T02:00:00Z", "conditions": [condition("Ready", "True", "Ready", "")]}});
     let (verdict, text) = why(ready);
     assert_eq!(verdict, Verdict::Fine);
     contains(&text, &["It is ready, for 38m.", "its time to live expires in 60m"]);

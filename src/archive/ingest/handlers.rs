@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use super::auth::{Access, Authenticator, Caller};
-use super::progress::{self, Outcome};
+use super::keep_alive::{self, Outcome};
 use super::shares::Shares;
 use crate::archive::copies;
 use crate::archive::home_size::{self, SoFar};
@@ -128,7 +128,7 @@ async fn put_chunk(
     let (shares, of) = (shared.shares.clone(), (caller.namespace.0.clone(), uid.clone()));
     let turn = async move { shares.chunk((&of.0, &of.1), size as usize).await };
     let store = move |turn| async move { store_chunk(shared, (uid, caller), digest, (size, body, turn), so_far).await };
-    Ok(progress::answer(&headers, turn, store).await)
+    Ok(keep_alive::answer(&headers, turn, store).await)
 }
 
 /// What is archived when this object is stored, as the pod says. Only for what is shown.
@@ -199,7 +199,7 @@ async fn put_manifest(
     let (shares, of) = (shared.shares.clone(), (caller.namespace.0.clone(), uid.clone()));
     let turn = async move { shares.manifest((&of.0, &of.1), size as usize).await };
     let store = move |turn| async move { store_manifest(shared, (uid, caller), (size, body), turn).await };
-    Ok(progress::answer(&headers, turn, store).await)
+    Ok(keep_alive::answer(&headers, turn, store).await)
 }
 
 async fn store_manifest(

@@ -7,7 +7,7 @@ pub mod handlers;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod hostile_input_tests;
-pub mod progress;
+pub mod keep_alive;
 pub mod readers;
 pub mod reads;
 mod shares;

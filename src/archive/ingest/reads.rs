@@ -2,7 +2,7 @@
 //! API's decision. Nothing is sent before its digest is verified, and no object outside of archives can be named.
 //!
 //! There is no limit for the time until an object is read (L8): the line of the store may be slow, and others may have the room. Meanwhile the API gets a
-//! sign of life every few seconds (`progress.rs`). A store that sends nothing ends its own read.
+//! sign of life every few seconds (`keep_alive.rs`). A store that sends nothing ends its own read.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use axum::response::Response;
 use axum::routing::get;
 use bytes::Bytes;
 
-use super::progress;
+use super::keep_alive;
 use super::readers::Readers;
 use super::shares::{self, busy};
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{Store, StoreError};
 use crate::archive::turns::{Turn, Turns};
-use crate::archive::{Archive, copies, receipts};
+use crate::archive::{Archive, copies, receipt_writer};
 
 /// Header with the namespace of the computer, for its share. Only the API is believed.
 pub const NAMESPACE: HeaderName = HeaderName::from_static("computer-operator-namespace");
@@ -46,7 +46,7 @@ pub fn router(store: Arc<Store>, readers: Readers) -> Router {
 async fn manifest(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap) -> Result<Response, Refused> {
     authorize(&shared, &headers, &uid, None).await?;
     let namespace = namespace(&headers, &uid);
-    Ok(progress::object(&headers, async move { read_manifest(&shared, &namespace, &uid).await }).await)
+    Ok(keep_alive::object(&headers, async move { read_manifest(&shared, &namespace, &uid).await }).await)
 }
 
 async fn read_manifest(shared: &Shared, namespace: &str, uid: &str) -> Result<Bytes, Refused> {
@@ -71,12 +71,12 @@ async fn verified(State(shared): State<Shared>, Path(uid): Path<String>, headers
     let namespace = namespace(&headers, &uid);
     let read = async move {
         let room = shared.turns.take(&namespace, &uid, 1).await.map_err(busy)?;
-        let digest = receipts::verified(&shared.store, &uid).await.map_err(failed)?;
+        let digest = receipt_writer::verified(&shared.store, &uid).await.map_err(failed)?;
         digest
             .map(|digest| held(digest.into_bytes(), room))
             .ok_or_else(|| (StatusCode::NOT_FOUND, "the receipt names no archive".to_owned()))
     };
-    Ok(progress::object(&headers, read).await)
+    Ok(keep_alive::object(&headers, read).await)
 }
 
 async fn chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Result<Response, Refused> {
@@ -90,7 +90,7 @@ async fn chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, 
             Err(error) => Err(failed(error)),
         }
     };
-    Ok(progress::object(&headers, read).await)
+    Ok(keep_alive::object(&headers, read).await)
 }
 
 /// Everything in the path becomes part of a key in the store, so it must be exactly a UID and a digest.

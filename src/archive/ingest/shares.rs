@@ -3,7 +3,7 @@
 
 use axum::http::StatusCode;
 
-use super::progress::Outcome;
+use super::keep_alive::Outcome;
 use crate::archive::Manifest;
 use crate::archive::manifest::{CHUNK, SMALL};
 use crate::archive::turns::{Bounds, Busy, Turn, Turns};

@@ -25,14 +25,14 @@ fn packed_home(seed: u64) -> Packed {
 }
 
 /// A store with an archive, its receipt, and what an aborted attempt left: chunks, a damaged copy of one that is named, and of one that is not.
-struct World {
-    test: Arc<TestStore>,
-    store: Store,
+pub(in crate::archive) struct World {
+    pub test: Arc<TestStore>,
+    pub store: Store,
     archived: Packed,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let test = Arc::new(TestStore::default());
         let store = Store::new(Arc::<TestStore>::clone(&test));
         let archived = packed_home(1);
@@ -56,14 +56,14 @@ impl World {
         self.test.inner.put(&receipt_key(UID).as_str().into(), receipt.to_string().into()).await.unwrap();
     }
 
-    async fn keys(&self) -> BTreeSet<String> {
+    pub async fn keys(&self) -> BTreeSet<String> {
         self.test.inner.list(None).map_ok(|object| object.location.to_string()).try_collect().await.unwrap()
     }
 
     /// Removes. Nothing may be removed.
     async fn removes_nothing(&self, now: i64, why: &str) {
         let before = self.keys().await;
-        let error = clean(&self.store, UID, true, now).await.unwrap_err().to_string();
+        let error = clean(&self.store, UID, Work::Remove, now).await.unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
         assert_eq!(self.keys().await, before, "{why}");
     }
@@ -77,15 +77,15 @@ fn chunk(digest: &str) -> String {
 async fn what_no_manifest_names_is_removed_and_the_archive_is_whole() {
     let world = World::new().await;
     let before = world.keys().await;
-    let dry = clean(&world.store, UID, false, later()).await.unwrap();
+    let dry = clean(&world.store, UID, Work::List, later()).await.unwrap();
     assert_eq!(world.keys().await, before, "without --remove");
     assert!(dry.unnamed > 10 && dry.named > 10 && (dry.manifests, dry.removed, dry.unknown) == (1, 0, 0), "{dry:?}");
-    let found = clean(&world.store, UID, true, later()).await.unwrap();
+    let found = clean(&world.store, UID, Work::Remove, later()).await.unwrap();
     assert_eq!(found, Found { removed: dry.unnamed, ..dry });
     assert_eq!(world.keys().await.len(), before.len() - usize::try_from(dry.unnamed).unwrap());
     assert!(world.keys().await.contains(&copies::copy_key(UID, &world.archived.blobs[0].chunk.digest, 1)), "another copy of what is named");
     assert!(matches!(verify(&world.store, UID).await, Verification::Valid(_)));
-    assert_eq!(clean(&world.store, UID, true, later()).await.unwrap(), Found { unnamed: 0, ..dry }, "nothing is left");
+    assert_eq!(clean(&world.store, UID, Work::Remove, later()).await.unwrap(), Found { unnamed: 0, ..dry }, "nothing is left");
 }
 
 /// S7: etcd was restored from a backup, and another deletion of the UID has stored another archive beside the first one.
@@ -94,7 +94,7 @@ async fn the_archives_of_all_deletions_stay() {
     let world = World::new().await;
     let second = serde_json::to_vec(&packed_home(9).manifest).unwrap();
     world.store.put_once(&later_manifest_key(UID, "claim"), second).await.unwrap();
-    let found = clean(&world.store, UID, true, later()).await.unwrap();
+    let found = clean(&world.store, UID, Work::Remove, later()).await.unwrap();
     assert_eq!((found.manifests, found.removed), (2, 1), "only the damaged copy of nothing: {found:?}");
 }
 
@@ -107,11 +107,71 @@ async fn without_an_archive_all_chunks_are_removed_and_nothing_else() {
     world.store.put_once(&format!("archives/{UID}/notes/of-an-admin"), b"x".to_vec()).await.unwrap();
     world.store.put_once(&old_format::object_key(UID, &"1".repeat(64)), b"x".to_vec()).await.unwrap();
     world.store.put_once(&crate::archive::chunk_key("another", &"1".repeat(64)), b"x".to_vec()).await.unwrap();
-    let found = clean(&world.store, UID, true, later()).await.unwrap();
+    let found = clean(&world.store, UID, Work::Remove, later()).await.unwrap();
     assert!(found.manifests == 0 && found.named == 0 && found.unknown == 1, "{found:?}");
     let left = ["archives/another/chunks/", &format!("archives/{UID}/notes"), "receipts/"];
     let keys = world.keys().await;
     assert!(keys.len() == 3 && keys.iter().all(|key| left.iter().any(|left| key.starts_with(left))), "{keys:?}");
+}
+
+/// A local store writes an object beside its place first. A crash leaves it there, and no listing shows it.
+#[tokio::test]
+async fn partial_files_of_a_local_store_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&format!("file://{}", folder.path().display())).unwrap();
+    let receipt = json!({"computer": {"uid": UID}, "writtenAt": Timestamp::now().to_string(), "archive": null});
+    store.put_once(&receipt_key(UID), receipt.to_string().into_bytes()).await.unwrap();
+    let chunk = chunk(&"1".repeat(64));
+    for key in [chunk.clone(), manifest_key(UID), receipt_key(UID)] {
+        let path = folder.path().join(format!("{key}#1"));
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "half").unwrap();
+    }
+    let stays = [format!("{}#1", receipt_key("another")), format!("{chunk}#not-a-number"), format!("archives/{UID}/notes-of-an-admin#2")];
+    for key in &stays {
+        let path = folder.path().join(key);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "stays").unwrap();
+    }
+    let now = Timestamp::now().as_second();
+    assert_eq!(store.partial_files(UID, |_| true, now - AGE, true).await.unwrap(), 0, "they may still be written");
+    let listed = clean(&store, UID, Work::List, later()).await.unwrap();
+    assert_eq!((listed.unnamed, listed.removed), (3, 0), "{listed:?}");
+    let removed = clean(&store, UID, Work::Remove, later()).await.unwrap();
+    assert_eq!(removed.removed, 3, "{removed:?}");
+    assert!(stays.iter().all(|key| folder.path().join(key).exists()));
+    assert_eq!(clean(&store, UID, Work::List, later()).await.unwrap().unnamed, 0);
+    assert!(store.get(&receipt_key(UID)).await.is_ok());
+}
+
+/// S1: what was stored before an archive was given up may be all that is left of the sessions.
+#[tokio::test]
+async fn the_operator_keeps_what_an_archive_that_was_given_up_has_stored() {
+    let world = World::new().await;
+    world.receipt(None, 0).await;
+    let before = world.keys().await;
+    assert_eq!(clean(&world.store, UID, Work::Collect, later()).await.unwrap(), Found::default());
+    assert_eq!(world.keys().await, before);
+}
+
+/// S7: a store that overwrites objects may have lost the manifest that references them.
+#[tokio::test]
+async fn nothing_is_removed_while_writes_are_refused() {
+    let world = World::new().await;
+    world.store.refuse_writes(Some("the archive store overwrites existing objects".to_owned()));
+    world.removes_nothing(later(), "overwrites existing objects").await;
+}
+
+/// L9: a manifest of version 1 can need 64 MiB.
+#[tokio::test]
+async fn the_operator_does_not_read_a_large_manifest_for_it() {
+    let world = World::new().await;
+    let large = vec![b' '; MAX_BYTES + 1];
+    world.test.inner.put(&later_manifest_key(UID, "claim").as_str().into(), large.into()).await.unwrap();
+    world.test.read.lock().unwrap().clear();
+    let error = clean(&world.store, UID, Work::Collect, later()).await.unwrap_err().to_string();
+    assert!(error.contains("is large"), "{error}");
+    assert!(!world.test.read.lock().unwrap().iter().any(|key| key.contains("manifest")), "no manifest was read");
 }
 
 #[tokio::test]
@@ -127,7 +187,7 @@ async fn a_deletion_that_may_not_be_over_loses_nothing() {
     world.test.inner.delete(&receipt_key(UID).as_str().into()).await.unwrap();
     world.removes_nothing(later(), "no receipt").await;
     for bad in ["", "..", "u/chunks", "a b"] {
-        assert!(clean(&world.store, bad, true, later()).await.is_err(), "{bad}");
+        assert!(clean(&world.store, bad, Work::Remove, later()).await.is_err(), "{bad}");
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use crate::archive::failure::Failure;
 use crate::archive::store::StoreError;
+use crate::archive::store_failure::Failure;
 
 /// The reserve is this part of the filesystem.
 const PART: u64 = 50;
@@ -31,7 +31,7 @@ impl Space {
     /// When the system does not tell it.
     pub fn of(folder: &Path) -> Result<Self, StoreError> {
         let found =
-            rustix::fs::statvfs(folder).map_err(|error| StoreError::Unavailable(Failure::of(&std::io::Error::from(error)).explain()))?;
+            rustix::fs::statvfs(folder).map_err(|error| StoreError::Unavailable(Failure::of(&std::io::Error::from(error)).report()))?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         Ok(Self { size: bytes(found.f_blocks), free: bytes(found.f_bavail), files: (found.f_files, found.f_favail) })
     }

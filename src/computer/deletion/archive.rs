@@ -1,5 +1,5 @@
 //! Step `archive-sessions`: the volume is rebound to a claim in the operator's namespace (`custody.rs`, DESIGN.md 4.5), an archive pod there
-//! reads it, and the archive in the store is verified. The texts of store failures come from `archive/failure.rs`, those of an upload from
+//! reads it, and the archive in the store is verified. The texts of store failures come from `archive/store_failure.rs`, those of an upload from
 //! `archive/uploads.rs`.
 //!
 //! Finished only when the verifier has read back the whole archive of this UID (S1), or when the class or an authorized override says that

@@ -23,6 +23,7 @@ use crate::computer::machine_pod::literal;
 use crate::computer::view::{ClassState, View};
 use crate::resources::{ComputerRecord, IMAGE_ANNOTATION, MAX_BYTES_ANNOTATION, SkippableStep, UNREADABLE_ANNOTATION};
 use crate::runtime::ingest_url;
+use crate::runtime::settings::ArchivePod;
 
 /// What to do with files that cannot be read, and by which decision. The pod writes both to the manifest. An override that is withdrawn
 /// while the pod runs was in effect, so the manifest names it (S11).
@@ -133,7 +134,20 @@ pub fn archive_pod(view: &View, record: &ComputerRecord, name: &str) -> Pod {
         },
     });
     // The literal above is a valid Pod: a test builds it. The API server would refuse an empty pod, and that would be reported.
-    serde_json::from_value(pod).unwrap_or_default()
+    let mut pod: Pod = serde_json::from_value(pod).unwrap_or_default();
+    place(&mut pod, &settings.archive_pod);
+    pod
+}
+
+/// What the admin decides.
+fn place(pod: &mut Pod, admin: &ArchivePod) {
+    let Some(spec) = &mut pod.spec else { return };
+    spec.priority_class_name = Some(admin.priority_class_name.clone()).filter(|name| !name.is_empty());
+    spec.node_selector = Some(admin.node_selector.clone()).filter(|labels| !labels.is_empty());
+    for container in &mut spec.containers {
+        container.resources = Some(admin.resources.clone());
+        container.image_pull_policy = Some(admin.image_pull_policy.clone());
+    }
 }
 
 /// Name of the container that archives.
@@ -164,11 +178,9 @@ fn container(view: &View, record: &ComputerRecord) -> Value {
     json!({
         "name": CONTAINER,
         "image": view.settings.image,
-        "imagePullPolicy": "IfNotPresent",
         "args": ["archive"],
         "env": environment(view, record),
         "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "home", "mountPath": "/home-volume", "readOnly": true},
@@ -203,6 +215,27 @@ mod tests {
             assert!(all.iter().all(|t| t.key.as_deref() != Some(&format!("node.kubernetes.io/{key}"))), "{key}");
         }
         assert_eq!(tolerations(&all), all, "none twice");
+    }
+
+    #[test]
+    fn an_admin_decides_about_resources_priority_and_nodes() {
+        let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
+        let record: ComputerRecord =
+            serde_json::from_value(json!({"metadata": {"name": "u"}, "spec": {"namespace": "t", "computer": "c"}})).expect("a record");
+        let spec = |view: &View| serde_json::to_value(archive_pod(view, &record, "a").spec).expect("a spec");
+        let usual = spec(&view);
+        assert_eq!(
+            usual["containers"][0]["resources"],
+            json!({"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}})
+        );
+        assert_eq!((&usual["priorityClassName"], &usual["nodeSelector"]), (&Value::Null, &Value::Null));
+        let admin = json!({"resources": {"limits": {"cpu": "2", "memory": "512Mi"}}, "priorityClassName": "high", "nodeSelector": {"pool": "storage"},
+            "imagePullPolicy": "Always"});
+        view.settings.archive_pod = serde_json::from_value(admin.clone()).expect("settings");
+        let decided = spec(&view);
+        let container = &decided["containers"][0];
+        assert_eq!((&container["resources"], &container["imagePullPolicy"]), (&admin["resources"], &admin["imagePullPolicy"]));
+        assert_eq!((&decided["priorityClassName"], &decided["nodeSelector"]), (&admin["priorityClassName"], &admin["nodeSelector"]));
     }
 
     /// The sidecar of a service mesh, before the container that archives, and still running after it.

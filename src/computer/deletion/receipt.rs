@@ -1,4 +1,4 @@
-//! Step `write-receipt`: decides the content of the receipt (its times come from `times.rs`). `archive/receipts.rs` writes it to the store,
+//! Step `write-receipt`: decides the content of the receipt (its times come from `times.rs`). `archive/receipt_writer.rs` writes it to the store,
 //! create-only, and the digest is saved in the record. The copy in the store is the
 //! authoritative one. This stays the last step: the receipt contains the results of all others. It must never contain a token or session
 //! content.

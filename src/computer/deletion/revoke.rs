@@ -59,8 +59,10 @@ fn new_deletion(view: &View) -> Deletion {
 
 /// The cause is the deletion that came first: that of the Computer, or that of its namespace at the time `namespace`.
 fn cause(view: &View, namespace: Option<&Time>) -> Cause {
-    let ending = view.record.as_ref().and_then(|r| r.spec.state.ending.as_ref());
-    let ending = ending.zip(view.computer.as_ref()).filter(|(ending, computer)| time_to_live::ended(ending, computer)).map(|(e, _)| e);
+    let record = view.record.as_ref();
+    let ending = record.and_then(|r| r.spec.state.ending.as_ref());
+    let ending =
+        ending.zip(view.computer.as_ref()).filter(|(ending, computer)| time_to_live::ended(ending, computer, record)).map(|(e, _)| e);
     // In the same second the namespace came first, unless the operator is on record with the deletion of the Computer.
     let before = |computer: &Computer| {
         let times = computer.metadata.deletion_timestamp.as_ref().zip(namespace);

@@ -22,6 +22,11 @@ pub(super) fn refused(class: &ComputerClass, now: Timestamp) -> Option<State> {
     let verdict = conditions.iter().find(|c| c.type_ == types::ACCEPTED);
     match verdict.filter(|c| c.observed_generation == class.metadata.generation) {
         Some(c) if c.status == "True" => None,
+        // The check is repeated, and the class may be right: nothing needs a change yet.
+        Some(c) if [Reason::CheckFailed, Reason::CheckRefused].iter().any(|reason| c.reason == reason.as_str()) => {
+            let message = format!("ComputerClass {name} could not be checked: {}", c.message);
+            Some(State::blocked(Reason::ClassNotChecked, message, CHECKING_SECONDS))
+        }
         Some(c) => {
             let message = format!("ComputerClass {name} cannot be used: {}", c.message);
             Some(State::blocked(Reason::ClassNotAccepted, message, RETRY_SECONDS))

@@ -111,7 +111,7 @@ fn complete(context: &Context<'_>) -> Plan {
     };
     plan.report.phase = Some(phase);
     plan.report.ready = Some(Ready { status: true, reason, message: message.to_owned() });
-    if let Some(left) = time_to_live::time_left(context.view.now, context.computer).filter(|l| *l > 0) {
+    if let Some(left) = time_to_live::time_left(context.view.now, context.computer, Some(context.record)).filter(|l| *l > 0) {
         plan.next = State::wait_for(left).into_next().0;
     }
     plan

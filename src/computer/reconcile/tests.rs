@@ -1,10 +1,12 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::{Method, Request, Response};
 use kube::client::Body;
 use kube::runtime::events::{Recorder, Reporter};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tracing::instrument::WithSubscriber as _;
 
 use super::*;
 use crate::archive::Archives;
@@ -14,6 +16,7 @@ use crate::computer::report::Blocker;
 use crate::resources::reasons::Reason;
 use crate::resources::steps::DeletionStep;
 use crate::resources::{ComputerStatus, Phase};
+use crate::runtime::telemetry::tests::Lines;
 use crate::runtime::{caches, queue};
 
 struct World {
@@ -24,19 +27,24 @@ struct World {
 
 /// A reconciler whose API server holds these objects, by the plural of their kind, and accepts every write.
 async fn world(objects: Vec<(&'static str, Value)>) -> World {
+    world_where(objects, || (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))).await
+}
+
+/// As [`world`], with this answer to each write: its status code and its body.
+async fn world_where(objects: Vec<(&'static str, Value)>, written: impl Fn() -> (u16, Value) + Clone + Send + Sync + 'static) -> World {
     let service = tower::service_fn(move |request: Request<Body>| {
         let (path, watch) = (request.uri().path().to_owned(), request.uri().query().is_some_and(|q| q.contains("watch=true")));
         let items: Vec<_> = objects.iter().filter(|(plural, _)| path.ends_with(plural)).map(|(_, object)| object.clone()).collect();
-        let answer = if request.method() == Method::GET {
-            json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items})
+        let (code, answer) = if request.method() == Method::GET {
+            (200, json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}))
         } else {
-            json!({"apiVersion": "v1", "kind": "Status", "status": "Success"})
+            written()
         };
         async move {
             if watch {
                 std::future::pending::<()>().await;
             }
-            Ok::<_, kube::Error>(Response::new(Body::from(answer.to_string().into_bytes())))
+            Ok::<_, kube::Error>(Response::builder().status(code).body(Body::from(answer.to_string().into_bytes())).unwrap())
         }
     });
     let (client, sources, stop, mut tasks) = (Client::new(service, "op"), Sources::default(), CancellationToken::new(), JoinSet::new());
@@ -112,6 +120,53 @@ async fn a_running_read_back_keeps_the_backoff_and_progress_resets_it() {
     plan.report.checking = false;
     reconciler.conclude(&view, plan, None, 0).await;
     assert_eq!(reconciler.memory.backoff.count("u"), 0);
+}
+
+/// B1: nothing happens any more to a computer that is settled, so no event would cause the write of its status to be repeated.
+#[tokio::test(start_paused = true)]
+async fn a_failed_write_of_the_status_is_repeated_without_an_event() {
+    let computer = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "Computer",
+        "metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}});
+    let (writes, answer) = (Arc::new(AtomicUsize::new(0)), computer.clone());
+    let count = Arc::clone(&writes);
+    let failure =
+        json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": 500, "reason": "InternalError", "message": "x"});
+    let reconciler = world_where(vec![], move || match count.fetch_add(1, Ordering::Relaxed) {
+        0 => (500, failure.clone()),
+        _ => (200, answer.clone()),
+    });
+    let reconciler = reconciler.await.reconciler;
+    let view = View::of(computer);
+    let settled = || Plan { next: Next::Settled, report: Report { phase: Some(Phase::Active), ..Report::default() } };
+    assert!(reconciler.conclude(&view, settled(), None, 0).await.is_some(), "requeued although the plan is settled");
+    assert_eq!(writes.load(Ordering::Relaxed), 1);
+    assert_eq!(reconciler.conclude(&view, settled(), None, 0).await, None);
+    assert!(writes.load(Ordering::Relaxed) > 1, "written again");
+}
+
+/// A log can be filtered by computer.
+#[tokio::test]
+async fn a_log_line_names_the_computer_and_its_step() {
+    let computer =
+        json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
+    let reconciler = world(vec![("computers", computer)]).await.reconciler;
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::DEBUG).with_writer(move || writer.clone()).finish();
+    let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
+    async {
+        reconciler.run("u").await;
+        let plan = checking(Some(Reason::ArchiveOverdue));
+        reconciler.conclude(&view, plan, Some(Error::conflict("x")), 0).instrument(span(&view)).await;
+    }
+    .with_subscriber(subscriber)
+    .await;
+    let text = lines.text();
+    for step in ["}", " step=\"archive-sessions\"}"] {
+        let named = format!("reconcile{{kind=\"Computer\" namespace=\"t\" name=\"c\" uid=\"u\"{step}");
+        assert!(text.lines().any(|line| line.contains("requeued") && line.contains(&named)), "{named}: {text}");
+    }
 }
 
 /// A failed reconcile of a computer leaves traces in every part of the memory.

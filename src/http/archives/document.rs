@@ -116,7 +116,6 @@ pub struct ArchiveProblem {
     params(("computerId" = String, Path, description = "Computer ID")),
     responses(
         (status = 200, description = "Extension: what the archive contains", body = ArchiveDocument),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "There is no verified archive, or the caller may not read it", body = ErrorBody),
         (status = 409, description = "The archive has the format of version 1", body = ErrorBody),
         (status = 500, description = "The request failed, or the archive is damaged", body = ErrorBody),

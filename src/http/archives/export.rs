@@ -47,7 +47,6 @@ struct File {
     responses(
         (status = 200, description = "Extension: the archive", content_type = "application/octet-stream", body = Vec<u8>),
         (status = 206, description = "Extension: a part of the archive", content_type = "application/octet-stream", body = Vec<u8>),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "There is no verified archive, or the caller may not read it", body = ErrorBody),
         (status = 409, description = "The archive has the format of version 1", body = ErrorBody),
         (status = 416, description = "The part does not exist", body = ErrorBody),
@@ -85,7 +84,6 @@ pub async fn export_archive(
     responses(
         (status = 200, description = "Extension: the session", content_type = "application/octet-stream", body = Vec<u8>),
         (status = 206, description = "Extension: a part of the session", content_type = "application/octet-stream", body = Vec<u8>),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "There is no such session in a verified archive, or the caller may not read it", body = ErrorBody),
         (status = 409, description = "The archive has the format of version 1, or several sessions have this id", body = ErrorBody),
         (status = 416, description = "The part does not exist", body = ErrorBody),

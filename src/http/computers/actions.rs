@@ -36,11 +36,9 @@ pub struct Refreshed {
     responses(
         (status = 200, description = "The computer is running or will be resumed", body = Restarted),
         (status = 400, description = "The computer is not managed by this cluster", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may view but not change the computer", body = ErrorBody),
         (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
         (status = 409, description = "The computer was changed at the same time by another client", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn restart_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<Json<Restarted>, ApiError> {
@@ -64,10 +62,8 @@ pub async fn restart_computer(State(shared): State<Arc<Shared>>, caller: Caller,
     params(("computerId" = String, Path, description = "Computer ID")),
     responses(
         (status = 200, description = "The number of configured integrations", body = Refreshed),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may view but not change the computer", body = ErrorBody),
         (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn refresh_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<Json<Refreshed>, ApiError> {
@@ -83,10 +79,8 @@ pub async fn refresh_computer(State(shared): State<Arc<Shared>>, caller: Caller,
     post, path = "/api/v0/computers/{computerId}/install-deps", operation_id = "retryInstallDeps", tag = "Computers",
     params(("computerId" = String, Path, description = "Computer ID")),
     responses(
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may view but not change the computer", body = ErrorBody),
         (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
         (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]

@@ -70,14 +70,9 @@ fn repositories() -> Array {
     responses(
         (status = 201, description = "The new computer", body = WireComputer),
         (status = 400, description = "The request is invalid", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may not create computers", body = ErrorBody),
         (status = 404, description = "The namespace does not exist, or it is not that of the computer whose key is used", body = ErrorBody),
-        (status = 408, description = "The request body was not received in time", body = ErrorBody),
         (status = 409, description = "A computer with this name already exists, or the namespace is being deleted", body = ErrorBody),
-        (status = 413, description = "The request body is too large", body = ErrorBody),
-        (status = 415, description = "The request body is not JSON", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn create_computer(

@@ -97,7 +97,6 @@ pub struct Nothing {}
         (status = 200, description = "Extension: the effects of the deletion, with `dryRun=All`", body = DeletionPreview),
         (status = 204, description = "The key is revoked, and the deletion has been durably started", body = Nothing),
         (status = 400, description = "Extension: `dryRun` or `wait` is invalid", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "The computer does not exist, or the caller may not delete it", body = ErrorBody),
         (status = 409, description = "Extension: the computer is protected from deletion, or it keeps changing with If-Match", body = ErrorBody),
         (status = 412, description = "Extension: the computer does not match If-Match", body = ErrorBody),

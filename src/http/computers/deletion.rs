@@ -81,9 +81,7 @@ pub struct ReceiptReport {
     params(("computerId" = String, Path, description = "Computer ID")),
     responses(
         (status = 200, description = "Extension: the deletion of this computer", body = DeletionReport),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "The computer is unknown or not being deleted, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn get_computer_deletion(

@@ -57,10 +57,8 @@ pub struct ComputerList {
     responses(
         (status = 200, description = "The computers", body = ComputerList),
         (status = 400, description = "A parameter is invalid", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may not list computers", body = ErrorBody),
         (status = 404, description = "The key of a computer was used for another namespace, or may not read its computer", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn list_computers(

@@ -57,9 +57,7 @@ pub struct Metric {
     responses(
         (status = 200, description = "The samples; empty while the computer is not running", body = Vec<Metric>),
         (status = 400, description = "`start` is invalid, or the computer is not managed by this cluster", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
         (status = 501, description = "The cluster has no metrics API", body = ErrorBody),
     )
 )]

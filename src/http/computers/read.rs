@@ -32,9 +32,7 @@ pub struct NamespaceParam {
     params(("computerId" = String, Path, description = "Computer ID")),
     responses(
         (status = 200, description = "The computer", body = WireComputer),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn get_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<impl IntoResponse, ApiError> {
@@ -50,9 +48,7 @@ pub async fn get_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(
     responses(
         (status = 200, description = "The computer", body = WireComputer),
         (status = 400, description = "The caller does not belong to a namespace and did not specify one", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn get_computer_by_name(

@@ -49,15 +49,10 @@ pub struct UpdateComputer {
     responses(
         (status = 200, description = "The updated computer", body = WireComputer),
         (status = 400, description = "The request is invalid", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may view but not change the computer", body = ErrorBody),
         (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 408, description = "The request body was not received in time", body = ErrorBody),
         (status = 409, description = "The name or hostId is already used, or the computer was changed at the same time", body = ErrorBody),
         (status = 412, description = "The computer does not match If-Match", body = ErrorBody),
-        (status = 413, description = "The request body is too large", body = ErrorBody),
-        (status = 415, description = "The request body is not JSON", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn update_computer(

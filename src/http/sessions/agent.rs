@@ -17,10 +17,8 @@ use crate::http::error::{ApiError, ErrorBody};
     post, path = "/api/v0/sessions/{sessionId}/interrupt", operation_id = "interruptSession", tag = "Sessions",
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may view but not change the session", body = ErrorBody),
         (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
         (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]
@@ -35,9 +33,7 @@ pub async fn interrupt_session(State(shared): State<Arc<Shared>>, caller: Caller
     get, path = "/api/v0/sessions/{sessionId}/messages", operation_id = "getMessages", tag = "Sessions",
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
         (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]
@@ -52,10 +48,8 @@ pub async fn get_messages(State(shared): State<Arc<Shared>>, caller: Caller, Ses
     post, path = "/api/v0/sessions/{sessionId}/messages", operation_id = "postMessage", tag = "Sessions",
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may view but not change the session", body = ErrorBody),
         (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
         (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]
@@ -70,9 +64,7 @@ pub async fn post_message(State(shared): State<Arc<Shared>>, caller: Caller, Ses
     get, path = "/api/v0/sessions/{sessionId}/messages/{messageId}", operation_id = "getMessage", tag = "Sessions",
     params(("sessionId" = String, Path, description = "Session ID"), ("messageId" = String, Path, description = "Message ID")),
     responses(
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
         (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]

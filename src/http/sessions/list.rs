@@ -63,10 +63,8 @@ pub struct Pagination {
     responses(
         (status = 200, description = "A page of sessions", body = SessionList),
         (status = 400, description = "A parameter is invalid", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may not list sessions", body = ErrorBody),
         (status = 404, description = "The key of a computer was used for another namespace", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn list_sessions(

@@ -58,14 +58,9 @@ pub struct CreateSession {
     responses(
         (status = 201, description = "The new session", body = WireSession),
         (status = 400, description = "The request is invalid", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may not create sessions, or may not resume the computer", body = ErrorBody),
         (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 408, description = "The request body was not received in time", body = ErrorBody),
         (status = 409, description = "The namespace is being deleted", body = ErrorBody),
-        (status = 413, description = "The request body is too large", body = ErrorBody),
-        (status = 415, description = "The request body is not JSON", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn create_session(
@@ -152,9 +147,7 @@ pub(super) fn names(title: Option<&str>, path: Option<&str>) -> Result<(), ApiEr
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
         (status = 200, description = "The session", body = WireSession),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn get_session(
@@ -175,11 +168,9 @@ pub async fn get_session(
     params(("sessionId" = String, Path, description = "Session ID")),
     responses(
         (status = 204, description = "The session is deleted"),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may view but not delete the session", body = ErrorBody),
         (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
         (status = 409, description = "The session was changed at the same time by another client", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn delete_session(State(shared): State<Arc<Shared>>, caller: Caller, SessionId(id): SessionId) -> Result<StatusCode, ApiError> {

@@ -62,14 +62,9 @@ const GRANULARITY: i64 = 10;
     responses(
         (status = 200, description = "The updated session", body = WireSession),
         (status = 400, description = "The request is invalid", body = ErrorBody),
-        (status = 401, description = "Missing or invalid credential", body = ErrorBody),
         (status = 403, description = "The caller may view but not change the session, or sets a field that only the key of its computer may set", body = ErrorBody),
         (status = 404, description = "The session does not exist, or the caller may not see it", body = ErrorBody),
-        (status = 408, description = "The request body was not received in time", body = ErrorBody),
         (status = 409, description = "The session was changed at the same time by another client", body = ErrorBody),
-        (status = 413, description = "The request body is too large", body = ErrorBody),
-        (status = 415, description = "The request body is not JSON", body = ErrorBody),
-        (status = 500, description = "The request failed, or its outcome is unknown", body = ErrorBody),
     )
 )]
 pub async fn update_session(

@@ -83,7 +83,7 @@ fn every_reason_has_a_section_and_every_reason_of_a_stuck_deletion_a_remedy() {
     }
     let notes = read("docs/book/notes-on-reasons.md");
     let notes = pages::notes(&notes).unwrap();
-    let sources: Vec<String> = ["src/computer/deletion", "src/computer/stop_pod.rs", "src/computer/failed.rs"]
+    let sources: Vec<String> = ["src/computer/deletion", "src/computer/stop_pod.rs", "src/computer/failed_request.rs"]
         .iter()
         .flat_map(|place| match workspace().join(place) {
             folder if folder.is_dir() => super::sources(&folder).unwrap(),

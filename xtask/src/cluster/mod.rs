@@ -254,14 +254,14 @@ fn prepare(name: &str, profile: Profile, options: &Options) -> Result<Spec> {
     })
 }
 
-/// Minimum free disk space, in percent. At one percent the kubelet removes images, which cannot be pulled again because there is no
-/// registry; a node or pods would then never become ready.
-const LEAST_FREE: u64 = 3;
+/// Minimum free disk space, in MiB: for the nodes' images and data, and for what the kubelet keeps free (`evictionHard` in `node/kubelet.rs`). With less, it removes
+/// images, which cannot be pulled again because there is no registry; a node or pods would then never become ready.
+const LEAST_FREE: u64 = 2048;
 
 fn enough_disk(folder: &Path) -> Result<()> {
     let disk = nix::sys::statvfs::statvfs(folder)?;
-    let free = disk.blocks_available() * 100 / disk.blocks().max(1);
-    ensure!(free >= LEAST_FREE, "the disk of {} is nearly full ({free} % free): a node needs {LEAST_FREE} %", folder.display());
+    let free = disk.blocks_available() * disk.fragment_size() / (1024 * 1024);
+    ensure!(free >= LEAST_FREE, "the disk of {} is nearly full ({free} MiB free): a node needs {LEAST_FREE} MiB", folder.display());
     Ok(())
 }
 

@@ -44,7 +44,7 @@ fn configuration(node: &Node, nodes: &Nodes, identity: &KubeletIdentity) -> Valu
         "healthzPort": 10248 + offset,
         // A developer's disk is often nearly full, and evicted pods would break tests that are about something else.
         "evictionHard": {
-            "memory.available": "1%", "nodefs.available": "1%", "nodefs.inodesFree": "1%", "imagefs.available": "1%",
+            "memory.available": "1%", "nodefs.available": "200Mi", "nodefs.inodesFree": "1%", "imagefs.available": "200Mi",
         },
         // There is no registry to pull an image from again.
         "imageGCHighThresholdPercent": 100,

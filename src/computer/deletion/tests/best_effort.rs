@@ -187,7 +187,7 @@ fn an_outage_does_not_count_as_a_refusal() {
     let refused = |code: u16, reason: &str, message: &str| {
         let status = json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message});
         let source = kube::Error::Api(Box::new(from(status))).into();
-        crate::computer::failed::refused(&world.view(true), &planned, &Error::call("creating Pod archive", source))
+        crate::computer::failed_request::refused(&world.view(true), &planned, &Error::call("creating Pod archive", source))
     };
     for (code, reason) in [(403, "Forbidden"), (422, "Invalid")] {
         assert!(refused(code, reason, "exceeded quota").is_some_and(|text| text.contains("exceeded quota")), "{code}");
@@ -196,6 +196,6 @@ fn an_outage_does_not_count_as_a_refusal() {
         assert_eq!(refused(code, reason, ""), None, "{code}");
     }
     let timeout = Error::call("", crate::runtime::client::CallError::Timeout);
-    assert_eq!(crate::computer::failed::refused(&world.view(true), &planned, &timeout), None);
-    assert_eq!(crate::computer::failed::refused(&world.view(true), &planned, &Error::Store("down".to_owned())), None);
+    assert_eq!(crate::computer::failed_request::refused(&world.view(true), &planned, &timeout), None);
+    assert_eq!(crate::computer::failed_request::refused(&world.view(true), &planned, &Error::Store("down".to_owned())), None);
 }

@@ -1,7 +1,36 @@
 //! Explains failures of the archive store in stable texts. A text must never contain a request id or a duration: it would differ in each
-//! attempt, each difference is a status write, and each status write would trigger the next attempt.
+//! attempt, each difference is a status write, and each status write would trigger the next attempt. [`STORE_ERRORS`] counts failures by reason.
 
 use std::error::Error;
+use std::sync::LazyLock;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
+/// The reason of a failure: see [`Failure::reason`].
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct ErrorLabels {
+    reason: &'static str,
+}
+
+/// Failures of the archive stores of this process, by reason. A request that is repeated inside `object_store` counts once.
+pub static STORE_ERRORS: LazyLock<Family<ErrorLabels, Counter>> = LazyLock::new(Family::default);
+
+/// Counts a failure that is known without an answer of the store.
+pub fn count(reason: &'static str) {
+    STORE_ERRORS.get_or_create(&ErrorLabels { reason }).inc();
+}
+
+/// The store did not answer in time.
+pub const NO_ANSWER: &str = "NoAnswer";
+/// The folder of a local store is not there, or not the one that was opened.
+pub const FOLDER_MISSING: &str = "FolderMissing";
+/// No space is left, or only what is reserved for receipts and manifests.
+pub const FULL: &str = "Full";
+
+/// A kind of failure: its reason, what is wrong, and what to do about it.
+type Kind = (&'static str, &'static str, &'static str);
 
 /// What is known of a failed request.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -42,70 +71,94 @@ impl Failure {
         self.status == Some(404) && self.code.as_deref() == Some("NoSuchKey")
     }
 
+    /// Counts the failure, and says what is wrong and what to do about it.
+    pub fn report(&self) -> String {
+        count(self.reason());
+        self.explain()
+    }
+
+    /// The kind of the failure in one word, from a fixed list.
+    pub fn reason(&self) -> &'static str {
+        self.kind().0
+    }
+
     /// What is wrong, and what to do about it.
     pub fn explain(&self) -> String {
+        let (_, what, advice) = self.kind();
         match self.status {
             Some(status) => {
                 let code = self.code.as_deref().unwrap_or("no error code");
-                let (what, advice) = of_answer(status, code);
                 format!("the archive store {what} (HTTP {status}, {code}): {advice}")
             }
+            None => format!("{what} ({}): {advice}", self.cause),
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match self.status {
+            Some(status) => of_answer(status, self.code.as_deref().unwrap_or_default()),
             None => self.of_system(),
         }
     }
 
-    fn of_system(&self) -> String {
+    fn of_system(&self) -> Kind {
         const ENOENT: i32 = 2;
         const EACCES: i32 = 13;
         const ENOSPC: i32 = 28;
         const EROFS: i32 = 30;
         const EDQUOT: i32 = 122;
-        let (what, advice) = match self.errno {
-            Some(ENOSPC | EDQUOT) => ("the archive store is full", "free space on its volume, or enlarge it"),
-            Some(EROFS) => ("the archive store is read-only", "its volume may be damaged, or mounted read-only"),
-            Some(EACCES) => ("the archive store denies access", "check the owner and the mode of its folder"),
-            Some(ENOENT) => ("a folder of the archive store is missing", "check its volume"),
+        match self.errno {
+            Some(ENOSPC | EDQUOT) => (FULL, "the archive store is full", "free space on its volume, or enlarge it"),
+            Some(EROFS) => ("ReadOnly", "the archive store is read-only", "its volume may be damaged, or mounted read-only"),
+            Some(EACCES) => ("AccessDenied", "the archive store denies access", "check the owner and the mode of its folder"),
+            Some(ENOENT) => (FOLDER_MISSING, "a folder of the archive store is missing", "check its volume"),
             _ if self.cause.contains("no progress in time") => {
-                ("the archive store does not answer", "check that it is running and that the operator can connect to it")
+                (NO_ANSWER, "the archive store does not answer", "check that it is running and that the operator can connect to it")
             }
-            _ if self.cause.contains("certificate") => {
-                ("the certificate of the archive store is not accepted", "check the endpoint's name and its certificate authority")
-            }
-            _ => ("the archive store cannot be used", "check that it is running and that the operator can connect to it"),
-        };
-        format!("{what} ({}): {advice}", self.cause)
+            _ if self.cause.contains("certificate") => (
+                "Certificate",
+                "the certificate of the archive store is not accepted",
+                "check the endpoint's name and its certificate authority",
+            ),
+            _ => ("Unreachable", "the archive store cannot be used", "check that it is running and that the operator can connect to it"),
+        }
     }
 }
 
 /// What an answer means, and what to do about it.
-fn of_answer(status: u16, code: &str) -> (&'static str, &'static str) {
+fn of_answer(status: u16, code: &str) -> Kind {
     match (status, code) {
-        (_, "NoSuchBucket") => ("has no such bucket", "check its name, region and endpoint, or create it"),
-        (_, "RequestTimeTooSkewed") => ("rejects the time of the request", "check the clocks of the node and of the store"),
+        (_, "NoSuchBucket") => ("NoSuchBucket", "has no such bucket", "check its name, region and endpoint, or create it"),
+        (_, "RequestTimeTooSkewed") => ("ClockSkew", "rejects the time of the request", "check the clocks of the node and of the store"),
         (
             _,
             "InvalidAccessKeyId" | "XAdminUserNotFound" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "InvalidSecurity",
         )
-        | (401, _) => ("does not accept the credentials", "check the access key and the secret key"),
+        | (401, _) => ("InvalidCredentials", "does not accept the credentials", "check the access key and the secret key"),
         (507, _) | (_, "QuotaExceeded" | "XMinioStorageFull" | "StorageFull" | "InsufficientCapacity") => {
-            ("is full", "free space in it, or raise its quota")
+            (FULL, "is full", "free space in it, or raise its quota")
         }
         (403, _) => (
+            "AccessDenied",
             "denies access",
             "the credentials need s3:GetObject, s3:PutObject and, to distinguish missing objects from denied ones, s3:ListBucket",
         ),
-        (404, _) => ("does not say that the object is missing", "check bucket and endpoint: a proxy or another server may have answered"),
+        (404, _) => (
+            "UnprovenAbsence",
+            "does not say that the object is missing",
+            "check bucket and endpoint: a proxy or another server may have answered",
+        ),
         (_, "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException") | (300..=399, _) => {
-            ("is in another region or has another endpoint", "check region and endpoint")
+            ("WrongRegion", "is in another region or has another endpoint", "check region and endpoint")
         }
         (_, "NotImplemented") | (501, _) => {
-            ("does not support the request", "use a store that supports conditional writes (If-None-Match: *)")
+            ("Unsupported", "does not support the request", "use a store that supports conditional writes (If-None-Match: *)")
         }
         (429, _) | (_, "SlowDown" | "RequestLimitExceeded" | "ServiceUnavailable" | "Throttling" | "TooManyRequests") => {
-            ("limits requests, or is overloaded", "wait until its load is lower")
+            ("Throttled", "limits requests, or is overloaded", "wait until its load is lower")
         }
-        (500..=599, _) => ("failed", "see its log"),
-        _ => ("rejected the request", "see its log"),
+        (500..=599, _) => ("ServerError", "failed", "see its log"),
+        _ => ("Rejected", "rejected the request", "see its log"),
     }
 }
 
@@ -183,21 +236,31 @@ mod tests {
 
     #[test]
     fn each_kind_of_failure_says_what_to_do() {
-        for (status, code, words) in [
-            ("403 Forbidden", "SignatureDoesNotMatch", "check the access key"),
-            ("403 Forbidden", "AccessDenied", "s3:PutObject"),
-            ("404 Not Found", "NoSuchBucket", "no such bucket"),
-            ("404 Not Found", "Whatever", "a proxy"),
-            ("503 Slow Down", "SlowDown", "limits requests"),
-            ("507 Insufficient Storage", "XMinioStorageFull", "is full"),
-            ("301 Moved Permanently", "PermanentRedirect", "region"),
-            ("501 Not Implemented", "NotImplemented", "conditional writes"),
+        for (status, code, words, reason) in [
+            ("403 Forbidden", "SignatureDoesNotMatch", "check the access key", "InvalidCredentials"),
+            ("403 Forbidden", "AccessDenied", "s3:PutObject", "AccessDenied"),
+            ("404 Not Found", "NoSuchBucket", "no such bucket", "NoSuchBucket"),
+            ("404 Not Found", "Whatever", "a proxy", "UnprovenAbsence"),
+            ("503 Slow Down", "SlowDown", "limits requests", "Throttled"),
+            ("507 Insufficient Storage", "XMinioStorageFull", "is full", "Full"),
+            ("301 Moved Permanently", "PermanentRedirect", "region", "WrongRegion"),
+            ("501 Not Implemented", "NotImplemented", "conditional writes", "Unsupported"),
         ] {
-            let reported = Failure::of(&refused(status, code, 1)).explain();
-            assert!(reported.contains(words), "{reported}");
+            let failure = Failure::of(&refused(status, code, 1));
+            assert!(failure.explain().contains(words), "{}", failure.explain());
+            assert_eq!(failure.reason(), reason);
         }
-        let full = Failure::of(&std::io::Error::from_raw_os_error(28)).explain();
-        assert!(full.contains("is full") && full.contains("free space"), "{full}");
+        let full = Failure::of(&std::io::Error::from_raw_os_error(28));
+        assert!(full.explain().contains("is full") && full.explain().contains("free space"), "{}", full.explain());
+        assert_eq!(full.reason(), "Full");
+    }
+
+    #[test]
+    fn a_reported_failure_is_counted_by_its_reason() {
+        let counted = || STORE_ERRORS.get_or_create(&ErrorLabels { reason: "ClockSkew" }).get();
+        let before = counted();
+        Failure::of(&refused("403 Forbidden", "RequestTimeTooSkewed", 1)).report();
+        assert_eq!(counted(), before + 1);
     }
 
     #[test]

@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_row_has_means_and_shares_of_the_pipe() {
-        let usage = |name, seconds, peak| Usage { name, cpu: Duration::from_secs(seconds), peak: peak << 20 };
+        let usage = |name, seconds, peak: u64| Usage { name, cpu: Duration::from_secs(seconds), peak: peak << 20 };
         let line = |contender, walls: [u64; 2], used: Vec<Usage>| Line {
             walls: walls.map(Duration::from_secs).to_vec(),
             server: vec![usage("server", 2, 30), usage("server", 4, 40)],

@@ -61,6 +61,7 @@ pub mod uploads;
 pub mod verify;
 pub mod waiting_time;
 pub mod walk;
+mod while_hashed;
 
 use std::sync::Arc;
 

@@ -19,6 +19,7 @@ use super::restore::RestoreError;
 use super::store::{Store, StoreError};
 use super::tar_header::END;
 use super::tar_scan::{Scanner, Sink};
+use super::while_hashed::while_hashed;
 use super::{copies, frames};
 
 /// Entries of the index that wait for their frames: a chunk may contain tens of thousands.
@@ -290,13 +291,16 @@ impl<S: Sink> Checker<S> {
 
     /// Checks a chunk that begins at this offset. The entries that begin in it are expected.
     fn chunk(&mut self, mut offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
-        self.stored.update(bytes);
-        let mut decompressor = Decompressor::new()?;
-        frames::each(&mut decompressor, bytes, FRAME, |size, plain| {
-            self.frame(offset, size, plain)?;
-            offset += size;
-            Ok(())
-        })
+        let (mut stored, mut decompressor) = (std::mem::take(&mut self.stored), Decompressor::new()?);
+        let checked = while_hashed(&mut stored, bytes, || {
+            frames::each(&mut decompressor, bytes, FRAME, |size, plain| {
+                self.frame(offset, size, plain)?;
+                offset += size;
+                Ok(())
+            })
+        });
+        self.stored = stored;
+        checked
     }
 
     fn frame(&mut self, offset: u64, size: u64, plain: &[u8]) -> Result<(), RestoreError> {

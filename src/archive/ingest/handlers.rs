@@ -125,8 +125,8 @@ async fn put_chunk(
     valid(&uid, &digest)?;
     let caller = authorize(&shared, &headers, &uid).await?;
     let (size, so_far) = (length(&body, CHUNK, "chunk")?, so_far(&headers));
-    let (shares, of) = (shared.shares.clone(), (caller.namespace.0.clone(), uid.clone()));
-    let turn = async move { shares.chunk((&of.0, &of.1), size as usize).await };
+    let (queue, of) = (shared.shares.clone(), (caller.namespace.0.clone(), uid.clone()));
+    let turn = async move { queue.chunk((&of.0, &of.1), size as usize).await };
     let store = move |turn| async move { store_chunk(shared, (uid, caller), digest, (size, body, turn), so_far).await };
     Ok(keep_alive::answer(&headers, turn, store).await)
 }
@@ -196,8 +196,8 @@ async fn put_manifest(
     valid(&uid, &"0".repeat(64))?;
     let caller = authorize(&shared, &headers, &uid).await?;
     let size = length(&body, MAX_BYTES, "manifest")?;
-    let (shares, of) = (shared.shares.clone(), (caller.namespace.0.clone(), uid.clone()));
-    let turn = async move { shares.manifest((&of.0, &of.1), size as usize).await };
+    let (queue, of) = (shared.shares.clone(), (caller.namespace.0.clone(), uid.clone()));
+    let turn = async move { queue.manifest((&of.0, &of.1), size as usize).await };
     let store = move |turn| async move { store_manifest(shared, (uid, caller), (size, body), turn).await };
     Ok(keep_alive::answer(&headers, turn, store).await)
 }

@@ -15,6 +15,7 @@ pub struct Label {
 }
 
 /// Seconds until each turn, by what it is for.
+#[allow(clippy::type_complexity)] // `xtask/src/book/metrics.rs` reads the type here.
 pub static WAITS: LazyLock<Family<Label, Histogram, fn() -> Histogram>> = LazyLock::new(|| Family::new_with_constructor(buckets));
 
 /// Those who were turned away, by what for.

@@ -304,24 +304,24 @@ fn printer_columns_are_as_documented(server: &Server) {
         text.lines().next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
     };
     assert_eq!(header(&["get", "computers"]), "NAME READY STATUS STEP REASON CLASS AGE");
-    assert_eq!(header(&["get", "comp", "-o", "wide"]), "NAME READY STATUS STEP REASON CLASS AGE PROVIDER POD NODE TTL");
+    assert_eq!(header(&["get", "comp", "-o", "wide"]), "NAME READY STATUS STEP REASON CLASS AGE PROVIDER POD NODE EXPIRES");
     // kubectl prints the object's own namespace in a column NAMESPACE.
     assert_eq!(header(&["get", "computerrecords", "-A"]), "NAMESPACE NAME COMPUTER NAMESPACE COMPUTER PHASE KEY SESSIONS LEFT OUT AGE");
     let row = |arguments: &[&str]| {
         let text = server.kubectl(arguments, "").unwrap();
         text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
-    server.create("Computer", "blocked", &json!({"timeToLiveSeconds": 600})).unwrap();
+    server.create("Computer", "blocked", &json!({})).unwrap();
     let condition = |type_: &str, status: &str, reason: &str| json!({"type": type_, "status": status, "reason": reason, "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"});
     let status = json!({"status": {
-        "phase": "Deleting", "step": "archive-sessions", "className": "standard", "nodeName": "n1",
+        "phase": "Deleting", "step": "archive-sessions", "className": "standard", "nodeName": "n1", "expiresAt": "2026-01-01T00:10:00Z",
         "conditions": [condition("Ready", "False", "Deleting"), condition("Blocked", "True", "StoreUnavailable")],
         "children": {"pods": [{"name": "machine-1"}, {"name": "machine-2"}]},
     }});
     server.kubectl(&["patch", "computer", "blocked", "--subresource=status", "--type=merge", "-p", &status.to_string()], "").unwrap();
     let shown = row(&["get", "comp", "blocked", "-o", "wide", "--no-headers"]);
     assert_eq!(shown[..6], ["blocked", "False", "Deleting", "archive-sessions", "StoreUnavailable", "standard"].map(str::to_owned));
-    assert_eq!(shown[7..], ["Managed", "machine-2", "n1", "600"].map(str::to_owned));
+    assert_eq!(shown[7..], ["Managed", "machine-2", "n1", "2026-01-01T00:10:00Z"].map(str::to_owned));
     // A short name of one kind hides no other kind.
     let resources = server.kubectl(&["api-resources", "--no-headers"], "").unwrap();
     let named: Vec<&str> =

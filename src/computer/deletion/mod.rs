@@ -229,13 +229,15 @@ fn reported(context: &Context<'_>, mut next: Next, blocker: Option<Blocker>) -> 
     {
         context.note_steps(deletion);
     }
+    // How far an attempt was that has ended is no news: it would be another write to a computer that is blocked (L6).
+    let runs = blocker.as_ref().is_none_or(|blocker| blocker.reason == Reason::ArchiveOverdue);
     let report = Report {
         phase: Some(Phase::Deleting),
         current: Some(context.current().map_or(CurrentStep::Release, CurrentStep::Deletion)),
         deletion: DeletionStep::ALL.iter().map(|step| shown(context, *step, blocker.as_ref())).collect(),
         passed: context.outcomes(),
         blocker,
-        progress: archive::progress(context),
+        progress: archive::progress(context).filter(|_| runs),
         class_name: context.record.spec.class_name.clone(),
         ..Report::default()
     };

@@ -235,6 +235,7 @@ fn a_running_upload_is_shown() {
     archive_pod(&mut world).status = Some(from(json!({"phase": "Failed", "containerStatuses": [{"name": "archive", "image": "i",
         "imageID": "i", "ready": false, "restartCount": 0, "state": ended}]})));
     let reason = |upload: &Upload| shown(&world, upload).blocker.map(|b| b.reason);
+    assert_eq!(shown(&world, &refused).progress, None, "L6: it was blocked before, and has not moved since");
     assert_eq!(reason(&Upload { failing: None, ..refused.clone() }), Some(Reason::StoreUnavailable));
     assert_eq!(reason(&of_another_pod), Some(Reason::ArchiveFailed), "its failure has another cause");
     assert_eq!(reason(&Upload { failed: false, ..refused }), Some(Reason::ArchiveFailed));

@@ -2,8 +2,12 @@
 //! connection that makes progress.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "s3/bench.rs"]
+mod bench;
 #[path = "s3/failing.rs"]
 mod failing;
+#[path = "s3/fair.rs"]
+mod fair;
 #[path = "../src/archive/test_relay.rs"]
 mod test_relay;
 

@@ -15,6 +15,7 @@ use zstd::bulk::Compressor;
 
 use super::manifest::{CHUNK, Chunk, Entry, FRAME, List, Manifest, Problem};
 use super::tar_header::END;
+use super::while_hashed::while_hashed;
 
 /// Level of compression. Another level, or another version of zstd, makes other chunks of the same home: an attempt after an upgrade sends
 /// everything again.
@@ -34,8 +35,8 @@ pub struct Blob {
 }
 
 impl Blob {
-    fn new(bytes: Vec<u8>) -> Self {
-        let chunk = Chunk { digest: hex::encode(Sha256::digest(&bytes)), size: bytes.len() as u64 };
+    fn new(bytes: Vec<u8>, digest: impl AsRef<[u8]>) -> Self {
+        let chunk = Chunk { digest: hex::encode(digest), size: bytes.len() as u64 };
         Self { chunk, bytes: bytes.into() }
     }
 }
@@ -195,7 +196,7 @@ impl<'a> Writer<'a> {
         if self.plain.is_empty() {
             return Ok(());
         }
-        let frame = self.compressor.compress(&self.plain)?;
+        let frame = while_hashed(&mut self.digest, &self.plain, || self.compressor.compress(&self.plain))?;
         // The first frame of a session that is going to have chunks of its own.
         let large = self.frames == 0 && self.plain.len() == self.sizes.frame && frame.len() >= self.sizes.chunk / LEAST;
         if large || self.chunk.len() + frame.len() > self.sizes.chunk {
@@ -205,7 +206,6 @@ impl<'a> Writer<'a> {
             self.offset = self.before + self.chunk.len() as u64;
         }
         self.frames += 1;
-        self.digest.update(&self.plain);
         self.of_entry += self.plain.len() as u64;
         self.tar_bytes += self.plain.len() as u64;
         self.plain.clear();
@@ -218,9 +218,10 @@ impl<'a> Writer<'a> {
         if self.chunk.is_empty() {
             return Ok(());
         }
-        let blob = Blob::new(std::mem::take(&mut self.chunk));
+        let bytes = std::mem::take(&mut self.chunk);
+        let digest = while_hashed(&mut self.stored, &bytes, || Sha256::digest(&bytes));
+        let blob = Blob::new(bytes, digest);
         self.before += blob.chunk.size;
-        self.stored.update(&blob.bytes);
         self.chunks.push(&blob.chunk, &mut self.compressor, self.take)?;
         (self.take)(blob)
     }
@@ -265,7 +266,9 @@ impl Pieces {
         if self.text.is_empty() {
             return Ok(());
         }
-        let blob = Blob::new(compressor.compress(&self.text)?);
+        let bytes = compressor.compress(&self.text)?;
+        let digest = Sha256::digest(&bytes);
+        let blob = Blob::new(bytes, digest);
         self.text.clear();
         self.done.push(blob.chunk.clone());
         take(blob)

@@ -13,6 +13,8 @@ pub const FRAME: usize = 2_000_000;
 pub const PIECE: usize = FRAME + 64 * 1024;
 /// Most bytes of a chunk, as stored.
 pub const CHUNK: usize = 8 * 1024 * 1024;
+/// Largest chunk that is small: one at the end of an archive, or a piece of its index.
+pub const SMALL: usize = CHUNK / 8;
 /// Most chunks of an archive. The operator asks the store about each of them when it gets the manifest.
 const CHUNKS: u64 = 1 << 24;
 

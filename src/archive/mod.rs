@@ -55,11 +55,13 @@ mod test_relay;
 #[allow(clippy::unwrap_used)]
 mod test_store;
 pub mod transport;
+pub mod turns;
 pub mod unreadable;
 pub mod uploads;
 pub mod verify;
 pub mod waiting_time;
 pub mod walk;
+mod while_hashed;
 
 use std::sync::Arc;
 
@@ -155,17 +157,17 @@ impl Archives {
     /// When it does not exist, it is damaged, or the store does not answer.
     pub async fn with_archive<T>(
         &self,
-        uid: &str,
+        (namespace, uid): (&str, &str),
         look: impl AsyncFnOnce(&Store, &str, Archive) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.verifier.with_archive(uid, look).await
+        self.verifier.with_archive((namespace, uid), look).await
     }
 
-    /// Stores a receipt, create-only. Returns the stored bytes, which may be those of an earlier attempt. Never waits for long.
+    /// Stores the receipt of a computer of this namespace, create-only. Returns the stored bytes, which may be those of an earlier attempt. Never waits for long.
     ///
     /// # Errors
     /// When the outcome is not known, or not known yet.
-    pub async fn put_receipt(&self, uid: &str, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
-        self.receipts.put(uid, bytes).await
+    pub async fn put_receipt(&self, namespace: &str, uid: &str, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+        self.receipts.put(namespace, uid, bytes).await
     }
 }

@@ -10,10 +10,12 @@ use super::manifest::{Entry, Invalid, Manifest, ManifestComputer, Problem, VERSI
 use super::old_format::{OldManifest, OldSession};
 use super::store::{Store, StoreError};
 
-/// Bytes above which an archive takes so long that small ones must not wait for it.
-const LARGE: u64 = 4 << 30;
+/// Stored bytes above which an archive takes so long that small ones must not wait for it: 16 s on a line of 500 kB/s.
+const LARGE: u64 = 8 << 20;
+/// Bytes above which it does once they are decompressed.
+const LARGE_UNPACKED: u64 = 64 << 20;
 /// Objects above which it does.
-const LARGE_OBJECTS: u64 = 4096;
+const LARGE_OBJECTS: u64 = 256;
 
 /// The manifest of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +103,8 @@ impl Archive {
     /// Whether reading it takes long: it has many bytes, many objects, or a large index.
     pub fn is_large(&self) -> bool {
         let large_index = matches!(self, Self::New(m) if m.entries.nested || m.problems.nested);
-        self.unpacked_bytes().max(self.stored_bytes()) > LARGE || self.objects() > LARGE_OBJECTS || large_index
+        let large = self.stored_bytes() > LARGE || self.unpacked_bytes() > LARGE_UNPACKED;
+        large || self.objects() > LARGE_OBJECTS || large_index
     }
 
     /// Objects with its content.

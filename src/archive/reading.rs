@@ -19,6 +19,7 @@ use super::restore::RestoreError;
 use super::store::{Store, StoreError};
 use super::tar_header::END;
 use super::tar_scan::{Scanner, Sink};
+use super::while_hashed::while_hashed;
 use super::{copies, frames};
 
 /// Entries of the index that wait for their frames: a chunk may contain tens of thousands.
@@ -43,7 +44,7 @@ pub enum ReadError {
 /// When something is missing, damaged, or not what the index says. What the sink received before must then not be trusted.
 pub async fn read<S: Sink>(store: &Store, archive: &Archive, one: Option<Entry>, sink: S) -> Result<S, ReadError> {
     let mut reading = Reading::new(archive, one, sink);
-    reading.run(store, archive).await?;
+    reading.run(store, archive, || false).await?;
     reading.checked.map_or_else(|| Err(not_as_listed().into()), |checker| Ok(checker.sink))
 }
 
@@ -92,11 +93,12 @@ impl<S: Sink> Reading<S> {
         self.begun > 0 && self.checked.is_some()
     }
 
-    /// Reads what is left.
+    /// Reads what is left, until `pause` says so: it is asked after each chunk. Returns whether everything was read. An archive of version 1 is read in
+    /// one go.
     ///
     /// # Errors
     /// As [`read`].
-    pub async fn run(&mut self, store: &Store, archive: &Archive) -> Result<(), ReadError> {
+    pub async fn run(&mut self, store: &Store, archive: &Archive, pause: impl FnMut() -> bool + Send) -> Result<bool, ReadError> {
         match archive {
             Archive::Old(manifest) => {
                 let mut entries = self.one.clone().map_or_else(|| archive.entries(store), |entry| Entries::One(Some(entry)));
@@ -106,13 +108,19 @@ impl<S: Sink> Reading<S> {
                     self.objects.fetch_add(1, Ordering::Relaxed);
                 }
                 self.checked = Some(checker);
-                Ok(())
+                Ok(true)
             }
-            Archive::New(manifest) => self.chunks(store, manifest, archive).await,
+            Archive::New(manifest) => self.chunks(store, manifest, archive, pause).await,
         }
     }
 
-    async fn chunks(&mut self, store: &Store, manifest: &Manifest, archive: &Archive) -> Result<(), ReadError> {
+    async fn chunks(
+        &mut self,
+        store: &Store,
+        manifest: &Manifest,
+        archive: &Archive,
+        mut pause: impl FnMut() -> bool + Send,
+    ) -> Result<bool, ReadError> {
         let whole = self.one.is_none();
         let range = self.one.as_ref().map_or(0..manifest.stored_bytes, |entry| entry.offset..entry.offset.saturating_add(entry.size));
         let entries = self.one.clone().map_or_else(|| archive.entries(store), |entry| Entries::One(Some(entry)));
@@ -129,6 +137,9 @@ impl<S: Sink> Reading<S> {
             }
             self.chunk(Bytes::from(bytes), &mut entries, &mut next).await?;
             self.objects.fetch_add(1, Ordering::Relaxed);
+            if pause() {
+                return Ok(false);
+            }
         }
         let checker = self.checked.as_ref().ok_or_else(not_as_listed)?;
         let found = (entries.sessions, entries.files, entries.bytes, checker.tar_bytes);
@@ -144,7 +155,7 @@ impl<S: Sink> Reading<S> {
             self.checked.take_if(|_| found.as_ref().is_err_and(|error| !matches!(error, StoreError::Unavailable(_))));
             found?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Checks the next bytes, all of one chunk.
@@ -280,13 +291,16 @@ impl<S: Sink> Checker<S> {
 
     /// Checks a chunk that begins at this offset. The entries that begin in it are expected.
     fn chunk(&mut self, mut offset: u64, bytes: &[u8]) -> Result<(), RestoreError> {
-        self.stored.update(bytes);
-        let mut decompressor = Decompressor::new()?;
-        frames::each(&mut decompressor, bytes, FRAME, |size, plain| {
-            self.frame(offset, size, plain)?;
-            offset += size;
-            Ok(())
-        })
+        let (mut stored, mut decompressor) = (std::mem::take(&mut self.stored), Decompressor::new()?);
+        let checked = while_hashed(&mut stored, bytes, || {
+            frames::each(&mut decompressor, bytes, FRAME, |size, plain| {
+                self.frame(offset, size, plain)?;
+                offset += size;
+                Ok(())
+            })
+        });
+        self.stored = stored;
+        checked
     }
 
     fn frame(&mut self, offset: u64, size: u64, plain: &[u8]) -> Result<(), RestoreError> {

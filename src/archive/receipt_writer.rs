@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::manifest::{MAX_BYTES, is_digest};
 use super::receipt_key;
 use super::store::{ReceiptPut, Store, StoreError};
+use super::turns::Turns;
 
 /// How long a caller waits for a store that has been fast so far.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Receipts that are sent in parallel.
-const AT_ONCE: usize = 32;
+/// Receipts that are sent in parallel, and those of one namespace.
+const AT_ONCE: (usize, usize) = (32, 16);
 /// A stored receipt that is not requested again is dropped after this time: the store has it.
 const FORGOTTEN: Duration = Duration::from_secs(900);
 
@@ -53,7 +54,7 @@ pub(super) struct Receipts {
     store: Arc<Store>,
     called: mpsc::Sender<String>,
     known: Arc<Mutex<Known>>,
-    slots: Arc<Semaphore>,
+    turns: Turns,
     /// The last one took too long: callers do not wait until one is stored.
     slow: Arc<AtomicBool>,
 }
@@ -66,15 +67,15 @@ fn locked(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
 impl Receipts {
     /// The UID of a receipt that is stored after its caller stopped waiting is sent to `called`, and the UIDs of those that failed before.
     pub fn new(store: Arc<Store>, called: mpsc::Sender<String>) -> Self {
-        let slots = Arc::new(Semaphore::new(AT_ONCE));
-        Self { store, called, known: Arc::default(), slots, slow: Arc::default() }
+        let turns = Turns::of("receipt", AT_ONCE.0, AT_ONCE.1);
+        Self { store, called, known: Arc::default(), turns, slow: Arc::default() }
     }
 
     /// Stores a receipt, create-only. Returns the stored bytes, which may be those of an earlier attempt.
     ///
     /// # Errors
     /// When the outcome is not known, or not known yet.
-    pub async fn put(&self, uid: &str, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+    pub async fn put(&self, namespace: &str, uid: &str, bytes: Vec<u8>) -> Result<Vec<u8>, StoreError> {
         {
             let mut known = locked(&self.known);
             known.sent.retain(|_, sent| sent.stored.is_none() || sent.since.elapsed() < FORGOTTEN);
@@ -85,7 +86,7 @@ impl Receipts {
             }
             known.sent.insert(uid.to_owned(), Sent { since: Instant::now(), stored: None });
         }
-        let answer = self.send(uid.to_owned(), bytes);
+        let answer = self.send((namespace.to_owned(), uid.to_owned()), bytes);
         let patience = if self.slow.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
         if let Ok(Ok(result)) = timeout(patience, answer).await {
             return result;
@@ -94,15 +95,15 @@ impl Receipts {
         Err(not_yet())
     }
 
-    fn send(&self, uid: String, bytes: Vec<u8>) -> oneshot::Receiver<Result<Vec<u8>, StoreError>> {
+    fn send(&self, (namespace, uid): (String, String), bytes: Vec<u8>) -> oneshot::Receiver<Result<Vec<u8>, StoreError>> {
         let (sender, receiver) = oneshot::channel();
-        let (store, slots, known) = (Arc::clone(&self.store), Arc::clone(&self.slots), Arc::clone(&self.known));
+        let (store, turns, known) = (Arc::clone(&self.store), self.turns.clone(), Arc::clone(&self.known));
         let (slow, called) = (Arc::clone(&self.slow), self.called.clone());
         tokio::spawn(async move {
-            let key = receipt_key(&uid);
+            let (key, of) = (receipt_key(&uid), uid.clone());
             // A panic must not leave the receipt in the state "being sent" forever.
             let put = tokio::spawn(async move {
-                let _slot = slots.acquire_owned().await;
+                let _turn = turns.take(&namespace, &of, 1).await;
                 store.put_once(&key, bytes.clone()).await.map(|put| match put {
                     ReceiptPut::Created | ReceiptPut::SameAlready => bytes,
                     // Written by a reconcile that crashed before it could save the record: the stored receipt is kept (S7).
@@ -163,8 +164,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_fast_store_is_waited_for() {
         let (receipts, mut called) = receipts(Duration::from_millis(300));
-        assert_eq!(receipts.put("u", b"one".to_vec()).await.unwrap(), b"one");
-        assert_eq!(receipts.put("u", b"two".to_vec()).await.unwrap(), b"one", "S7: the first one is kept");
+        assert_eq!(receipts.put("t", "u", b"one".to_vec()).await.unwrap(), b"one");
+        assert_eq!(receipts.put("t", "u", b"two".to_vec()).await.unwrap(), b"one", "S7: the first one is kept");
         assert!(called.try_recv().is_err());
     }
 
@@ -174,13 +175,13 @@ mod tests {
         let (receipts, mut called) = receipts(Duration::from_secs(10));
         let began = Instant::now();
         for uid in ["u", "v", "w"] {
-            assert!(matches!(receipts.put(uid, uid.as_bytes().to_vec()).await, Err(StoreError::Unavailable(_))));
-            assert!(receipts.put(uid, b"again".to_vec()).await.is_err(), "it is on its way");
+            assert!(matches!(receipts.put("t", uid, uid.as_bytes().to_vec()).await, Err(StoreError::Unavailable(_))));
+            assert!(receipts.put("t", uid, b"again".to_vec()).await.is_err(), "it is on its way");
         }
         assert!(began.elapsed() < 2 * PATIENCE, "{:?}", began.elapsed());
         for _ in 0..3 {
             let uid = called.recv().await.unwrap();
-            assert_eq!(receipts.put(&uid, b"later".to_vec()).await.unwrap(), uid.as_bytes());
+            assert_eq!(receipts.put("t", &uid, b"later".to_vec()).await.unwrap(), uid.as_bytes());
         }
         assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
     }
@@ -188,10 +189,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_reported_and_retried() {
         let (receipts, mut called) = receipts(Duration::from_secs(60));
-        assert!(receipts.put("u", b"one".to_vec()).await.is_err());
+        assert!(receipts.put("t", "u", b"one".to_vec()).await.is_err());
         tokio::time::sleep(Duration::from_secs(30)).await;
         assert!(called.try_recv().is_err() && locked(&receipts.known).sent.is_empty(), "it failed after 20 s");
-        assert!(receipts.put("u", b"two".to_vec()).await.is_err());
+        assert!(receipts.put("t", "u", b"two".to_vec()).await.is_err());
     }
 
     #[test]

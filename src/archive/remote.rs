@@ -21,6 +21,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, Response, StatusCode};
 
 use super::ingest::keep_alive::{self, Outcome};
+use super::ingest::reads::NAMESPACE;
 use super::ingest::tls::SERVER_NAME;
 use super::manifest::MAX_BYTES;
 use super::store::Store;
@@ -124,32 +125,32 @@ impl Remote {
         Self { endpoint, ca, token, client: Mutex::default() }
     }
 
-    /// The endpoint as a store that can only be read. Memory is bounded by its readers, as for any store.
-    pub fn store(self: &Arc<Self>) -> Store {
-        Store::behind_endpoint(Arc::new(Objects(Arc::clone(self))))
+    /// The endpoint as a store that can only be read, with the share of this namespace. Memory is bounded by its readers, as for any store.
+    pub fn store(self: &Arc<Self>, namespace: &str) -> Store {
+        Store::behind_endpoint(Arc::new(Objects(Arc::clone(self), namespace.to_owned())))
     }
 
-    /// The manifest of the newest archive of a computer.
+    /// The manifest of the newest archive of a computer of this namespace.
     ///
     /// # Errors
     /// See [`Unread`].
-    pub async fn manifest(&self, uid: &str) -> std::result::Result<Vec<u8>, Unread> {
-        self.small(&format!("/read/v1/{uid}/manifest")).await
+    pub async fn manifest(&self, namespace: &str, uid: &str) -> std::result::Result<Vec<u8>, Unread> {
+        self.small(namespace, &format!("/read/v1/{uid}/manifest")).await
     }
 
     /// The digest of the manifest that the deletion of a computer has verified, by its receipt in the store.
     ///
     /// # Errors
     /// [`Unread::Missing`] without a receipt that names one, or [`Unread::Unavailable`].
-    pub async fn verified(&self, uid: &str) -> std::result::Result<String, Unread> {
-        let digest = self.small(&format!("/read/v1/{uid}/verified")).await?;
+    pub async fn verified(&self, namespace: &str, uid: &str) -> std::result::Result<String, Unread> {
+        let digest = self.small(namespace, &format!("/read/v1/{uid}/verified")).await?;
         Ok(String::from_utf8_lossy(&digest).into_owned())
     }
 
     /// An object of at most the size of a manifest.
-    async fn small(&self, path: &str) -> std::result::Result<Vec<u8>, Unread> {
+    async fn small(&self, namespace: &str, path: &str) -> std::result::Result<Vec<u8>, Unread> {
         let unavailable = |error: &dyn std::fmt::Display| Unread::Unavailable(error.to_string());
-        let (outcome, mut parts) = self.object(path).await.map_err(|e| unavailable(&e))?;
+        let (outcome, mut parts) = self.object(namespace, path).await.map_err(|e| unavailable(&e))?;
         match outcome.0 {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => return Err(Unread::Missing),
@@ -169,8 +170,8 @@ impl Remote {
     }
 
     /// The outcome of a request for an object, and its bytes. It may take any time until there is one, but the endpoint must not be silent.
-    async fn object(&self, path: &str) -> anyhow::Result<(Outcome, BoxStream<'static, Result<Bytes>>)> {
-        let mut answer = self.get(path).await?;
+    async fn object(&self, namespace: &str, path: &str) -> anyhow::Result<(Outcome, BoxStream<'static, Result<Bytes>>)> {
+        let mut answer = self.get(namespace, path).await?;
         if !answer.headers().contains_key(keep_alive::HEADER) {
             // It was refused before any work. A success has the header.
             let status = if answer.status().is_success() { StatusCode::BAD_GATEWAY } else { answer.status() };
@@ -195,11 +196,11 @@ impl Remote {
         Ok((outcome, futures::stream::iter([Ok(first)]).chain(rest).boxed()))
     }
 
-    async fn get(&self, path: &str) -> anyhow::Result<Response> {
+    async fn get(&self, namespace: &str, path: &str) -> anyhow::Result<Response> {
         let token = std::fs::read_to_string(&self.token).map_err(|e| anyhow::anyhow!("the token for the ingest endpoint: {e}"))?;
         // The certificate is for this name, wherever the endpoint is.
         let url = format!("https://{SERVER_NAME}:{}{path}", self.endpoint.port());
-        let request = self.client()?.get(url).bearer_auth(token.trim()).header(keep_alive::HEADER, "1");
+        let request = self.client()?.get(url).bearer_auth(token.trim()).header(keep_alive::HEADER, "1").header(NAMESPACE, namespace);
         let answer = tokio::time::timeout(SILENCE, request.send()).await;
         // The path contains the id of a computer.
         Ok(answer.map_err(|_| anyhow::anyhow!("the ingest endpoint does not answer"))?.map_err(reqwest::Error::without_url)?)
@@ -236,8 +237,8 @@ impl Resolve for Always {
     }
 }
 
-/// The endpoint as an object store.
-struct Objects(Arc<Remote>);
+/// The endpoint as an object store, and the namespace whose share it uses.
+struct Objects(Arc<Remote>, String);
 
 impl std::fmt::Debug for Objects {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -292,7 +293,8 @@ impl ObjectStore for Objects {
         if options.head || options.range.is_some() {
             return read_only();
         }
-        let (outcome, body) = self.0.object(&format!("/read/v1/{uid}/chunks/{digest}")).await.map_err(|e| generic(e.to_string()))?;
+        let (outcome, body) =
+            self.0.object(&self.1, &format!("/read/v1/{uid}/chunks/{digest}")).await.map_err(|e| generic(e.to_string()))?;
         match outcome.0 {
             StatusCode::OK => {}
             // What is damaged does not become right, so it is not asked for again.

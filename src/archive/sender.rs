@@ -16,6 +16,7 @@ use super::chunks::Blob;
 use super::home_size::{self, SoFar};
 use super::ingest::keep_alive;
 use super::ingest::tls::SERVER_NAME;
+use super::manifest::SMALL;
 use super::transport::{counted, still};
 use crate::runtime::ingest_url;
 
@@ -29,6 +30,8 @@ const SILENCE: Duration = Duration::from_secs(120);
 const QUESTION: Duration = Duration::from_secs(60);
 /// Bytes of a body that are written at once: progress is measured in these.
 const PART: usize = 64 * 1024;
+/// The answer when so many wait for their turn that this request must come back.
+const BUSY: StatusCode = StatusCode::TOO_MANY_REQUESTS;
 /// Longest answer that is read, bytes.
 const LONGEST: usize = 64 * 1024;
 
@@ -54,6 +57,8 @@ impl Sender {
         let client = client
             .tls_certs_only([reqwest::Certificate::from_pem(ca.as_bytes()).context("INGEST_CA")?])
             .connect_timeout(Duration::from_secs(5))
+            // The default ends a connection whose peer reads nothing for 30 s, but a request waits for its turn with its body unread.
+            .tcp_user_timeout(None)
             .no_proxy()
             .build()?;
         let base = format!("{}/ingest/v2/{uid}", named.as_deref().unwrap_or(url).trim_end_matches('/'));
@@ -72,7 +77,8 @@ impl Sender {
         Ok(std::fs::read_to_string(&self.token).context("the ingest token")?.trim().to_owned())
     }
 
-    /// Stores a chunk. A chunk that exists already (from an earlier attempt) is not sent again. The operator shows what is then archived.
+    /// Stores a chunk. A chunk that exists already (from an earlier attempt) is not sent again, unless it is so small that the question costs as much. The
+    /// operator shows what is then archived.
     ///
     /// # Errors
     /// When it is refused, or was not stored after some attempts.
@@ -80,11 +86,13 @@ impl Sender {
         let url = format!("{}/chunks/{}", self.base, blob.chunk.digest);
         self.retry("chunk", || async {
             let so_far = so_far().value();
-            let head = self.client.head(&url).header(home_size::HEADER, &so_far);
-            let there = head.bearer_auth(self.token()?).timeout(QUESTION).send().await;
-            // Without an answer the chunk is sent: that request says whether it makes progress.
-            if there.is_ok_and(|there| there.status() == StatusCode::OK) {
-                return Ok((StatusCode::OK, String::new()));
+            if blob.bytes.len() > SMALL {
+                let head = self.client.head(&url).header(home_size::HEADER, &so_far);
+                let there = head.bearer_auth(self.token()?).timeout(QUESTION).send().await;
+                // Without an answer the chunk is sent: that request says whether it makes progress.
+                if let Some(status) = there.map(|there| there.status()).ok().filter(|status| matches!(*status, StatusCode::OK | BUSY)) {
+                    return Ok((status, String::new()));
+                }
             }
             self.put(self.client.put(&url).header(home_size::HEADER, so_far), blob.bytes.clone()).await
         })
@@ -145,10 +153,17 @@ impl Sender {
         F: Fn() -> R,
         R: Future<Output = anyhow::Result<(StatusCode, String)>>,
     {
-        let (mut failing, mut pause) = (None, Duration::from_secs(2));
+        let (mut failing, mut pause, mut busy) = (None, Duration::from_secs(2), Duration::from_millis(250));
         loop {
             let error = match send().await {
                 Ok((status, _)) if status.is_success() => return Ok(()),
+                // That is no failure: the operator runs, and others have their turn first.
+                Ok((BUSY, _)) => {
+                    failing = None;
+                    tokio::time::sleep(busy).await;
+                    busy = (2 * busy).min(PAUSE);
+                    continue;
+                }
                 Ok((status, text)) if status.is_client_error() && !may_pass(status) => {
                     bail!("the operator refused the {what}: {status} {text}");
                 }
@@ -169,5 +184,5 @@ impl Sender {
 
 /// During an upgrade, a replica of the version before may answer: it does not know this address.
 fn may_pass(status: StatusCode) -> bool {
-    matches!(status, StatusCode::NOT_FOUND | StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::REQUEST_TIMEOUT)
 }

@@ -4,12 +4,12 @@
 //! A tenant determined the size of a manifest of version 1. Two manifests must never be completely in memory at once; a check of such an
 //! archive keeps only a few bytes per session, and any other check reads the index line by line.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::opened::Archive;
@@ -21,21 +21,11 @@ use crate::guards::{self, Guard};
 use crate::resources::conditions::truncate;
 
 mod progress;
+mod reader;
 
 use progress::Progress;
 pub use progress::ReadBack;
-
-/// Small archives that are read back in parallel.
-const AT_ONCE: usize = 3;
-/// Large archives that are read back in parallel, separately from the small ones.
-const LARGE_AT_ONCE: usize = 1;
-
-/// Manifests that may be completely in memory.
-const MANIFESTS: usize = 1;
-/// Checks that ended before the end of their archive, and that the next check continues. One takes 2 MiB at most.
-const KEPT: usize = 3;
-/// How long after its beginning such a check is continued. Later, the archive is read from its beginning: what was read may be gone (S1).
-const CONTINUED: Duration = Duration::from_secs(24 * 3600);
+use reader::Reader;
 
 /// The content of a verified archive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,6 +50,8 @@ pub struct Origin {
     pub custody_claim: Option<String>,
     /// When this deletion began, Unix seconds. It identifies manifests of earlier versions, which do not name a claim.
     pub deleted_at: i64,
+    /// The namespace of the computer, whose share of the checks it uses.
+    pub namespace: String,
 }
 
 impl Origin {
@@ -128,26 +120,10 @@ pub struct Verifier {
     state: Arc<Mutex<HashMap<String, Checked>>>,
 }
 
-/// A check that a failure of the store has ended: the digest of the manifest, what is left to read, and when it began.
-type Kept = (String, Reading<Nothing>, Instant);
-
-/// Reads archives back, a few at a time.
-#[derive(Clone)]
-struct Reader {
-    store: Arc<Store>,
-    slots: Arc<Semaphore>,
-    large: Arc<Semaphore>,
-    manifests: Arc<Semaphore>,
-    kept: Arc<Mutex<VecDeque<Kept>>>,
-}
-
 impl Verifier {
     /// The UID of every finished check is sent to `checked`.
     pub fn new(store: Arc<Store>, checked: mpsc::Sender<String>) -> Self {
-        let slots = |n| Arc::new(Semaphore::new(n));
-        let (large, manifests) = (slots(LARGE_AT_ONCE), slots(MANIFESTS));
-        let reader = Reader { store, slots: slots(AT_ONCE), large, manifests, kept: Arc::default() };
-        Self { checked, reader, state: Arc::default() }
+        Self { checked, reader: Reader::new(store), state: Arc::default() }
     }
 
     /// The state of the archive of one deletion of `uid`. A good result is returned once. A bad result is kept for a while and until another
@@ -186,10 +162,10 @@ impl Verifier {
     /// When it does not exist, it is damaged, or the store does not answer.
     pub async fn with_archive<T>(
         &self,
-        uid: &str,
+        (namespace, uid): (&str, &str),
         look: impl AsyncFnOnce(&Store, &str, Archive) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let turn = self.reader.manifests.acquire().await;
+        let turn = self.reader.manifest(namespace, uid).await;
         let key = self.reader.store.newest_manifest(uid).await?;
         let bytes = self.reader.store.get(&key).await?;
         let archive = Archive::parse(&bytes).map_err(|e| StoreError::Corrupt(e.to_string()))?;
@@ -221,77 +197,6 @@ impl Verifier {
     }
 }
 
-impl Reader {
-    /// Waits for a free slot and reads an archive back. No part of it is in memory while it waits.
-    async fn read(&self, uid: &str, origin: &Origin, progress: &Progress) -> Verification {
-        // Whether an archive exists is answered without waiting: a deletion needs the answer before it creates one.
-        match self.any(&origin.keys(uid)).await {
-            Ok(true) => {}
-            Ok(false) => return Verification::Missing,
-            Err(error) => return Verification::Unavailable(error.to_string()),
-        }
-        let slots = match self.contents(uid, origin).await {
-            Err(other) => return other,
-            Ok(contents) => {
-                let slots = if contents.large { &self.large } else { &self.slots };
-                if let Ok(_slot) = slots.try_acquire() {
-                    return self.read_back(contents, progress).await;
-                }
-                slots
-            }
-        };
-        // Never closed.
-        let _slot = slots.acquire().await;
-        match self.contents(uid, origin).await {
-            Ok(contents) => self.read_back(contents, progress).await,
-            Err(other) => other,
-        }
-    }
-
-    /// Reads an archive back from where an earlier check of the same manifest has ended: a store that fails every few hours must not keep a
-    /// large archive from being verified (L8).
-    async fn read_back(&self, contents: Contents, progress: &Progress) -> Verification {
-        let digest = contents.summary.manifest_digest.clone();
-        let earlier = self.earlier(&digest);
-        let (mut reading, began) = earlier.unwrap_or_else(|| (Reading::new(&contents.archive, None, Nothing), Instant::now()));
-        progress.reads(&reading.objects, contents.archive.objects());
-        let result = read_all(&self.store, contents, &mut reading).await;
-        if !matches!(result, Verification::Valid(_))
-            && reading.can_continue()
-            && let Ok(mut kept) = self.kept.lock()
-        {
-            kept.push_back((digest, reading, began));
-            while kept.len() > KEPT {
-                kept.pop_front();
-            }
-        }
-        result
-    }
-
-    fn earlier(&self, digest: &str) -> Option<(Reading<Nothing>, Instant)> {
-        let mut kept = self.kept.lock().ok()?;
-        kept.retain(|(_, _, began)| began.elapsed() < CONTINUED);
-        let found = kept.iter().position(|(of, ..)| of == digest)?;
-        kept.remove(found).map(|(_, reading, began)| (reading, began))
-    }
-
-    async fn any(&self, keys: &[String]) -> Result<bool, StoreError> {
-        for key in keys {
-            match self.store.size(key).await {
-                Ok(_) => return Ok(true),
-                Err(StoreError::NotFound(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(false)
-    }
-
-    async fn contents(&self, uid: &str, origin: &Origin) -> Result<Contents, Verification> {
-        let _turn = self.manifests.acquire().await;
-        of_deletion(&self.store, uid, origin).await
-    }
-}
-
 /// Reads the newest archive of a computer back completely.
 pub async fn verify(store: &Store, uid: &str) -> Verification {
     let newest = match store.newest_manifest(uid).await {
@@ -301,7 +206,7 @@ pub async fn verify(store: &Store, uid: &str) -> Verification {
     match newest {
         Ok(contents) => {
             let mut reading = Reading::new(&contents.archive, None, Nothing);
-            read_all(store, contents, &mut reading).await
+            read_all(store, contents, &mut reading, || false).await.unwrap_or(Verification::Running)
         }
         Err(other) => other,
     }
@@ -359,18 +264,27 @@ async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) 
     Ok(Contents { summary, large: archive.is_large(), archive })
 }
 
-async fn read_all(store: &Store, contents: Contents, reading: &mut Reading<Nothing>) -> Verification {
+/// Reads what is left, until `pause` says so after a chunk. `None`: it did.
+async fn read_all(
+    store: &Store,
+    contents: Contents,
+    reading: &mut Reading<Nothing>,
+    pause: impl FnMut() -> bool + Send,
+) -> Option<Verification> {
     if !guards::on(Guard::ReadBack) {
-        return Verification::Valid(contents.summary);
+        return Some(Verification::Valid(contents.summary));
     }
     let everything = async {
-        reading.run(store, &contents.archive).await?;
-        Ok::<_, ReadError>(problems(store, &contents.archive).await?)
+        let whole = reading.run(store, &contents.archive, pause).await?;
+        if whole {
+            problems(store, &contents.archive).await?;
+        }
+        Ok::<_, ReadError>(whole)
     };
     match everything.await {
-        Ok(()) => Verification::Valid(contents.summary),
-        Err(ReadError::Store(StoreError::Unavailable(why))) => Verification::Unavailable(why),
-        Err(error) => Verification::Invalid(error.to_string()),
+        Ok(whole) => whole.then_some(Verification::Valid(contents.summary)),
+        Err(ReadError::Store(StoreError::Unavailable(why))) => Some(Verification::Unavailable(why)),
+        Err(error) => Some(Verification::Invalid(error.to_string())),
     }
 }
 
@@ -379,6 +293,8 @@ struct Nothing;
 
 impl Sink for Nothing {}
 
+#[cfg(test)]
+mod fairness_tests;
 #[cfg(test)]
 mod memory_tests;
 #[cfg(test)]

@@ -113,7 +113,7 @@ impl Applier {
             Action::Patch { subject, patch } => self.patch(subject, patch).await,
             Action::Retain { volume, patch } => self.patch(Subject::volume(&volume), patch).await,
             Action::CheckArchive => Ok(Effect::Archive(self.archives.check(&view.uid, &super::deletion::custody::origin(view)))),
-            Action::PutReceipt(bytes) => self.put_receipt(&view.uid, bytes).await,
+            Action::PutReceipt(bytes) => self.put_receipt(view, bytes).await,
         }
     }
 
@@ -346,8 +346,8 @@ impl Applier {
         Error::conflict(object)
     }
 
-    async fn put_receipt(&self, uid: &str, bytes: Vec<u8>) -> Result<Effect, Error> {
-        let stored = self.archives.put_receipt(uid, bytes).await;
+    async fn put_receipt(&self, view: &View, bytes: Vec<u8>) -> Result<Effect, Error> {
+        let stored = self.archives.put_receipt(&view.namespace, &view.uid, bytes).await;
         stored.map(Effect::ReceiptStored).map_err(|e| Error::Store(e.to_string()))
     }
 }

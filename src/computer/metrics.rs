@@ -18,6 +18,7 @@ use super::report::{Next, Plan};
 use crate::archive::store::Space;
 use crate::archive::store::leftovers::LEFTOVERS;
 use crate::archive::store_failure::STORE_ERRORS;
+use crate::archive::turns::{REFUSALS, WAITS};
 use crate::resources::steps::{DeletionStep, Sequence};
 use crate::resources::{ComputerRecord, Deletion, Phase};
 use crate::runtime::caches::Caches;
@@ -150,6 +151,12 @@ impl Metrics {
         let free = "Free space of an archive store in a volume, without what is reserved for the system";
         registry.register_with_unit("archive_store_free", free, Unit::Bytes, self.store_free.clone());
         registry.register_with_unit("archive_store_size", "Size of an archive store in a volume", Unit::Bytes, self.store_size.clone());
+        registry.register("archive_slot_wait_seconds", "Time until archives had their turn, by what for", WAITS.clone());
+        registry.register(
+            "archive_slot_refusals",
+            "Requests that found too many others waiting and were refused, by what for",
+            REFUSALS.clone(),
+        );
         registry.register("archive_store_errors", "Failed requests to the archive store by reason", STORE_ERRORS.clone());
         registry.register("archive_leftovers_removed", "Leftover objects that were removed from the archive store", LEFTOVERS.clone());
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());

@@ -112,7 +112,7 @@ async fn mark_archived(client: &Client, archives: &Archives, of: (&str, &str), d
         let bytes: usize = waiting.iter().filter_map(|s: &Listed| s.spec.path.as_deref()).map(memory).sum();
         if !waiting.is_empty() && (waiting.len() >= LOOKED_UP || bytes >= LOOKED_UP_BYTES || next.is_none()) {
             let paths = waiting.iter().filter_map(|s| s.spec.path.as_deref());
-            let places = archives.with_archive(uid, async |store, key, archive| Places::of(store, key, &archive, paths).await).await;
+            let places = archives.with_archive(of, async |store, key, archive| Places::of(store, key, &archive, paths).await).await;
             let places = places.map_err(|e| MarkError::Store(e.to_string()))?;
             for session in waiting.drain(..) {
                 written += usize::from(write(&api, &session, ended(&session, &places, deleted_at)).await?);

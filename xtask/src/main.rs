@@ -30,7 +30,7 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
-    /// Measure the operator and a bare API server in the same run, and write the tables in `docs/`.
+    /// Measure the operator and what it is compared with in the same run, and write the tables in `docs/`.
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Write the generated files: `crds/`, `docs/openapi.json`, `docs/reasons.md`, the chart's rules and README, and the book's reference.
@@ -51,6 +51,10 @@ enum BenchCommand {
         #[arg(long, value_enum, default_value = "release")]
         build: bench::Build,
     },
+    /// Speed, CPU time and memory of archiving a home and reading it back, beside a pipe of standard tools, kopia and restic.
+    Archive(bench::archive::Options),
+    #[command(name = bench::archive::operator_side::COMMAND, hide = true)]
+    ArchiveOperatorSide { store: String },
 }
 
 #[derive(Subcommand)]
@@ -151,13 +155,21 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Cluster(command) => return cluster(command).await,
         Command::Image(arguments) => load_image(&arguments.which)?,
         Command::Demo { keep } => xtask::demo::run(workspace()?, keep).await?,
-        Command::Bench(BenchCommand::Http { build }) => bench::http::run(workspace()?, build).await?,
+        Command::Bench(command) => bench(command).await?,
         Command::Generate => generate()?,
         Command::Book => println!("{}", book::build::run(workspace()?)?.join("index.html").display()),
         Command::Test(options) => return Ok(u8::from(!xtask::test::run(workspace()?, &options)?)),
         Command::Soak(options) => xtask::soak::run(workspace()?, &options)?,
     }
     Ok(0)
+}
+
+async fn bench(command: BenchCommand) -> Result<()> {
+    match command {
+        BenchCommand::Http { build } => bench::http::run(workspace()?, build).await,
+        BenchCommand::Archive(options) => bench::archive::run(workspace()?, &options),
+        BenchCommand::ArchiveOperatorSide { store } => bench::archive::operator_side::run(&store).await,
+    }
 }
 
 async fn cluster(command: ClusterCommand) -> Result<u8> {

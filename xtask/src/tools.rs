@@ -1,4 +1,4 @@
-//! The programs of a cluster, built from Go modules (`kubernetes`, `local-path`, `s3` in this folder) once and kept in
+//! The programs of a cluster, built from Go modules (`kubernetes`, `local-path`, `s3` and others in this folder) once and kept in
 //! the cache folder by the hash of the module's `go.mod` and `go.sum`.
 //!
 //! It must never run such a program from the `PATH` instead: the module determines the versions. Only `go` comes from the `PATH`.
@@ -43,6 +43,10 @@ pub enum Tool {
     VersityGw,
     /// Checks and evaluates the rules of Prometheus.
     Promtool,
+    /// A backup program that archives are compared with.
+    Kopia,
+    /// Another one.
+    Restic,
 }
 
 /// The source of one program.
@@ -70,14 +74,17 @@ impl Tool {
             Self::LocalPath => ("local-path-provisioner", "local-path", "github.com/rancher/local-path-provisioner", 105),
             Self::VersityGw => ("versitygw", "s3", "github.com/versity/versitygw/cmd/versitygw", 45),
             Self::Promtool => ("promtool", "prometheus", "github.com/prometheus/prometheus/cmd/promtool", 150),
+            Self::Kopia => ("kopia", "kopia", "github.com/kopia/kopia", 150),
+            Self::Restic => ("restic", "restic", "github.com/restic/restic/cmd/restic", 120),
         };
         Source { name, module, package, seconds }
     }
 
-    /// Build tags. Without service discovery, `promtool` needs no cloud's library.
+    /// Build tags. Without service discovery, `promtool` needs no cloud's library, and without its pages, kopia is smaller.
     const fn tags(self) -> &'static str {
         match self {
             Self::Promtool => "remove_all_sd",
+            Self::Kopia => "nohtmlui",
             _ => "",
         }
     }
@@ -134,6 +141,17 @@ pub fn ensure(wanted: &[Tool]) -> Result<Bins> {
         build(*tool, bins.path(*tool), index + 1, &missing)?;
     }
     Ok(bins)
+}
+
+/// Name and version of the module that a module folder builds its first program from.
+pub fn module_version(module: &str) -> Option<String> {
+    let text = read(&module_folder(module).join("go.mod")).ok()?;
+    let tool = text.lines().find_map(|line| line.strip_prefix("tool "))?;
+    text.lines().find_map(|line| {
+        let (name, version) = line.strip_prefix('\t')?.trim_end_matches(" // indirect").split_once(' ')?;
+        tool.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
+        Some(format!("{} {version}", name.rsplit('/').next()?))
+    })
 }
 
 fn module_folder(module: &str) -> PathBuf {
@@ -272,8 +290,15 @@ mod tests {
     }
 
     #[test]
+    fn a_module_has_a_version() {
+        assert!(module_version("s3").unwrap().starts_with("versitygw v"));
+        assert!(module_version("restic").unwrap().starts_with("restic v"));
+        assert!(module_version("kopia").unwrap().starts_with("kopia v"));
+    }
+
+    #[test]
     fn the_modules_have_every_program() {
-        for tool in [Tool::Etcd, Tool::Kwok, Tool::LocalPath, Tool::VersityGw] {
+        for tool in [Tool::Etcd, Tool::Kwok, Tool::LocalPath, Tool::VersityGw, Tool::Kopia, Tool::Restic] {
             let module_file = read(&module_folder(tool.source().module).join("go.mod")).unwrap();
             assert!(module_file.contains(tool.source().package), "{tool:?}");
         }

@@ -18,27 +18,22 @@ use tokio::time::{Instant, timeout_at};
 
 use super::auth::{Access, Authenticator, Caller};
 use super::keep_alive::{self, Outcome};
-use super::room::Room;
+use super::shares::Shares;
 use crate::archive::copies;
 use crate::archive::home_size::{self, SoFar};
 use crate::archive::index::{Lines, Pieces};
 use crate::archive::manifest::{CHUNK, Chunk, List, MAX_BYTES, is_digest};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
+use crate::archive::turns::Turn;
 use crate::archive::uploads::Uploads;
 use crate::archive::{Archive, Manifest, later_manifest_key, manifest_key};
 use crate::guards::{self, Guard};
 
-/// Bytes of chunks that are received in parallel: six of the largest.
-const UPLOADS: usize = 6 * CHUNK;
-/// Manifests that are received and checked in parallel, one of each computer.
-const MANIFESTS: usize = 2;
 /// Longest time without a byte of a body. Waiting for a slot or for the store is not limited here: a request that holds a slot ends when it
 /// makes no progress, so each request gets a slot.
 const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// Fewest bytes of a body in that time: six slow senders could otherwise hold all of the room.
 const LEAST: usize = 64 * 1024;
-/// Chunks of earlier attempts that are read back in parallel before they are used again, and those of one computer.
-const READ_BACK: (usize, usize) = (12, 3);
 /// Chunks of one manifest that are checked in parallel.
 const LOOKS: usize = 64;
 /// Chunks that were looked up last, and are not looked up again.
@@ -51,16 +46,12 @@ struct Shared {
     store: Arc<Store>,
     authenticator: Authenticator,
     uploads: Arc<Uploads>,
-    chunks: Arc<Room>,
-    manifests: Arc<Room>,
-    read_back: Arc<Room>,
+    shares: Shares,
 }
 
 impl Shared {
     fn new(store: Arc<Store>, authenticator: Authenticator, uploads: Arc<Uploads>) -> Self {
-        let (chunks, manifests) = (Arc::new(Room::new(UPLOADS, UPLOADS / 2)), Arc::new(Room::new(MANIFESTS, 1)));
-        let read_back = Arc::new(Room::new(READ_BACK.0, READ_BACK.1));
-        Self { store, authenticator, uploads, chunks, manifests, read_back }
+        Self { store, authenticator, uploads, shares: Shares::default() }
     }
 }
 
@@ -113,8 +104,8 @@ fn valid(uid: &str, digest: &str) -> Result<(), (StatusCode, String)> {
 /// it has its bytes.
 async fn head_chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Answer {
     valid(&uid, &digest)?;
-    let pod = authorize(&shared, &headers, &uid).await?.pod;
-    let _room = shared.read_back.take(&uid, 1).await;
+    let Caller { namespace: (namespace, _), pod, .. } = authorize(&shared, &headers, &uid).await?;
+    let _turn = shared.shares.earlier((&namespace, &uid)).await?;
     match copies::is_whole(&shared.store, &uid, &digest).await {
         Ok(true) => {
             shared.uploads.found((&uid, &pod), so_far(&headers));
@@ -133,9 +124,11 @@ async fn put_chunk(
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &digest)?;
     let caller = authorize(&shared, &headers, &uid).await?;
-    let (room, so_far) = (room(&body, CHUNK, "chunk")?, so_far(&headers));
-    let stored = async move { store_chunk(shared, (uid, caller), digest, (room, body), so_far).await.unwrap_or_else(|refused| refused) };
-    Ok(keep_alive::answer(&headers, stored).await)
+    let (size, so_far) = (length(&body, CHUNK, "chunk")?, so_far(&headers));
+    let (queue, of) = (shared.shares.clone(), (caller.namespace.0.clone(), uid.clone()));
+    let turn = async move { queue.chunk((&of.0, &of.1), size as usize).await };
+    let store = move |turn| async move { store_chunk(shared, (uid, caller), digest, (size, body, turn), so_far).await };
+    Ok(keep_alive::answer(&headers, turn, store).await)
 }
 
 /// What is archived when this object is stored, as the pod says. Only for what is shown.
@@ -144,7 +137,7 @@ fn so_far(headers: &HeaderMap) -> Option<SoFar> {
 }
 
 /// No part of a body is read before the sender is authenticated and the body has room.
-fn room(body: &Body, most: usize, what: &str) -> Result<u32, Outcome> {
+fn length(body: &Body, most: usize, what: &str) -> Result<u32, Outcome> {
     let length = body.size_hint().exact().ok_or_else(|| (StatusCode::LENGTH_REQUIRED, "no Content-Length".to_owned()))?;
     let too_long = || (StatusCode::PAYLOAD_TOO_LARGE, format!("a {what} has {most} bytes at most"));
     u32::try_from(length).ok().filter(|length| *length as usize <= most).ok_or_else(too_long)
@@ -154,10 +147,9 @@ async fn store_chunk(
     shared: Shared,
     (uid, caller): (String, Caller),
     digest: String,
-    (size, body): (u32, Body),
+    (size, body, _turn): (u32, Body, Turn),
     so_far: Option<SoFar>,
 ) -> Result<Outcome, Outcome> {
-    let _room = shared.chunks.take(&uid, size).await;
     let bytes = Bytes::from(receive(body, size).await?);
     let found = hex::encode(Sha256::digest(&bytes));
     if found != digest && guards::on(Guard::ObjectDigest) {
@@ -203,15 +195,21 @@ async fn put_manifest(
 ) -> Result<Response, (StatusCode, String)> {
     valid(&uid, &"0".repeat(64))?;
     let caller = authorize(&shared, &headers, &uid).await?;
-    let room = room(&body, MAX_BYTES, "manifest")?;
-    let stored = async move { store_manifest(shared, (uid, caller), room, body).await.unwrap_or_else(|refused| refused) };
-    Ok(keep_alive::answer(&headers, stored).await)
+    let size = length(&body, MAX_BYTES, "manifest")?;
+    let (queue, of) = (shared.shares.clone(), (caller.namespace.0.clone(), uid.clone()));
+    let turn = async move { queue.manifest((&of.0, &of.1), size as usize).await };
+    let store = move |turn| async move { store_manifest(shared, (uid, caller), (size, body), turn).await };
+    Ok(keep_alive::answer(&headers, turn, store).await)
 }
 
-async fn store_manifest(shared: Shared, (uid, caller): (String, Caller), room: u32, body: Body) -> Result<Outcome, Outcome> {
+async fn store_manifest(
+    shared: Shared,
+    (uid, caller): (String, Caller),
+    (size, body): (u32, Body),
+    turn: Turn,
+) -> Result<Outcome, Outcome> {
     let of = (uid.as_str(), caller.pod.as_str());
-    let _room = shared.manifests.take(&uid, 1).await;
-    let body = receive(body, room).await?;
+    let body = receive(body, size).await?;
     let manifest = Manifest::parse(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
     if manifest.computer.uid != uid {
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
@@ -229,6 +227,7 @@ async fn store_manifest(shared: Shared, (uid, caller): (String, Caller), room: u
     if manifest.stored_bytes > caller.max_bytes {
         return Err(too_large(caller.max_bytes));
     }
+    let _turn = shared.shares.check((namespace, &uid), turn, body.len(), &manifest).await?;
     all_there(&shared.store, &uid, &manifest).await.map_err(|answer| shared.noted(of, answer))?;
     let (sessions, problems, claim) = (manifest.sessions, manifest.problems.count, manifest.custody_claim);
     match put_once_per_deletion(&shared.store, &uid, &claim, body.into()).await {

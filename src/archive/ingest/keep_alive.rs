@@ -19,19 +19,33 @@ const BEAT: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5000 }
 /// How a request ended: a status, and a text for the pod's log.
 pub type Outcome = (StatusCode, String);
 
-/// Does the work and answers. The work continues when the client has disconnected, so that it cleans up.
-pub async fn answer(headers: &HeaderMap, work: impl Future<Output = Outcome> + Send + 'static) -> Response {
-    let work = tokio::spawn(work);
-    let ended = |result: Result<Outcome, tokio::task::JoinError>| {
-        result.unwrap_or_else(|e| (StatusCode::INTERNAL_SERVER_ERROR, format!("the request failed: {e}")))
+/// Waits for a turn, does the work and answers. A client that disconnects gives its place up, but work that has begun continues, so that it cleans up.
+pub async fn answer<T, W>(
+    headers: &HeaderMap,
+    turn: impl Future<Output = Result<T, Outcome>> + Send + 'static,
+    work: impl FnOnce(T) -> W + Send + 'static,
+) -> Response
+where
+    W: Future<Output = Result<Outcome, Outcome>> + Send + 'static,
+{
+    let work = async move {
+        let turn = match turn.await {
+            Ok(turn) => turn,
+            Err(refused) => return refused,
+        };
+        let ended = tokio::spawn(work(turn)).await;
+        ended.map_or_else(
+            |e| (StatusCode::INTERNAL_SERVER_ERROR, format!("the request failed: {e}")),
+            |outcome| outcome.unwrap_or_else(|no| no),
+        )
     };
     if !headers.contains_key(HEADER) {
-        return ended(work.await).into_response();
+        return work.await.into_response();
     }
-    let lines = futures::stream::unfold(Some(work), move |work| async move {
+    let lines = futures::stream::unfold(Some(Box::pin(work)), move |work| async move {
         let mut work = work?;
         match tokio::time::timeout(BEAT, &mut work).await {
-            Ok(result) => Some((Ok::<_, Infallible>(last_line(&ended(result))), None)),
+            Ok(outcome) => Some((Ok::<_, Infallible>(last_line(&outcome)), None)),
             Err(_) => Some((Ok(Bytes::from_static(b"\n")), Some(work))),
         }
     });

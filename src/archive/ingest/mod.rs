@@ -10,7 +10,7 @@ mod hostile_input_tests;
 pub mod keep_alive;
 pub mod readers;
 pub mod reads;
-mod room;
+mod shares;
 #[cfg(test)]
 mod tests;
 pub mod tls;
@@ -29,7 +29,7 @@ use crate::runtime::settings::Settings;
 
 /// Bounds of this endpoint. An archive pod packs a session between two requests, and may find its connection closed by then.
 pub const LIMITS: server::Limits = server::Limits {
-    connections: 128,
+    connections: 144,
     head: 16 * 1024,
     socket: (64 * 1024, 8 * 1024),
     header: Duration::from_secs(10),

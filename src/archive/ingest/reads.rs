@@ -8,26 +8,27 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::Response;
 use axum::routing::get;
 use bytes::Bytes;
 
 use super::keep_alive;
 use super::readers::Readers;
-use super::room::{Room, Taken};
+use super::shares::{self, busy};
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{Store, StoreError};
+use crate::archive::turns::{Turn, Turns};
 use crate::archive::{Archive, copies, receipt_writer};
 
-/// Objects in memory, each of at most 8 MiB, and those of one computer.
-const ROOM: (usize, usize) = (3, 2);
+/// Header with the namespace of the computer, for its share. Only the API is believed.
+pub const NAMESPACE: HeaderName = HeaderName::from_static("computer-operator-namespace");
 
 #[derive(Clone)]
 struct Shared {
     store: Arc<Store>,
     readers: Arc<Readers>,
-    room: Arc<Room>,
+    turns: Turns,
 }
 
 type Refused = (StatusCode, String);
@@ -38,17 +39,18 @@ pub fn router(store: Arc<Store>, readers: Readers) -> Router {
         .route("/read/v1/{uid}/manifest", get(manifest))
         .route("/read/v1/{uid}/verified", get(verified))
         .route("/read/v1/{uid}/chunks/{digest}", get(chunk))
-        .with_state(Shared { store, readers: Arc::new(readers), room: Arc::new(Room::new(ROOM.0, ROOM.1)) })
+        .with_state(Shared { store, readers: Arc::new(readers), turns: shares::reads() })
 }
 
 /// The manifest that counts. One of version 1 may be very large, and its sessions are objects of any size: only the tools of an admin read it.
 async fn manifest(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap) -> Result<Response, Refused> {
     authorize(&shared, &headers, &uid, None).await?;
-    Ok(keep_alive::object(&headers, async move { read_manifest(&shared, &uid).await }).await)
+    let namespace = namespace(&headers, &uid);
+    Ok(keep_alive::object(&headers, async move { read_manifest(&shared, &namespace, &uid).await }).await)
 }
 
-async fn read_manifest(shared: &Shared, uid: &str) -> Result<Bytes, Refused> {
-    let room = shared.room.take(uid, 1).await;
+async fn read_manifest(shared: &Shared, namespace: &str, uid: &str) -> Result<Bytes, Refused> {
+    let room = shared.turns.take(namespace, uid, 1).await.map_err(busy)?;
     let key = shared.store.newest_manifest(uid).await.map_err(failed)?;
     let old = || (StatusCode::GONE, "the archive is of version 1".to_owned());
     if shared.store.size(&key).await.map_err(failed)? > MAX_BYTES as u64 {
@@ -66,8 +68,9 @@ async fn read_manifest(shared: &Shared, uid: &str) -> Result<Bytes, Refused> {
 /// The digest of the manifest that the deletion has verified. The rest of a receipt is not for readers of archives.
 async fn verified(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap) -> Result<Response, Refused> {
     authorize(&shared, &headers, &uid, None).await?;
+    let namespace = namespace(&headers, &uid);
     let read = async move {
-        let room = shared.room.take(&uid, 1).await;
+        let room = shared.turns.take(&namespace, &uid, 1).await.map_err(busy)?;
         let digest = receipt_writer::verified(&shared.store, &uid).await.map_err(failed)?;
         digest
             .map(|digest| held(digest.into_bytes(), room))
@@ -78,8 +81,9 @@ async fn verified(State(shared): State<Shared>, Path(uid): Path<String>, headers
 
 async fn chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Result<Response, Refused> {
     authorize(&shared, &headers, &uid, Some(&digest)).await?;
+    let namespace = namespace(&headers, &uid);
     let read = async move {
-        let room = shared.room.take(&uid, 1).await;
+        let room = shared.turns.take(&namespace, &uid, 1).await.map_err(busy)?;
         match copies::with_digest(&shared.store, &uid, &digest).await {
             Ok(bytes) => Ok(held(bytes, room)),
             Err(StoreError::Corrupt(why)) => Err(damaged(&uid, &why)),
@@ -103,14 +107,19 @@ async fn authorize(shared: &Shared, headers: &HeaderMap, uid: &str, digest: Opti
     named.then_some(()).ok_or_else(|| (StatusCode::BAD_REQUEST, "not a UID and a SHA-256".to_owned()))
 }
 
+/// Whose share a request uses. An API of an earlier version does not say it: then the computer's own.
+fn namespace(headers: &HeaderMap, uid: &str) -> String {
+    headers.get(NAMESPACE).and_then(|name| name.to_str().ok()).unwrap_or(uid).to_owned()
+}
+
 /// Bytes that keep their room until the last one has been sent.
-fn held(bytes: Vec<u8>, room: Taken) -> Bytes {
+fn held(bytes: Vec<u8>, room: Turn) -> Bytes {
     Bytes::from_owner(Held { bytes, _room: room })
 }
 
 struct Held {
     bytes: Vec<u8>,
-    _room: Taken,
+    _room: Turn,
 }
 
 impl AsRef<[u8]> for Held {

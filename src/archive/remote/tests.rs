@@ -49,7 +49,7 @@ async fn bench(a_byte: Duration, line: u64) -> Bench {
             std::thread::sleep(Duration::from_micros(100));
         }
     });
-    Bench { store: remote.store(), chunk, _folder: folder, _stop: stop.drop_guard() }
+    Bench { store: remote.store("t"), chunk, _folder: folder, _stop: stop.drop_guard() }
 }
 
 /// L8: 500 kB/s is a supported line, on which the largest chunk takes 17 s, and two of one computer are read at a time.

@@ -76,6 +76,8 @@ fn client(options: &ClientOptions, authorities: Vec<Certificate>) -> reqwest::Re
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(Duration::from_secs(5))
+        // `Idle` has the limits for a store that reads nothing.
+        .tcp_user_timeout(None)
         .https_only(!on(Key::AllowHttp))
         .danger_accept_invalid_certs(on(Key::AllowInvalidCertificates))
         .tls_certs_merge(authorities)

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
+use crate::archive::manifest::MAX_BYTES;
 use crate::archive::test_store::TestStore;
 
 /// Six parallel checks once took 413 MiB, because each kept its manifest, twice, while it waited for a slot.
@@ -15,7 +16,10 @@ async fn one_manifest_is_in_memory_however_many_checks_wait() {
     for uid in &uids {
         let manifest = serde_json::json!({"version": 1, "computer": {"namespace": "t", "name": "c", "uid": uid}, "createdAt": 1,
             "sessionPaths": [], "sessions": [], "problems": [], "problemCount": 0});
-        store.put_once(&manifest_key(uid), serde_json::to_vec(&manifest).unwrap()).await.unwrap();
+        // So long that it cannot be of the current version.
+        let mut manifest = serde_json::to_vec(&manifest).unwrap();
+        manifest.resize(MAX_BYTES + 1, b' ');
+        store.put_once(&manifest_key(uid), manifest).await.unwrap();
     }
     let (sender, mut checked) = mpsc::channel(16);
     let verifier = Verifier::new(store, sender);
@@ -26,7 +30,7 @@ async fn one_manifest_is_in_memory_however_many_checks_wait() {
     // Whether an archive exists does not need a slot.
     assert_eq!(checked.recv().await.as_deref(), Some("nobody"));
     assert_eq!(verifier.check("nobody", &Origin::default()), Verification::Missing);
-    let asked = verifier.with_archive("u0", async |_, _, archive| Ok(archive.computer().uid.clone()));
+    let asked = verifier.with_archive(("t", "u0"), async |_, _, archive| Ok(archive.computer().uid.clone()));
     assert_eq!(asked.await.unwrap(), "u0");
     for _ in &uids {
         checked.recv().await.unwrap();

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use object_store::ObjectStoreExt as _;
 
+use super::reader::CONTINUED;
 use super::*;
 use crate::archive::test_archives::{SMALL, UID, home, noise, packed, put};
 use crate::archive::test_store::TestStore;
@@ -174,9 +175,9 @@ fn an_archive_of_many_objects_or_bytes_is_large() {
         change(&mut manifest);
         Archive::New(Box::new(manifest)).is_large()
     };
-    assert!(!is_large(|m| (m.tar_bytes, m.stored_bytes, m.chunks.count) = (1 << 30, 1 << 30, 1000)));
-    assert!(is_large(|m| m.tar_bytes = 5 << 30));
-    assert!(is_large(|m| m.stored_bytes = 5 << 30));
-    assert!(is_large(|m| m.chunks.count = 70_000));
+    assert!(!is_large(|m| (m.tar_bytes, m.stored_bytes, m.chunks.count) = (60 << 20, 8 << 20, 100)));
+    assert!(is_large(|m| m.tar_bytes = 65 << 20));
+    assert!(is_large(|m| m.stored_bytes = 9 << 20));
+    assert!(is_large(|m| m.chunks.count = 300));
     assert!(is_large(|m| m.problems.nested = true));
 }

@@ -150,7 +150,7 @@ async fn a_look_into_one_index_does_not_delay_the_checks_of_other_archives() {
             looking.send(()).unwrap();
             std::future::pending::<Result<(), StoreError>>().await
         };
-        other.with_archive("u", endless).await
+        other.with_archive(("t", "u"), endless).await
     });
     looks.await.unwrap();
     assert_eq!(verifier.check("u", &Origin::default()), Verification::Running);
@@ -164,7 +164,7 @@ async fn large_archives_do_not_delay_small_ones() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = archived(folder.path()).await;
     let mut pipes = Vec::new();
-    for n in 0..AT_ONCE {
+    for n in 0..reader::LARGE.0 {
         let uid = format!("large-{n}");
         let digest = "0".repeat(64);
         let session = OldSession { id: "s".into(), files: 1, bytes: 1 << 40, digest: digest.clone(), size: 1, last_modified: 0 };
@@ -200,13 +200,13 @@ async fn large_archives_do_not_delay_small_ones() {
 async fn an_archive_of_an_earlier_deletion_of_the_same_uid_does_not_count() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = old_archive(folder.path(), 2).await;
-    let origin = |claim: &str, deleted_at| Origin { custody_claim: Some(claim.to_owned()), deleted_at };
+    let origin = |claim: &str, deleted_at| Origin { custody_claim: Some(claim.to_owned()), deleted_at, namespace: "t".to_owned() };
     let shared = &store;
     let state_of = |origin: Origin| async move {
         match of_deletion(shared, "u", &origin).await {
             Ok(contents) => {
                 let mut reading = Reading::new(&contents.archive, None, Nothing);
-                read_all(shared, contents, &mut reading).await
+                read_all(shared, contents, &mut reading, || false).await.unwrap()
             }
             Err(other) => other,
         }

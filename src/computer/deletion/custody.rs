@@ -123,7 +123,8 @@ pub(super) fn claim_uid(view: &View) -> Option<String> {
 pub fn origin(view: &View) -> Origin {
     let deletion = view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref());
     let recorded = || Some(deletion?.custody.as_ref()?.claim_uid.clone()).filter(|uid| !uid.is_empty());
-    Origin { custody_claim: claim_uid(view).or_else(recorded), deleted_at: deletion.map_or(i64::MAX, |d| d.deleted_at.0.as_second()) }
+    let deleted_at = deletion.map_or(i64::MAX, |d| d.deleted_at.0.as_second());
+    Origin { custody_claim: claim_uid(view).or_else(recorded), deleted_at, namespace: view.namespace.clone() }
 }
 
 /// Whether the volume's `claimRef` names the custody claim, with any UID.

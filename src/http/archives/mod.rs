@@ -74,7 +74,7 @@ async fn open(shared: &Shared, caller: &Caller, seat: Option<Extension<Arc<Seat>
     }
     let remote = shared.archives.as_ref().ok_or_else(not_connected)?;
     let place = Place::take(shared, caller, seat.map(|Extension(seat)| seat))?;
-    let bytes = match (remote.manifest(&id.uid).await, &record) {
+    let bytes = match (remote.manifest(&id.namespace, &id.uid).await, &record) {
         (Ok(bytes), _) => bytes,
         // Without a record its owner is not known.
         (Err(Unread::Old), Some(_)) => return Err(old()),
@@ -90,10 +90,11 @@ async fn open(shared: &Shared, caller: &Caller, seat: Option<Extension<Arc<Seat>
     }
     match &record {
         None if !permits(LivedIn { uid: named.namespace_uid.as_deref(), recorded: None }).await? => return Err(hidden()),
-        None => is_in_receipt(remote, &id.uid, &digest).await?,
+        None => is_in_receipt(remote, (&id.namespace, &id.uid), &digest).await?,
         Some(record) => is_verified(record, &digest)?,
     }
-    Ok((Opened { manifest, digest, store: remote.store() }, place))
+    let store = remote.store(&id.namespace);
+    Ok((Opened { manifest, digest, store }, place))
 }
 
 /// Requires that the archive is the one that the deletion has verified.
@@ -106,8 +107,8 @@ fn is_verified(record: &ComputerRecord, digest: &str) -> Result<(), ApiError> {
 }
 
 /// Requires the same of the receipt. Without one the deletion has not ended, or its archive was never verified.
-async fn is_in_receipt(remote: &Remote, uid: &str, digest: &str) -> Result<(), ApiError> {
-    match remote.verified(uid).await {
+async fn is_in_receipt(remote: &Remote, (namespace, uid): (&str, &str), digest: &str) -> Result<(), ApiError> {
+    match remote.verified(namespace, uid).await {
         Ok(verified) if verified == digest => Ok(()),
         Err(Unread::Unavailable(why)) => Err(unavailable(&why)),
         _ => Err(hidden()),

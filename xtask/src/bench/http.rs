@@ -50,7 +50,7 @@ struct Line {
 /// # Errors
 /// When a program cannot be started, or a request gets an unexpected answer.
 pub async fn run(workspace: &'static Path, build: Build) -> Result<()> {
-    let before = load_average();
+    let before = super::load_average();
     let stage = Stage::up(workspace, build).await?;
     let authority = reqwest::Certificate::from_pem(&stage.authority)?;
     // As many connections as requests in flight, on both sides.
@@ -161,11 +161,6 @@ async fn measure(what: &'static str, http: &reqwest::Client, load: usize, shots:
     #[allow(clippy::cast_precision_loss)] // a few thousand
     let rate = count as f64 / began.elapsed().as_secs_f64();
     Ok(Line { what, load, count, p50: at(50), p99: at(99), rate })
-}
-
-fn load_average() -> String {
-    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    text.split(' ').next().unwrap_or("unknown").to_owned()
 }
 
 fn table(lines: &[Line], before: &str, build: Build) -> String {

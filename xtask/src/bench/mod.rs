@@ -1,7 +1,13 @@
-//! `cargo xtask bench`: figures that are compared with a bare API server in the same run, because a figure alone says more about the
+//! `cargo xtask bench`: figures that are compared with those of other programs in the same run, because a figure alone says more about the
 //! machine than about the program.
 
+pub mod archive;
 pub mod http;
 mod stage;
 
 pub use stage::Build;
+
+fn load_average() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or("unknown").to_owned()
+}

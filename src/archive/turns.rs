@@ -1,0 +1,262 @@
+//! Turns at what archives share: room for chunks, checks, receipts. A tenant with much to archive must never delay the others for longer than a
+//! turn (L3, L9), so a turn is as short as one chunk, or is given up when another one waits.
+//!
+//! Namespaces take turns, and within each of them its computers: next is who has had least, in units of the caller (bytes, or one for each turn). A
+//! namespace that comes back is treated as one that has had as much as the last one served. Nobody is passed over because a smaller turn would fit: a
+//! large one would never come.
+//!
+//! A waiter that goes away gives its place up. When too many wait, one of those of the namespace with the most is turned away ([`Busy`]), never one of a
+//! namespace with fewer.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+mod wait_metric;
+
+use wait_metric::Label;
+pub use wait_metric::{REFUSALS, WAITS};
+
+/// How much there is, in units of the caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// For all.
+    pub all: usize,
+    /// Most that one namespace has.
+    pub namespace: usize,
+    /// Most that one computer has.
+    pub computer: usize,
+    /// Most that wait.
+    pub waiting: usize,
+}
+
+/// Too many wait: ask again later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many wait for their turn")]
+pub struct Busy;
+
+/// Something that is shared.
+#[derive(Clone)]
+pub struct Turns {
+    name: &'static str,
+    state: Arc<Mutex<State>>,
+}
+
+/// A turn, or the place of one who waits for it. It ends when this is dropped.
+pub struct Turn {
+    turns: Turns,
+    number: u64,
+    namespace: String,
+    uid: String,
+    size: usize,
+}
+
+struct State {
+    bounds: Bounds,
+    held: usize,
+    waiting: usize,
+    /// Of the last one who came.
+    number: u64,
+    /// Those who have their turn.
+    granted: HashSet<u64>,
+    /// What the last namespace that was served had had before.
+    floor: u64,
+    namespaces: HashMap<String, Namespace>,
+}
+
+#[derive(Default)]
+struct Namespace {
+    held: usize,
+    had: u64,
+    floor: u64,
+    computers: HashMap<String, Computer>,
+}
+
+#[derive(Default)]
+struct Computer {
+    held: usize,
+    had: u64,
+    waiting: VecDeque<Waiter>,
+}
+
+struct Waiter {
+    number: u64,
+    size: usize,
+    grant: oneshot::Sender<()>,
+}
+
+impl Turns {
+    /// With these bounds. The name is the label of the metric, see [`WAITS`].
+    pub fn new(name: &'static str, bounds: Bounds) -> Self {
+        let state = State { bounds, held: 0, waiting: 0, number: 0, granted: HashSet::new(), floor: 0, namespaces: HashMap::new() };
+        Self { name, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// This many turns at once, each of size 1 and as many for one namespace as `namespace` says. Any number may wait.
+    pub fn of(name: &'static str, all: usize, namespace: usize) -> Self {
+        Self::new(name, Bounds { all, namespace, computer: namespace, waiting: usize::MAX })
+    }
+
+    /// Waits for the turn of a computer. What is larger than its share counts as its share.
+    ///
+    /// # Errors
+    /// [`Busy`], which never happens without a bound for those who wait.
+    pub async fn take(&self, namespace: &str, uid: &str, size: usize) -> Result<Turn, Busy> {
+        let began = Instant::now();
+        let (turn, granted) = self.join(namespace, uid, size);
+        if granted.await.is_err() {
+            REFUSALS.get_or_create(&Label { slot: self.name }).inc();
+            return Err(Busy);
+        }
+        WAITS.get_or_create(&Label { slot: self.name }).observe(began.elapsed().as_secs_f64());
+        Ok(turn)
+    }
+
+    /// A turn, if it is this computer's now.
+    pub fn try_take(&self, namespace: &str, uid: &str, size: usize) -> Option<Turn> {
+        let (turn, mut granted) = self.join(namespace, uid, size);
+        granted.try_recv().ok()?;
+        WAITS.get_or_create(&Label { slot: self.name }).observe(0.0);
+        Some(turn)
+    }
+
+    fn join(&self, namespace: &str, uid: &str, size: usize) -> (Turn, oneshot::Receiver<()>) {
+        let (grant, granted) = oneshot::channel();
+        let mut state = self.locked();
+        state.number += 1;
+        let (number, size) = (state.number, size.min(state.bounds.computer));
+        state.push((namespace, uid), Waiter { number, size, grant });
+        state.serve();
+        if state.waiting > state.bounds.waiting {
+            state.turn_away();
+        }
+        drop(state);
+        (Turn { turns: self.clone(), number, namespace: namespace.to_owned(), uid: uid.to_owned(), size }, granted)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State> {
+        // No critical section leaves it inconsistent.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is free.
+    #[cfg(test)]
+    pub fn free(&self) -> usize {
+        let state = self.locked();
+        state.bounds.all - state.held
+    }
+}
+
+impl Turn {
+    /// Whether another one waits for the end of this or another turn.
+    pub fn is_awaited(&self) -> bool {
+        self.turns.locked().waiting > 0
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut state = self.turns.locked();
+        state.leave((&self.namespace, &self.uid), self.number, self.size);
+        state.serve();
+    }
+}
+
+impl State {
+    fn push(&mut self, (namespace, uid): (&str, &str), waiter: Waiter) {
+        let new = || Namespace { had: self.floor, ..Namespace::default() };
+        let namespace = self.namespaces.entry(namespace.to_owned()).or_insert_with(new);
+        let new = || Computer { had: namespace.floor, ..Computer::default() };
+        namespace.computers.entry(uid.to_owned()).or_insert_with(new).waiting.push_back(waiter);
+        self.waiting += 1;
+    }
+
+    /// Gives turns to those who are next, as long as there is room.
+    fn serve(&mut self) {
+        while let Some((name, uid)) = self.next() {
+            let Some(namespace) = self.namespaces.get_mut(&name) else { return };
+            let Some(computer) = namespace.computers.get_mut(&uid) else { return };
+            if computer.waiting.front().is_none_or(|next| self.held + next.size > self.bounds.all) {
+                return;
+            }
+            let Some(waiter) = computer.waiting.pop_front() else { return };
+            (self.floor, namespace.floor) = (namespace.had, computer.had);
+            for (held, had) in [(&mut namespace.held, &mut namespace.had), (&mut computer.held, &mut computer.had)] {
+                *held += waiter.size;
+                *had += waiter.size as u64;
+            }
+            self.held += waiter.size;
+            self.waiting -= 1;
+            self.granted.insert(waiter.number);
+            // One that has gone away gives its turn back when its place is dropped.
+            let _ = waiter.grant.send(());
+        }
+    }
+
+    /// Namespace and computer that are next.
+    fn next(&self) -> Option<(String, String)> {
+        let first = self.namespaces.iter().filter_map(|(name, namespace)| {
+            let (uid, waiter) = namespace.next(self.bounds)?;
+            Some(((namespace.had, waiter.number), name, uid))
+        });
+        first.min_by_key(|(order, ..)| *order).map(|(_, name, uid)| (name.clone(), uid.clone()))
+    }
+
+    /// Turns away the last one of the computer with the most waiters, of the namespace with the most.
+    fn turn_away(&mut self) {
+        let Some(namespace) = self.namespaces.values_mut().max_by_key(|namespace| namespace.waiting()) else { return };
+        let most = namespace.computers.values_mut().max_by_key(|computer| computer.waits());
+        self.waiting -= usize::from(most.and_then(|computer| computer.waiting.pop_back()).is_some());
+    }
+
+    /// One that has its turn, waits for it, or was turned away.
+    fn leave(&mut self, (name, uid): (&str, &str), number: u64, size: usize) {
+        let Entry::Occupied(mut namespace) = self.namespaces.entry(name.to_owned()) else { return };
+        let Entry::Occupied(mut computer) = namespace.get_mut().computers.entry(uid.to_owned()) else { return };
+        let of = computer.get_mut();
+        let held = if self.granted.remove(&number) { size } else { 0 };
+        let before = of.waiting.len();
+        of.waiting.retain(|waiter| waiter.number != number);
+        self.waiting -= before - of.waiting.len();
+        of.held -= held;
+        if of.held == 0 && of.waiting.is_empty() {
+            computer.remove();
+        }
+        namespace.get_mut().held -= held;
+        if namespace.get().computers.is_empty() {
+            namespace.remove();
+        }
+        self.held -= held;
+    }
+}
+
+impl Namespace {
+    /// The computer that is next, if the shares allow it.
+    fn next(&self, bounds: Bounds) -> Option<(&String, &Waiter)> {
+        let first = self.computers.iter().filter_map(|(uid, computer)| {
+            let waiter = computer.waiting.front().filter(|waiter| computer.held + waiter.size <= bounds.computer)?;
+            Some(((computer.had, waiter.number), uid, waiter))
+        });
+        let (_, uid, waiter) = first.min_by_key(|(order, ..)| *order)?;
+        (self.held + waiter.size <= bounds.namespace).then_some((uid, waiter))
+    }
+
+    /// How many wait, and the last one.
+    fn waiting(&self) -> (usize, Option<u64>) {
+        let each = self.computers.values().map(Computer::waits);
+        each.fold((0, None), |(all, last), (waiting, number)| (all + waiting, last.max(number)))
+    }
+}
+
+impl Computer {
+    fn waits(&self) -> (usize, Option<u64>) {
+        (self.waiting.len(), self.waiting.back().map(|waiter| waiter.number))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,21 +1,22 @@
 //! Requests to the HTTP API. The token must never be printed, and never leave this machine without TLS.
 
+use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use k8s_openapi::api::authentication::v1::TokenRequest;
-use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::{Api, PostParams};
-use reqwest::{Client, Response, Url};
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Client, Method, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::args::ApiFlags;
+use super::token::Token;
 use crate::args::Global;
-use crate::cluster::{Cluster, explained};
 use crate::text::plain;
 
-/// Longest time without a byte. The API is silent while the operator reads from the store, on whatever line, and while it repeats a read that fails, for
+/// Longest time without a byte of a list.
+const LIST_SILENCE: Duration = Duration::from_secs(60);
+/// Longest time without a byte of an archive. The API is silent while the operator reads from the store, on whatever line, and while it repeats a read that fails, for
 /// ten minutes. A peer that is gone is noticed earlier, by [`ALIVE`].
 pub const SILENCE: Duration = Duration::from_secs(900);
 /// Time without a byte after which the system asks whether the peer is there.
@@ -25,7 +26,7 @@ const ALIVE: Duration = Duration::from_secs(30);
 pub struct HttpApi {
     client: Client,
     base: Url,
-    token: String,
+    token: Token,
     /// The namespace of the computer.
     pub namespace: String,
 }
@@ -70,7 +71,7 @@ struct Pagination {
 }
 
 impl HttpApi {
-    /// As the flags and the environment say. The cluster is asked only for what they do not say.
+    /// As the flags and the environment say.
     ///
     /// # Errors
     /// When the API or a token is missing.
@@ -80,39 +81,54 @@ impl HttpApi {
             bail!("which HTTP API? Set --api or COMPUTER_API_URL to its URL; the admin of the cluster knows it")
         };
         let base = base(url)?;
-        let given = match &flags.token_file {
-            Some(file) => Some(std::fs::read_to_string(file).with_context(|| format!("read the token in {}", file.display()))?),
-            None if flags.service_account.is_none() => std::env::var("COMPUTER_API_TOKEN").ok(),
-            None => None,
-        };
-        let (token, namespace) = match (given, &global.namespace) {
-            (Some(token), Some(namespace)) => (token, namespace.clone()),
-            (given, _) => {
-                let cluster = Cluster::connect(global).await?;
-                let token = match given {
-                    Some(token) => token,
-                    None => requested(&cluster, flags).await?,
-                };
-                (token, cluster.namespace)
-            }
-        };
+        let ca = flags.api_ca.as_ref().map(|file| std::fs::read(file).with_context(|| format!("read {}", file.display()))).transpose()?;
+        let (token, namespace) = Token::find(global, flags).await?;
+        Self::new(base, token, namespace, ca.as_deref())
+    }
+
+    /// `ca`: certificates of authorities beside those of the system, as PEM.
+    fn new(base: Url, token: Token, namespace: String, ca: Option<&[u8]>) -> Result<Self> {
         let mut client = Client::builder()
             .connect_timeout(Duration::from_secs(10))
             .read_timeout(SILENCE)
             .tcp_keepalive(ALIVE)
             .redirect(reqwest::redirect::Policy::none());
-        if let Some(file) = &flags.api_ca {
-            let pem = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
-            client = client.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem)?);
+        if let Some(pem) = ca {
+            client = client.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
         }
-        Ok(Self { client: client.build()?, base, token: token.trim().to_owned(), namespace })
+        Ok(Self { client: client.build()?, base, token, namespace })
     }
 
-    /// Sends a GET, and makes an error of an error.
+    /// An API of a test.
+    #[cfg(test)]
+    pub fn of(url: &str, token: Token) -> Result<Self> {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        Self::new(base(url)?, token, "team".to_owned(), None)
+    }
+
+    /// Sends a GET.
     ///
     /// # Errors
-    /// When there is no answer, or the answer is an error.
+    /// When there is no answer, or the answer is an error: a [`Refusal`].
     pub async fn get(&self, path: &[&str], query: &[(&str, &str)], headers: &[(&str, String)]) -> Result<Response> {
+        self.send(Method::GET, path, query, headers).await
+    }
+
+    /// The headers that the answer to a GET would have.
+    ///
+    /// # Errors
+    /// As [`HttpApi::get`].
+    pub async fn head(&self, path: &[&str]) -> Result<HeaderMap> {
+        match self.send(Method::HEAD, path, &[], &[]).await {
+            Ok(answer) => Ok(answer.headers().clone()),
+            // The answer to a HEAD has no body that says why.
+            Err(error) if error.is::<Refusal>() => Ok(self.send(Method::GET, path, &[], &[]).await?.headers().clone()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a request, once more with a new token if the token is refused, and makes an error of an error.
+    async fn send(&self, method: Method, path: &[&str], query: &[(&str, &str)], headers: &[(&str, String)]) -> Result<Response> {
         let mut url = self.base.clone();
         // Each part is encoded as a whole: the id of a session may contain anything.
         url.path_segments_mut()
@@ -123,17 +139,20 @@ impl HttpApi {
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        let mut request = self.client.get(url).bearer_auth(&self.token);
-        for (name, value) in headers {
-            request = request.header(*name, value);
+        loop {
+            let token = self.token.current();
+            let mut request = self.client.request(method.clone(), url.clone()).bearer_auth(&token);
+            for (name, value) in headers {
+                request = request.header(*name, value);
+            }
+            let answer = request.send().await.map_err(reqwest::Error::without_url).context("the request to the HTTP API failed")?;
+            if answer.status().is_success() {
+                return Ok(answer);
+            }
+            if answer.status() != StatusCode::UNAUTHORIZED || !self.token.renew(&token).await? {
+                return Err(Refusal::of(answer).await.into());
+            }
         }
-        let answer = request.send().await.map_err(reqwest::Error::without_url).context("the request to the HTTP API failed")?;
-        if answer.status().is_success() {
-            return Ok(answer);
-        }
-        let status = answer.status();
-        let body: serde_json::Value = answer.json().await.unwrap_or_default();
-        bail!("the HTTP API answers {status}: {}", plain(body["detail"].as_str().unwrap_or("without a reason")))
     }
 
     /// A JSON document.
@@ -175,7 +194,8 @@ impl HttpApi {
             if !cursor.is_empty() {
                 query.push(("cursor", &cursor));
             }
-            let page: Page = self.json(&["deletions"], &query).await?;
+            let page = tokio::time::timeout(LIST_SILENCE, self.json(&["deletions"], &query));
+            let page: Page = page.await.context("the HTTP API accepts the request and does not answer")??;
             if let Some(found) = page.deletions.into_iter().find_map(&mut show) {
                 return Ok(Some(found));
             }
@@ -196,21 +216,37 @@ fn base(url: &str) -> Result<Url> {
     Ok(base)
 }
 
-/// A new token of a ServiceAccount.
-async fn requested(cluster: &Cluster, flags: &ApiFlags) -> Result<String> {
-    let Some(name) = &flags.service_account else {
-        bail!(
-            "which token? Set COMPUTER_API_TOKEN or --token-file to the token of an ApiKey, or --service-account to a ServiceAccount in namespace {} \
-             that may get computers/archive",
-            cluster.namespace
-        )
-    };
-    let wanted: TokenRequest =
-        serde_json::from_value(serde_json::json!({"spec": {"audiences": [flags.audience], "expirationSeconds": 3600}}))?;
-    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-    let made = accounts.create_token_request(name, &PostParams::default(), &wanted).await.map_err(explained)?;
-    Ok(made.status.context("the API server returned no token")?.token)
+/// An answer that is an error.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The status.
+    pub status: StatusCode,
+    /// After which time the API asks to repeat the request.
+    pub retry_after: Option<Duration>,
+    detail: String,
 }
+
+impl Refusal {
+    async fn of(answer: Response) -> Self {
+        let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
+        let status = answer.status();
+        let body: serde_json::Value = answer.json().await.unwrap_or_default();
+        let detail = plain(body["detail"].as_str().unwrap_or("without a reason"));
+        Self { status, retry_after, detail }
+    }
+}
+
+impl Display for Refusal {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "the HTTP API answers {}: {}", self.status, self.detail)?;
+        match self.status {
+            StatusCode::UNAUTHORIZED => f.write_str(". The token is unknown, revoked or expired: get a new one and repeat the command"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
 
 #[cfg(test)]
 mod tests {

@@ -1,76 +1,93 @@
-//! Downloads an export. It is written beside its place, resumed after a break, and gets its name only when its length and its digest are right: a
-//! file with that name is always whole, and an existing file is never replaced.
+//! Downloads an export. A file is written beside its place, resumed after a break, and gets its name only when its length and its digest are right: a
+//! file with that name is always whole, and an existing file is never replaced. What is only verified is not kept.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use reqwest::StatusCode;
 use sha2::{Digest as _, Sha256};
 
-use super::api::HttpApi;
+use super::api::{HttpApi, Refusal};
+use super::check::{self, Check};
+use super::expected::Expected;
 
-/// How often in a row a download may break without a byte.
-const BREAKS: u32 = 5;
+/// How often in a row a download may break without a byte. With the waits between them that is about ten minutes.
+const BREAKS: u32 = 15;
+/// Longest wait before the next request, in seconds; also where the API asks for a longer one.
+const LONGEST: u64 = 60;
 
-/// What must be right.
-#[derive(Clone, Debug)]
-pub struct Expected {
-    /// Path of the export below `/api/v0`.
-    pub path: Vec<String>,
-    /// Its `ETag`: only these bytes are joined.
-    pub etag: String,
-    /// Its length.
-    pub length: u64,
-    /// SHA-256 of the file. Not known for sessions and for archives of earlier versions.
-    pub stored: Option<String>,
-    /// SHA-256 of the tar in it.
-    pub tar: Option<String>,
-    /// Bytes of the tar in it.
-    pub tar_bytes: u64,
+/// Where a download goes. A break leaves it with the bytes that have arrived.
+trait Sink {
+    /// Bytes that it has.
+    fn has(&self) -> Result<u64>;
+    /// Takes the next bytes.
+    fn take(&mut self, bytes: &[u8]) -> Result<()>;
 }
 
-/// Where a download is until it is whole. Its name has the beginning of the tag, so that another archive is never continued.
+impl Sink for File {
+    fn has(&self) -> Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.write_all(bytes)?)
+    }
+}
+
+impl Sink for Check<'_> {
+    fn has(&self) -> Result<u64> {
+        Ok(self.passed())
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        Check::take(self, bytes)
+    }
+}
+
+/// Where a download is until it is whole. Its name has the digest of the tag, so that another archive is never continued.
 pub fn part_of(file: &Path, etag: &str) -> PathBuf {
-    let tag: String = etag.chars().filter(char::is_ascii_alphanumeric).collect();
+    let digest = hex::encode(Sha256::digest(etag));
     let mut name = file.as_os_str().to_owned();
-    name.push(format!(".{}.part", tag.get(..16).unwrap_or(&tag)));
+    name.push(format!(".{}.part", &digest[..16]));
     name.into()
 }
 
-/// Downloads to a file that does not exist.
+/// Downloads to a file that does not exist, and says what was verified.
 ///
 /// # Errors
 /// When it fails repeatedly, or what was received is not what was expected.
-pub async fn to_file(api: &HttpApi, expected: &Expected, file: &Path) -> Result<()> {
+pub async fn to_file(api: &HttpApi, expected: &Expected, file: &Path) -> Result<String> {
     ensure!(!file.try_exists()?, "{} exists: choose another file", file.display());
     let part = part_of(file, &expected.etag);
     // Sessions may contain secrets.
-    let opened = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&part);
+    let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&part);
     let mut out = opened.with_context(|| format!("write {}", part.display()))?;
-    let (mut breaks, mut had) = (0, out.metadata()?.len());
-    while let Err(error) = rest(api, expected, &mut out).await {
-        let has = out.metadata()?.len();
-        breaks = if has > had { 0 } else { breaks + 1 };
-        had = has;
-        if breaks >= BREAKS {
-            return Err(error.context(format!(
-                "{has} of {} bytes are in {}; repeat the command to resume",
-                expected.length,
-                part.display()
-            )));
+    let kept = || format!("what has arrived is in {}; repeat the command to resume", part.display());
+    all(api, expected, &mut out).await.with_context(kept)?;
+    let verified = match check::file(&part, expected) {
+        Ok(verified) => verified,
+        Err(wrong) => {
+            std::fs::remove_file(&part)?;
+            return Err(wrong);
         }
-        crate::screen::note(&format!("the download broke after {has} of {} bytes, resuming: {error:#}", expected.length));
-        tokio::time::sleep(Duration::from_secs(1 << breaks)).await;
-    }
-    if let Err(wrong) = check(&part, expected) {
-        std::fs::remove_file(&part)?;
-        return Err(wrong);
-    }
+    };
     out.sync_all()?;
-    name(&part, file)
+    name(&part, file)?;
+    Ok(verified)
+}
+
+/// Reads the export without keeping it, and says what was verified.
+///
+/// # Errors
+/// As [`to_file`].
+pub async fn to_nothing(api: &HttpApi, expected: &Expected) -> Result<String> {
+    let mut check = Check::new(expected)?;
+    all(api, expected, &mut check).await?;
+    check.finish()
 }
 
 /// Gives a whole file its name. Unlike a rename, a link never replaces a file; some file systems have no links.
@@ -87,118 +104,74 @@ fn name(part: &Path, file: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Downloads everything, with as many requests as it takes.
+async fn all(api: &HttpApi, expected: &Expected, out: &mut impl Sink) -> Result<()> {
+    let (mut breaks, mut had) = (0, out.has()?);
+    while let Err(error) = rest(api, expected, out).await {
+        let has = out.has()?;
+        breaks = if has > had { 1 } else { breaks + 1 };
+        had = has;
+        let broken = format!("the download broke after {has} of {} bytes", expected.length);
+        let Some(wait) = pause(&error, breaks) else { return Err(error.context(broken)) };
+        crate::screen::note(&format!("{broken}, resuming in {} s: {error:#}", wait.as_secs()));
+        tokio::time::sleep(wait).await;
+    }
+    Ok(())
+}
+
+/// How long to wait after an error, which is the n-th in a row without a byte. `None`: another request would fail as well.
+fn pause(error: &anyhow::Error, breaks: u32) -> Option<Duration> {
+    let usual = Duration::from_secs((1 << breaks.saturating_sub(1).min(16)).min(LONGEST));
+    if breaks >= BREAKS || error.is::<Wrong>() {
+        return None;
+    }
+    let Some(refusal) = error.downcast_ref::<Refusal>() else { return Some(usual) };
+    let passes = refusal.status.is_server_error() && refusal.status != StatusCode::NOT_IMPLEMENTED;
+    if !passes && ![StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&refusal.status) {
+        return None;
+    }
+    Some(refusal.retry_after.map_or(usual, |asked| asked.clamp(Duration::from_secs(1), Duration::from_secs(LONGEST))))
+}
+
+/// What arrives or what is there is not the export: it cannot be resumed.
+#[derive(Debug)]
+struct Wrong(String);
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
 /// Downloads what is missing in `out`.
-async fn rest(api: &HttpApi, expected: &Expected, out: &mut File) -> Result<()> {
-    let has = out.seek(SeekFrom::End(0))?;
+async fn rest(api: &HttpApi, expected: &Expected, out: &mut impl Sink) -> Result<()> {
+    let has = out.has()?;
     if has >= expected.length {
-        ensure!(has == expected.length, "more bytes than the archive has: remove the .part file");
+        ensure!(has == expected.length, Wrong("more bytes than the archive has: remove the .part file".to_owned()));
         return Ok(());
     }
     let headers = [("range", format!("bytes={has}-")), ("if-range", expected.etag.clone())];
     let path: Vec<&str> = expected.path.iter().map(String::as_str).collect();
     let mut answer = api.get(&path, &[], if has > 0 { &headers } else { &[] }).await?;
-    let resumed = answer.status().as_u16() == 206;
-    if has > 0 && !resumed {
-        out.set_len(0)?;
-    }
-    let mut left = expected.length - if resumed { has } else { 0 };
+    let tag = answer.headers().get(reqwest::header::ETAG).and_then(|tag| tag.to_str().ok());
+    ensure!(tag == Some(expected.etag.as_str()), Wrong("the API sends another archive than before".to_owned()));
+    // A proxy that does not know ranges sends everything again.
+    let mut known = if answer.status() == StatusCode::PARTIAL_CONTENT { 0 } else { has };
+    let mut left = expected.length - has;
     while let Some(bytes) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
-        left = left.checked_sub(bytes.len() as u64).context("more bytes than the archive has")?;
-        out.write_all(&bytes)?;
+        let skipped = bytes.len().min(usize::try_from(known).unwrap_or(usize::MAX));
+        known -= skipped as u64;
+        let new = &bytes[skipped..];
+        let more = left.checked_sub(new.len() as u64);
+        left = more.ok_or_else(|| Wrong("more bytes than the archive has".to_owned()))?;
+        out.take(new).map_err(|error| Wrong(format!("{error:#}")))?;
     }
     ensure!(left == 0, "{left} bytes are missing");
     Ok(())
 }
 
-/// Reads the export without keeping it.
-///
-/// # Errors
-/// As [`to_file`].
-pub async fn to_nothing(api: &HttpApi, expected: &Expected, folder: &Path) -> Result<()> {
-    to_file(api, expected, &folder.join("archive")).await
-}
-
-/// Compares a file with what is expected.
-///
-/// # Errors
-/// When it differs, and how.
-pub fn check(file: &Path, expected: &Expected) -> Result<()> {
-    let length = std::fs::metadata(file).with_context(|| format!("read {}", file.display()))?.len();
-    ensure!(length == expected.length, "{} has {length} bytes, the archive {}", file.display(), expected.length);
-    let mut input = File::open(file)?;
-    if let Some(digest) = &expected.stored {
-        let mut hash = Sha256::new();
-        std::io::copy(&mut input, &mut hash)?;
-        let found = hex::encode(hash.finalize());
-        ensure!(found == *digest, "{} has sha256 {found}, the archive {digest}", file.display());
-        return Ok(());
-    }
-    let (mut tar, mut hash, mut bytes, mut buffer) = (zstd::Decoder::new(input)?, Sha256::new(), 0, vec![0; 64 * 1024]);
-    while let read @ 1.. = tar.read(&mut buffer).context("the archive is damaged")? {
-        hash.update(&buffer[..read]);
-        bytes += read as u64;
-        ensure!(bytes <= expected.tar_bytes, "{} contains more than the archive", file.display());
-    }
-    let found = hex::encode(hash.finalize());
-    let right = bytes == expected.tar_bytes && expected.tar.as_ref().is_none_or(|digest| *digest == found);
-    ensure!(right, "{} contains a tar of {bytes} bytes with sha256 {found}, which is not that of the archive", file.display());
-    Ok(())
-}
-
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn expected(stored: &[u8], tar: &[u8], with_digest: bool) -> Expected {
-        let digest = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
-        Expected {
-            path: Vec::new(),
-            etag: "\"0123456789abcdef0123\"".to_owned(),
-            length: stored.len() as u64,
-            stored: with_digest.then(|| digest(stored)),
-            tar: Some(digest(tar)),
-            tar_bytes: tar.len() as u64,
-        }
-    }
-
-    #[test]
-    fn what_is_shorter_longer_or_changed_is_not_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let (file, tar) = (folder.path().join("a"), b"a tar".repeat(1000));
-        let stored = zstd::encode_all(&tar[..], 3).unwrap();
-        for with_digest in [true, false] {
-            let expected = expected(&stored, &tar, with_digest);
-            std::fs::write(&file, &stored).unwrap();
-            check(&file, &expected).unwrap();
-            for wrong in [
-                stored[..stored.len() - 1].to_vec(),
-                [&stored[..], b"x"].concat(),
-                zstd::encode_all(&b"b tar".repeat(1000)[..], 3).unwrap(),
-            ] {
-                std::fs::write(&file, wrong).unwrap();
-                assert!(check(&file, &expected).is_err());
-            }
-        }
-    }
-
-    #[test]
-    fn an_existing_file_is_never_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let (part, file) = (folder.path().join("a.part"), folder.path().join("a"));
-        std::fs::write(&part, "new").unwrap();
-        std::fs::write(&file, "old").unwrap();
-        assert!(name(&part, &file).is_err());
-        assert_eq!((std::fs::read(&part).unwrap(), std::fs::read(&file).unwrap()), (b"new".to_vec(), b"old".to_vec()));
-        std::fs::remove_file(&file).unwrap();
-        name(&part, &file).unwrap();
-        assert!(!part.exists() && std::fs::read(&file).unwrap() == b"new");
-    }
-
-    #[test]
-    fn a_part_of_another_archive_is_not_continued() {
-        let file = Path::new("box.tar.zst");
-        assert_eq!(part_of(file, "\"0123456789abcdef0123\""), Path::new("box.tar.zst.0123456789abcdef.part"));
-        assert_ne!(part_of(file, "\"1123456789abcdef0123\""), part_of(file, "\"0123456789abcdef0123\""));
-    }
-}
+#[path = "download_tests.rs"]
+mod tests;

@@ -3,18 +3,21 @@
 
 mod api;
 pub mod args;
+mod check;
 mod download;
+mod expected;
+mod token;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::api::{Deletion, HttpApi};
 use self::args::{Archives, Command};
-use self::download::Expected;
+use self::expected::Expected;
 use crate::args::Global;
 use crate::screen;
 use crate::text::{bytes, plain, plain_json, table};
@@ -147,67 +150,23 @@ fn text_of(document: &Document) -> String {
     text
 }
 
-fn whole(id: &str, document: &Document) -> Expected {
-    Expected {
-        path: ["computers", id, "archive", "export"].map(str::to_owned).to_vec(),
-        etag: format!("\"{}\"", document.manifest_digest),
-        length: document.stored_bytes,
-        stored: document.stored_digest.clone(),
-        tar: None,
-        tar_bytes: document.tar_bytes,
-    }
-}
-
-/// A session.
-fn one(id: &str, document: &Document, session: &str) -> Result<Expected> {
-    let found = document.sessions.iter().find(|s| s.id == session);
-    let found =
-        found.with_context(|| format!("the archive has no session {}: `kubectl computer archives show` lists them", plain(session)))?;
-    Ok(Expected {
-        path: ["computers", id, "archive", "sessions", session].map(str::to_owned).to_vec(),
-        etag: format!("\"{}-{}\"", found.tar_digest, document.manifest_digest),
-        length: found.stored_bytes,
-        stored: None,
-        tar: Some(found.tar_digest.clone()),
-        tar_bytes: found.tar_bytes,
-    })
-}
-
 async fn export(api: &HttpApi, computer: &str, session: Option<&str>, file: Option<&Path>) -> Result<()> {
-    let (id, value) = document(api, computer).await?;
-    let document: Document = serde_json::from_value(value)?;
-    let expected = session.map_or_else(|| Ok(whole(&id, &document)), |session| one(&id, &document, session))?;
-    let usual = || {
-        let (name, uid) = (&document.name, &document.uid);
-        let safe = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'));
-        ensure!(safe(name) && safe(uid) && !name.starts_with('.'), "the name of the computer cannot be a file name: use --file");
-        Ok(PathBuf::from(format!(
-            "{name}-{uid}{}.tar.zst",
-            session.map(|_| format!("-{}", &expected.tar.as_deref().unwrap_or_default()[..8])).unwrap_or_default()
-        )))
-    };
+    let expected = Expected::ask(api, &id_of(api, computer).await?, session).await?;
+    let usual = || expected.name.as_ref().map(PathBuf::from).context("the API gives the file no name that is safe: use --file");
     let file = file.map_or_else(usual, |file| Ok(file.to_owned()))?;
-    download::to_file(api, &expected, &file).await?;
-    let how =
-        expected.stored.as_ref().map_or_else(|| "the tar in it is that of the archive".to_owned(), |digest| format!("sha256:{digest}"));
-    screen::note(&format!("{}: {} bytes, verified: {how}", file.display(), expected.length));
+    let verified = download::to_file(api, &expected, &file).await?;
+    screen::note(&format!("{}: {} bytes, verified: {verified}", file.display(), expected.length));
     screen::note(&format!("unpack it with: zstd -dc {} | tar -x", crate::text::quoted(&file.display().to_string())));
     Ok(())
 }
 
 async fn verify(api: &HttpApi, computer: &str, file: Option<&Path>) -> Result<()> {
-    let (id, value) = document(api, computer).await?;
-    let document: Document = serde_json::from_value(value)?;
-    let expected = whole(&id, &document);
-    if let Some(file) = file {
-        download::check(file, &expected)?;
-    } else {
-        let folder = tempfile::tempdir()?;
-        download::to_nothing(api, &expected, folder.path()).await?;
-    }
-    let digest =
-        expected.stored.map_or_else(|| "its digest is not known, the tar in it has the right length".to_owned(), |d| format!("sha256:{d}"));
-    screen::out(&format!("verified: {} bytes, {digest}", expected.length));
+    let expected = Expected::ask(api, &id_of(api, computer).await?, None).await?;
+    let verified = match file {
+        Some(file) => check::file(file, &expected)?,
+        None => download::to_nothing(api, &expected).await?,
+    };
+    screen::out(&format!("verified: {} bytes, {verified}", expected.length));
     Ok(())
 }
 
@@ -221,7 +180,7 @@ async fn cat(api: &HttpApi, computer: &str, path: &str) -> Result<()> {
         session_of(&document, path).with_context(|| format!("no session can contain {}: `show` lists the sessions", plain(path)))?;
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("session");
-    download::to_file(api, &one(&id, &document, &session)?, &file).await?;
+    download::to_file(api, &Expected::ask(api, &id, Some(&session)).await?, &file).await?;
     let mut tar = tar::Archive::new(zstd::Decoder::new(std::fs::File::open(&file)?)?);
     let mut names = Vec::new();
     for entry in tar.entries()? {

@@ -23,7 +23,7 @@ use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Id;
 use crate::runtime::server::connections::Seat;
 
-/// SHA-256 of the tar when it is decompressed, and its bytes: of a session.
+/// SHA-256 of the tar when it is decompressed (of a session only), and its bytes.
 const TAR_DIGEST: HeaderName = HeaderName::from_static("computer-tar-sha256");
 const TAR_BYTES: HeaderName = HeaderName::from_static("computer-tar-bytes");
 /// RFC 9530: the digest of the whole file, also in the answer to a part of it.
@@ -39,8 +39,8 @@ struct File {
 
 /// Export the archive
 ///
-/// All sessions as one `.tar.zst`. `Content-Length` is its size, and `Repr-Digest` its SHA-256 (missing for archives of earlier versions). `Range` with
-/// `If-Range` resumes it. A failed export is cut off before its `Content-Length`.
+/// All sessions as one `.tar.zst`. `Content-Length` is its size, `Repr-Digest` its SHA-256 (missing for archives of earlier versions), and
+/// `Computer-Tar-Bytes` the size of the tar in it. `Range` with `If-Range` resumes it. A failed export is cut off before its `Content-Length`.
 #[utoipa::path(
     get, path = "/api/v0/computers/{computerId}/archive/export", operation_id = "exportComputerArchive", tag = "Computers",
     params(("computerId" = String, Path, description = "Computer ID")),
@@ -63,10 +63,13 @@ pub async fn export_archive(
 ) -> Result<Response, ApiError> {
     let (opened, place) = open(&shared, &caller, seat, &id).await?;
     let file = File {
-        name: format!("archive-{}.tar.zst", id.uid),
+        name: format!("{}-{}.tar.zst", id.name, id.uid),
         etag: format!("\"{}\"", opened.digest),
         within: 0..opened.manifest.stored_bytes,
-        headers: repr_digest(&opened.manifest.stored_digest).into_iter().collect(),
+        headers: [(TAR_BYTES, opened.manifest.tar_bytes.to_string())]
+            .into_iter()
+            .chain(repr_digest(&opened.manifest.stored_digest))
+            .collect(),
     };
     answer(file, &headers, &opened, place)
 }
@@ -103,8 +106,8 @@ pub async fn export_session(
     let (opened, place) = open(&shared, &caller, seat, &id).await?;
     let entry = find(&opened, &session).await?;
     let file = File {
-        // Never the id: a tenant chose it.
-        name: format!("session-{}.tar.zst", &entry.digest[..16]),
+        // Never the id of the session: its machine chose it, and it may contain anything.
+        name: format!("{}-{}-{}.tar.zst", id.name, id.uid, &entry.digest[..16]),
         // A client knows both digests from the document, so that it can resume.
         etag: format!("\"{}-{}\"", entry.digest, opened.digest),
         within: entry.offset..entry.offset.saturating_add(entry.size),

@@ -174,9 +174,17 @@ async fn an_archive_is_sent_whole_and_in_parts() {
     assert_eq!((whole.status, whole.body.as_deref()), (StatusCode::OK, Some(&stored[..])));
     assert_eq!(whole.header("content-length"), stored.len().to_string());
     assert_eq!((whole.header("content-type"), whole.header("x-content-type-options")), ("application/octet-stream", "nosniff"));
-    assert_eq!(whole.header("content-disposition"), format!("attachment; filename=\"archive-{UID}.tar.zst\""));
+    assert_eq!(whole.header("content-disposition"), format!("attachment; filename=\"box-{UID}.tar.zst\""));
     let digest = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, Sha256::digest(&stored));
     assert_eq!(whole.header("repr-digest"), format!("sha-256=:{digest}:"));
+    // What a client asks before it downloads. The answer to a HEAD has no body.
+    let request = Request::head(path("team", "/export")).header("authorization", "Bearer a.b.c");
+    let head = api.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let but_the_id =
+        |headers: &HeaderMap| headers.iter().filter(|(name, _)| *name != "x-request-id").map(|(n, v)| (n.clone(), v.clone())).collect();
+    let [asked, sent]: [Vec<_>; 2] = [head.headers(), &whole.headers].map(but_the_id);
+    assert_eq!((head.status(), asked), (StatusCode::OK, sent));
+    assert!(head.into_body().collect().await.unwrap().to_bytes().is_empty());
     let tag = whole.header("etag").to_owned();
     for (range, from, to) in [("bytes=0-", 0, stored.len()), ("bytes=5000-5999", 5000, 6000), ("bytes=-7", stored.len() - 7, stored.len())]
     {

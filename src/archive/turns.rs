@@ -1,12 +1,13 @@
 //! Turns at what archives share: room for chunks, checks, receipts. A tenant with much to archive must never delay the others for longer than a
 //! turn (L3, L9), so a turn is as short as one chunk, or is given up when another one waits.
 //!
-//! Namespaces take turns, and within each of them its computers: next is who has had least, in units of the caller (bytes, or one for each turn). A
-//! namespace that comes back is treated as one that has had as much as the last one served. Nobody is passed over because a smaller turn would fit: a
-//! large one would never come.
+//! Namespaces take turns, and within each of them its computers: next is who has had least, in units of the caller (bytes, or one for each turn). This is
+//! start-time fair queueing (Goyal, Vin and Cheng, 1996). A namespace that did not wait, or that its bound held back, is treated as one that has had as
+//! much as the last one served: nobody saves what was not taken. One that has had more stays behind for as long as it has. Nobody is passed over because
+//! a smaller turn would fit: a large one would never come.
 //!
-//! A waiter that goes away gives its place up. When too many wait, one of those of the namespace with the most is turned away ([`Busy`]), never one of a
-//! namespace with fewer.
+//! A waiter that goes away gives its place up. When too many wait, one of the namespace with the most is turned away ([`Busy`]), and of several such
+//! namespaces one of that which would be served last.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -32,6 +33,9 @@ pub struct Bounds {
     /// Most that wait.
     pub waiting: usize,
 }
+
+/// Most namespaces without a request that are remembered because they have had more than others.
+const REMEMBERED: usize = 1000;
 
 /// Too many wait: ask again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,7 +66,7 @@ struct State {
     number: u64,
     /// Those who have their turn.
     granted: HashSet<u64>,
-    /// What the last namespace that was served had had before.
+    /// What the namespace that was served last had had before. It never falls.
     floor: u64,
     namespaces: HashMap<String, Namespace>,
 }
@@ -71,6 +75,7 @@ struct State {
 struct Namespace {
     held: usize,
     had: u64,
+    /// As that of all, for its computers.
     floor: u64,
     computers: HashMap<String, Computer>,
 }
@@ -127,7 +132,7 @@ impl Turns {
         let (grant, granted) = oneshot::channel();
         let mut state = self.locked();
         state.number += 1;
-        let (number, size) = (state.number, size.min(state.bounds.computer));
+        let (number, size) = (state.number, size.clamp(1, state.bounds.computer.max(1)));
         state.push((namespace, uid), Waiter { number, size, grant });
         state.serve();
         if state.waiting > state.bounds.waiting {
@@ -162,15 +167,14 @@ impl Drop for Turn {
         let mut state = self.turns.locked();
         state.leave((&self.namespace, &self.uid), self.number, self.size);
         state.serve();
+        state.tidy();
     }
 }
 
 impl State {
     fn push(&mut self, (namespace, uid): (&str, &str), waiter: Waiter) {
-        let new = || Namespace { had: self.floor, ..Namespace::default() };
-        let namespace = self.namespaces.entry(namespace.to_owned()).or_insert_with(new);
-        let new = || Computer { had: namespace.floor, ..Computer::default() };
-        namespace.computers.entry(uid.to_owned()).or_insert_with(new).waiting.push_back(waiter);
+        let namespace = self.namespaces.entry(namespace.to_owned()).or_default();
+        namespace.computers.entry(uid.to_owned()).or_default().waiting.push_back(waiter);
         self.waiting += 1;
     }
 
@@ -183,11 +187,10 @@ impl State {
                 return;
             }
             let Some(waiter) = computer.waiting.pop_front() else { return };
-            (self.floor, namespace.floor) = (namespace.had, computer.had);
-            for (held, had) in [(&mut namespace.held, &mut namespace.had), (&mut computer.held, &mut computer.had)] {
-                *held += waiter.size;
-                *had += waiter.size as u64;
-            }
+            (self.floor, namespace.floor) = (namespace.had.max(self.floor), computer.had.max(namespace.floor));
+            (namespace.had, computer.had) = (self.floor + waiter.size as u64, namespace.floor + waiter.size as u64);
+            namespace.held += waiter.size;
+            computer.held += waiter.size;
             self.held += waiter.size;
             self.waiting -= 1;
             self.granted.insert(waiter.number);
@@ -200,22 +203,31 @@ impl State {
     fn next(&self) -> Option<(String, String)> {
         let first = self.namespaces.iter().filter_map(|(name, namespace)| {
             let (uid, waiter) = namespace.next(self.bounds)?;
-            Some(((namespace.had, waiter.number), name, uid))
+            Some(((namespace.had.max(self.floor), waiter.number), name, uid))
         });
         first.min_by_key(|(order, ..)| *order).map(|(_, name, uid)| (name.clone(), uid.clone()))
     }
 
     /// Turns away the last one of the computer with the most waiters, of the namespace with the most.
     fn turn_away(&mut self) {
-        let Some(namespace) = self.namespaces.values_mut().max_by_key(|namespace| namespace.waiting()) else { return };
-        let most = namespace.computers.values_mut().max_by_key(|computer| computer.waits());
+        let floor = self.floor;
+        let Some(namespace) = self.namespaces.values_mut().max_by_key(|namespace| namespace.waiting(floor)) else { return };
+        let floor = namespace.floor;
+        let most = namespace.computers.values_mut().max_by_key(|computer| computer.waiting(floor));
         self.waiting -= usize::from(most.and_then(|computer| computer.waiting.pop_back()).is_some());
+    }
+
+    /// Forgets namespaces without a request, except those that have had more than others.
+    fn tidy(&mut self) {
+        let idle = self.held == 0 && self.waiting == 0;
+        let forget_all = idle || self.namespaces.len() > REMEMBERED;
+        self.namespaces.retain(|_, namespace| !namespace.computers.is_empty() || (!forget_all && namespace.had > self.floor));
     }
 
     /// One that has its turn, waits for it, or was turned away.
     fn leave(&mut self, (name, uid): (&str, &str), number: u64, size: usize) {
-        let Entry::Occupied(mut namespace) = self.namespaces.entry(name.to_owned()) else { return };
-        let Entry::Occupied(mut computer) = namespace.get_mut().computers.entry(uid.to_owned()) else { return };
+        let Some(namespace) = self.namespaces.get_mut(name) else { return };
+        let Entry::Occupied(mut computer) = namespace.computers.entry(uid.to_owned()) else { return };
         let of = computer.get_mut();
         let held = if self.granted.remove(&number) { size } else { 0 };
         let before = of.waiting.len();
@@ -225,10 +237,7 @@ impl State {
         if of.held == 0 && of.waiting.is_empty() {
             computer.remove();
         }
-        namespace.get_mut().held -= held;
-        if namespace.get().computers.is_empty() {
-            namespace.remove();
-        }
+        namespace.held -= held;
         self.held -= held;
     }
 }
@@ -238,22 +247,23 @@ impl Namespace {
     fn next(&self, bounds: Bounds) -> Option<(&String, &Waiter)> {
         let first = self.computers.iter().filter_map(|(uid, computer)| {
             let waiter = computer.waiting.front().filter(|waiter| computer.held + waiter.size <= bounds.computer)?;
-            Some(((computer.had, waiter.number), uid, waiter))
+            Some(((computer.had.max(self.floor), waiter.number), uid, waiter))
         });
         let (_, uid, waiter) = first.min_by_key(|(order, ..)| *order)?;
         (self.held + waiter.size <= bounds.namespace).then_some((uid, waiter))
     }
 
-    /// How many wait, and the last one.
-    fn waiting(&self) -> (usize, Option<u64>) {
-        let each = self.computers.values().map(Computer::waits);
-        each.fold((0, None), |(all, last), (waiting, number)| (all + waiting, last.max(number)))
+    /// How many wait, what it has had, and the last one.
+    fn waiting(&self, floor: u64) -> (usize, u64, Option<u64>) {
+        let each = self.computers.values().map(|computer| computer.waiting(self.floor));
+        let (all, last) = each.fold((0, None), |(all, last), (waiting, _, number)| (all + waiting, last.max(number)));
+        (all, self.had.max(floor), last)
     }
 }
 
 impl Computer {
-    fn waits(&self) -> (usize, Option<u64>) {
-        (self.waiting.len(), self.waiting.back().map(|waiter| waiter.number))
+    fn waiting(&self, floor: u64) -> (usize, u64, Option<u64>) {
+        (self.waiting.len(), self.had.max(floor), self.waiting.back().map(|waiter| waiter.number))
     }
 }
 

@@ -136,9 +136,90 @@ async fn the_tenant_with_the_most_waiters_is_turned_away() {
     assert_eq!(turns.free(), 1);
 }
 
+/// A newcomer once was refused when everybody had one waiter: it came back after seconds, and those who had just been served were faster.
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_is_not_turned_away_for_those_who_have_had_more() {
+    let turns = turns(1, 1, 1, 12);
+    for n in 0..12 {
+        drop(turns.take(&n.to_string(), "0", 1).await.unwrap());
+    }
+    let (held, mut tasks) = (turns.take("0", "0", 1).await.unwrap(), JoinSet::new());
+    for n in 0..12 {
+        let turns = turns.clone();
+        tasks.spawn(async move { turns.take(&n.to_string(), "0", 1).await.map(drop) });
+        tokio::task::yield_now().await;
+    }
+    let newcomer = tokio::spawn({
+        let turns = turns.clone();
+        async move { turns.take("new", "0", 1).await.map(drop) }
+    });
+    assert_eq!(tasks.join_next().await.unwrap().unwrap(), Err(Busy));
+    drop(held);
+    assert_eq!(newcomer.await.unwrap(), Ok(()));
+}
+
+/// What its bound withholds from a namespace is not saved for later, and nobody inherits it.
+#[tokio::test(start_paused = true)]
+async fn nobody_saves_what_a_bound_withheld() {
+    let turns = turns(2, 1, 1, usize::MAX);
+    let held = turns.take("b", "0", 1).await.unwrap();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let wait = |namespace: &'static str, n: u32| {
+        let (turns, order) = (turns.clone(), Arc::clone(&order));
+        tokio::spawn(async move {
+            let _turn = turns.take(namespace, &n.to_string(), 1).await.unwrap();
+            order.lock().unwrap().push(namespace);
+            sleep(TURN).await;
+        })
+    };
+    for n in 1..=9 {
+        wait("b", n);
+    }
+    for n in 0..20 {
+        wait("a", n);
+    }
+    // Only a can be served beside the first b.
+    sleep(10 * TURN).await;
+    assert!(order.lock().unwrap().iter().all(|name| *name == "a"), "{order:?}");
+    for n in 0..9 {
+        wait("c", n);
+    }
+    sleep(3 * TURN).await;
+    drop(held);
+    order.lock().unwrap().clear();
+    sleep(9 * TURN).await;
+    let served = order.lock().unwrap();
+    let of = |name: &str| served.iter().filter(|of| **of == name).count();
+    assert!(of("a") >= 4 && of("b") >= 4 && of("c") >= 4, "{served:?}");
+}
+
+/// A tenant with one request at a time owes what its last one took, although it waits for nothing in between.
+#[tokio::test(start_paused = true)]
+async fn a_tenant_that_comes_back_has_had_what_it_had() {
+    let (turns, mut tasks, had) = (turns(8, 8, 8, usize::MAX), JoinSet::new(), [Arc::new(Mutex::new(0)), Arc::new(Mutex::new(0))]);
+    for (namespace, computers, size) in [("large", 1, 8), ("small", 16, 1)] {
+        for n in 0..computers {
+            let (turns, had) = (turns.clone(), Arc::clone(&had[usize::from(namespace == "small")]));
+            tasks.spawn(async move {
+                loop {
+                    let turn = turns.take(namespace, &n.to_string(), size).await.unwrap();
+                    *had.lock().unwrap() += size;
+                    sleep(TURN).await;
+                    drop(turn);
+                }
+            });
+        }
+    }
+    sleep(TURN * 300).await;
+    let [large, small] = had.map(|had| *had.lock().unwrap());
+    assert!(small * 10 > large * 7 && large > 500, "{large} and {small}");
+}
+
 /// Of the next test.
-fn hold(turns: &Turns) {
+fn hold(turns: &Turns, floor: &Mutex<u64>) {
     let state = turns.locked();
+    let before = std::mem::replace(&mut *floor.lock().unwrap(), state.floor);
+    assert!(before <= state.floor, "what was served falls from {before} to {}", state.floor);
     assert!(state.held <= 10 && state.waiting <= 12);
     assert_eq!(state.held, state.namespaces.values().map(|namespace| namespace.held).sum::<usize>());
     for namespace in state.namespaces.values() {
@@ -151,9 +232,9 @@ fn hold(turns: &Turns) {
 async fn the_bounds_hold_whatever_comes_and_goes() {
     use rand::{Rng as _, SeedableRng as _};
     let turns = turns(10, 7, 4, 12);
-    let mut tasks = JoinSet::new();
+    let (mut tasks, floor) = (JoinSet::new(), Arc::new(Mutex::new(0)));
     for seed in 0..300_u64 {
-        let turns = turns.clone();
+        let (turns, floor) = (turns.clone(), Arc::clone(&floor));
         tasks.spawn(async move {
             let mut random = rand::rngs::StdRng::seed_from_u64(seed);
             for _ in 0..30 {
@@ -161,7 +242,7 @@ async fn the_bounds_hold_whatever_comes_and_goes() {
                 let (namespace, uid) = (random.random_range(0..4_u8).to_string(), random.random_range(0..3_u8).to_string());
                 let take = turns.take(&namespace, &uid, random.random_range(1..6));
                 let taken = timeout(Duration::from_millis(random.random_range(1..200)), take).await;
-                hold(&turns);
+                hold(&turns, &floor);
                 if matches!(taken, Ok(Ok(_))) {
                     sleep(Duration::from_millis(random.random_range(0..300))).await;
                 }

@@ -9,6 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::chunk_key;
 use super::manifest::{CHUNK, Chunk};
 use super::store::{Store, StoreError};
+use crate::runtime::blocking;
 
 /// Copies of an object that a store may have.
 pub(super) const COPIES: u32 = 3;
@@ -43,7 +44,7 @@ pub async fn read(store: &Store, uid: &str, chunk: &Chunk) -> Result<Vec<u8>, St
 async fn read_copy(store: &Store, uid: &str, chunk: &Chunk, copy: u32) -> Result<Vec<u8>, StoreError> {
     let key = copy_key(uid, &chunk.digest, copy);
     let bytes = store.get_sized(&key, chunk.size).await?;
-    let hashed = tokio::task::spawn_blocking(move || (hex::encode(Sha256::digest(&bytes)), bytes)).await;
+    let hashed = blocking::run(move || (hex::encode(Sha256::digest(&bytes)), bytes)).await;
     let (found, bytes) = hashed.map_err(|e| StoreError::Unavailable(e.to_string()))?;
     if found == chunk.digest { Ok(bytes) } else { Err(StoreError::Corrupt(format!("{key}: its bytes have sha256 {found}"))) }
 }

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -18,11 +19,37 @@ use super::store::{Store, StoreError};
 const AHEAD: usize = 16;
 /// How long one object is requested again after its first failure while the store is unavailable. The objects before it are not read again.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How long a chunk keeps failing before a reader that others wait for gives it up.
+const STUCK: Duration = Duration::from_secs(30);
 /// Longest pause between two requests for one object.
 const PAUSE: Duration = Duration::from_secs(20);
 
 /// Most pieces of a list that is nested: a pod that is not trusted must not cause any number of requests with one manifest.
 const PIECES: usize = 4_000_000;
+
+/// Since when requests for an object are repeated, and why.
+#[derive(Clone, Default)]
+struct Failing(Arc<Mutex<Option<(Instant, String)>>>);
+
+impl Failing {
+    /// Why, if they have been for this long.
+    fn for_long(&self, long: Duration) -> Option<String> {
+        let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failing.as_ref().filter(|(since, _)| since.elapsed() >= long).map(|(_, why)| why.clone())
+    }
+
+    /// Notes a failure, and returns since when there have been some.
+    fn note(&self, why: &StoreError) -> Instant {
+        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = failing.take().map_or_else(Instant::now, |(since, _)| since);
+        *failing = Some((since, why.to_string()));
+        since
+    }
+
+    fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
 
 /// Reads an object and checks that its bytes have the digest in its name. A store that is unavailable for some time does not end the read,
 /// and wrong bytes are read a second time: some stores deliver them once.
@@ -30,13 +57,18 @@ const PIECES: usize = 4_000_000;
 /// # Errors
 /// [`StoreError::Corrupt`] when the bytes do not have the digest, or the object has another size.
 pub async fn blob(store: &Store, uid: &str, chunk: &Chunk) -> Result<Vec<u8>, StoreError> {
+    watched(store, uid, chunk, &Failing::default()).await
+}
+
+/// The same, and notes what fails.
+async fn watched(store: &Store, uid: &str, chunk: &Chunk, failing: &Failing) -> Result<Vec<u8>, StoreError> {
     if !chunk.is_valid() {
         return Err(corrupt(format_args!("it names {:?} of {} bytes, which cannot be a chunk", chunk.digest, chunk.size)));
     }
-    let (mut failing, mut pause, mut wrong) = (None, Duration::from_secs(1), false);
+    let (mut pause, mut wrong) = (Duration::from_secs(1), false);
     loop {
         match copies::read(store, uid, chunk).await {
-            Err(error @ StoreError::Unavailable(_)) if failing.get_or_insert_with(Instant::now).elapsed() + pause < PATIENCE => {
+            Err(error @ StoreError::Unavailable(_)) if failing.note(&error).elapsed() + pause < PATIENCE => {
                 tracing::info!(uid, digest = chunk.digest, %error, "an object of an archive cannot be read; retrying");
                 tokio::time::sleep(pause).await;
                 pause = (2 * pause).min(PAUSE);
@@ -45,7 +77,10 @@ pub async fn blob(store: &Store, uid: &str, chunk: &Chunk) -> Result<Vec<u8>, St
                 tracing::info!(uid, digest = chunk.digest, %error, "an object of an archive has wrong bytes; reading it again");
                 wrong = true;
             }
-            read => return read,
+            read => {
+                failing.end();
+                return read;
+            }
         }
     }
 }
@@ -111,6 +146,8 @@ impl Pieces {
 /// The lines of a list of the index.
 pub struct Lines<T> {
     pieces: Pieces,
+    /// Pieces whose lines have begun.
+    begun: u64,
     /// Lines that are left. `None`: as many as there are.
     left: Option<u64>,
     text: Vec<u8>,
@@ -130,7 +167,24 @@ impl<T: DeserializeOwned> Lines<T> {
     }
 
     fn of(pieces: Pieces, left: Option<u64>) -> Self {
-        Self { pieces, left, text: Vec::new(), at: 0, of: PhantomData }
+        Self { pieces, begun: 0, left, text: Vec::new(), at: 0, of: PhantomData }
+    }
+
+    /// The rest of a list after this many of its pieces, which have this many lines.
+    ///
+    /// # Errors
+    /// As [`Lines::next`].
+    pub async fn after(store: &Store, uid: &str, list: &List, (pieces, lines): (u64, u64)) -> Result<Self, StoreError> {
+        let mut rest = Self { begun: pieces, ..Self::of(Pieces::new(store, uid, list), list.count.checked_sub(lines)) };
+        for _ in 0..pieces {
+            rest.pieces.next().await?;
+        }
+        Ok(rest)
+    }
+
+    /// How many pieces have begun, if all of their lines have been read.
+    pub fn between_pieces(&self) -> Option<u64> {
+        (self.at == self.text.len()).then_some(self.begun)
     }
 
     /// The next line; `None` after as many as the manifest says.
@@ -144,6 +198,7 @@ impl<T: DeserializeOwned> Lines<T> {
                 return if left == 0 { Ok(None) } else { Err(corrupt(format_args!("{left} lines are missing"))) };
             };
             (self.text, self.at) = (self.pieces.text(&piece).await?, 0);
+            self.begun += 1;
         }
         let rest = &self.text[self.at..];
         let end = rest.iter().position(|b| *b == b'\n').ok_or_else(|| corrupt("a line has no end"))?;
@@ -156,6 +211,20 @@ impl<T: DeserializeOwned> Lines<T> {
     }
 }
 
+/// Waits for a chunk, and gives it up as [`Chunks::next_unless`] says.
+async fn unless(mut read: Ahead, failing: &Failing, mut give_up: impl FnMut() -> bool) -> Result<Vec<u8>, StoreError> {
+    loop {
+        match tokio::time::timeout(PAUSE, &mut read).await {
+            Ok(read) => return read.map_err(|e| StoreError::Unavailable(e.to_string()))?,
+            Err(_) => {
+                if let Some(why) = failing.for_long(STUCK).filter(|_| give_up()) {
+                    return Err(StoreError::Unavailable(why));
+                }
+            }
+        }
+    }
+}
+
 /// A chunk that is being read.
 type Ahead = AbortOnDropHandle<Result<Vec<u8>, StoreError>>;
 
@@ -165,7 +234,7 @@ pub struct Chunks {
     range: Range<u64>,
     /// Bytes of the chunks so far.
     offset: u64,
-    ahead: VecDeque<(Range<u64>, Ahead)>,
+    ahead: VecDeque<(Range<u64>, Ahead, Failing)>,
     /// Most of them.
     most: usize,
 }
@@ -187,6 +256,14 @@ impl Chunks {
     /// # Errors
     /// When the store does not answer, or a chunk is damaged or missing.
     pub async fn next(&mut self) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
+        self.next_unless(|| false).await
+    }
+
+    /// The same, except that a chunk which the store has failed to deliver for [`STUCK`] is given up when `give_up` says so.
+    ///
+    /// # Errors
+    /// As [`Chunks::next`].
+    pub async fn next_unless(&mut self, give_up: impl FnMut() -> bool) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
         while self.has_room() && self.offset < self.range.end {
             let Some(chunk) = self.lines.next().await? else {
                 return Err(corrupt("its chunks have fewer bytes than the manifest says"));
@@ -195,12 +272,14 @@ impl Chunks {
             self.offset = to;
             if to > self.range.start {
                 let (store, uid) = (self.lines.pieces.store.clone(), self.lines.pieces.uid.clone());
-                let read = tokio::spawn(async move { blob(&store, &uid, &chunk).await });
-                self.ahead.push_back((from..to, AbortOnDropHandle::new(read)));
+                let failing = Failing::default();
+                let noted = failing.clone();
+                let read = tokio::spawn(async move { watched(&store, &uid, &chunk, &noted).await });
+                self.ahead.push_back((from..to, AbortOnDropHandle::new(read), failing));
             }
         }
-        let Some((Range { start: from, .. }, read)) = self.ahead.pop_front() else { return Ok(None) };
-        let mut bytes = read.await.map_err(|e| StoreError::Unavailable(e.to_string()))??;
+        let Some((Range { start: from, .. }, read, failing)) = self.ahead.pop_front() else { return Ok(None) };
+        let mut bytes = unless(read, &failing, give_up).await?;
         let within = |place: u64| usize::try_from(place.saturating_sub(from)).unwrap_or(usize::MAX);
         bytes.truncate(within(self.range.end));
         let skip = within(self.range.start).min(bytes.len());
@@ -210,7 +289,7 @@ impl Chunks {
 
     /// Whether another chunk may be read ahead.
     fn has_room(&self) -> bool {
-        let bytes: u64 = self.ahead.iter().map(|(range, _)| range.end - range.start).sum();
+        let bytes: u64 = self.ahead.iter().map(|(range, ..)| range.end - range.start).sum();
         self.ahead.len() < self.most && bytes <= CHUNK as u64
     }
 

@@ -100,11 +100,19 @@ impl Archive {
         }
     }
 
+    /// Bytes that are read from the store to read all of it: its objects, and its index. Where the manifest does not say how long the index is, any number.
+    pub fn read_bytes(&self) -> u64 {
+        let Self::New(m) = self else { return self.stored_bytes() };
+        let lists = [&m.chunks, &m.entries, &m.problems];
+        if lists.iter().any(|list| list.nested) {
+            return u64::MAX;
+        }
+        lists.iter().flat_map(|list| &list.pieces).map(|piece| piece.size).fold(m.stored_bytes, u64::saturating_add)
+    }
+
     /// Whether reading it takes long: it has many bytes, many objects, or a large index.
     pub fn is_large(&self) -> bool {
-        let large_index = matches!(self, Self::New(m) if m.entries.nested || m.problems.nested);
-        let large = self.stored_bytes() > LARGE || self.unpacked_bytes() > LARGE_UNPACKED;
-        large || self.objects() > LARGE_OBJECTS || large_index
+        self.read_bytes() > LARGE || self.unpacked_bytes() > LARGE_UNPACKED || self.objects() > LARGE_OBJECTS
     }
 
     /// Objects with its content.

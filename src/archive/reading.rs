@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use zstd::bulk::Decompressor;
 
 use super::index::{Chunks, Lines};
-use super::manifest::{Chunk, Entry, FRAME, Manifest};
+use super::manifest::{Chunk, Entry, FRAME, Manifest, Problem};
 use super::old_objects;
 use super::opened::{Archive, Entries};
 use super::restore::RestoreError;
@@ -44,8 +44,17 @@ pub enum ReadError {
 /// When something is missing, damaged, or not what the index says. What the sink received before must then not be trusted.
 pub async fn read<S: Sink>(store: &Store, archive: &Archive, one: Option<Entry>, sink: S) -> Result<S, ReadError> {
     let mut reading = Reading::new(archive, one, sink);
-    reading.run(store, archive, || false).await?;
+    reading.run(store, archive, |_| false).await?;
     reading.checked.map_or_else(|| Err(not_as_listed().into()), |checker| Ok(checker.sink))
+}
+
+/// When a read may be paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// After an object.
+    Between,
+    /// The store fails to deliver an object, and has done so for a while.
+    Stuck,
 }
 
 /// A read of an archive, or of one entry, that continues where it was after the store has failed. What was read before is not read again.
@@ -57,6 +66,8 @@ pub struct Reading<S> {
     at: u64,
     /// Entries that the checker has got.
     begun: u64,
+    /// Of the list of problems: pieces, lines, and how many of these lost content.
+    problems: (u64, u64, u64),
     /// Objects that were read, without those of the index. For the status only.
     pub objects: Arc<AtomicU64>,
 }
@@ -85,7 +96,7 @@ impl<S: Sink> Reading<S> {
     pub fn new(archive: &Archive, one: Option<Entry>, sink: S) -> Self {
         let most = one.as_ref().map_or(archive.unpacked_bytes(), |entry| entry.tar_bytes);
         let at = one.as_ref().map_or(0, |entry| entry.offset);
-        Self { one, checked: Some(Box::new(Checker::new(sink, most))), at, begun: 0, objects: Arc::default() }
+        Self { one, checked: Some(Box::new(Checker::new(sink, most))), at, begun: 0, problems: (0, 0, 0), objects: Arc::default() }
     }
 
     /// Whether it can be continued: it has read something, and only the store failed.
@@ -93,12 +104,11 @@ impl<S: Sink> Reading<S> {
         self.begun > 0 && self.checked.is_some()
     }
 
-    /// Reads what is left, until `pause` says so: it is asked after each chunk. Returns whether everything was read. An archive of version 1 is read in
-    /// one go.
+    /// Reads what is left, until `pause` says so. Returns whether everything was read. An archive of version 1 is read in one go.
     ///
     /// # Errors
-    /// As [`read`].
-    pub async fn run(&mut self, store: &Store, archive: &Archive, pause: impl FnMut() -> bool + Send) -> Result<bool, ReadError> {
+    /// As [`read`]; also where `pause` says so of a chunk that the store does not deliver.
+    pub async fn run(&mut self, store: &Store, archive: &Archive, pause: impl FnMut(Moment) -> bool + Send) -> Result<bool, ReadError> {
         match archive {
             Archive::Old(manifest) => {
                 let mut entries = self.one.clone().map_or_else(|| archive.entries(store), |entry| Entries::One(Some(entry)));
@@ -119,7 +129,7 @@ impl<S: Sink> Reading<S> {
         store: &Store,
         manifest: &Manifest,
         archive: &Archive,
-        mut pause: impl FnMut() -> bool + Send,
+        mut pause: impl FnMut(Moment) -> bool + Send,
     ) -> Result<bool, ReadError> {
         let whole = self.one.is_none();
         let range = self.one.as_ref().map_or(0..manifest.stored_bytes, |entry| entry.offset..entry.offset.saturating_add(entry.size));
@@ -131,13 +141,13 @@ impl<S: Sink> Reading<S> {
         let read_before = self.at;
         let mut chunks = Chunks::new(store, manifest, read_before..range.end);
         let mut next = entries.next().await?;
-        while let Some((at, bytes)) = chunks.next().await? {
+        while let Some((at, bytes)) = chunks.next_unless(|| pause(Moment::Stuck)).await? {
             if at != self.at {
                 return Err(not_as_listed().into());
             }
             self.chunk(Bytes::from(bytes), &mut entries, &mut next).await?;
             self.objects.fetch_add(1, Ordering::Relaxed);
-            if pause() {
+            if pause(Moment::Between) {
                 return Ok(false);
             }
         }
@@ -156,6 +166,28 @@ impl<S: Sink> Reading<S> {
             found?;
         }
         Ok(true)
+    }
+
+    /// Reads the list of what was not archived completely, as [`Reading::run`] does.
+    ///
+    /// # Errors
+    /// When it is missing, damaged, or lists another number of losses than the manifest says.
+    pub async fn problems(&mut self, store: &Store, archive: &Archive, mut pause: impl FnMut(Moment) -> bool) -> Result<bool, StoreError> {
+        let Archive::New(manifest) = archive else { return Ok(true) };
+        let (pieces, mut lines, mut lost) = self.problems;
+        let mut problems = Lines::<Problem>::after(store, &manifest.computer.uid, &manifest.problems, (pieces, lines)).await?;
+        while let Some(problem) = problems.next().await? {
+            (lines, lost) = (lines + 1, lost + u64::from(problem.kind.lost()));
+            if let Some(pieces) = problems.between_pieces() {
+                self.problems = (pieces, lines, lost);
+                if pause(Moment::Between) {
+                    return Ok(false);
+                }
+            }
+        }
+        let said = manifest.lost_count;
+        let differ = || StoreError::Corrupt(format!("the index lists {lost} files that lost content, the manifest {said}"));
+        if lost == said { Ok(true) } else { Err(differ()) }
     }
 
     /// Checks the next bytes, all of one chunk.
@@ -229,26 +261,8 @@ impl InOrder {
     }
 }
 
-/// Reads the list of what was not archived completely.
-///
-/// # Errors
-/// When it is missing, damaged, or lists another number of losses than the manifest says.
-pub async fn problems(store: &Store, archive: &Archive) -> Result<(), StoreError> {
-    let Archive::New(manifest) = archive else { return Ok(()) };
-    let (mut problems, mut lost) = (archive.problems(store), 0);
-    while let Some(problem) = problems.next().await? {
-        lost += u64::from(problem.kind.lost());
-    }
-    let said = manifest.lost_count;
-    if lost == said {
-        Ok(())
-    } else {
-        Err(StoreError::Corrupt(format!("the index lists {lost} files that lost content, the manifest {said}")))
-    }
-}
-
 pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static) -> Result<T, ReadError> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = crate::runtime::blocking::run(work).await;
     Ok(done.map_err(|e| StoreError::Unavailable(e.to_string()))??)
 }
 

@@ -30,6 +30,8 @@ use crate::runtime::client::call;
 /// Longest silence of the endpoint. It sends a line every few seconds while it waits for room or reads from the store (`ingest/keep_alive.rs`), so however
 /// long these take, it is not silent (L8).
 const SILENCE: Duration = Duration::from_secs(15);
+/// Longest pause before a request that was one too many is repeated.
+const PAUSE: Duration = Duration::from_secs(5);
 /// Longest line with an outcome.
 const LINE: usize = 64 * 1024;
 
@@ -169,8 +171,21 @@ impl Remote {
         Ok(bytes)
     }
 
-    /// The outcome of a request for an object, and its bytes. It may take any time until there is one, but the endpoint must not be silent.
+    /// The outcome of a request for an object, and its bytes. It may take any time until there is one, but the endpoint must not be silent. When too many
+    /// wait there, the request is repeated: that is no failure.
     async fn object(&self, namespace: &str, path: &str) -> anyhow::Result<(Outcome, BoxStream<'static, Result<Bytes>>)> {
+        let mut pause = Duration::from_millis(250);
+        loop {
+            let answer = self.once(namespace, path).await?;
+            if answer.0.0 != StatusCode::TOO_MANY_REQUESTS {
+                return Ok(answer);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(PAUSE);
+        }
+    }
+
+    async fn once(&self, namespace: &str, path: &str) -> anyhow::Result<(Outcome, BoxStream<'static, Result<Bytes>>)> {
         let mut answer = self.get(namespace, path).await?;
         if !answer.headers().contains_key(keep_alive::HEADER) {
             // It was refused before any work. A success has the header.

@@ -26,8 +26,6 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_secs(30);
 /// Longest time without progress.
 const SILENCE: Duration = Duration::from_secs(120);
-/// Longest time for the answer to a small request.
-const QUESTION: Duration = Duration::from_secs(60);
 /// Bytes of a body that are written at once: progress is measured in these.
 const PART: usize = 64 * 1024;
 /// The answer when so many wait for their turn that this request must come back.
@@ -87,11 +85,10 @@ impl Sender {
         self.retry("chunk", || async {
             let so_far = so_far().value();
             if blob.bytes.len() > SMALL {
-                let head = self.client.head(&url).header(home_size::HEADER, &so_far);
-                let there = head.bearer_auth(self.token()?).timeout(QUESTION).send().await;
-                // Without an answer the chunk is sent: that request says whether it makes progress.
-                if let Some(status) = there.map(|there| there.status()).ok().filter(|status| matches!(*status, StatusCode::OK | BUSY)) {
-                    return Ok((status, String::new()));
+                let question = self.client.get(&url).header(home_size::HEADER, &so_far).header("content-length", 0);
+                // Without an answer the chunk is sent. An operator of an earlier version does not know the question.
+                if let Ok(answer @ (StatusCode::OK | BUSY, _)) = self.send(question, futures::stream::empty()).await {
+                    return Ok(answer);
                 }
             }
             self.put(self.client.put(&url).header(home_size::HEADER, so_far), blob.bytes.clone()).await

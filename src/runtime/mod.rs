@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod backoff;
+pub mod blocking;
 pub(crate) mod cached_fields;
 pub mod caches;
 pub mod client;

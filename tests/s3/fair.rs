@@ -181,6 +181,16 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, rate: u32, lin
     }
 }
 
+/// The slots that small archives need.
+const SMALL_SLOTS: [&str; 3] = ["small-chunk", "small-manifest", "small-verification"];
+
+/// Requests that were turned away, by slot.
+fn refusals() -> BTreeMap<String, u64> {
+    let text = Metrics::new().text().unwrap();
+    let lines = text.lines().filter_map(|line| line.strip_prefix("computer_operator_archive_slot_refusals_total{slot=\""));
+    lines.filter_map(|line| line.split_once("\"} ")).map(|(slot, count)| (slot.to_owned(), count.parse().unwrap())).collect()
+}
+
 /// Waits for a slot until now: by slot, all of them and those of at most 2 s.
 fn waits() -> BTreeMap<String, (u64, u64)> {
     let mut waits = BTreeMap::<_, (u64, u64)>::new();
@@ -240,7 +250,12 @@ async fn small_archives_do_not_wait_for_giants() {
         assert!(matches!(ended.unwrap(), Verification::Valid(_)));
     }
     assert!(!giants.is_empty(), "the giants have ended before");
-    assert_short(&before, after);
+    assert_short(&before, &after);
+    let refused = refusals();
+    assert!(
+        SMALL_SLOTS.iter().all(|slot| !refused.contains_key(*slot)),
+        "small archives were turned away, which no wait shows: {refused:?}"
+    );
     let rest = giants.len();
     all_valid(&mut giants).await;
     println!("the last {rest} giants took {:?} more", began.elapsed().saturating_sub(took));
@@ -253,13 +268,12 @@ async fn sent(operator: &Operator, uid: &str, archive: (Manifest, Vec<Blob>)) ->
 }
 
 /// At most one in a hundred waits was longer than 2 s, of each slot that small archives need.
-fn assert_short(before: &BTreeMap<String, (u64, u64)>, after: BTreeMap<String, (u64, u64)>) {
-    let of_giants = ["chunk", "earlier-chunk", "verification", "begin-verification"];
-    for (slot, (all, short)) in after.into_iter().filter(|(slot, _)| !of_giants.contains(&slot.as_str())) {
-        let (all_before, short_before) = before.get(&slot).copied().unwrap_or_default();
-        let (all, short) = (all - all_before, short - short_before);
+fn assert_short(before: &BTreeMap<String, (u64, u64)>, after: &BTreeMap<String, (u64, u64)>) {
+    for slot in SMALL_SLOTS {
+        let of = |waits: &BTreeMap<String, (u64, u64)>| waits.get(slot).copied().unwrap_or_default();
+        let (all, short) = (of(after).0 - of(before).0, of(after).1 - of(before).1);
+        assert!(all >= 20, "{slot}: {all} waits");
         assert!(all - short <= all / 100, "{slot}: {} of {all} waited for more than 2 s", all - short);
-        assert!(all >= 20, "{slot}: {all}");
     }
 }
 

@@ -30,10 +30,12 @@ use crate::archive::{Archive, Manifest, later_manifest_key, manifest_key};
 use crate::guards::{self, Guard};
 
 /// Longest time without a byte of a body. Waiting for a slot or for the store is not limited here: a request that holds a slot ends when it
-/// makes no progress, so each request gets a slot.
+/// makes no progress, so each request that waits gets a slot.
 const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
-/// Fewest bytes of a body in that time: six slow senders could otherwise hold all of the room.
+/// Fewest bytes of a body in that time: slow senders of two tenants could otherwise hold all of the room.
 const LEAST: usize = 64 * 1024;
+/// How long a pod that was authorized may store its manifest without another look.
+const KNOWN: Duration = Duration::from_secs(30);
 /// Chunks of one manifest that are checked in parallel.
 const LOOKS: usize = 64;
 /// Chunks that were looked up last, and are not looked up again.
@@ -75,7 +77,7 @@ type Answer = Result<StatusCode, (StatusCode, String)>;
 /// The routes. What becomes of each object is reported to `uploads`.
 pub fn router(store: Arc<Store>, authenticator: Authenticator, uploads: Arc<Uploads>) -> Router {
     Router::new()
-        .route("/ingest/v2/{uid}/chunks/{digest}", put(put_chunk).head(head_chunk))
+        .route("/ingest/v2/{uid}/chunks/{digest}", put(put_chunk).get(ask_chunk).head(head_chunk))
         .route("/ingest/v2/{uid}/manifest", put(put_manifest))
         .route("/ingest/v1/{*rest}", any(|| async { (StatusCode::GONE, OLD) }))
         .with_state(Shared::new(store, authenticator, uploads))
@@ -100,19 +102,38 @@ fn valid(uid: &str, digest: &str) -> Result<(), (StatusCode, String)> {
     if uid && is_digest(digest) { Ok(()) } else { Err((StatusCode::BAD_REQUEST, "not a UID and a SHA-256".to_owned())) }
 }
 
-/// Whether a chunk of an earlier attempt is in the store. It is read back before it is used again: if it is damaged, the pod must send it while
-/// it has its bytes.
+/// Whether a chunk of an earlier attempt is in the store. An archive pod waits for the answer for as long as the operator works on it.
+async fn ask_chunk(
+    State(shared): State<Shared>,
+    Path((uid, digest)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, (StatusCode, String)> {
+    valid(&uid, &digest)?;
+    let caller = authorize(&shared, &headers, &uid).await?;
+    let so_far = so_far(&headers);
+    // Nothing is written: all of it ends when the pod goes away.
+    let asked = async move { Ok((is_there(&shared, (&uid, &caller), &digest, so_far).await?, String::new())) };
+    Ok(keep_alive::answer(&headers, asked, |answer| async { Ok(answer) }).await)
+}
+
+/// The same for an archive pod of an earlier version, which waits for a minute.
 async fn head_chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Answer {
     valid(&uid, &digest)?;
-    let Caller { namespace: (namespace, _), pod, .. } = authorize(&shared, &headers, &uid).await?;
-    let _turn = shared.shares.earlier((&namespace, &uid)).await?;
-    match copies::is_whole(&shared.store, &uid, &digest).await {
+    let caller = authorize(&shared, &headers, &uid).await?;
+    is_there(&shared, (&uid, &caller), &digest, so_far(&headers)).await
+}
+
+/// It is read back before it is used again: if it is damaged, the pod must send it while it has its bytes.
+async fn is_there(shared: &Shared, (uid, caller): (&str, &Caller), digest: &str, so_far: Option<SoFar>) -> Answer {
+    let _turn = shared.shares.earlier((&caller.namespace.0, uid)).await?;
+    let of = (uid, caller.pod.as_str());
+    match copies::is_whole(&shared.store, uid, digest).await {
         Ok(true) => {
-            shared.uploads.found((&uid, &pod), so_far(&headers));
+            shared.uploads.found(of, so_far);
             Ok(StatusCode::OK)
         }
         Ok(false) => Ok(StatusCode::NOT_FOUND),
-        Err(error) => Err(shared.refused((&uid, &pod), &error)),
+        Err(error) => Err(shared.refused(of, &error)),
     }
 }
 
@@ -196,21 +217,40 @@ async fn put_manifest(
     valid(&uid, &"0".repeat(64))?;
     let caller = authorize(&shared, &headers, &uid).await?;
     let size = length(&body, MAX_BYTES, "manifest")?;
-    let (queue, of) = (shared.shares.clone(), (caller.namespace.0.clone(), uid.clone()));
-    let turn = async move { queue.manifest((&of.0, &of.1), size as usize).await };
-    let store = move |turn| async move { store_manifest(shared, (uid, caller), (size, body), turn).await };
-    Ok(keep_alive::answer(&headers, turn, store).await)
+    // Until it is checked, a pod that goes away gives its place up.
+    let (of, to_check, again) = (uid.clone(), shared.clone(), headers.clone());
+    let received = Box::pin(async move { received(&to_check, (&of, caller), (size, body), &again).await });
+    let store = move |received| async move { store_manifest(shared, uid, received).await };
+    Ok(keep_alive::answer(&headers, received, store).await)
 }
 
-async fn store_manifest(
-    shared: Shared,
-    (uid, caller): (String, Caller),
+/// A manifest that its pod may store, and the turn to check it.
+struct Received {
+    caller: Caller,
+    body: Vec<u8>,
+    manifest: Manifest,
+    _turn: Turn,
+}
+
+async fn received(
+    shared: &Shared,
+    (uid, caller): (&str, Caller),
     (size, body): (u32, Body),
-    turn: Turn,
-) -> Result<Outcome, Outcome> {
-    let of = (uid.as_str(), caller.pod.as_str());
+    headers: &HeaderMap,
+) -> Result<Received, Outcome> {
+    let (began, namespace) = (Instant::now(), caller.namespace.0.clone());
+    let turn = shared.shares.manifest((&namespace, uid), size as usize).await?;
     let body = receive(body, size).await?;
     let manifest = Manifest::parse(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
+    allowed(uid, &caller, &manifest)?;
+    let turn = shared.shares.check((&namespace, uid), turn, body.len(), &manifest).await?;
+    // Meanwhile the deletion may have been decided without this archive.
+    let caller = if began.elapsed() > KNOWN { authorize(shared, headers, uid).await? } else { caller };
+    Ok(Received { caller, body, manifest, _turn: turn })
+}
+
+/// Whether this pod may store this manifest.
+fn allowed(uid: &str, caller: &Caller, manifest: &Manifest) -> Result<(), Outcome> {
     if manifest.computer.uid != uid {
         return Err((StatusCode::BAD_REQUEST, "the manifest is that of another computer".to_owned()));
     }
@@ -227,7 +267,12 @@ async fn store_manifest(
     if manifest.stored_bytes > caller.max_bytes {
         return Err(too_large(caller.max_bytes));
     }
-    let _turn = shared.shares.check((namespace, &uid), turn, body.len(), &manifest).await?;
+    Ok(())
+}
+
+async fn store_manifest(shared: Shared, uid: String, received: Received) -> Result<Outcome, Outcome> {
+    let Received { caller, body, manifest, _turn } = received;
+    let of = (uid.as_str(), caller.pod.as_str());
     all_there(&shared.store, &uid, &manifest).await.map_err(|answer| shared.noted(of, answer))?;
     let (sessions, problems, claim) = (manifest.sessions, manifest.problems.count, manifest.custody_claim);
     match put_once_per_deletion(&shared.store, &uid, &claim, body.into()).await {

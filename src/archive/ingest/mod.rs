@@ -23,6 +23,8 @@ use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use shares::IN_FLIGHT;
+
 use super::Archives;
 use crate::runtime::server;
 use crate::runtime::settings::Settings;

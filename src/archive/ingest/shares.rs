@@ -27,6 +27,8 @@ const MANIFESTS: Bounds = Bounds { all: 2, namespace: 1, computer: 1, waiting: 2
 const SMALL_MANIFESTS: Bounds = Bounds { all: 6, namespace: 3, computer: 1, waiting: 14 };
 /// Objects that the HTTP API reads.
 const READS: Bounds = Bounds { all: 3, namespace: 2, computer: 2, waiting: 12 };
+/// Most bytes of chunks that archive pods send, and of objects that the HTTP API reads, at the same time. See docs/memory.md.
+pub const IN_FLIGHT: (usize, usize) = (CHUNKS.all + SMALL_CHUNKS.all, READS.all * CHUNK);
 /// Connections that are left for new ones, for heads of requests, and for what is refused at once.
 const LEFT: usize = 8;
 const _: () = {

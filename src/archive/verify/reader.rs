@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::progress::Progress;
 use super::{Contents, Nothing, Origin, Verification, of_deletion, read_all};
 use crate::archive::manifest::MAX_BYTES;
-use crate::archive::reading::Reading;
+use crate::archive::reading::{Moment, Reading};
 use crate::archive::store::{Store, StoreError};
 use crate::archive::turns::{Bounds, Busy, Turn, Turns};
 
@@ -18,11 +18,14 @@ use crate::archive::turns::{Bounds, Busy, Turn, Turns};
 const SMALL: Bounds = Bounds { all: 74, namespace: 44, computer: 22, waiting: usize::MAX };
 /// MiB for one of them, besides its chunks.
 const BESIDES_CHUNKS: usize = 14;
-/// Large archives that are read back in parallel, and those of one namespace.
+/// MiB for a large one: three chunks, a frame, two pieces of its index as stored and as lines, and the headers of an entry.
+const ONE_LARGE: usize = 37;
+/// Large archives that are read back in parallel, and those of one namespace. None of them keeps its place for longer than a turn while another one waits:
+/// one that the store does not deliver is given up then.
 pub(super) const LARGE: (usize, usize) = (2, 2);
-/// Those of them that are read in several turns and have begun. Between its turns one takes 2 MiB at most.
+/// Those of them that are read in several turns and have begun.
 const BEGUN: (usize, usize) = (6, 1);
-/// Stored bytes, decompressed bytes and objects of a large archive that is read in one turn.
+/// Bytes to read, decompressed bytes and objects of a large archive that is read in one turn.
 const ONE_TURN: (u64, u64, u64) = (64 << 20, 1 << 30, if cfg!(test) { 1000 } else { 4096 });
 /// How long a turn lasts at least while others wait. It also lasts ten times as long as it took to come back to where the last one had ended.
 const TURN: Duration = Duration::from_secs(30);
@@ -30,13 +33,18 @@ const TURN: Duration = Duration::from_secs(30);
 const MANIFESTS: usize = 64;
 /// MiB for one of the current version, as stored and as parsed.
 const MANIFEST: usize = 4;
-/// Checks that ended before the end of their archive, and that the next check continues. One takes 2 MiB at most.
-const KEPT: usize = 3;
-/// How long after its beginning such a check is continued. Later, the archive is read from its beginning: what was read may be gone (S1).
+/// Checks that ended before the end of their archive, and that the next check continues: all that an outage of the store can end.
+const KEPT: usize = BEGUN.0;
+/// How long such a check is kept. Later, the archive is read from its beginning: what was read may have changed (S1). A check that is continued looks for
+/// every object again when it ends, and does not read it again, however long it takes.
 pub(super) const CONTINUED: Duration = Duration::from_secs(24 * 3600);
+/// Bytes of a check between its turns, or that is kept: headers of a tar that are not complete, and entries that wait for their frames.
+const UNFINISHED: usize = 2400 << 10;
+/// Most bytes of archives that are being read, of manifests, and of checks that are neither running nor at their end. See docs/memory.md.
+pub const MEMORY: [usize; 3] = [(SMALL.all + LARGE.0 * ONE_LARGE) << 20, MANIFESTS << 20, (BEGUN.0 + KEPT) * UNFINISHED];
 
-/// A check that has not reached the end: the digest of the manifest, what is left to read, and when it began.
-type Kept = (String, Reading<Nothing>, Instant);
+/// A check that has not reached the end: the digest of the manifest, and what is left to read.
+type Unfinished = (String, Reading<Nothing>);
 
 /// The archive that is to be read, and the MiB that its manifest may take.
 #[derive(Clone, Copy)]
@@ -54,8 +62,8 @@ pub(super) struct Reader {
     small: Turns,
     large: Turns,
     begun: Turns,
-    /// Checks that a failure of the store has ended.
-    kept: Arc<Mutex<VecDeque<Kept>>>,
+    /// Checks that a failure of the store has ended, and when.
+    kept: Arc<Mutex<VecDeque<(Unfinished, Instant)>>>,
 }
 
 impl Reader {
@@ -88,8 +96,8 @@ impl Reader {
             Err(other) => other,
             Ok(contents) if contents.large => {
                 let archive = &contents.archive;
-                let (stored, unpacked, objects) = (archive.stored_bytes(), archive.unpacked_bytes(), archive.objects());
-                let one_turn = stored <= ONE_TURN.0 && unpacked <= ONE_TURN.1 && objects <= ONE_TURN.2;
+                let (read, unpacked, objects) = (archive.read_bytes(), archive.unpacked_bytes(), archive.objects());
+                let one_turn = read <= ONE_TURN.0 && unpacked <= ONE_TURN.1 && objects <= ONE_TURN.2;
                 drop(contents);
                 self.in_turns(of, progress, one_turn).await
             }
@@ -100,43 +108,50 @@ impl Reader {
     /// A small archive.
     async fn at_once(&self, of: Wanted<'_>, progress: &Progress, contents: Contents) -> Verification {
         let size = BESIDES_CHUNKS + usize::try_from(contents.summary.bytes >> 20).unwrap_or(usize::MAX - BESIDES_CHUNKS);
-        if let Some(_turn) = self.small.try_take(&of.origin.namespace, of.uid, size) {
-            return self.read_back(contents, progress).await;
+        if let Some(turn) = self.small.try_take(&of.origin.namespace, of.uid, size) {
+            return self.in_one_turn(contents, progress, turn).await;
         }
         drop(contents);
-        let _turn = self.small.take(&of.origin.namespace, of.uid, size).await;
+        // Any number may wait, so nobody is turned away.
+        let Ok(turn) = self.small.take(&of.origin.namespace, of.uid, size).await else { return Verification::Running };
         match self.contents(of).await {
-            Ok(contents) => self.read_back(contents, progress).await,
+            Ok(contents) => self.in_one_turn(contents, progress, turn).await,
             Err(other) => other,
         }
     }
 
-    async fn read_back(&self, contents: Contents, progress: &Progress) -> Verification {
-        let mut reading = self.begin(&contents);
-        let result = self.go_on(contents, &mut reading, progress, || false).await;
-        self.ended(result.unwrap_or(Verification::Running), reading)
+    /// An archive that is read to its end, unless the store does not deliver it and another one waits.
+    async fn in_one_turn(&self, contents: Contents, progress: &Progress, turn: Turn) -> Verification {
+        let mut unfinished = begin(&contents);
+        let given_up = move |moment| moment == Moment::Stuck && turn.is_awaited();
+        self.go_on(contents, &mut unfinished, progress, given_up).await.unwrap_or(Verification::Running)
     }
 
     /// A large archive.
     async fn in_turns(&self, of: Wanted<'_>, progress: &Progress, one_turn: bool) -> Verification {
         let _begun = if one_turn { None } else { Some(self.begun.take(&of.origin.namespace, of.uid, 1).await) };
-        let mut paused: Option<Kept> = None;
+        let mut paused: Option<Unfinished> = None;
         loop {
-            let turn = self.large.take(&of.origin.namespace, of.uid, 1).await;
+            let Ok(turn) = self.large.take(&of.origin.namespace, of.uid, 1).await else { return Verification::Running };
             let contents = match self.contents(of).await {
                 Ok(contents) => contents,
-                Err(other) => return other,
+                Err(other) => return self.ended(other, paused),
             };
+            if one_turn {
+                return self.in_one_turn(contents, progress, turn).await;
+            }
             let digest = &contents.summary.manifest_digest;
-            let mut reading = paused.take().filter(|(of, ..)| of == digest).unwrap_or_else(|| self.begin(&contents));
+            let earlier = paused.take().filter(|(of, _)| of == digest).or_else(|| self.kept(digest));
+            // A store that fails every few hours must not keep a large archive from being verified (L8).
+            let mut unfinished = earlier.unwrap_or_else(|| begin(&contents));
             let (began, mut back) = (Instant::now(), None);
-            let awaited = move || {
+            let pause = move |moment| {
                 let back = *back.get_or_insert_with(|| began.elapsed());
-                !one_turn && began.elapsed() >= TURN.max(10 * back) && turn.as_ref().is_ok_and(Turn::is_awaited)
+                turn.is_awaited() && (moment == Moment::Stuck || began.elapsed() >= TURN.max(10 * back))
             };
-            match self.go_on(contents, &mut reading, progress, awaited).await {
-                Some(result) => return self.ended(result, reading),
-                None => paused = Some(reading),
+            match self.go_on(contents, &mut unfinished, progress, pause).await {
+                Some(result) => return self.ended(result, Some(unfinished)),
+                None => paused = Some(unfinished),
             }
         }
     }
@@ -144,36 +159,29 @@ impl Reader {
     async fn go_on(
         &self,
         contents: Contents,
-        (_, reading, _): &mut Kept,
+        (_, reading): &mut Unfinished,
         progress: &Progress,
-        pause: impl FnMut() -> bool + Send,
+        pause: impl FnMut(Moment) -> bool + Send,
     ) -> Option<Verification> {
         progress.reads(&reading.objects, contents.archive.objects());
         read_all(&self.store, contents, reading, pause).await
     }
 
-    /// Begins where an earlier check of the same manifest has ended: a store that fails every few hours must not keep a large archive from being
-    /// verified (L8).
-    fn begin(&self, contents: &Contents) -> Kept {
-        let digest = &contents.summary.manifest_digest;
-        let new = || (digest.clone(), Reading::new(&contents.archive, None, Nothing), Instant::now());
-        self.earlier(digest).unwrap_or_else(new)
-    }
-
-    fn earlier(&self, digest: &str) -> Option<Kept> {
+    /// The check of this manifest that has ended before its end.
+    fn kept(&self, digest: &str) -> Option<Unfinished> {
         let mut kept = self.kept.lock().ok()?;
-        kept.retain(|(_, _, began)| began.elapsed() < CONTINUED);
-        let found = kept.iter().position(|(of, ..)| of == digest)?;
-        kept.remove(found)
+        kept.retain(|(_, ended)| ended.elapsed() < CONTINUED);
+        let found = kept.iter().position(|((of, _), _)| of == digest)?;
+        kept.remove(found).map(|(unfinished, _)| unfinished)
     }
 
     /// Keeps what the next check can continue.
-    fn ended(&self, result: Verification, reading: Kept) -> Verification {
-        if !matches!(result, Verification::Valid(_))
-            && reading.1.can_continue()
+    fn ended(&self, result: Verification, unfinished: Option<Unfinished>) -> Verification {
+        let to_keep = unfinished.filter(|(_, reading)| !matches!(result, Verification::Valid(_)) && reading.can_continue());
+        if let Some(unfinished) = to_keep
             && let Ok(mut kept) = self.kept.lock()
         {
-            kept.push_back(reading);
+            kept.push_back((unfinished, Instant::now()));
             while kept.len() > KEPT {
                 kept.pop_front();
             }
@@ -197,4 +205,8 @@ impl Reader {
         let _turn = self.manifests.take(&of.origin.namespace, of.uid, of.manifest).await;
         of_deletion(&self.store, of.uid, of.origin).await
     }
+}
+
+fn begin(contents: &Contents) -> Unfinished {
+    (contents.summary.manifest_digest.clone(), Reading::new(&contents.archive, None, Nothing))
 }

@@ -11,6 +11,7 @@ mod operators;
 mod pace;
 mod requests;
 mod rights;
+mod root_classes;
 mod tenants;
 
 use std::process::ExitCode;
@@ -33,8 +34,9 @@ const LIMIT: Duration = Duration::from_secs(420);
 async fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let names = Names::asked();
-    let shared = names.chosen([deletion::all(), archives::all(), tenants::all(), rights::all(), machine_keys::all()]);
-    let serial = names.chosen([disruption::all(), requests::all(), pace::all()]);
+    let shared =
+        names.chosen([deletion::all(), archives::all(), tenants::all(), rights::all(), machine_keys::all(), root_classes::shared()]);
+    let serial = names.chosen([disruption::all(), root_classes::serial(), requests::all(), pace::all()]);
     if let Some(obstacle) = xtask::node::obstacle() {
         let why = format!("no real node can run here: {obstacle}");
         return scenarios::skipped(shared.iter().chain(&serial).map(|(name, _)| *name), &why);

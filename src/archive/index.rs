@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -19,7 +18,7 @@ use super::store::{Store, StoreError};
 const AHEAD: usize = 16;
 /// How long one object is requested again after its first failure while the store is unavailable. The objects before it are not read again.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// How long a chunk keeps failing before a reader that others wait for gives it up.
+/// How long one object is requested again when others wait for the turn of its reader.
 const STUCK: Duration = Duration::from_secs(30);
 /// Longest pause between two requests for one object.
 const PAUSE: Duration = Duration::from_secs(20);
@@ -27,48 +26,23 @@ const PAUSE: Duration = Duration::from_secs(20);
 /// Most pieces of a list that is nested: a pod that is not trusted must not cause any number of requests with one manifest.
 const PIECES: usize = 4_000_000;
 
-/// Since when requests for an object are repeated, and why.
-#[derive(Clone, Default)]
-struct Failing(Arc<Mutex<Option<(Instant, String)>>>);
-
-impl Failing {
-    /// Why, if they have been for this long.
-    fn for_long(&self, long: Duration) -> Option<String> {
-        let failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        failing.as_ref().filter(|(since, _)| since.elapsed() >= long).map(|(_, why)| why.clone())
-    }
-
-    /// Notes a failure, and returns since when there have been some.
-    fn note(&self, why: &StoreError) -> Instant {
-        let mut failing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = failing.take().map_or_else(Instant::now, |(since, _)| since);
-        *failing = Some((since, why.to_string()));
-        since
-    }
-
-    fn end(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
 /// Reads an object and checks that its bytes have the digest in its name. A store that is unavailable for some time does not end the read,
 /// and wrong bytes are read a second time: some stores deliver them once.
 ///
 /// # Errors
 /// [`StoreError::Corrupt`] when the bytes do not have the digest, or the object has another size.
 pub async fn blob(store: &Store, uid: &str, chunk: &Chunk) -> Result<Vec<u8>, StoreError> {
-    watched(store, uid, chunk, &Failing::default()).await
-}
-
-/// The same, and notes what fails.
-async fn watched(store: &Store, uid: &str, chunk: &Chunk, failing: &Failing) -> Result<Vec<u8>, StoreError> {
     if !chunk.is_valid() {
         return Err(corrupt(format_args!("it names {:?} of {} bytes, which cannot be a chunk", chunk.digest, chunk.size)));
     }
-    let (mut pause, mut wrong) = (Duration::from_secs(1), false);
+    let (mut since, mut pause, mut wrong) = (None, Duration::from_secs(1), false);
     loop {
         match copies::read(store, uid, chunk).await {
-            Err(error @ StoreError::Unavailable(_)) if failing.note(&error).elapsed() + pause < PATIENCE => {
+            Err(error @ StoreError::Unavailable(_)) => {
+                let failing = since.get_or_insert_with(Instant::now).elapsed() + pause;
+                if failing >= PATIENCE || (failing >= STUCK && store.is_wanted_by_others()) {
+                    return Err(error);
+                }
                 tracing::info!(uid, digest = chunk.digest, %error, "an object of an archive cannot be read; retrying");
                 tokio::time::sleep(pause).await;
                 pause = (2 * pause).min(PAUSE);
@@ -77,10 +51,7 @@ async fn watched(store: &Store, uid: &str, chunk: &Chunk, failing: &Failing) -> 
                 tracing::info!(uid, digest = chunk.digest, %error, "an object of an archive has wrong bytes; reading it again");
                 wrong = true;
             }
-            read => {
-                failing.end();
-                return read;
-            }
+            read => return read,
         }
     }
 }
@@ -211,20 +182,6 @@ impl<T: DeserializeOwned> Lines<T> {
     }
 }
 
-/// Waits for a chunk, and gives it up as [`Chunks::next_unless`] says.
-async fn unless(mut read: Ahead, failing: &Failing, mut give_up: impl FnMut() -> bool) -> Result<Vec<u8>, StoreError> {
-    loop {
-        match tokio::time::timeout(PAUSE, &mut read).await {
-            Ok(read) => return read.map_err(|e| StoreError::Unavailable(e.to_string()))?,
-            Err(_) => {
-                if let Some(why) = failing.for_long(STUCK).filter(|_| give_up()) {
-                    return Err(StoreError::Unavailable(why));
-                }
-            }
-        }
-    }
-}
-
 /// A chunk that is being read.
 type Ahead = AbortOnDropHandle<Result<Vec<u8>, StoreError>>;
 
@@ -234,7 +191,7 @@ pub struct Chunks {
     range: Range<u64>,
     /// Bytes of the chunks so far.
     offset: u64,
-    ahead: VecDeque<(Range<u64>, Ahead, Failing)>,
+    ahead: VecDeque<(Range<u64>, Ahead)>,
     /// Most of them.
     most: usize,
 }
@@ -256,14 +213,6 @@ impl Chunks {
     /// # Errors
     /// When the store does not answer, or a chunk is damaged or missing.
     pub async fn next(&mut self) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
-        self.next_unless(|| false).await
-    }
-
-    /// The same, except that a chunk which the store has failed to deliver for [`STUCK`] is given up when `give_up` says so.
-    ///
-    /// # Errors
-    /// As [`Chunks::next`].
-    pub async fn next_unless(&mut self, give_up: impl FnMut() -> bool) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
         while self.has_room() && self.offset < self.range.end {
             let Some(chunk) = self.lines.next().await? else {
                 return Err(corrupt("its chunks have fewer bytes than the manifest says"));
@@ -272,14 +221,12 @@ impl Chunks {
             self.offset = to;
             if to > self.range.start {
                 let (store, uid) = (self.lines.pieces.store.clone(), self.lines.pieces.uid.clone());
-                let failing = Failing::default();
-                let noted = failing.clone();
-                let read = tokio::spawn(async move { watched(&store, &uid, &chunk, &noted).await });
-                self.ahead.push_back((from..to, AbortOnDropHandle::new(read), failing));
+                let read = tokio::spawn(async move { blob(&store, &uid, &chunk).await });
+                self.ahead.push_back((from..to, AbortOnDropHandle::new(read)));
             }
         }
-        let Some((Range { start: from, .. }, read, failing)) = self.ahead.pop_front() else { return Ok(None) };
-        let mut bytes = unless(read, &failing, give_up).await?;
+        let Some((Range { start: from, .. }, read)) = self.ahead.pop_front() else { return Ok(None) };
+        let mut bytes = read.await.map_err(|e| StoreError::Unavailable(e.to_string()))??;
         let within = |place: u64| usize::try_from(place.saturating_sub(from)).unwrap_or(usize::MAX);
         bytes.truncate(within(self.range.end));
         let skip = within(self.range.start).min(bytes.len());
@@ -289,7 +236,7 @@ impl Chunks {
 
     /// Whether another chunk may be read ahead.
     fn has_room(&self) -> bool {
-        let bytes: u64 = self.ahead.iter().map(|(range, ..)| range.end - range.start).sum();
+        let bytes: u64 = self.ahead.iter().map(|(range, _)| range.end - range.start).sum();
         self.ahead.len() < self.most && bytes <= CHUNK as u64
     }
 

@@ -44,17 +44,8 @@ pub enum ReadError {
 /// When something is missing, damaged, or not what the index says. What the sink received before must then not be trusted.
 pub async fn read<S: Sink>(store: &Store, archive: &Archive, one: Option<Entry>, sink: S) -> Result<S, ReadError> {
     let mut reading = Reading::new(archive, one, sink);
-    reading.run(store, archive, |_| false).await?;
+    reading.run(store, archive, || false).await?;
     reading.checked.map_or_else(|| Err(not_as_listed().into()), |checker| Ok(checker.sink))
-}
-
-/// When a read may be paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moment {
-    /// After an object.
-    Between,
-    /// The store fails to deliver an object, and has done so for a while.
-    Stuck,
 }
 
 /// A read of an archive, or of one entry, that continues where it was after the store has failed. What was read before is not read again.
@@ -104,11 +95,11 @@ impl<S: Sink> Reading<S> {
         self.begun > 0 && self.checked.is_some()
     }
 
-    /// Reads what is left, until `pause` says so. Returns whether everything was read. An archive of version 1 is read in one go.
+    /// Reads what is left, until `pause` says so: it is asked after each chunk. Returns whether everything was read. An archive of version 1 is read in one go.
     ///
     /// # Errors
-    /// As [`read`]; also where `pause` says so of a chunk that the store does not deliver.
-    pub async fn run(&mut self, store: &Store, archive: &Archive, pause: impl FnMut(Moment) -> bool + Send) -> Result<bool, ReadError> {
+    /// As [`read`].
+    pub async fn run(&mut self, store: &Store, archive: &Archive, pause: impl FnMut() -> bool + Send) -> Result<bool, ReadError> {
         match archive {
             Archive::Old(manifest) => {
                 let mut entries = self.one.clone().map_or_else(|| archive.entries(store), |entry| Entries::One(Some(entry)));
@@ -129,7 +120,7 @@ impl<S: Sink> Reading<S> {
         store: &Store,
         manifest: &Manifest,
         archive: &Archive,
-        mut pause: impl FnMut(Moment) -> bool + Send,
+        mut pause: impl FnMut() -> bool + Send,
     ) -> Result<bool, ReadError> {
         let whole = self.one.is_none();
         let range = self.one.as_ref().map_or(0..manifest.stored_bytes, |entry| entry.offset..entry.offset.saturating_add(entry.size));
@@ -141,13 +132,13 @@ impl<S: Sink> Reading<S> {
         let read_before = self.at;
         let mut chunks = Chunks::new(store, manifest, read_before..range.end);
         let mut next = entries.next().await?;
-        while let Some((at, bytes)) = chunks.next_unless(|| pause(Moment::Stuck)).await? {
+        while let Some((at, bytes)) = chunks.next().await? {
             if at != self.at {
                 return Err(not_as_listed().into());
             }
             self.chunk(Bytes::from(bytes), &mut entries, &mut next).await?;
             self.objects.fetch_add(1, Ordering::Relaxed);
-            if pause(Moment::Between) {
+            if pause() {
                 return Ok(false);
             }
         }
@@ -172,7 +163,7 @@ impl<S: Sink> Reading<S> {
     ///
     /// # Errors
     /// When it is missing, damaged, or lists another number of losses than the manifest says.
-    pub async fn problems(&mut self, store: &Store, archive: &Archive, mut pause: impl FnMut(Moment) -> bool) -> Result<bool, StoreError> {
+    pub async fn problems(&mut self, store: &Store, archive: &Archive, mut pause: impl FnMut() -> bool) -> Result<bool, StoreError> {
         let Archive::New(manifest) = archive else { return Ok(true) };
         let (pieces, mut lines, mut lost) = self.problems;
         let mut problems = Lines::<Problem>::after(store, &manifest.computer.uid, &manifest.problems, (pieces, lines)).await?;
@@ -180,7 +171,7 @@ impl<S: Sink> Reading<S> {
             (lines, lost) = (lines + 1, lost + u64::from(problem.kind.lost()));
             if let Some(pieces) = problems.between_pieces() {
                 self.problems = (pieces, lines, lost);
-                if pause(Moment::Between) {
+                if pause() {
                     return Ok(false);
                 }
             }

@@ -21,6 +21,7 @@ use crate::guards::{self, Guard};
 
 mod bucket;
 pub mod leftovers;
+mod others;
 mod space;
 
 pub use space::Space;
@@ -79,6 +80,8 @@ pub struct Store {
     idle: Idle,
     /// Why nothing may be written now: see [`Store::refuse_writes`].
     refused: Arc<Mutex<Option<String>>>,
+    /// See [`Store::shared_with`].
+    others: others::Others,
 }
 
 impl Store {
@@ -128,7 +131,7 @@ impl Store {
     }
 
     fn at(inner: Arc<dyn ObjectStore>, place: Place, idle: Idle) -> Self {
-        Self { inner, place, idle, refused: Arc::default() }
+        Self { inner, place, idle, refused: Arc::default(), others: others::Others::default() }
     }
 
     /// Refuses every write with this reason, until it is called with `None`. S7 rests on a store that does not overwrite, so nothing is

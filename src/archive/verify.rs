@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::opened::Archive;
-use super::reading::{Moment, ReadError, Reading};
+use super::reading::{ReadError, Reading};
 use super::store::{Store, StoreError};
 use super::tar_scan::Sink;
 use super::{later_manifest_key, manifest_key};
@@ -207,7 +207,7 @@ pub async fn verify(store: &Store, uid: &str) -> Verification {
     match newest {
         Ok(contents) => {
             let mut reading = Reading::new(&contents.archive, None, Nothing);
-            read_all(store, contents, &mut reading, |_| false).await.unwrap_or(Verification::Running)
+            read_all(store, contents, &mut reading, || false).await.unwrap_or(Verification::Running)
         }
         Err(other) => other,
     }
@@ -265,12 +265,12 @@ async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) 
     Ok(Contents { summary, large: archive.is_large(), archive })
 }
 
-/// Reads what is left, until `pause` says so. `None`: it did.
+/// Reads what is left, until `pause` says so after an object. `None`: it did.
 async fn read_all(
     store: &Store,
     contents: Contents,
     reading: &mut Reading<Nothing>,
-    mut pause: impl FnMut(Moment) -> bool + Send,
+    mut pause: impl FnMut() -> bool + Send,
 ) -> Option<Verification> {
     if !guards::on(Guard::ReadBack) {
         return Some(Verification::Valid(contents.summary));

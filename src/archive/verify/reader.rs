@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::progress::Progress;
 use super::{Contents, Nothing, Origin, Verification, of_deletion, read_all};
 use crate::archive::manifest::MAX_BYTES;
-use crate::archive::reading::{Moment, Reading};
+use crate::archive::reading::Reading;
 use crate::archive::store::{Store, StoreError};
 use crate::archive::turns::{Bounds, Busy, Turn, Turns};
 
@@ -123,8 +123,7 @@ impl Reader {
     /// An archive that is read to its end, unless the store does not deliver it and another one waits.
     async fn in_one_turn(&self, contents: Contents, progress: &Progress, turn: Turn) -> Verification {
         let mut unfinished = begin(&contents);
-        let given_up = move |moment| moment == Moment::Stuck && turn.is_awaited();
-        self.go_on(contents, &mut unfinished, progress, given_up).await.unwrap_or(Verification::Running)
+        self.go_on(contents, &mut unfinished, progress, &Arc::new(turn), || false).await.unwrap_or(Verification::Running)
     }
 
     /// A large archive.
@@ -144,12 +143,12 @@ impl Reader {
             let earlier = paused.take().filter(|(of, _)| of == digest).or_else(|| self.kept(digest));
             // A store that fails every few hours must not keep a large archive from being verified (L8).
             let mut unfinished = earlier.unwrap_or_else(|| begin(&contents));
-            let (began, mut back) = (Instant::now(), None);
-            let pause = move |moment| {
+            let (turn, began, mut back) = (Arc::new(turn), Instant::now(), None);
+            let pause = || {
                 let back = *back.get_or_insert_with(|| began.elapsed());
-                turn.is_awaited() && (moment == Moment::Stuck || began.elapsed() >= TURN.max(10 * back))
+                began.elapsed() >= TURN.max(10 * back) && turn.is_awaited()
             };
-            match self.go_on(contents, &mut unfinished, progress, pause).await {
+            match self.go_on(contents, &mut unfinished, progress, &turn, pause).await {
                 Some(result) => return self.ended(result, Some(unfinished)),
                 None => paused = Some(unfinished),
             }
@@ -161,10 +160,14 @@ impl Reader {
         contents: Contents,
         (_, reading): &mut Unfinished,
         progress: &Progress,
-        pause: impl FnMut(Moment) -> bool + Send,
+        turn: &Arc<Turn>,
+        pause: impl FnMut() -> bool + Send,
     ) -> Option<Verification> {
         progress.reads(&reading.objects, contents.archive.objects());
-        read_all(&self.store, contents, reading, pause).await
+        // What is read ahead must not prolong the turn.
+        let turn = Arc::downgrade(turn);
+        let store = self.store.shared_with(move || turn.upgrade().is_some_and(|turn| turn.is_awaited()));
+        read_all(&store, contents, reading, pause).await
     }
 
     /// The check of this manifest that has ended before its end.

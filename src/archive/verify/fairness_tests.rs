@@ -46,7 +46,9 @@ async fn a_large_archive_gives_its_place_up_and_continues_where_it_was() {
     let uids = ["one", "two", "three"];
     let (test, verifier, mut ended, all) = checked(6_000_000, &uids).await;
     assert!(all > 1000, "{all} chunks");
-    uids.iter().for_each(|uid| assert_eq!(check(&verifier, uid), Verification::Running));
+    for uid in uids {
+        assert_eq!(check(&verifier, uid), Verification::Running);
+    }
     tokio::time::sleep(Duration::from_secs(50)).await;
     let read = uids.map(|uid| verifier.progress(uid).map(|read| read.read));
     assert!(read.iter().all(Option::is_some) && ended.try_recv().is_err(), "{read:?} of {all}");
@@ -61,7 +63,9 @@ async fn a_large_archive_gives_its_place_up_and_continues_where_it_was() {
 async fn after_an_outage_every_check_continues_where_it_was() {
     let uids = ["one", "two", "three", "four", "five"];
     let (test, verifier, mut ended, all) = checked(6_000_000, &uids).await;
-    uids.iter().for_each(|uid| assert_eq!(check(&verifier, uid), Verification::Running));
+    for uid in uids {
+        assert_eq!(check(&verifier, uid), Verification::Running);
+    }
     tokio::time::sleep(Duration::from_secs(70)).await;
     let read = uids.map(|uid| verifier.progress(uid).map_or(0, |read| read.read));
     assert!(read.iter().all(|read| *read > 100) && ended.try_recv().is_err(), "{read:?} of {all}");
@@ -81,7 +85,9 @@ async fn what_the_store_does_not_deliver_is_given_up_for_others() {
         let (test, verifier, mut ended, all) = checked(bytes, &uids).await;
         assert_eq!(all > 256, large, "{all} chunks");
         test.fail(|key| key.contains("stuck") && key.contains("chunks/a"));
-        stuck.iter().for_each(|uid| assert_eq!(check(&verifier, uid), Verification::Running));
+        for uid in &stuck {
+            assert_eq!(check(&verifier, uid), Verification::Running);
+        }
         tokio::time::sleep(Duration::from_secs(100)).await;
         let began = Instant::now();
         assert_eq!(check(&verifier, "other"), Verification::Running);

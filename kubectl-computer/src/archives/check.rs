@@ -41,7 +41,7 @@ enum Of {
     Tar(Box<zstd::stream::write::Decoder<'static, Tally>>),
 }
 
-/// A comparison under way.
+/// A comparison that has begun.
 pub struct Check<'a> {
     expected: &'a Expected,
     passed: u64,

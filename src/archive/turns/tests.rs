@@ -178,8 +178,8 @@ async fn nobody_saves_what_a_bound_withheld() {
     for n in 0..20 {
         wait("a", n);
     }
-    // Only a can be served beside the first b.
-    sleep(10 * TURN).await;
+    // Only a can be served beside the first b. In the middle of a turn, so that the next to be served is b.
+    sleep(10 * TURN + TURN / 2).await;
     assert!(order.lock().unwrap().iter().all(|name| *name == "a"), "{order:?}");
     order.lock().unwrap().clear();
     drop(held);

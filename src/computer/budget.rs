@@ -52,6 +52,11 @@ impl Turns {
         *times = (*times + 1).min(DOUBLINGS);
     }
 
+    /// Whether the last reconcile exceeded its limits.
+    pub fn exceeded(&self, uid: &str) -> bool {
+        self.all().contains_key(uid)
+    }
+
     /// The reconcile ended within its limits, or the computer is gone.
     pub fn reset(&self, uid: &str) {
         self.all().remove(uid);
@@ -72,7 +77,8 @@ mod tests {
         (0..100).for_each(|_| turns.ran_out("a"));
         let turn = turns.begin("a");
         assert!(!turn.over(959) && turn.over(960));
+        assert!(turns.exceeded("a"));
         turns.reset("a");
-        assert!(turns.begin("a").over(60));
+        assert!(!turns.exceeded("a") && turns.begin("a").over(60));
     }
 }

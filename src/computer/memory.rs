@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::action::{Fact, Subject};
 use super::budget::Turns;
@@ -20,6 +20,7 @@ use super::metrics::Metrics;
 use super::report::Report;
 use super::status::Written;
 use super::view::View;
+use super::waiting::Waiting;
 use crate::guards::{self, Guard};
 use crate::resources::steps::{DeletionStep, StepResult};
 use crate::resources::{ComputerRecord, StepOutcome};
@@ -36,6 +37,8 @@ pub struct Memory {
     pub latest: Latest,
     /// The last statuses.
     pub written: Written,
+    /// What reconciles that wait were based on.
+    pub waiting: Waiting,
     /// Reconciles that exceeded their budget.
     pub turns: Turns,
     /// When the Secrets of keys are checked.
@@ -50,17 +53,19 @@ impl Memory {
     /// Empty; the jitter of its backoff comes from the sources.
     pub fn new(sources: &Sources, events: Events, metrics: Arc<Metrics>) -> Self {
         let backoff = || Backoff::with_seed(u64::from_le_bytes(sources.bytes()));
-        let (latest, written, turns, keys) = (Latest::default(), Written::default(), Turns::default(), KeyChecks::default());
-        Self { backoff: backoff(), unwritten: backoff(), latest, written, turns, keys, events, metrics }
+        let (latest, written, waiting) = (Latest::default(), Written::default(), Waiting::default());
+        let (turns, keys) = (Turns::default(), KeyChecks::default());
+        Self { backoff: backoff(), unwritten: backoff(), latest, written, waiting, turns, keys, events, metrics }
     }
 
     /// The computer is gone, or nothing is left to do for it. Names every field, so that a new one cannot be left out.
     pub fn forget(&self, uid: &str) {
-        let Self { backoff, unwritten, latest, written, turns, keys, events, metrics } = self;
+        let Self { backoff, unwritten, latest, written, waiting, turns, keys, events, metrics } = self;
         backoff.reset(uid);
         unwritten.reset(uid);
         latest.forget(uid);
         written.forget(uid);
+        waiting.forget(uid);
         turns.reset(uid);
         keys.forget(uid);
         events.forget(uid);
@@ -70,8 +75,12 @@ impl Memory {
     /// All of it, as text. Names every field, too.
     #[cfg(test)]
     pub fn text(&self) -> String {
-        let Self { backoff, unwritten, latest, written, turns, keys, events, metrics } = self;
-        format!("{backoff:?} {unwritten:?} {latest:?} {written:?} {turns:?} {keys:?} {} {}", events.remembered(), metrics.remembered())
+        let Self { backoff, unwritten, latest, written, waiting, turns, keys, events, metrics } = self;
+        format!(
+            "{backoff:?} {unwritten:?} {latest:?} {written:?} {waiting:?} {turns:?} {keys:?} {} {}",
+            events.remembered(),
+            metrics.remembered()
+        )
     }
 }
 
@@ -87,6 +96,9 @@ struct Known {
     passed: Option<Passed>,
     /// When the Computer was deleted.
     deleted: Option<Time>,
+    /// A live read has found no Computer with this UID. No other object ever gets that UID.
+    gone: bool,
+    /// Its children that are being deleted.
     deleting: Vec<(Subject, Fact)>,
 }
 
@@ -96,6 +108,20 @@ struct Passed {
     version: Option<String>,
     steps: BTreeMap<DeletionStep, StepOutcome>,
     times: BTreeMap<DeletionStep, Timestamp>,
+}
+
+impl Known {
+    /// Replaces what a stale cache shows of the Computer and of children that are being deleted.
+    fn replace_older(&self, view: &mut View) {
+        if let (Some(cached), Some(at)) = (&mut view.computer, &self.deleted) {
+            cached.metadata.deletion_timestamp.get_or_insert_with(|| at.clone());
+        }
+        for (subject, known) in &self.deleting {
+            if let Some(cached) = view.facts.get_mut(subject).filter(|cached| is_older(cached, known)) {
+                *cached = known.clone();
+            }
+        }
+    }
 }
 
 impl Latest {
@@ -116,7 +142,7 @@ impl Latest {
         let mut all = self.all();
         let known = all.entry(view.uid.clone()).or_default();
         // What is being deleted stays so until it is gone. It is kept until no cache shows it any more.
-        let deleting = view.facts.iter().filter(|(_, fact)| identity(fact).is_some_and(|(_, deleting)| deleting));
+        let deleting = view.facts.iter().filter(|(_, fact)| metadata(fact).is_some_and(|m| m.deletion_timestamp.is_some()));
         known.deleting = deleting.map(|(subject, fact)| (subject.clone(), fact.clone())).collect();
         known.deleted = view.computer.as_ref().and_then(|c| c.metadata.deletion_timestamp.clone()).or(known.deleted.take());
         // A reconcile that failed before its plan has seen nothing. What is known stays known, or a deadline would begin again.
@@ -142,20 +168,29 @@ impl Latest {
                 cached.clone_from(newest);
             }
         }
-        if let (Some(cached), Some(at)) = (&mut view.computer, &known.deleted) {
-            cached.metadata.deletion_timestamp.get_or_insert_with(|| at.clone());
-        }
-        for (subject, known) in &known.deleting {
-            let cached = view.facts.get_mut(subject);
-            if let Some(cached) = cached.filter(|c| identity(c) == identity(known).map(|(uid, _)| (uid, false))) {
-                *cached = known.clone();
-            }
-        }
+        known.replace_older(view);
         let current = view.record.as_ref().and_then(|r| r.metadata.resource_version.as_ref());
         if let Some(passed) = known.passed.as_ref().filter(|p| p.version.as_ref() == current) {
             view.passed.clone_from(&passed.steps);
             view.times.clone_from(&passed.times);
         }
+    }
+
+    /// What the caches will show of a view once [`Latest::freshen`] has seen it.
+    pub fn shown_as(&self, view: &mut View) {
+        if let Some(known) = self.all().get(&view.uid) {
+            known.replace_older(view);
+        }
+    }
+
+    /// A live read has found no Computer with this UID.
+    pub fn note_gone(&self, uid: &str) {
+        self.all().entry(uid.to_owned()).or_default().gone = true;
+    }
+
+    /// Whether a live read has found no Computer with this UID. It stays gone: no other object ever gets its UID.
+    pub fn is_gone(&self, uid: &str) -> bool {
+        self.all().get(uid).is_some_and(|known| known.gone)
     }
 
     /// Forgets a computer.
@@ -164,14 +199,21 @@ impl Latest {
     }
 }
 
-/// UID of a pod or a claim, and whether it is being deleted.
-fn identity(fact: &Fact) -> Option<(&str, bool)> {
-    let metadata = match fact {
-        Fact::Pod(pod) => &pod.metadata,
-        Fact::Claim(claim) => &claim.metadata,
-        _ => return None,
-    };
-    Some((metadata.uid.as_deref()?, metadata.deletion_timestamp.is_some()))
+/// The metadata of a pod or a claim.
+fn metadata(fact: &Fact) -> Option<&ObjectMeta> {
+    match fact {
+        Fact::Pod(pod) => Some(&pod.metadata),
+        Fact::Claim(claim) => Some(&claim.metadata),
+        _ => None,
+    }
+}
+
+/// Whether a cache shows an earlier version of an object that is known to be being deleted.
+fn is_older(cached: &Fact, known: &Fact) -> bool {
+    let (Some(cached), Some(known)) = (metadata(cached), metadata(known)) else { return false };
+    let number = |metadata: &ObjectMeta| metadata.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
+    let older = number(cached).zip(number(known)).is_some_and(|(cached, known)| cached < known);
+    cached.uid == known.uid && (cached.deletion_timestamp.is_none() || older)
 }
 
 /// Versions of one object grow. A resourceVersion that is not a number counts as the newest, so that the cache wins.

@@ -35,3 +35,4 @@ pub mod sweep;
 pub mod time_to_live;
 pub mod view;
 pub mod view_digest;
+pub mod waiting;

@@ -20,6 +20,7 @@ use super::plan::plan;
 use super::report::{Next, Plan, Report};
 use super::status::{self, Written};
 use super::view::View;
+use super::waiting::{self, Basis};
 use super::{overrides, view_digest};
 use crate::guards::{self, Guard};
 use crate::resources::conditions::types;
@@ -62,6 +63,8 @@ pub struct Reconciler {
 enum Published {
     /// It is up to date, or there is no Computer.
     UpToDate,
+    /// It was written: the version of the Computer after that.
+    Written(Option<String>),
     /// The same status was written a moment ago and is not repeated yet.
     Later,
     /// The write failed.
@@ -81,27 +84,56 @@ impl Reconciler {
     }
 
     async fn pass(&self, uid: &str, mut view: View) -> Option<Duration> {
-        self.memory.latest.freshen(&mut view);
-        view.key_check_in = Some(self.memory.keys.left(uid));
-        view.failures = self.memory.backoff.count(uid);
         if view.only_expiry_left() {
             self.memory.forget(uid);
             return self.expire(&view).await;
+        }
+        self.memory.latest.freshen(&mut view);
+        view.key_check_in = Some(self.memory.keys.left(uid));
+        view.failures = self.memory.backoff.count(uid);
+        // The cache is stale, so what is known of the computer is still needed.
+        if view.only_expiry_left() {
+            return self.expire(&view).await;
+        }
+        if let Some(left) = self.memory.waiting.left(&view) {
+            return left;
         }
         let seen = view_digest::digest(&view);
         if let Some(left) = self.paused(uid, view_digest::with_record(seen, &view)) {
             return Some(left);
         }
+        self.memory.waiting.forget(uid);
+        let start = view.clone();
         let (plan, error) = self.drive(&mut view).await;
         if self.stop.is_cancelled() {
             // The next leader continues from the record.
             return None;
         }
-        self.conclude(&view, plan, error, seen).await
+        // The end of a check of the archive shows nowhere, and may come at any moment.
+        let waits = error.is_none() && !plan.report.checking && !self.memory.turns.exceeded(uid);
+        let (after, published) = self.conclude(&view, plan, error, seen).await;
+        if waits {
+            self.wait(start, &view, published, after);
+        }
+        after
     }
 
-    /// Remembers, shows and counts the result. Returns when to reconcile again without an event.
-    async fn conclude(&self, view: &View, mut plan: Plan, error: Option<Error>, seen: u64) -> Option<Duration> {
+    /// Remembers what a reconcile that waits was based on, and what the caches will show of its own writes.
+    fn wait(&self, mut start: View, view: &View, published: Published, after: Option<Duration>) {
+        let basis = match published {
+            Published::UpToDate => Basis::until(after),
+            Published::Written(version) => Basis::until(after).with_version(version),
+            Published::Later | Published::Failed(_) => return,
+        };
+        start.record.clone_from(&view.record);
+        let basis = basis.with(&start).with_version(waiting::version(view));
+        // The same once this process knows that children are being deleted.
+        self.memory.latest.shown_as(&mut start);
+        self.memory.waiting.note(&view.uid, basis.with(&start));
+    }
+
+    /// Remembers, shows and counts the result. Returns when to reconcile again without an event, and what became of the status.
+    async fn conclude(&self, view: &View, mut plan: Plan, error: Option<Error>, seen: u64) -> (Option<Duration>, Published) {
         let uid = view.uid.as_str();
         if let Some(step) = plan.report.current {
             Span::current().record("step", step.id());
@@ -115,12 +147,12 @@ impl Reconciler {
         overrides::acknowledge(&self.client, view).await;
         self.memory.metrics.observe(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref(), blocked_for(view));
         if error.is_none() && quiet(view, &plan.report) {
-            return after(&plan.next);
+            return (after(&plan.next), Published::UpToDate);
         }
         let published = self.publish(view, &plan.report).await;
         self.memory.events.of_record(view, &plan.report).await;
         let next = self.next_run(uid, &plan, error, view_digest::with_record(seen, view));
-        [next, self.retry_publish(uid, published)].into_iter().flatten().min()
+        ([next, self.retry_publish(uid, &published)].into_iter().flatten().min(), published)
     }
 
     /// The rest of the backoff after a failure. The retry of a failed status write ends it early, because the status says what the
@@ -133,8 +165,10 @@ impl Reconciler {
         self.memory.unwritten.left(uid, 0).map(|owed| owed.min(left))
     }
 
-    /// The archive store has finished what a reconcile of this computer was waiting for. No watch shows that, so it ends the backoff.
+    /// The archive store has finished what a reconcile of this computer was waiting for. No watch shows that, so it ends the wait and the
+    /// backoff.
     pub fn store_answered(&self, uid: &str) {
+        self.memory.waiting.forget(uid);
         self.memory.backoff.wake(uid);
     }
 
@@ -230,9 +264,12 @@ impl Reconciler {
         if !guards::on(Guard::LiveAbsence) {
             return Ok(());
         }
-        if view.computer.is_none() {
+        if view.computer.is_none() && !self.memory.latest.is_gone(&view.uid) {
             let effect = self.applier.apply(Action::ReadComputer, view).await?;
             view.absorb(effect);
+            if view.computer.is_none() {
+                self.memory.latest.note_gone(&view.uid);
+            }
         }
         if view.record.is_none() {
             view.record = self.applier.find_record(&view.uid).await?;
@@ -255,10 +292,10 @@ impl Reconciler {
         }
         let api: Api<Computer> = Api::namespaced(self.client.clone(), &view.namespace);
         match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
-            Ok(_) => {
+            Ok(written) => {
                 self.memory.written.note(&view.uid, &new);
                 self.memory.events.of_steps(view, computer, report).await;
-                Published::UpToDate
+                Published::Written(written.metadata.resource_version)
             }
             Err(error) if classify(&error) == ErrorClass::NotFound => Published::UpToDate,
             Err(error) => Published::Failed(error),
@@ -266,15 +303,15 @@ impl Reconciler {
     }
 
     /// When to write the status again.
-    fn retry_publish(&self, uid: &str, published: Published) -> Option<Duration> {
+    fn retry_publish(&self, uid: &str, published: &Published) -> Option<Duration> {
         match published {
-            Published::UpToDate => {
+            Published::UpToDate | Published::Written(_) => {
                 self.memory.unwritten.reset(uid);
                 None
             }
             Published::Later => Some(Written::PAUSE),
             Published::Failed(error) => {
-                let (class, before) = (classify(&error), self.memory.unwritten.count(uid));
+                let (class, before) = (classify(error), self.memory.unwritten.count(uid));
                 let after = self.memory.unwritten.failed_up_to(UNWRITTEN, uid, 0, error.retry_after());
                 // The first time, the cache may be stale: the Computer is gone, or another one has its name.
                 if matches!(class, ErrorClass::Conflict | ErrorClass::Invalid) && before == 0 {

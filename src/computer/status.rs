@@ -17,7 +17,7 @@ use crate::guards::{self, Guard};
 use crate::resources::conditions::{self, types};
 use crate::resources::reasons::Reason;
 use crate::resources::steps::CurrentStep;
-use crate::resources::{Computer, ComputerStatus, Step, StepStatus};
+use crate::resources::{Computer, ComputerStatus, Phase, Step, StepStatus};
 use crate::runtime::patch;
 
 /// The status for a report; times of unchanged steps and conditions are kept. A report without steps (a read before the plan
@@ -158,12 +158,24 @@ fn whole_seconds(time: Timestamp) -> Timestamp {
 
 /// Patch that replaces the status of this UID. `None`: nothing to write.
 pub fn patch(computer: &Computer, status: &ComputerStatus) -> Option<json_patch::Patch> {
-    if computer.status.as_ref() == Some(status) {
+    if computer.status.as_ref().is_some_and(|old| old == status || differs_in_pod_times_only(old, status)) {
         return None;
     }
     let fence = guards::on(Guard::StatusFence).then(|| patch::same_uid(&computer.metadata));
     let write = patch::add(["status"], json!(status));
     Some(json_patch::Patch(fence.into_iter().chain([write]).collect()))
+}
+
+/// Whether two statuses of a deletion differ only in when its pods stopped: part of the copy of the record. That is written with the next step.
+fn differs_in_pod_times_only(old: &ComputerStatus, new: &ComputerStatus) -> bool {
+    let timeless = |status: &ComputerStatus| {
+        let mut status = status.clone();
+        for pod in status.children.iter_mut().flat_map(|children| &mut children.pods) {
+            (pod.stopped_at, pod.vanished_at) = (None, None);
+        }
+        status
+    };
+    new.phase == Some(Phase::Deleting) && timeless(old) == timeless(new)
 }
 
 /// What this process has written in the last seconds, by UID. The same status is not written again at once: otherwise two leaders with

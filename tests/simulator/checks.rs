@@ -65,10 +65,20 @@ fn computer(observer: &mut Observer, state: &State, change: &Change) {
         times::ended(observer, state, before);
     }
     times::false_deadline(observer, object);
+    if let (None, Some(reason)) = (blocked(before), blocked(object)) {
+        observer.blocked_again(&of, reason);
+    }
     let says = text(object, "/status/phase") == Some("Deleting") && text(before, "/status/phase") != Some("Deleting");
     if says && !dying && !ttl {
         observer.violation(format!("S4: the status of {of} says that it is being deleted, and it is not"));
     }
+}
+
+/// The reason of the condition `Blocked`.
+fn blocked(computer: &Value) -> Option<&str> {
+    let conditions = at(computer, "/status/conditions").and_then(Value::as_array);
+    let found = conditions.into_iter().flatten().find(|c| text(c, "/type") == Some("Blocked"))?;
+    text(found, "/reason")
 }
 
 /// S3: every object of this computer is gone, its key is revoked, and its receipt is stored.

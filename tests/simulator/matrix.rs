@@ -271,6 +271,10 @@ pub fn budget(case: &Case, outcome: &Outcome, references: &[Reference]) -> Vec<S
     if case.faults.is_empty() && case.lag == 0 && !matches!(case.life, Life::Override | Life::GivenUp) {
         wrong.extend(outcome.idle.iter().cloned());
     }
+    let most = crate::pace::most_requests(case.life).filter(|_| case.faults.is_empty() && case.lag == 0 && case.leaders == 1);
+    if let Some(most) = most.filter(|most| outcome.requests > *most) {
+        wrong.push(format!("L6: {} requests in a life without faults, not {most}", outcome.requests));
+    }
     // A stale cache is no reason to repeat a request that succeeded.
     let behind_only = case.faults.iter().all(|f| matches!(f.act, Act::Hold { .. } | Act::Cut { .. }));
     if behind_only && case.leaders == 1 {

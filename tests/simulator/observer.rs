@@ -69,7 +69,7 @@ pub struct Fate {
 /// A read this long before a release is not part of the same reconcile, however slow its requests are.
 const LAST_READ: Duration = Duration::from_secs(10);
 
-/// No event is published this often, even by two leaders that are killed and restarted.
+/// No event is published this often, and nothing is shown as blocked anew, even by two leaders that are killed and restarted.
 const MOST_EVENTS: usize = 10;
 
 /// Kind, namespace and name.
@@ -89,6 +89,8 @@ pub struct Observer {
     absent: BTreeMap<(usize, Named), Instant>,
     /// How often each event was published, by the UID of its object and its reason.
     published: BTreeMap<(String, String), usize>,
+    /// How often each computer was shown as blocked again, by its UID and the reason.
+    blocked: BTreeMap<(String, String), usize>,
     /// Creates and deletes of the operators, by kind.
     pub creates: BTreeMap<Kind, usize>,
     pub deletes: BTreeMap<Kind, usize>,
@@ -316,6 +318,15 @@ impl Observer {
             let what =
                 format!("L6: the event of {} with reason {} was published {MOST_EVENTS} times", part("/regarding/name"), part("/reason"));
             self.violation(what);
+        }
+    }
+
+    /// L6: a status does not change between blocked and not blocked while its cause lasts.
+    pub fn blocked_again(&mut self, computer: &str, reason: &str) {
+        let shown = self.blocked.entry((computer.to_owned(), reason.to_owned())).or_default();
+        *shown += 1;
+        if *shown == MOST_EVENTS {
+            self.violation(format!("L6: {computer} was shown as blocked with reason {reason} {MOST_EVENTS} times"));
         }
     }
 

@@ -86,13 +86,11 @@ fn custody_first(context: &Context<'_>) -> State {
         return state;
     }
     match &context.view.archive {
+        None if has_just_begun(context) => next_of_attempt(context),
         None => State::act(Action::CheckArchive),
         Some(Verification::Running) => State::Checking(None),
         Some(Verification::Valid(summary)) => verified(context, summary),
-        Some(Verification::Missing) => match (attempt(context), context.attempts()) {
-            (State::Wait(after), attempts) if attempts > 1 => State::Blocked(repeated(context, attempts), after),
-            (state, _) => state,
-        },
+        Some(Verification::Missing) => next_of_attempt(context),
         Some(Verification::Invalid(why)) => State::blocked(
             Reason::ArchiveDamaged,
             format!(
@@ -104,6 +102,30 @@ fn custody_first(context: &Context<'_>) -> State {
         Some(Verification::Unavailable(why)) => {
             State::blocked(Reason::StoreUnavailable, format!("the archive store is not available: {why}. The operator retries"), 15)
         }
+    }
+}
+
+/// Whether the archive pod was created a moment ago and has not ended: the store has no archive yet, and each event of the pod would read it.
+/// Later the store is asked each time, because the node of a pod that has archived may be lost before it reports the end.
+fn has_just_begun(context: &Context<'_>) -> bool {
+    let name = context.view.archive_pod_name(context.attempts());
+    let recorded = context.deletion().and_then(|d| d.custody.as_ref()?.pod_uid.as_ref());
+    let pod = context.view.pod(&context.view.settings.namespace, &name).flatten();
+    pod.is_some_and(|pod| {
+        let created = pod.metadata.creation_timestamp.as_ref().map(|at| seconds_since(context.view.now, at.0));
+        let works = pod.metadata.deletion_timestamp.is_none() && !archive_pod::ended(pod);
+        works && recorded.is_some() && recorded == pod.metadata.uid.as_ref() && created.is_some_and(|s| (0..UNASKED_SECONDS).contains(&s))
+    })
+}
+
+/// Seconds in which a new archive pod is not expected to have archived without having ended.
+const UNASKED_SECONDS: i64 = 15;
+
+/// The next request of the attempt, or what it waits for. A second attempt keeps the step blocked.
+fn next_of_attempt(context: &Context<'_>) -> State {
+    match (attempt(context), context.attempts()) {
+        (State::Wait(after), attempts) if attempts > 1 => State::Blocked(repeated(context, attempts), after),
+        (state, _) => state,
     }
 }
 
@@ -146,11 +168,12 @@ fn attempt(context: &Context<'_>) -> State {
     let attempt = context.attempts();
     let name = context.view.archive_pod_name(attempt);
     let subject = Subject::pod(namespace, &name);
-    let Some(found) = context.view.pod(namespace, &name) else { return State::read(subject) };
-    let Some(pod) = found else {
+    let known = context.view.pod(namespace, &name);
+    let Some(pod) = known.flatten() else {
         if custody.pod_uid.is_some() {
-            return record_attempt(context, attempt + 1, None);
+            return if known.is_none() { State::read(subject) } else { record_attempt(context, attempt + 1, None) };
         }
+        // If it exists, the API server says so, and it is read then.
         return State::act(Action::Create(Object::Pod(Box::new(archive_pod(context.view, context.record, &name)))));
     };
     if custody.pod_uid.is_none() || custody.claim_uid.is_empty() {

@@ -49,15 +49,20 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
     }
     let name = view.custody_claim_name();
     let subject = Subject::claim(&view.settings.namespace, &name);
-    let Some(claim) = view.claim(&view.settings.namespace, &name) else { return Some(State::read(subject)) };
     let holder = claim_ref_uid(pv);
     let patched = |patch| Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch }));
-    let Some(claim) = claim else {
+    let known = view.claim(&view.settings.namespace, &name);
+    let Some(claim) = known.flatten() else {
         let available = pv.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Available");
-        return match holder {
-            Some(_) => patched(reserve_patch(pv, view)),
-            None if !available => Some(unbound(context, &recorded.name, "has not processed the reservation of the volume for the archive")),
-            None => Some(State::act(Action::Create(Object::Claim(Box::new(custody_claim(view, pv)))))),
+        return match (holder, known) {
+            // The volume is bound to the custody claim, which the cache does not hold.
+            (Some(_), None) if refers_to_custody(view, pv) => Some(State::read(subject)),
+            (Some(_), _) => patched(reserve_patch(pv, view)),
+            (None, _) if !available => {
+                Some(unbound(context, &recorded.name, "has not processed the reservation of the volume for the archive"))
+            }
+            // If it exists, the API server says so, and it is read then.
+            (None, _) => Some(State::act(Action::Create(Object::Claim(Box::new(custody_claim(view, pv)))))),
         };
     };
     if claim.metadata.deletion_timestamp.is_some() {

@@ -34,6 +34,9 @@ pub(super) fn step(context: &Context<'_>) -> State {
         Ok(claim) => claim,
         Err(state) => return state,
     };
+    if let Some(state) = claim.and_then(|_| claim_of_stopped_pods(context)) {
+        return state;
+    }
     if let Some(state) = context.record.spec.state.children.pods.iter().find_map(|pod| stop(context, pod)) {
         return state;
     }
@@ -206,13 +209,28 @@ fn stop(context: &Context<'_>, recorded: &PodRecord) -> Option<State> {
     Some(stop.terminating(pod, |_| (), || still_retained(context).err()))
 }
 
+/// Waits a moment for the claim of pods that have stopped and that no cache shows. The claim's protection ends after them, and a watch shows
+/// that; whether they are gone is read once, after it.
+fn claim_of_stopped_pods(context: &Context<'_>) -> Option<State> {
+    let namespace = &context.record.spec.namespace;
+    let pods = &context.record.spec.state.children.pods;
+    let unseen = |pod: &PodRecord| pod.stopped_at.is_some() && context.view.pod(namespace, &pod.name).is_none();
+    let left = CLAIM_SECONDS - stopped_for(context);
+    (pods.iter().all(unseen) && (1..=CLAIM_SECONDS).contains(&left)).then(|| State::wait_for(left))
+}
+
+/// Seconds since the last pod was seen stopped.
+fn stopped_for(context: &Context<'_>) -> i64 {
+    let stopped = context.record.spec.state.children.pods.iter().filter_map(|p| p.stopped_at.as_ref()).map(|at| at.0).max();
+    stopped.map_or(i64::MAX, |at| context.view.now.duration_since(at).as_secs())
+}
+
 /// The computer's pods are gone, but its claim is not: other pods may use it.
 fn claim_in_use(context: &Context<'_>, claim: &PersistentVolumeClaim) -> State {
     let namespace = &context.record.spec.namespace;
     let name = claim.metadata.name.clone().unwrap_or_default();
     // The claim's protection normally ends shortly after the last pod, and a watch shows that. All pods are listed only if it takes longer.
-    let stopped = context.record.spec.state.children.pods.iter().filter_map(|p| p.stopped_at.as_ref()).map(|at| at.0).max();
-    let waited = stopped.map_or(i64::MAX, |at| context.view.now.duration_since(at).as_secs());
+    let waited = stopped_for(context);
     if (0..CLAIM_SECONDS).contains(&waited) {
         return State::wait_for(CLAIM_SECONDS - waited);
     }

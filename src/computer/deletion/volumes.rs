@@ -159,10 +159,21 @@ fn archive_pods_left(context: &Context<'_>) -> Option<State> {
             return Some(remove_archive_pod(context, subject, pod));
         }
     }
-    // A cache never proves that the latest one is gone.
+    // A cache never proves that the latest one is gone. It is read once the claim that it used is gone.
     let name = context.view.archive_pod_name(context.attempts());
     let known = context.view.pod(namespace, &name).is_some();
-    (!known).then(|| State::read(Subject::pod(namespace, &name)))
+    (!known && !only_the_claim_is_left(context)).then(|| State::read(Subject::pod(namespace, &name)))
+}
+
+/// Whether the volume has its policy again, and the custody claim is being deleted.
+fn only_the_claim_is_left(context: &Context<'_>) -> bool {
+    let claim = context.view.claim(&context.view.settings.namespace, &context.view.custody_claim_name()).flatten();
+    let Some(recorded) = &context.record.spec.state.children.volume else { return false };
+    let volume = context.view.volume(&recorded.name).flatten().filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
+    let restored = volume.is_some_and(|pv| matches!(restore_patch(pv, recorded, dead_claim(context, recorded)), Restore::Nothing));
+    restored
+        && claim.is_some_and(|claim| claim.metadata.deletion_timestamp.is_some())
+        && context.view.skipped(SkippableStep::DeleteVolumes).is_none()
 }
 
 /// Deletes one archive pod. It only reads, and its archive is verified or skipped, so a pod on a lost node is force-deleted.

@@ -138,9 +138,9 @@ async fn a_failed_write_of_the_status_is_repeated_without_an_event() {
     let reconciler = reconciler.await.reconciler;
     let view = View::of(computer);
     let settled = || Plan { next: Next::Settled, report: Report { phase: Some(Phase::Active), ..Report::default() } };
-    assert!(reconciler.conclude(&view, settled(), None, 0).await.is_some(), "requeued although the plan is settled");
+    assert!(reconciler.conclude(&view, settled(), None, 0).await.0.is_some(), "requeued although the plan is settled");
     assert_eq!(writes.load(Ordering::Relaxed), 1);
-    assert_eq!(reconciler.conclude(&view, settled(), None, 0).await, None);
+    assert_eq!(reconciler.conclude(&view, settled(), None, 0).await.0, None);
     assert!(writes.load(Ordering::Relaxed) > 1, "written again");
 }
 

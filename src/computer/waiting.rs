@@ -1,0 +1,117 @@
+//! What a reconcile that now waits was based on. An event that shows nothing new (most are the operator's own writes: the status, the record, a
+//! deletion) needs no further reconcile, and none of its live reads.
+//!
+//! It must never hide a change: only a Computer of exactly a version that the reconcile has read or written, with the same children, class,
+//! overrides and record, counts as unchanged, and never for longer than the reconcile asked to wait.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::view::View;
+use super::view_digest;
+
+/// What the last reconcile of each UID was based on, if it waits.
+#[derive(Debug, Default)]
+pub struct Waiting(Mutex<HashMap<String, Basis>>);
+
+/// What a reconcile was based on, and what the caches will show of its own writes.
+#[derive(Debug, Default)]
+pub struct Basis {
+    /// Digests of what the caches hold, with the version of the record.
+    digests: Vec<u64>,
+    /// Versions of the Computer.
+    versions: Vec<Option<String>>,
+    /// The end of the wait; `None`: only an event ends it.
+    until: Option<Instant>,
+}
+
+impl Basis {
+    /// Nothing counts as unchanged yet.
+    pub fn until(after: Option<Duration>) -> Self {
+        Self { until: after.map(|after| Instant::now() + after), ..Self::default() }
+    }
+
+    /// What this view shows counts as unchanged.
+    #[must_use]
+    pub fn with(mut self, view: &View) -> Self {
+        self.digests.push(digest(view));
+        self.with_version(version(view))
+    }
+
+    /// A Computer of this version counts as unchanged.
+    #[must_use]
+    pub fn with_version(mut self, version: Option<String>) -> Self {
+        self.versions.push(version);
+        self
+    }
+}
+
+impl Waiting {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Basis>> {
+        // Poisoning is harmless: each value is replaced as a whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A reconcile waits.
+    pub fn note(&self, uid: &str, basis: Basis) {
+        self.all().insert(uid.to_owned(), basis);
+    }
+
+    /// How long to wait if this view shows nothing new: `Some(None)` until an event. `None`: reconcile now.
+    pub fn left(&self, view: &View) -> Option<Option<Duration>> {
+        let all = self.all();
+        let basis = all.get(&view.uid).filter(|b| b.versions.contains(&version(view)) && b.digests.contains(&digest(view)))?;
+        let Some(until) = basis.until else { return Some(None) };
+        let left = until.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then_some(Some(left))
+    }
+
+    /// Something has happened that no view shows, or the computer is gone.
+    pub fn forget(&self, uid: &str) {
+        self.all().remove(uid);
+    }
+}
+
+/// The version of the Computer.
+pub fn version(view: &View) -> Option<String> {
+    view.computer.as_ref().and_then(|c| c.metadata.resource_version.clone())
+}
+
+fn digest(view: &View) -> u64 {
+    view_digest::with_record(view_digest::digest(view), view)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn view(version: &str, suspended: bool) -> View {
+        let metadata = json!({"name": "c", "namespace": "t", "uid": "u", "resourceVersion": version});
+        View::of(json!({"metadata": metadata, "spec": {"suspended": suspended}}))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_the_reconcile_has_read_or_written_counts_as_unchanged_and_not_after_its_time() {
+        let waiting = Waiting::default();
+        assert_eq!(waiting.left(&view("1", false)), None, "the first");
+        let basis = Basis::until(Some(Duration::from_secs(15))).with(&view("1", false)).with_version(Some("3".to_owned()));
+        waiting.note("u", basis);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let rest = Some(Some(Duration::from_secs(10)));
+        assert_eq!((waiting.left(&view("1", false)), waiting.left(&view("3", false))), (rest, rest));
+        assert_eq!(waiting.left(&view("2", false)), None, "written by another client");
+        assert_eq!(waiting.left(&view("3", true)), None, "its spec has changed");
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert_eq!(waiting.left(&view("1", false)), None, "the wait has ended");
+        waiting.note("u", Basis::until(None).with(&view("1", false)));
+        assert_eq!(waiting.left(&view("1", false)), Some(None), "until an event");
+        waiting.forget("u");
+        assert_eq!(waiting.left(&view("1", false)), None);
+    }
+}

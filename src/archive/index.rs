@@ -20,7 +20,7 @@ const AHEAD: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How long one object is requested again when others wait for the turn of its reader.
 const STUCK: Duration = Duration::from_secs(30);
-/// Longest pause between two requests for one object.
+/// Longest pause between two requests about one object.
 const PAUSE: Duration = Duration::from_secs(20);
 
 /// Most pieces of a list that is nested: a pod that is not trusted must not cause any number of requests with one manifest.
@@ -35,24 +35,37 @@ pub async fn blob(store: &Store, uid: &str, chunk: &Chunk) -> Result<Vec<u8>, St
     if !chunk.is_valid() {
         return Err(corrupt(format_args!("it names {:?} of {} bytes, which cannot be a chunk", chunk.digest, chunk.size)));
     }
-    let (mut since, mut pause, mut wrong) = (None, Duration::from_secs(1), false);
-    loop {
-        match copies::read(store, uid, chunk).await {
-            Err(error @ StoreError::Unavailable(_)) => {
-                let failing = since.get_or_insert_with(Instant::now).elapsed() + pause;
-                if failing >= PATIENCE || (failing >= STUCK && store.is_wanted_by_others()) {
-                    return Err(error);
-                }
-                tracing::info!(uid, digest = chunk.digest, %error, "an object of an archive cannot be read; retrying");
-                tokio::time::sleep(pause).await;
-                pause = (2 * pause).min(PAUSE);
-            }
-            Err(error @ StoreError::Corrupt(_)) if !wrong => {
-                tracing::info!(uid, digest = chunk.digest, %error, "an object of an archive has wrong bytes; reading it again");
-                wrong = true;
-            }
-            read => return read,
+    let read = || copies::read(store, uid, chunk);
+    match patiently(store, &chunk.digest, read).await {
+        Err(error @ StoreError::Corrupt(_)) => {
+            tracing::info!(uid, digest = chunk.digest, %error, "an object of an archive has wrong bytes; reading it again");
+            patiently(store, &chunk.digest, read).await
         }
+        read => read,
+    }
+}
+
+/// The result of a request about one object, which is repeated while the store is unavailable: for [`PATIENCE`], or for [`STUCK`] when others wait.
+///
+/// # Errors
+/// That of the last request.
+pub async fn patiently<T, R>(store: &Store, digest: &str, request: impl Fn() -> R) -> Result<T, StoreError>
+where
+    R: Future<Output = Result<T, StoreError>>,
+{
+    let (mut since, mut pause) = (None, Duration::from_secs(1));
+    loop {
+        let error = match request().await {
+            Err(error @ StoreError::Unavailable(_)) => error,
+            other => return other,
+        };
+        let failing = since.get_or_insert_with(Instant::now).elapsed() + pause;
+        if failing >= PATIENCE || (failing >= STUCK && store.is_wanted_by_others()) {
+            return Err(error);
+        }
+        tracing::info!(digest, %error, "the store does not answer about an object of an archive; retrying");
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(PAUSE);
     }
 }
 
@@ -144,11 +157,12 @@ impl<T: DeserializeOwned> Lines<T> {
     /// The rest of a list after this many of its pieces, which have this many lines.
     ///
     /// # Errors
-    /// As [`Lines::next`].
+    /// As [`Lines::next`], and when it is not so long.
     pub async fn after(store: &Store, uid: &str, list: &List, (pieces, lines): (u64, u64)) -> Result<Self, StoreError> {
-        let mut rest = Self { begun: pieces, ..Self::of(Pieces::new(store, uid, list), list.count.checked_sub(lines)) };
+        let left = list.count.checked_sub(lines).ok_or_else(|| corrupt("it has fewer lines than were read"))?;
+        let mut rest = Self { begun: pieces, ..Self::of(Pieces::new(store, uid, list), Some(left)) };
         for _ in 0..pieces {
-            rest.pieces.next().await?;
+            rest.pieces.next().await?.ok_or_else(|| corrupt("it has fewer pieces than were read"))?;
         }
         Ok(rest)
     }
@@ -246,5 +260,23 @@ impl Chunks {
     /// When the index cannot be read.
     pub async fn at_end(&mut self) -> Result<bool, StoreError> {
         Ok(self.ahead.is_empty() && self.offset == self.range.end && self.lines.next().await?.is_none())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A list with fewer lines than were read of it once counted as one of any length.
+    #[tokio::test]
+    async fn a_list_that_is_shorter_than_what_was_read_of_it_is_damaged() {
+        let store = Store::new(std::sync::Arc::new(object_store::memory::InMemory::new()));
+        let list = List { count: 3, pieces: vec![Chunk { digest: "0".repeat(64), size: 1 }], nested: false };
+        for read in [(1, 4), (1, u64::MAX), (2, 3), (u64::MAX, 0)] {
+            let rest = Lines::<Chunk>::after(&store, "u", &list, read).await;
+            assert!(matches!(rest, Err(StoreError::Corrupt(_))), "{read:?}");
+        }
+        assert_eq!(Lines::<Chunk>::after(&store, "u", &list, (1, 3)).await.unwrap().next().await.unwrap(), None);
     }
 }

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
-use futures::stream::try_unfold;
 use sha2::{Digest as _, Sha256};
 use zstd::bulk::Decompressor;
 
+use super::frames;
 use super::index::{Chunks, Lines};
-use super::manifest::{Chunk, Entry, FRAME, Manifest, Problem};
+use super::manifest::{Entry, FRAME, Manifest, Problem};
 use super::old_objects;
 use super::opened::{Archive, Entries};
 use super::restore::RestoreError;
@@ -20,12 +19,13 @@ use super::store::{Store, StoreError};
 use super::tar_header::END;
 use super::tar_scan::{Scanner, Sink};
 use super::while_hashed::while_hashed;
-use super::{copies, frames};
+
+mod presence;
+
+use presence::Presence;
 
 /// Entries of the index that wait for their frames: a chunk may contain tens of thousands.
 const QUEUED: usize = 4096;
-/// Chunks that are looked up in parallel.
-const LOOKS: usize = 64;
 
 /// Why an archive cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -55,10 +55,16 @@ pub struct Reading<S> {
     checked: Option<Box<Checker<S>>>,
     /// Where the bytes begin that are not checked yet.
     at: u64,
+    /// Where they began when this turn began.
+    before: u64,
+    /// Whether the content was read to its end.
+    complete: bool,
     /// Entries that the checker has got.
     begun: u64,
     /// Of the list of problems: pieces, lines, and how many of these lost content.
     problems: (u64, u64, u64),
+    /// How far the search for what earlier turns have read is. `None`: it has not begun.
+    presence: Option<Presence>,
     /// Objects that were read, without those of the index. For the status only.
     pub objects: Arc<AtomicU64>,
 }
@@ -87,7 +93,22 @@ impl<S: Sink> Reading<S> {
     pub fn new(archive: &Archive, one: Option<Entry>, sink: S) -> Self {
         let most = one.as_ref().map_or(archive.unpacked_bytes(), |entry| entry.tar_bytes);
         let at = one.as_ref().map_or(0, |entry| entry.offset);
-        Self { one, checked: Some(Box::new(Checker::new(sink, most))), at, begun: 0, problems: (0, 0, 0), objects: Arc::default() }
+        Self {
+            one,
+            checked: Some(Box::new(Checker::new(sink, most))),
+            at,
+            before: at,
+            complete: false,
+            begun: 0,
+            problems: (0, 0, 0),
+            presence: None,
+            objects: Arc::default(),
+        }
+    }
+
+    /// Bytes that were read.
+    pub fn read_bytes(&self) -> u64 {
+        self.at
     }
 
     /// Whether it can be continued: it has read something, and only the store failed.
@@ -111,7 +132,13 @@ impl<S: Sink> Reading<S> {
                 self.checked = Some(checker);
                 Ok(true)
             }
-            Archive::New(manifest) => self.chunks(store, manifest, archive, pause).await,
+            Archive::New(manifest) => {
+                self.before = self.at;
+                if !self.complete {
+                    self.complete = self.chunks(store, manifest, archive, pause).await?;
+                }
+                Ok(self.complete)
+            }
         }
     }
 
@@ -129,8 +156,7 @@ impl<S: Sink> Reading<S> {
         for _ in 0..self.begun {
             entries.next().await?;
         }
-        let read_before = self.at;
-        let mut chunks = Chunks::new(store, manifest, read_before..range.end);
+        let mut chunks = Chunks::new(store, manifest, self.at..range.end);
         let mut next = entries.next().await?;
         while let Some((at, bytes)) = chunks.next().await? {
             if at != self.at {
@@ -147,16 +173,7 @@ impl<S: Sink> Reading<S> {
         let known = manifest.stored_digest.is_empty() || manifest.stored_digest == hex::encode(checker.stored.clone().finalize());
         let counted = !whole || (known && found == (manifest.sessions, manifest.files, manifest.bytes, manifest.tar_bytes));
         let complete = checker.complete(whole) && next.is_none() && counted && (!whole || chunks.at_end().await?);
-        if !complete {
-            return Err(not_as_listed().into());
-        }
-        if whole {
-            let found = still_there(store, manifest, read_before).await;
-            // Another check of a damaged archive must not continue here.
-            self.checked.take_if(|_| found.as_ref().is_err_and(|error| !matches!(error, StoreError::Unavailable(_))));
-            found?;
-        }
-        Ok(true)
+        if complete { Ok(true) } else { Err(not_as_listed().into()) }
     }
 
     /// Reads the list of what was not archived completely, as [`Reading::run`] does.
@@ -179,6 +196,22 @@ impl<S: Sink> Reading<S> {
         let said = manifest.lost_count;
         let differ = || StoreError::Corrupt(format!("the index lists {lost} files that lost content, the manifest {said}"));
         if lost == said { Ok(true) } else { Err(differ()) }
+    }
+
+    /// Looks again for the objects that earlier turns have read, as the last part of a check that took several, and as [`Reading::run`] does.
+    ///
+    /// # Errors
+    /// When one is gone, or the store does not answer.
+    pub async fn still_there(&mut self, store: &Store, archive: &Archive, pause: impl FnMut() -> bool) -> Result<bool, StoreError> {
+        let Archive::New(manifest) = archive else { return Ok(true) };
+        // After a failure it begins again: the next check may come much later.
+        let mut presence = self.presence.take().unwrap_or_else(|| Presence::new(self.before));
+        let found = presence.run(store, manifest, pause).await;
+        // Another check of a damaged archive must not continue here.
+        self.checked.take_if(|_| found.as_ref().is_err_and(|error| !matches!(error, StoreError::Unavailable(_))));
+        let all = found?;
+        self.presence = Some(presence).filter(|_| !all);
+        Ok(all)
     }
 
     /// Checks the next bytes, all of one chunk.
@@ -209,21 +242,6 @@ impl<S: Sink> Reading<S> {
         }
         Ok(())
     }
-}
-
-/// Checks that the chunks up to this offset exist, which an earlier run has read: days may have passed since (S1).
-async fn still_there(store: &Store, manifest: &Manifest, until: u64) -> Result<(), StoreError> {
-    let uid = &manifest.computer.uid;
-    let lines = Lines::<Chunk>::new(store, uid, &manifest.chunks);
-    let chunks = try_unfold((lines, 0_u64), |(mut lines, offset)| async move {
-        let chunk = if offset < until { lines.next().await? } else { None };
-        Ok(chunk.map(|chunk| (offset.saturating_add(chunk.size), chunk)).map(|(end, chunk)| (chunk, (lines, end))))
-    });
-    let looked_up = chunks.map_ok(|chunk| async move {
-        let gone = || StoreError::Corrupt(format!("chunk {} was read back, and is no longer in the store", chunk.digest));
-        if copies::is_stored(store, uid, &chunk).await? { Ok(()) } else { Err(gone()) }
-    });
-    looked_up.try_buffer_unordered(LOOKS).try_collect().await
 }
 
 fn not_as_listed() -> RestoreError {

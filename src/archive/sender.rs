@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -75,20 +75,24 @@ impl Sender {
         Ok(std::fs::read_to_string(&self.token).context("the ingest token")?.trim().to_owned())
     }
 
-    /// Stores a chunk. A chunk that exists already (from an earlier attempt) is not sent again, unless it is so small that the question costs as much. The
-    /// operator shows what is then archived.
+    /// Stores a chunk. A chunk that exists already (from an earlier attempt) is not sent again, unless it is so small that the question costs as much: the
+    /// operator reads it to answer, and is asked once. It shows what is then archived.
     ///
     /// # Errors
     /// When it is refused, or was not stored after some attempts.
     pub async fn chunk(&self, blob: &Blob, so_far: impl Fn() -> SoFar) -> anyhow::Result<()> {
         let url = format!("{}/chunks/{}", self.base, blob.chunk.digest);
+        let ask = AtomicBool::new(blob.bytes.len() > SMALL);
         self.retry("chunk", || async {
             let so_far = so_far().value();
-            if blob.bytes.len() > SMALL {
+            if ask.load(Ordering::Relaxed) {
                 let question = self.client.get(&url).header(home_size::HEADER, &so_far).header("content-length", 0);
-                // Without an answer the chunk is sent. An operator of an earlier version does not know the question.
-                if let Ok(answer @ (StatusCode::OK | BUSY, _)) = self.send(question, futures::stream::empty()).await {
-                    return Ok(answer);
+                match self.send(question, futures::stream::empty()).await {
+                    // The question comes back later.
+                    Ok(busy @ (BUSY, _)) => return Ok(busy),
+                    Ok(there @ (StatusCode::OK, _)) => return Ok(there),
+                    // Without an answer the chunk is sent. An operator of an earlier version does not know the question.
+                    _ => ask.store(false, Ordering::Relaxed),
                 }
             }
             self.put(self.client.put(&url).header(home_size::HEADER, so_far), blob.bytes.clone()).await
@@ -144,7 +148,7 @@ impl Sender {
         }
     }
 
-    /// Retries temporary failures; a refusal is final for this attempt.
+    /// Retries temporary failures; a refusal is final for this attempt. Each request has the token of its time.
     async fn retry<F, R>(&self, what: &str, send: F) -> anyhow::Result<()>
     where
         F: Fn() -> R,
@@ -183,3 +187,7 @@ impl Sender {
 fn may_pass(status: StatusCode) -> bool {
     matches!(status, StatusCode::NOT_FOUND | StatusCode::REQUEST_TIMEOUT)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -32,6 +32,11 @@ pub struct TestStore {
     /// Decides which reads fail.
     pub fails: Mutex<Option<Box<Fails>>>,
     pub now: AtomicUsize,
+    /// How often an object was looked for without reading it, and how long that takes.
+    pub looks: AtomicUsize,
+    pub look_delay: Mutex<Duration>,
+    /// Decides which of these fail.
+    pub look_fails: Mutex<Option<Box<Fails>>>,
     /// What a create-only request does.
     pub create: Create,
     /// Whether every write fails.
@@ -123,6 +128,14 @@ impl ObjectStore for TestStore {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         if options.head {
+            self.looks.fetch_add(1, Ordering::SeqCst);
+            let delay = *self.look_delay.lock().unwrap();
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            if self.look_fails.lock().unwrap().as_mut().is_some_and(|fails| fails(location.as_ref())) {
+                return Err(Error::Generic { store: "test", source: "503 Slow Down".into() });
+            }
             return self.inner.get_opts(location, options).await;
         }
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;

@@ -6,8 +6,8 @@
 //! much as the last one served: nobody saves what was not taken. One that has had more stays behind for as long as it has. Nobody is passed over because
 //! a smaller turn would fit: a large one would never come.
 //!
-//! A waiter that goes away gives its place up. When too many wait, one of the namespace with the most is turned away ([`Busy`]), and of several such
-//! namespaces one of that which would be served last.
+//! A waiter that goes away gives its place up. Any number may wait for [`Turns`]. When too many wait for [`BoundedTurns`], one of the namespace with the
+//! most is turned away ([`Busy`]), and of several such namespaces one of that which would be served last.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -30,6 +30,13 @@ pub struct Bounds {
     pub namespace: usize,
     /// Most that one computer has.
     pub computer: usize,
+}
+
+/// How much there is, and how many may wait for it.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueBounds {
+    /// How much.
+    pub turns: Bounds,
     /// Most that wait.
     pub waiting: usize,
 }
@@ -42,11 +49,17 @@ const REMEMBERED: usize = 1000;
 #[error("too many wait for their turn")]
 pub struct Busy;
 
-/// Something that is shared.
+/// Something that is shared, and for which any number may wait.
 #[derive(Clone)]
 pub struct Turns {
     name: &'static str,
     state: Arc<Mutex<State>>,
+}
+
+/// Something that is shared, and for which few may wait.
+#[derive(Clone)]
+pub struct BoundedTurns {
+    turns: Turns,
 }
 
 /// A turn, or the place of one who waits for it. It ends when this is dropped.
@@ -60,6 +73,8 @@ pub struct Turn {
 
 struct State {
     bounds: Bounds,
+    /// Most that wait.
+    most_waiting: usize,
     held: usize,
     waiting: usize,
     /// Of the last one who came.
@@ -96,26 +111,34 @@ struct Waiter {
 impl Turns {
     /// With these bounds. The name is the label of the metric, see [`WAITS`].
     pub fn new(name: &'static str, bounds: Bounds) -> Self {
-        let state = State { bounds, held: 0, waiting: 0, number: 0, granted: HashSet::new(), floor: 0, namespaces: HashMap::new() };
+        Self::with(name, QueueBounds { turns: bounds, waiting: usize::MAX })
+    }
+
+    /// This many turns at once, each of size 1 and as many for one namespace as `namespace` says.
+    pub fn of(name: &'static str, all: usize, namespace: usize) -> Self {
+        Self::new(name, Bounds { all, namespace, computer: namespace })
+    }
+
+    fn with(name: &'static str, QueueBounds { turns: bounds, waiting: most_waiting }: QueueBounds) -> Self {
+        let (granted, namespaces) = (HashSet::new(), HashMap::new());
+        let state = State { bounds, most_waiting, held: 0, waiting: 0, number: 0, granted, floor: 0, namespaces };
         Self { name, state: Arc::new(Mutex::new(state)) }
     }
 
-    /// This many turns at once, each of size 1 and as many for one namespace as `namespace` says. Any number may wait.
-    pub fn of(name: &'static str, all: usize, namespace: usize) -> Self {
-        Self::new(name, Bounds { all, namespace, computer: namespace, waiting: usize::MAX })
+    /// Waits for the turn of a computer. What is larger than its share counts as its share.
+    pub async fn take(&self, namespace: &str, uid: &str, size: usize) -> Turn {
+        loop {
+            // Nobody is turned away.
+            if let Ok(turn) = self.wait(namespace, uid, size).await {
+                return turn;
+            }
+        }
     }
 
-    /// Waits for the turn of a computer. What is larger than its share counts as its share.
-    ///
-    /// # Errors
-    /// [`Busy`], which never happens without a bound for those who wait.
-    pub async fn take(&self, namespace: &str, uid: &str, size: usize) -> Result<Turn, Busy> {
+    async fn wait(&self, namespace: &str, uid: &str, size: usize) -> Result<Turn, Busy> {
         let began = Instant::now();
         let (turn, granted) = self.join(namespace, uid, size);
-        if granted.await.is_err() {
-            REFUSALS.get_or_create(&Label { slot: self.name }).inc();
-            return Err(Busy);
-        }
+        granted.await.map_err(|_| Busy)?;
         WAITS.get_or_create(&Label { slot: self.name }).observe(began.elapsed().as_secs_f64());
         Ok(turn)
     }
@@ -135,7 +158,7 @@ impl Turns {
         let (number, size) = (state.number, size.clamp(1, state.bounds.computer.max(1)));
         state.push((namespace, uid), Waiter { number, size, grant });
         state.serve();
-        if state.waiting > state.bounds.waiting {
+        if state.waiting > state.most_waiting {
             state.turn_away();
         }
         drop(state);
@@ -152,6 +175,29 @@ impl Turns {
     pub fn free(&self) -> usize {
         let state = self.locked();
         state.bounds.all - state.held
+    }
+}
+
+impl BoundedTurns {
+    /// With these bounds. The name is the label of the metrics, see [`WAITS`] and [`REFUSALS`].
+    pub fn new(name: &'static str, bounds: QueueBounds) -> Self {
+        Self { turns: Turns::with(name, bounds) }
+    }
+
+    /// As [`Turns::take`].
+    ///
+    /// # Errors
+    /// [`Busy`] when too many wait, and this one is to come back.
+    pub async fn take(&self, namespace: &str, uid: &str, size: usize) -> Result<Turn, Busy> {
+        self.turns.wait(namespace, uid, size).await.inspect_err(|Busy| {
+            REFUSALS.get_or_create(&Label { slot: self.turns.name }).inc();
+        })
+    }
+
+    /// What is free.
+    #[cfg(test)]
+    pub fn free(&self) -> usize {
+        self.turns.free()
     }
 }
 

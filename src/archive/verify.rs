@@ -74,7 +74,7 @@ impl Origin {
 /// The state of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verification {
-    /// A check is running.
+    /// The check is not at its end: it reads, or it is paused and waits for its turn or for the store.
     Running,
     /// It was read back completely.
     Valid(Summary),
@@ -207,7 +207,7 @@ pub async fn verify(store: &Store, uid: &str) -> Verification {
     match newest {
         Ok(contents) => {
             let mut reading = Reading::new(&contents.archive, None, Nothing);
-            read_all(store, contents, &mut reading, || false).await.unwrap_or(Verification::Running)
+            read_all(store, contents, &mut reading, || false).await
         }
         Err(other) => other,
     }
@@ -217,8 +217,6 @@ pub async fn verify(store: &Store, uid: &str) -> Verification {
 struct Contents {
     /// The result, if everything is as the manifest says.
     summary: Summary,
-    /// Whether small archives must not wait for it.
-    large: bool,
     archive: Archive,
 }
 
@@ -262,27 +260,31 @@ async fn contents(store: &Store, uid: &str, key: &str, origin: Option<&Origin>) 
         left_out_by: truncate(archive.left_out_by(), 2048),
     };
     archive.forget_names();
-    Ok(Contents { summary, large: archive.is_large(), archive })
+    Ok(Contents { summary, archive })
 }
 
-/// Reads what is left, until `pause` says so after an object. `None`: it did.
+/// Reads what is left. [`Verification::Running`]: `pause` said so after an object.
 async fn read_all(
     store: &Store,
     contents: Contents,
     reading: &mut Reading<Nothing>,
     mut pause: impl FnMut() -> bool + Send,
-) -> Option<Verification> {
+) -> Verification {
+    let Contents { summary, archive } = contents;
     if !guards::on(Guard::ReadBack) {
-        return Some(Verification::Valid(contents.summary));
+        return Verification::Valid(summary);
     }
     let everything = async {
-        let whole = reading.run(store, &contents.archive, &mut pause).await?;
-        Ok::<_, ReadError>(whole && reading.problems(store, &contents.archive, pause).await?)
+        let whole = reading.run(store, &archive, &mut pause).await?
+            && reading.problems(store, &archive, &mut pause).await?
+            && reading.still_there(store, &archive, pause).await?;
+        Ok::<_, ReadError>(whole)
     };
     match everything.await {
-        Ok(whole) => whole.then_some(Verification::Valid(contents.summary)),
-        Err(ReadError::Store(StoreError::Unavailable(why))) => Some(Verification::Unavailable(why)),
-        Err(error) => Some(Verification::Invalid(error.to_string())),
+        Ok(true) => Verification::Valid(summary),
+        Ok(false) => Verification::Running,
+        Err(ReadError::Store(StoreError::Unavailable(why))) => Verification::Unavailable(why),
+        Err(error) => Verification::Invalid(error.to_string()),
     }
 }
 
@@ -297,5 +299,7 @@ mod fairness_tests;
 mod memory_tests;
 #[cfg(test)]
 mod outage_tests;
+#[cfg(test)]
+mod presence_tests;
 #[cfg(test)]
 mod tests;

@@ -18,9 +18,6 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -140,47 +137,6 @@ async fn send(pod: &Sender, (manifest, blobs): (Manifest, Vec<Blob>)) {
     pod.manifest(serde_json::to_vec(&manifest).unwrap()).await.unwrap();
 }
 
-/// Forwards to `to` over a line that all connections share: this many bytes per second in each direction.
-fn shared_line(to: SocketAddr, rate: u32) -> SocketAddr {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(64 * 1024).unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = socket.listen(1024).unwrap();
-    let address = listener.local_addr().unwrap();
-    let line = || Arc::new(Mutex::new(tokio::time::Instant::now()));
-    let (up, down) = (line(), line());
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let (up, down) = (Arc::clone(&up), Arc::clone(&down));
-            tokio::spawn(async move {
-                let socket = TcpSocket::new_v4().unwrap();
-                socket.set_recv_buffer_size(64 * 1024).unwrap();
-                let Ok(server) = socket.connect(to).await else { return };
-                let (from_client, to_client) = TcpStream::into_split(client);
-                let (from_server, to_server) = TcpStream::into_split(server);
-                tokio::join!(forward(from_client, to_server, rate, up), forward(from_server, to_client, rate, down));
-            });
-        }
-    });
-    address
-}
-
-async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, rate: u32, line: Arc<Mutex<tokio::time::Instant>>) {
-    let mut buffer = [0; 16 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let until = {
-            // When the line is free, and until when these bytes take it.
-            let mut free = line.lock().await;
-            *free = (*free).max(tokio::time::Instant::now()) + Duration::from_secs(1) * u32::try_from(read).unwrap() / rate;
-            *free
-        };
-        tokio::time::sleep_until(until).await;
-        if to.write_all(&buffer[..read]).await.is_err() {
-            return;
-        }
-    }
-}
-
 /// The slots that small archives need.
 const SMALL_SLOTS: [&str; 3] = ["small-chunk", "small-manifest", "small-verification"];
 
@@ -215,7 +171,7 @@ async fn small_archives_do_not_wait_for_giants() {
     let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
-    let line = shared_line(server_of(&url), 6_000_000);
+    let line = test_relay::shared_line(server_of(&url), 6_000_000);
     let operator = Arc::new(Operator::of(Store::open(&through(&url, line)).unwrap()));
     let (direct, mut giants) = (Store::open(&url).unwrap(), JoinSet::new());
     let mut packed = Vec::new();
@@ -284,12 +240,12 @@ async fn all_valid(archives: &mut JoinSet<Verification>) {
 }
 
 /// Six archive pods of one namespace share a line of this many bytes per second to the operator.
-async fn six_uploads(rate: u32, bytes: usize) {
+async fn six_uploads(rate: u64, bytes: usize) {
     let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
     let operator = Arc::new(Operator::of(Store::open(&url).unwrap()));
-    let line = shared_line(operator.address, rate);
+    let line = test_relay::shared_line(operator.address, rate);
     let (began, mut uploads) = (Instant::now(), JoinSet::new());
     for n in 0..6 {
         let (uid, operator) = (format!("team--{n}"), Arc::clone(&operator));
@@ -299,7 +255,7 @@ async fn six_uploads(rate: u32, bytes: usize) {
         });
     }
     all_valid(&mut uploads).await;
-    let (took, least) = (began.elapsed(), Duration::from_secs(6 * bytes as u64 / u64::from(rate)));
+    let (took, least) = (began.elapsed(), Duration::from_secs(6 * bytes as u64 / rate));
     println!("six uploads of {bytes} bytes at {rate} bytes per second: {took:?}");
     assert!(took >= least, "the line is not slow: {took:?}");
 }
@@ -322,7 +278,7 @@ async fn a_tenant_with_a_hundred_archive_pods_leaves_connections_to_others() {
     let _alone = ALONE.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let (_server, url) = serve(folder.path());
-    let line = shared_line(server_of(&url), 1_000_000);
+    let line = test_relay::shared_line(server_of(&url), 1_000_000);
     let operator = Arc::new(Operator::of(Store::open(&through(&url, line)).unwrap()));
     let (bytes, digest) = noise(2_000_000);
     let blob = Blob { chunk: Chunk { digest, size: bytes.len() as u64 }, bytes };

@@ -1,28 +1,27 @@
 //! The three requests: check a chunk, store a chunk, store the manifest. Errors are short texts for the archive pod's log. A handler must never
 //! write for another UID than the caller's, overwrite an object, or store bytes under a name that is not their digest.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::Response;
 use axum::routing::{any, put};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use super::auth::{Access, Authenticator, Caller};
 use super::keep_alive::{self, Outcome};
+use super::named_objects::{all_there, failed};
 use super::shares::Shares;
 use crate::archive::copies;
 use crate::archive::home_size::{self, SoFar};
-use crate::archive::index::{Lines, Pieces};
-use crate::archive::manifest::{CHUNK, Chunk, List, MAX_BYTES, is_digest};
+use crate::archive::manifest::{CHUNK, MAX_BYTES, is_digest};
 use crate::archive::store::{ReceiptPut, Store, StoreError};
 use crate::archive::turns::Turn;
 use crate::archive::uploads::Uploads;
@@ -34,12 +33,8 @@ use crate::guards::{self, Guard};
 const SILENCE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 /// Fewest bytes of a body in that time: slow senders of two tenants could otherwise hold all of the room.
 const LEAST: usize = 64 * 1024;
-/// How long a pod that was authorized may store its manifest without another look.
+/// How long a request that was authorized may wait without another look at what its pod may do.
 const KNOWN: Duration = Duration::from_secs(30);
-/// Chunks of one manifest that are checked in parallel.
-const LOOKS: usize = 64;
-/// Chunks that were looked up last, and are not looked up again.
-const RECENT: usize = 8192;
 /// The answer to an archive pod of version 1. It ends with an error, and the operator creates one of its own version.
 const OLD: &str = "this operator stores archives in chunks, and this archive pod is from an earlier version: the operator replaces it";
 
@@ -72,19 +67,17 @@ impl Shared {
     }
 }
 
-type Answer = Result<StatusCode, (StatusCode, String)>;
-
 /// The routes. What becomes of each object is reported to `uploads`.
 pub fn router(store: Arc<Store>, authenticator: Authenticator, uploads: Arc<Uploads>) -> Router {
     Router::new()
-        .route("/ingest/v2/{uid}/chunks/{digest}", put(put_chunk).get(ask_chunk).head(head_chunk))
+        .route("/ingest/v2/{uid}/chunks/{digest}", put(put_chunk).get(ask_chunk).head(ask_chunk))
         .route("/ingest/v2/{uid}/manifest", put(put_manifest))
         .route("/ingest/v1/{*rest}", any(|| async { (StatusCode::GONE, OLD) }))
         .with_state(Shared::new(store, authenticator, uploads))
 }
 
 /// The caller, if it may write for this UID.
-async fn authorize(shared: &Shared, headers: &HeaderMap, uid: &str) -> Result<Caller, (StatusCode, String)> {
+async fn authorize(shared: &Shared, headers: &HeaderMap, uid: &str) -> Result<Caller, Outcome> {
     let token = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
     let Some(token) = token else { return Err((StatusCode::UNAUTHORIZED, "no bearer token".to_owned())) };
     match shared.authenticator.access(token).await {
@@ -97,39 +90,67 @@ async fn authorize(shared: &Shared, headers: &HeaderMap, uid: &str) -> Result<Ca
     }
 }
 
-fn valid(uid: &str, digest: &str) -> Result<(), (StatusCode, String)> {
+/// A pod that may write, at that time.
+struct Known {
+    caller: Caller,
+    since: Instant,
+}
+
+impl Known {
+    async fn by(shared: &Shared, headers: &HeaderMap, uid: &str) -> Result<Self, Outcome> {
+        Ok(Self { caller: authorize(shared, headers, uid).await?, since: Instant::now() })
+    }
+
+    /// What it may write after it has waited for its turn: meanwhile the deletion may have been decided without this archive. A token may have ended as
+    /// well. For the archive pod 401 is final, but it reads its token again for each request: so it is asked to come back.
+    async fn now(self, shared: &Shared, headers: &HeaderMap, uid: &str) -> Result<Caller, Outcome> {
+        if self.since.elapsed() <= KNOWN {
+            return Ok(self.caller);
+        }
+        authorize(shared, headers, uid).await.map_err(|refused| match refused {
+            (StatusCode::UNAUTHORIZED, _) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "the token has ended while the request waited: the request comes back with another one".to_owned(),
+            ),
+            other => other,
+        })
+    }
+}
+
+fn valid(uid: &str, digest: &str) -> Result<(), Outcome> {
     let uid = uid.len() <= 64 && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     if uid && is_digest(digest) { Ok(()) } else { Err((StatusCode::BAD_REQUEST, "not a UID and a SHA-256".to_owned())) }
 }
 
-/// Whether a chunk of an earlier attempt is in the store. An archive pod waits for the answer for as long as the operator works on it.
+/// Whether a chunk of an earlier attempt is in the store. An archive pod waits for the answer for as long as the operator works on it. One of an earlier
+/// version asks with HEAD, and waits for a minute.
 async fn ask_chunk(
+    method: Method,
     State(shared): State<Shared>,
     Path((uid, digest)): Path<(String, String)>,
-    headers: HeaderMap,
-) -> Result<Response, (StatusCode, String)> {
+    mut headers: HeaderMap,
+) -> Result<Response, Outcome> {
     valid(&uid, &digest)?;
-    let caller = authorize(&shared, &headers, &uid).await?;
-    let so_far = so_far(&headers);
+    let known = Known::by(&shared, &headers, &uid).await?;
+    if method == Method::HEAD {
+        // The answer has no lines, so its status must be the outcome.
+        headers.remove(keep_alive::HEADER);
+    }
+    let again = headers.clone();
     // Nothing is written: all of it ends when the pod goes away.
-    let asked = async move { Ok((is_there(&shared, (&uid, &caller), &digest, so_far).await?, String::new())) };
+    let asked = async move { Ok((is_there(&shared, (&uid, known), &digest, &again).await?, String::new())) };
     Ok(keep_alive::answer(&headers, asked, |answer| async { Ok(answer) }).await)
 }
 
-/// The same for an archive pod of an earlier version, which waits for a minute.
-async fn head_chunk(State(shared): State<Shared>, Path((uid, digest)): Path<(String, String)>, headers: HeaderMap) -> Answer {
-    valid(&uid, &digest)?;
-    let caller = authorize(&shared, &headers, &uid).await?;
-    is_there(&shared, (&uid, &caller), &digest, so_far(&headers)).await
-}
-
 /// It is read back before it is used again: if it is damaged, the pod must send it while it has its bytes.
-async fn is_there(shared: &Shared, (uid, caller): (&str, &Caller), digest: &str, so_far: Option<SoFar>) -> Answer {
-    let _turn = shared.shares.earlier((&caller.namespace.0, uid)).await?;
+async fn is_there(shared: &Shared, (uid, known): (&str, Known), digest: &str, headers: &HeaderMap) -> Result<StatusCode, Outcome> {
+    let namespace = known.caller.namespace.0.clone();
+    let _turn = shared.shares.earlier((&namespace, uid)).await?;
+    let caller = known.now(shared, headers, uid).await?;
     let of = (uid, caller.pod.as_str());
     match copies::is_whole(&shared.store, uid, digest).await {
         Ok(true) => {
-            shared.uploads.found(of, so_far);
+            shared.uploads.found(of, so_far(headers));
             Ok(StatusCode::OK)
         }
         Ok(false) => Ok(StatusCode::NOT_FOUND),
@@ -142,13 +163,17 @@ async fn put_chunk(
     Path((uid, digest)): Path<(String, String)>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response, (StatusCode, String)> {
+) -> Result<Response, Outcome> {
     valid(&uid, &digest)?;
-    let caller = authorize(&shared, &headers, &uid).await?;
+    let known = Known::by(&shared, &headers, &uid).await?;
     let (size, so_far) = (length(&body, CHUNK, "chunk")?, so_far(&headers));
-    let (queue, of) = (shared.shares.clone(), (caller.namespace.0.clone(), uid.clone()));
-    let turn = async move { queue.chunk((&of.0, &of.1), size as usize).await };
-    let store = move |turn| async move { store_chunk(shared, (uid, caller), digest, (size, body, turn), so_far).await };
+    let (queue, of, again) = (shared.clone(), uid.clone(), headers.clone());
+    let turn = async move {
+        let namespace = known.caller.namespace.0.clone();
+        let turn = queue.shares.chunk((&namespace, &of), size as usize).await?;
+        Ok((known.now(&queue, &again, &of).await?, turn))
+    };
+    let store = move |(caller, turn)| async move { store_chunk(shared, (uid, caller), digest, (size, body, turn), so_far).await };
     Ok(keep_alive::answer(&headers, turn, store).await)
 }
 
@@ -208,18 +233,13 @@ fn too_large(most: u64) -> Outcome {
     (StatusCode::PAYLOAD_TOO_LARGE, format!("the archive of this home may have {most} bytes at most: see archive.maxBytes of its class"))
 }
 
-async fn put_manifest(
-    State(shared): State<Shared>,
-    Path(uid): Path<String>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, (StatusCode, String)> {
+async fn put_manifest(State(shared): State<Shared>, Path(uid): Path<String>, headers: HeaderMap, body: Body) -> Result<Response, Outcome> {
     valid(&uid, &"0".repeat(64))?;
-    let caller = authorize(&shared, &headers, &uid).await?;
+    let known = Known::by(&shared, &headers, &uid).await?;
     let size = length(&body, MAX_BYTES, "manifest")?;
     // Until it is checked, a pod that goes away gives its place up.
     let (of, to_check, again) = (uid.clone(), shared.clone(), headers.clone());
-    let received = Box::pin(async move { received(&to_check, (&of, caller), (size, body), &again).await });
+    let received = Box::pin(async move { received(&to_check, (&of, known), (size, body), &again).await });
     let store = move |received| async move { store_manifest(shared, uid, received).await };
     Ok(keep_alive::answer(&headers, received, store).await)
 }
@@ -234,18 +254,17 @@ struct Received {
 
 async fn received(
     shared: &Shared,
-    (uid, caller): (&str, Caller),
+    (uid, known): (&str, Known),
     (size, body): (u32, Body),
     headers: &HeaderMap,
 ) -> Result<Received, Outcome> {
-    let (began, namespace) = (Instant::now(), caller.namespace.0.clone());
+    let namespace = known.caller.namespace.0.clone();
     let turn = shared.shares.manifest((&namespace, uid), size as usize).await?;
     let body = receive(body, size).await?;
     let manifest = Manifest::parse(&body).map_err(|e| (StatusCode::BAD_REQUEST, e.to_string()))?;
-    allowed(uid, &caller, &manifest)?;
+    allowed(uid, &known.caller, &manifest)?;
     let turn = shared.shares.check((&namespace, uid), turn, body.len(), &manifest).await?;
-    // Meanwhile the deletion may have been decided without this archive.
-    let caller = if began.elapsed() > KNOWN { authorize(shared, headers, uid).await? } else { caller };
+    let caller = known.now(shared, headers, uid).await?;
     Ok(Received { caller, body, manifest, _turn: turn })
 }
 
@@ -325,48 +344,6 @@ async fn receive(body: Body, length: u32) -> Result<Vec<u8>, Outcome> {
     let complete = bytes.len() == length as usize;
     let broken = || (StatusCode::REQUEST_TIMEOUT, "the request is incomplete: the connection was closed".to_owned());
     if complete { Ok(bytes) } else { Err(broken()) }
-}
-
-/// A stored manifest is permanent, so it must not name chunks that do not exist. Many are checked in parallel, because the pod waits.
-async fn all_there(store: &Store, uid: &str, manifest: &Manifest) -> Result<(), Outcome> {
-    let there = |chunk: Chunk| async move {
-        match copies::is_stored(store, uid, &chunk).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err((StatusCode::BAD_REQUEST, format!("chunk {:?} is not in the store with the stated size", chunk.digest))),
-            Err(error) => Err(failed(&error)),
-        }
-    };
-    let pieces = futures::stream::iter(manifest.pieces().cloned().map(there));
-    pieces.buffer_unordered(LOOKS).try_collect::<()>().await?;
-    for list in [&manifest.entries, &manifest.problems].into_iter().filter(|list| list.nested) {
-        let pieces = Pieces::new(store, uid, list);
-        let pieces = futures::stream::try_unfold(pieces, |mut pieces| async move { Ok(pieces.next().await?.map(|piece| (piece, pieces))) });
-        pieces.map_err(|error: StoreError| failed(&error)).map_ok(there).try_buffer_unordered(LOOKS).try_collect::<()>().await?;
-    }
-    // What is named often is looked up once: the requests are bounded by what the pod has sent.
-    let mut seen = HashSet::new();
-    let pieces = manifest.chunks.pieces.iter().filter(|piece| seen.insert(&piece.digest)).cloned().collect();
-    let chunks = Lines::<Chunk>::uncounted(store, uid, &List { pieces, ..List::default() });
-    let chunks = futures::stream::try_unfold((chunks, HashSet::new()), |(mut lines, mut recent)| async move {
-        while let Some(chunk) = lines.next().await? {
-            if recent.len() > RECENT {
-                recent.clear();
-            }
-            if recent.insert(chunk.digest.clone()) {
-                return Ok(Some((chunk, (lines, recent))));
-            }
-        }
-        Ok(None)
-    });
-    chunks.map_err(|error: StoreError| failed(&error)).map_ok(there).try_buffer_unordered(LOOKS).try_collect().await
-}
-
-fn failed(error: &StoreError) -> (StatusCode, String) {
-    let status = match error {
-        StoreError::Corrupt(_) => StatusCode::BAD_REQUEST,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    (status, error.to_string())
 }
 
 #[cfg(test)]

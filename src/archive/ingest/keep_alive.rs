@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 
@@ -40,7 +40,7 @@ where
         )
     };
     if !headers.contains_key(HEADER) {
-        return work.await.into_response();
+        return plain(work.await);
     }
     let lines = futures::stream::unfold(Some(Box::pin(work)), move |work| async move {
         let mut work = work?;
@@ -57,7 +57,7 @@ where
 /// As [`answer`], for a request whose answer is an object: the last line has its size, and its bytes follow. The work ends with the connection.
 pub async fn object(headers: &HeaderMap, work: impl Future<Output = Result<Bytes, Outcome>> + Send + 'static) -> Response {
     if !headers.contains_key(HEADER) {
-        return work.await.map_or_else(Outcome::into_response, |bytes| Response::new(Body::from(bytes)));
+        return work.await.map_or_else(plain, |bytes| Response::new(Body::from(bytes)));
     }
     let parts = futures::stream::unfold((Some(Box::pin(work)), None), |(work, found)| async move {
         if let Some(bytes) = found {
@@ -72,6 +72,16 @@ pub async fn object(headers: &HeaderMap, work: impl Future<Output = Result<Bytes
     });
     let mut response = Response::new(Body::from_stream(parts));
     response.headers_mut().insert(HEADER, HeaderValue::from_static("1"));
+    response
+}
+
+/// The answer to a client that expects no lines. One that is to come back is told when.
+fn plain(outcome: Outcome) -> Response {
+    let busy = outcome.0 == StatusCode::TOO_MANY_REQUESTS;
+    let mut response = outcome.into_response();
+    if busy {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
     response
 }
 

@@ -8,6 +8,7 @@ pub mod handlers;
 #[allow(clippy::unwrap_used)]
 mod hostile_input_tests;
 pub mod keep_alive;
+mod named_objects;
 pub mod readers;
 pub mod reads;
 mod shares;

@@ -18,7 +18,7 @@ use super::readers::Readers;
 use super::shares::{self, busy};
 use crate::archive::manifest::{MAX_BYTES, is_digest};
 use crate::archive::store::{Store, StoreError};
-use crate::archive::turns::{Turn, Turns};
+use crate::archive::turns::{BoundedTurns, Turn};
 use crate::archive::{Archive, copies, receipt_writer};
 
 /// Header with the namespace of the computer, for its share. Only the API is believed.
@@ -28,7 +28,7 @@ pub const NAMESPACE: HeaderName = HeaderName::from_static("computer-operator-nam
 struct Shared {
     store: Arc<Store>,
     readers: Arc<Readers>,
-    turns: Turns,
+    turns: BoundedTurns,
 }
 
 type Refused = (StatusCode, String);

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use super::keep_alive::Outcome;
 use crate::archive::Manifest;
 use crate::archive::manifest::{CHUNK, SMALL};
-use crate::archive::turns::{Bounds, Busy, Turn, Turns};
+use crate::archive::turns::{BoundedTurns, Bounds, Busy, QueueBounds, Turn};
 
 /// Longest manifest that may be small.
 const SMALL_MANIFEST: usize = 16 * 1024;
@@ -16,35 +16,40 @@ const FEW_CHUNKS: u64 = 1024;
 const SHORT_LIST: u64 = 64 * 1024;
 
 /// Bytes of chunks that are received in parallel. One counts as half of the largest at least.
-const CHUNKS: Bounds = Bounds { all: 4 * CHUNK, namespace: 3 * CHUNK, computer: 3 * CHUNK, waiting: 12 };
+const CHUNKS: QueueBounds = QueueBounds { turns: Bounds { all: 4 * CHUNK, namespace: 3 * CHUNK, computer: 3 * CHUNK }, waiting: 12 };
 /// The same of small ones. One counts as a third of the largest of these at least.
-const SMALL_CHUNKS: Bounds = Bounds { all: 16 * SMALL, namespace: 8 * SMALL, computer: 3 * SMALL, waiting: 12 };
+const SMALL_CHUNKS: QueueBounds = QueueBounds { turns: Bounds { all: 16 * SMALL, namespace: 8 * SMALL, computer: 3 * SMALL }, waiting: 12 };
 /// Chunks of earlier attempts that are read back before they are used again.
-const EARLIER: Bounds = Bounds { all: 8, namespace: 4, computer: 3, waiting: 8 };
+const EARLIER: QueueBounds = QueueBounds { turns: Bounds { all: 8, namespace: 4, computer: 3 }, waiting: 8 };
 /// Manifests that are received and checked in parallel.
-const MANIFESTS: Bounds = Bounds { all: 2, namespace: 1, computer: 1, waiting: 2 };
+const MANIFESTS: QueueBounds = QueueBounds { turns: Bounds { all: 2, namespace: 1, computer: 1 }, waiting: 2 };
 /// Small ones.
-const SMALL_MANIFESTS: Bounds = Bounds { all: 6, namespace: 3, computer: 1, waiting: 14 };
+const SMALL_MANIFESTS: QueueBounds = QueueBounds { turns: Bounds { all: 6, namespace: 3, computer: 1 }, waiting: 14 };
 /// Objects that the HTTP API reads.
-const READS: Bounds = Bounds { all: 3, namespace: 2, computer: 2, waiting: 12 };
+const READS: QueueBounds = QueueBounds { turns: Bounds { all: 3, namespace: 2, computer: 2 }, waiting: 12 };
 /// Most bytes of chunks that archive pods send, and of objects that the HTTP API reads, at the same time. See docs/memory.md.
-pub const IN_FLIGHT: (usize, usize) = (CHUNKS.all + SMALL_CHUNKS.all, READS.all * CHUNK);
+pub const IN_FLIGHT: (usize, usize) = (CHUNKS.turns.all + SMALL_CHUNKS.turns.all, READS.turns.all * CHUNK);
 /// Connections that are left for new ones, for heads of requests, and for what is refused at once.
 const LEFT: usize = 8;
 const _: () = {
     let waiting = CHUNKS.waiting + SMALL_CHUNKS.waiting + EARLIER.waiting + MANIFESTS.waiting + SMALL_MANIFESTS.waiting + READS.waiting;
-    let served = 2 * CHUNKS.all / CHUNK + 3 * SMALL_CHUNKS.all / SMALL + EARLIER.all + MANIFESTS.all + SMALL_MANIFESTS.all + READS.all;
+    let served = 2 * CHUNKS.turns.all / CHUNK
+        + 3 * SMALL_CHUNKS.turns.all / SMALL
+        + EARLIER.turns.all
+        + MANIFESTS.turns.all
+        + SMALL_MANIFESTS.turns.all
+        + READS.turns.all;
     assert!(waiting + served + LEFT <= super::LIMITS.connections);
 };
 
 /// What archive pods share.
 #[derive(Clone)]
 pub struct Shares {
-    chunks: Turns,
-    small_chunks: Turns,
-    earlier: Turns,
-    manifests: Turns,
-    small_manifests: Turns,
+    chunks: BoundedTurns,
+    small_chunks: BoundedTurns,
+    earlier: BoundedTurns,
+    manifests: BoundedTurns,
+    small_manifests: BoundedTurns,
 }
 
 /// Namespace and UID of a computer.
@@ -53,11 +58,11 @@ pub type Of<'a> = (&'a str, &'a str);
 impl Default for Shares {
     fn default() -> Self {
         Self {
-            chunks: Turns::new("chunk", CHUNKS),
-            small_chunks: Turns::new("small-chunk", SMALL_CHUNKS),
-            earlier: Turns::new("earlier-chunk", EARLIER),
-            manifests: Turns::new("manifest", MANIFESTS),
-            small_manifests: Turns::new("small-manifest", SMALL_MANIFESTS),
+            chunks: BoundedTurns::new("chunk", CHUNKS),
+            small_chunks: BoundedTurns::new("small-chunk", SMALL_CHUNKS),
+            earlier: BoundedTurns::new("earlier-chunk", EARLIER),
+            manifests: BoundedTurns::new("manifest", MANIFESTS),
+            small_manifests: BoundedTurns::new("small-manifest", SMALL_MANIFESTS),
         }
     }
 }
@@ -118,8 +123,8 @@ fn is_small(manifest: &Manifest) -> bool {
 }
 
 /// Shares of the objects that the HTTP API reads.
-pub fn reads() -> Turns {
-    Turns::new("read", READS)
+pub fn reads() -> BoundedTurns {
+    BoundedTurns::new("read", READS)
 }
 
 /// The answer when too many wait.

@@ -95,6 +95,25 @@ async fn what_becomes_of_an_object_is_known() {
     }
 }
 
+/// GET and HEAD were answered by two functions. A client that understands lines gets none with HEAD, so the status is the outcome.
+#[tokio::test]
+async fn get_and_head_of_a_chunk_say_the_same() {
+    let endpoint = endpoint().await;
+    let path = format!("chunks/{}", hex::encode(Sha256::digest(b"data")));
+    for (there, token, expected) in [(false, "good", 404), (true, "good", 200), (true, "bad", 401)] {
+        if there {
+            endpoint.put(&path, "good", b"data".to_vec()).await;
+        }
+        for (method, lines) in [(reqwest::Method::GET, false), (reqwest::Method::HEAD, false), (reqwest::Method::HEAD, true)] {
+            let mut request = endpoint.client.request(method.clone(), format!("{}/{path}", endpoint.base)).bearer_auth(token);
+            if lines {
+                request = request.header(super::keep_alive::HEADER, "1");
+            }
+            assert_eq!(request.send().await.unwrap().status(), expected, "{method} {lines}");
+        }
+    }
+}
+
 /// S13: who may read an archive depends on the namespace in its manifest, so a pod cannot give it to another one.
 #[tokio::test]
 async fn a_manifest_names_the_namespace_of_the_record() {

@@ -9,12 +9,12 @@ use super::*;
 
 const TURN: Duration = Duration::from_secs(60);
 
-fn turns(all: usize, namespace: usize, computer: usize, waiting: usize) -> Turns {
-    Turns::new("test", Bounds { all, namespace, computer, waiting })
+fn turns(all: usize, namespace: usize, computer: usize, waiting: usize) -> BoundedTurns {
+    BoundedTurns::new("test", QueueBounds { turns: Bounds { all, namespace, computer }, waiting })
 }
 
 /// Each of these computers takes turns of this size and length, one after the other.
-fn busy(turns: &Turns, tasks: &mut JoinSet<()>, namespace: &str, computers: u32, size: usize) {
+fn busy(turns: &BoundedTurns, tasks: &mut JoinSet<()>, namespace: &str, computers: u32, size: usize) {
     for n in 0..computers {
         let (turns, namespace) = (turns.clone(), namespace.to_owned());
         tasks.spawn(async move {
@@ -52,7 +52,7 @@ async fn shares_are_weighed_by_size() {
     busy(&turns, &mut tasks, "large", 10, 8);
     busy(&turns, &mut tasks, "small", 100, 1);
     sleep(TURN * 300).await;
-    let had = |name: &str| turns.locked().namespaces[name].had;
+    let had = |name: &str| turns.turns.locked().namespaces[name].had;
     let (large, small) = (had("large"), had("small"));
     assert!(large.abs_diff(small) <= 16 && large > 900, "{large} and {small}");
 }
@@ -69,7 +69,7 @@ async fn computers_of_a_namespace_share_what_it_has() {
     assert_eq!(turns.free(), 0);
     drop((first, second, other));
     assert_eq!(turns.free(), 4);
-    assert!(turns.locked().namespaces.is_empty() && turns.locked().granted.is_empty());
+    assert!(turns.turns.locked().namespaces.is_empty() && turns.turns.locked().granted.is_empty());
     let (whole, mut waiting) = (turns.take("b", "0", 2).await, Vec::new());
     let rest = turns.take("a", "1", 2).await;
     for uid in ["1", "1", "2"] {
@@ -101,13 +101,13 @@ async fn a_waiter_that_goes_away_frees_its_place() {
     for _ in 0..10 {
         assert!(soon(turns.take("b", "1", 1)).await.is_none());
     }
-    assert!(!held.is_awaited() && turns.try_take("b", "1", 1).is_none() && !held.is_awaited());
+    assert!(!held.is_awaited() && turns.turns.try_take("b", "1", 1).is_none() && !held.is_awaited());
     let mut gone = Box::pin(turns.take("b", "1", 1));
     assert!(soon(&mut gone).await.is_none() && held.is_awaited());
     drop(held);
     drop(gone);
-    assert!(turns.try_take("c", "1", 1).is_some());
-    assert!(turns.locked().namespaces.is_empty() && turns.locked().granted.is_empty());
+    assert!(turns.turns.try_take("c", "1", 1).is_some());
+    assert!(turns.turns.locked().namespaces.is_empty() && turns.turns.locked().granted.is_empty());
 }
 
 /// Each waiter of the endpoint has a connection, and one tenant must not have them all.
@@ -133,6 +133,18 @@ async fn the_tenant_with_the_most_waiters_is_turned_away() {
     while let Some(ended) = tasks.join_next().await {
         assert_eq!(ended.unwrap().2, Ok(()));
     }
+    assert_eq!(turns.free(), 1);
+}
+
+/// Archives to be read back once had to handle an answer that cannot be: nobody turns them away.
+#[tokio::test(start_paused = true)]
+async fn any_number_may_wait_where_there_is_no_bound() {
+    let (turns, mut tasks) = (Turns::of("test", 1, 1), JoinSet::new());
+    for n in 0..1000 {
+        let turns = turns.clone();
+        tasks.spawn(async move { drop::<Turn>(turns.take("a", &n.to_string(), 1).await) });
+    }
+    assert_eq!(tasks.join_all().await.len(), 1000);
     assert_eq!(turns.free(), 1);
 }
 
@@ -216,8 +228,8 @@ async fn a_tenant_that_comes_back_has_had_what_it_had() {
 }
 
 /// Of the next test.
-fn hold(turns: &Turns, floor: &Mutex<u64>) {
-    let state = turns.locked();
+fn hold(turns: &BoundedTurns, floor: &Mutex<u64>) {
+    let state = turns.turns.locked();
     let before = std::mem::replace(&mut *floor.lock().unwrap(), state.floor);
     assert!(before <= state.floor, "what was served falls from {before} to {}", state.floor);
     assert!(state.held <= 10 && state.waiting <= 12);
@@ -252,6 +264,6 @@ async fn the_bounds_hold_whatever_comes_and_goes() {
     while let Some(ended) = tasks.join_next().await {
         ended.unwrap();
     }
-    let state = turns.locked();
+    let state = turns.turns.locked();
     assert!(state.namespaces.is_empty() && state.granted.is_empty() && (state.held, state.waiting) == (0, 0));
 }

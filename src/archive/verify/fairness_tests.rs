@@ -7,7 +7,7 @@ use crate::archive::test_archives::{SMALL, home, noise, packed, put};
 use crate::archive::test_store::TestStore;
 
 /// Stores archives of as much noise under these UIDs, which are namespaces too, and begins to check them. Returns how many chunks each has.
-async fn checked(bytes: usize, uids: &[&str]) -> (Arc<TestStore>, Verifier, mpsc::Receiver<String>, u64) {
+pub(super) async fn checked(bytes: usize, uids: &[&str]) -> (Arc<TestStore>, Verifier, mpsc::Receiver<String>, u64) {
     let test = Arc::new(TestStore { delay: Duration::from_millis(500), ..TestStore::default() });
     let store = Arc::new(Store::new(Arc::<TestStore>::clone(&test)));
     let mut packed = packed(home(&[("s/a.jsonl", &noise(bytes, 1))]).path(), &["s"], Unreadable::Block, SMALL);
@@ -21,13 +21,13 @@ async fn checked(bytes: usize, uids: &[&str]) -> (Arc<TestStore>, Verifier, mpsc
 }
 
 /// The check of a computer whose UID begins with its namespace.
-fn check(verifier: &Verifier, uid: &str) -> Verification {
+pub(super) fn check(verifier: &Verifier, uid: &str) -> Verification {
     let namespace = uid.split('-').next().unwrap().to_owned();
     verifier.check(uid, &Origin { namespace, ..Origin::default() })
 }
 
 /// Asks about each of these until all are valid, when a check has ended and every 15 s, as deletions do.
-async fn all_valid(verifier: &Verifier, ended: &mut mpsc::Receiver<String>, uids: &[&str]) {
+pub(super) async fn all_valid(verifier: &Verifier, ended: &mut mpsc::Receiver<String>, uids: &[&str]) {
     let (mut left, began) = (uids.to_vec(), Instant::now());
     while !left.is_empty() {
         assert!(began.elapsed() < Duration::from_secs(3600), "{left:?}");

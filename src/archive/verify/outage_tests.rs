@@ -13,22 +13,36 @@ use crate::archive::{Unreadable, chunk_key};
 
 /// An archive of many chunks, and a verifier of it. Returns the keys of its chunks in order.
 async fn archived() -> (Arc<TestStore>, Verifier, mpsc::Receiver<String>, Vec<String>) {
-    let home = home(&[("s/a.jsonl", &noise(4_800_000, 1)), ("s/b.jsonl", b"two"), ("s/c.jsonl", &noise(30_000, 2))]);
-    let packed = packed(home.path(), &["s"], Unreadable::Block, SMALL);
-    let test = Arc::new(TestStore::default());
-    let store = Arc::new(Store::new(Arc::<TestStore>::clone(&test)));
-    put(&store, UID, &packed).await;
-    let keys: Vec<String> = packed.chunks().iter().map(|blob| chunk_key(UID, &blob.chunk.digest)).collect();
+    let (test, verifier, checked) = empty_store();
+    let keys = store_archive(&test, UID, 4_800_000).await;
     assert!(keys.len() > 1000, "{} chunks: such an archive is read in one turn", keys.len());
+    (test, verifier, checked, keys)
+}
+
+fn empty_store() -> (Arc<TestStore>, Verifier, mpsc::Receiver<String>) {
+    let test = Arc::new(TestStore::default());
     let (sender, checked) = mpsc::channel(8);
-    (test, Verifier::new(store, sender), checked, keys)
+    (Arc::clone(&test), Verifier::new(Arc::new(Store::new(test)), sender), checked)
+}
+
+/// Stores an archive with a file of so much noise. Returns the keys of its chunks in order.
+async fn store_archive(test: &Arc<TestStore>, uid: &str, bytes: usize) -> Vec<String> {
+    let home = home(&[("s/a.jsonl", &noise(bytes, 1)), ("s/b.jsonl", b"two"), ("s/c.jsonl", &noise(30_000, 2))]);
+    let mut packed = packed(home.path(), &["s"], Unreadable::Block, SMALL);
+    uid.clone_into(&mut packed.manifest.computer.uid);
+    put(&Store::new(Arc::<TestStore>::clone(test)), uid, &packed).await;
+    packed.chunks().iter().map(|blob| chunk_key(uid, &blob.chunk.digest)).collect()
 }
 
 /// The result of one check.
 async fn one_check(verifier: &Verifier, checked: &mut mpsc::Receiver<String>) -> Verification {
-    verifier.check(UID, &Origin::default());
+    check_of(UID, verifier, checked).await
+}
+
+async fn check_of(uid: &str, verifier: &Verifier, checked: &mut mpsc::Receiver<String>) -> Verification {
+    verifier.check(uid, &Origin::default());
     tokio::time::timeout(Duration::from_secs(7200), checked.recv()).await.expect("the check does not end");
-    verifier.check(UID, &Origin::default())
+    verifier.check(uid, &Origin::default())
 }
 
 /// L8: a store that was restarted once made the check begin at the first byte again: a large archive was never verified.
@@ -66,6 +80,59 @@ async fn a_check_that_a_long_outage_has_ended_is_continued() {
     // Chunks that were read ahead when a check ended are read again.
     let reads: usize = keys.iter().map(|key| store.reads(key)).sum();
     assert!(reads <= keys.len() + 3 * 16, "{reads} reads of {} chunks", keys.len());
+}
+
+/// L8: an archive that is read in one turn once was read from its beginning after each outage: the first part of 64 MiB again and again.
+#[tokio::test(start_paused = true)]
+async fn the_check_of_an_archive_of_any_size_is_continued() {
+    for bytes in [100_000, 1_200_000] {
+        let (store, verifier, mut checked) = empty_store();
+        let keys = store_archive(&store, UID, bytes).await;
+        let (failed, before) = (keys[keys.len() * 3 / 4].clone(), &keys[..keys.len() * 3 / 4]);
+        store.fail(move |key| key == failed);
+        let found = one_check(&verifier, &mut checked).await;
+        assert!(matches!(found, Verification::Unavailable(_)), "{found:?}");
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        store.fail(|_| false);
+        let found = one_check(&verifier, &mut checked).await;
+        assert!(matches!(found, Verification::Valid(_)), "{found:?}");
+        let again = before.iter().filter(|key| store.reads(key) != 1).count();
+        assert_eq!(again, 0, "of {} chunks of {bytes} bytes, which were read before the outage", before.len());
+    }
+}
+
+/// L8: the checks of small archives must not push out what was read of a large one in the same outage.
+#[tokio::test(start_paused = true)]
+async fn of_too_many_checks_those_that_have_read_most_are_kept() {
+    let (store, verifier, mut checked) = empty_store();
+    let large = store_archive(&store, "large", 1_200_000).await;
+    let mut broken = vec![large[300].clone()];
+    let small: Vec<String> = (0..8).map(|n| format!("small-{n}")).collect();
+    for uid in &small {
+        broken.push(store_archive(&store, uid, 100_000).await[20].clone());
+    }
+    store.fail(move |key| broken.iter().any(|broken| broken == key));
+    for uid in std::iter::once("large").chain(small.iter().map(String::as_str)) {
+        let found = check_of(uid, &verifier, &mut checked).await;
+        assert!(matches!(found, Verification::Unavailable(_)), "{uid}: {found:?}");
+    }
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    store.fail(|_| false);
+    let found = check_of("large", &verifier, &mut checked).await;
+    assert!(matches!(found, Verification::Valid(_)), "{found:?}");
+    assert!(large[..300].iter().all(|key| store.reads(key) == 1), "it was read from its beginning");
+}
+
+/// The manifest of a large archive once was read a second time, although its turn was free.
+#[tokio::test(start_paused = true)]
+async fn a_manifest_is_read_once_when_nobody_waits() {
+    for bytes in [100_000, 1_200_000, 4_800_000] {
+        let (store, verifier, mut checked) = empty_store();
+        store_archive(&store, UID, bytes).await;
+        let found = one_check(&verifier, &mut checked).await;
+        assert!(matches!(found, Verification::Valid(_)), "{found:?}");
+        assert_eq!(store.reads(&manifest_key(UID)), 1, "{bytes}");
+    }
 }
 
 /// Nothing showed whether a read-back of hours makes progress. While the store is down it makes none.

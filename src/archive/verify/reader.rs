@@ -1,7 +1,7 @@
-//! Reads archives back, a few at a time and in turns, so that no archive delays the check of another tenant's (L3). Small ones have places of their own,
-//! and are read in one go. A large one gives its place up after a while when another one waits, and continues where it was at its next turn.
+//! Reads archives back, a few at a time and in turns, so that no archive delays the check of another tenant's (L3). Small ones have places of their own.
+//! One that is too long for one turn gives its place up after a while when another one waits, and continues where it was at its next turn. Any check that
+//! the store ends is continued by the next one. No part of a manifest may be in memory while a check waits.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,13 +9,14 @@ use tokio::time::Instant;
 
 use super::progress::Progress;
 use super::{Contents, Nothing, Origin, Verification, of_deletion, read_all};
+use crate::archive::Archive;
 use crate::archive::manifest::MAX_BYTES;
 use crate::archive::reading::Reading;
 use crate::archive::store::{Store, StoreError};
-use crate::archive::turns::{Bounds, Busy, Turn, Turns};
+use crate::archive::turns::{Bounds, Turn, Turns};
 
 /// MiB for small archives that are read back in parallel.
-const SMALL: Bounds = Bounds { all: 74, namespace: 44, computer: 22, waiting: usize::MAX };
+const SMALL: Bounds = Bounds { all: 74, namespace: 44, computer: 22 };
 /// MiB for one of them, besides its chunks.
 const BESIDES_CHUNKS: usize = 14;
 /// MiB for a large one: three chunks, a frame, two pieces of its index as stored and as lines, and the headers of an entry.
@@ -33,7 +34,7 @@ const TURN: Duration = Duration::from_secs(30);
 const MANIFESTS: usize = 64;
 /// MiB for one of the current version, as stored and as parsed.
 const MANIFEST: usize = 4;
-/// Checks that ended before the end of their archive, and that the next check continues: all that an outage of the store can end.
+/// Checks that ended before the end of their archive, and that the next check continues: those that have read most.
 const KEPT: usize = BEGUN.0;
 /// How long such a check is kept. Later, the archive is read from its beginning: what was read may have changed (S1). A check that is continued looks for
 /// every object again when it ends, and does not read it again, however long it takes.
@@ -45,6 +46,28 @@ pub const MEMORY: [usize; 3] = [(SMALL.all + LARGE.0 * ONE_LARGE) << 20, MANIFES
 
 /// A check that has not reached the end: the digest of the manifest, and what is left to read.
 type Unfinished = (String, Reading<Nothing>);
+
+/// What an archive takes while it is read back.
+#[derive(Clone, Copy)]
+enum Share {
+    /// A small one: MiB.
+    Small(usize),
+    /// A large one that is read in one turn.
+    OneTurn,
+    /// One that may take several.
+    Turns,
+}
+
+impl Share {
+    fn of(archive: &Archive) -> Self {
+        if !archive.is_large() {
+            let chunks = usize::try_from(archive.stored_bytes() >> 20).unwrap_or(usize::MAX);
+            return Self::Small(chunks.saturating_add(BESIDES_CHUNKS));
+        }
+        let short = archive.read_bytes() <= ONE_TURN.0 && archive.unpacked_bytes() <= ONE_TURN.1 && archive.objects() <= ONE_TURN.2;
+        if short { Self::OneTurn } else { Self::Turns }
+    }
+}
 
 /// The archive that is to be read, and the MiB that its manifest may take.
 #[derive(Clone, Copy)]
@@ -63,7 +86,7 @@ pub(super) struct Reader {
     large: Turns,
     begun: Turns,
     /// Checks that a failure of the store has ended, and when.
-    kept: Arc<Mutex<VecDeque<(Unfinished, Instant)>>>,
+    kept: Arc<Mutex<Vec<(Unfinished, Instant)>>>,
 }
 
 impl Reader {
@@ -80,11 +103,11 @@ impl Reader {
     }
 
     /// The turn to have a manifest of any length in memory.
-    pub async fn manifest(&self, namespace: &str, uid: &str) -> Result<Turn, Busy> {
+    pub async fn manifest(&self, namespace: &str, uid: &str) -> Turn {
         self.manifests.take(namespace, uid, MANIFESTS).await
     }
 
-    /// Waits for a turn and reads an archive back. No part of a manifest is in memory while it waits.
+    /// Reads an archive back, in as many turns as it takes.
     pub async fn read(&self, uid: &str, origin: &Origin, progress: &Progress) -> Verification {
         // Whether an archive exists is answered without waiting: a deletion needs the answer before it creates one.
         let of = match self.any(&origin.keys(uid)).await {
@@ -92,81 +115,64 @@ impl Reader {
             Ok(None) => return Verification::Missing,
             Err(error) => return Verification::Unavailable(error.to_string()),
         };
-        match self.contents(of).await {
-            Err(other) => other,
-            Ok(contents) if contents.large => {
-                let archive = &contents.archive;
-                let (read, unpacked, objects) = (archive.read_bytes(), archive.unpacked_bytes(), archive.objects());
-                let one_turn = read <= ONE_TURN.0 && unpacked <= ONE_TURN.1 && objects <= ONE_TURN.2;
-                drop(contents);
-                self.in_turns(of, progress, one_turn).await
-            }
-            Ok(contents) => self.at_once(of, progress, contents).await,
-        }
-    }
-
-    /// A small archive.
-    async fn at_once(&self, of: Wanted<'_>, progress: &Progress, contents: Contents) -> Verification {
-        let size = BESIDES_CHUNKS + usize::try_from(contents.summary.bytes >> 20).unwrap_or(usize::MAX - BESIDES_CHUNKS);
-        if let Some(turn) = self.small.try_take(&of.origin.namespace, of.uid, size) {
-            return self.in_one_turn(contents, progress, turn).await;
-        }
-        drop(contents);
-        // Any number may wait, so nobody is turned away.
-        let Ok(turn) = self.small.take(&of.origin.namespace, of.uid, size).await else { return Verification::Running };
-        match self.contents(of).await {
-            Ok(contents) => self.in_one_turn(contents, progress, turn).await,
-            Err(other) => other,
-        }
-    }
-
-    /// An archive that is read to its end, unless the store does not deliver it and another one waits.
-    async fn in_one_turn(&self, contents: Contents, progress: &Progress, turn: Turn) -> Verification {
-        let mut unfinished = begin(&contents);
-        self.go_on(contents, &mut unfinished, progress, &Arc::new(turn), || false).await.unwrap_or(Verification::Running)
-    }
-
-    /// A large archive.
-    async fn in_turns(&self, of: Wanted<'_>, progress: &Progress, one_turn: bool) -> Verification {
-        let _begun = if one_turn { None } else { Some(self.begun.take(&of.origin.namespace, of.uid, 1).await) };
-        let mut paused: Option<Unfinished> = None;
+        let first = match self.contents(of).await {
+            Ok(contents) => contents,
+            Err(other) => return other,
+        };
+        let share = Share::of(&first.archive);
+        let mut known = Some(first);
+        let (turns, size) = if let Share::Small(size) = share { (&self.small, size) } else { (&self.large, 1) };
+        let several = matches!(share, Share::Turns);
+        let _begun = if several { Some(self.turn(&self.begun, of, 1, &mut known).await) } else { None };
+        let mut unfinished = None;
         loop {
-            let Ok(turn) = self.large.take(&of.origin.namespace, of.uid, 1).await else { return Verification::Running };
-            let contents = match self.contents(of).await {
-                Ok(contents) => contents,
-                Err(other) => return self.ended(other, paused),
+            let turn = self.turn(turns, of, size, &mut known).await;
+            let contents = match known.take() {
+                Some(contents) => contents,
+                None => match self.contents(of).await {
+                    Ok(contents) => contents,
+                    Err(other) => return self.ended(other, unfinished),
+                },
             };
-            if one_turn {
-                return self.in_one_turn(contents, progress, turn).await;
-            }
-            let digest = &contents.summary.manifest_digest;
-            let earlier = paused.take().filter(|(of, _)| of == digest).or_else(|| self.kept(digest));
-            // A store that fails every few hours must not keep a large archive from being verified (L8).
-            let mut unfinished = earlier.unwrap_or_else(|| begin(&contents));
-            let (turn, began, mut back) = (Arc::new(turn), Instant::now(), None);
-            let pause = || {
-                let back = *back.get_or_insert_with(|| began.elapsed());
-                began.elapsed() >= TURN.max(10 * back) && turn.is_awaited()
-            };
-            match self.go_on(contents, &mut unfinished, progress, &turn, pause).await {
-                Some(result) => return self.ended(result, Some(unfinished)),
-                None => paused = Some(unfinished),
+            let result = self.go_on(contents, &mut unfinished, progress, turn, several).await;
+            if result != Verification::Running {
+                return self.ended(result, unfinished);
             }
         }
     }
 
+    /// A turn of this size. What is known of the archive is forgotten if it has to wait, and is read again afterwards.
+    async fn turn(&self, turns: &Turns, of: Wanted<'_>, size: usize, known: &mut Option<Contents>) -> Turn {
+        let namespace = &of.origin.namespace;
+        if let Some(turn) = turns.try_take(namespace, of.uid, size) {
+            return turn;
+        }
+        *known = None;
+        turns.take(namespace, of.uid, size).await
+    }
+
+    /// Reads what is left in one turn, which ends when another one waits: after a while if it may take `several`, and when the store does not deliver.
     async fn go_on(
         &self,
         contents: Contents,
-        (_, reading): &mut Unfinished,
+        unfinished: &mut Option<Unfinished>,
         progress: &Progress,
-        turn: &Arc<Turn>,
-        pause: impl FnMut() -> bool + Send,
-    ) -> Option<Verification> {
+        turn: Turn,
+        several: bool,
+    ) -> Verification {
+        let digest = &contents.summary.manifest_digest;
+        let earlier = unfinished.take().filter(|(of, _)| of == digest).or_else(|| self.kept(digest));
+        // A store that fails every few hours must not keep an archive from being verified (L8).
+        let (_, reading) = unfinished.insert(earlier.unwrap_or_else(|| begin(&contents)));
         progress.reads(&reading.objects, contents.archive.objects());
+        let (turn, began, mut back) = (Arc::new(turn), Instant::now(), None);
+        let pause = || {
+            let back = *back.get_or_insert_with(|| began.elapsed());
+            several && began.elapsed() >= TURN.max(10 * back) && turn.is_awaited()
+        };
         // What is read ahead must not prolong the turn.
-        let turn = Arc::downgrade(turn);
-        let store = self.store.shared_with(move || turn.upgrade().is_some_and(|turn| turn.is_awaited()));
+        let held = Arc::downgrade(&turn);
+        let store = self.store.shared_with(move || held.upgrade().is_some_and(|turn| turn.is_awaited()));
         read_all(&store, contents, reading, pause).await
     }
 
@@ -175,7 +181,7 @@ impl Reader {
         let mut kept = self.kept.lock().ok()?;
         kept.retain(|(_, ended)| ended.elapsed() < CONTINUED);
         let found = kept.iter().position(|((of, _), _)| of == digest)?;
-        kept.remove(found).map(|(unfinished, _)| unfinished)
+        Some(kept.swap_remove(found).0)
     }
 
     /// Keeps what the next check can continue.
@@ -184,9 +190,12 @@ impl Reader {
         if let Some(unfinished) = to_keep
             && let Ok(mut kept) = self.kept.lock()
         {
-            kept.push_back((unfinished, Instant::now()));
-            while kept.len() > KEPT {
-                kept.pop_front();
+            kept.retain(|(_, ended)| ended.elapsed() < CONTINUED);
+            kept.push((unfinished, Instant::now()));
+            if kept.len() > KEPT {
+                let least = kept.iter().enumerate().min_by_key(|(_, ((_, reading), _))| reading.read_bytes());
+                let least = least.map_or(0, |(place, _)| place);
+                kept.swap_remove(least);
             }
         }
         result

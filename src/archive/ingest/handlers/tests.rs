@@ -12,6 +12,7 @@ use object_store::{ObjectStoreExt, PutPayload};
 
 use super::*;
 use crate::archive::chunk_key;
+use crate::archive::manifest::Chunk;
 use crate::archive::manifest::tests::empty;
 
 const UID: &str = "123e4567-e89b-12d3-a456-426614174000";
@@ -169,4 +170,50 @@ async fn a_chunk_has_a_length_and_a_bound() {
     assert_eq!((large.0, read.load(Ordering::SeqCst)), (StatusCode::PAYLOAD_TOO_LARGE, 0));
     let endless = Body::from_stream(futures::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(b"x"))));
     assert_eq!(put(endless).await.unwrap_err().0, StatusCode::LENGTH_REQUIRED);
+}
+
+/// What a request answers that has waited for its turn for a while, when its pod may do this at the end of the wait.
+async fn after_a_wait(then: Access, send: impl AsyncFnOnce(Shared, HeaderMap) -> Result<Response, Outcome>) -> (StatusCode, bool) {
+    let namespace = ("t".to_owned(), None);
+    let caller = Caller { uid: UID.to_owned(), namespace, pod: "pod".to_owned(), custody_claim: String::new(), max_bytes: u64::MAX };
+    let said = Arc::new(std::sync::Mutex::new([("good".to_owned(), Access::Pod(caller))].into_iter().collect()));
+    let store = Arc::new(Store::new(Arc::new(InMemory::new())));
+    let shared = Shared::new(store, Authenticator::Said(Arc::clone(&said)), Arc::default());
+    let (mut held, of) = (Vec::new(), ("t", UID));
+    for _ in 0..3 {
+        held.push(shared.shares.chunk(of, crate::archive::manifest::SMALL).await.unwrap());
+        held.push(shared.shares.earlier(of).await.unwrap());
+    }
+    held.push(shared.shares.manifest(of, 1).await.unwrap());
+    let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
+    let ended = async {
+        tokio::time::sleep(KNOWN + Duration::from_secs(1)).await;
+        said.lock().unwrap().insert("good".to_owned(), then);
+        drop(held);
+    };
+    let (answer, ()) = tokio::join!(send(shared.clone(), headers), ended);
+    let answer = answer.unwrap();
+    (answer.status(), answer.headers().contains_key(header::RETRY_AFTER))
+}
+
+/// S7: a chunk once was stored although the archive had been decided while it waited. And a token that has ended must not end the upload: the pod has the
+/// next one, and 401 is final for it.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_has_waited_is_authorized_again() {
+    let digest = || hex::encode(Sha256::digest(b"data"));
+    for (then, expected) in [
+        (Access::Refused("decided"), (StatusCode::FORBIDDEN, false)),
+        (Access::Unknown, (StatusCode::TOO_MANY_REQUESTS, true)),
+        (Access::NotYet, (StatusCode::SERVICE_UNAVAILABLE, false)),
+    ] {
+        let put = async |shared, headers| put_chunk(State(shared), Path((UID.to_owned(), digest())), headers, Body::from("data")).await;
+        assert_eq!(after_a_wait(then.clone(), put).await, expected, "PUT of a chunk");
+        for method in [Method::GET, Method::HEAD] {
+            let ask = async |shared, headers| ask_chunk(method, State(shared), Path((UID.to_owned(), digest())), headers).await;
+            assert_eq!(after_a_wait(then.clone(), ask).await, expected, "a question");
+        }
+        let body = serde_json::to_vec(&empty(UID)).unwrap();
+        let put = async |shared, headers| put_manifest(State(shared), Path(UID.to_owned()), headers, Body::from(body)).await;
+        assert_eq!(after_a_wait(then, put).await, expected, "PUT of a manifest");
+    }
 }

@@ -25,6 +25,11 @@ pub fn raw(bytes: &[u8]) -> std::io::Result<()> {
     std::io::stdout().lock().write_all(bytes)
 }
 
+/// Standard output, for a file that may be large. A terminal must get it only as plain text (see [`shown`]).
+pub fn output() -> impl std::io::Write {
+    std::io::stdout()
+}
+
 /// Whether a person reads standard output.
 pub fn shown() -> bool {
     std::io::stdout().is_terminal()

@@ -1,32 +1,50 @@
 //! Requests to the HTTP API. The token must never be printed, and never leave this machine without TLS.
 
-use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use reqwest::header::{HeaderMap, RETRY_AFTER};
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::answer::Answer;
 use super::args::ApiFlags;
+use super::fault::{Cost, Fault};
+use super::pace::{Pace, WAITS, Waits};
+use super::target::Target;
 use super::token::Token;
 use crate::args::Global;
+use crate::screen;
 use crate::text::plain;
 
-/// Longest time without a byte of a list.
-const LIST_SILENCE: Duration = Duration::from_secs(60);
-/// Longest time without a byte of an archive. The API is silent while the operator reads from the store, on whatever line, and while it repeats a read that fails, for
-/// ten minutes. A peer that is gone is noticed earlier, by [`ALIVE`].
-pub const SILENCE: Duration = Duration::from_secs(900);
+/// How long the API may be silent, and how often it is asked again.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Longest time without a byte of a list.
+    pub list: Duration,
+    /// Longest time without a byte of an archive or of what it contains.
+    pub read: Duration,
+    /// Waits between requests.
+    pub waits: Waits,
+}
+
+/// The API is silent while the operator reads from the store, on whatever line, and while it repeats a read that fails, for ten minutes. A peer that is gone is
+/// noticed earlier, by [`ALIVE`].
+const LIMITS: Limits = Limits { list: Duration::from_secs(60), read: Duration::from_secs(900), waits: WAITS };
 /// Time without a byte after which the system asks whether the peer is there.
 const ALIVE: Duration = Duration::from_secs(30);
+/// Largest page of a list.
+const PAGE: usize = 16 << 20;
+/// Largest document of an archive: millions of sessions.
+const DOCUMENT: usize = 1 << 30;
 
 /// The HTTP API.
 pub struct HttpApi {
     client: Client,
     base: Url,
     token: Token,
+    /// The limits.
+    pub limits: Limits,
     /// The namespace of the computer.
     pub namespace: String,
 }
@@ -83,52 +101,71 @@ impl HttpApi {
         let base = base(url)?;
         let ca = flags.api_ca.as_ref().map(|file| std::fs::read(file).with_context(|| format!("read {}", file.display()))).transpose()?;
         let (token, namespace) = Token::find(global, flags).await?;
-        Self::new(base, token, namespace, ca.as_deref())
+        Self::new(base, token, namespace, ca.as_deref(), LIMITS)
     }
 
     /// `ca`: certificates of authorities beside those of the system, as PEM.
-    fn new(base: Url, token: Token, namespace: String, ca: Option<&[u8]>) -> Result<Self> {
-        let mut client = Client::builder()
-            .connect_timeout(Duration::from_secs(10))
-            .read_timeout(SILENCE)
-            .tcp_keepalive(ALIVE)
-            .redirect(reqwest::redirect::Policy::none());
+    fn new(base: Url, token: Token, namespace: String, ca: Option<&[u8]>, limits: Limits) -> Result<Self> {
+        let mut client =
+            Client::builder().connect_timeout(Duration::from_secs(10)).tcp_keepalive(ALIVE).redirect(reqwest::redirect::Policy::none());
         if let Some(pem) = ca {
             client = client.tls_certs_merge(reqwest::Certificate::from_pem_bundle(pem)?);
         }
-        Ok(Self { client: client.build()?, base, token, namespace })
+        Ok(Self { client: client.build()?, base, token, limits, namespace })
     }
 
     /// An API of a test.
     #[cfg(test)]
-    pub fn of(url: &str, token: Token) -> Result<Self> {
+    pub fn of(url: &str, token: Token, limits: Limits) -> Result<Self> {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        Self::new(base(url)?, token, "team".to_owned(), None)
+        Self::new(base(url)?, token, "team".to_owned(), None, limits)
     }
 
-    /// Sends a GET.
+    /// Sends a GET for a download or a part of it.
     ///
     /// # Errors
-    /// When there is no answer, or the answer is an error: a [`Refusal`].
-    pub async fn get(&self, path: &[&str], query: &[(&str, &str)], headers: &[(&str, String)]) -> Result<Response> {
-        self.send(Method::GET, path, query, headers).await
+    /// When there is no answer, or the answer is an error.
+    pub async fn read(&self, target: &Target, headers: &[(&str, String)]) -> Result<Answer, Fault> {
+        self.get(&target.path(), &[], headers, self.limits.read).await
     }
 
-    /// The headers that the answer to a GET would have.
+    /// What an archive contains.
     ///
     /// # Errors
-    /// As [`HttpApi::get`].
-    pub async fn head(&self, path: &[&str]) -> Result<HeaderMap> {
-        match self.send(Method::HEAD, path, &[], &[]).await {
-            Ok(answer) => Ok(answer.headers().clone()),
-            // The answer to a HEAD has no body that says why.
-            Err(error) if error.is::<Refusal>() => Ok(self.send(Method::GET, path, &[], &[]).await?.headers().clone()),
-            Err(error) => Err(error),
+    /// When the request fails, or the answer is incomplete.
+    pub async fn document(&self, target: &Target) -> Result<serde_json::Value> {
+        let document = self.json(&target.document(), &[], (self.limits.read, DOCUMENT)).await;
+        document.with_context(|| format!("listing {target} failed"))
+    }
+
+    /// Sends a GET, once more with a new token if the token is refused.
+    async fn get(&self, path: &[&str], query: &[(&str, &str)], headers: &[(&str, String)], idle: Duration) -> Result<Answer, Fault> {
+        let url = self.url(path, query).map_err(Fault::Lasting)?;
+        let mut renewed = false;
+        loop {
+            let token = self.token.current();
+            let mut request = self.client.get(url.clone()).bearer_auth(&token);
+            for (name, value) in headers {
+                request = request.header(*name, value);
+            }
+            let response = tokio::time::timeout(idle, request.send()).await.map_err(|_| Fault::idle(idle))?;
+            let answer = Answer::new(response.map_err(Fault::network)?, idle);
+            if answer.status().is_success() {
+                return Ok(answer);
+            }
+            // Once only: a new token that is refused as well has no right, and a ServiceAccount always has another one.
+            if renewed || answer.status() != StatusCode::UNAUTHORIZED {
+                return Err(Fault::refused(answer).await);
+            }
+            renewed = true;
+            let new = self.token.renew(&token).await.context("the token is refused, and no new one can be had");
+            if !new.map_err(|error| Fault::passing(error, Cost::High))? {
+                return Err(Fault::refused(answer).await);
+            }
         }
     }
 
-    /// Sends a request, once more with a new token if the token is refused, and makes an error of an error.
-    async fn send(&self, method: Method, path: &[&str], query: &[(&str, &str)], headers: &[(&str, String)]) -> Result<Response> {
+    fn url(&self, path: &[&str], query: &[(&str, &str)]) -> Result<Url> {
         let mut url = self.base.clone();
         // Each part is encoded as a whole: the id of a session may contain anything.
         url.path_segments_mut()
@@ -139,35 +176,31 @@ impl HttpApi {
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
-        loop {
-            let token = self.token.current();
-            let mut request = self.client.request(method.clone(), url.clone()).bearer_auth(&token);
-            for (name, value) in headers {
-                request = request.header(*name, value);
-            }
-            let answer = request.send().await.map_err(reqwest::Error::without_url).context("the request to the HTTP API failed")?;
-            if answer.status().is_success() {
-                return Ok(answer);
-            }
-            if answer.status() != StatusCode::UNAUTHORIZED || !self.token.renew(&token).await? {
-                return Err(Refusal::of(answer).await.into());
-            }
-        }
+        Ok(url)
     }
 
-    /// A JSON document.
-    ///
-    /// # Errors
-    /// As [`HttpApi::get`]; also when it is incomplete.
-    pub async fn json<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, &str)]) -> Result<T> {
-        let answer = self.get(path, query, &[]).await?;
-        answer.json().await.map_err(reqwest::Error::without_url).context("the answer of the HTTP API is incomplete or not understood")
+    /// A JSON document, in one of a few requests.
+    async fn json<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, &str)], (idle, most): (Duration, usize)) -> Result<T> {
+        let mut pace = Pace::new(self.limits.waits.short());
+        loop {
+            let answer = match self.get(path, query, &[], idle).await {
+                Ok(answer) => answer.all(most).await,
+                Err(fault) => Err(fault),
+            };
+            match answer {
+                Ok(bytes) => {
+                    return serde_json::from_slice(&bytes)
+                        .context("the answer of the HTTP API is not understood: is it that of a proxy, or of another version?");
+                }
+                Err(fault) => pace.pause(fault, screen::note).await.map_err(Fault::error)?,
+            }
+        }
     }
 
     /// All deletions of the namespace, the newest first.
     ///
     /// # Errors
-    /// As [`HttpApi::get`].
+    /// When a request fails.
     pub async fn deletions(&self) -> Result<Vec<Deletion>> {
         let mut all = Vec::new();
         let keep = |deletion: Deletion| {
@@ -181,7 +214,7 @@ impl HttpApi {
     /// The newest deletion like this. Later pages are not asked for.
     ///
     /// # Errors
-    /// As [`HttpApi::get`].
+    /// When a request fails.
     pub async fn deletion(&self, like: impl Fn(&Deletion) -> bool) -> Result<Option<Deletion>> {
         self.search(|deletion| Some(deletion).filter(&like)).await
     }
@@ -194,8 +227,8 @@ impl HttpApi {
             if !cursor.is_empty() {
                 query.push(("cursor", &cursor));
             }
-            let page = tokio::time::timeout(LIST_SILENCE, self.json(&["deletions"], &query));
-            let page: Page = page.await.context("the HTTP API accepts the request and does not answer")??;
+            let page = self.json(&["deletions"], &query, (self.limits.list, PAGE)).await;
+            let page: Page = page.with_context(|| format!("listing the deletions of namespace {} failed", plain(&self.namespace)))?;
             if let Some(found) = page.deletions.into_iter().find_map(&mut show) {
                 return Ok(Some(found));
             }
@@ -216,55 +249,6 @@ fn base(url: &str) -> Result<Url> {
     Ok(base)
 }
 
-/// An answer that is an error.
-#[derive(Debug)]
-pub struct Refusal {
-    /// The status.
-    pub status: StatusCode,
-    /// After which time the API asks to repeat the request.
-    pub retry_after: Option<Duration>,
-    detail: String,
-}
-
-impl Refusal {
-    async fn of(answer: Response) -> Self {
-        let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok()).map(Duration::from_secs);
-        let status = answer.status();
-        let body: serde_json::Value = answer.json().await.unwrap_or_default();
-        let detail = plain(body["detail"].as_str().unwrap_or("without a reason"));
-        Self { status, retry_after, detail }
-    }
-}
-
-impl Display for Refusal {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "the HTTP API answers {}: {}", self.status, self.detail)?;
-        match self.status {
-            StatusCode::UNAUTHORIZED => f.write_str(". The token is unknown, revoked or expired: get a new one and repeat the command"),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl std::error::Error for Refusal {}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_never_sent_in_plain_text_to_another_machine() {
-        for url in [
-            "https://computers.example",
-            "https://computers.example/prefix/",
-            "http://127.0.0.1:8000",
-            "http://localhost:8000",
-            "http://[::1]:8000",
-        ] {
-            assert!(base(url).is_ok(), "{url}");
-        }
-        for url in ["http://computers.example", "http://127.0.0.1.example", "ftp://localhost", "https://user:secret@host", "computers"] {
-            assert!(base(url).is_err(), "{url}");
-        }
-    }
-}
+#[path = "api_tests.rs"]
+mod tests;

@@ -1,13 +1,14 @@
 //! Compares the bytes of an export with what is known about it, while they pass: what is verified need not be kept.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 
 use super::expected::Expected;
+use super::fault::Fault;
 
 /// Bytes that pass, and their digest.
 #[derive(Default)]
@@ -42,25 +43,25 @@ enum Of {
 }
 
 /// A comparison that has begun.
-pub struct Check<'a> {
-    expected: &'a Expected,
+pub struct Check {
+    expected: Expected,
     passed: u64,
     of: Of,
 }
 
-impl<'a> Check<'a> {
+impl Check {
     /// Begins with the first byte.
     ///
     /// # Errors
     /// When there is no memory for a decoder.
-    pub fn new(expected: &'a Expected) -> Result<Self> {
+    pub fn new(expected: &Expected) -> Result<Self> {
         let of = if expected.stored.is_some() {
             Of::Stored(Tally { most: expected.length, ..Tally::default() })
         } else {
             let tally = Tally { most: expected.tar_bytes.unwrap_or(u64::MAX), ..Tally::default() };
             Of::Tar(Box::new(zstd::stream::write::Decoder::new(tally)?))
         };
-        Ok(Self { expected, passed: 0, of })
+        Ok(Self { expected: expected.clone(), passed: 0, of })
     }
 
     /// Bytes that have passed.
@@ -82,13 +83,29 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
+    /// Takes everything that a file has.
+    ///
+    /// # Errors
+    /// When it cannot be read, or as [`Check::take`].
+    pub fn read(&mut self, file: &mut impl Read) -> Result<(), Fault> {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(read) => self.take(&buffer[..read]).map_err(Fault::Wrong)?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Fault::Lasting(anyhow::Error::new(error).context("it cannot be read"))),
+            }
+        }
+    }
+
     /// What was verified, after the last byte.
     ///
     /// # Errors
     /// When it differs from the export, and how.
     pub fn finish(self) -> Result<String> {
         let Expected { length, stored, tar, tar_bytes, .. } = self.expected;
-        ensure!(self.passed == *length, "there are {} bytes, the archive has {length}", self.passed);
+        ensure!(self.passed == length, "there are {} bytes, the archive has {length}", self.passed);
         let tally = match self.of {
             Of::Stored(tally) => tally,
             Of::Tar(mut decoder) => {
@@ -98,7 +115,7 @@ impl<'a> Check<'a> {
         };
         let (bytes, found) = (tally.bytes, hex::encode(tally.hash.finalize()));
         if let Some(digest) = stored {
-            ensure!(found == *digest, "the sha256 is {found}, that of the archive {digest}");
+            ensure!(found == digest, "the sha256 is {found}, that of the archive {digest}");
             return Ok(format!("sha256:{found}"));
         }
         let right = tar_bytes.is_none_or(|expected| expected == bytes) && tar.as_ref().is_none_or(|digest| *digest == found);
@@ -115,14 +132,11 @@ impl<'a> Check<'a> {
 ///
 /// # Errors
 /// When it cannot be read, or differs.
-pub fn file(path: &Path, expected: &Expected) -> Result<String> {
-    let named = || path.display().to_string();
-    let mut input = File::open(path).with_context(|| format!("read {}", path.display()))?;
-    let (mut check, mut buffer) = (Check::new(expected)?, vec![0; 64 * 1024]);
-    while let read @ 1.. = io::Read::read(&mut input, &mut buffer).with_context(named)? {
-        check.take(&buffer[..read]).with_context(named)?;
-    }
-    check.finish().with_context(named)
+pub fn file(path: &Path, expected: &Expected) -> Result<String, Fault> {
+    let opened = File::open(path).with_context(|| format!("{} cannot be read", path.display()));
+    let mut check = Check::new(expected).map_err(Fault::Lasting)?;
+    check.read(&mut opened.map_err(Fault::Lasting)?)?;
+    check.finish().map_err(Fault::Wrong)
 }
 
 #[cfg(test)]

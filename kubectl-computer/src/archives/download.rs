@@ -1,175 +1,192 @@
-//! Downloads an export. A file is written beside its place, resumed after a break, and gets its name only when its length and its digest are right: a
-//! file with that name is always whole, and an existing file is never replaced. What is only verified is not kept.
+//! Downloads an archive, or a session of it. One GET gives everything that is expected and begins to send; where a part is there already, a second one asks for the
+//! rest. Every byte is compared while it is written, and nothing is complete before its length and its digest are right.
 
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::io::Write;
+use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, anyhow, ensure};
 use reqwest::StatusCode;
-use sha2::{Digest as _, Sha256};
 
-use super::api::{HttpApi, Refusal};
-use super::check::{self, Check};
+use super::answer::Answer;
+use super::api::HttpApi;
+use super::check::Check;
 use super::expected::Expected;
+use super::fault::Fault;
+use super::meter::Meter;
+use super::pace::Pace;
+use super::part::Part;
+use super::target::Target;
+use crate::screen;
 
-/// How often in a row a download may break without a byte. With the waits between them that is about ten minutes.
-const BREAKS: u32 = 15;
-/// Longest wait before the next request, in seconds; also where the API asks for a longer one.
-const LONGEST: u64 = 60;
-
-/// Where a download goes. A break leaves it with the bytes that have arrived.
-trait Sink {
-    /// Bytes that it has.
-    fn has(&self) -> Result<u64>;
-    /// Takes the next bytes.
-    fn take(&mut self, bytes: &[u8]) -> Result<()>;
+/// A download that the API has agreed to.
+pub struct Download<'a> {
+    api: &'a HttpApi,
+    target: &'a Target,
+    expected: Expected,
+    /// The answer to the first request, until it is read or a later part is asked for.
+    first: Option<Answer>,
+    pace: Pace,
 }
 
-impl Sink for File {
-    fn has(&self) -> Result<u64> {
-        Ok(self.metadata()?.len())
+impl<'a> Download<'a> {
+    /// Asks for everything.
+    ///
+    /// # Errors
+    /// When the request fails repeatedly, or the answer does not say what to expect.
+    pub async fn begin(api: &'a HttpApi, target: &'a Target) -> Result<Self> {
+        let mut pace = Pace::new(api.limits.waits);
+        loop {
+            let fault = match ask(api, target).await {
+                Ok((expected, first)) => return Ok(Self { api, target, expected, first: Some(first), pace }),
+                Err(fault) => fault,
+            };
+            let paused = pace.pause(fault, |why| screen::note(&format!("the download of {target} has not begun: {why}"))).await;
+            paused.map_err(|fault| anyhow!("the download of {target} has not begun{}: {fault}", requests(&pace, &fault)))?;
+        }
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        Ok(self.write_all(bytes)?)
+    /// What is expected.
+    pub fn expected(&self) -> &Expected {
+        &self.expected
+    }
+
+    /// Downloads to a file that does not exist, from where an earlier command ended, and returns what was verified.
+    ///
+    /// # Errors
+    /// When it fails repeatedly, or what was received is not what was expected.
+    pub async fn save(mut self, file: &Path) -> Result<String> {
+        is_free(file)?;
+        let mut part = Part::open(file, &self.expected.etag)?;
+        let mut check = Check::new(&self.expected)?;
+        let received = match part.compare(&mut check) {
+            Ok(()) => self.receive(&mut check, &mut part).await,
+            Err(fault) => Err(fault),
+        };
+        let (passed, path) = (check.passed(), part.path().display().to_string());
+        match received.and_then(|()| check.finish().map_err(Fault::Wrong)) {
+            Ok(verified) => part.complete(file).map(|()| verified),
+            Err(fault @ Fault::Wrong(_)) => {
+                part.remove()?;
+                Err(self.failed(passed, &fault, &format!("{path} was wrong and is removed: repeat the command to begin again")))
+            }
+            Err(fault) => Err(self.failed(passed, &fault, &format!("What has arrived is in {path}: repeat the command to resume"))),
+        }
+    }
+
+    /// Downloads to a stream, which must not be used when this fails, and returns what was verified.
+    ///
+    /// # Errors
+    /// As [`Download::save`].
+    pub async fn fetch(mut self, out: &mut impl Write) -> Result<String> {
+        let mut check = Check::new(&self.expected)?;
+        let received = self.receive(&mut check, out).await;
+        let passed = check.passed();
+        let verified = received.and_then(|()| check.finish().map_err(Fault::Wrong));
+        verified.map_err(|fault| self.failed(passed, &fault, "Nothing of it is kept: repeat the command"))
+    }
+
+    /// What happened to which archive, and what to do.
+    fn failed(&self, passed: u64, fault: &Fault, next: &str) -> anyhow::Error {
+        let (target, length, requests) = (self.target, self.expected.length, requests(&self.pace, fault));
+        anyhow!("the download of {target} failed after {passed} of {length} bytes{requests}: {fault}. {next}")
+    }
+
+    /// Downloads what the comparison has not seen, with as many requests as it takes.
+    async fn receive(&mut self, check: &mut Check, out: &mut impl Write) -> Result<(), Fault> {
+        let meter = Meter::new(self.expected.length);
+        meter.begin(check.passed());
+        while check.passed() < self.expected.length {
+            let had = check.passed();
+            let Err(fault) = self.rest(check, out, &meter).await else { break };
+            if check.passed() > had {
+                self.pace.progress();
+            }
+            let (passed, length) = (check.passed(), self.expected.length);
+            self.pace.pause(fault, |why| meter.note(&format!("the download has {passed} of {length} bytes: {why}"))).await?;
+        }
+        out.flush().map_err(cannot_write)
+    }
+
+    /// One request for the rest.
+    async fn rest(&mut self, check: &mut Check, out: &mut impl Write, meter: &Meter) -> Result<(), Fault> {
+        let has = check.passed();
+        let (mut answer, mut known) = self.answer(has).await?;
+        while check.passed() < self.expected.length {
+            let Some(bytes) = answer.chunk().await? else {
+                let (passed, length) = (check.passed(), self.expected.length);
+                return Err(Fault::broken(format!("the answer ended after {passed} of {length} bytes")));
+            };
+            let skipped = bytes.len().min(usize::try_from(known).unwrap_or(usize::MAX));
+            known -= skipped as u64;
+            let new = &bytes[skipped..];
+            check.take(new).map_err(Fault::Wrong)?;
+            out.write_all(new).map_err(cannot_write)?;
+            meter.at(check.passed());
+        }
+        Ok(())
+    }
+
+    /// The answer with what follows after this many bytes, and how many bytes before that it repeats.
+    async fn answer(&mut self, has: u64) -> Result<(Answer, u64), Fault> {
+        let first = self.first.take();
+        if has == 0
+            && let Some(first) = first
+        {
+            return Ok((first, 0));
+        }
+        let part = [("range", format!("bytes={has}-")), ("if-range", self.expected.etag.clone())];
+        let answer = self.api.read(self.target, if has > 0 { &part } else { &[] }).await?;
+        if answer.header("etag") != Some(&self.expected.etag) {
+            return Err(Fault::Wrong(anyhow!("the HTTP API sends another archive than before")));
+        }
+        let length = self.expected.length;
+        if answer.status() != StatusCode::PARTIAL_CONTENT {
+            // A proxy that drops ranges sends everything again.
+            let other = answer.header("content-length").is_some_and(|all| all != length.to_string());
+            return if other { Err(Fault::Wrong(anyhow!("the archive no longer has {length} bytes"))) } else { Ok((answer, has)) };
+        }
+        let range = answer.header("content-range").unwrap_or_default();
+        if range != format!("bytes {has}-{}/{length}", length - 1) {
+            let range = crate::text::plain(range);
+            return Err(Fault::Lasting(anyhow!(
+                "the HTTP API was asked for the bytes from {has} to the end of {length} and sends \"{range}\""
+            )));
+        }
+        Ok((answer, 0))
     }
 }
 
-impl Sink for Check<'_> {
-    fn has(&self) -> Result<u64> {
-        Ok(self.passed())
-    }
-
-    fn take(&mut self, bytes: &[u8]) -> Result<()> {
-        Check::take(self, bytes)
-    }
-}
-
-/// Where a download is until it is whole. Its name has the digest of the tag, so that another archive is never continued.
-pub fn part_of(file: &Path, etag: &str) -> PathBuf {
-    let digest = hex::encode(Sha256::digest(etag));
-    let mut name = file.as_os_str().to_owned();
-    name.push(format!(".{}.part", &digest[..16]));
-    name.into()
-}
-
-/// Downloads to a file that does not exist, and says what was verified.
+/// Requires that there is no file with this name.
 ///
 /// # Errors
-/// When it fails repeatedly, or what was received is not what was expected.
-pub async fn to_file(api: &HttpApi, expected: &Expected, file: &Path) -> Result<String> {
+/// When there is one.
+pub fn is_free(file: &Path) -> Result<()> {
     ensure!(!file.try_exists()?, "{} exists: choose another file", file.display());
-    let part = part_of(file, &expected.etag);
-    // Sessions may contain secrets.
-    let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&part);
-    let mut out = opened.with_context(|| format!("write {}", part.display()))?;
-    let kept = || format!("what has arrived is in {}; repeat the command to resume", part.display());
-    all(api, expected, &mut out).await.with_context(kept)?;
-    let verified = match check::file(&part, expected) {
-        Ok(verified) => verified,
-        Err(wrong) => {
-            std::fs::remove_file(&part)?;
-            return Err(wrong);
-        }
-    };
-    out.sync_all()?;
-    name(&part, file)?;
-    Ok(verified)
-}
-
-/// Reads the export without keeping it, and says what was verified.
-///
-/// # Errors
-/// As [`to_file`].
-pub async fn to_nothing(api: &HttpApi, expected: &Expected) -> Result<String> {
-    let mut check = Check::new(expected)?;
-    all(api, expected, &mut check).await?;
-    check.finish()
-}
-
-/// Gives a whole file its name. Unlike a rename, a link never replaces a file; some file systems have no links.
-fn name(part: &Path, file: &Path) -> Result<()> {
-    let exists = || format!("{} exists: the download is complete in {}", file.display(), part.display());
-    match std::fs::hard_link(part, file) {
-        Ok(()) => std::fs::remove_file(part)?,
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => bail!(exists()),
-        Err(_) => {
-            ensure!(!file.try_exists()?, exists());
-            std::fs::rename(part, file)?;
-        }
-    }
     Ok(())
 }
 
-/// Downloads everything, with as many requests as it takes.
-async fn all(api: &HttpApi, expected: &Expected, out: &mut impl Sink) -> Result<()> {
-    let (mut breaks, mut had) = (0, out.has()?);
-    while let Err(error) = rest(api, expected, out).await {
-        let has = out.has()?;
-        breaks = if has > had { 1 } else { breaks + 1 };
-        had = has;
-        let broken = format!("the download broke after {has} of {} bytes", expected.length);
-        let Some(wait) = pause(&error, breaks) else { return Err(error.context(broken)) };
-        crate::screen::note(&format!("{broken}, resuming in {} s: {error:#}", wait.as_secs()));
-        tokio::time::sleep(wait).await;
+/// The first request, and what its answer says.
+async fn ask(api: &HttpApi, target: &Target) -> Result<(Expected, Answer), Fault> {
+    let answer = api.read(target, &[]).await?;
+    let unusable =
+        |error: anyhow::Error| error.context("the answer of the HTTP API cannot be used: is it that of a proxy, or of another version?");
+    if answer.status() != StatusCode::OK {
+        return Err(Fault::Lasting(unusable(anyhow!("it is {}", answer.status()))));
     }
-    Ok(())
+    let expected = Expected::of(answer.headers()).map_err(|error| Fault::Lasting(unusable(error)))?;
+    Ok((expected, answer))
 }
 
-/// How long to wait after an error, which is the n-th in a row without a byte. `None`: another request would fail as well.
-fn pause(error: &anyhow::Error, breaks: u32) -> Option<Duration> {
-    let usual = Duration::from_secs((1 << breaks.saturating_sub(1).min(16)).min(LONGEST));
-    if breaks >= BREAKS || error.is::<Wrong>() {
-        return None;
-    }
-    let Some(refusal) = error.downcast_ref::<Refusal>() else { return Some(usual) };
-    let passes = refusal.status.is_server_error() && refusal.status != StatusCode::NOT_IMPLEMENTED;
-    if !passes && ![StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&refusal.status) {
-        return None;
-    }
-    Some(refusal.retry_after.map_or(usual, |asked| asked.clamp(Duration::from_secs(1), Duration::from_secs(LONGEST))))
-}
-
-/// What arrives or what is there is not the export: it cannot be resumed.
-#[derive(Debug)]
-struct Wrong(String);
-
-impl std::fmt::Display for Wrong {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+/// How many requests failed before it gave up.
+fn requests(pace: &Pace, fault: &Fault) -> String {
+    match fault {
+        Fault::Passing(..) if pace.failed() > 1 => format!(" ({} requests in a row failed)", pace.failed()),
+        _ => String::new(),
     }
 }
 
-impl std::error::Error for Wrong {}
-
-/// Downloads what is missing in `out`.
-async fn rest(api: &HttpApi, expected: &Expected, out: &mut impl Sink) -> Result<()> {
-    let has = out.has()?;
-    if has >= expected.length {
-        ensure!(has == expected.length, Wrong("more bytes than the archive has: remove the .part file".to_owned()));
-        return Ok(());
-    }
-    let headers = [("range", format!("bytes={has}-")), ("if-range", expected.etag.clone())];
-    let path: Vec<&str> = expected.path.iter().map(String::as_str).collect();
-    let mut answer = api.get(&path, &[], if has > 0 { &headers } else { &[] }).await?;
-    let tag = answer.headers().get(reqwest::header::ETAG).and_then(|tag| tag.to_str().ok());
-    ensure!(tag == Some(expected.etag.as_str()), Wrong("the API sends another archive than before".to_owned()));
-    // A proxy that does not know ranges sends everything again.
-    let mut known = if answer.status() == StatusCode::PARTIAL_CONTENT { 0 } else { has };
-    let mut left = expected.length - has;
-    while let Some(bytes) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
-        let skipped = bytes.len().min(usize::try_from(known).unwrap_or(usize::MAX));
-        known -= skipped as u64;
-        let new = &bytes[skipped..];
-        let more = left.checked_sub(new.len() as u64);
-        left = more.ok_or_else(|| Wrong("more bytes than the archive has".to_owned()))?;
-        out.take(new).map_err(|error| Wrong(format!("{error:#}")))?;
-    }
-    ensure!(left == 0, "{left} bytes are missing");
-    Ok(())
+fn cannot_write(error: std::io::Error) -> Fault {
+    Fault::Lasting(anyhow::Error::new(error).context("it cannot be written"))
 }
 
 #[cfg(test)]

@@ -1,17 +1,13 @@
-//! What is known about an export before it is downloaded: the headers of its answer. The document of an archive, which lists every session, is not
-//! needed for it.
+//! What is known about a download from the headers of the answer to its first request. The document of an archive, which lists every session, is not needed for
+//! it.
 
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use reqwest::header::HeaderMap;
 
-use super::api::HttpApi;
-
 /// What must be right.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expected {
-    /// Path of the export below `/api/v0`.
-    pub path: Vec<String>,
     /// Its `ETag`: only these bytes are joined.
     pub etag: String,
     /// Its length.
@@ -27,27 +23,15 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// Asks the API about the export of a computer's archive, or of one session of it.
+    /// As the headers of an answer with everything say.
     ///
     /// # Errors
-    /// When the request fails, or the answer does not have what is needed.
-    pub async fn ask(api: &HttpApi, id: &str, session: Option<&str>) -> Result<Self> {
-        let mut path = vec!["computers".to_owned(), id.to_owned(), "archive".to_owned()];
-        match session {
-            Some(session) => path.extend(["sessions".to_owned(), session.to_owned()]),
-            None => path.push("export".to_owned()),
-        }
-        let parts: Vec<&str> = path.iter().map(String::as_str).collect();
-        let headers = api.head(&parts).await?;
-        Self::of(path, &headers).context("the answer of the HTTP API cannot be used: is it that of a proxy, or of another version?")
-    }
-
-    fn of(path: Vec<String>, headers: &HeaderMap) -> Result<Self> {
+    /// When they do not have what is needed.
+    pub fn of(headers: &HeaderMap) -> Result<Self> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let (etag, length) = (text("etag").context("it has no ETag")?, text("content-length").context("it has no Content-Length")?);
         ensure!(!etag.starts_with("W/"), "its ETag is weak, so that parts cannot be joined");
         Ok(Self {
-            path,
             etag: etag.to_owned(),
             length: length.parse().context("its Content-Length is not a number")?,
             name: text("content-disposition").and_then(file_name).map(str::to_owned),
@@ -91,11 +75,11 @@ mod tests {
             ("computer-tar-bytes", "99"),
         ];
         let (name, stored) = (Some("box-1.tar.zst".to_owned()), Some("0001ff".to_owned()));
-        let expected = Expected { path: vec![], etag: "\"a\"".to_owned(), length: 17, name, stored, tar: None, tar_bytes: Some(99) };
-        assert_eq!(Expected::of(vec![], &headers(&all)).unwrap(), expected);
-        assert!(Expected::of(vec![], &headers(&all[1..])).is_err(), "without a tag nothing can be resumed");
-        assert!(Expected::of(vec![], &headers(&[("etag", "W/\"a\""), ("content-length", "17")])).is_err());
-        assert!(Expected::of(vec![], &headers(&[("etag", "\"a\""), ("content-length", "17"), ("repr-digest", "sha-512=:AAH/:")])).is_err());
+        let expected = Expected { etag: "\"a\"".to_owned(), length: 17, name, stored, tar: None, tar_bytes: Some(99) };
+        assert_eq!(Expected::of(&headers(&all)).unwrap(), expected);
+        assert!(Expected::of(&headers(&all[1..])).is_err(), "without a tag nothing can be resumed");
+        assert!(Expected::of(&headers(&[("etag", "W/\"a\""), ("content-length", "17")])).is_err());
+        assert!(Expected::of(&headers(&[("etag", "\"a\""), ("content-length", "17"), ("repr-digest", "sha-512=:AAH/:")])).is_err());
     }
 
     #[test]

@@ -1,29 +1,39 @@
 //! `archives`: a tenant reads the archives of its deleted computers, over the HTTP API and with its own rights. No exec into the operator is needed, and
 //! nothing is shown or named before it is complete and verified.
 
+mod answer;
 mod api;
 pub mod args;
+mod cat;
 mod check;
 mod download;
 mod expected;
+mod fault;
+mod meter;
+mod pace;
+mod part;
+mod target;
+#[cfg(test)]
+mod test_server;
 mod token;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use anyhow::{Context as _, Result, anyhow};
+use serde::Deserialize;
 
 use self::api::{Deletion, HttpApi};
 use self::args::{Archives, Command};
-use self::expected::Expected;
+use self::download::Download;
+use self::fault::Fault;
+use self::target::Target;
 use crate::args::Global;
 use crate::screen;
 use crate::text::{bytes, plain, plain_json, table};
 
 /// The part of the document that is used.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
     namespace: String,
@@ -33,25 +43,20 @@ struct Document {
     manifest_digest: String,
     stored_bytes: u64,
     stored_digest: Option<String>,
-    tar_bytes: u64,
     lost: u64,
     left_out_by: Option<String>,
     sessions: Vec<Session>,
     problems: Vec<Problem>,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Deserialize)]
 struct Session {
     id: String,
     files: u64,
     bytes: u64,
-    stored_bytes: u64,
-    tar_digest: String,
-    tar_bytes: u64,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 struct Problem {
     path: String,
     kind: String,
@@ -67,7 +72,10 @@ pub async fn run(global: &Global, archives: &Archives) -> Result<()> {
     match &archives.command {
         Command::Ls => ls(&api).await,
         Command::Show { computer, json } => show(&api, computer, *json).await,
-        Command::Cat { computer, path } => cat(&api, computer, path).await,
+        Command::Cat { computer, path } => {
+            let archive = archive_of(&api, computer).await?;
+            cat::run(&api, &archive, path, &mut screen::output(), screen::shown()).await
+        }
         Command::Export { computer, session, file } => export(&api, computer, session.as_deref(), file.as_deref()).await,
         Command::Verify { computer, file } => verify(&api, computer, file.as_deref()).await,
     }
@@ -92,14 +100,14 @@ fn time(milliseconds: i64) -> String {
         .map_or_else(|_| milliseconds.to_string(), |t| t.round(jiff::Unit::Second).unwrap_or(t).to_string())
 }
 
-/// The id of a computer. An id is used as it is: records are kept for 30 days, archives for longer.
-async fn id_of(api: &HttpApi, computer: &str) -> Result<String> {
+/// The archive of a computer. An id is used as it is: records are kept for 30 days, archives for longer.
+async fn archive_of(api: &HttpApi, computer: &str) -> Result<Target> {
     // Names and UIDs have no capital letters.
     if computer.chars().any(|c| c.is_ascii_uppercase()) {
-        return Ok(computer.to_owned());
+        return Ok(Target::archive(computer));
     }
     let found = api.deletion(|d| d.uid == computer || d.name == computer).await?;
-    found.map(|deletion| deletion.computer_id).with_context(|| {
+    found.map(|deletion| Target::archive(&deletion.computer_id)).with_context(|| {
         format!(
             "no deleted computer {} is listed in namespace {}: `kubectl computer archives ls` lists them. After 30 days, use the id of the computer",
             plain(computer),
@@ -108,21 +116,20 @@ async fn id_of(api: &HttpApi, computer: &str) -> Result<String> {
     })
 }
 
-async fn document(api: &HttpApi, computer: &str) -> Result<(String, Value)> {
-    let id = id_of(api, computer).await?;
-    let document = api.json(&["computers", &id, "archive"], &[]).await?;
-    Ok((id, document))
-}
-
 async fn show(api: &HttpApi, computer: &str, json: bool) -> Result<()> {
-    let (_, value) = document(api, computer).await?;
+    let archive = archive_of(api, computer).await?;
+    let value = api.document(&archive).await?;
     if json {
         screen::out(&serde_json::to_string_pretty(&plain_json(value))?);
         return Ok(());
     }
-    let document: Document = serde_json::from_value(value)?;
-    screen::out(&text_of(&document));
+    screen::out(&text_of(&understood(&archive, value)?));
     Ok(())
+}
+
+fn understood(archive: &Target, document: serde_json::Value) -> Result<Document> {
+    serde_json::from_value(document)
+        .with_context(|| format!("what the HTTP API lists of {archive} is not understood: is it of another version?"))
 }
 
 fn text_of(document: &Document) -> String {
@@ -151,80 +158,38 @@ fn text_of(document: &Document) -> String {
 }
 
 async fn export(api: &HttpApi, computer: &str, session: Option<&str>, file: Option<&Path>) -> Result<()> {
-    let expected = Expected::ask(api, &id_of(api, computer).await?, session).await?;
-    let usual = || expected.name.as_ref().map(PathBuf::from).context("the API gives the file no name that is safe: use --file");
-    let file = file.map_or_else(usual, |file| Ok(file.to_owned()))?;
-    let verified = download::to_file(api, &expected, &file).await?;
-    screen::note(&format!("{}: {} bytes, verified: {verified}", file.display(), expected.length));
+    // Before anything is asked for.
+    file.map_or(Ok(()), download::is_free)?;
+    let target = archive_of(api, computer).await?.session(session);
+    let download = Download::begin(api, &target).await?;
+    let (length, name) = (download.expected().length, download.expected().name.as_ref().map(PathBuf::from));
+    let file = match file {
+        Some(file) => file.to_owned(),
+        None => name.with_context(|| format!("the HTTP API gives {target} no name that is safe: use --file"))?,
+    };
+    let verified = download.save(&file).await?;
+    screen::note(&format!("{}: {length} bytes, verified: {verified}", file.display()));
     screen::note(&format!("unpack it with: zstd -dc {} | tar -x", crate::text::quoted(&file.display().to_string())));
     Ok(())
 }
 
 async fn verify(api: &HttpApi, computer: &str, file: Option<&Path>) -> Result<()> {
-    let expected = Expected::ask(api, &id_of(api, computer).await?, None).await?;
+    let archive = archive_of(api, computer).await?;
+    let download = Download::begin(api, &archive).await?;
+    let expected = download.expected().clone();
     let verified = match file {
-        Some(file) => check::file(file, &expected)?,
-        None => download::to_nothing(api, &expected).await?,
+        // Only the headers are used.
+        Some(file) => {
+            drop(download);
+            check::file(file, &expected).map_err(|fault| match fault {
+                Fault::Wrong(how) => anyhow!("{} is not the export of {archive}: {how:#}. Export it to another file", file.display()),
+                other => other.error(),
+            })?
+        }
+        None => download.fetch(&mut std::io::sink()).await?,
     };
     screen::out(&format!("verified: {} bytes, {verified}", expected.length));
     Ok(())
-}
-
-/// Names of other files that are shown when one is not found.
-const SHOWN: usize = 20;
-
-async fn cat(api: &HttpApi, computer: &str, path: &str) -> Result<()> {
-    let (id, value) = document(api, computer).await?;
-    let document: Document = serde_json::from_value(value)?;
-    let session =
-        session_of(&document, path).with_context(|| format!("no session can contain {}: `show` lists the sessions", plain(path)))?;
-    let folder = tempfile::tempdir()?;
-    let file = folder.path().join("session");
-    download::to_file(api, &Expected::ask(api, &id, Some(&session)).await?, &file).await?;
-    let mut tar = tar::Archive::new(zstd::Decoder::new(std::fs::File::open(&file)?)?);
-    let mut names = Vec::new();
-    for entry in tar.entries()? {
-        let mut entry = entry?;
-        let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
-        let kind = entry.header().entry_type();
-        if name == path && (kind.is_file() || kind.is_gnu_sparse()) {
-            return print(&mut entry);
-        }
-        if name == path && kind.is_hard_link() {
-            let other = entry.link_name_bytes().map(|name| plain(&String::from_utf8_lossy(&name))).unwrap_or_default();
-            bail!("{} is another name of {other}: use that one", plain(path));
-        }
-        if names.len() < SHOWN {
-            names.push(plain(&name));
-        }
-    }
-    bail!("{} is not in the archive. Its session contains: {}", plain(path), names.join(", "))
-}
-
-/// Writes a file to standard output; to a terminal only as text that cannot control it.
-fn print(file: &mut impl std::io::Read) -> Result<()> {
-    let terminal = screen::shown();
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(());
-        }
-        if terminal {
-            screen::raw(crate::text::plain_lines(&String::from_utf8_lossy(&buffer[..read])).as_bytes())?;
-        } else {
-            screen::raw(&buffer[..read])?;
-        }
-    }
-}
-
-/// The session that may contain a file: the file itself, its path up to the first dot of its name, or the innermost folder above it.
-fn session_of(document: &Document, path: &str) -> Option<String> {
-    let name = path.rfind('/').map_or(0, |slash| slash + 1);
-    let stem = path[name..].char_indices().skip(1).find(|(_, c)| *c == '.').map(|(dot, _)| &path[..name + dot]);
-    let above = path.rmatch_indices('/').map(|(end, _)| &path[..end]);
-    let mut ids = std::iter::once(path).chain(stem).chain(above);
-    ids.find(|id| document.sessions.iter().any(|s| s.id == *id)).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -232,29 +197,11 @@ fn session_of(document: &Document, path: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn document(ids: &[&str]) -> Document {
-        let session =
-            |id: &&str| serde_json::json!({"id": id, "files": 1, "bytes": 2, "storedBytes": 3, "tarDigest": "d".repeat(64), "tarBytes": 4});
-        let sessions: Vec<Value> = ids.iter().map(session).collect();
-        let document = serde_json::json!({"namespace": "t", "name": "c", "uid": "u", "createdAt": 0, "manifestDigest": "m", "storedBytes": 9,
-            "storedDigest": "s", "tarBytes": 10, "lost": 1, "leftOutBy": "the class", "sessions": sessions,
-            "problems": [{"path": "a\u{1b}[2Kb", "kind": "unreadable", "detail": "x"}]});
-        serde_json::from_value(document).unwrap()
-    }
-
-    #[test]
-    fn a_file_is_looked_for_in_the_session_that_contains_it() {
-        let document = document(&["s/one", "s/two", "s/folder"]);
-        for (path, id) in [("s/one.jsonl", Some("s/one")), ("s/two", Some("s/two")), ("s/folder/a/b.txt", Some("s/folder")), ("t/x", None)]
-        {
-            assert_eq!(session_of(&document, path).as_deref(), id, "{path}");
-        }
-    }
-
     /// A tenant's file could otherwise erase the line that names it.
     #[test]
     fn no_name_controls_the_terminal() {
-        let text = text_of(&document(&["a\u{1b}b"]));
+        let document = test_server::document(&["a\u{1b}b"]);
+        let text = text_of(&serde_json::from_value(document).unwrap());
         assert!(!text.contains('\u{1b}') && text.contains("not archived completely") && text.contains("sha256:s"), "{text}");
     }
 }

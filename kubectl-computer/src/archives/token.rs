@@ -98,6 +98,13 @@ impl Token {
         Self { source: Source::File(file), current: Mutex::default() }
     }
 
+    /// A token of a `ServiceAccount`.
+    #[cfg(test)]
+    pub fn of_account(cluster: Cluster, name: &str) -> Self {
+        let source = Source::Account { cluster: Box::new(cluster), name: name.to_owned(), audience: "computer-operator".to_owned() };
+        Self { source, current: Mutex::default() }
+    }
+
     /// The token.
     pub fn current(&self) -> String {
         self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()

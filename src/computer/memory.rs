@@ -220,3 +220,67 @@ fn is_older(cached: &Fact, known: &Fact) -> bool {
 fn version(record: &ComputerRecord) -> u64 {
     record.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(version: &str, uid: &str, deleted: bool) -> Fact {
+        let deleted = deleted.then_some("2026-01-01T00:00:00Z");
+        let metadata = json!({"name": "p", "namespace": "t", "uid": uid, "resourceVersion": version, "deletionTimestamp": deleted});
+        Fact::Pod(Box::new(serde_json::from_value(json!({"metadata": metadata})).unwrap()))
+    }
+
+    fn view(fact: Fact) -> View {
+        let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
+        view.facts.insert(Subject::pod("t", "p"), fact);
+        view
+    }
+
+    /// A stale cache shows the finalizer that this process has just removed, and it would be removed again.
+    #[test]
+    fn an_older_version_of_a_child_that_is_being_deleted_is_replaced_by_the_known_one() {
+        let latest = Latest::default();
+        latest.note_passed(&view(pod("7", "1", true)), &Report::default());
+        let shown = |cached: Fact| {
+            let mut view = view(cached);
+            latest.freshen(&mut view);
+            view.facts[&Subject::pod("t", "p")].clone()
+        };
+        assert_eq!(shown(pod("5", "1", false)), pod("7", "1", true), "not deleted yet");
+        assert_eq!(shown(pod("6", "1", true)), pod("7", "1", true), "older");
+        assert_eq!(shown(pod("8", "1", true)), pod("8", "1", true), "newer");
+        assert_eq!(shown(pod("9", "2", false)), pod("9", "2", false), "another pod of that name");
+    }
+
+    #[test]
+    fn a_computer_that_was_found_gone_stays_gone_until_it_is_forgotten() {
+        let latest = Latest::default();
+        assert!(!latest.is_gone("u"));
+        latest.note_gone("u");
+        latest.note(&view(pod("1", "1", false)));
+        assert!(latest.is_gone("u") && !latest.is_gone("another"));
+        latest.forget("u");
+        assert!(!latest.is_gone("u"));
+    }
+
+    /// What the caches will show of a view must not cost the memory of a newer record.
+    #[test]
+    fn a_view_of_what_will_be_shown_changes_no_memory() {
+        let latest = Latest::default();
+        let record = |version: &str| {
+            let value =
+                json!({"metadata": {"name": "u", "resourceVersion": version}, "spec": {"namespace": "t", "computer": "c", "state": {}}});
+            Some(serde_json::from_value::<ComputerRecord>(value).unwrap())
+        };
+        let newest = View { record: record("9"), ..view(pod("1", "1", false)) };
+        latest.note(&newest);
+        latest.shown_as(&mut newest.clone());
+        let mut stale = View { record: record("5"), ..newest.clone() };
+        latest.freshen(&mut stale);
+        assert_eq!(stale.record, newest.record);
+    }
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Api, DeleteParams, Preconditions};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, field};
@@ -18,23 +18,23 @@ use super::memory::Memory;
 use super::observe::observe;
 use super::plan::plan;
 use super::report::{Next, Plan, Report};
-use super::status::{self, Written};
 use super::view::View;
 use super::waiting::{self, Basis};
 use super::{overrides, view_digest};
 use crate::guards::{self, Guard};
 use crate::resources::conditions::types;
 use crate::resources::steps::CurrentStep;
-use crate::resources::{Computer, ComputerRecord, StepStatus};
+use crate::resources::{ComputerRecord, StepStatus};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Caches;
-use crate::runtime::client::{CallError, ErrorClass, call, classify};
+use crate::runtime::client::{ErrorClass, call, classify};
 use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Sources;
 use crate::session::Marker;
 
-/// Maximum pause before a failed status write is retried.
-const UNWRITTEN: Duration = Duration::from_secs(60);
+mod publish;
+
+use publish::Published;
 
 /// Maximum pause before a refused request is retried: no event shows that an admin has granted the right or raised the quota.
 const REFUSED: Duration = Duration::from_secs(60);
@@ -57,18 +57,6 @@ pub struct Reconciler {
     pub stop: CancellationToken,
     /// What this process remembers of each computer.
     pub memory: Memory,
-}
-
-/// The result of publishing a status.
-enum Published {
-    /// It is up to date, or there is no Computer.
-    UpToDate,
-    /// It was written: the version of the Computer after that.
-    Written(Option<String>),
-    /// The same status was written a moment ago and is not repeated yet.
-    Later,
-    /// The write failed.
-    Failed(CallError),
 }
 
 impl Reconciler {
@@ -275,53 +263,6 @@ impl Reconciler {
             view.record = self.applier.find_record(&view.uid).await?;
         }
         Ok(())
-    }
-
-    /// Writes the status if it is not up to date.
-    async fn publish(&self, view: &View, report: &Report) -> Published {
-        let Some(computer) = view.computer.as_ref().filter(|_| report.phase.is_some()) else { return Published::UpToDate };
-        // A released Computer is gone, or about to be: there is no status to write, unless a foreign finalizer holds it.
-        if computer.metadata.deletion_timestamp.is_some() && computer.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) {
-            self.memory.events.of_release(view, computer, report).await;
-            return Published::UpToDate;
-        }
-        let new = status::compute(view, computer, report);
-        let Some(patch) = status::patch(computer, &new) else { return Published::UpToDate };
-        if self.memory.written.lately(&view.uid, &new) {
-            return Published::Later;
-        }
-        let api: Api<Computer> = Api::namespaced(self.client.clone(), &view.namespace);
-        match call(api.patch_status(&view.name, &PatchParams::default(), &Patch::<()>::Json(patch))).await {
-            Ok(written) => {
-                self.memory.written.note(&view.uid, &new);
-                self.memory.events.of_steps(view, computer, report).await;
-                Published::Written(written.metadata.resource_version)
-            }
-            Err(error) if classify(&error) == ErrorClass::NotFound => Published::UpToDate,
-            Err(error) => Published::Failed(error),
-        }
-    }
-
-    /// When to write the status again.
-    fn retry_publish(&self, uid: &str, published: &Published) -> Option<Duration> {
-        match published {
-            Published::UpToDate | Published::Written(_) => {
-                self.memory.unwritten.reset(uid);
-                None
-            }
-            Published::Later => Some(Written::PAUSE),
-            Published::Failed(error) => {
-                let (class, before) = (classify(error), self.memory.unwritten.count(uid));
-                let after = self.memory.unwritten.failed_up_to(UNWRITTEN, uid, 0, error.retry_after());
-                // The first time, the cache may be stale: the Computer is gone, or another one has its name.
-                if matches!(class, ErrorClass::Conflict | ErrorClass::Invalid) && before == 0 {
-                    tracing::debug!(%error, ?after, "cannot write the status, requeued");
-                } else {
-                    tracing::warn!(%error, ?class, ?after, "cannot write the status, requeued");
-                }
-                Some(after)
-            }
-        }
     }
 
     fn next_run(&self, uid: &str, plan: &Plan, error: Option<Error>, seen: u64) -> Option<Duration> {

@@ -69,7 +69,7 @@ pub struct Fate {
 /// A read this long before a release is not part of the same reconcile, however slow its requests are.
 const LAST_READ: Duration = Duration::from_secs(10);
 
-/// No event is published this often, and nothing is shown as blocked anew, even by two leaders that are killed and restarted.
+/// No event is published this often, and no computer is shown as blocked this often, even by two leaders that are killed and restarted.
 const MOST_EVENTS: usize = 10;
 
 /// Kind, namespace and name.

@@ -42,10 +42,13 @@ pub fn idle(state: &State, life: Life) -> Vec<String> {
 /// 20 with an archive. A life that needs more has a reason that its author can state; a life that needs fewer lowers its number.
 pub fn most_requests(life: Life) -> Option<u64> {
     Some(match life {
-        Life::Managed | Life::Retained | Life::BestEffort | Life::Expiring => 95,
-        Life::Namespace | Life::HandOff => 92,
-        Life::Unarchived => 53,
-        Life::Byom => 20,
+        Life::Managed => 91,
+        Life::BestEffort => 92,
+        Life::Retained | Life::Expiring => 93,
+        Life::Namespace => 86,
+        Life::HandOff => 90,
+        Life::Unarchived => 52,
+        Life::Byom => 19,
         Life::Override | Life::GivenUp | Life::LostKey => return None,
     })
 }

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use computer_operator::resources::crds;
 use serde_json::{Value, json};
 
+use super::free_address;
 use crate::cluster::{Cluster, Options, Profile};
 use crate::{chart, image, process};
 
@@ -62,10 +62,6 @@ impl Drop for Stage {
             let _ = child.wait();
         }
     }
-}
-
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// Waits until the condition is true.

@@ -79,7 +79,7 @@ fn many(path: &Path, size: u64) -> Result<()> {
 }
 
 /// Regular files below a folder, and their bytes.
-fn measure(folder: &Path) -> Result<(u64, u64)> {
+pub fn measure(folder: &Path) -> Result<(u64, u64)> {
     let (mut files, mut bytes) = (0, 0);
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

@@ -22,6 +22,8 @@ pub use table::Line;
 
 /// Bytes of a home, unless the command says otherwise.
 const SIZE: u64 = 2_000_000_000;
+/// Rounds, unless the command says otherwise.
+const ROUNDS: usize = 2;
 
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,8 +31,8 @@ pub struct Options {
     /// Bytes of each generated home. `docs/archive-performance.md` is only written with the default.
     #[arg(long, default_value_t = SIZE)]
     pub size: u64,
-    /// How often each contender archives each home.
-    #[arg(long, default_value_t = 2)]
+    /// How often each contender archives each home. `docs/archive-performance.md` is only written with the default or more.
+    #[arg(long, default_value_t = ROUNDS)]
     pub rounds: usize,
     /// Only these contenders. `docs/archive-performance.md` is only written with all of them.
     #[arg(long, value_enum)]
@@ -38,7 +40,7 @@ pub struct Options {
     /// Only these homes. `docs/archive-performance.md` is only written with all of them.
     #[arg(long, value_enum)]
     pub home: Vec<Kind>,
-    /// Folder of source code. Default: the sources of this project's dependencies in cargo's folder.
+    /// Folder of source code. Default: the sources of this project's dependencies in cargo's folder, and `docs/archive-performance.md` is only written with it.
     #[arg(long)]
     pub tree: Option<PathBuf>,
     /// The programs are built: the command starts itself with this.
@@ -47,8 +49,10 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether the measurement replaces the document.
     fn complete(&self) -> bool {
-        self.size == SIZE && self.only.is_empty() && self.home.is_empty()
+        let Self { size, rounds, only, home, tree, built: _ } = self;
+        *size == SIZE && *rounds >= ROUNDS && only.is_empty() && home.is_empty() && tree.is_none()
     }
 
     fn contenders(&self) -> Vec<Contender> {
@@ -124,4 +128,25 @@ fn once(programs: &Programs, home: &Home, line: &mut Line) -> Result<()> {
     line.server.push(used);
     line.stored = stored;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A run of one round, or of another folder, once replaced the document.
+    #[test]
+    fn only_a_run_with_the_defaults_replaces_the_document() {
+        let usual = || Options { size: SIZE, rounds: ROUNDS, only: Vec::new(), home: Vec::new(), tree: None, built: true };
+        assert!(usual().complete() && Options { rounds: ROUNDS + 1, ..usual() }.complete());
+        for other in [
+            Options { size: SIZE / 2, ..usual() },
+            Options { rounds: ROUNDS - 1, ..usual() },
+            Options { only: vec![Contender::Operator], ..usual() },
+            Options { home: vec![Kind::Text], ..usual() },
+            Options { tree: Some("/tmp".into()), ..usual() },
+        ] {
+            assert!(!other.complete(), "{other:?}");
+        }
+    }
 }

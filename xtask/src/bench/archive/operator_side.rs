@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::server::free_address;
 use super::stub_api::{CLAIM, OPERATOR, UID, client};
+use crate::bench::free_address;
 
 /// The hidden command.
 pub const COMMAND: &str = "archive-operator-side";

@@ -2,14 +2,17 @@
 //! measurement.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use super::home::measure;
 use super::usage::{Group, Usage};
+use crate::bench::free_address;
+use crate::process;
 
 /// The access key.
 pub const KEY: &str = "tester";
@@ -26,17 +29,12 @@ pub struct Server {
     folder: PathBuf,
 }
 
-/// A free port of this machine.
-pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
-}
-
 impl Server {
     /// Starts the server over an empty folder.
     pub fn start(program: &Path, scratch: &Path) -> Result<Self> {
         let (folder, address, mut group) = (scratch.join("s3"), free_address()?, Group::new(scratch));
         fs::create_dir_all(folder.join(BUCKET))?;
-        let mut command = Command::new(program);
+        let mut command = process::tied(program, None)?;
         command.args(["--access", KEY, "--secret", SECRET, "--port", &address.to_string(), "posix"]).arg(&folder);
         group.start("versitygw", command.stdin(Stdio::null()).stdout(Stdio::null()))?;
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -67,18 +65,9 @@ impl Server {
 
     /// Stops the server and removes what it has stored. Returns its usage and the bytes that were stored.
     pub fn stop(self) -> Result<(Usage, u64)> {
-        let stored = size(&self.folder)?;
+        let (_, stored) = measure(&self.folder)?;
         let used = self.group.stop()?.remove(0);
         fs::remove_dir_all(&self.folder)?;
         Ok((used, stored))
     }
-}
-
-fn size(folder: &Path) -> Result<u64> {
-    let mut bytes = 0;
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        bytes += if entry.file_type()?.is_dir() { size(&entry.path())? } else { entry.metadata()?.len() };
-    }
-    Ok(bytes)
 }

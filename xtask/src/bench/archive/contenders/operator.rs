@@ -12,11 +12,12 @@ use super::super::stub_api::{CLAIM, COMPUTER, TOKEN, UID};
 use super::super::usage::Group;
 use super::{Place, Run};
 use crate::bench::archive::home::Home;
+use crate::process;
 
 /// Packs, sends, and reads back.
 pub fn run(place: &Place<'_>, home: &Home) -> Result<Run> {
     let mut operator = Group::new(place.scratch);
-    let mut command = Command::new(&place.programs.xtask);
+    let mut command = process::tied(&place.programs.xtask, None)?;
     command.args(["bench", operator_side::COMMAND, &place.server.store()]).env("RUST_LOG", "info");
     let child = operator.start("operator", command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
     let (mut input, output) = (child.stdin.take().context("its input")?, child.stdout.take().context("its output")?);

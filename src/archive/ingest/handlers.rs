@@ -138,7 +138,7 @@ async fn ask_chunk(
     }
     let again = headers.clone();
     // Nothing is written: all of it ends when the pod goes away.
-    let asked = async move { Ok((is_there(&shared, (&uid, known), &digest, &again).await?, String::new())) };
+    let asked = Box::pin(async move { Ok((is_there(&shared, (&uid, known), &digest, &again).await?, String::new())) });
     Ok(keep_alive::answer(&headers, asked, |answer| async { Ok(answer) }).await)
 }
 
@@ -168,11 +168,11 @@ async fn put_chunk(
     let known = Known::by(&shared, &headers, &uid).await?;
     let (size, so_far) = (length(&body, CHUNK, "chunk")?, so_far(&headers));
     let (queue, of, again) = (shared.clone(), uid.clone(), headers.clone());
-    let turn = async move {
+    let turn = Box::pin(async move {
         let namespace = known.caller.namespace.0.clone();
         let turn = queue.shares.chunk((&namespace, &of), size as usize).await?;
         Ok((known.now(&queue, &again, &of).await?, turn))
-    };
+    });
     let store = move |(caller, turn)| async move { store_chunk(shared, (uid, caller), digest, (size, body, turn), so_far).await };
     Ok(keep_alive::answer(&headers, turn, store).await)
 }

@@ -53,9 +53,17 @@ pub struct Origin {
     pub deleted_at: i64,
     /// The namespace of the computer, whose share of the checks it uses.
     pub namespace: String,
+    /// UID of its archive pod, once that has ended. That no manifest existed before does not count then.
+    pub ended_pod: Option<String>,
 }
 
 impl Origin {
+    /// Whether both are the same deletion.
+    fn is_of_same_deletion(&self, other: &Self) -> bool {
+        let of = |origin: &Self| (origin.custody_claim.clone(), origin.deleted_at, origin.namespace.clone());
+        of(self) == of(other)
+    }
+
     /// Whether this deletion wrote a manifest.
     fn wrote(&self, archive: &Archive) -> bool {
         if archive.custody_claim().is_empty() {
@@ -109,7 +117,16 @@ impl Checked {
     fn new(origin: Origin, last: Verification) -> Self {
         Self { origin, last, since: Instant::now(), running: None }
     }
+
+    /// Whether the result applies to this deletion as it is now. That there is no archive applies only for a moment: one may have been stored since.
+    fn applies_to(&self, origin: &Origin) -> bool {
+        let outdated = || self.origin.ended_pod != origin.ended_pod || self.since.elapsed() >= MISSING;
+        self.origin.is_of_same_deletion(origin) && !(self.last == Verification::Missing && outdated())
+    }
 }
+
+/// How long it counts that an archive does not exist: longer than an event waits in the queue.
+const MISSING: Duration = Duration::from_secs(60);
 
 /// A result that is not requested again is dropped after this time.
 const FORGOTTEN: Duration = Duration::from_secs(900);
@@ -131,8 +148,8 @@ impl Verifier {
     /// check has finished: otherwise the status of a computer would change back and forth while a store is down (L6).
     pub fn check(&self, uid: &str, origin: &Origin) -> Verification {
         let Ok(mut state) = self.state.lock() else { return Verification::Unavailable("the verifier failed".to_owned()) };
-        // The result for another deletion does not apply to this one.
-        state.retain(|of, k| k.running.is_some() || (k.since.elapsed() < FORGOTTEN && (of != uid || k.origin == *origin)));
+        // A result for another deletion, or from before the end of the archive pod, does not apply.
+        state.retain(|of, k| k.running.is_some() || (k.since.elapsed() < FORGOTTEN && (of != uid || k.applies_to(origin))));
         let known = state.entry(uid.to_owned()).or_insert_with(|| Checked::new(origin.clone(), Verification::Running));
         if known.running.is_some() {
             return known.last.clone();

@@ -33,13 +33,16 @@ pub async fn read_live(client: &Client, view: &View) -> Result<Vec<DeletionOverr
     Ok(existing)
 }
 
-/// Writes the condition `Accepted` where it is missing or outdated. Best effort: a failure is logged and the deletion continues.
-pub async fn acknowledge(client: &Client, view: &View) {
+/// Writes the condition `Accepted` where it is missing or outdated. Best effort: a failure is logged and the deletion continues. Returns whether all
+/// of them are written.
+pub async fn acknowledge(client: &Client, view: &View) -> bool {
+    let mut written = true;
     for found in &view.overrides {
         let Some(patch) = patch(found, view) else { continue };
         let api: Api<DeletionOverride> = Api::all(client.clone());
         let params = PatchParams::default();
         let Err(error) = call(api.patch_status(&found.name_any(), &params, &Patch::<()>::Json(patch))).await else { continue };
+        written = false;
         match classify(&error) {
             // The cache is stale: the status is already written, or the next reconcile writes it to the newer version.
             ErrorClass::Invalid | ErrorClass::Conflict | ErrorClass::NotFound => {
@@ -48,6 +51,7 @@ pub async fn acknowledge(client: &Client, view: &View) {
             _ => tracing::warn!(name = found.name_any(), %error, "the status of the override was not written; it is retried"),
         }
     }
+    written
 }
 
 /// What the override does, and what no override ever does (S5).

@@ -62,7 +62,6 @@ pub struct Reconciler {
 impl Reconciler {
     /// Reconciles once. Returns when to reconcile again without an event. Every log line of a reconcile names the computer and, once it is known, the step.
     pub async fn run(&self, uid: &str) -> Option<Duration> {
-        let _timer = self.memory.metrics.time();
         let Some(view) = observe(&self.caches, &self.settings, uid, &self.sources) else {
             self.memory.forget(uid);
             return None;
@@ -86,21 +85,23 @@ impl Reconciler {
         if let Some(left) = self.memory.waiting.left(&view) {
             return left;
         }
+        let _timer = self.memory.metrics.time();
         let seen = view_digest::digest(&view);
         if let Some(left) = self.paused(uid, view_digest::with_record(seen, &view)) {
             return Some(left);
         }
-        self.memory.waiting.forget(uid);
+        self.memory.waiting.begin(uid);
         let start = view.clone();
         let (plan, error) = self.drive(&mut view).await;
         if self.stop.is_cancelled() {
             // The next leader continues from the record.
             return None;
         }
-        // The end of a check of the archive shows nowhere, and may come at any moment.
+        // No event shows the end of a check of the archive, and each pass asks for it.
         let waits = error.is_none() && !plan.report.checking && !self.memory.turns.exceeded(uid);
+        let acknowledged = overrides::acknowledge(&self.client, &view).await;
         let (after, published) = self.conclude(&view, plan, error, seen).await;
-        if waits {
+        if waits && acknowledged {
             self.wait(start, &view, published, after);
         }
         after
@@ -132,7 +133,6 @@ impl Reconciler {
         if let Some(error) = &error {
             failed_request::explain(&mut plan.report, error, self.memory.backoff.count(uid));
         }
-        overrides::acknowledge(&self.client, view).await;
         self.memory.metrics.observe(uid, &plan, error.as_ref().map(Error::class), view.record.as_ref(), blocked_for(view));
         if error.is_none() && quiet(view, &plan.report) {
             return (after(&plan.next), Published::UpToDate);
@@ -156,7 +156,7 @@ impl Reconciler {
     /// The archive store has finished what a reconcile of this computer was waiting for. No watch shows that, so it ends the wait and the
     /// backoff.
     pub fn store_answered(&self, uid: &str) {
-        self.memory.waiting.forget(uid);
+        self.memory.waiting.wake(uid);
         self.memory.backoff.wake(uid);
     }
 

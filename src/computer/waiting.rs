@@ -13,12 +13,23 @@ use tokio::time::Instant;
 use super::view::View;
 use super::view_digest;
 
-/// What the last reconcile of each UID was based on, if it waits.
+/// The last reconcile of each UID.
 #[derive(Debug, Default)]
-pub struct Waiting(Mutex<HashMap<String, Basis>>);
+pub struct Waiting(Mutex<HashMap<String, Last>>);
+
+#[derive(Debug)]
+enum Last {
+    /// It runs. `woken`: something has happened meanwhile that no view shows.
+    Runs { woken: bool },
+    /// It waits.
+    Waits(Basis),
+}
+
+/// After this time a reconcile runs, whatever an event shows.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// What a reconcile was based on, and what the caches will show of its own writes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Basis {
     /// Digests of what the caches hold, with the version of the record.
     digests: Vec<u64>,
@@ -26,12 +37,15 @@ pub struct Basis {
     versions: Vec<Option<String>>,
     /// The end of the wait; `None`: only an event ends it.
     until: Option<Instant>,
+    /// After that, any event ends it.
+    expires: Instant,
 }
 
 impl Basis {
     /// Nothing counts as unchanged yet.
     pub fn until(after: Option<Duration>) -> Self {
-        Self { until: after.map(|after| Instant::now() + after), ..Self::default() }
+        let now = Instant::now();
+        Self { digests: Vec::new(), versions: Vec::new(), until: after.map(|after| now + after), expires: now + LONGEST }
     }
 
     /// What this view shows counts as unchanged.
@@ -50,26 +64,45 @@ impl Basis {
 }
 
 impl Waiting {
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Basis>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Last>> {
         // Poisoning is harmless: each value is replaced as a whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A reconcile waits.
+    /// A reconcile begins.
+    pub fn begin(&self, uid: &str) {
+        self.all().insert(uid.to_owned(), Last::Runs { woken: false });
+    }
+
+    /// The reconcile waits, unless it was woken while it ran.
     pub fn note(&self, uid: &str, basis: Basis) {
-        self.all().insert(uid.to_owned(), basis);
+        let mut all = self.all();
+        if matches!(all.remove(uid), Some(Last::Runs { woken: false })) {
+            all.insert(uid.to_owned(), Last::Waits(basis));
+        }
     }
 
     /// How long to wait if this view shows nothing new: `Some(None)` until an event. `None`: reconcile now.
     pub fn left(&self, view: &View) -> Option<Option<Duration>> {
         let all = self.all();
-        let basis = all.get(&view.uid).filter(|b| b.versions.contains(&version(view)) && b.digests.contains(&digest(view)))?;
+        let Last::Waits(basis) = all.get(&view.uid)? else { return None };
+        let now = Instant::now();
+        let same = basis.versions.contains(&version(view)) && basis.digests.contains(&digest(view));
+        if !same || basis.expires <= now {
+            return None;
+        }
         let Some(until) = basis.until else { return Some(None) };
-        let left = until.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then_some(Some(left))
+        (until > now).then(|| Some(until - now))
     }
 
-    /// Something has happened that no view shows, or the computer is gone.
+    /// Something has happened that no view shows: the next event, or this one, causes a reconcile.
+    pub fn wake(&self, uid: &str) {
+        if let Some(last) = self.all().get_mut(uid) {
+            *last = Last::Runs { woken: true };
+        }
+    }
+
+    /// The computer is gone.
     pub fn forget(&self, uid: &str) {
         self.all().remove(uid);
     }
@@ -100,6 +133,8 @@ mod tests {
     async fn only_what_the_reconcile_has_read_or_written_counts_as_unchanged_and_not_after_its_time() {
         let waiting = Waiting::default();
         assert_eq!(waiting.left(&view("1", false)), None, "the first");
+        waiting.begin("u");
+        assert_eq!(waiting.left(&view("1", false)), None, "it runs");
         let basis = Basis::until(Some(Duration::from_secs(15))).with(&view("1", false)).with_version(Some("3".to_owned()));
         waiting.note("u", basis);
         tokio::time::advance(Duration::from_secs(5)).await;
@@ -109,9 +144,34 @@ mod tests {
         assert_eq!(waiting.left(&view("3", true)), None, "its spec has changed");
         tokio::time::advance(Duration::from_secs(10)).await;
         assert_eq!(waiting.left(&view("1", false)), None, "the wait has ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_without_an_end_lasts_until_an_event_and_not_for_days() {
+        let waiting = Waiting::default();
+        waiting.begin("u");
         waiting.note("u", Basis::until(None).with(&view("1", false)));
-        assert_eq!(waiting.left(&view("1", false)), Some(None), "until an event");
+        assert_eq!(waiting.left(&view("1", false)), Some(None));
+        tokio::time::advance(LONGEST).await;
+        assert_eq!(waiting.left(&view("1", false)), None, "the clock may have been changed");
+    }
+
+    /// The store answers while the status is written: the wait must not begin after that.
+    #[tokio::test(start_paused = true)]
+    async fn a_reconcile_that_was_woken_while_it_ran_does_not_wait() {
+        let waiting = Waiting::default();
+        let basis = || Basis::until(None).with(&view("1", false));
+        waiting.begin("u");
+        waiting.wake("u");
+        waiting.note("u", basis());
+        assert_eq!(waiting.left(&view("1", false)), None, "woken while it ran");
+        waiting.begin("u");
+        waiting.note("u", basis());
+        waiting.wake("u");
+        assert_eq!(waiting.left(&view("1", false)), None, "woken while it waited");
+        waiting.begin("u");
         waiting.forget("u");
-        assert_eq!(waiting.left(&view("1", false)), None);
+        waiting.note("u", basis());
+        assert_eq!(waiting.left(&view("1", false)), None, "gone");
     }
 }

@@ -102,7 +102,8 @@ impl Operator {
     /// Reads an archive back, as a deletion does.
     async fn verified(&self, uid: &str) -> Verification {
         let mut checked = self.checked.subscribe();
-        let origin = Origin { custody_claim: Some("claim".to_owned()), deleted_at: 0, namespace: namespace(uid).to_owned() };
+        let origin =
+            Origin { custody_claim: Some("claim".to_owned()), deleted_at: 0, namespace: namespace(uid).to_owned(), ended_pod: None };
         loop {
             match self.archives.check(uid, &origin) {
                 Verification::Running => while checked.recv().await.unwrap() != uid {},

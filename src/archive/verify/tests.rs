@@ -200,7 +200,12 @@ async fn large_archives_do_not_delay_small_ones() {
 async fn an_archive_of_an_earlier_deletion_of_the_same_uid_does_not_count() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _) = old_archive(folder.path(), 2).await;
-    let origin = |claim: &str, deleted_at| Origin { custody_claim: Some(claim.to_owned()), deleted_at, namespace: "t".to_owned() };
+    let origin = |claim: &str, deleted_at| Origin {
+        custody_claim: Some(claim.to_owned()),
+        deleted_at,
+        namespace: "t".to_owned(),
+        ..Origin::default()
+    };
     let shared = &store;
     let state_of = |origin: Origin| async move {
         match of_deletion(shared, "u", &origin).await {

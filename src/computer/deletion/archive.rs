@@ -108,10 +108,8 @@ fn custody_first(context: &Context<'_>) -> State {
 /// Whether the archive pod was created a moment ago and has not ended: the store has no archive yet, and each event of the pod would read it.
 /// Later the store is asked each time, because the node of a pod that has archived may be lost before it reports the end.
 fn has_just_begun(context: &Context<'_>) -> bool {
-    let name = context.view.archive_pod_name(context.attempts());
     let recorded = context.deletion().and_then(|d| d.custody.as_ref()?.pod_uid.as_ref());
-    let pod = context.view.pod(&context.view.settings.namespace, &name).flatten();
-    pod.is_some_and(|pod| {
+    archive_pod::latest(context.view, context.record).is_some_and(|pod| {
         let created = pod.metadata.creation_timestamp.as_ref().map(|at| seconds_since(context.view.now, at.0));
         let works = pod.metadata.deletion_timestamp.is_none() && !archive_pod::ended(pod);
         works && recorded.is_some() && recorded == pod.metadata.uid.as_ref() && created.is_some_and(|s| (0..UNASKED_SECONDS).contains(&s))
@@ -172,6 +170,10 @@ fn attempt(context: &Context<'_>) -> State {
     let Some(pod) = known.flatten() else {
         if custody.pod_uid.is_some() {
             return if known.is_none() { State::read(subject) } else { record_attempt(context, attempt + 1, None) };
+        }
+        // A refused create does not say whether the pod exists: admission and quotas come first, and the pod itself may fill a quota.
+        if known.is_none() && context.view.failures > 0 {
+            return State::read(subject);
         }
         // If it exists, the API server says so, and it is read then.
         return State::act(Action::Create(Object::Pod(Box::new(archive_pod(context.view, context.record, &name)))));

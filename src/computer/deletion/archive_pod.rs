@@ -159,6 +159,11 @@ fn state(pod: &Pod) -> Option<&ContainerState> {
     statuses.iter().find(|status| status.name == CONTAINER)?.state.as_ref()
 }
 
+/// The pod of the latest attempt, as far as this reconcile knows of one.
+pub(super) fn latest<'a>(view: &'a View, record: &ComputerRecord) -> Option<&'a Pod> {
+    view.pod(&view.settings.namespace, &view.archive_pod_name(super::attempts(record))).flatten()
+}
+
 /// How the container that archives has ended.
 pub(super) fn terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
     state(pod)?.terminated.as_ref()

@@ -57,11 +57,13 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
         return match (holder, known) {
             // The volume is bound to the custody claim, which the cache does not hold.
             (Some(_), None) if refers_to_custody(view, pv) => Some(State::read(subject)),
+            // A refused create does not say whether the claim exists: admission and quotas come first.
+            (None, None) if available && view.failures > 0 => Some(State::read(subject)),
             (Some(_), _) => patched(reserve_patch(pv, view)),
             (None, _) if !available => {
                 Some(unbound(context, &recorded.name, "has not processed the reservation of the volume for the archive"))
             }
-            // If it exists, the API server says so, and it is read then.
+            // If it exists, the API server says so, and the claim is read then.
             (None, _) => Some(State::act(Action::Create(Object::Claim(Box::new(custody_claim(view, pv)))))),
         };
     };
@@ -129,7 +131,14 @@ pub fn origin(view: &View) -> Origin {
     let deletion = view.record.as_ref().and_then(|r| r.spec.state.deletion.as_ref());
     let recorded = || Some(deletion?.custody.as_ref()?.claim_uid.clone()).filter(|uid| !uid.is_empty());
     let deleted_at = deletion.map_or(i64::MAX, |d| d.deleted_at.0.as_second());
-    Origin { custody_claim: claim_uid(view).or_else(recorded), deleted_at, namespace: view.namespace.clone() }
+    let ended_pod =
+        view.record.as_ref().and_then(|record| super::archive_pod::latest(view, record)).filter(|pod| super::archive_pod::ended(pod));
+    Origin {
+        custody_claim: claim_uid(view).or_else(recorded),
+        deleted_at,
+        namespace: view.namespace.clone(),
+        ended_pod: ended_pod.and_then(|pod| pod.metadata.uid.clone()),
+    }
 }
 
 /// Whether the volume's `claimRef` names the custody claim, with any UID.

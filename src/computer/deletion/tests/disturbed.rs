@@ -6,7 +6,7 @@ use super::times::remembering;
 use super::world::{MACHINE, UID, World, from};
 use super::{Crash, run};
 use crate::archive::pod_program::EXIT_UNREADABLE;
-use crate::computer::action::Action;
+use crate::computer::action::{Action, Effect, Subject};
 use crate::computer::plan::plan;
 use crate::computer::report::{Next, Plan};
 use crate::resources::reasons::Reason;
@@ -224,6 +224,26 @@ pub(super) fn archive_pod(world: &mut World) -> &mut k8s_openapi::api::core::v1:
     let (_, pod) = world.pods.iter_mut().find(|((_, name), _)| name.starts_with("archive-")).expect("an archive pod");
     pod.metadata.creation_timestamp = from(json!("2027-01-15T08:00:00Z"));
     pod
+}
+
+/// L1, S1: quotas and webhooks refuse a create before the API server says that the object exists, and the pod itself may fill the quota. Only
+/// the first create is sent without a read.
+#[test]
+fn an_archive_pod_that_no_cache_shows_is_found_after_a_refused_create() {
+    let mut world = World::new("Delete", ArchivePolicy::Required);
+    world.no_archive = true;
+    archive_pod(&mut world);
+    let mut record = world.record.clone().unwrap();
+    record.spec.state.deletion.as_mut().unwrap().custody = None;
+    let next = |failures: u32| {
+        let mut view = world.view(true);
+        view.facts.retain(|subject, _| !matches!(subject, Subject::Pod { name, .. } if name.starts_with("archive-")));
+        (view.record, view.failures) = (Some(record.clone()), failures);
+        view.absorb(Effect::Archive(crate::archive::Verification::Missing));
+        plan(&view).next
+    };
+    assert!(matches!(next(0), Next::Do(Action::Create(_))), "{:?}", next(0));
+    assert!(matches!(next(1), Next::Do(Action::Read(Subject::Pod { .. }))), "{:?}", next(1));
 }
 
 /// L1, L2: an evicted pod has no container status with a reason or a time.

@@ -53,7 +53,7 @@ fn print(line: &serde_json::Value) -> Result<()> {
 
 /// As the reconciler does it: asks until the check in the background has a result.
 async fn verify(archives: &Archives, checked: &mut mpsc::Receiver<String>) -> Result<Summary> {
-    let origin = Origin { custody_claim: Some(CLAIM.to_owned()), deleted_at: 0, namespace: "bench".to_owned() };
+    let origin = Origin { custody_claim: Some(CLAIM.to_owned()), deleted_at: 0, namespace: "bench".to_owned(), ended_pod: None };
     loop {
         match archives.check(UID, &origin) {
             Verification::Running => checked.recv().await.context("the check has no result")?,

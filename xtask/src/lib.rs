@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod book;
+pub mod cargo_tools;
 pub mod chart;
 pub mod cluster;
 pub mod control_plane;

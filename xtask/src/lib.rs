@@ -18,6 +18,7 @@ pub mod language;
 pub mod node;
 pub mod pki;
 pub mod process;
+pub mod release;
 pub mod scenarios;
 pub mod shape;
 pub mod soak;

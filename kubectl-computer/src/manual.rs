@@ -44,7 +44,9 @@ mod tests {
             pages.sort();
             pages
         };
-        folders.iter().for_each(|folder| write(folder.path()).unwrap());
+        for folder in &folders {
+            write(folder.path()).unwrap();
+        }
         let pages = read(&folders[0]);
         assert_eq!(pages, read(&folders[1]));
         let mut wanted = BTreeSet::new();

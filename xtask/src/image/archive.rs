@@ -49,9 +49,10 @@ impl Image {
     pub fn parts(&self, layer: Layer, compress: bool) -> Result<Parts> {
         let tar = layer.into_bytes()?;
         let config = Blob::json(oci::CONFIG, &self.config(&oci::sha256(&tar)))?;
-        let layer = match compress {
-            true => Blob { media_type: oci::LAYER_GZIP, bytes: super::layer::gzip(&tar)? },
-            false => Blob { media_type: oci::LAYER, bytes: tar },
+        let layer = if compress {
+            Blob { media_type: oci::LAYER_GZIP, bytes: super::layer::gzip(&tar)? }
+        } else {
+            Blob { media_type: oci::LAYER, bytes: tar }
         };
         let manifest = Blob::manifest(&config, &[&layer], &self.annotations)?;
         Ok(Parts { layer, config, manifest })

@@ -19,6 +19,9 @@ mod sums;
 #[allow(clippy::unwrap_used)]
 mod tests;
 mod verify;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod whole_tests;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

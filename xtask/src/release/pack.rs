@@ -48,9 +48,10 @@ pub fn folder(folder: &Path, prefix: &str) -> Result<Vec<Entry>> {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).with_context(|| format!("the name of {}", path.display()))?;
         let name = format!("{prefix}{name}");
-        match path.is_dir() {
-            true => entries.extend(self::folder(&path, &format!("{name}/"))?),
-            false => entries.push(Entry::new(name, fs::read(&path).with_context(|| format!("read {}", path.display()))?)),
+        if path.is_dir() {
+            entries.extend(self::folder(&path, &format!("{name}/"))?);
+        } else {
+            entries.push(Entry::new(name, fs::read(&path).with_context(|| format!("read {}", path.display()))?));
         }
     }
     entries.sort_by(|a, b| a.path.cmp(&b.path));

@@ -46,9 +46,10 @@ pub fn manifest(file: &str, archive: &[u8], download: &str, source: &Source) -> 
             }],
         },
     });
-    let note = match download == PLACEHOLDER {
-        true => "# PLACEHOLDER: nothing is published at the address in `homepage` and `uri`. Replace it before you use this manifest.\n",
-        false => "",
+    let note = if download == PLACEHOLDER {
+        "# PLACEHOLDER: nothing is published at the address in `homepage` and `uri`. Replace it before you use this manifest.\n"
+    } else {
+        ""
     };
     Ok(format!("{note}{}", serde_yaml_ng::to_string(&manifest)?))
 }

@@ -1,4 +1,4 @@
-//! The software bill of materials of a program: CycloneDX 1.5 in JSON, with exactly what is linked.
+//! The software bill of materials of a program: `CycloneDX` 1.5 in JSON, with exactly what is linked.
 //!
 //! It writes the document itself: `cargo-cyclonedx` resolves the features of the whole workspace at once and so lists packages that a program
 //! does not contain, and the crate `cyclonedx-bom` needs a license that `deny.toml` does not list.

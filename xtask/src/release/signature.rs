@@ -27,8 +27,8 @@ impl Key {
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display();
         let file = fs::metadata(path).with_context(|| format!("read {name}. To make a key pair: {MAKE_KEY}"))?;
-        let mode = file.permissions().mode();
-        ensure!(mode & 0o077 == 0, "others may read {name} (mode {:o}): run `chmod 600 {name}`", mode & 0o777);
+        let mode = file.permissions().mode() & 0o777;
+        ensure!(mode & !0o700 == 0, "others may read {name} (mode {mode:o}): run `chmod 600 {name}`");
         Self::parse(&fs::read_to_string(path).with_context(|| format!("read {name}"))?).with_context(|| format!("{name} is not usable"))
     }
 

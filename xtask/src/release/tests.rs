@@ -15,6 +15,11 @@ pub fn source() -> Source {
     Source { version: "1.2.3".into(), commit: "abc".into(), seconds: 1_700_000_000 }
 }
 
+/// A private key in PEM.
+pub fn private_pem() -> String {
+    rcgen::KeyPair::generate_for(&PKCS_ED25519).unwrap().serialize_pem()
+}
+
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
@@ -129,8 +134,8 @@ fn a_release_with_one_changed_byte_is_refused() {
     let root = folder.path();
     small_image(&root.join(IMAGE));
     fs::write(root.join("chart.tgz"), small_chart().bytes).unwrap();
-    let key = Key::parse(&rcgen::KeyPair::generate_for(&PKCS_ED25519).unwrap().serialize_pem()).unwrap();
-    let other = Key::parse(&rcgen::KeyPair::generate_for(&PKCS_ED25519).unwrap().serialize_pem()).unwrap();
+    let key = Key::parse(&private_pem()).unwrap();
+    let other = Key::parse(&private_pem()).unwrap();
     sign(root, &key).unwrap();
     verify::signed(root, &key.public_pem()).unwrap();
     assert!(verify::signed(root, &other.public_pem()).is_err(), "a key that did not sign");

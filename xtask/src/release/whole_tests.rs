@@ -49,6 +49,18 @@ fn stand_in(root: &Path) {
     command(root, "git -c user.name=a -c user.email=a@b -c commit.gpgsign=false commit --quiet --message x");
 }
 
+fn release(workspace: &Path, key: &Path, out: &Path) {
+    let options = Options {
+        key: Some(key.to_owned()),
+        out: Some(out.to_owned()),
+        allow_dirty: false,
+        download_url: plugin::PLACEHOLDER.to_owned(),
+        verify: None,
+        public_key: None,
+    };
+    run(workspace, &options).unwrap();
+}
+
 #[test]
 #[ignore = "builds cargo-auditable and mdBook the first time"]
 fn two_checkouts_of_one_commit_give_the_same_release() {
@@ -60,20 +72,9 @@ fn two_checkouts_of_one_commit_give_the_same_release() {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&key).unwrap();
     std::io::Write::write_all(&mut file, private_pem().as_bytes()).unwrap();
 
-    let release = |workspace: &Path, out: &str| {
-        let out = root.path().join(out);
-        let options = Options {
-            key: Some(key.clone()),
-            out: Some(out.clone()),
-            allow_dirty: false,
-            download_url: plugin::PLACEHOLDER.to_owned(),
-            verify: None,
-            public_key: None,
-        };
-        run(workspace, &options).unwrap();
-        out
-    };
-    let [first, second] = [release(&one, "first"), release(&two, "second")];
+    let (first, second) = (root.path().join("first"), root.path().join("second"));
+    release(&one, &key, &first);
+    release(&two, &key, &second);
     let sums = |out: &Path| fs::read_to_string(out.join(sums::SUMS)).unwrap();
     assert_eq!(sums(&first), sums(&second));
     let binary = fs::read(first.join(format!("computer-operator-{}-linux-{}", env!("CARGO_PKG_VERSION"), architecture()))).unwrap();

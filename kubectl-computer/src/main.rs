@@ -13,6 +13,7 @@ mod create;
 mod delete;
 mod list;
 mod machine;
+mod manual;
 mod observe;
 mod outcome;
 mod overrides;
@@ -72,6 +73,9 @@ async fn run(args: Args) -> Result<Outcome> {
         screen::raw(&script)?;
         return Ok(Outcome::Done);
     }
+    if let Command::Man { folder } = &args.command {
+        return manual::write(folder).map(|()| Outcome::Done);
+    }
     if let Command::Archives(archives) = &args.command {
         return archives::run(&args.global, archives).await.map(|()| Outcome::Done);
     }
@@ -108,6 +112,7 @@ async fn show(cluster: &Cluster, command: Command) -> Result<()> {
         | Command::Create(_)
         | Command::Resume { .. }
         | Command::Completion { .. }
+        | Command::Man { .. }
         | Command::Archives(_) => Ok(()),
     }
 }

@@ -5,6 +5,7 @@
 mod binding;
 mod drift;
 mod fences;
+mod package;
 mod policies;
 mod prometheus;
 mod render;

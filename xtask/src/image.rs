@@ -5,6 +5,7 @@
 
 mod archive;
 mod layer;
+pub mod oci;
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,8 +14,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-pub use archive::Image;
-use layer::Layer;
+pub use archive::{Image, Parts, architecture, platform};
+pub use layer::{Layer, gzip};
 
 /// The operator: one static binary, the machine's CA certificates, nothing else; runs as [`OPERATOR_UID`].
 pub const OPERATOR: &str = "computer-operator.dev/operator:dev";
@@ -29,7 +30,8 @@ const MACHINE_UID: u32 = 1000;
 
 const PAUSE_SOURCE: &str = include_str!("../images/pause.c");
 const BUSYBOX: &str = "/usr/bin/busybox";
-const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// The certificates that are packed into the operator's image.
+pub const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 const MACHINE_PATH: &str = "PATH=/bin:/sbin:/usr/bin:/usr/sbin";
 /// `wait` returns when the signal arrives; a plain `sleep` would delay the shell's trap until its end.
 const MACHINE_MAIN: &str = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done";
@@ -48,8 +50,12 @@ pub fn pause(folder: &Path) -> Result<PathBuf> {
     ensure!(output.status.success(), "gcc: {}", String::from_utf8_lossy(&output.stderr));
     let mut layer = Layer::new();
     layer.file("pause", &fs::read(&binary)?, 0o755, 0)?;
-    let image =
-        Image { reference: PAUSE, entrypoint: vec!["/pause".into()], user: format!("{OPERATOR_UID}:{OPERATOR_UID}"), ..Image::default() };
+    let image = Image {
+        reference: PAUSE.into(),
+        entrypoint: vec!["/pause".into()],
+        user: format!("{OPERATOR_UID}:{OPERATOR_UID}"),
+        ..Image::default()
+    };
     image.write(layer, &folder.join("pause.tar"))
 }
 
@@ -74,7 +80,7 @@ pub fn machine(folder: &Path) -> Result<PathBuf> {
     layer.file("etc/passwd", passwd.as_bytes(), 0o644, 0)?;
     layer.file("etc/group", format!("root:x:0:\ncomputer:x:{MACHINE_UID}:\n").as_bytes(), 0o644, 0)?;
     let image = Image {
-        reference: MACHINE,
+        reference: MACHINE.into(),
         entrypoint: ["/bin/sh", "-c", MACHINE_MAIN].map(Into::into).to_vec(),
         user: format!("{MACHINE_UID}:{MACHINE_UID}"),
         environment: vec![MACHINE_PATH.into(), "HOME=/home/computer".into()],
@@ -100,7 +106,28 @@ pub fn operator(workspace: &Path, folder: &Path) -> Result<PathBuf> {
 /// When it is missing or is not static.
 pub fn pack_operator(binary: &Path, folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder)?;
-    let mut layer = Layer::new();
+    operator_image(OPERATOR).write(operator_layer(binary, 0)?, &folder.join("operator.tar"))
+}
+
+/// How the operator's image runs.
+pub fn operator_image(reference: &str) -> Image {
+    Image {
+        reference: reference.to_owned(),
+        entrypoint: vec!["/computer-operator".into()],
+        command: vec!["run".into()],
+        user: format!("{OPERATOR_UID}:{OPERATOR_UID}"),
+        environment: vec!["PATH=/".into()],
+        directory: "/".into(),
+        ..Image::default()
+    }
+}
+
+/// The file system of the operator's image, with the machine's certificates if there are any. `seconds`: the time of every file.
+///
+/// # Errors
+/// When the binary is missing or is not static.
+pub fn operator_layer(binary: &Path, seconds: u64) -> Result<Layer> {
+    let mut layer = Layer::at(seconds);
     layer.file("computer-operator", &static_binary(binary)?, 0o755, 0)?;
     layer.directory("tmp", 0o1777, 0)?;
     if let Ok(certificates) = fs::read(CERTIFICATES) {
@@ -109,15 +136,7 @@ pub fn pack_operator(binary: &Path, folder: &Path) -> Result<PathBuf> {
         }
         layer.file(CERTIFICATES.trim_start_matches('/'), &certificates, 0o644, 0)?;
     }
-    let image = Image {
-        reference: OPERATOR,
-        entrypoint: vec!["/computer-operator".into()],
-        command: vec!["run".into()],
-        user: format!("{OPERATOR_UID}:{OPERATOR_UID}"),
-        environment: vec!["PATH=/".into()],
-        directory: "/".into(),
-    };
-    image.write(layer, &folder.join("operator.tar"))
+    Ok(layer)
 }
 
 /// Compiles the operator as a static binary and returns its path.
@@ -128,15 +147,13 @@ pub fn pack_operator(binary: &Path, folder: &Path) -> Result<PathBuf> {
 /// # Errors
 /// When it does not compile.
 pub fn build_operator(workspace: &Path) -> Result<PathBuf> {
-    let version = Command::new("rustc").arg("-vV").output().context("run rustc")?;
-    let version = String::from_utf8(version.stdout)?;
-    let target = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
+    let target = host_target()?;
     let folder = workspace.join("target/image");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let status = Command::new(cargo)
         .current_dir(workspace)
         .args(["build", "--package", "computer-operator", "--bin", "computer-operator"])
-        .args(["--profile", "image", "--target", target, "--target-dir"])
+        .args(["--profile", "image", "--target", &target, "--target-dir"])
         .arg(&folder)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .status()
@@ -145,8 +162,21 @@ pub fn build_operator(workspace: &Path) -> Result<PathBuf> {
     Ok(folder.join(target).join("image/computer-operator"))
 }
 
+/// The target of programs for this machine.
+///
+/// # Errors
+/// When rustc does not say it.
+pub fn host_target() -> Result<String> {
+    let version = Command::new("rustc").arg("-vV").output().context("run rustc")?;
+    let version = String::from_utf8(version.stdout)?;
+    version.lines().find_map(|line| line.strip_prefix("host: ")).map(str::to_owned).context("rustc names no host")
+}
+
 /// Reads a program and checks that it needs no library: it must not name an interpreter (ELF `PT_INTERP`).
-fn static_binary(path: &Path) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// When it cannot be read or is not static.
+pub fn static_binary(path: &Path) -> Result<Vec<u8>> {
     let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
     ensure!(!names_interpreter(&bytes)?, "{} is not static: it would not start in an empty image", path.display());
     Ok(bytes)

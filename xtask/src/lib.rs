@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod book;
+pub mod cargo_tools;
 pub mod chart;
 pub mod cluster;
 pub mod control_plane;
@@ -17,6 +18,7 @@ pub mod language;
 pub mod node;
 pub mod pki;
 pub mod process;
+pub mod release;
 pub mod scenarios;
 pub mod shape;
 pub mod soak;

@@ -37,6 +37,8 @@ enum Command {
     Generate,
     /// Build the book in `docs/book` with mdBook.
     Book,
+    /// Build everything that a version consists of into one folder, with digests and a signature, or check such a folder. Publishes nothing.
+    Release(xtask::release::Options),
     /// Run the checks that every change must pass: all stages, or some of them.
     Test(xtask::test::Options),
     /// Run the simulator for a long time: random faults, or every matrix in full.
@@ -158,6 +160,7 @@ async fn dispatch(command: Command) -> Result<u8> {
         Command::Bench(command) => bench(command).await?,
         Command::Generate => generate()?,
         Command::Book => println!("{}", book::build::run(workspace()?)?.join("index.html").display()),
+        Command::Release(options) => println!("{} verifies", xtask::release::run(workspace()?, &options)?.display()),
         Command::Test(options) => return Ok(u8::from(!xtask::test::run(workspace()?, &options)?)),
         Command::Soak(options) => xtask::soak::run(workspace()?, &options)?,
     }

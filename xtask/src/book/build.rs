@@ -1,15 +1,14 @@
 //! Builds the book with mdBook, which is built once and kept in the cache folder by its version.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::tools;
+use crate::cargo_tools::CargoTool;
 
-/// The version that is built.
-const VERSION: &str = "0.5.4";
+const MDBOOK: CargoTool =
+    CargoTool { name: "mdbook", version: "0.5.4", arguments: &["--no-default-features", "--features", "search"], time: "some minutes" };
 
 /// Builds the book into `target/book`. Returns the folder.
 ///
@@ -17,7 +16,7 @@ const VERSION: &str = "0.5.4";
 /// When mdBook cannot be built, or reports an error or a warning.
 pub fn run(workspace: &Path) -> Result<PathBuf> {
     let folder = workspace.join("target/book");
-    let output = Command::new(program()?)
+    let output = Command::new(MDBOOK.program()?)
         .args(["build", "--dest-dir"])
         .arg(&folder)
         .arg(workspace.join("docs/book"))
@@ -31,27 +30,4 @@ pub fn run(workspace: &Path) -> Result<PathBuf> {
     ensure!(problems.is_empty(), "mdbook reports problems:\n{}", problems.join("\n"));
     ensure!(folder.join("index.html").exists(), "mdbook wrote no index.html to {}", folder.display());
     Ok(folder)
-}
-
-fn program() -> Result<PathBuf> {
-    let folder = tools::cache_folder()?.join(format!("mdbook-{VERSION}"));
-    let program = folder.join("bin/mdbook");
-    if program.exists() {
-        return Ok(program);
-    }
-    eprintln!("building mdbook {VERSION}, some minutes the first time");
-    fs::create_dir_all(&folder)?;
-    let version = format!("={VERSION}");
-    // Outside the workspace, whose lock file and settings do not apply to this program.
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["install", "mdbook", "--version", &version, "--locked", "--debug", "--quiet"])
-        .args(["--no-default-features", "--features", "search", "--root"])
-        .arg(&folder)
-        .current_dir(&folder)
-        .env("CARGO_PROFILE_DEV_DEBUG", "0")
-        .stdin(Stdio::null())
-        .status()
-        .context("run cargo")?;
-    ensure!(status.success(), "mdbook {VERSION} cannot be built. It needs the crate registry the first time");
-    Ok(program)
 }

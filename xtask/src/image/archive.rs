@@ -1,19 +1,19 @@
-//! The tar file around a layer: configuration, manifest, OCI index, and the table that `docker load` reads.
+//! How an image runs, its blobs, and the tar file around them: an OCI layout with the table that `docker load` reads.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::layer::Layer;
+use super::oci::{self, Annotations, Blob};
 
 /// How an image runs.
 #[derive(Debug, Default)]
 pub struct Image {
     /// Full name with tag.
-    pub reference: &'static str,
+    pub reference: String,
     /// The entrypoint.
     pub entrypoint: Vec<String>,
     /// Its default arguments.
@@ -24,40 +24,61 @@ pub struct Image {
     pub environment: Vec<String>,
     /// The working directory.
     pub directory: String,
+    /// When it was built, in the format of RFC 3339. Empty: unknown.
+    pub created: String,
+    /// What it is, for people and scanners: annotations of the manifest, and labels. May be empty.
+    pub annotations: Annotations,
+}
+
+/// The blobs of an image with one layer.
+#[derive(Debug)]
+pub struct Parts {
+    /// The file system.
+    pub layer: Blob,
+    /// How it runs.
+    pub config: Blob,
+    /// What belongs together.
+    pub manifest: Blob,
 }
 
 impl Image {
+    /// The blobs of the image with its only layer. `compress`: the layer is compressed with gzip, as registries store it.
+    ///
+    /// # Errors
+    /// When the layer cannot be packed.
+    pub fn parts(&self, layer: Layer, compress: bool) -> Result<Parts> {
+        let tar = layer.into_bytes()?;
+        let config = Blob::json(oci::CONFIG, &self.config(&oci::sha256(&tar)))?;
+        let layer = if compress {
+            Blob { media_type: oci::LAYER_GZIP, bytes: super::layer::gzip(&tar)? }
+        } else {
+            Blob { media_type: oci::LAYER, bytes: tar }
+        };
+        let manifest = Blob::manifest(&config, &[&layer], &self.annotations)?;
+        Ok(Parts { layer, config, manifest })
+    }
+
     /// Writes the image with its only layer to `path`, atomically.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, layer: Layer, path: &Path) -> Result<PathBuf> {
-        let layer = layer.into_bytes()?;
-        let layer_digest = sha256(&layer);
-        let config = serde_json::to_vec(&self.config(&layer_digest))?;
-        let config_digest = sha256(&config);
-        let manifest = serde_json::to_vec(&json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": descriptor("config.v1+json", &config_digest, config.len()),
-            "layers": [descriptor("layer.v1.tar", &layer_digest, layer.len())],
-        }))?;
-        let index = self.index(&sha256(&manifest), manifest.len())?;
+        let parts = self.parts(layer, false)?;
         let docker = json!([{
-            "Config": blob(&config_digest),
+            "Config": parts.config.path(),
             "RepoTags": [self.reference],
-            "Layers": [blob(&layer_digest)],
+            "Layers": [parts.layer.path()],
         }]);
         let mut tar = Layer::new();
         for directory in ["blobs", "blobs/sha256"] {
             tar.directory(directory, 0o755, 0)?;
         }
-        tar.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644, 0)?;
-        tar.file("index.json", &serde_json::to_vec(&index)?, 0o644, 0)?;
+        tar.file("oci-layout", oci::LAYOUT.as_bytes(), 0o644, 0)?;
+        tar.file("index.json", &serde_json::to_vec(&self.index(&parts.manifest)?)?, 0o644, 0)?;
         tar.file("manifest.json", &serde_json::to_vec(&docker)?, 0o644, 0)?;
-        tar.file(&blob(&sha256(&manifest)), &manifest, 0o644, 0)?;
-        tar.file(&blob(&config_digest), &config, 0o644, 0)?;
-        tar.file(&blob(&layer_digest), &layer, 0o644, 0)?;
+        for blob in [&parts.manifest, &parts.config, &parts.layer] {
+            tar.file(&blob.path(), &blob.bytes, 0o644, 0)?;
+        }
         // Two commands may pack at the same time.
         let temporary = path.with_extension(format!("{}.new", std::process::id()));
         fs::write(&temporary, tar.into_bytes()?).with_context(|| format!("write {}", temporary.display()))?;
@@ -66,7 +87,7 @@ impl Image {
     }
 
     fn config(&self, layer_digest: &str) -> Value {
-        json!({
+        let mut config = json!({
             "architecture": architecture(),
             "os": "linux",
             "config": {
@@ -78,43 +99,36 @@ impl Image {
             },
             "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{layer_digest}")] },
             "history": [{ "created_by": "cargo xtask image" }],
-        })
-    }
-
-    fn index(&self, manifest_digest: &str, size: usize) -> Result<Value> {
-        let tag = self.reference.rsplit_once(':').context("an image's name needs a tag")?.1;
-        let mut manifest = descriptor("manifest.v1+json", manifest_digest, size);
-        manifest["platform"] = json!({ "architecture": architecture(), "os": "linux" });
-        manifest["annotations"] = json!({
-            "io.containerd.image.name": self.reference,
-            "org.opencontainers.image.ref.name": tag,
         });
-        Ok(json!({
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [manifest],
-        }))
+        if !self.annotations.is_empty() {
+            config["config"]["Labels"] = json!(self.annotations);
+        }
+        if !self.created.is_empty() {
+            config["created"] = json!(self.created);
+            config["history"][0]["created"] = json!(self.created);
+        }
+        config
+    }
+
+    fn index(&self, manifest: &Blob) -> Result<Value> {
+        let tag = self.reference.rsplit_once(':').context("an image's name needs a tag")?.1;
+        let mut entry = manifest.descriptor();
+        entry["platform"] = platform();
+        entry["annotations"] = json!({
+            "io.containerd.image.name": self.reference,
+            oci::REF_NAME: tag,
+        });
+        Ok(oci::index(&[entry], &Annotations::new()))
     }
 }
 
-fn descriptor(kind: &str, digest: &str, size: usize) -> Value {
-    json!({
-        "mediaType": format!("application/vnd.oci.image.{kind}"),
-        "digest": format!("sha256:{digest}"),
-        "size": size,
-    })
-}
-
-fn blob(digest: &str) -> String {
-    format!("blobs/sha256/{digest}")
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    hex::encode(Sha256::digest(bytes))
+/// The platform of images that are built here.
+pub fn platform() -> Value {
+    json!({ "architecture": architecture(), "os": "linux" })
 }
 
 /// The machine's architecture, in the spelling of container tools.
-fn architecture() -> &'static str {
+pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

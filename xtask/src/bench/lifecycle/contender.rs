@@ -90,6 +90,14 @@ impl Contender {
         matches!(self, Self::Byom | Self::Managed)
     }
 
+    /// Whose figures no operator can beat: those of a bare client that creates the same objects, or the smallest one.
+    pub const fn floor(self) -> Self {
+        match self {
+            Self::Pods | Self::Byom => Self::Pods,
+            Self::PodsWithClaims | Self::Managed => Self::PodsWithClaims,
+        }
+    }
+
     /// What the client creates for one life, in order, and deletes in the reverse order.
     pub fn objects(self, name: &str) -> Vec<(Kind, Value)> {
         let claim = json!({

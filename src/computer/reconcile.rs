@@ -315,7 +315,7 @@ fn span(view: &View) -> Span {
 
 /// Whether a reconcile that only waits for an archive check has nothing to publish: the status shows the step already, and whether it is
 /// blocked. Otherwise each check would change the status to running and its end back to blocked, and each write would queue the next
-/// reconcile (L6). A slow check that makes progress is shown: [`Written`] bounds how often.
+/// reconcile (L6). A slow check that makes progress is shown: [`Written`](super::status::Written) bounds how often.
 fn quiet(view: &View, report: &Report) -> bool {
     let Some(status) = view.computer.as_ref().and_then(|c| c.status.as_ref()) else { return false };
     let blocked = status.deletion_steps.iter().any(|step| step.status == StepStatus::Blocked);

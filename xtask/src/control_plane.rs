@@ -90,6 +90,8 @@ pub struct Settings<'a> {
     pub addresses: Addresses,
     /// The audit log, one line for each request (level `Metadata`), if any.
     pub audit_log: Option<&'a Path>,
+    /// Further arguments of the controller manager.
+    pub controller_manager: &'a [String],
 }
 
 impl Settings<'_> {
@@ -246,6 +248,7 @@ fn controller_manager(settings: &Settings<'_>, pki: &Pki) -> Vec<String> {
             format!("--node-cidr-mask-size={}", node::POD_PREFIX),
         ]);
     }
+    arguments.extend_from_slice(settings.controller_manager);
     arguments
 }
 

@@ -53,6 +53,8 @@ enum BenchCommand {
         #[arg(long, value_enum, default_value = "release")]
         build: bench::Build,
     },
+    /// Speed and cost of creating and deleting computers, beside a bare client that creates pods, or pods with claims.
+    Lifecycle(bench::lifecycle::Options),
     /// Speed, CPU time and memory of archiving a home and reading it back, beside a pipe of standard tools, kopia and restic.
     Archive(bench::archive::Options),
     #[command(name = bench::archive::operator_side::COMMAND, hide = true)]
@@ -170,6 +172,7 @@ async fn dispatch(command: Command) -> Result<u8> {
 async fn bench(command: BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Http { build } => bench::http::run(workspace()?, build).await,
+        BenchCommand::Lifecycle(options) => bench::lifecycle::run(workspace()?, &options).await,
         BenchCommand::Archive(options) => bench::archive::run(workspace()?, &options),
         BenchCommand::ArchiveOperatorSide { store } => bench::archive::operator_side::run(&store).await,
     }

@@ -229,14 +229,23 @@ fn which_go() -> Result<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join("go")).find(|candidate| candidate.is_file()).context("go is not on the PATH")
 }
 
-/// Without these flags the programs report version 0.0.0, and clients use that.
-fn link_flags(go_mod: &str) -> String {
-    let version = go_mod.lines().find_map(|line| {
+/// The version of Kubernetes that clusters run.
+pub fn kubernetes_version() -> Option<String> {
+    let text = read(&module_folder("kubernetes").join("go.mod")).ok()?;
+    version_of_kubernetes(&text).map(str::to_owned)
+}
+
+fn version_of_kubernetes(go_mod: &str) -> Option<&str> {
+    go_mod.lines().find_map(|line| {
         let mut words = line.split_whitespace();
         (words.next() == Some("k8s.io/kubernetes")).then(|| words.next()).flatten()
-    });
+    })
+}
+
+/// Without these flags the programs report version 0.0.0, and clients use that.
+fn link_flags(go_mod: &str) -> String {
     let mut flags = String::from("-s -w");
-    if let Some(version) = version {
+    if let Some(version) = version_of_kubernetes(go_mod) {
         let mut numbers = version.trim_start_matches('v').split('.');
         let package = "k8s.io/component-base/version";
         for (name, value) in [("gitVersion", Some(version)), ("gitMajor", numbers.next()), ("gitMinor", numbers.next())] {
@@ -294,6 +303,7 @@ mod tests {
         assert!(module_version("s3").unwrap().starts_with("versitygw v"));
         assert!(module_version("restic").unwrap().starts_with("restic v"));
         assert!(module_version("kopia").unwrap().starts_with("kopia v"));
+        assert!(kubernetes_version().unwrap().starts_with("v1."));
     }
 
     #[test]

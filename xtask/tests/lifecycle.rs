@@ -37,7 +37,7 @@ fn processes(dir: &Path) -> Vec<String> {
 }
 
 fn options(dir: &Path, bound: bool) -> Options {
-    Options { dir: Some(dir.to_owned()), bound, audit_log: Some(dir.with_extension("audit")), revive: false }
+    Options { dir: Some(dir.to_owned()), bound, audit_log: Some(dir.with_extension("audit")), ..Options::default() }
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@ use base64::Engine as _;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::stage::{Build, Stage, TEAM, until};
+use super::stage::{Build, Setup, Stage, TEAM, until};
+use crate::cluster::Profile;
 
 /// Requests in flight, and the number of measured GETs and DELETEs.
 const LOADS: [(usize, usize, usize); 3] = [(1, 300, 60), (10, 1000, 200), (100, 3000, 400)];
@@ -51,7 +52,8 @@ struct Line {
 /// When a program cannot be started, or a request gets an unexpected answer.
 pub async fn run(workspace: &'static Path, build: Build) -> Result<()> {
     let before = super::load_average();
-    let stage = Stage::up(workspace, build).await?;
+    let setup = Setup { name: "bench-http", profile: Profile::ControlPlane, controller_manager: Vec::new(), http_api: true };
+    let stage = Stage::up(workspace, build, setup).await?;
     let authority = reqwest::Certificate::from_pem(&stage.authority)?;
     // As many connections as requests in flight, on both sides.
     let http = reqwest::Client::builder().tls_certs_only([authority]).http1_only().pool_max_idle_per_host(128).build()?;
@@ -165,7 +167,7 @@ async fn measure(what: &'static str, http: &reqwest::Client, load: usize, shots:
 
 fn table(lines: &[Line], before: &str, build: Build) -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let build = if build == Build::Release { "release" } else { "image (opt-level 1)" };
+    let build = build.name();
     let date = jiff::Timestamp::now().to_string();
     let mut text = format!(
         "# Latency of the HTTP API\n\n\

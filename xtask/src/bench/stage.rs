@@ -1,5 +1,5 @@
-//! The measured system: a separate control plane, and the operator and one server of the HTTP API as processes with the rights of their
-//! `ServiceAccounts`.
+//! The measured system: a separate control plane, and the operator and, if it is measured, one server of the HTTP API as processes with the
+//! rights of their `ServiceAccounts`.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::free_address;
 use crate::cluster::{Cluster, Options, Profile};
+use crate::tools::Tool;
 use crate::{chart, image, process};
 
 const SYSTEM: &str = "computer-operator-system";
@@ -27,6 +28,8 @@ pub enum Build {
     Release,
     /// As in the image of the demo and the tests: little optimized, quick to build.
     Image,
+    /// As `cargo build` makes it, not optimized: for a quick look. Its own processor time and memory say nothing about a release.
+    Dev,
 }
 
 impl Build {
@@ -35,10 +38,39 @@ impl Build {
             return image::build_operator(workspace);
         }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let build = ["build", "--release", "--bin", "computer-operator"];
-        ensure!(Command::new(cargo).args(build).current_dir(workspace).status()?.success(), "the release build failed");
-        Ok(workspace.join("target/release/computer-operator"))
+        let mut build = Command::new(cargo);
+        build.args(["build", "--bin", "computer-operator"]).current_dir(workspace);
+        let profile = match self {
+            Self::Release => build.arg("--release"),
+            // With this package and its features, so that nothing is compiled twice.
+            _ => build.args(["--package", "computer-operator", "--package", "xtask", "--features", "computer-operator/guards-off"]),
+        };
+        ensure!(profile.status()?.success(), "the build failed");
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), Into::into);
+        Ok(target.join(if self == Self::Release { "release" } else { "debug" }).join("computer-operator"))
     }
+
+    /// Its name in a document.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Image => "image (opt-level 1)",
+            Self::Dev => "dev (not optimized)",
+        }
+    }
+}
+
+/// What is started beside the operator.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Name of the cluster.
+    pub name: &'static str,
+    /// Its components.
+    pub profile: Profile,
+    /// Further arguments of the controller manager.
+    pub controller_manager: Vec<String>,
+    /// One server of the HTTP API.
+    pub http_api: bool,
 }
 
 /// The running system.
@@ -49,6 +81,8 @@ pub struct Stage {
     pub server: String,
     /// Its authority, PEM.
     pub authority: Vec<u8>,
+    /// The operator's metrics.
+    pub metrics: String,
     folder: tempfile::TempDir,
     kubectl: PathBuf,
     cluster: Cluster,
@@ -62,6 +96,11 @@ impl Drop for Stage {
             let _ = child.wait();
         }
     }
+}
+
+async fn admin(cluster: &Cluster) -> Result<kube::Config> {
+    let file = kube::config::Kubeconfig::read_from(cluster.kubeconfig())?;
+    Ok(kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?)
 }
 
 /// Waits until the condition is true.
@@ -82,26 +121,49 @@ pub async fn until(what: &str, ask: impl AsyncFn() -> Result<bool>) -> Result<()
 
 impl Stage {
     /// Builds the program, and starts everything.
-    pub async fn up(workspace: &'static Path, build: Build) -> Result<Self> {
+    pub async fn up(workspace: &'static Path, build: Build, setup: Setup) -> Result<Self> {
         let program = tokio::task::spawn_blocking(move || build.program(workspace)).await??;
         let folder = tempfile::tempdir()?;
-        let options = Options { dir: Some(folder.path().join("cluster")), bound: true, ..Options::default() };
-        let cluster = Cluster::up_with("bench-http", Profile::ControlPlane, options).await?;
-        let file = kube::config::Kubeconfig::read_from(cluster.kubeconfig())?;
-        let config = kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?;
+        let dir = Some(folder.path().join("cluster"));
+        let options = Options { dir, bound: true, controller_manager: setup.controller_manager, ..Options::default() };
+        let cluster = Cluster::up_with(setup.name, setup.profile, options).await?;
+        let config = admin(&cluster).await?;
         let authority = std::fs::read(folder.path().join("cluster/pki/ca.crt"))?;
         let mut stage = Self {
             api: format!("http://{}", free_address()?),
             server: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
             authority,
+            metrics: format!("http://{}", free_address()?),
             kubectl: cluster.kubectl()?,
             folder,
             cluster,
             processes: Vec::new(),
         };
         stage.install()?;
-        stage.start(&program).await?;
+        stage.start(&program, setup.http_api).await?;
         Ok(stage)
+    }
+
+    /// A client with all rights.
+    pub async fn client(&self) -> Result<kube::Client> {
+        Ok(kube::Client::try_from(admin(&self.cluster).await?)?)
+    }
+
+    /// PID of a program of the cluster.
+    pub fn pid(&self, tool: Tool) -> Result<i32> {
+        self.cluster.pid(tool)
+    }
+
+    /// PID of the operator.
+    pub fn operator(&self) -> Result<i32> {
+        Ok(self.processes.first().context("the operator has not been started")?.id().try_into()?)
+    }
+
+    /// The last lines of the operator's log.
+    pub fn operator_log(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.path().join("computer-operator.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join("\n")
     }
 
     fn install(&self) -> Result<()> {
@@ -126,18 +188,20 @@ impl Stage {
         self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).map(drop)
     }
 
-    async fn start(&mut self, program: &Path) -> Result<()> {
+    async fn start(&mut self, program: &Path, http_api: bool) -> Result<()> {
         let (ingest, ready, store) = (free_address()?, free_address()?, self.folder.path().join("store"));
+        let metrics = self.metrics.trim_start_matches("http://");
         let operator = [
             "run".to_owned(),
             "--image=none:1".to_owned(),
             format!("--store=file://{}", store.display()),
             format!("--ingest-url=https://{ingest}"),
             format!("--ingest-bind={ingest}"),
-            format!("--metrics-bind={}", free_address()?),
+            format!("--metrics-bind={metrics}"),
         ];
         let api = ["api".to_owned(), format!("--bind={}", self.api.trim_start_matches("http://")), format!("--metrics-bind={ready}")];
-        for (account, arguments) in [("computer-operator", operator.as_slice()), ("computer-operator-api", &api)] {
+        let programs = [("computer-operator", operator.as_slice()), ("computer-operator-api", &api)];
+        for (account, arguments) in programs.into_iter().take(if http_api { 2 } else { 1 }) {
             let kubeconfig = self.kubeconfig(account)?;
             let log = File::create(self.folder.path().join(format!("{account}.log")))?;
             let mut command = process::tied(program, None)?;
@@ -145,8 +209,12 @@ impl Stage {
             self.processes.push(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?);
         }
         let http = reqwest::Client::new();
-        let readyz = format!("http://{ready}/readyz");
-        until("the HTTP API is ready", async || Ok(http.get(&readyz).send().await?.status().is_success())).await
+        let mut wanted = vec![format!("{}/readyz", self.metrics)];
+        wanted.extend(http_api.then(|| format!("http://{ready}/readyz")));
+        for url in wanted {
+            until(&format!("{url} answers"), async || Ok(http.get(&url).send().await?.status().is_success())).await?;
+        }
+        Ok(())
     }
 
     fn kubeconfig(&self, account: &str) -> Result<PathBuf> {

@@ -33,6 +33,9 @@ pub(super) struct Spec {
     /// Killed programs of the control plane are restarted.
     #[serde(default)]
     pub revive: bool,
+    /// Further arguments of the controller manager.
+    #[serde(default)]
+    pub controller_manager: Vec<String>,
     pub bins: Bins,
     /// Image archives that every real node gets.
     pub images: Vec<PathBuf>,
@@ -251,6 +254,7 @@ mod tests {
             profile: Profile::ControlPlane,
             audit_log: None,
             revive: false,
+            controller_manager: Vec::new(),
             bins: Bins::default(),
             images: Vec::new(),
         };

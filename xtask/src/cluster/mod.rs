@@ -82,6 +82,8 @@ pub struct Options {
     pub bound: bool,
     /// Restart killed programs of the control plane, as a node's kubelet does: for tests that kill them.
     pub revive: bool,
+    /// Further arguments of the controller manager, for measurements with other limits of its client.
+    pub controller_manager: Vec<String>,
 }
 
 /// A running cluster.
@@ -219,7 +221,8 @@ pub fn is_up(name: &str) -> Result<bool> {
 
 fn reuse(folder: Folder, spec: &Spec, profile: Profile, options: &Options) -> Result<Cluster> {
     let dir = folder.path().display();
-    ensure!(spec.revive == options.revive, "the cluster in {dir} is running with other options: stop it first (cluster down)");
+    let same = spec.revive == options.revive && spec.controller_manager == options.controller_manager;
+    ensure!(same, "the cluster in {dir} is running with other options: stop it first (cluster down)");
     ensure!(spec.profile == profile, "the cluster in {dir} is running with {}: stop it first (cluster down)", spec.profile);
     let audit_log = audit_log(options)?;
     ensure!(
@@ -249,6 +252,7 @@ fn prepare(name: &str, profile: Profile, options: &Options) -> Result<Spec> {
         profile,
         audit_log: audit_log(options)?,
         revive: options.revive,
+        controller_manager: options.controller_manager.clone(),
         bins: tools::ensure(&profile.tools())?,
         images: Vec::new(),
     })

@@ -1,4 +1,4 @@
-//! Signals to a program of a cluster: for tests that kill or pause a part of the control plane.
+//! The processes of a cluster's programs, and signals to them: for tests that kill or pause a part of the control plane, and for measurements.
 //!
 //! It must never signal a process that does not belong to this cluster: a process belongs to it only if it runs the cluster's own program
 //! and has an argument with a path inside the cluster's folder.
@@ -20,13 +20,21 @@ impl Cluster {
     /// # Errors
     /// When the cluster was not started here, or there is no such process.
     pub fn signal(&self, tool: Tool, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.pid(tool)?), signal)?)
+    }
+
+    /// PID of the one process of this cluster that runs `tool`.
+    ///
+    /// # Errors
+    /// As [`Cluster::signal`].
+    pub fn pid(&self, tool: Tool) -> Result<i32> {
         let Origin::Ours { folder, .. } = &self.origin else {
-            anyhow::bail!("only programs of a cluster that xtask started can be signalled")
+            anyhow::bail!("only programs of a cluster that xtask started have a known PID")
         };
         let spec = folder.read_spec()?.context("the cluster is gone")?;
         let found = processes(spec.bins.path(tool), folder.path())?;
         ensure!(found.len() == 1, "{} processes of this cluster run {}", found.len(), tool.name());
-        Ok(kill(Pid::from_raw(found[0]), signal)?)
+        Ok(found[0])
     }
 }
 

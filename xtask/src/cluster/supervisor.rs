@@ -166,7 +166,7 @@ fn write_kubeconfig(pki: &Pki, folder: &Folder, url: &str) -> Result<()> {
 }
 
 fn settings<'a>(folder: &'a Folder, spec: &'a Spec, addresses: Addresses, lock: &'a Path) -> Settings<'a> {
-    Settings { dir: folder.path(), lock, addresses, audit_log: spec.audit_log.as_deref() }
+    Settings { dir: folder.path(), lock, addresses, audit_log: spec.audit_log.as_deref(), controller_manager: &spec.controller_manager }
 }
 
 /// Starts [`inside`] in separate namespaces, forwards its lines, and makes its API server accessible from the machine.

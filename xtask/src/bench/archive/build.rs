@@ -45,25 +45,13 @@ pub fn document(programs: &Programs, options: &Options, before: &str, table: &st
     let date = jiff::Timestamp::now().to_string();
     let mut text = INTRODUCTION
         .replace("DATE", date.split('T').next().unwrap_or_default())
-        .replace("MACHINE", &machine())
+        .replace("MACHINE", &crate::bench::machine())
         .replace("LOAD", before)
         .replace("ROUNDS", &options.rounds.to_string())
         .replace("VERSIONS", &versions(programs));
     // Writing to a string does not fail.
     let _ = write!(text, "\n{table}");
     text
-}
-
-fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let (cpu, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
-    let field = |text: &str, name: &str| {
-        text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim_start_matches([' ', '\t', ':']).to_owned()))
-    };
-    let memory = field(&memory, "MemTotal").and_then(|text| text.split(' ').next()?.parse::<u64>().ok()).unwrap_or_default() >> 20;
-    let system = read("/proc/sys/kernel/osrelease");
-    format!("{cores} processors ({}), {memory} GiB, Linux {}", field(&cpu, "model name").unwrap_or_default(), system.trim())
 }
 
 /// The first line that each program prints about its version.

@@ -11,10 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
+use crate::bench::proc;
+
 /// How often the peak is read.
 const POLL: Duration = Duration::from_millis(10);
-/// Milliseconds of a tick in `/proc`, on every platform of Linux.
-const TICK: u64 = 10;
 
 /// What a process has used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Process {
     }
 
     fn look(&mut self) {
-        let peak = self.proc("status").ok().and_then(|text| peak(&text));
+        let peak = self.proc("status").ok().and_then(|text| proc::memory(&text, proc::PEAK));
         self.peak = self.peak.max(peak.unwrap_or_default());
     }
 
@@ -130,23 +130,9 @@ impl Process {
         if waitid(Id::Pid(pid), flags)? == WaitStatus::StillAlive {
             return Ok(None);
         }
-        let cpu = cpu(&self.proc("stat")?).with_context(|| format!("the times of {}", self.name))?;
+        let cpu = proc::cpu(&self.proc("stat")?).with_context(|| format!("the times of {}", self.name))?;
         Ok(Some(Usage { name: self.name, cpu, peak: self.peak }))
     }
-}
-
-/// The peak in `/proc/PID/status`.
-fn peak(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-}
-
-/// User and system time in `/proc/PID/stat`, its own and that of the children that it has waited for.
-fn cpu(stat: &str) -> Option<Duration> {
-    // The name of the program may contain blanks and brackets.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let times: Vec<u64> = fields.split(' ').skip(11).take(4).map(str::parse).collect::<Result<_, _>>().ok()?;
-    (times.len() == 4).then(|| Duration::from_millis(TICK * times.iter().sum::<u64>()))
 }
 
 /// The last lines of a log.
@@ -161,15 +147,6 @@ fn end_of(log: &Path) -> String {
 mod tests {
     use super::*;
     use std::process::Stdio;
-
-    #[test]
-    fn figures_of_the_kernel() {
-        assert_eq!(peak("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n"), Some(2048 * 1024));
-        assert_eq!(peak("Name:\tx\n"), None);
-        let stat = "12 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 100 20 3 4 20 0 1";
-        assert_eq!(cpu(stat), Some(Duration::from_millis(1270)));
-        assert_eq!(cpu("12 (a) S 1"), None);
-    }
 
     #[test]
     fn a_process_and_its_children_are_measured() {

@@ -75,7 +75,7 @@ pub async fn object(headers: &HeaderMap, work: impl Future<Output = Result<Bytes
     response
 }
 
-/// The answer to a client that expects no lines. One that is to come back is told when.
+/// The answer to a client that expects no lines. One that must come back gets the time in `Retry-After`.
 fn plain(outcome: Outcome) -> Response {
     let busy = outcome.0 == StatusCode::TOO_MANY_REQUESTS;
     let mut response = outcome.into_response();

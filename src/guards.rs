@@ -82,6 +82,8 @@ guards! {
     QuietCheck,
     /// A volume is still `Retain` when its claim is deleted.
     StillRetained,
+    /// The volume is reserved for the archive as soon as its claim is gone.
+    Reserved,
     /// A computer whose time to live has expired is deleted only in the version that was read.
     SeenVersion,
     /// The deadline of a step counts from the start of that step.

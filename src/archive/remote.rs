@@ -188,8 +188,10 @@ impl Remote {
     async fn once(&self, namespace: &str, path: &str) -> anyhow::Result<(Outcome, BoxStream<'static, Result<Bytes>>)> {
         let mut answer = self.get(namespace, path).await?;
         if !answer.headers().contains_key(keep_alive::HEADER) {
-            // It was refused before any work. A success has the header.
-            let status = if answer.status().is_success() { StatusCode::BAD_GATEWAY } else { answer.status() };
+            // It was refused before any work. Only these say why: an operator of an earlier version, or a proxy, answers 404 for a path that it does
+            // not know, and that is not the absence of an archive.
+            let known = [StatusCode::UNAUTHORIZED, StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+            let status = Some(answer.status()).filter(|status| known.contains(status)).unwrap_or(StatusCode::BAD_GATEWAY);
             return Ok(((status, String::new()), futures::stream::empty().boxed()));
         }
         let mut line = Vec::new();

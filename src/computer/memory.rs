@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::action::{Fact, Subject};
 use super::budget::Turns;
+use super::contested::Contested;
 use super::events::Events;
 use super::key_checks::KeyChecks;
 use super::metrics::Metrics;
@@ -39,6 +40,8 @@ pub struct Memory {
     pub written: Written,
     /// What reconciles that wait were based on.
     pub waiting: Waiting,
+    /// Changes that other clients undo.
+    pub contested: Contested,
     /// Reconciles that exceeded their budget.
     pub turns: Turns,
     /// When the Secrets of keys are checked.
@@ -54,18 +57,19 @@ impl Memory {
     pub fn new(sources: &Sources, events: Events, metrics: Arc<Metrics>) -> Self {
         let backoff = || Backoff::with_seed(u64::from_le_bytes(sources.bytes()));
         let (latest, written, waiting) = (Latest::default(), Written::default(), Waiting::default());
-        let (turns, keys) = (Turns::default(), KeyChecks::default());
-        Self { backoff: backoff(), unwritten: backoff(), latest, written, waiting, turns, keys, events, metrics }
+        let (contested, turns, keys) = (Contested::default(), Turns::default(), KeyChecks::default());
+        Self { backoff: backoff(), unwritten: backoff(), latest, written, waiting, contested, turns, keys, events, metrics }
     }
 
     /// The computer is gone, or nothing is left to do for it. Names every field, so that a new one cannot be left out.
     pub fn forget(&self, uid: &str) {
-        let Self { backoff, unwritten, latest, written, waiting, turns, keys, events, metrics } = self;
+        let Self { backoff, unwritten, latest, written, waiting, contested, turns, keys, events, metrics } = self;
         backoff.reset(uid);
         unwritten.reset(uid);
         latest.forget(uid);
         written.forget(uid);
         waiting.forget(uid);
+        contested.forget(uid);
         turns.reset(uid);
         keys.forget(uid);
         events.forget(uid);
@@ -75,9 +79,9 @@ impl Memory {
     /// All of it, as text. Names every field, too.
     #[cfg(test)]
     pub fn text(&self) -> String {
-        let Self { backoff, unwritten, latest, written, waiting, turns, keys, events, metrics } = self;
+        let Self { backoff, unwritten, latest, written, waiting, contested, turns, keys, events, metrics } = self;
         format!(
-            "{backoff:?} {unwritten:?} {latest:?} {written:?} {waiting:?} {turns:?} {keys:?} {} {}",
+            "{backoff:?} {unwritten:?} {latest:?} {written:?} {waiting:?} {contested:?} {turns:?} {keys:?} {} {}",
             events.remembered(),
             metrics.remembered()
         )

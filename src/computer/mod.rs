@@ -9,6 +9,7 @@ pub mod apply;
 pub mod blocked_deletions;
 pub mod budget;
 pub mod children;
+pub mod contested;
 pub mod deletion;
 pub mod ended_deletions;
 pub mod events;

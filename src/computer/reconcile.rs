@@ -211,8 +211,12 @@ impl Reconciler {
         if let Some(undone) = accepted.undone(&action).filter(|_| guards::on(Guard::UndoneWrite)) {
             return Err(undone);
         }
+        if self.memory.contested.is(&view.uid, &action) && guards::on(Guard::UndoneWrite) {
+            return Err(Error::undone(failed_request::name(&action)));
+        }
         tracing::debug!(action = failed_request::name(&action), "next request");
         let effect = self.applier.apply(action.clone(), view).await?;
+        self.memory.contested.note(&view.uid, &action);
         let undone = matches!(&effect, Effect::Record(saved) if view.record.as_ref().is_some_and(|r| r.spec == saved.spec));
         accepted.note(action);
         let of_record = matches!(effect, Effect::Record(_) | Effect::Overtaken(_));

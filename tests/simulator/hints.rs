@@ -16,7 +16,7 @@ const fn tooth(guard: Guard, about: &'static str, hint: &'static str) -> Tooth {
 
 const MANAGED: &str = r#"{"life":"Managed","leaders":1,"seed":1}"#;
 
-pub static TEETH: [Tooth; 37] = [
+pub static TEETH: [Tooth; 38] = [
     tooth(
         Guard::DeletePrecondition,
         "Every delete names the UID that it is meant for",
@@ -136,6 +136,11 @@ pub static TEETH: [Tooth; 37] = [
         Guard::StillRetained,
         "A volume is still Retain when its claim is deleted",
         r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":24,"side":"After","act":{"Do":"ResetPolicy"}}]}"#,
+    ),
+    tooth(
+        Guard::Reserved,
+        "The volume is reserved for the archive as soon as its claim is gone",
+        r#"{"life":"Managed","leaders":1,"seed":1,"faults":[{"at":33,"side":"After","act":{"Do":"VanishOnLostNode"}},{"at":47,"side":"After","act":{"Do":"ResetPolicy"}}]}"#,
     ),
     tooth(
         Guard::SeenVersion,

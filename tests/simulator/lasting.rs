@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::value::{name, namespace, text};
 use crate::api::{Actor, State};
 use crate::checks::record;
+use crate::contested::policy_is_set_back_at_once;
 use crate::faults::Faults;
 use crate::life::{BOUND, Life};
 use crate::matrix::parallel;
@@ -20,16 +21,17 @@ use crate::world::{Caller, World};
 use crate::{actors, replica, run};
 
 /// What is wrong, if anything is.
-type Outcome = Result<(), String>;
+pub type Outcome = Result<(), String>;
 type Scenario = fn() -> Outcome;
 
-const ALL: [(&str, Scenario); 13] = [
+const ALL: [(&str, Scenario); 14] = [
     ("a store whose error text differs each time is retried with backoff", store_texts),
     ("an API server whose error text differs each time is retried with backoff", server_texts),
     ("a Computer with a finalizer of another controller for a month costs few requests, and stays reported and counted as blocked", held),
     ("a machine that ends at once is re-created with backoff", ends_at_once),
     ("a finalizer that a webhook removes is reported, and retried with backoff", finalizer_undone),
     ("marks on a volume that a webhook removes are reported, and retried with backoff", marks_undone),
+    ("a policy of a volume that another controller sets back at once is reported, and retried with backoff", policy_is_set_back_at_once),
     ("a replica exits when one of its tasks has died", dead_tasks),
     ("a conflict that lasts is reported", lasting_conflict),
     ("shutdown is prompt, however slow the API server is", prompt_stop),
@@ -55,7 +57,7 @@ pub fn run_all(jobs: usize) -> bool {
 }
 
 /// A simulation with one computer and one replica.
-fn with_one(life: Life, script: impl AsyncFnOnce(&World) -> Outcome) -> Outcome {
+pub fn with_one(life: Life, script: impl AsyncFnOnce(&World) -> Outcome) -> Outcome {
     run::in_simulated_time(async move {
         let world = World::new(1, Faults::default());
         world.with(|s| moves::furnish(s, &life.class()));
@@ -72,7 +74,7 @@ fn with_one(life: Life, script: impl AsyncFnOnce(&World) -> Outcome) -> Outcome 
 }
 
 /// Waits until the condition is true; returns whether it became true in time.
-async fn until(world: &World, seconds: u64, mut there: impl FnMut(&mut State) -> bool) -> bool {
+pub async fn until(world: &World, seconds: u64, mut there: impl FnMut(&mut State) -> bool) -> bool {
     world.notify();
     let began = Instant::now();
     while !world.with(&mut there) {
@@ -96,7 +98,7 @@ fn computer(state: &State) -> Option<Value> {
     state.get("computers", TEAM, BOX).map(|c| (**c).clone())
 }
 
-fn is_active(state: &mut State) -> bool {
+pub fn is_active(state: &mut State) -> bool {
     computer(state).is_some_and(|c| text(&c, "/status/phase") == Some("Active"))
 }
 
@@ -105,7 +107,7 @@ fn gone(state: &mut State) -> bool {
 }
 
 /// Whether the condition `Blocked` of the Computer contains this reason or text.
-fn blocked(state: &State, by: &str) -> bool {
+pub fn blocked(state: &State, by: &str) -> bool {
     let conditions = computer(state).map(|c| c["status"]["conditions"].clone()).unwrap_or_default();
     conditions.as_array().into_iter().flatten().any(|c| c["type"] == "Blocked" && c.to_string().contains(by))
 }
@@ -114,7 +116,7 @@ fn forever() -> Instant {
     Instant::now() + Duration::from_secs(100_000_000)
 }
 
-fn check(holds: bool, wrong: &str) -> Outcome {
+pub fn check(holds: bool, wrong: &str) -> Outcome {
     if holds { Ok(()) } else { Err(wrong.to_owned()) }
 }
 

@@ -7,6 +7,7 @@ mod actors;
 mod api;
 mod checks;
 mod conformance;
+mod contested;
 mod faults;
 mod hints;
 mod keys;

@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. They run with every matrix.
 
 /// The former fault, and the case that showed it.
-pub const ALL: [(&str, &str); 25] = [
+pub const ALL: [(&str, &str); 26] = [
     (
         "a store that fails at once was retried and reported without a pause, seven times per second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -101,5 +101,9 @@ pub const ALL: [(&str, &str); 25] = [
     (
         "two leaders ended each other's backoff with each record of a key whose Secret was refused: 502 requests in 29 s",
         r#"{"life":"Managed","leaders":2,"seed":1,"lag":0,"faults":[{"at":22,"side":"After","act":{"Deny":{"part":"POST ","code":403,"time":120000}}},{"at":27,"side":"After","act":{"Slow":6000}},{"at":27,"side":"Before","act":{"Slow":600}}]}"#,
+    ),
+    (
+        "a node was lost, the home's claim was gone, and a policy that was set back meanwhile destroyed the home without an archive",
+        r#"{"life":"Managed","leaders":1,"seed":1,"lag":0,"faults":[{"at":33,"side":"After","act":{"Do":"VanishOnLostNode"}},{"at":47,"side":"After","act":{"Do":"ResetPolicy"}}]}"#,
     ),
 ];

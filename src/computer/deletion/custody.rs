@@ -5,7 +5,8 @@
 //!
 //! The order decides how long the binding takes. The volume controller reconciles a claim when the claim changes. A claim that is created
 //! while its volume still names another one is refused (`FailedBinding`), and is reconciled again at the controller's next resync only, up
-//! to 15 s later. So the volume is first reserved for the claim by namespace and name, without a UID. The controller answers with phase
+//! to 15 s later. So the volume is first reserved for the claim by namespace and name, without a UID, as soon as the home's claim is gone
+//! ([`reserve`]). The controller answers with phase
 //! `Available`, which proves that it has seen the reservation. Then the claim is created and bound at once. Creating the claim first and
 //! touching it after the patch would bind as fast, but needs one more write and the right to change claims.
 //!
@@ -31,7 +32,7 @@ use crate::guards::{self, Guard};
 use crate::resources::persistent_volume::claim_ref_uid;
 use crate::resources::reasons::Reason;
 use crate::resources::steps::DeletionStep;
-use crate::resources::{ComputerRecord, UID_LABEL};
+use crate::resources::{ArchivePolicy, ComputerRecord, SkippableStep, UID_LABEL};
 use crate::runtime::patch;
 
 /// Returns the next step towards custody, or `None` once the volume is bound to the custody claim.
@@ -79,6 +80,29 @@ pub(super) fn take(context: &Context<'_>) -> Option<State> {
     }
     // The claim was created before a disruption: it binds at the controller's next resync.
     patched(claim_ref_patch(pv, &view.settings.namespace, &name, custody_uid))
+}
+
+/// Reserves the volume for custody as soon as the home's claim is gone. From then on only the policy would keep the home, and another client
+/// may set it back while pods, nodes and attachments are waited for (S1). A reserved volume is never reclaimed, whatever its policy says, and
+/// no pod of the tenant can use it. `None`: it is reserved, or nothing is to be archived.
+pub(super) fn reserve(context: &Context<'_>) -> Option<State> {
+    let (view, record) = (context.view, context.record);
+    let recorded = record.spec.state.children.volume.as_ref()?;
+    let decided = context.deletion()?.archive.is_some() || context.on_record(DeletionStep::ArchiveSessions).is_some();
+    let wanted = record.spec.snapshot.archive.policy != ArchivePolicy::None && view.skipped(SkippableStep::ArchiveSessions).is_none();
+    if decided || !wanted || !guards::on(Guard::Reserved) {
+        return None;
+    }
+    let Some(found) = view.volume(&recorded.name) else { return Some(State::read(Subject::volume(&recorded.name))) };
+    let of_home = |pv: &&PersistentVolume| {
+        let ours = pv.metadata.uid.as_deref() == Some(&recorded.uid) && pv.metadata.deletion_timestamp.is_none();
+        ours && claim_ref_uid(pv).is_some() && held_by_home(record, pv) && !refers_to_custody(view, pv)
+    };
+    let pv = found.filter(of_home)?;
+    if let Some(state) = super::stop::retain(context, &recorded.name, pv) {
+        return Some(state);
+    }
+    Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch: reserve_patch(pv, view) }))
 }
 
 fn lost(name: &str) -> State {

@@ -34,7 +34,7 @@ pub(super) fn step(context: &Context<'_>) -> State {
         Ok(claim) => claim,
         Err(state) => return state,
     };
-    if let Some(state) = claim.and_then(|_| claim_of_stopped_pods(context)) {
+    if let Some(state) = claim.map_or_else(|| super::custody::reserve(context), |_| claim_of_stopped_pods(context)) {
         return state;
     }
     if let Some(state) = context.record.spec.state.children.pods.iter().find_map(|pod| stop(context, pod)) {
@@ -260,8 +260,9 @@ fn attached(context: &Context<'_>) -> Option<State> {
         return None;
     }
     let Some(found) = context.view.volume(&volume.name) else { return Some(State::read(Subject::volume(&volume.name))) };
-    // The volume is taken into custody only after this, so an attachment is that of the archive pod (a crash can leave custody unrecorded).
-    if found.is_some_and(|pv| super::custody::refers_to_custody(context.view, pv)) {
+    // The custody claim is created only after this, so an attachment is that of the archive pod (a crash can leave custody unrecorded). A volume
+    // that is only reserved may still be attached to the machine's node.
+    if found.is_some_and(|pv| super::custody::refers_to_custody(context.view, pv) && claim_ref_uid(pv).is_some()) {
         return None;
     }
     let subject = Subject::Attachments { volume: volume.name.clone() };

@@ -29,8 +29,8 @@ pub(super) fn step(context: &Context<'_>) -> State {
     let Some(found) = context.view.volume(&recorded.name) else { return State::read(Subject::volume(&recorded.name)) };
     let ours = found.filter(|pv| pv.metadata.uid.as_deref() == Some(&recorded.uid));
     if let Some(by) = context.view.skipped(SkippableStep::DeleteVolumes) {
-        let detail = || format!("PersistentVolume {} is kept, without the operator's labels; {}", recorded.name, super::skipped_by(by));
         let left = ours.and_then(|pv| leave(context, recorded, pv)).or_else(|| custody_claim_left(context));
+        let detail = || format!("PersistentVolume {} {}; {}", recorded.name, kept(context, recorded, ours), super::skipped_by(by));
         return left.unwrap_or_else(|| State::skipped(detail()));
     }
     if let Some(state) = ours.and_then(|pv| give_back(context, recorded, pv)).or_else(|| custody_claim_left(context)) {
@@ -83,6 +83,20 @@ fn leave(context: &Context<'_>, recorded: &VolumeRecord, pv: &PersistentVolume) 
     let mut operations = home_volume::fence(pv);
     operations.append(&mut changes);
     Some(State::act(Action::Patch { subject: Subject::volume(&recorded.name), patch: json_patch::Patch(operations) }))
+}
+
+/// What has become of a volume that an admin keeps, for the receipt.
+fn kept(context: &Context<'_>, recorded: &VolumeRecord, ours: Option<&PersistentVolume>) -> &'static str {
+    match ours {
+        None => "no longer exists",
+        Some(pv) if !held_by_this_computer(context, pv) => {
+            "belongs to another claim and was not changed: it may still have the operator's labels"
+        }
+        Some(pv) if pv.metadata.deletion_timestamp.is_some() => "is being deleted by another client",
+        Some(pv) if home_volume::marked_for(pv, &context.view.uid) => "was not changed: it still has the operator's labels",
+        Some(_) if recorded.original_reclaim_policy.is_empty() => "is kept; its reclaim policy is unknown",
+        Some(_) => "is kept, without the operator's labels",
+    }
 }
 
 /// UID of a claim of this computer that is gone or being deleted. A volume that was only reserved for custody has no UID in its claimRef,

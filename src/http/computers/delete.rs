@@ -304,7 +304,7 @@ fn not_archived(preview: &DeletionPreview, spec: &ComputerRecordSpec) -> Vec<Str
     }
     if spec.snapshot.archive.policy == ArchivePolicy::BestEffort {
         lost.push(format!(
-            "Everything, if the archive is not complete within {} s, because the archive policy of the class is BestEffort.",
+            "Everything, if for {} s in total no archive can be made, because the archive policy of the class is BestEffort.",
             spec.snapshot.deadlines.archive_sessions_seconds
         ));
     }

@@ -79,7 +79,7 @@ fn a_dry_run_shows_what_is_archived_and_what_is_lost() {
     let (archived, lost) = shown(json!([".claude/projects"]), "None", "Delete");
     assert!(archived.is_empty() && lost.contains("The whole home"), "{archived}: {lost}");
     let (_, lost) = shown(json!(["."]), "BestEffort", "Delete");
-    assert!(lost.contains("Everything, if the archive is not complete within 3600 s"), "{lost}");
+    assert!(lost.contains("Everything, if for 3600 s in total no archive can be made"), "{lost}");
 }
 
 #[tokio::test]

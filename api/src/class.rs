@@ -48,7 +48,7 @@ pub struct ComputerClassSpec {
     /// What deletion does with the sessions.
     #[serde(default)]
     pub archive: ArchiveSettings,
-    /// How long a deletion step may take before the policy decides.
+    /// How long a deletion step may take before it is reported as blocked. Only `BestEffort` continues after it.
     #[serde(default)]
     pub deadlines: StepDeadlines,
     /// Bounds on what a computer of this class may ask for.

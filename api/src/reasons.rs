@@ -196,7 +196,8 @@ reasons! {
     /// To do: create a DeletionOverride that skips `archive-sessions`.
     VolumeLost,
     /// The home volume belongs to another claim, so the operator does not touch it.
-    /// To do: create a DeletionOverride that skips `archive-sessions` and `delete-volumes`.
+    /// To do: find who changed the `claimRef` of the volume. If it was a mistake, restore it, and the deletion continues. Otherwise create a
+    /// DeletionOverride that skips `archive-sessions` and `delete-volumes`, which gives the sessions up.
     VolumeTaken,
     /// Another client is deleting the claim through which the volume is archived.
     /// To do: wait. The operator re-creates it.
@@ -220,8 +221,9 @@ reasons! {
     /// To do: create a DeletionOverride that skips `unreadable-files`. It archives the rest and gives these files up.
     UnreadableFiles,
     /// The archive would have more bytes than `archive.maxBytes` allows. Nothing was destroyed, and no deadline gives the sessions up.
-    /// To do: raise `archive.maxBytes` of the ComputerClass: this deletion continues within a minute. Or create a DeletionOverride that skips
-    /// `archive-sessions`, which gives the sessions up.
+    /// To do: raise `archive.maxBytes` of the ComputerClass: this deletion continues within a minute. An upgrade resets the chart's own class,
+    /// so also set `defaultClass.spec.archive.maxBytes`. If the class was deleted, create it again with a larger bound. Or create a
+    /// DeletionOverride that skips `archive-sessions`, which gives the sessions up.
     ArchiveTooLarge,
     /// The archive in the store does not verify.
     /// To do: repair the store, or create a DeletionOverride that skips `archive-sessions`.

@@ -44,7 +44,9 @@ pub fn most_requests(life: Life) -> Option<u64> {
     Some(match life {
         Life::Managed => 91,
         Life::BestEffort => 92,
-        Life::Retained | Life::Expiring => 93,
+        Life::Expiring => 93,
+        // Its volume is attachable, and detaching is polled.
+        Life::Retained => 95,
         Life::Namespace => 86,
         Life::HandOff => 90,
         Life::Unarchived => 52,

@@ -20,7 +20,7 @@ const PERIOD: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct Contested(Mutex<HashMap<String, Vec<(Kind, Instant)>>>);
 
-/// A change that is made once in a life, unless somebody undoes it.
+/// A change that is made once in a life, unless another client undoes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Finalizer,

@@ -93,16 +93,34 @@ fn a_node_that_is_back_gets_the_time_to_kill_what_it_still_runs() {
         loop {
             let current = plan(&view);
             match current.next {
-                Next::Do(action @ (Action::SaveRecord(_) | Action::Delete { .. } | Action::Read(_) | Action::CheckArchive)) => {
-                    view.absorb(world.apply(action));
-                }
+                Next::Do(
+                    action
+                    @ (Action::SaveRecord(_) | Action::Delete { .. } | Action::Patch { .. } | Action::Read(_) | Action::CheckArchive),
+                ) => view.absorb(world.apply(action)),
                 next => break (next, current.report.blocker.map(|b| b.reason)),
             }
         }
     };
     assert_eq!(after(10), (Next::Wait(Duration::from_secs(80)), None), "30 s of grace and 60 s");
     assert_eq!(after(-3600).1, Some(Reason::NodeUnreachable), "L2: the clock of the node is ahead, so nobody knows how long");
-    assert!(matches!(after(3600), (Next::Do(Action::Create(_) | Action::Patch { .. }), None)), "it was back long ago: {:?}", after(3600));
+    assert_eq!(after(3600), (Next::Wait(Duration::from_secs(15)), None), "it was back long ago: only the volume controller is waited for");
+}
+
+/// S1: the node is lost, the claim is gone, and a GitOps tool sets the policy of the volume back: a reserved volume is not reclaimed.
+#[test]
+fn a_home_whose_claim_is_gone_is_reserved_before_its_node_is_waited_for() {
+    let mut world = held();
+    world.claims.clear();
+    world.record.as_mut().unwrap().spec.state.children.pods[0].stopped_at = None;
+    let mut view = world.view(true);
+    view.facts.insert(Subject::claim("t", super::world::HOME), Fact::Gone);
+    while let Next::Do(action) = plan(&view).next {
+        let effect = world.apply(action);
+        view.absorb(effect);
+    }
+    let reference = world.volume.as_ref().unwrap().spec.as_ref().unwrap().claim_ref.clone().unwrap();
+    assert_eq!((reference.namespace.as_deref(), reference.uid), (Some(super::world::OWN), None));
+    assert!(world.record.as_ref().unwrap().spec.state.deletion.as_ref().unwrap().outcome(steps::DeletionStep::StopPods).is_none());
 }
 
 /// S6: the provisioner is gone, and an admin keeps the volume. The provisioner must not destroy it when it comes back.

@@ -78,10 +78,12 @@ impl Controller {
     /// Runs the controller until `stop` is cancelled.
     pub async fn run(self, client: Client, settings: Settings, sources: Sources, classes: Store<ComputerClass>, stop: CancellationToken) {
         let shared = Arc::new(Shared { client, settings, sources });
+        let stopping = stop.clone();
         let check = move |name: String| {
-            let (class, shared) = (classes.get(&ObjectRef::new(&name)), Arc::clone(&shared));
+            let (class, shared, stop) = (classes.get(&ObjectRef::new(&name)), Arc::clone(&shared), stopping.clone());
             async move {
-                let result = reconcile(class?, &shared).await;
+                // Dry runs have no effect, and the next leader repeats them: a slow webhook must not delay the shutdown.
+                let result = stop.run_until_cancelled(reconcile(class?, &shared)).await?;
                 Some(result.unwrap_or_else(|error| {
                     tracing::warn!(name, %error, "cannot check a ComputerClass; retrying in {} s", RETRY.as_secs());
                     RETRY

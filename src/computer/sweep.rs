@@ -98,7 +98,8 @@ pub async fn run(client: Client, caches: Caches, queue: Queue, metrics: std::syn
     let mut late = Vec::new();
     loop {
         tokio::select! { biased; () = stop.cancelled() => return, _ = timer.tick() => {} }
-        match too_late(&client, &caches).await {
+        let Some(listed) = stop.run_until_cancelled(too_late(&client, &caches)).await else { return };
+        match listed {
             Ok(found) => late = found,
             // The result of the last successful list is still reported.
             Err(error) => {

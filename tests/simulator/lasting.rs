@@ -303,18 +303,23 @@ fn failing_for_long() -> Outcome {
 }
 
 fn prompt_stop() -> Outcome {
+    // In the middle of a reconcile of about ten requests, and of the check of a class, whose pods an admission webhook delays.
+    stopped("", 2, 7)?;
+    stopped("computer-operator-system/pods", 10, 3)
+}
+
+fn stopped(slow: &str, latency: u64, after: u64) -> Outcome {
     run::in_simulated_time(async {
         let world = World::new(1, Faults::default());
         world.with(|s| moves::furnish(s, &Life::Managed.class()));
         tokio::spawn(actors::run(world.clone()));
-        world.faults().slow = Some((String::new(), Duration::from_secs(2)));
+        world.faults().slow = Some((slow.to_owned(), Duration::from_secs(latency)));
         let (caller, stop) = (Caller::new(Actor::Operator(0)), CancellationToken::new());
         let (inside, token) = (world.clone(), stop.clone());
         let task = tokio::spawn(async move { replica::lead(&inside, &caller, 0, 8, token).await });
         let made = world.with(|s| create_computer(s, Actor::Tenant, TEAM, BOX, &json!({})));
         world.notify();
-        // In the middle of a reconcile of about ten requests.
-        tokio::time::sleep(Duration::from_secs(7)).await;
+        tokio::time::sleep(Duration::from_secs(after)).await;
         let began = Instant::now();
         stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(300), task).await;

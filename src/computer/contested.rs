@@ -1,4 +1,4 @@
-//! Changes that another client undoes as soon as they are made, for example a GitOps tool that applies the old policy of a volume again. Each of
+//! Changes that another client undoes as soon as they are made, for example a `GitOps` tool that applies the old policy of a volume again. Each of
 //! them succeeds, so no request fails and no backoff begins: both sides would write as fast as they can (L6).
 //!
 //! The third one within a minute is refused here, and reported as `WriteUndone`. It must never count a change that failed.

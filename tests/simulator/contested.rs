@@ -1,4 +1,4 @@
-//! A controller that sets the policy of volumes back as soon as the operator changes it, as a GitOps tool with a watch does.
+//! A controller that sets the policy of volumes back as soon as the operator changes it, as a `GitOps` tool with a watch does.
 
 use std::time::Duration;
 

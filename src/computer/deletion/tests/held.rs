@@ -106,7 +106,7 @@ fn a_node_that_is_back_gets_the_time_to_kill_what_it_still_runs() {
     assert_eq!(after(3600), (Next::Wait(Duration::from_secs(15)), None), "it was back long ago: only the volume controller is waited for");
 }
 
-/// S1: the node is lost, the claim is gone, and a GitOps tool sets the policy of the volume back: a reserved volume is not reclaimed.
+/// S1: the node is lost, the claim is gone, and a `GitOps` tool sets the policy of the volume back: a reserved volume is not reclaimed.
 #[test]
 fn a_home_whose_claim_is_gone_is_reserved_before_its_node_is_waited_for() {
     let mut world = held();

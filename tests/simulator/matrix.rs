@@ -128,6 +128,13 @@ fn moves(reference: &Reference, all: &mut Vec<Case>) {
     for what in moves_for(reference.life) {
         reference.each(Side::After, &Act::Do(what), all);
     }
+    // The operator learns of the longer time to live only from its request.
+    if reference.life == Life::Expiring {
+        for at in 1..=reference.outcome.requests {
+            let fault = |act| Fault { at, side: Side::After, act };
+            all.push(Case { faults: vec![fault(Act::Hold { events: 50 }), fault(Act::Do(Move::Prolong))], ..reference.case() });
+        }
+    }
 }
 
 /// With two leaders the other one would continue, as in `moves`.

@@ -64,11 +64,13 @@ pub enum Move {
     UndoWrites,
     /// From now on every machine ends as soon as it runs.
     EndMachines,
+    /// For ten minutes another controller keeps a finalizer on the Computer and all its objects.
+    HoldAll,
 }
 
 impl Move {
     /// The moves that last longer than a few seconds: the stage `lasting` makes them.
-    pub const LASTING: [Self; 2] = [Self::UndoWrites, Self::EndMachines];
+    pub const LASTING: [Self; 3] = [Self::UndoWrites, Self::EndMachines, Self::HoldAll];
     pub const ALL: [Self; 29] = [
         Self::Delete,
         Self::DeleteForeground,

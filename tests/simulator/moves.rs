@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::actors::archive::packed;
 use crate::api::kinds::{self, Kind};
-use crate::api::value::{at, finalizers, label, name, namespace, text, uid};
+use crate::api::value::{at, deleting, finalizers, has_finalizer, label, name, namespace, text, uid};
 use crate::api::verbs::{DeleteOptions, Part};
 use crate::api::{Actor, State};
 pub use crate::move_kinds::Move;
@@ -68,6 +68,7 @@ pub fn perform(world: &World, what: Move) {
                 later.notify();
             });
         }
+        Move::HoldAll => hold_all(world),
         other => world.with(|s| simple(s, other)),
     }
     world.notify();
@@ -117,7 +118,8 @@ fn simple(state: &mut State, what: Move) {
         | Move::ClockAhead
         | Move::SlowArchive
         | Move::UndoWrites
-        | Move::EndMachines => {}
+        | Move::EndMachines
+        | Move::HoldAll => {}
     }
 }
 
@@ -282,6 +284,43 @@ pub fn uproot(state: &mut State) {
             let _ = state.delete(Actor::Tenant, kind, TEAM, name(&object), &DeleteOptions::default());
         }
     }
+}
+
+/// The finalizer of the controller in [`Move::HoldAll`].
+const HOLD: &str = "example.com/hold";
+
+const HELD: [Kind; 5] = ["computers", "secrets", "pods", "persistentvolumeclaims", "persistentvolumes"];
+
+/// Where the objects are of which this is true.
+fn places(state: &State, wanted: impl Fn(&Value) -> bool) -> Vec<(Kind, String, String)> {
+    let all = HELD.into_iter().flat_map(|kind| state.all(kind).map(move |v| (kind, v)));
+    all.filter(|(_, v)| wanted(v)).map(|(kind, v)| (kind, namespace(v).to_owned(), name(v).to_owned())).collect()
+}
+
+fn hold_all(world: &World) {
+    world.with(|s| {
+        s.observer.wanted += 1;
+        let ours = |v: &Value| !deleting(v) && (label(v, UID_LABEL).is_some() || name(v) == BOX);
+        for (kind, within, called) in places(s, ours) {
+            s.change(kind, &within, &called, |v| {
+                let list = finalizers(v).into_iter().chain([HOLD.to_owned()]).collect::<Vec<_>>();
+                v["metadata"]["finalizers"] = json!(list);
+            });
+        }
+    });
+    let later = world.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        later.with(|s| {
+            s.observer.wanted -= 1;
+            for (kind, within, called) in places(s, |v| has_finalizer(v, HOLD)) {
+                s.change(kind, &within, &called, |v| {
+                    v["metadata"]["finalizers"] = json!(finalizers(v).into_iter().filter(|f| f != HOLD).collect::<Vec<_>>());
+                });
+            }
+        });
+        later.notify();
+    });
 }
 
 fn reset_policy(state: &mut State, strip: bool) {

@@ -14,7 +14,7 @@ use super::folder::{Folder, Mode, Report};
 use super::{SIMULATOR, cargo};
 use crate::process;
 
-/// Parts of each matrix: the largest takes about an hour on one core, so an interruption costs minutes.
+/// Parts of each matrix: the largest takes about two minutes on two processors, so an interruption costs no more.
 const PARTS: usize = 12;
 
 /// Everything that the simulator is built from.

@@ -229,3 +229,16 @@ async fn an_archive_of_an_earlier_deletion_of_the_same_uid_does_not_count() {
     assert_eq!(state_of(origin("another", 2)).await, Verification::Missing);
     assert!(matches!(verify(&store, "u").await, Verification::Valid(Summary { sessions: 0, .. })), "the newest one is shown");
 }
+
+/// S1: the answer of a check that began before the archive pod stored its manifest is older than the archive.
+#[tokio::test]
+async fn a_missing_archive_is_looked_for_again_once_its_pod_has_ended() {
+    let (checked, mut finished) = tokio::sync::mpsc::channel(4);
+    let verifier = Verifier::new(std::sync::Arc::new(Store::new(std::sync::Arc::new(object_store::memory::InMemory::new()))), checked);
+    let (before, after) = (Origin::default(), Origin { ended_pod: Some("pod".to_owned()), ..Origin::default() });
+    assert_eq!(verifier.check("u", &before), Verification::Running);
+    finished.recv().await;
+    assert_eq!(verifier.check("u", &after), Verification::Running, "the result is from before the end");
+    finished.recv().await;
+    assert_eq!(verifier.check("u", &after), Verification::Missing);
+}

@@ -100,6 +100,8 @@ pub enum Action {
 pub enum Effect {
     /// What is now known about a subject.
     Learned(Subject, Fact),
+    /// The machine's pod, which this request has created.
+    Created(Subject, Fact),
     /// The Computer as the API server returned it. `None`: gone, or an object with another UID.
     Computer(Option<Box<Computer>>),
     /// The record as stored.

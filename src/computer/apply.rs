@@ -224,7 +224,7 @@ impl Applier {
         let text = |name: &str| pod["metadata"][name].as_str().unwrap_or_default();
         let subject = Subject::pod(text("namespace"), text("name"));
         match requests::create_strictly::<Pod>(&self.client, text("namespace"), pod, false).await {
-            Ok(created) => Ok(Effect::Learned(subject, Fact::Pod(Box::new(created)))),
+            Ok(created) => Ok(Effect::Created(subject, Fact::Pod(Box::new(created)))),
             Err(source) if classify(&source) == ErrorClass::Conflict => self.read_existing(subject, source).await,
             Err(source) => Err(Error::call(format!("creating {}", subject.describe()), source)),
         }

@@ -4,6 +4,7 @@
 //! - The newest record, while the cache is stale: a plan on an older record would repeat what is done, write that to the status, and be
 //!   queued again by that very write (L6).
 //! - The finished steps, for exactly this version of the record: a new child means a new version (S1).
+//! - The pods that it has created, until the record has their UIDs (see `stray_pod`).
 //! - That the Computer, its pods and its claims are being deleted: a stale cache shows them as they were, and they would be deleted again.
 
 use std::collections::{BTreeMap, HashMap};
@@ -104,6 +105,8 @@ struct Known {
     gone: bool,
     /// Its children that are being deleted.
     deleting: Vec<(Subject, Fact)>,
+    /// Pods that this process has created and that no record has shown yet.
+    created: BTreeMap<Subject, String>,
 }
 
 /// Finished steps, the version of the record on which they were finished, and when each was first seen finished.
@@ -148,6 +151,7 @@ impl Latest {
         // What is being deleted stays so until it is gone. It is kept until no cache shows it any more.
         let deleting = view.facts.iter().filter(|(_, fact)| metadata(fact).is_some_and(|m| m.deletion_timestamp.is_some()));
         known.deleting = deleting.map(|(subject, fact)| (subject.clone(), fact.clone())).collect();
+        known.created.clone_from(&view.created);
         known.deleted = view.computer.as_ref().and_then(|c| c.metadata.deletion_timestamp.clone()).or(known.deleted.take());
         // A reconcile that failed before its plan has seen nothing. What is known stays known, or a deadline would begin again.
         if report.phase.is_none() {
@@ -158,6 +162,11 @@ impl Latest {
         let version = view.record.as_ref().and_then(|r| r.metadata.resource_version.clone());
         let passed = version.is_some() && !(steps.is_empty() && report.times.is_empty());
         known.passed = passed.then(|| Passed { version, steps, times: report.times.clone() });
+    }
+
+    /// Pods that this process has created and that no record has shown yet.
+    pub fn created(&self, uid: &str) -> BTreeMap<Subject, String> {
+        self.all().get(uid).map(|known| known.created.clone()).unwrap_or_default()
     }
 
     /// Replaces the cached record by a newer one that is known, and forgets that one when the cache has caught up. Then fills in the

@@ -32,6 +32,7 @@ pub mod report;
 pub mod status;
 pub mod step;
 pub mod stop_pod;
+pub mod stray_pod;
 pub mod sweep;
 pub mod time_to_live;
 pub mod view;

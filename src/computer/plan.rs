@@ -3,12 +3,15 @@
 use super::action::Action;
 use super::report::{Next, Plan};
 use super::view::View;
-use super::{deletion, provision};
+use super::{deletion, provision, stray_pod};
 
 /// Plans the next action for a computer, whether it is being deleted or not.
 pub fn plan(view: &View) -> Plan {
     if let Some(subject) = view.unconfirmed() {
         return Plan { next: Next::Do(Action::Read(subject)), report: super::failed_request::known(view) };
+    }
+    if let Some(action) = stray_pod::remove(view) {
+        return Plan { next: Next::Do(action), report: super::failed_request::known(view) };
     }
     if view.deleting() { deletion::plan(view) } else { provision::plan(view) }
 }

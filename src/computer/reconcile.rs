@@ -71,6 +71,7 @@ impl Reconciler {
     }
 
     async fn pass(&self, uid: &str, mut view: View) -> Option<Duration> {
+        view.created = self.memory.latest.created(uid);
         if view.only_expiry_left() {
             self.memory.forget(uid);
             return self.expire(&view).await;

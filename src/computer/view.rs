@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeCl
 use super::action::{Effect, Fact, Subject};
 use super::children::Child;
 use super::report::Report;
+use super::stray_pod;
 use crate::archive::uploads::Upload;
 use crate::archive::waiting_time::Waited;
 use crate::archive::{ReadBack, Verification};
@@ -74,6 +75,8 @@ pub struct View {
     pub passed: BTreeMap<DeletionStep, StepOutcome>,
     /// When each finished deletion step was first observed finished with this version of the record.
     pub times: BTreeMap<DeletionStep, Timestamp>,
+    /// Pods that this process has created, with their UIDs, until it has seen a record with that UID.
+    pub created: BTreeMap<Subject, String>,
     /// Settings.
     pub settings: Settings,
     /// Random data for names and keys.
@@ -106,6 +109,7 @@ impl View {
             finalizer_confirmed: false,
             passed: BTreeMap::new(),
             times: BTreeMap::new(),
+            created: BTreeMap::new(),
             settings,
             fresh,
             now,
@@ -127,8 +131,15 @@ impl View {
                 if let Subject::LiveVolume { name } = &subject {
                     self.facts.insert(Subject::volume(name), fact.clone());
                 }
+                self.created.retain(|created, uid| *created != subject || !stray_pod::is_settled(&fact, uid));
                 self.learned.insert(subject.clone());
                 self.facts.insert(subject, fact);
+            }
+            Effect::Created(subject, fact) => {
+                if let Fact::Pod(pod) = &fact {
+                    self.created.extend(pod.metadata.uid.clone().map(|uid| (subject.clone(), uid)));
+                }
+                self.absorb(Effect::Learned(subject, fact));
             }
             Effect::Computer(computer) => {
                 self.computer = computer.map(|c| *c);
@@ -137,11 +148,13 @@ impl View {
             // This operator wrote the new version, so it contains the steps that were finished with the previous one.
             Effect::Record(record) => {
                 self.note_new_names(&record);
+                self.created.retain(|_, uid| !stray_pod::is_recorded(&record, uid));
                 self.record = Some(*record);
                 self.passed.clear();
                 self.times.clear();
             }
             Effect::Overtaken(record) => {
+                self.created.retain(|_, uid| !stray_pod::is_recorded(&record, uid));
                 self.record = Some(*record);
                 self.passed.clear();
                 self.times.clear();
@@ -179,12 +192,14 @@ impl View {
             || self.record.as_ref().is_some_and(|r| r.spec.state.deletion.is_some())
     }
 
-    /// Whether the record is released and the caches hold neither the Computer, nor a pod of its record, nor its custody claim: only the
+    /// Whether the record is released, no stray pod is known, and the caches hold neither the Computer, nor a pod of its record, nor its custody
+    /// claim: only the
     /// record's expiry is left. A create that timed out may succeed after the release, and the operator's finalizer would then keep that pod
     /// forever (S6).
     pub fn only_expiry_left(&self) -> bool {
         let released = self.record.as_ref().is_some_and(|r| r.spec.state.phase == RecordPhase::Released);
         released
+            && self.created.is_empty()
             && self.computer.is_none()
             && !self.facts.iter().any(|(subject, fact)| match fact {
                 Fact::Pod(_) => true,

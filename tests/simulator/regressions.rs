@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. They run with every matrix.
 
 /// The former fault, and the case that showed it.
-pub const ALL: [(&str, &str); 26] = [
+pub const ALL: [(&str, &str); 29] = [
     (
         "a store that fails at once was retried and reported without a pause, seven times per second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -105,5 +105,17 @@ pub const ALL: [(&str, &str); 26] = [
     (
         "a node was lost, the home's claim was gone, and a policy that was set back meanwhile destroyed the home without an archive",
         r#"{"life":"Managed","leaders":1,"seed":1,"lag":0,"faults":[{"at":33,"side":"After","act":{"Do":"VanishOnLostNode"}},{"at":47,"side":"After","act":{"Do":"ResetPolicy"}}]}"#,
+    ),
+    (
+        "a second leader's pod was left: its create was in flight while a tenant force-deleted the first leader's pod of that name",
+        r#"{"life":"Unarchived","leaders":2,"seed":1,"lag":0,"faults":[{"at":30,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
+    ),
+    (
+        "the same with a lost node",
+        r#"{"life":"Unarchived","leaders":2,"seed":1,"lag":0,"faults":[{"at":30,"side":"After","act":{"Do":"VanishOnLostNode"}}]}"#,
+    ),
+    (
+        "the same with an archive",
+        r#"{"life":"Managed","leaders":2,"seed":6,"lag":0,"faults":[{"at":32,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
     ),
 ];

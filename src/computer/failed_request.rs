@@ -42,6 +42,7 @@ pub fn refused(view: &View, plan: &Plan, error: &Error) -> Option<String> {
 /// A failed request as users see it: what was tried, why it failed, that it is retried. `before`: failures in a row before this one.
 pub fn explain(report: &mut Report, error: &Error, before: u32) {
     if lost_race(error, before) {
+        report.unfinished = true;
         return;
     }
     let reason = match error.class() {

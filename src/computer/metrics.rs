@@ -209,9 +209,9 @@ impl Metrics {
         };
         self.reconciles.get_or_create(&Outcome { path: if deleting { "delete" } else { "provision" }, outcome }).inc();
         let now = Some(&plan.report).filter(|report| deleting && report.blocker.is_some());
-        // Neither a running archive check nor a failed request shows that the deletion makes progress: clearing the gauge for that long
-        // would reset the alert's timer each time.
-        let known = now.is_some() || !(plan.report.checking || error.is_some());
+        // A running archive check, a failed request or a reconcile that did not reach its end does not show that the deletion makes progress:
+        // clearing the gauge for that long would reset the alert's timer each time.
+        let known = now.is_some() || !(plan.report.checking || plan.report.unfinished || error.is_some());
         if known {
             self.blocked.set(uid, now, blocked_for);
         }

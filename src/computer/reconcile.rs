@@ -138,7 +138,7 @@ impl Reconciler {
         if error.is_none() && quiet(view, &plan.report) {
             return (after(&plan.next), Published::UpToDate);
         }
-        let published = self.publish(view, &plan.report).await;
+        let published = if stays_blocked(view, &plan.report) { Published::UpToDate } else { self.publish(view, &plan.report).await };
         self.memory.events.of_record(view, &plan.report).await;
         let next = self.next_run(uid, &plan, error, view_digest::with_record(seen, view));
         ([next, self.retry_publish(uid, &published)].into_iter().flatten().min(), published)
@@ -196,7 +196,8 @@ impl Reconciler {
             }
         }
         self.memory.turns.ran_out(&view.uid);
-        (Plan { next: Next::Wait(Duration::from_secs(1)), report: plan(view).report }, None)
+        let report = Report { unfinished: true, ..plan(view).report };
+        (Plan { next: Next::Wait(Duration::from_secs(1)), report }, None)
     }
 
     /// What this process knows of the archive, for the status.
@@ -329,6 +330,18 @@ fn quiet(view: &View, report: &Report) -> bool {
         && status.step.as_deref() == report.current.map(CurrentStep::id)
         && (blocked || report.blocker.is_none())
         && guards::on(Guard::QuietCheck)
+}
+
+/// Whether a reconcile that did not reach its end must leave the status as it is: that shows the step as blocked, and whether it still is will
+/// be known at the end of the next one. Otherwise the condition would be removed for a moment, and the alert would begin again.
+fn stays_blocked(view: &View, report: &Report) -> bool {
+    let Some(status) = view.computer.as_ref().and_then(|c| c.status.as_ref()) else { return false };
+    let shown = status.conditions.iter().any(|c| c.type_ == types::BLOCKED && c.status == "True");
+    report.unfinished
+        && report.blocker.is_none()
+        && shown
+        && report.phase == status.phase
+        && status.step.as_deref() == report.current.map(CurrentStep::id)
 }
 
 /// How long the condition has said that the deletion is blocked. Zero after a hand-off: there is no Computer.

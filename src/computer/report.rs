@@ -61,6 +61,8 @@ pub struct Report {
     /// The current step waits for an archive check, or for the retry of a key, so its state is stale until that ends. With a blocker, the
     /// check is overdue.
     pub checking: bool,
+    /// The reconcile ended before its plan waited: its limits were reached, or it lost a race. Whether the current step is blocked is unknown.
+    pub unfinished: bool,
     /// The current step waits for an archive, and nothing works on it.
     pub waits: bool,
     /// Why the current step makes no progress.

@@ -144,6 +144,35 @@ async fn a_failed_write_of_the_status_is_repeated_without_an_event() {
     assert!(writes.load(Ordering::Relaxed) > 1, "written again");
 }
 
+/// C9: a reconcile that reached its limits, or lost a race, cleared the condition and the gauge for a moment, and the alert began again.
+#[tokio::test]
+async fn a_reconcile_that_does_not_reach_its_end_does_not_end_what_blocks() {
+    let writes = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&writes);
+    let success = move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        (200, json!({"apiVersion": "v1", "kind": "Status", "status": "Success"}))
+    };
+    let reconciler = world_where(vec![], success).await.reconciler;
+    let since = "2026-01-01T00:00:00Z";
+    let condition = json!({"type": "Blocked", "status": "True", "reason": "StoreUnavailable", "message": "m", "lastTransitionTime": since});
+    let status = json!({"phase": "Deleting", "step": "archive-sessions", "conditions": [condition]});
+    let view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}, "status": status}));
+    let plan = |unfinished: bool, blocker: Option<Reason>| {
+        let report = Report { checking: false, unfinished, ..checking(blocker).report };
+        Plan { next: Next::Wait(Duration::from_secs(1)), report }
+    };
+    let blocked = || reconciler.memory.metrics.text().unwrap().contains("reason=\"StoreUnavailable\"} 1");
+    reconciler.conclude(&view, plan(false, Some(Reason::StoreUnavailable)), None, 0).await;
+    writes.store(0, Ordering::Relaxed);
+    reconciler.conclude(&view, plan(true, None), None, 0).await;
+    assert!(blocked() && writes.load(Ordering::Relaxed) == 0, "it reached its limits");
+    reconciler.conclude(&view, plan(false, None), Some(Error::conflict("x")), 0).await;
+    assert!(blocked() && writes.load(Ordering::Relaxed) == 0, "it lost a race");
+    reconciler.conclude(&view, plan(false, None), None, 0).await;
+    assert!(!blocked() && writes.load(Ordering::Relaxed) > 0, "its step makes progress");
+}
+
 /// A log can be filtered by computer.
 #[tokio::test]
 async fn a_log_line_names_the_computer_and_its_step() {

@@ -162,7 +162,8 @@ async fn a_reconcile_that_does_not_reach_its_end_does_not_end_what_blocks() {
         let report = Report { checking: false, unfinished, ..checking(blocker).report };
         Plan { next: Next::Wait(Duration::from_secs(1)), report }
     };
-    let blocked = || reconciler.memory.metrics.text().unwrap().contains("reason=\"StoreUnavailable\"} 1");
+    let blocked =
+        || reconciler.memory.metrics.text().unwrap().contains("deletions_blocked{step=\"archive-sessions\",reason=\"StoreUnavailable\"} 1");
     reconciler.conclude(&view, plan(false, Some(Reason::StoreUnavailable)), None, 0).await;
     writes.store(0, Ordering::Relaxed);
     reconciler.conclude(&view, plan(true, None), None, 0).await;

@@ -132,4 +132,24 @@ mod tests {
         view.overrides.push(cached("unknown", "5"));
         assert!(read_live(&client, &view).await.is_err());
     }
+
+    /// A reconcile that waits must not wait until the next event for a status that was not written.
+    #[tokio::test]
+    async fn a_status_that_was_not_written_is_reported_so_that_it_is_retried() {
+        let metadata = json!({"name": "c", "namespace": "t", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:00Z"});
+        let mut view = View::of(json!({"metadata": metadata, "spec": {}}));
+        let target = json!({"namespace": "t", "name": "c", "uid": "u"});
+        let found = json!({"metadata": {"name": "o", "uid": "o"}, "spec": {"computer": target, "skip": ["stop-pods"], "reason": "r"}});
+        view.overrides = vec![serde_json::from_value(found.clone()).unwrap()];
+        for (code, written) in [(200, true), (409, false), (503, false)] {
+            let failure = json!({"kind": "Status", "status": "Failure", "code": code, "reason": "", "message": ""});
+            let body = if code == 200 { found.clone() } else { failure };
+            let server = move |_: axum::http::Request<kube::client::Body>| {
+                let body = kube::client::Body::from(body.to_string().into_bytes());
+                std::future::ready(Ok::<_, std::convert::Infallible>(axum::http::Response::builder().status(code).body(body).unwrap()))
+            };
+            let client = Client::new(tower::service_fn(server), "default");
+            assert_eq!(acknowledge(&client, &view).await, written, "{code}");
+        }
+    }
 }

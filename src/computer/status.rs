@@ -260,6 +260,27 @@ mod tests {
         assert!(!written.lately("u", &blocked(Reason::StoreUnavailable, "request 1")));
     }
 
+    /// The time at which a pod stopped is part of the copy of the record. It is written with the next step, not by a write of its own.
+    #[test]
+    fn a_deletion_does_not_write_only_the_times_of_its_pods() {
+        let metadata = json!({"name": "c", "namespace": "t", "uid": "u"});
+        let status = |phase: Phase, pod: serde_json::Value, step: &str| -> ComputerStatus {
+            serde_json::from_value(json!({"phase": phase, "step": step, "children": {"pods": [pod]}})).expect("a status")
+        };
+        let before = json!({"name": "machine-1", "uid": "1"});
+        let stopped = json!({"name": "machine-1", "uid": "1", "stoppedAt": "2026-01-01T00:00:00Z"});
+        let written = |phase: Phase, new: &ComputerStatus| {
+            let old = status(phase, before.clone(), "stop-pods");
+            let computer: Computer = serde_json::from_value(json!({"metadata": metadata, "spec": {}, "status": old})).expect("a Computer");
+            patch(&computer, new).is_some()
+        };
+        assert!(!written(Phase::Deleting, &status(Phase::Deleting, stopped.clone(), "stop-pods")));
+        assert!(written(Phase::Deleting, &status(Phase::Deleting, stopped.clone(), "archive-sessions")), "the next step");
+        let other = json!({"name": "machine-1", "uid": "2"});
+        assert!(written(Phase::Deleting, &status(Phase::Deleting, other, "stop-pods")), "another pod");
+        assert!(written(Phase::Active, &status(Phase::Active, stopped, "stop-pods")), "a computer that lives");
+    }
+
     /// C24: a deletion that the API server refused wiped the steps and the node of a computer that lives.
     #[test]
     fn a_report_without_steps_leaves_the_steps_of_a_living_computer() {

@@ -6,6 +6,7 @@ mod best_effort;
 mod disturbed;
 mod held;
 mod remembered;
+mod spared_reads;
 mod times;
 mod too_large;
 mod upgrade;

@@ -91,7 +91,7 @@ fn the_archive_pod_is_read_after_the_claim_that_it_used_is_gone() {
 
 /// What a process remembers that has seen every step before `delete-volumes` finished.
 fn all_before_volumes(view: &View) -> std::collections::BTreeMap<crate::resources::steps::DeletionStep, StepOutcome> {
-    use crate::resources::steps::{DeletionStep, StepResult};
+    use crate::resources::steps::{DeletionStep, Sequence as _, StepResult};
     let outcome = || StepOutcome {
         result: StepResult::Verified,
         detail: String::new(),

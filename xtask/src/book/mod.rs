@@ -32,6 +32,7 @@ pub fn generated(workspace: &Path) -> Result<Vec<(&'static str, String)>> {
         ("reasons.md", pages::reasons(&read("docs/book/notes-on-reasons.md")?)?),
         ("reference/alerts.md", pages::alerts(&read("charts/computer-operator/templates/alerts.yaml")?, &values)?),
         ("reference/commands.md", pages::commands()),
+        ("reference/events.md", pages::events()),
         ("reference/kinds.md", pages::kinds(&definitions)?),
         ("reference/metrics.md", pages::metrics(&metrics::registered(&sources(&workspace.join("src"))?)?)),
         ("reference/values.md", pages::values(&values)?),

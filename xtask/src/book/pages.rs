@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args as _, Command};
 use computer_operator::resources::reasons::Reason;
+use computer_operator::resources::steps::{DeletionStep, Sequence as _, StepStatus};
 use computer_operator::{archive, credentials, http, install, runtime};
 use serde_yaml_ng::Value;
 
@@ -34,7 +35,7 @@ pub fn reasons(text: &str) -> Result<String> {
     let notes = notes(text)?;
     let mut page = String::from(
         "# Every reason\n\nThe reasons of conditions, and of the events about them. An event of a deletion step has another reason: the step and \
-         its state, for\nexample `ArchiveSessionsBlocked`. [Stuck?](stuck.md) explains how to find the reason, and what `NS`, `NAME`, `UID` and \
+         its state, for\nexample `ArchiveSessionsBlocked`: see [Events](reference/events.md). [Stuck?](stuck.md) explains how to find the reason, and what `NS`, `NAME`, `UID` and \
          `SYSTEM` are in the commands.\n",
     );
     for reason in Reason::ALL {
@@ -44,6 +45,51 @@ pub fn reasons(text: &str) -> Result<String> {
         }
     }
     Ok(page)
+}
+
+/// A table of the events.
+pub fn events() -> String {
+    let mut page = String::from(
+        "# Events\n\n`kubectl describe computer NAME` shows the events of an hour. Each is published once in a while, not each time it is true. An event \
+         is best\neffort: a namespace that is being deleted refuses new ones, and nothing waits for one. Conditions and the receipt are the record.\n\n\
+         | object | type | reason | when |\n|---|---|---|---|\n",
+    );
+    let lives = [
+        (Reason::Ready, "The computer has become ready"),
+        (Reason::Suspended, "The machine has stopped on request"),
+        (Reason::KeyReplacement, "A new key has replaced the last one; the note names its Secret"),
+    ];
+    for (reason, when) in lives {
+        let _ = writeln!(page, "| Computer | Normal | [`{reason}`]({}) | {when} |", section(reason));
+    }
+    for step in DeletionStep::ALL {
+        for (status, when) in step_ends() {
+            let type_ = if status == StepStatus::Blocked { "Warning" } else { "Normal" };
+            let _ = writeln!(page, "| Computer | {type_} | `{}` | {}: {when} |", step.event_reason(status), step.title());
+        }
+    }
+    page.push_str(
+        "| Computer | Warning | a [reason](../reasons.md) of the condition `Blocked` | Something blocks its creation or its release |\n\
+         | ComputerRecord | Warning | a [reason](../reasons.md) of the condition `Blocked` | Something blocks a deletion whose Computer is gone |\n\
+         | ApiKey | Normal, Warning | a [reason](../reasons.md) of the condition `Ready` | Its reason has changed |\n",
+    );
+    page
+}
+
+/// The states of a deletion step that cause an event.
+fn step_ends() -> [(StepStatus, &'static str); 5] {
+    [
+        (StepStatus::Running, "in progress"),
+        (StepStatus::Blocked, "something must change first; the note says what"),
+        (StepStatus::Completed, "finished"),
+        (StepStatus::NotApplicable, "there is nothing to do for this computer"),
+        (StepStatus::Skipped, "skipped by the policy of its class or by a DeletionOverride"),
+    ]
+}
+
+/// The section of a reason.
+fn section(reason: Reason) -> String {
+    format!("../reasons.md#{}", reason.as_str().to_lowercase())
 }
 
 /// A table of the metrics.

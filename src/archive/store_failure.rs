@@ -1,5 +1,6 @@
 //! Explains failures of the archive store in stable texts. A text must never contain a request id or a duration: it would differ in each
 //! attempt, each difference is a status write, and each status write would trigger the next attempt. [`STORE_ERRORS`] counts failures by reason.
+//! Whether a failure is retried or blocks a deletion is not decided here: `verify` sorts it, `computer/deletion/archive.rs` decides.
 
 use std::error::Error;
 use std::sync::LazyLock;

@@ -2,8 +2,9 @@
 //! notes the original policy (DESIGN.md 4.5). Neither a tenant, nor a removed finalizer, nor a forced deletion can then destroy a home that
 //! is not archived (S1).
 //!
-//! The patch is built here. Provisioning sets the policy and sets it again when others change it (`provision/home.rs`); a deletion checks
-//! it again before it stops the pods (`deletion/stop.rs`) and while the volume is in custody (`deletion/custody.rs`).
+//! The patch is built here. Provisioning sets the policy and sets it again when others change it (`provision/home.rs`); a deletion sets
+//! it again before it stops the pods (`deletion/stop.rs`) and while the volume is in custody (`deletion/custody.rs`), and restores the original
+//! policy at its end (`deletion/volumes.rs`).
 
 use json_patch::{Patch, PatchOperation};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaimSpec, VolumeResourceRequirements};

@@ -1,4 +1,5 @@
-//! Prometheus metrics of the operator. Labels must be bounded: steps, reasons and classes, never names or UIDs.
+//! Prometheus metrics of the operator. Blocked deletions are counted in `blocked_deletions`, computers and records in `fleet`. Labels
+//! must be bounded: steps, reasons and classes, never names or UIDs.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};

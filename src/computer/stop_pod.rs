@@ -1,6 +1,7 @@
 //! Stops a pod (DESIGN.md 4.4): waits until nothing in it can write, records that proof, removes the operator's finalizer, and waits until
 //! the pod is gone. Creation and deletion share this; they decide when a pod is late and what an admin can do about a lost node. Whether a
-//! pod can still write is decided in `pod_writers`.
+//! pod can still write is decided in `pod_writers` from what its kubelet has reported, and in [`Stop::vanished`] for a pod that is gone without
+//! that report: then its node decides.
 //!
 //! It must never treat a pod as stopped without proof, nor remove a finalizer of another controller.
 

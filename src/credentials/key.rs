@@ -1,4 +1,5 @@
-//! A computer's key: `cok_<id>.<secret><checksum>`, see [`super::token`]. Only its hash is stored.
+//! A computer's key: `cok_<id>.<secret><checksum>`, see [`super::token`], which computes the hash. Only that is
+//! stored.
 
 use super::id::ComputerId;
 use super::token::{SECRET_BYTES, Secret};

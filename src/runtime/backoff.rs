@@ -1,5 +1,6 @@
 //! Backoff of failures, keyed by UID: full jitter below a bound that doubles from 1 s to 5 min. A computer that is created again under the
-//! same name starts without one, and the failures of one computer never delay another (L3). Nothing is kept for a UID without failures.
+//! same name starts without one, and the failures of one computer never delay another (L3). Nothing is kept for a UID without failures. A caller may lower
+//! the bound ([`Backoff::failed_up_to`]): `computer/reconcile.rs` does for refused requests.
 //!
 //! A watch event ends a pause early only if what the caller observes has changed ([`Backoff::left`]). Without that rule, a status that
 //! quotes an error text with a changing part (a port, a duration, a request id) would queue the next reconcile as soon as it is written,

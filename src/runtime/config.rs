@@ -1,5 +1,5 @@
 //! Settings of `computer-operator run`: flags, each with an environment variable. They must not contain secrets; the credentials of the store come from
-//! `AWS_*`.
+//! `AWS_*`. The chart sets the variables in `templates/controller/deployment.yaml`; it builds the URL of the store in `_helpers.tpl`.
 
 use std::net::SocketAddr;
 use std::time::Duration;

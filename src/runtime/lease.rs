@@ -5,7 +5,7 @@
 //! expired when it has not changed for its duration by this replica's monotonic clock; the clocks of other machines never count. A leader counts from the
 //! moment its last successful write was *sent*, so it stops before another replica may take over. At shutdown the work of the leader is cancelled and awaited
 //! while the lease is still renewed. Then the lease is released, so that the next leader takes over at once (L4). If the work does not end in time, the lease
-//! is not released and expires. The duration is `Config::lease`.
+//! is not released and expires. A lost lease ends the process with an error, and Kubernetes starts it again. The duration is `Config::lease`.
 
 use std::future::Future;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! The deletion plan (DESIGN.md 4): revoke → stop → archive → delete → receipt → release. The order, ids, titles and deadlines of the steps
-//! are in `api/src/steps.rs`; each step is a file beside this one, and [`run`] below calls it. `release`, after the last step, removes
-//! the finalizer.
+//! are in `api/src/steps.rs`; each step is a file beside this one, and [`run`] below calls it. `release`, after the last step, decides
+//! that the finalizer is removed; `apply.rs` removes it.
 //!
 //! Every plan runs all steps from the first one. A step counts as finished if this reconcile has verified it with live reads, or if the
 //! record, or an earlier reconcile with the same version of the record, says so: a deleted UID never returns. This only saves requests.

@@ -97,6 +97,9 @@ pub const STAGES: &[Stage] = &[
         simulator!("--stages", "undisturbed,crash,lost,refused,recreated", "--thin", "8")
     })
     .fast(simulator!("--stages", "undisturbed,crash", "--thin", "50")),
+    stage("simulator-adversary", "a sample of the others: stale caches, moves of tenants and admins, outages, lasting faults", {
+        simulator!("--stages", "stale,unobserved,moves,down,absent,lasting", "--thin", "12")
+    }),
     stage("simulator-soak", "many simulated computers keep every promise under random faults: one fixed seed", {
         simulator!("soak", "--computers", "20")
     }),

@@ -68,6 +68,12 @@ impl BlockedDeletions {
         }
     }
 
+    /// Whether a deletion is noted as blocked at this step.
+    pub fn is_at(&self, uid: &str, step: CurrentStep) -> bool {
+        let all = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(uid).is_some_and(|(blocked, _)| blocked.step == step.id())
+    }
+
     /// This process no longer reconciles: the next leader counts what is blocked.
     pub fn forget_all(&self) {
         let mut all = self.of.lock().unwrap_or_else(PoisonError::into_inner);

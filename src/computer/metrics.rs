@@ -212,7 +212,8 @@ impl Metrics {
         let now = Some(&plan.report).filter(|report| deleting && report.blocker.is_some());
         // A running archive check, a failed request or a reconcile that did not reach its end does not show that the deletion makes progress:
         // clearing the gauge for that long would reset the alert's timer each time.
-        let known = now.is_some() || !(plan.report.checking || plan.report.unfinished || error.is_some());
+        let moved = plan.report.unfinished && plan.report.current.is_some_and(|step| !self.blocked.is_at(uid, step));
+        let known = now.is_some() || moved || !(plan.report.checking || plan.report.unfinished || error.is_some());
         if known {
             self.blocked.set(uid, now, blocked_for);
         }

@@ -24,7 +24,7 @@ use super::{overrides, view_digest};
 use crate::guards::{self, Guard};
 use crate::resources::conditions::types;
 use crate::resources::steps::CurrentStep;
-use crate::resources::{ComputerRecord, StepStatus};
+use crate::resources::{ComputerRecord, Phase, StepStatus};
 use crate::runtime::backoff::Backoff;
 use crate::runtime::caches::Caches;
 use crate::runtime::client::{ErrorClass, call, classify};
@@ -72,11 +72,13 @@ impl Reconciler {
 
     async fn pass(&self, uid: &str, mut view: View) -> Option<Duration> {
         view.created = self.memory.latest.created(uid);
+        view.forget_recorded();
         if view.only_expiry_left() {
             self.memory.forget(uid);
             return self.expire(&view).await;
         }
         self.memory.latest.freshen(&mut view);
+        view.forget_recorded();
         view.key_check_in = Some(self.memory.keys.left(uid));
         view.failures = self.memory.backoff.count(uid);
         // The cache is stale, so what is known of the computer is still needed.
@@ -267,6 +269,7 @@ impl Reconciler {
         }
         if view.record.is_none() {
             view.record = self.applier.find_record(&view.uid).await?;
+            view.forget_recorded();
         }
         Ok(())
     }
@@ -333,14 +336,15 @@ fn quiet(view: &View, report: &Report) -> bool {
 }
 
 /// Whether a reconcile that did not reach its end must leave the status as it is: that shows the step as blocked, and whether it still is will
-/// be known at the end of the next one. Otherwise the condition would be removed for a moment, and the alert would begin again.
+/// be known at the end of the next one. Otherwise the condition would be removed for a moment, and the alert would begin again. A creation that
+/// is blocked shows the phase `Error`.
 fn stays_blocked(view: &View, report: &Report) -> bool {
     let Some(status) = view.computer.as_ref().and_then(|c| c.status.as_ref()) else { return false };
     let shown = status.conditions.iter().any(|c| c.type_ == types::BLOCKED && c.status == "True");
     report.unfinished
         && report.blocker.is_none()
         && shown
-        && report.phase == status.phase
+        && (report.phase == status.phase || (report.phase, status.phase) == (Some(Phase::Provisioning), Some(Phase::Error)))
         && status.step.as_deref() == report.current.map(CurrentStep::id)
 }
 

@@ -148,14 +148,14 @@ impl View {
             // This operator wrote the new version, so it contains the steps that were finished with the previous one.
             Effect::Record(record) => {
                 self.note_new_names(&record);
-                self.created.retain(|_, uid| !stray_pod::is_recorded(&record, uid));
                 self.record = Some(*record);
+                self.forget_recorded();
                 self.passed.clear();
                 self.times.clear();
             }
             Effect::Overtaken(record) => {
-                self.created.retain(|_, uid| !stray_pod::is_recorded(&record, uid));
                 self.record = Some(*record);
+                self.forget_recorded();
                 self.passed.clear();
                 self.times.clear();
                 // Facts that were read before another writer changed the record are discarded.
@@ -165,6 +165,14 @@ impl View {
             }
             Effect::Archive(verification) => self.archive = Some(verification),
             Effect::ReceiptStored(bytes) => self.receipt = Some(bytes),
+        }
+    }
+
+    /// Forgets the created pods whose UIDs the record has. Called whenever the record has changed, wherever it came from: while one of them is
+    /// remembered, a record that is lost later would make it stray.
+    pub fn forget_recorded(&mut self) {
+        if let Some(record) = &self.record {
+            self.created.retain(|_, uid| !stray_pod::is_recorded(record, uid));
         }
     }
 

@@ -40,6 +40,7 @@ pub fn of_operator(observer: &mut Observer, state: &State, change: &Change) {
         "computerrecords" => of_record(observer, change),
         "pods" | "persistentvolumeclaims" | "secrets" => {
             child(observer, state, change);
+            crate::pod_checks::of_operator(observer, state, change);
             unprotected(observer, state, change);
         }
         "persistentvolumes" => volume(observer, state, change),

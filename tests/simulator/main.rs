@@ -20,6 +20,7 @@ mod move_kinds;
 mod moves;
 mod observer;
 mod pace;
+mod pod_checks;
 mod regressions;
 mod repeatable;
 mod replica;

@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. They run with every matrix.
 
 /// The former fault, and the case that showed it.
-pub const ALL: [(&str, &str); 29] = [
+pub const ALL: [(&str, &str); 30] = [
     (
         "a store that fails at once was retried and reported without a pause, seven times per second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -117,5 +117,9 @@ pub const ALL: [(&str, &str); 29] = [
     (
         "the same with an archive",
         r#"{"life":"Managed","leaders":2,"seed":6,"lag":0,"faults":[{"at":32,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
+    ),
+    (
+        "the answer to the record of a pod was lost: the pod counted as another leader's, and the machine was deleted",
+        r#"{"life":"Managed","leaders":1,"seed":1,"lag":0,"faults":[{"at":18,"side":"After","act":"Silence"}]}"#,
     ),
 ];

@@ -14,7 +14,7 @@ use crate::guards::{self, Guard};
 use crate::resources::persistent_volume::{claim_ref_namespace, claim_ref_uid};
 use crate::resources::reasons::Reason;
 use crate::resources::steps::DeletionStep;
-use crate::resources::{ArchivePolicy, PodRecord, Provider, SkippableStep, VolumeRecord};
+use crate::resources::{ArchivePolicy, POD_FINALIZER, PodRecord, Provider, SkippableStep, VolumeRecord};
 
 /// Seconds after which a volume that is still attached is reported.
 const DETACH_SECONDS: i64 = 30;
@@ -240,7 +240,8 @@ fn claim_in_use(context: &Context<'_>, claim: &PersistentVolumeClaim) -> State {
         Some(Fact::Names(pods)) if !pods.is_empty() => State::blocked(
             Reason::ForeignPodHoldsClaim,
             format!(
-                "PersistentVolumeClaim {namespace}/{name} is still used by pods that do not belong to the operator: {}. Delete them",
+                "PersistentVolumeClaim {namespace}/{name} is still used by pods that the record does not name: {}. Delete them. If one of them has \
+                 stopped and has the finalizer {POD_FINALIZER}, remove that too",
                 pods.join(", ")
             ),
             15,

@@ -170,6 +170,18 @@ async fn a_reconcile_that_does_not_reach_its_end_does_not_end_what_blocks() {
     assert!(blocked() && writes.load(Ordering::Relaxed) == 0, "it reached its limits");
     reconciler.conclude(&view, plan(false, None), Some(Error::conflict("x")), 0).await;
     assert!(blocked() && writes.load(Ordering::Relaxed) == 0, "it lost a race");
+    let mut creation = plan(true, None);
+    creation.report.phase = Some(Phase::Provisioning);
+    let mut failing = view.clone();
+    failing.computer.as_mut().unwrap().status.as_mut().unwrap().phase = Some(Phase::Error);
+    reconciler.conclude(&failing, creation, None, 0).await;
+    assert!(writes.load(Ordering::Relaxed) == 0, "a creation that is blocked");
+    let mut next = plan(true, None);
+    next.report.current = Some(CurrentStep::Deletion(DeletionStep::DeleteVolumes));
+    reconciler.conclude(&view, next, None, 0).await;
+    assert!(!blocked() && writes.load(Ordering::Relaxed) > 0, "another step");
+    reconciler.conclude(&view, plan(false, Some(Reason::StoreUnavailable)), None, 0).await;
+    writes.store(0, Ordering::Relaxed);
     reconciler.conclude(&view, plan(false, None), None, 0).await;
     assert!(!blocked() && writes.load(Ordering::Relaxed) > 0, "its step makes progress");
 }

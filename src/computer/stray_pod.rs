@@ -2,7 +2,7 @@
 //! while the create of the second is in flight, that create succeeds, and the record has the UID of the first. No other process can know that
 //! the second is the operator's: only the answer to the create proves it. So this process removes it.
 //!
-//! As for every machine, the finalizer comes off once nothing in the pod can write (DESIGN.md 4.4). Claims and Secrets need nothing: they have
+//! As for every machine, the finalizer is removed once nothing in the pod can write (DESIGN.md 4.4). Claims and Secrets need nothing: they have
 //! no finalizer of the operator, the garbage collector deletes them with their Computer, and a claim of the recorded name may be the one that
 //! the machine mounts.
 //!

@@ -164,6 +164,11 @@ impl Latest {
         known.passed = passed.then(|| Passed { version, steps, times: report.times.clone() });
     }
 
+    /// This process has created a pod. Noted at once: the reconcile may not reach its end.
+    pub fn note_created(&self, view: &View) {
+        self.all().entry(view.uid.clone()).or_default().created.clone_from(&view.created);
+    }
+
     /// Pods that this process has created and that no record has shown yet.
     pub fn created(&self, uid: &str) -> BTreeMap<Subject, String> {
         self.all().get(uid).map(|known| known.created.clone()).unwrap_or_default()

@@ -10,8 +10,7 @@ pub fn plan(view: &View) -> Plan {
     if let Some(subject) = view.unconfirmed() {
         return Plan { next: Next::Do(Action::Read(subject)), report: super::failed_request::known(view) };
     }
-    if let Some(action) = stray_pod::remove(view) {
-        return Plan { next: Next::Do(action), report: super::failed_request::known(view) };
-    }
-    if view.deleting() { deletion::plan(view) } else { provision::plan(view) }
+    let planned = if view.deleting() { deletion::plan(view) } else { provision::plan(view) };
+    // Last: a stray pod that cannot be removed delays neither the machine nor the revocation of its key.
+    Plan { next: stray_pod::after(view, planned.next), report: planned.report }
 }

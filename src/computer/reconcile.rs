@@ -224,8 +224,11 @@ impl Reconciler {
         let undone = matches!(&effect, Effect::Record(saved) if view.record.as_ref().is_some_and(|r| r.spec == saved.spec));
         accepted.note(action);
         let of_record = matches!(effect, Effect::Record(_) | Effect::Overtaken(_));
-        let archived_before = archived(view).is_some();
+        let (archived_before, created) = (archived(view).is_some(), matches!(effect, Effect::Created(..)));
         view.absorb(effect);
+        if created {
+            self.memory.latest.note_created(view);
+        }
         if of_record {
             self.memory.latest.note(view);
         }

@@ -8,15 +8,34 @@
 //!
 //! It must never touch a pod whose UID the record has, or that the record names without a UID.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::Pod;
 
 use super::action::{Action, Fact, Subject};
 use super::pod_writers::{Writers, remove_finalizer_patch, writers};
+use super::report::Next;
 use super::view::View;
 use crate::resources::ComputerRecord;
 
+/// How often a stray pod that is terminating is looked at: no watch shows a pod that the record does not name.
+const POLL: Duration = Duration::from_secs(15);
+
+/// What to do once the computer's own plan waits for something: remove a stray pod, then wait for its end.
+pub fn after(view: &View, planned: Next) -> Next {
+    if matches!(planned, Next::Do(_)) || !view.created.iter().any(|(subject, uid)| is_stray(view, subject, uid)) {
+        return planned;
+    }
+    match (remove(view), planned) {
+        (Some(action), _) => Next::Do(action),
+        (None, Next::Wait(wait)) => Next::Wait(wait.min(POLL)),
+        (None, Next::Finished(_)) => Next::Finished(Some(POLL)),
+        (None, _) => Next::Wait(POLL),
+    }
+}
+
 /// The next request that removes a stray pod. `None`: this process knows of none, or it is terminating.
-pub fn remove(view: &View) -> Option<Action> {
+fn remove(view: &View) -> Option<Action> {
     view.created.iter().filter(|(subject, uid)| is_stray(view, subject, uid)).find_map(|(subject, uid)| match view.facts.get(subject) {
         None | Some(Fact::Accepted) => Some(Action::Read(subject.clone())),
         Some(Fact::Pod(pod)) if pod.metadata.uid.as_ref() == Some(uid) => end(subject, uid, pod),
@@ -59,6 +78,7 @@ fn is_stray(view: &View, subject: &Subject, uid: &str) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use serde_json::{Value, json};
 
     use super::*;
@@ -122,6 +142,22 @@ mod tests {
         let mut view = overtaken(&json!([{"name": "machine-1", "uid": "1"}]));
         view.absorb(Effect::Learned(subject(), pod("2", &json!([POD_FINALIZER]), true, Some("n"))));
         assert!(remove(&view).is_none() && !view.created.is_empty());
+        let waits = [(Next::Settled, Next::Wait(POLL)), (Next::Finished(None), Next::Finished(Some(POLL)))];
+        for (planned, expected) in waits {
+            assert_eq!(after(&view, planned), expected, "no watch shows its end");
+        }
+        assert_eq!(after(&view, Next::Wait(Duration::from_secs(2))), Next::Wait(Duration::from_secs(2)));
+    }
+
+    /// A webhook may refuse its deletion: the key is revoked all the same.
+    #[test]
+    fn the_plan_of_the_computer_comes_first() {
+        let mut view = overtaken(&json!([{"name": "machine-1", "uid": "1"}]));
+        view.computer.as_mut().unwrap().metadata.deletion_timestamp = Some("2026-01-01T00:00:00Z".parse().map(Time).unwrap());
+        view.facts.insert(subject(), pod("2", &json!([POD_FINALIZER]), false, None));
+        let Next::Do(Action::SaveRecord(record)) = crate::computer::plan::plan(&view).next else { panic!("the deletion is not recorded") };
+        assert!(record.spec.state.deletion.is_some());
+        assert!(matches!(after(&view, Next::Settled), Next::Do(Action::Delete { .. })));
     }
 
     /// The answer to the write that recorded it was lost, and a cache or a live read then showed the record.

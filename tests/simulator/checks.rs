@@ -16,7 +16,7 @@ use crate::observer::Observer;
 use crate::times;
 
 /// A reconcile that was running when its replica observed the deletion has this long to end. S8 applies after that.
-const PASS: Duration = Duration::from_secs(20);
+pub const PASS: Duration = Duration::from_secs(20);
 
 /// Every running operator has observed a change that an admin made this long ago.
 const SEEN: Duration = Duration::from_secs(2);

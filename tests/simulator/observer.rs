@@ -55,6 +55,8 @@ pub struct Fate {
     pub gone: Option<Instant>,
     /// Its key has authenticated at some time.
     pub was_live: bool,
+    /// When it was last seen suspended.
+    pub suspended: Option<Instant>,
     /// A client other than the operator removed its finalizer.
     pub stripped: bool,
     /// The operator deleted it, with this reason on record.
@@ -302,6 +304,9 @@ impl Observer {
         }
         if change.after.is_none() {
             fate.gone = Some(Instant::now());
+        }
+        if object["spec"]["suspended"] == true {
+            fate.suspended = Some(Instant::now());
         }
         let held = change.before.as_deref().is_some_and(holds);
         if held && !change.after.as_deref().is_some_and(holds) && !change.actor.is_operator() {

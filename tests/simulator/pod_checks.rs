@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::api::State;
 use crate::api::state::Change;
 use crate::api::value::{at, deleting, finalizers, name, namespace, text, uid};
-use crate::checks::{overridden, record};
+use crate::checks::{PASS, overridden, record};
 use crate::moves::SYSTEM;
 use crate::observer::Observer;
 
@@ -28,11 +28,13 @@ fn released(change: &Change, before: &Value) -> bool {
     held(before) && !change.after.as_deref().is_some_and(held)
 }
 
-/// Whether a pod is the one that a computer should have: it lives, is not suspended, the pod has not ended, no other client deletes it, and the
+/// Whether a pod is the one that a computer should have: it lives, is not suspended and was not a moment ago, the pod has not ended, no other client deletes it, and the
 /// record has its UID.
 fn is_machine(observer: &Observer, state: &State, of: &str, pod: &Value) -> bool {
     let Some(fate) = observer.fates.get(of).filter(|fate| fate.dying.is_none()) else { return false };
     let wanted = state.get("computers", &fate.namespace, &fate.name).is_some_and(|c| at(c, "/spec/suspended") != Some(&json!(true)));
+    // A reconcile that runs has not observed that it is resumed.
+    let wanted = wanted && fate.suspended.is_none_or(|at| at.elapsed() > PASS);
     let ended = deleting(pod) || matches!(text(pod, "/status/phase"), Some("Failed" | "Succeeded"));
     let recorded = record(state, of).is_some_and(|r| r.spec.state.children.pods.iter().any(|p| p.uid.as_deref() == Some(uid(pod))));
     wanted && !ended && recorded

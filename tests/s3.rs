@@ -8,6 +8,8 @@ mod bench;
 mod failing;
 #[path = "s3/fair.rs"]
 mod fair;
+#[path = "s3/moving.rs"]
+mod moving;
 #[path = "../src/archive/test_relay.rs"]
 mod test_relay;
 

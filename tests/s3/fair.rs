@@ -114,7 +114,7 @@ impl Operator {
 }
 
 /// An archive of one session of noise.
-fn archive(uid: &str, bytes: usize, sizes: Sizes) -> (Manifest, Vec<Blob>) {
+pub fn archive(uid: &str, bytes: usize, sizes: Sizes) -> (Manifest, Vec<Blob>) {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("a.jsonl"), noise(bytes).0).unwrap();
     let of = ManifestComputer { namespace: namespace(uid).to_owned(), namespace_uid: None, name: "c".to_owned(), uid: uid.to_owned() };

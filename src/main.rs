@@ -20,6 +20,7 @@ enum Command {
     /// Pack the sessions of a home and upload them to the operator. Runs in the archive pod.
     Archive,
     /// List, show, verify, export and restore archives, and print receipts.
+    #[command(long_about = archive::cli::ABOUT)]
     Archives(archive::cli::Args),
     /// Verify keys of computers and tokens of ApiKeys.
     Keys(credentials::cli::Args),

@@ -8,6 +8,10 @@ mod bench;
 mod failing;
 #[path = "s3/fair.rs"]
 mod fair;
+#[path = "s3/moving.rs"]
+mod moving;
+#[path = "s3/slow_line.rs"]
+mod slow_line;
 #[path = "../src/archive/test_relay.rs"]
 mod test_relay;
 
@@ -253,19 +257,6 @@ async fn a_slow_connection_that_makes_progress_is_not_cancelled() {
     let store = Store::open_with(&through(&url, line), idle).unwrap();
     let (put, read) = upload_and_read(&store, 8 << 20).await;
     assert!(put > Duration::from_secs(3) && read > Duration::from_secs(6), "the connection is not slow: {put:?} {read:?}");
-}
-
-/// The same with the default limits and one object that is larger than a chunk. It exceeds the former limits of 120 and 180 s.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes ten minutes; run it with cargo test --test s3 -- --ignored"]
-async fn a_very_slow_connection_that_makes_progress_is_not_cancelled() {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let folder = tempfile::tempdir().unwrap();
-    let (_server, url) = serve(folder.path());
-    let line = test_relay::relay(server_of(&url), 500_000, u64::MAX);
-    let (put, read) = upload_and_read(&Store::open(&through(&url, line)).unwrap(), 120_000_000).await;
-    println!("put {put:?}, read {read:?}");
-    assert!(read > Duration::from_secs(200), "the connection is not slow: {put:?} {read:?}");
 }
 
 /// Uploads and reads without progress fail.

@@ -233,6 +233,9 @@ pub enum Command {
         output: Format,
     },
     /// Read the archives of deleted computers, over the HTTP API.
+    ///
+    /// An incomplete answer is an error: lengths and digests are compared. That is not so with `kubectl exec` into the operator, which can lose the end
+    /// of an output and exit with 0.
     #[command(
         after_help = "Examples:\n  kubectl computer archives ls -n team-a --api https://computers.example --service-account reader\n  \
         kubectl computer archives export box --file box.tar.zst"

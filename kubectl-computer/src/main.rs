@@ -45,6 +45,10 @@ use crate::why::Verdict;
 async fn main() -> std::process::ExitCode {
     let args = Args::parse();
     match Box::pin(run(args)).await {
+        Ok(_) if screen::lost() => {
+            screen::note("error: the output is not complete: standard output could not be written. Is the disk full?");
+            Outcome::Failed.code().into()
+        }
         Ok(outcome) => outcome.code().into(),
         Err(error) => {
             screen::note(&format!("error: {}", chain(&error)));

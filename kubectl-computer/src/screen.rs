@@ -1,14 +1,25 @@
 //! The only place that writes to standard output and standard error. It makes every text plain, also one that was made plain before: a
 //! message of an error comes from the API server too. It must never write anything else.
 
-use std::io::{IsTerminal, Write as _};
+use std::io::{ErrorKind, IsTerminal, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::text::plain_lines;
 
-/// Writes to standard output. A reader that has gone away is no error.
+/// Whether a part of the output is lost.
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// Writes to standard output. A reader that has gone away is no error; what is lost otherwise, as on a full disk, is (see [`lost`]).
 pub fn out(text: &str) {
     let text = plain_lines(text.trim_end_matches('\n'));
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    if writeln!(std::io::stdout().lock(), "{text}").is_err_and(|error| error.kind() != ErrorKind::BrokenPipe) {
+        LOST.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whether a part of the output could not be written: the command has then failed, whatever else it did.
+pub fn lost() -> bool {
+    LOST.load(Ordering::Relaxed)
 }
 
 /// Writes to standard error.

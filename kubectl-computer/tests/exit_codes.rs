@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -65,11 +65,15 @@ fn answer(mut connection: &TcpStream, next: Next) -> io::Result<String> {
 
 /// Runs `archives` with these requests, and returns what it printed and the ranges that it asked for.
 fn run(folder: &Path, arguments: &[&str], next: &[Next]) -> (Output, Vec<String>) {
+    run_to(Stdio::piped(), folder, arguments, next)
+}
+
+fn run_to(out: Stdio, folder: &Path, arguments: &[&str], next: &[Next]) -> (Output, Vec<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-computer"));
     command.arg("archives").args(arguments).args(["-n", "team", "--api", &url]).env("COMPUTER_API_TOKEN", "t").current_dir(folder);
-    command.env_remove("COMPUTER_API_TOKEN_FILE").env_remove("COMPUTER_API_CA").env("KUBECONFIG", "/dev/null");
+    command.env_remove("COMPUTER_API_TOKEN_FILE").env_remove("COMPUTER_API_CA").env("KUBECONFIG", "/dev/null").stdout(out);
     std::thread::scope(|scope| {
         let served = scope.spawn(|| serve(&listener, next));
         let output = command.output().unwrap();
@@ -115,4 +119,13 @@ fn what_is_wrong_fails_and_leaves_nothing() {
     let (output, _) = run(folder.path(), &["verify", &id, "other"], &[Next::Usual]);
     let error = error(&output);
     assert!(error.contains("other is not the export of the archive of Computer team/box") && error.contains("12 bytes"), "{error}");
+}
+
+/// A script that redirects the output to a file must not take a part of it for everything.
+#[test]
+fn an_output_that_cannot_be_written_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let (output, _) = run_to(full.into(), folder.path(), &["verify", &URL_SAFE_NO_PAD.encode(format!("team/box/{UID}"))], &[Next::Usual]);
+    assert!(error(&output).contains("the output is not complete"), "{output:?}");
 }

@@ -11,6 +11,13 @@ use super::store::{Store, StoreError};
 use super::verify::{Verification, verify};
 use super::{Archive, receipt_key};
 
+/// What `archives --help` says.
+pub const ABOUT: &str = "List, show, verify, export and restore archives, and print receipts.
+
+Through `kubectl exec` the end of an output can be lost although the exit code is 0. So each command ends with a line on standard error that has the bytes of its \
+output and their SHA-256: `output: BYTES bytes, sha256 DIGEST` for `ls`, `show`, `verify`, `leftovers` and `receipt`. A JSON object (`show --json`, `receipt`) is not \
+valid without its end. Compare before you rely on an output, or use the HTTP API (`kubectl computer archives`), where an incomplete answer is an error.";
+
 /// Arguments of `archives`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -24,12 +31,17 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// List the archives.
+    ///
+    /// The last line on standard error has the bytes of the output and their SHA-256: see `archives --help`.
     Ls,
     /// Show one archive: its sessions, files that could not be archived, and its receipt.
+    ///
+    /// The last line on standard error has the bytes of the output and their SHA-256: see `archives --help`.
     Show {
         /// UID of the computer.
         uid: String,
-        /// Print only the manifest, as JSON. It names the objects of the index, which lists the sessions.
+        /// Print only the manifest, as one JSON object, which is not valid when its end is missing. It names the objects of the index, which
+        /// lists the sessions.
         #[arg(long)]
         json: bool,
     },
@@ -50,6 +62,8 @@ enum Command {
         remove: bool,
     },
     /// Print the receipt of a deletion. It exists with or without an archive.
+    ///
+    /// It is one JSON object, which is not valid when its end is missing.
     Receipt {
         /// UID of the computer.
         uid: String,
@@ -113,7 +127,7 @@ async fn execute(args: Args) -> anyhow::Result<ExitCode> {
         Command::Cat { uid, path } => return delivery::cat(store, uid, path, out).await,
         Command::Restore { uid, to, session } => return delivery::restore(store, uid, to, session).await,
     };
-    delivery::finish(&mut out)?;
+    delivery::finish_text(out, &mut std::io::stderr())?;
     Ok(code)
 }
 
@@ -259,12 +273,5 @@ fn when(seconds: i64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A tenant could erase the line that names a lost file from the admin's terminal.
-    #[test]
-    fn a_name_cannot_write_over_the_terminal() {
-        assert_eq!(plain("a b\u{e9}/\x1b[2K\n\u{202e}"), "a b\u{e9}/\\u{1b}[2K\\n\\u{202e}");
-    }
-}
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -3,7 +3,8 @@
 //! A truncated tar must never look complete, so the end of the tar is written only after all of its content. With `kubectl exec` a program
 //! cannot know what has arrived: when it exits, the connection is closed, and the API server drops data that a slow reader has not received
 //! yet, with exit code 0. So an export is followed by more zeros than can be in flight. A tar ends before such zeros, and only zeros are
-//! lost. Nothing can follow a single file, so `cat` refuses large files with `kubectl exec`.
+//! lost. Nothing can follow a single file, so `cat` refuses large files with `kubectl exec`. Nothing can follow a table either, and it may have
+//! any size: its end is on standard error, with its bytes and their SHA-256, so that a reader notices what is missing.
 
 use std::fs::File;
 use std::io::{IsTerminal as _, Write};
@@ -75,7 +76,7 @@ impl Write for Output {
 }
 
 impl Output {
-    fn new(file: File) -> Self {
+    pub(super) fn new(file: File) -> Self {
         Self { buffer: Vec::new(), file, bytes: 0, hash: Sha256::new(), most: None }
     }
 
@@ -104,6 +105,19 @@ pub fn finish(out: &mut Output) -> anyhow::Result<()> {
     if out.is_file() {
         out.file.sync_all().context(lost)?;
     }
+    Ok(())
+}
+
+/// As [`finish`], and then writes what a reader compares the output with: its bytes and their SHA-256. Not after an error, so an output
+/// without this line is not complete.
+///
+/// # Errors
+/// As [`finish`].
+pub fn finish_text(mut out: Output, notes: &mut impl Write) -> anyhow::Result<()> {
+    finish(&mut out)?;
+    let (bytes, digest) = out.digest();
+    // Standard error may be closed: then there is nobody who compares.
+    let _ = writeln!(notes, "output: {bytes} bytes, sha256 {digest}");
     Ok(())
 }
 

@@ -21,6 +21,7 @@ use crate::guards::{self, Guard};
 
 mod bucket;
 pub mod leftovers;
+mod newest;
 mod others;
 mod space;
 
@@ -275,22 +276,6 @@ impl Store {
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
             Err(error) => Err(failed(key, &error)),
         }
-    }
-
-    /// Key of the manifest of a computer that was stored last. There are several only where the UID was deleted more than once: see
-    /// [`super::later_manifest_key`].
-    ///
-    /// # Errors
-    /// When the store does not answer.
-    pub async fn newest_manifest(&self, uid: &str) -> Result<String, StoreError> {
-        let folder = path(&format!("archives/{uid}"))?;
-        let listed = self
-            .limited(self.write_limit(64 << 20), "archives", self.inner.list_with_delimiter(Some(&folder)))
-            .await?
-            .map_err(|e| failed("archives", &e))?;
-        let later = |name: &str| name.strip_prefix("manifest-").is_some_and(|rest| rest.strip_suffix(".json").is_some());
-        let newest = listed.objects.iter().filter(|o| o.location.filename().is_some_and(later)).max_by_key(|o| o.last_modified);
-        Ok(newest.map_or_else(|| super::manifest_key(uid), |o| o.location.to_string()))
     }
 
     /// UIDs with an archive or an incomplete archive.

@@ -60,8 +60,8 @@ fn api_server() -> kube::Client {
 }
 
 /// The operator's endpoint and verification.
-struct Operator {
-    address: SocketAddr,
+pub struct Operator {
+    pub address: SocketAddr,
     ca: String,
     archives: Arc<Archives>,
     checked: tokio::sync::broadcast::Sender<String>,
@@ -70,7 +70,7 @@ struct Operator {
 }
 
 impl Operator {
-    fn of(store: Store) -> Self {
+    pub fn of(store: Store) -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (sender, mut ended) = tokio::sync::mpsc::channel(64);
         let archives = Arc::new(Archives::new(Arc::new(store), sender));
@@ -93,14 +93,14 @@ impl Operator {
     }
 
     /// An archive pod that reaches the endpoint at this address.
-    fn pod(&self, uid: &str, line: SocketAddr) -> Sender {
+    pub fn pod(&self, uid: &str, line: SocketAddr) -> Sender {
         let token = self.tokens.path().join(uid);
         std::fs::write(&token, uid).unwrap();
         Sender::new(&format!("https://{line}"), &self.ca, uid, &token).unwrap()
     }
 
     /// Reads an archive back, as a deletion does.
-    async fn verified(&self, uid: &str) -> Verification {
+    pub async fn verified(&self, uid: &str) -> Verification {
         let mut checked = self.checked.subscribe();
         let origin =
             Origin { custody_claim: Some("claim".to_owned()), deleted_at: 0, namespace: namespace(uid).to_owned(), ended_pod: None };
@@ -114,7 +114,7 @@ impl Operator {
 }
 
 /// An archive of one session of noise.
-fn archive(uid: &str, bytes: usize, sizes: Sizes) -> (Manifest, Vec<Blob>) {
+pub fn archive(uid: &str, bytes: usize, sizes: Sizes) -> (Manifest, Vec<Blob>) {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("a.jsonl"), noise(bytes).0).unwrap();
     let of = ManifestComputer { namespace: namespace(uid).to_owned(), namespace_uid: None, name: "c".to_owned(), uid: uid.to_owned() };
@@ -131,7 +131,7 @@ fn archive(uid: &str, bytes: usize, sizes: Sizes) -> (Manifest, Vec<Blob>) {
 }
 
 /// Sends an archive as its pod does: three chunks at once, then the manifest.
-async fn send(pod: &Sender, (manifest, blobs): (Manifest, Vec<Blob>)) {
+pub async fn send(pod: &Sender, (manifest, blobs): (Manifest, Vec<Blob>)) {
     let so_far = || SoFar { done: Amount { sessions: 1, bytes: 1 }, total: None };
     let chunks = futures::stream::iter(blobs).map(|blob| async move { pod.chunk(&blob, so_far).await });
     chunks.buffer_unordered(3).try_collect::<()>().await.unwrap();

@@ -47,6 +47,8 @@ pub enum Tool {
     Kopia,
     /// Another one.
     Restic,
+    /// Copies archives between stores.
+    Rclone,
 }
 
 /// The source of one program.
@@ -76,6 +78,8 @@ impl Tool {
             Self::Promtool => ("promtool", "prometheus", "github.com/prometheus/prometheus/cmd/promtool", 150),
             Self::Kopia => ("kopia", "kopia", "github.com/kopia/kopia", 150),
             Self::Restic => ("restic", "restic", "github.com/restic/restic/cmd/restic", 120),
+            // The module's own program, with a part of rclone.
+            Self::Rclone => ("rclone", "rclone", "computer-operator.dev/xtask/rclone", 60),
         };
         Source { name, module, package, seconds }
     }
@@ -308,7 +312,7 @@ mod tests {
 
     #[test]
     fn the_modules_have_every_program() {
-        for tool in [Tool::Etcd, Tool::Kwok, Tool::LocalPath, Tool::VersityGw, Tool::Kopia, Tool::Restic] {
+        for tool in [Tool::Etcd, Tool::Kwok, Tool::LocalPath, Tool::VersityGw, Tool::Kopia, Tool::Restic, Tool::Rclone] {
             let module_file = read(&module_folder(tool.source().module).join("go.mod")).unwrap();
             assert!(module_file.contains(tool.source().package), "{tool:?}");
         }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use super::super::test_server::{LIMITS, Next, Server, UID, client, id, soon};
+use super::super::test_server::{LIMITS, Next, Server, UID, client, document, id, soon};
 use super::*;
 use crate::cluster::Cluster;
 
@@ -95,6 +95,21 @@ async fn a_list_waits_for_an_api_that_is_busy_and_is_never_shorter() {
     let api = client(&url, LIMITS);
     assert!(format!("{:#}", api.deletions().await.unwrap_err()).contains("is not understood"));
     assert_eq!((api.deletions().await.unwrap().len(), server.seen().len()), (1, 4));
+}
+
+/// What an archive contains is never shown in part, wherever its answer ends: with the connection, or as a proxy ends it properly.
+#[tokio::test]
+async fn what_an_archive_contains_is_whole_or_an_error() {
+    let whole = document(&["s/one", "s/two"]).to_string().len();
+    for end in [0, 1, whole / 2, whole - 1] {
+        let (server, url) = Server::with(Vec::new(), &["s/one", "s/two"], &[Next::End(end), Next::Break(end)]).await;
+        let api = client(&url, LIMITS);
+        let error = format!("{:#}", api.document(&Target::archive(&id())).await.unwrap_err());
+        assert!(error.contains("is not understood"), "{end} of {whole} bytes: {error}");
+        // The API had said how much it sends, so the request is repeated.
+        assert_eq!(api.document(&Target::archive(&id())).await.unwrap()["sessions"].as_array().unwrap().len(), 2);
+        assert_eq!(server.seen().len(), 3);
+    }
 }
 
 #[test]

@@ -76,3 +76,22 @@ fn an_error_about_a_url_does_not_show_its_keys() {
     let error = Store::open("s3://b?secret_access_key=hunter2&nonsense=1").expect_err("refused").to_string();
     assert!(!error.contains("hunter2"), "{error}");
 }
+
+/// A copy of a store has times of its own. The newest manifest of a UID that was deleted several times was once that which was copied last.
+#[tokio::test]
+async fn the_manifests_say_which_one_is_the_newest() {
+    let (_folder, store) = store();
+    let manifest = |created_at: i64| {
+        let mut manifest = crate::archive::manifest::tests::empty("u");
+        manifest.created_at = created_at;
+        serde_json::to_vec(&manifest).expect("JSON")
+    };
+    let key = |claim: &str| crate::archive::later_manifest_key("u", claim);
+    assert_eq!(store.newest_manifest("u").await.expect("a key"), crate::archive::manifest_key("u"));
+    for (claim, created_at, newest) in [("b", 30, "b"), ("a", 20, "b"), ("d", 40, "d"), ("c", 10, "d")] {
+        store.put_once(&key(claim), manifest(created_at)).await.expect("put");
+        assert_eq!(store.newest_manifest("u").await.expect("a key"), key(newest), "after {claim}");
+    }
+    store.put_once(&key("0"), b"damaged".to_vec()).await.expect("put");
+    assert_eq!(store.newest_manifest("u").await.expect("a key"), key("0"), "an older archive is not taken for one that cannot be read");
+}

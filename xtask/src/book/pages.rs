@@ -165,8 +165,7 @@ pub fn commands() -> String {
         runtime::config::Config::augment_args(Command::new("run")),
         http::config::Config::augment_args(Command::new("api")),
         Command::new("archive").about("Pack the sessions of a home and upload them to the operator. Runs in the archive pod."),
-        archive::cli::Args::augment_args(Command::new("archives"))
-            .about("List, show, verify, export and restore archives, and print receipts."),
+        archive::cli::Args::augment_args(Command::new("archives")).about(archive::cli::ABOUT),
         credentials::cli::Args::augment_args(Command::new("keys")).about("Verify keys of computers and tokens of ApiKeys."),
         install::crds::Args::augment_args(Command::new("crds")).about("Print the CustomResourceDefinitions, or apply them."),
         install::uninstall::Args::augment_args(Command::new("uninstall-check"))

@@ -1,5 +1,8 @@
 //! Verifies the key of a computer with three live reads in parallel (DESIGN.md 4.3). It must never use a cache: a key is invalid from the moment that
-//! its Computer or its namespace is being deleted, whether or not an operator runs (S2).
+//! its Computer or its namespace is being deleted, whether or not an operator runs (S2). A caller that already reads the namespace for another key may
+//! pass that read, if it is sent after this key has arrived.
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
@@ -94,15 +97,41 @@ pub struct VerifiedKey {
 /// # Errors
 /// When the outcome of a read is unknown. The key does not authenticate then.
 pub async fn verify(client: &Client, operator_namespace: &str, token: &str) -> Result<Result<VerifiedKey, Denied>, CallError> {
+    let namespace = async |name| namespace(client.clone(), name).await.map(Arc::new);
+    Ok(verify_and_read(client, operator_namespace, token, namespace).await?.map(|(key, _)| key))
+}
+
+/// Verifies a token, and returns the Computer that was read for it: it was not being deleted then. `namespace` reads a namespace live, after it is called.
+///
+/// # Errors
+/// As [`verify`].
+pub async fn verify_and_read<E: From<CallError>, F>(
+    client: &Client,
+    operator_namespace: &str,
+    token: &str,
+    namespace: impl FnOnce(String) -> F,
+) -> Result<Result<(VerifiedKey, Option<Computer>), Denied>, E>
+where
+    F: Future<Output = Result<Arc<Option<Namespace>>, E>>,
+{
     let Some(key) = Key::parse(token) else { return Ok(Err(Denied::Malformed)) };
     let id = &key.computer;
     let records: Api<ComputerRecord> = Api::namespaced(client.clone(), operator_namespace);
     let computers: Api<Computer> = Api::namespaced(client.clone(), &id.namespace);
-    let namespaces: Api<Namespace> = Api::all(client.clone());
     let (record, computer, namespace) =
-        tokio::join!(call(records.get(&id.uid)), call(computers.get(&id.name)), call(namespaces.get(&id.namespace)));
-    let (record, computer, namespace) = (found(record)?, found(computer)?, found(namespace)?);
-    Ok(decide(&key, record.as_ref(), computer.as_ref(), namespace.as_ref(), clock::now()))
+        tokio::join!(call(records.get(&id.uid)), call(computers.get(&id.name)), namespace(id.namespace.clone()));
+    let (record, computer, namespace) = (found(record)?, found(computer)?, namespace?);
+    let verified = decide(&key, record.as_ref(), computer.as_ref(), namespace.as_ref().as_ref(), clock::now());
+    Ok(verified.map(|key| (key, computer)))
+}
+
+/// Reads a namespace live.
+///
+/// # Errors
+/// When it is not known whether it exists.
+pub async fn namespace(client: Client, name: String) -> Result<Option<Namespace>, CallError> {
+    let namespaces: Api<Namespace> = Api::all(client);
+    found(call(namespaces.get(&name)).await)
 }
 
 pub(super) fn found<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {

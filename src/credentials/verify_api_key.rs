@@ -2,6 +2,8 @@
 //! invalid from the moment that its `ApiKey`, its namespace or its ServiceAccount is being deleted, that `spec.rotation` changes, or that it expires,
 //! whether or not an operator runs.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -9,7 +11,7 @@ use kube::Client;
 use kube::api::Api;
 
 use super::api_key::{ApiKeyId, ApiToken};
-use super::verify::{Denied, found, require_active};
+use super::verify::{Denied, found, namespace, require_active};
 use crate::resources::{ApiKey, ApiKeyRecord, CredentialState};
 use crate::runtime::client::{CallError, call};
 use crate::runtime::clock;
@@ -29,7 +31,7 @@ pub struct Verified {
 struct Found {
     record: Option<ApiKeyRecord>,
     key: Option<ApiKey>,
-    namespace: Option<Namespace>,
+    namespace: Arc<Option<Namespace>>,
     account: Option<ServiceAccount>,
 }
 
@@ -38,19 +40,34 @@ struct Found {
 /// # Errors
 /// When the outcome of a read is unknown. The token does not authenticate then.
 pub async fn verify_api_key(client: &Client, operator_namespace: &str, token: &str) -> Result<Result<Verified, Denied>, CallError> {
+    verify_reading(client, operator_namespace, token, async |name| namespace(client.clone(), name).await.map(Arc::new)).await
+}
+
+/// Verifies a token. `namespace` reads a namespace live, after it is called.
+///
+/// # Errors
+/// As [`verify_api_key`].
+pub async fn verify_reading<E: From<CallError>, F>(
+    client: &Client,
+    operator_namespace: &str,
+    token: &str,
+    namespace: impl FnOnce(String) -> F,
+) -> Result<Result<Verified, Denied>, E>
+where
+    F: Future<Output = Result<Arc<Option<Namespace>>, E>>,
+{
     let Some(token) = ApiToken::parse(token) else { return Ok(Err(Denied::Malformed)) };
     let id = &token.id;
     let records: Api<ApiKeyRecord> = Api::namespaced(client.clone(), operator_namespace);
     let keys: Api<ApiKey> = Api::namespaced(client.clone(), &id.namespace);
-    let namespaces: Api<Namespace> = Api::all(client.clone());
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), &id.namespace);
     let (record, key, namespace, account) = tokio::join!(
         call(records.get(&id.uid)),
         call(keys.get(&id.name)),
-        call(namespaces.get(&id.namespace)),
+        namespace(id.namespace.clone()),
         call(accounts.get(&id.service_account))
     );
-    let all = Found { record: found(record)?, key: found(key)?, namespace: found(namespace)?, account: found(account)? };
+    let all = Found { record: found(record)?, key: found(key)?, namespace: namespace?, account: found(account)? };
     Ok(decide(&token, &all, clock::now()))
 }
 
@@ -84,7 +101,7 @@ fn decide(token: &ApiToken, found: &Found, now: Timestamp) -> Result<Verified, D
     if past(key.spec.expires_at.as_ref(), now) || past(record.token.expires_at.as_ref(), now) {
         return Err(Denied::Expired);
     }
-    require_active(found.namespace.as_ref())?;
+    require_active(found.namespace.as_ref().as_ref())?;
     let account = found.account.as_ref().filter(|a| a.metadata.deletion_timestamp.is_none());
     if account.and_then(|a| a.metadata.uid.as_deref()) != Some(&record.token.service_account_uid) {
         return Err(Denied::ServiceAccountGone);

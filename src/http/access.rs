@@ -45,6 +45,14 @@ pub async fn require(shared: &Shared, caller: &Caller, verb: &'static str, targe
     Err(if seen { ApiError::forbidden(verb, target.resource) } else { ApiError::not_found(singular(target.resource)) })
 }
 
+/// As [`require`], but what the caller may not do is 404 whether or not it may see the object: one review decides.
+///
+/// # Errors
+/// 404, or 500 if the review failed.
+pub async fn require_hidden(shared: &Shared, caller: &Caller, verb: &'static str, target: Target<'_>) -> Result<(), ApiError> {
+    may(shared, caller, verb, target).await?.then_some(()).ok_or_else(|| ApiError::not_found(singular(target.resource)))
+}
+
 /// Whether the caller may do `verb`. A computer's key is not a user of the cluster; its permissions are defined here.
 ///
 /// # Errors

@@ -1,16 +1,23 @@
 //! Authentication (DESIGN.md 5): a computer's key, a token of an `ApiKey`, or a JWT that the cluster trusts. Nothing may be cached, so that a revocation
-//! takes effect with the next request. A token must never be logged, and an unknown outcome never authenticates.
+//! takes effect with the next request. Requests with the same token that arrive at the same time share a verification that begins after all of them have
+//! arrived (`together.rs`). A token must never be logged, and an unknown outcome never authenticates.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::http::{HeaderMap, header};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, PostParams};
+use sha2::{Digest as _, Sha256};
 
 use super::Shared;
 use super::error::ApiError;
+use super::together::Together;
+use crate::credentials::verify::namespace;
 use crate::credentials::verify_api_key::Verified;
-use crate::credentials::{self, ComputerId, Denied, KeyRights};
+use crate::credentials::{self, ComputerId, Denied, KeyRights, VerifiedKey};
+use crate::resources::Computer;
 use crate::runtime::client::{CallError, call};
 
 /// An authenticated caller.
@@ -67,31 +74,103 @@ impl Caller {
     }
 }
 
+/// An authenticated caller with what its authentication has read.
+pub struct Authenticated {
+    /// The caller.
+    pub caller: Caller,
+    /// The computer whose own key authenticates, as it was read live after the request had arrived. A handler needs no second read of it.
+    pub own: Option<Arc<Computer>>,
+}
+
+impl From<Caller> for Authenticated {
+    fn from(caller: Caller) -> Self {
+        Self { caller, own: None }
+    }
+}
+
+/// What the Kubernetes API says about a credential.
+#[derive(Clone)]
+pub enum Verdict {
+    /// A computer's key, and the computer.
+    Key(Result<(VerifiedKey, Option<Arc<Computer>>), Denied>),
+    /// A token of an `ApiKey`.
+    ApiKey(Result<Verified, Denied>),
+    /// A JWT.
+    Jwt(Option<User>),
+}
+
+/// Verifications by the digest of the token.
+pub type Questions = Together<[u8; 32], Result<Verdict, Arc<CallError>>>;
+
+/// Reads of namespaces by name.
+pub type Namespaces = Together<String, Result<Arc<Option<Namespace>>, Arc<CallError>>>;
+
 /// Authenticates the caller of a request.
 ///
 /// # Errors
 /// 401, or 500 if the credential could not be verified.
-pub async fn authenticate(shared: &Shared, headers: &HeaderMap) -> Result<Caller, ApiError> {
-    let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
-    let answer = if token.starts_with(credentials::key::PREFIX) {
-        let verified = credentials::verify(&shared.client, &shared.namespace, token).await;
-        verified.map(|a| counted(shared, "Key", a).map(|key| Caller::Computer(key.computer, key.rights)))
+pub async fn authenticate(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Authenticated, ApiError> {
+    let token = bearer(headers).filter(|token| kind(token).is_some()).ok_or_else(ApiError::unauthorized)?;
+    let (server, asked) = (Arc::clone(shared), token.to_owned());
+    let verdict = shared.credentials.ask(Sha256::digest(token).into(), || async move { verdict(&server, &asked).await }).await;
+    let verdict = verdict.map_err(|error| {
+        tracing::error!(%error, "cannot verify a credential");
+        ApiError::internal(
+            "your credential could not be verified because the Kubernetes API did not respond as expected. Retry the request",
+        )
+    })?;
+    caller(shared, verdict).ok_or_else(ApiError::unauthorized)
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Key,
+    ApiKey,
+    Jwt,
+}
+
+/// How a token is verified, by its form.
+fn kind(token: &str) -> Option<Kind> {
+    if token.starts_with(credentials::key::PREFIX) {
+        Some(Kind::Key)
     } else if token.starts_with(credentials::api_key::PREFIX) {
-        api_key(shared, token).await.map(|a| a.map(Caller::User))
-    } else if token.split('.').count() == 3 {
-        review(shared, token).await.map(|a| a.map(Caller::User))
+        Some(Kind::ApiKey)
     } else {
-        Ok(None)
+        (token.split('.').count() == 3).then_some(Kind::Jwt)
+    }
+}
+
+/// Verifies a token. It must send its requests only once it is polled.
+async fn verdict(shared: &Arc<Shared>, token: &str) -> Result<Verdict, Arc<CallError>> {
+    let read = async |name: String| {
+        let (client, of) = (shared.client.clone(), name.clone());
+        shared.namespaces.ask(name, || async move { Ok(Arc::new(namespace(client, of).await?)) }).await
     };
-    match answer {
-        Ok(Some(caller)) => Ok(caller),
-        Ok(None) => Err(ApiError::unauthorized()),
-        Err(error) => {
-            tracing::error!(%error, "cannot verify a credential");
-            Err(ApiError::internal(
-                "your credential could not be verified because the Kubernetes API did not respond as expected. Retry the request",
-            ))
+    let (client, records) = (&shared.client, shared.namespace.as_str());
+    match kind(token) {
+        Some(Kind::Key) => {
+            let verified = credentials::verify::verify_and_read(client, records, token, read).await?;
+            Ok(Verdict::Key(verified.map(|(key, computer)| (key, computer.map(Arc::new)))))
         }
+        Some(Kind::ApiKey) => Ok(Verdict::ApiKey(credentials::verify_api_key::verify_reading(client, records, token, read).await?)),
+        Some(Kind::Jwt) => Ok(Verdict::Jwt(review(shared, token).await?)),
+        None => Ok(Verdict::Jwt(None)),
+    }
+}
+
+/// The caller of one request with that credential, if it is valid.
+fn caller(shared: &Shared, verdict: Verdict) -> Option<Authenticated> {
+    match verdict {
+        Verdict::Key(verified) => {
+            let (key, own) = counted(shared, "Key", verified)?;
+            Some(Authenticated { caller: Caller::Computer(key.computer, key.rights), own })
+        }
+        Verdict::ApiKey(verified) => {
+            let verified = counted(shared, "ApiKey", verified)?;
+            shared.last_used.note(&shared.client, &verified);
+            Some(Caller::User(service_account(&verified)).into())
+        }
+        Verdict::Jwt(user) => user.map(Caller::User).map(Authenticated::from),
     }
 }
 
@@ -113,13 +192,6 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 const LONGEST: usize = 16 * 1024;
 
 /// A token of an `ApiKey` authenticates as its ServiceAccount, with the same attributes as in the cluster.
-async fn api_key(shared: &Shared, token: &str) -> Result<Option<User>, CallError> {
-    let verified = credentials::verify_api_key(&shared.client, &shared.namespace, token).await?;
-    let Some(verified) = counted(shared, "ApiKey", verified) else { return Ok(None) };
-    shared.last_used.note(&shared.client, &verified);
-    Ok(Some(service_account(&verified)))
-}
-
 fn service_account(verified: &Verified) -> User {
     let namespace = &verified.id.namespace;
     let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}"), "system:authenticated".to_owned()];

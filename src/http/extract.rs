@@ -11,7 +11,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer as _};
 use serde::{Deserialize as _, Deserializer};
 
 use super::Shared;
-use super::auth::{Caller, authenticate};
+use super::auth::{Authenticated, Caller, authenticate};
 use super::error::ApiError;
 use super::middleware::Who;
 use crate::credentials::ComputerId;
@@ -132,14 +132,23 @@ impl FromRequestParts<Arc<Shared>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, ApiError> {
-        let caller = authenticate(shared, &parts.headers).await?;
-        let share = shared.shares.take(&caller).ok_or_else(|| {
+        Ok(Authenticated::from_request_parts(parts, shared).await?.caller)
+    }
+}
+
+impl FromRequestParts<Arc<Shared>> for Authenticated {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, ApiError> {
+        let authenticated = authenticate(shared, &parts.headers).await?;
+        let caller = &authenticated.caller;
+        let share = shared.shares.take(caller).ok_or_else(|| {
             ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too many requests of your namespace or user are in flight: retry in a second")
         })?;
         if let Some(who) = parts.extensions.get::<Who>() {
-            who.note(&caller, share);
+            who.note(caller, share);
         }
-        Ok(caller)
+        Ok(authenticated)
     }
 }
 

@@ -1,9 +1,11 @@
 //! `computer-operator api`: serves the published v0 Computers API on top of the custom resources.
 //!
 //! Handlers only read, create, patch and delete custom resources, with UID preconditions, and only as RBAC permits the caller. Any replica can serve any
-//! request: no state is kept between requests, and nothing may be cached that could outlive a revocation.
+//! request: no state is kept between requests, and nothing may be cached that could outlive a revocation. Requests that arrive at the same time may share
+//! the answer to a question that is sent after all of them have arrived (`together.rs`).
 
 pub mod access;
+mod ahead;
 pub mod api_metrics;
 pub mod archives;
 pub mod auth;
@@ -19,10 +21,13 @@ pub mod middleware;
 pub mod openapi;
 mod page_limits;
 mod response_body;
+#[cfg(test)]
+mod round_trips_tests;
 mod runbooks;
 pub mod sessions;
 pub mod tenant_limits;
 mod tls;
+mod together;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +86,12 @@ pub struct Shared {
     pub session_writes: sessions::pace::Pace,
     /// Cancelled at shutdown: waiting requests return.
     pub stop: CancellationToken,
+    /// Verifications of credentials, by the digest of the token.
+    pub credentials: auth::Questions,
+    /// Reads of namespaces for verifications, by name.
+    pub namespaces: auth::Namespaces,
+    /// Reads of objects whose caller's permission is being reviewed.
+    pub ahead: ahead::Ahead,
     /// Records when an `ApiKey` was last used.
     pub last_used: last_used::LastUsed,
     /// Metrics of the HTTP API.
@@ -107,6 +118,9 @@ impl Shared {
             session_pages: page_limits::Pages::default(),
             session_writes: sessions::pace::Pace::default(),
             stop,
+            credentials: auth::Questions::default(),
+            namespaces: auth::Namespaces::default(),
+            ahead: ahead::Ahead::default(),
             last_used: last_used::LastUsed::default(),
             metrics: api_metrics::Metrics::default(),
         }
@@ -264,6 +278,11 @@ pub(crate) mod tests {
             Err::<Response<kube::client::Body>, _>(std::io::Error::other("down"))
         });
         Arc::new(Shared::new(Client::new(unavailable, "default"), &config(), CancellationToken::new()))
+    }
+
+    /// State with this client of the Kubernetes API.
+    pub(crate) fn shared_by(client: Client) -> Arc<Shared> {
+        Arc::new(Shared::new(client, &config(), CancellationToken::new()))
     }
 
     /// State whose Kubernetes API responds with this code and body.

@@ -48,11 +48,7 @@ enum Command {
 #[derive(Subcommand)]
 enum BenchCommand {
     /// GET and DELETE through the HTTP API.
-    Http {
-        /// Build to measure.
-        #[arg(long, value_enum, default_value = "release")]
-        build: bench::Build,
-    },
+    Http(bench::http::Options),
     /// Speed and cost of creating and deleting computers, beside a bare client that creates pods, or pods with claims.
     Lifecycle(bench::lifecycle::Options),
     /// Speed, CPU time and memory of archiving a home and reading it back, beside a pipe of standard tools, kopia and restic.
@@ -171,7 +167,7 @@ async fn dispatch(command: Command) -> Result<u8> {
 
 async fn bench(command: BenchCommand) -> Result<()> {
     match command {
-        BenchCommand::Http { build } => bench::http::run(workspace()?, build).await,
+        BenchCommand::Http(options) => bench::http::run(workspace()?, &options).await,
         BenchCommand::Lifecycle(options) => bench::lifecycle::run(workspace()?, &options).await,
         BenchCommand::Archive(options) => bench::archive::run(workspace()?, &options),
         BenchCommand::ArchiveOperatorSide { store } => bench::archive::operator_side::run(&store).await,

@@ -53,7 +53,7 @@ fn ask(world: World) -> Result<Verified, Denied> {
         value.map(|v| serde_json::from_value(v).unwrap())
     }
     let [record, key, namespace, account] = world;
-    let found = Found { record: parsed(record), key: parsed(key), namespace: parsed(namespace), account: parsed(account) };
+    let found = Found { record: parsed(record), key: parsed(key), namespace: Arc::new(parsed(namespace)), account: parsed(account) };
     decide(&token(), &found, "2026-06-01T00:00:00Z".parse().unwrap())
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 use utoipa::ToSchema;
 
 use crate::http::Shared;
-use crate::http::auth::Caller;
+use crate::http::auth::Authenticated;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Id;
 use crate::resources::Provider;
@@ -41,9 +41,8 @@ pub struct Refreshed {
         (status = 409, description = "The computer was changed at the same time by another client", body = ErrorBody),
     )
 )]
-pub async fn restart_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<Json<Restarted>, ApiError> {
-    super::permit(&shared, &caller, "patch", &id).await?;
-    let computer = super::living(&shared, &id).await?;
+pub async fn restart_computer(State(shared): State<Arc<Shared>>, by: Authenticated, Id(id): Id) -> Result<Json<Restarted>, ApiError> {
+    let computer = super::living_permitted(&shared, by, "patch", &id).await?;
     if computer.spec.provider == Provider::BYOM {
         return Err(ApiError::invalid("the computer has provider BYOM, so this cluster cannot restart its machine: restart it yourself"));
     }
@@ -66,9 +65,8 @@ pub async fn restart_computer(State(shared): State<Arc<Shared>>, caller: Caller,
         (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
     )
 )]
-pub async fn refresh_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<Json<Refreshed>, ApiError> {
-    super::permit(&shared, &caller, "patch", &id).await?;
-    super::living(&shared, &id).await?;
+pub async fn refresh_computer(State(shared): State<Arc<Shared>>, by: Authenticated, Id(id): Id) -> Result<Json<Refreshed>, ApiError> {
+    super::living_permitted(&shared, by, "patch", &id).await?;
     Ok(Json(Refreshed { configured: 0 }))
 }
 
@@ -84,8 +82,7 @@ pub async fn refresh_computer(State(shared): State<Arc<Shared>>, caller: Caller,
         (status = 501, description = "No agent is connected to this API", body = ErrorBody),
     )
 )]
-pub async fn retry_install_deps(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<Json<Restarted>, ApiError> {
-    super::permit(&shared, &caller, "patch", &id).await?;
-    super::living(&shared, &id).await?;
+pub async fn retry_install_deps(State(shared): State<Arc<Shared>>, by: Authenticated, Id(id): Id) -> Result<Json<Restarted>, ApiError> {
+    super::living_permitted(&shared, by, "patch", &id).await?;
     Err(ApiError::no_agent("install-deps"))
 }

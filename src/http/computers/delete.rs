@@ -8,6 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt as _;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::runtime::wait::{await_condition, conditions};
 use serde::{Deserialize, Serialize};
@@ -17,11 +18,11 @@ use utoipa::{IntoParams, ToSchema};
 use crate::archive::manifest::WHOLE_HOME;
 use crate::credentials::ComputerId;
 use crate::http::Shared;
-use crate::http::auth::Caller;
+use crate::http::auth::Authenticated;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::{Id, Params};
 use crate::resources::{ArchivePolicy, Computer, ComputerRecord, ComputerRecordSpec, CredentialState, Provider, RecordPhase, Snapshot};
-use crate::runtime::client::{ErrorClass, call, classify};
+use crate::runtime::client::{CallError, ErrorClass, call, classify};
 use crate::runtime::patch;
 
 /// Header of a 204 response: whether the deletion is complete.
@@ -105,7 +106,7 @@ pub struct Nothing {}
 )]
 pub async fn delete_computer(
     State(shared): State<Arc<Shared>>,
-    caller: Caller,
+    by: Authenticated,
     Id(id): Id,
     Params(params): Params<DeleteParameters>,
     headers: HeaderMap,
@@ -113,8 +114,9 @@ pub async fn delete_computer(
     if params.wait.is_some_and(|s| !(1..=300).contains(&s)) {
         return Err(ApiError::invalid("wait is invalid: it must be 1 to 300 seconds"));
     }
-    super::permit(&shared, &caller, "delete", &id).await.map_err(published)?;
-    let computer = super::find(&shared, &id).await.map_err(published)?.ok_or_else(|| ApiError::not_found("computer"))?;
+    let review = super::permit_hidden(&shared, &by.caller, "delete", &id).boxed();
+    let computer = super::read_reviewed(&shared, (&by.caller, by.own), &id, review).await.map_err(published)?;
+    let computer = computer.ok_or_else(|| ApiError::not_found("computer"))?;
     let deleting = super::wire::is_deleted(&computer);
     if !deleting {
         super::check_match(&headers, &computer)?;
@@ -132,12 +134,11 @@ pub async fn delete_computer(
     Ok((StatusCode::NO_CONTENT, [(STATE, HeaderValue::from_static(state))]).into_response())
 }
 
-/// An error that clients of the published operation know: 401, 404 or 500. What may be seen but not deleted is 404, and an answer of the Kubernetes API
+/// An error that clients of the published operation know: 401, 404 or 500. An answer of the Kubernetes API
 /// that no request of this operation should get is 500. The other codes of this operation belong to its extensions.
 fn published(error: ApiError) -> ApiError {
     match error.status() {
         StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND | StatusCode::INTERNAL_SERVER_ERROR => error,
-        StatusCode::FORBIDDEN => ApiError::not_found("computer"),
         _ => error.into_internal(),
     }
 }
@@ -189,23 +190,20 @@ pub(in crate::http) async fn record(shared: &Shared, id: &ComputerId) -> Result<
     }
 }
 
-/// Revokes the key in the record, so that it stays revoked whatever happens to the Computer. Without a record no key was ever issued.
+/// Revokes the key in the record, so that it stays revoked whatever happens to the Computer. Without a record no key was ever issued. The record is read
+/// only if the API server refuses the change; it writes nothing if the key is revoked already.
 async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
     let records: Api<ComputerRecord> = Api::namespaced(shared.client.clone(), &shared.namespace);
-    match record(shared, id).await? {
-        Some(record) if record.spec.state.credential != CredentialState::Revoked => {}
-        _ => return Ok(()),
-    }
     let patch = Patch::<()>::Json(json_patch::Patch(vec![
         patch::test(["spec", "namespace"], json!(id.namespace)),
         patch::test(["spec", "computer"], json!(id.name)),
         patch::add(["spec", "state", "credential"], json!(CredentialState::Revoked)),
     ]));
     let Err(error) = call(records.patch(&id.uid, &PatchParams::default(), &patch)).await else { return Ok(()) };
-    if classify(&error) != ErrorClass::NotFound {
+    if !matches!(error, CallError::Kube(kube::Error::Api(_))) {
         return Err(ApiError::from_call(&error, "computer", "revoking the key"));
     }
-    // This does not prove that the record is gone, because an admission webhook may reject with any code. A read does.
+    // No refusal proves that the record is gone or another computer's, because an admission webhook may reject with any code. A read does.
     match record(shared, id).await? {
         Some(record) if record.spec.state.credential != CredentialState::Revoked => {
             tracing::error!(%error, uid = id.uid, "revoking the key failed");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use futures::FutureExt as _;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -89,9 +90,20 @@ pub async fn get_computer_deletion(
     caller: Caller,
     Id(id): Id,
 ) -> Result<Json<DeletionReport>, ApiError> {
-    super::permit(&shared, &caller, "get", &id).await?;
-    let (record, computer) = tokio::join!(super::delete::record(&shared, &id), super::find(&shared, &id));
-    let (record, computer) = (record?, computer?);
+    let (server, of) = (Arc::clone(&shared), id.clone());
+    let read = async move {
+        let (record, computer) = tokio::join!(super::delete::record(&server, &of), super::find(&server, &of));
+        Ok::<_, ApiError>((record?, computer?))
+    }
+    .boxed();
+    let review = super::permit(&shared, &caller, "get", &id).boxed();
+    let (record, computer) = match &caller {
+        Caller::User(_) => shared.ahead.read(review, read).await?,
+        Caller::Computer(..) => {
+            review.await?;
+            read.await?
+        }
+    };
     if computer.is_none()
         && let Some(record) = &record
     {

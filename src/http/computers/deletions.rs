@@ -135,8 +135,8 @@ fn note_blocked(all: &mut [ListedDeletion], blocked: &HashMap<String, String>) {
 /// The deletions of a namespace that the caller may see. Those of an earlier namespace with the same name are visible only to callers who may list
 /// computers in all namespaces.
 async fn visible(shared: &Shared, caller: &Caller, namespace: &str) -> Result<Vec<ListedDeletion>, ApiError> {
-    let now = lived_in::live(shared, namespace).await?;
-    let everywhere = lived_in::everywhere(shared, caller, ("list", "computers")).await?;
+    let (now, everywhere) = tokio::join!(lived_in::live(shared, namespace), lived_in::everywhere(shared, caller, ("list", "computers")));
+    let (now, everywhere) = (now?, everywhere?);
     let pick = |record: ListedRecord| {
         let lived_in = LivedIn { uid: record.spec.namespace_uid.as_deref(), recorded: record.metadata.creation_timestamp.as_ref() };
         let seen = everywhere || now.as_ref().is_some_and(|now| lived_in.is(now));

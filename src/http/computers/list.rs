@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::wire::{self, WireComputer};
 use crate::http::Shared;
 use crate::http::access::{self, Target};
-use crate::http::auth::Caller;
+use crate::http::auth::{Authenticated, Caller};
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::Params;
 use crate::resources::Computer;
@@ -63,23 +63,23 @@ pub struct ComputerList {
 )]
 pub async fn list_computers(
     State(shared): State<Arc<Shared>>,
-    caller: Caller,
+    by: Authenticated,
     Params(params): Params<ListParams>,
 ) -> Result<Json<ComputerList>, ApiError> {
     if let Some(host) = &params.host_id {
         super::check_uuid("hostId", host)?;
     }
-    let namespace = caller.namespace(params.namespace.as_deref())?;
+    let namespace = by.caller.namespace(params.namespace.as_deref())?;
     let with_steps = params.include_provisioning_steps == Some(Flag::True);
     let wanted = |c: &Computer| !wire::is_deleted(c) && params.host_id.as_ref().is_none_or(|h| wire::has_host(c, h));
     let shown = |c: Computer| wanted(&c).then(|| Listed::of(&c, with_steps));
-    let mut found: Vec<Listed> = match &caller {
+    let mut found: Vec<Listed> = match &by.caller {
         Caller::Computer(id, rights) => {
             access::require_own(id, rights)?;
-            super::find(&shared, id).await?.and_then(shown).into_iter().collect()
+            super::known(&shared, by.own, id).await?.and_then(shown).into_iter().collect()
         }
         Caller::User(_) => {
-            access::require(&shared, &caller, "list", Target { resource: "computers", namespace: &namespace, name: None }).await?;
+            access::require(&shared, &by.caller, "list", Target { resource: "computers", namespace: &namespace, name: None }).await?;
             shared.pick_computers(&namespace, shown).await?
         }
     };

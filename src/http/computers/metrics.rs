@@ -15,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::credentials::ComputerId;
 use crate::http::Shared;
-use crate::http::auth::Caller;
+use crate::http::auth::Authenticated;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::{Id, Params};
 use crate::resources::{Provider, quantity};
@@ -63,7 +63,7 @@ pub struct Metric {
 )]
 pub async fn get_computer_metrics(
     State(shared): State<Arc<Shared>>,
-    caller: Caller,
+    by: Authenticated,
     Id(id): Id,
     Params(params): Params<MetricsParams>,
 ) -> Result<Json<Vec<Metric>>, ApiError> {
@@ -72,8 +72,7 @@ pub async fn get_computer_metrics(
         Some(Ok(start)) => Some(start),
         Some(Err(_)) => return Err(ApiError::invalid("start is invalid: it must be a time such as 2026-01-31T12:00:00Z")),
     };
-    super::permit(&shared, &caller, "get", &id).await?;
-    let computer = super::living(&shared, &id).await?;
+    let computer = super::living_permitted(&shared, by, "get", &id).await?;
     if computer.spec.provider == Provider::BYOM {
         return Err(ApiError::invalid("the computer has provider BYOM, so this cluster has no metrics of its machine"));
     }

@@ -1,6 +1,7 @@
 //! The computers of the published v0 API, with one file per family of operations.
 //!
-//! A handler must authorize the caller first, and then read the Computer live and compare its UID: another Computer with the same name is 404.
+//! A handler must read the Computer live, compare its UID (another Computer with the same name is 404), and use nothing of it before the review has permitted
+//! it. Both requests are sent at once (`ahead.rs`).
 
 pub mod actions;
 pub mod create;
@@ -17,6 +18,8 @@ pub mod wire;
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use json_patch::PatchOperation;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -26,7 +29,7 @@ use utoipa_axum::routes;
 use self::listed::ListedComputer;
 use super::Shared;
 use super::access::{self, Target};
-use super::auth::Caller;
+use super::auth::{Authenticated, Caller};
 use super::error::ApiError;
 use crate::credentials::ComputerId;
 use crate::resources::{Computer, MANAGER};
@@ -85,12 +88,85 @@ pub(super) async fn permit(shared: &Shared, caller: &Caller, verb: &'static str,
     access::require(shared, caller, verb, Target::computer(id)).await
 }
 
+/// As [`permit`], but what the caller may see and not do is 404 as well.
+///
+/// # Errors
+/// See [`access::require_hidden`].
+async fn permit_hidden(shared: &Shared, caller: &Caller, verb: &'static str, id: &ComputerId) -> Result<(), ApiError> {
+    if matches!(caller, Caller::Computer(own, _) if own != id) {
+        return Err(ApiError::not_found("computer"));
+    }
+    access::require_hidden(shared, caller, verb, Target::computer(id)).await
+}
+
+/// As [`permit`], and reads the computer live meanwhile, even if it is being deleted. What authentication has read for this request is not read again.
+///
+/// # Errors
+/// As [`permit`] and [`find`].
+pub(super) async fn permitted(
+    shared: &Shared,
+    by: Authenticated,
+    verb: &'static str,
+    id: &ComputerId,
+) -> Result<Option<Computer>, ApiError> {
+    let review = permit(shared, &by.caller, verb, id).boxed();
+    read_reviewed(shared, (&by.caller, by.own), id, review).await
+}
+
+/// As [`permitted`], unless the computer is deleted.
+///
+/// # Errors
+/// As [`permit`] and [`living`].
+pub(super) async fn living_permitted(
+    shared: &Shared,
+    by: Authenticated,
+    verb: &'static str,
+    id: &ComputerId,
+) -> Result<Computer, ApiError> {
+    permitted(shared, by, verb, id).await?.filter(|c| !wire::is_deleted(c)).ok_or_else(|| ApiError::not_found("computer"))
+}
+
+/// Reads a computer live, even if it is being deleted, while the review decides whether the caller may see it. The permissions of a computer's key need
+/// no request, and its computer has been read.
+///
+/// # Errors
+/// As the review; only if it permits, 500 if the Kubernetes API does not respond as expected.
+pub(super) async fn read_reviewed(
+    shared: &Shared,
+    (caller, own): (&Caller, Option<Arc<Computer>>),
+    id: &ComputerId,
+    review: BoxFuture<'_, Result<(), ApiError>>,
+) -> Result<Option<Computer>, ApiError> {
+    match caller {
+        Caller::User(_) => shared.ahead.read(review, read(shared.computers(&id.namespace), id.clone()).boxed()).await,
+        Caller::Computer(..) => {
+            review.await?;
+            known(shared, own, id).await
+        }
+    }
+}
+
+/// The computer with this id as authentication has read it for this request; otherwise it is read live.
+///
+/// # Errors
+/// As [`find`].
+async fn known(shared: &Shared, own: Option<Arc<Computer>>, id: &ComputerId) -> Result<Option<Computer>, ApiError> {
+    match own.filter(|own| own.metadata.uid.as_deref() == Some(&id.uid)) {
+        Some(own) => Ok(Some(Arc::unwrap_or_clone(own))),
+        None => find(shared, id).await,
+    }
+}
+
 /// Reads the computer with this id live, even if it is being deleted.
 ///
 /// # Errors
 /// 500 if the Kubernetes API does not respond as expected.
 pub(super) async fn find(shared: &Shared, id: &ComputerId) -> Result<Option<Computer>, ApiError> {
-    match call(shared.computers(&id.namespace).get(&id.name)).await {
+    read(shared.computers(&id.namespace), id.clone()).await
+}
+
+async fn read(computers: Api<Computer>, id: ComputerId) -> Result<Option<Computer>, ApiError> {
+    match call(computers.get(&id.name)).await {
         Ok(computer) => Ok(Some(computer).filter(|c| c.metadata.uid.as_deref() == Some(&id.uid))),
         Err(error) if classify(&error) == ErrorClass::NotFound => Ok(None),
         Err(error) => Err(ApiError::from_call(&error, "computer", "reading the computer")),

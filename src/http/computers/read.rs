@@ -11,7 +11,7 @@ use utoipa::IntoParams;
 use super::wire::{self, WireComputer};
 use crate::http::Shared;
 use crate::http::access::{self, Target};
-use crate::http::auth::Caller;
+use crate::http::auth::{Authenticated, Caller};
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::extract::{Id, Params};
 use crate::resources::Computer;
@@ -35,9 +35,8 @@ pub struct NamespaceParam {
         (status = 404, description = "The computer does not exist, or the caller may not see it", body = ErrorBody),
     )
 )]
-pub async fn get_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(id): Id) -> Result<impl IntoResponse, ApiError> {
-    super::permit(&shared, &caller, "get", &id).await?;
-    let computer = super::living(&shared, &id).await?;
+pub async fn get_computer(State(shared): State<Arc<Shared>>, by: Authenticated, Id(id): Id) -> Result<impl IntoResponse, ApiError> {
+    let computer = super::living_permitted(&shared, by, "get", &id).await?;
     Ok((super::tagged(&computer), Json(wire::wire(&computer, true))))
 }
 
@@ -53,18 +52,18 @@ pub async fn get_computer(State(shared): State<Arc<Shared>>, caller: Caller, Id(
 )]
 pub async fn get_computer_by_name(
     State(shared): State<Arc<Shared>>,
-    caller: Caller,
+    by: Authenticated,
     name: Result<Path<String>, axum::extract::rejection::PathRejection>,
     Params(params): Params<NamespaceParam>,
 ) -> Result<impl IntoResponse, ApiError> {
     let Ok(Path(name)) = name else { return Err(ApiError::not_found("computer")) };
-    let namespace = caller.namespace(params.namespace.as_deref())?;
-    let computer = match &caller {
+    let namespace = by.caller.namespace(params.namespace.as_deref())?;
+    let computer = match &by.caller {
         Caller::Computer(id, rights) => {
             access::require_own(id, rights)?;
-            super::find(&shared, id).await?.filter(|c| wire::name(c) == name)
+            super::known(&shared, by.own, id).await?.filter(|c| wire::name(c) == name)
         }
-        Caller::User(_) => by_name(&shared, &caller, &namespace, &name).await?,
+        Caller::User(_) => by_name(&shared, &by.caller, &namespace, &name).await?,
     };
     let computer = computer.filter(|c| !wire::is_deleted(c)).ok_or_else(|| ApiError::not_found("computer"))?;
     Ok((super::tagged(&computer), Json(wire::wire(&computer, true))))

@@ -62,9 +62,13 @@ pub async fn update_computer(
     headers: HeaderMap,
     Body(asked): Body<UpdateComputer>,
 ) -> Result<impl IntoResponse, ApiError> {
-    super::permit(&shared, &caller, "patch", &id).await?;
+    // Not what authentication has read: the body may have taken seconds to arrive, and should not keep a large computer in memory.
+    let mut first = Some(super::living_permitted(&shared, caller.into(), "patch", &id).await?);
     for _ in 0..super::TRIES {
-        let computer = super::living(&shared, &id).await?;
+        let computer = match first.take() {
+            Some(computer) => computer,
+            None => super::living(&shared, &id).await?,
+        };
         super::check_match(&headers, &computer)?;
         let operations = operations(&shared, &computer, &asked).await?;
         let now = if operations.is_empty() { Some(computer) } else { super::change(&shared, &computer, true, operations).await? };

@@ -11,6 +11,7 @@ pub mod wire;
 use std::sync::Arc;
 
 use axum::http::StatusCode;
+use futures::FutureExt as _;
 use json_patch::PatchOperation;
 use kube::api::{Api, Patch, PatchParams};
 use utoipa_axum::router::OpenApiRouter;
@@ -57,8 +58,15 @@ fn own(caller: &Caller, session: &Session) -> bool {
 async fn permitted(shared: &Shared, caller: &Caller, verb: &'static str, word: &str) -> Result<Session, ApiError> {
     let id = ComputerId::decode(word).ok_or_else(|| ApiError::not_found("session"))?;
     let target = Target { resource: "sessions", namespace: &id.namespace, name: Some(&id.name) };
-    access::require(shared, caller, verb, target).await?;
-    let session = read(shared, &id).await?;
+    let review = access::require(shared, caller, verb, target).boxed();
+    let session = match caller {
+        // Its permission needs no request.
+        Caller::Computer(..) => {
+            review.await?;
+            read(shared.sessions(&id.namespace), id.name.clone()).await?
+        }
+        Caller::User(_) => shared.ahead.read(review, read(shared.sessions(&id.namespace), id.name.clone()).boxed()).await?,
+    };
     let shown = session.metadata.uid.as_deref() == Some(&id.uid) && !wire::is_deleted(&session) && own(caller, &session);
     if shown { Ok(session) } else { Err(ApiError::not_found("session")) }
 }
@@ -91,15 +99,17 @@ async fn change(shared: &Shared, session: &Session, mut operations: Vec<PatchOpe
         Err(error) => error,
     };
     // A failed precondition and an invalid value are both 422; another read distinguishes them.
-    if classify(&error) == ErrorClass::Invalid && read(shared, &id).await?.metadata.uid != session.metadata.uid {
+    if classify(&error) == ErrorClass::Invalid
+        && read(shared.sessions(&id.namespace), id.name.clone()).await?.metadata.uid != session.metadata.uid
+    {
         return Err(ApiError::not_found("session"));
     }
     Err(ApiError::from_call(&error, "session", "changing the session"))
 }
 
 /// Reads the session that has this name now, whatever its UID.
-async fn read(shared: &Shared, id: &ComputerId) -> Result<Session, ApiError> {
-    call(shared.sessions(&id.namespace).get(&id.name)).await.map_err(|e| ApiError::from_call(&e, "session", "reading the session"))
+async fn read(sessions: Api<Session>, name: String) -> Result<Session, ApiError> {
+    call(sessions.get(&name)).await.map_err(|e| ApiError::from_call(&e, "session", "reading the session"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::PostParams;
@@ -74,15 +75,22 @@ pub async fn create_session(
         computers::check_length("cwd", cwd, 1024)?;
     }
     names(asked.title.as_deref(), asked.path.as_deref())?;
-    match &caller {
-        // A key needs the right to its sessions only.
-        Caller::Computer(own, _) if *own != id => return Err(ApiError::not_found("computer")),
-        Caller::Computer(..) => {}
-        Caller::User(_) => computers::permit(&shared, &caller, "get", &id).await?,
+    let review = async {
+        let creates = access::require(&shared, &caller, "create", Target { resource: "sessions", namespace: &id.namespace, name: None });
+        match &caller {
+            // A key needs the right to its sessions only.
+            Caller::Computer(own, _) if *own != id => return Err(ApiError::not_found("computer")),
+            Caller::Computer(..) => creates.await?,
+            Caller::User(_) => {
+                let (sees, creates) = tokio::join!(computers::permit(&shared, &caller, "get", &id), creates);
+                sees.and(creates)?;
+            }
+        }
+        super::count_write(&shared, &caller, &id.namespace)
     }
-    access::require(&shared, &caller, "create", Target { resource: "sessions", namespace: &id.namespace, name: None }).await?;
-    super::count_write(&shared, &caller, &id.namespace)?;
-    let computer = computers::living(&shared, &id).await?;
+    .boxed();
+    let computer = computers::read_reviewed(&shared, (&caller, None), &id, review).await?;
+    let computer = computer.filter(|c| !computers::wire::is_deleted(c)).ok_or_else(|| ApiError::not_found("computer"))?;
     if computer.spec.suspended && computer.spec.provider == Provider::Managed {
         computers::permit(&shared, &caller, "patch", &id).await?;
         let resume = patch::add(["spec", "suspended"], json!(false));

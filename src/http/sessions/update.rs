@@ -133,7 +133,7 @@ async fn report(shared: &Shared, caller: &Caller, mut session: Session, asked: &
             Ok(changed) => return Ok(changed),
             Err(error) if matches!(classify(&error), ErrorClass::Invalid | ErrorClass::Conflict) => {
                 let before = session.metadata.resource_version.clone();
-                session = super::read(shared, &id).await?;
+                session = super::read(shared.sessions(&id.namespace), id.name.clone()).await?;
                 if session.metadata.uid.as_deref() != Some(&id.uid) || wire::is_deleted(&session) {
                     return Err(ApiError::not_found("session"));
                 }

@@ -73,10 +73,19 @@ pub struct Setup {
     pub http_api: bool,
 }
 
+/// A server of the HTTP API.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// Where it serves.
+    pub url: String,
+    /// Where its metrics are.
+    pub metrics: String,
+}
+
 /// The running system.
 pub struct Stage {
-    /// Address of the HTTP API.
-    pub api: String,
+    /// The HTTP API, if it is measured.
+    pub api: Option<Served>,
     /// Address of the API server.
     pub server: String,
     /// Its authority, PEM.
@@ -130,7 +139,7 @@ impl Stage {
         let config = admin(&cluster).await?;
         let authority = std::fs::read(folder.path().join("cluster/pki/ca.crt"))?;
         let mut stage = Self {
-            api: format!("http://{}", free_address()?),
+            api: None,
             server: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
             authority,
             metrics: format!("http://{}", free_address()?),
@@ -189,7 +198,7 @@ impl Stage {
     }
 
     async fn start(&mut self, program: &Path, http_api: bool) -> Result<()> {
-        let (ingest, ready, store) = (free_address()?, free_address()?, self.folder.path().join("store"));
+        let (ingest, store) = (free_address()?, self.folder.path().join("store"));
         let metrics = self.metrics.trim_start_matches("http://");
         let operator = [
             "run".to_owned(),
@@ -199,21 +208,34 @@ impl Stage {
             format!("--ingest-bind={ingest}"),
             format!("--metrics-bind={metrics}"),
         ];
-        let api = ["api".to_owned(), format!("--bind={}", self.api.trim_start_matches("http://")), format!("--metrics-bind={ready}")];
-        let programs = [("computer-operator", operator.as_slice()), ("computer-operator-api", &api)];
-        for (account, arguments) in programs.into_iter().take(if http_api { 2 } else { 1 }) {
-            let kubeconfig = self.kubeconfig(account)?;
-            let log = File::create(self.folder.path().join(format!("{account}.log")))?;
-            let mut command = process::tied(program, None)?;
-            command.args(arguments).env("KUBECONFIG", kubeconfig).env("RUST_LOG", "info");
-            self.processes.push(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?);
-        }
+        self.spawn(program, "computer-operator", &operator)?;
         let http = reqwest::Client::new();
-        let mut wanted = vec![format!("{}/readyz", self.metrics)];
-        wanted.extend(http_api.then(|| format!("http://{ready}/readyz")));
-        for url in wanted {
-            until(&format!("{url} answers"), async || Ok(http.get(&url).send().await?.status().is_success())).await?;
+        let ready = format!("{}/readyz", self.metrics);
+        until(&format!("{ready} answers"), async || Ok(http.get(&ready).send().await?.status().is_success())).await?;
+        if http_api {
+            self.api = Some(self.beside(program).await?);
         }
+        Ok(())
+    }
+
+    /// Starts a server of the HTTP API of this program, beside the others.
+    pub async fn beside(&mut self, program: &Path) -> Result<Served> {
+        let (address, metrics) = (free_address()?, free_address()?);
+        let api = ["api".to_owned(), format!("--bind={address}"), format!("--metrics-bind={metrics}")];
+        self.spawn(program, "computer-operator-api", &api)?;
+        let served = Served { url: format!("http://{address}"), metrics: format!("http://{metrics}") };
+        let (http, ready) = (reqwest::Client::new(), format!("{}/readyz", served.metrics));
+        until(&format!("{ready} answers"), async || Ok(http.get(&ready).send().await?.status().is_success())).await?;
+        Ok(served)
+    }
+
+    /// Starts a program with the rights of this ServiceAccount.
+    fn spawn(&mut self, program: &Path, account: &str, arguments: &[String]) -> Result<()> {
+        let kubeconfig = self.kubeconfig(account)?;
+        let log = File::options().create(true).append(true).open(self.folder.path().join(format!("{account}.log")))?;
+        let mut command = process::tied(program, None)?;
+        command.args(arguments).env("KUBECONFIG", kubeconfig).env("RUST_LOG", "info");
+        self.processes.push(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?);
         Ok(())
     }
 

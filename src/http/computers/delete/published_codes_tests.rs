@@ -11,8 +11,8 @@ use super::*;
 
 const UID: &str = "0b4f9f3e-5d1c-4a53-8a0e-3a9c0f8f6f11";
 
-/// The requests to the Kubernetes API of one DELETE. `get` is the review of the right to see the computer.
-const CALLS: [&str; 7] = ["token", "delete right", "get right", "read", "delete", "read record", "revoke"];
+/// The requests to the Kubernetes API of one DELETE. The record is read if its change is refused.
+const CALLS: [&str; 6] = ["token", "delete right", "read", "delete", "read record", "revoke"];
 
 /// Responses to one of these requests: the code, and the reason of a Status.
 const ODD: [(u16, &str); 14] = [
@@ -32,14 +32,11 @@ const ODD: [(u16, &str); 14] = [
     (503, "ServiceUnavailable"),
 ];
 
-fn call(request: &Request<kube::client::Body>, reviews: &std::sync::atomic::AtomicUsize) -> &'static str {
+fn call(request: &Request<kube::client::Body>) -> &'static str {
     let path = request.uri().path();
     match (request.method(), path.contains("computerrecords")) {
         (&Method::POST, _) if path.contains("tokenreviews") => "token",
-        (&Method::POST, _) => match reviews.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-            0 => "delete right",
-            _ => "get right",
-        },
+        (&Method::POST, _) => "delete right",
         (&Method::DELETE, _) => "delete",
         (&Method::PATCH, _) => "revoke",
         (_, true) => "read record",
@@ -52,7 +49,7 @@ fn usual(call: &str) -> (u16, serde_json::Value) {
         "token" => {
             (201, json!({"spec": {}, "status": {"authenticated": true, "audiences": ["computer-operator"], "user": {"username": "anna"}}}))
         }
-        "delete right" | "get right" => (201, json!({"spec": {}, "status": {"allowed": true}})),
+        "delete right" => (201, json!({"spec": {}, "status": {"allowed": true}})),
         "delete" => (200, json!({"kind": "Status", "status": "Success"})),
         "read" => (200, json!({"metadata": {"namespace": "t", "name": "c", "uid": UID, "resourceVersion": "1"}, "spec": {}})),
         _ => {
@@ -65,7 +62,7 @@ fn usual(call: &str) -> (u16, serde_json::Value) {
 fn odd(call: &str, (code, reason): (u16, &str)) -> (u16, serde_json::Value) {
     if reason == "denied" {
         return match call {
-            "token" | "delete right" | "get right" => (201, json!({"spec": {}, "status": {"allowed": false, "authenticated": false}})),
+            "token" | "delete right" => (201, json!({"spec": {}, "status": {"allowed": false, "authenticated": false}})),
             _ => (200, json!({"unexpected": true})),
         };
     }
@@ -75,10 +72,8 @@ fn odd(call: &str, (code, reason): (u16, &str)) -> (u16, serde_json::Value) {
 
 /// The status code and body of a plain DELETE when these requests get these responses.
 async fn answer(faults: Vec<(&'static str, (u16, &'static str))>, query: &str) -> (u16, String) {
-    let reviews = std::sync::atomic::AtomicUsize::new(0);
-    let reviews = Arc::new(reviews);
     let shared = crate::http::tests::shared_with(move |request| {
-        let call = call(request, &reviews);
+        let call = call(request);
         let fault = faults.iter().find(|(of, _)| *of == call);
         fault.map_or_else(|| usual(call), |(_, response)| odd(call, *response))
     });
@@ -110,20 +105,18 @@ async fn a_plain_delete_answers_only_with_published_codes() {
 /// Otherwise the code shows a caller who may not delete it that the computer exists, and the published operation has no 403.
 #[tokio::test]
 async fn a_computer_that_may_be_seen_but_not_deleted_is_404_with_the_same_body() {
-    let refused = vec![("delete right", (200, "denied"))];
-    let unseen = answer(vec![refused[0], ("get right", (200, "denied"))], "").await;
-    assert_eq!(unseen.0, 404);
+    let missing = answer(vec![("read", (404, "NotFound"))], "").await;
+    assert_eq!(missing.0, 404);
     for query in ["", "?dryRun=All", "?wait=5"] {
-        assert_eq!(answer(refused.clone(), query).await, unseen, "{query}");
+        assert_eq!(answer(vec![("delete right", (200, "denied"))], query).await, missing, "{query}");
     }
-    assert_eq!(answer(vec![("read", (404, "NotFound"))], "").await, unseen, "a missing computer");
 }
 
 /// The code of an extension: protection, by the field or by a policy of the cluster.
 #[tokio::test]
 async fn a_policy_that_forbids_the_deletion_is_409() {
     let shared = crate::http::tests::shared_with(|request| {
-        let call = call(request, &std::sync::atomic::AtomicUsize::new(0));
+        let call = call(request);
         let message = "computers \"c\" is forbidden: ValidatingAdmissionPolicy 'co-deletion-protection' denied request: protected";
         match call {
             "delete" => (403, json!({"kind": "Status", "status": "Failure", "message": message, "reason": "Forbidden", "code": 403})),

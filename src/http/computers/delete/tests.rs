@@ -140,3 +140,30 @@ async fn a_rejected_revocation_is_never_204() {
         assert_eq!(response.status().as_u16(), 500, "{code} {reason}");
     }
 }
+
+/// The change is sent without reading the record first. A refusal is no failure if the record says that there is no key to revoke.
+#[tokio::test]
+async fn a_refused_revocation_is_204_only_if_the_record_shows_that_no_key_is_left() {
+    let record = |computer: &str, credential: &str| {
+        let state = json!({"phase": "Deleting", "credential": credential, "keyHash": "h"});
+        (200, json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": computer, "state": state}}))
+    };
+    let missing = (404, json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}));
+    for (code, reason, found, expected) in [
+        (404, "NotFound", missing.clone(), 204),
+        (422, "Invalid", record("other", "Live"), 204),
+        (403, "Forbidden", record("c", "Revoked"), 204),
+        (422, "Invalid", record("c", "Live"), 500),
+        (403, "Forbidden", (500, json!({"kind": "Status", "status": "Failure", "reason": "InternalError", "code": 500})), 500),
+    ] {
+        let shared = crate::http::tests::shared_with(move |request| match (request.method(), request.uri().path()) {
+            (&Method::PATCH, _) => refusing(&Request::delete("/").body(kube::client::Body::empty()).unwrap(), code, reason),
+            (&Method::GET, path) if path.contains("computerrecords") => found.clone(),
+            (&Method::DELETE, _) => (200, json!({"kind": "Status", "status": "Success"})),
+            _ => refusing(request, code, reason),
+        });
+        let request = Request::delete(format!("/api/v0/computers/{}", id().encode())).header("authorization", "Bearer a.b.c");
+        let response = crate::http::router(shared).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status().as_u16(), expected, "{code} {reason}");
+    }
+}

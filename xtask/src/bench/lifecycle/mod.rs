@@ -8,7 +8,7 @@ mod document;
 mod figures;
 mod goals;
 mod measure;
-mod requests;
+pub(super) mod requests;
 mod usage;
 mod watch;
 

@@ -5,6 +5,7 @@
 mod archives;
 mod deletion;
 mod disruption;
+mod erasure;
 mod harness;
 mod machine_keys;
 mod operators;
@@ -34,8 +35,15 @@ const LIMIT: Duration = Duration::from_secs(420);
 async fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let names = Names::asked();
-    let shared =
-        names.chosen([deletion::all(), archives::all(), tenants::all(), rights::all(), machine_keys::all(), root_classes::shared()]);
+    let shared = names.chosen([
+        deletion::all(),
+        archives::all(),
+        erasure::all(),
+        tenants::all(),
+        rights::all(),
+        machine_keys::all(),
+        root_classes::shared(),
+    ]);
     let serial = names.chosen([disruption::all(), root_classes::serial(), requests::all(), pace::all()]);
     if let Some(obstacle) = xtask::node::obstacle() {
         let why = format!("no real node can run here: {obstacle}");

@@ -7,7 +7,7 @@
 //! 2. `runtime` (the process: client, caches, queue, lease, HTTP server)
 //! 3. `archive` (packing, the store, ingest, verification), `credentials` (keys)
 //! 4. `session` (marks Sessions as archived)
-//! 5. `apikey`, `computer` (the reconcilers)
+//! 5. `apikey`, `computer`, `erasure` (the reconcilers)
 //! 6. `class` (its controller), `http` (the API), `install` (the chart's hooks and RBAC)
 //! 7. `operator` (builds the process of `computer-operator run` and connects its parts)
 pub mod apikey;
@@ -15,6 +15,7 @@ pub mod archive;
 pub mod class;
 pub mod computer;
 pub mod credentials;
+pub mod erasure;
 pub mod guards;
 pub mod http;
 pub mod install;

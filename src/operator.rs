@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::apikey;
+use crate::archive::holds::Holds;
 use crate::archive::{Archives, Store, collector, ingest, store_check, store_volume};
 use crate::class;
 use crate::computer::apply::Applier;
@@ -19,6 +20,7 @@ use crate::computer::memory::Memory;
 use crate::computer::metrics::Metrics;
 use crate::computer::reconcile::Reconciler;
 use crate::computer::sweep;
+use crate::erasure::{self, live_holds::LiveHolds};
 use crate::resources::MANAGER;
 use crate::runtime::config::Config;
 use crate::runtime::settings::Settings;
@@ -58,7 +60,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let (concurrency, collect_leftovers) = (config.concurrency, config.archive_collect_leftovers);
     let sources = Sources::default();
-    let leader = Leader { client: client.clone(), settings, archives, metrics, concurrency, collect_leftovers, sources };
+    let erase_archives = true;
+    let leader = Leader { client: client.clone(), settings, archives, metrics, concurrency, collect_leftovers, erase_archives, sources };
     let work = Box::pin(async {
         if config.leader_election {
             let metrics = Arc::clone(&leader.metrics);
@@ -172,6 +175,8 @@ pub struct Leader {
     pub concurrency: usize,
     /// Whether it removes leftovers of aborted archives from the store.
     pub collect_leftovers: bool,
+    /// Whether it executes `ArchiveErasures`.
+    pub erase_archives: bool,
     /// Wall-clock time and randomness.
     pub sources: Sources,
 }
@@ -189,6 +194,7 @@ impl Leader {
         let mut tasks = JoinSet::new();
         let mut spawn = caches::Spawn { queue: &queue, tasks: &mut tasks, sources: &self.sources, stop: &stop };
         let (classes, keys) = (class::Controller::default(), apikey::Controller::start(&self.client, &self.settings.namespace, &mut spawn));
+        let erasures = self.erase_archives.then(|| erasure::Controller::start(&self.client, &mut spawn));
         let others = caches::Listeners { classes: vec![classes.listener()], namespaces: vec![keys.in_namespace()] };
         let caches = caches::start(&self.client, &self.settings.namespace, &mut spawn, others);
         let filled = async { caches.ready().await.context("a watch ended") };
@@ -205,6 +211,10 @@ impl Leader {
             tasks.spawn(self.collect(&caches, &stop));
         }
         let (client, settings, sources) = (self.client.clone(), self.settings.clone(), self.sources.clone());
+        if let Some(erasures) = erasures {
+            let store = Arc::clone(self.archives.store());
+            tasks.spawn(erasures.run(client.clone(), settings.namespace.clone(), store, sources.clone(), stop.clone()));
+        }
         tasks.spawn(classes.run(client.clone(), settings.clone(), sources.clone(), caches.classes.clone(), stop.clone()));
         tasks.spawn(apikey::run(keys, client, settings.namespace, caches.namespaces.clone(), sources, stop.clone()));
         let (metrics, concurrency) = (Arc::clone(&self.metrics), self.concurrency);
@@ -230,7 +240,8 @@ impl Leader {
     fn collect(&self, caches: &caches::Caches, stop: &CancellationToken) -> impl Future<Output = ()> + use<> {
         let (records, sources) = (caches.records.clone(), self.sources.clone());
         let ended = move || records.state().iter().filter_map(|record| ended_deletions::ended(record)).collect();
-        collector::run(Arc::clone(self.archives.store()), ended, move || sources.now().as_second(), stop.clone())
+        let store = (Arc::clone(self.archives.store()), Arc::new(LiveHolds::new(&self.client)) as Arc<dyn Holds>);
+        collector::run(store, ended, move || sources.now().as_second(), stop.clone())
     }
 
     fn reconciler(self, caches: caches::Caches, stop: CancellationToken) -> Reconciler {

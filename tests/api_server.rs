@@ -81,6 +81,7 @@ async fn the_kinds_on_a_real_api_server() {
     computers_are_validated(&server);
     classes_are_validated(&server);
     overrides_are_validated(&server);
+    holds_and_erasures_are_validated(&server);
     sessions_and_keys_are_validated(&server);
     a_revoked_credential_stays_revoked(&server);
     printer_columns_are_as_documented(&server);
@@ -284,6 +285,29 @@ fn overrides_are_validated(server: &Server) {
     }
 }
 
+fn holds_and_erasures_are_validated(server: &Server) {
+    let reason = "because of case 7";
+    let hold = |mut what: Value| {
+        (what["matter"], what["reason"]) = (json!("case 7"), json!(reason));
+        what
+    };
+    server.create("ArchiveHold", "one", &hold(json!({"computerUID": UID}))).expect("a hold of a computer");
+    server.create("ArchiveHold", "all", &hold(json!({"namespaceUID": UID}))).expect("a hold of a namespace");
+    let changed = "an ArchiveHold cannot be changed: create another one";
+    rejected("a changed hold", server.change("archivehold", "one", &json!({"matter": "another"})), changed);
+    for what in [json!({}), json!({"computerUID": UID, "namespaceUID": UID})] {
+        let spec = hold(what);
+        rejected(&spec.to_string(), server.create("ArchiveHold", "refused", &spec), "name either a computerUID or a namespaceUID");
+    }
+    let short = json!({"computerUID": "u", "matter": "m", "reason": reason});
+    rejected("a short UID", server.create("ArchiveHold", "refused", &short), "should be at least 36 chars long");
+    let erasure = |reason: &str| json!({"computer": {"namespace": "n", "name": "box", "uid": UID}, "requestedBy": "ann", "reason": reason});
+    server.create("ArchiveErasure", "one", &erasure(reason)).expect("an erasure");
+    let changed = "an ArchiveErasure cannot be changed: create another one";
+    rejected("a changed erasure", server.change("archiveerasure", "one", &json!({"requestedBy": "bob"})), changed);
+    rejected("no reason", server.create("ArchiveErasure", "refused", &erasure("because")), "should be at least 10 chars long");
+}
+
 fn sessions_and_keys_are_validated(server: &Server) {
     server
         .create("Session", "s", &json!({"computerName": "box", "computerUID": UID, "path": ".codex/sessions/a.jsonl"}))
@@ -329,6 +353,8 @@ fn printer_columns_are_as_documented(server: &Server) {
     assert!(named.len() == 1 && named[0].starts_with("computers "), "{named:?}");
     assert_eq!(header(&["get", "computerclasses"]), "NAME ACCEPTED ARCHIVE DESCRIPTION AGE");
     assert_eq!(header(&["get", "deletionoverrides"]), "NAME NAMESPACE COMPUTER SKIP ACCEPTED REASON AGE");
+    assert_eq!(header(&["get", "archiveholds"]), "NAME COMPUTER UID NAMESPACE UID MATTER REASON AGE");
+    assert_eq!(header(&["get", "archiveerasures"]), "NAME NAMESPACE COMPUTER COMPLETE STATE OBJECTS BYTES REQUESTED BY AGE");
     assert_eq!(header(&["get", "sessions"]), "NAME COMPUTER TITLE STATUS AGE");
     assert_eq!(header(&["get", "apikeys"]), "NAME SERVICEACCOUNT READY EXPIRES AGE");
 }

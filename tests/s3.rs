@@ -4,6 +4,8 @@
 
 #[path = "s3/bench.rs"]
 mod bench;
+#[path = "s3/erasing.rs"]
+mod erasing;
 #[path = "s3/failing.rs"]
 mod failing;
 #[path = "s3/fair.rs"]

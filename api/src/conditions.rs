@@ -4,22 +4,24 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::reasons::Reason;
 
-/// Condition types of a `Computer`, a `ComputerClass` and an `ApiKey`.
+/// Condition types of a `Computer`, a `ComputerClass`, an `ApiKey` and an `ArchiveErasure`.
 pub mod types {
     /// The computer is as declared: the machine can be used and its key is live, or it is suspended because `spec.suspended` says so (reason
     /// `Suspended`). The token of an `ApiKey` can be used.
     pub const READY: &str = "Ready";
     /// A deletion is in progress; reason and message name the step, and what it waits for.
     pub const DELETING: &str = "Deleting";
-    /// A step waits for something that does not happen by itself.
+    /// A step of a deletion, or an erasure, waits for something that does not happen by itself.
     pub const BLOCKED: &str = "Blocked";
     /// The class or the spec differs from what was provisioned; shown, never applied silently.
     pub const DRIFTED: &str = "Drifted";
-    /// Nothing happens until a user changes something. It is present only while it is `True`, with the reason and the message of `Ready` or
-    /// `Accepted`: kstatus treats it as a failure, and so do `helm --wait`, Flux and Argo CD.
+    /// Nothing happens until a user changes something. It is present only while it is `True`, with the reason and the message of `Ready`,
+    /// `Accepted` or `Complete`: kstatus treats it as a failure, and so do `helm --wait`, Flux and Argo CD.
     pub const STALLED: &str = "Stalled";
     /// The class can be used.
     pub const ACCEPTED: &str = "Accepted";
+    /// The archives that an `ArchiveErasure` names are erased.
+    pub const COMPLETE: &str = "Complete";
 }
 
 /// Sets one condition. `lastTransitionTime` is kept while the status is the same.

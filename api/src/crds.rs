@@ -3,7 +3,7 @@
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
 
-use super::{ApiKey, ApiKeyRecord, Computer, ComputerClass, ComputerRecord, DeletionOverride, Session};
+use super::{ApiKey, ApiKeyRecord, ArchiveErasure, ArchiveHold, Computer, ComputerClass, ComputerRecord, DeletionOverride, Session};
 
 /// Every CRD, in the order in which they are installed.
 pub fn all() -> Vec<CustomResourceDefinition> {
@@ -15,6 +15,8 @@ pub fn all() -> Vec<CustomResourceDefinition> {
         ApiKeyRecord::crd(),
         ApiKey::crd(),
         DeletionOverride::crd(),
+        ArchiveHold::crd(),
+        ArchiveErasure::crd(),
     ];
     all.map(explained).into()
 }

@@ -3,6 +3,8 @@
 
 mod api_key;
 mod api_key_record;
+mod archive_erasure;
+mod archive_hold;
 mod cause;
 mod class;
 mod computer;
@@ -27,6 +29,8 @@ pub mod steps;
 
 pub use api_key::{ApiKey, ApiKeySpec, ApiKeyStatus};
 pub use api_key_record::{ApiKeyRecord, ApiKeyRecordSpec, SecretRecord, TokenRecord};
+pub use archive_erasure::{ArchiveErasure, ArchiveErasureSpec, ArchiveErasureStatus};
+pub use archive_hold::{ArchiveHold, ArchiveHoldSpec};
 pub use cause::Cause;
 pub use class::{
     ArchivePolicy, ArchiveSettings, ClassLimits, ComputerClass, ComputerClassSpec, ComputerClassStatus, OnNamespaceDeletion, StepDeadlines,

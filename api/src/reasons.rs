@@ -58,6 +58,8 @@ impl Reason {
                 | Self::SecretMissing
                 | Self::ServiceAccountDeleted
                 | Self::ServiceAccountReplaced
+                | Self::ErasureMismatch
+                | Self::NoReceipt
         )
     }
 
@@ -323,6 +325,35 @@ reasons! {
     /// The ServiceAccount of the `ApiKey` was deleted and created again, so its token was revoked.
     /// To do: see the message.
     ServiceAccountReplaced,
+
+    /// The archives that the ArchiveErasure names are erased. The receipt stays, and the tombstone says who requested it.
+    /// To do: nothing.
+    Erased,
+    /// The archive store has no data of the computer that the ArchiveErasure names, for example because it was erased before.
+    /// To do: nothing.
+    NothingToErase,
+    /// The archives that the ArchiveErasure names are being erased.
+    /// To do: wait.
+    Erasing,
+    /// An ArchiveHold names the archive, so the archive is not destroyed.
+    /// To do: see the message, which names the hold. Delete it when its matter is closed: the erasure then continues.
+    ArchiveHeld,
+    /// The ArchiveHolds cannot be read, so the archive counts as held and is not destroyed.
+    /// To do: see the message. Check that the API server answers, that the CustomResourceDefinition
+    /// `archiveholds.computer-operator.dev` is installed, and that the operator may list it. The operator retries.
+    HoldsUnknown,
+    /// The computer that the ArchiveErasure names exists, or its deletion is not complete.
+    /// To do: delete the computer, and wait until its deletion is complete. The erasure then continues.
+    NotReleased,
+    /// The deletion of the computer that the ArchiveErasure names has no receipt in the archive store, so nothing proves that it is complete.
+    /// To do: check the UID and the archive store. If an override skipped the receipt, remove the objects by hand.
+    NoReceipt,
+    /// The UID in the ArchiveErasure belongs to a computer of another name or namespace.
+    /// To do: create another ArchiveErasure with the name, namespace and UID of the same computer.
+    ErasureMismatch,
+    /// The archive store has objects of the computer that this version of the operator cannot read or does not know, so it does not erase them.
+    /// To do: see the message, which names the object. Upgrade the operator, or repair or remove that object by hand.
+    ArchiveUnreadable,
 }
 
 #[cfg(test)]

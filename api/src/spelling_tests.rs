@@ -121,9 +121,9 @@ fn states_keep_their_spelling() {
 
 #[test]
 fn conditions_keep_their_spelling() {
-    use super::conditions::types::{ACCEPTED, BLOCKED, DELETING, DRIFTED, READY, STALLED};
-    let all = [READY, DELETING, BLOCKED, DRIFTED, STALLED, ACCEPTED];
-    assert_eq!(all, ["Ready", "Deleting", "Blocked", "Drifted", "Stalled", "Accepted"]);
+    use super::conditions::types::{ACCEPTED, BLOCKED, COMPLETE, DELETING, DRIFTED, READY, STALLED};
+    let all = [READY, DELETING, BLOCKED, DRIFTED, STALLED, ACCEPTED, COMPLETE];
+    assert_eq!(all, ["Ready", "Deleting", "Blocked", "Drifted", "Stalled", "Accepted", "Complete"]);
 }
 
 #[test]
@@ -136,7 +136,8 @@ fn reasons_keep_their_spelling() {
         ArchiveFailed ArchiveOverdue UnreadableFiles ArchiveTooLarge ArchiveDamaged StoreUnavailable ArchivePodHeld VolumeNotDeleted ComputerHeld \
         WriteUndone Conflict Forbidden NamespaceTerminating Refused NotFound ApiServerUnavailable InForce NotDeleting NameMismatch \
         Accepted NotRestricted NoSessionPaths InvalidSessionPath InvalidPodTemplate ArchiveNotPossible CheckFailed CheckRefused Issued Issuing \
-        Expired Revoked SecretMissing ServiceAccountNotFound ServiceAccountDeleted ServiceAccountReplaced";
+        Expired Revoked SecretMissing ServiceAccountNotFound ServiceAccountDeleted ServiceAccountReplaced Erased NothingToErase Erasing \
+        ArchiveHeld HoldsUnknown NotReleased NoReceipt ErasureMismatch ArchiveUnreadable";
     assert_eq!(all, expected.split_whitespace().collect::<Vec<_>>());
 }
 
@@ -145,7 +146,7 @@ fn reasons_keep_their_spelling() {
 fn the_reasons_that_need_a_change_are_known() {
     let all: Vec<&str> = Reason::ALL.iter().filter(|reason| reason.needs_a_change()).map(|reason| reason.as_str()).collect();
     let expected = "ClassNotAccepted StorageTooLarge KeyLost HomeVolumeLost NoSessionPaths InvalidSessionPath InvalidPodTemplate \
-        ArchiveNotPossible Expired Revoked SecretMissing ServiceAccountDeleted ServiceAccountReplaced";
+        ArchiveNotPossible Expired Revoked SecretMissing ServiceAccountDeleted ServiceAccountReplaced NoReceipt ErasureMismatch";
     assert_eq!(all, expected.split_whitespace().collect::<Vec<_>>());
 }
 

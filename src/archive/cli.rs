@@ -9,7 +9,7 @@ use super::delivery;
 use super::leftovers::{Work, clean};
 use super::store::{Store, StoreError};
 use super::verify::{Verification, verify};
-use super::{Archive, receipt_key};
+use super::{Archive, receipt_key, tombstone};
 
 /// What `archives --help` says.
 pub const ABOUT: &str = "List, show, verify, export and restore archives, and print receipts.
@@ -64,6 +64,7 @@ enum Command {
     /// Print the receipt of a deletion. It exists with or without an archive.
     ///
     /// It is one JSON object, which is not valid when its end is missing.
+    /// If the archive was erased, a tombstone follows as a second one: when, why and by whose decision.
     Receipt {
         /// UID of the computer.
         uid: String,
@@ -135,6 +136,9 @@ async fn execute(args: Args) -> anyhow::Result<ExitCode> {
 pub(super) async fn open(store: &Store, uid: &str) -> anyhow::Result<(Archive, Vec<u8>)> {
     let bytes = match store.get(&store.newest_manifest(uid).await?).await {
         Err(StoreError::NotFound(_)) => {
+            if let Some(why) = tombstone::explained(store, uid).await? {
+                anyhow::bail!("{why}. `archives receipt {uid}` prints the receipt and the tombstone");
+            }
             anyhow::bail!(
                 "there is no archive of {uid}. List all archives with `archives ls`. If the computer was deleted without one, `archives receipt {uid}` says why"
             )
@@ -162,7 +166,10 @@ async fn ls(store: &Store, out: &mut impl Write) -> anyhow::Result<ExitCode> {
                 let (at, bytes, lost) = (when(archive.created_at()), archive.stored_bytes(), archive.lost());
                 writeln!(out, "{uid:<36}  {computer:<40}  {at:<20}  {:>8}  {bytes:>12}  {lost:>8}", archive.sessions())?;
             }
-            None => writeln!(out, "{uid:<36}  (incomplete: no readable manifest)")?,
+            None => match tombstone::explained(store, &uid).await? {
+                Some(why) => writeln!(out, "{uid:<36}  ({})", plain(&why))?,
+                None => writeln!(out, "{uid:<36}  (incomplete: no readable manifest)")?,
+            },
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -197,10 +204,13 @@ async fn show(store: &Store, uid: &str, json: bool, out: &mut impl Write) -> any
     receipt(store, uid, out).await.map(|_| ExitCode::SUCCESS)
 }
 
-async fn receipt(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+pub(super) async fn receipt(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match store.get(&receipt_key(uid)).await {
         Ok(receipt) => {
             writeln!(out, "{}", String::from_utf8_lossy(&receipt))?;
+            for tombstone in tombstone::all(store, uid).await? {
+                writeln!(out, "{}", serde_json::to_string_pretty(&tombstone)?)?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Err(StoreError::NotFound(_)) => {
@@ -245,7 +255,8 @@ async fn check(store: &Store, uid: &str, out: &mut impl Write) -> anyhow::Result
             Ok(ExitCode::SUCCESS)
         }
         Verification::Missing => {
-            writeln!(out, "there is no archive of {uid}")?;
+            let why = tombstone::explained(store, uid).await?;
+            writeln!(out, "{}", why.map_or_else(|| format!("there is no archive of {uid}"), |why| plain(&why)))?;
             Ok(ExitCode::FAILURE)
         }
         Verification::Invalid(why) => {

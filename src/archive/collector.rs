@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::holds::Holds;
 use super::leftovers::{self, Found, Work};
 use super::store::{Store, StoreError};
 
@@ -42,14 +43,19 @@ fn due(ended: Vec<Ended>, seen: &mut Seen, now: i64) -> Vec<String> {
     ended.into_iter().filter(|e| e.at <= now - AGE && fresh(&e.uid)).map(|e| e.uid).collect()
 }
 
-/// Checks the deletions of `ended` until `stop`. `now`: the time, in Unix seconds.
-pub async fn run(store: Arc<Store>, ended: impl Fn() -> Vec<Ended> + Send, now: impl Fn() -> i64 + Send, stop: CancellationToken) {
+/// Checks the deletions of `ended` until `stop`. `now`: the time, in Unix seconds. What the `holds` name stays.
+pub async fn run(
+    (store, holds): (Arc<Store>, Arc<dyn Holds>),
+    ended: impl Fn() -> Vec<Ended> + Send,
+    now: impl Fn() -> i64 + Send,
+    stop: CancellationToken,
+) {
     let mut seen = Seen::new();
     loop {
         tokio::select! { biased; () = stop.cancelled() => return, () = tokio::time::sleep(INTERVAL) => {} }
         for uid in due(ended(), &mut seen, now()) {
             // The cleanup may be interrupted at any point: each removal is one request, and the next leader continues.
-            let clean = leftovers::clean(&store, &uid, Work::Collect, now());
+            let clean = leftovers::clean_unless_held(&store, &uid, Work::Collect, now(), Some(&*holds));
             let result = tokio::select! { biased; () = stop.cancelled() => return, result = clean => result };
             seen.insert(uid.clone(), result.is_err().then(|| Instant::now() + AGAIN));
             if !report(&uid, result) {

@@ -5,6 +5,9 @@
 //! longer than a day. Every manifest of the UID counts, also those of other deletions of it; what cannot be read completely removes nothing.
 //! An object that was stored within the last day keeps everything: another deletion of the UID may be sending. If one sends nothing and only
 //! uses what it finds, its manifest is refused while a chunk is missing, and its read-back comes before anything is destroyed (S1).
+//!
+//! `removal.rs` removes archives with the same [`Sweep`], once it has removed their manifests. Where an erasure has begun, what is left of it may be held:
+//! only who can ask the holds removes it.
 
 use std::collections::HashMap;
 
@@ -13,9 +16,12 @@ use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use super::holds::{Holds, Permit, Stop, Subject};
 use super::index::{Lines, Pieces};
 use super::manifest::{Chunk, MAX_BYTES, is_digest};
+use super::store::leftovers::{Listed, Purpose};
 use super::store::{Store, StoreError};
+use super::tombstone::{self, Tombstone};
 use super::{Archive, copies, manifest_key, old_format, receipt_key};
 
 /// Time since the receipt, and since each object was stored, before anything is removed. A request of an archive pod that was sent before the
@@ -24,10 +30,10 @@ pub(super) const AGE: i64 = 24 * 3600;
 /// Objects that are compared with the manifests at once: the names of a chunk take some 100 bytes.
 const AT_ONCE: usize = if cfg!(test) { 10 } else { 20_000 };
 /// Manifests of one UID. Each deletion of it writes one.
-const MANIFESTS: usize = 4;
+pub(super) const MANIFESTS: usize = 4;
 /// Objects that are deleted before the manifests are listed again.
 const AT_A_TIME: usize = if cfg!(test) { 3 } else { 64 };
-/// Objects that are deleted in parallel.
+/// Objects that are deleted in parallel, after one question to the holds.
 const DELETIONS: usize = 8;
 
 /// An object that a manifest can name.
@@ -57,7 +63,7 @@ impl Object {
     }
 
     /// The object with this key, if the key is the one that is built from its digest. `None`: a manifest, or something that this version does not know.
-    fn of(uid: &str, key: &str) -> Option<Self> {
+    pub(super) fn of(uid: &str, key: &str) -> Option<Self> {
         let name = key.rsplit('/').next()?;
         let mut digest = [0; 32];
         hex::decode_to_slice(name.get(..64).filter(|digest| is_digest(digest))?, &mut digest).ok()?;
@@ -96,50 +102,66 @@ fn refused(why: impl std::fmt::Display) -> StoreError {
     StoreError::Config(format!("nothing is removed: {why}"))
 }
 
-/// Looks for what no manifest of a UID names. `now`: the time, in Unix seconds.
+/// Looks for what no manifest of a UID names, without access to the cluster. `now`: the time, in Unix seconds.
 ///
 /// # Errors
-/// When the deletion is not over, a manifest or its index is damaged, or the store does not answer or does not delete.
+/// When the deletion is not over, a manifest or its index is damaged, an erasure has left something, or the store does not answer or does not delete.
 pub async fn clean(store: &Store, uid: &str, work: Work, now: i64) -> Result<Found, StoreError> {
-    if uid.is_empty() || uid.len() > 64 || !uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+    clean_unless_held(store, uid, work, now, None).await
+}
+
+/// As [`clean`], and asks the holds before each removal.
+///
+/// # Errors
+/// As [`clean`], or when the archive is held.
+pub async fn clean_unless_held(store: &Store, uid: &str, work: Work, now: i64, holds: Option<&dyn Holds>) -> Result<Found, StoreError> {
+    if !is_uid(uid) {
         return Err(refused(format_args!("{uid:?} is not the UID of a computer")));
     }
-    let archived = ended(store, uid, now).await?;
+    let (archived, namespace_uid) = ended(store, uid, now).await?;
     if work == Work::Collect && archived.is_none() {
         // The archive was given up, or there was nothing to archive. What was stored before may be all that is left of the sessions: an admin decides.
         return Ok(Found::default());
+    }
+    let erased = tombstone::all(store, uid).await?;
+    if work != Work::List && holds.is_none() && !erased.is_empty() {
+        return Err(refused("an erasure of this UID has begun, and ArchiveHolds cannot be read here: the operator removes what is left"));
     }
     let (mut found, keys) = survey(store, uid, now).await?;
     if work == Work::Collect {
         small(store, &keys).await?;
     }
-    let manifests = manifests(store, uid, &keys, archived).await?;
+    let manifests = manifests(store, uid, &keys, archived.filter(|digest| !is_erased(&erased, digest))).await?;
     found.manifests = manifests.len() as u64;
-    let sifter = Sifter { store, uid, remove: work != Work::List, keys, manifests };
-    let (mut listed, mut batch) = (store.list_archive(uid), Batch::new());
-    while let Some(object) = listed.next().await {
-        let (key, stored) = object?;
-        if let Some(object) = Object::of(uid, &key) {
-            if stored > now - AGE {
-                return Err(young(&key));
-            }
-            batch.entry(object.digest).or_insert_with(Vec::new).push(object);
-        }
-        if batch.len() >= AT_ONCE {
-            sifter.sift(std::mem::take(&mut batch), &mut found).await?;
-        }
+    let subject = Subject { computer_uid: uid.to_owned(), namespace_uid };
+    let permit = holds.map(|holds| Permit { holds, subject: &subject });
+    let remove = (work != Work::List).then_some(Purpose::Leftovers);
+    let sweep = Sweep { store, uid, remove, permit, until: now - AGE, keys, manifests };
+    sweep.run(&mut found).await?;
+    if let Some(permit) = permit {
+        permit.ask().await?;
     }
-    sifter.sift(batch, &mut found).await?;
     let (of, (manifest, receipt)) = (uid.to_owned(), (format!("archives/{uid}/manifest"), receipt_key(uid)));
-    let known = move |key: &str| Object::of(&of, key).is_some() || key.starts_with(&manifest) || key == receipt;
+    let tombstones = tombstone::folder(uid);
+    let begins = move |key: &str| [&manifest, &tombstones].into_iter().any(|known| key.starts_with(known));
+    let known = move |key: &str| Object::of(&of, key).is_some() || begins(key) || key == receipt;
     let unfinished = store.partial_files(uid, known, now - AGE, work != Work::List).await?;
     found.unnamed += unfinished;
     found.removed += if work == Work::List { 0 } else { unfinished };
     Ok(found)
 }
 
-/// The SHA-256 of the manifest that the receipt names. `None`: the deletion ended without an archive.
-async fn ended(store: &Store, uid: &str, now: i64) -> Result<Option<String>, StoreError> {
+/// Whether this can be the UID of a computer: it becomes a part of keys.
+pub(super) fn is_uid(uid: &str) -> bool {
+    !uid.is_empty() && uid.len() <= 64 && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+fn is_erased(erased: &[Tombstone], digest: &str) -> bool {
+    erased.iter().flat_map(|tombstone| &tombstone.manifests).any(|manifest| manifest.digest == digest)
+}
+
+/// The SHA-256 of the manifest that the receipt names (`None`: the deletion ended without an archive), and the UID of the computer's namespace.
+async fn ended(store: &Store, uid: &str, now: i64) -> Result<(Option<String>, Option<String>), StoreError> {
     let receipt = match store.get(&receipt_key(uid)).await {
         Err(StoreError::NotFound(_)) => return Err(refused("the store has no receipt of this UID, so its deletion may not be over")),
         read => read?,
@@ -152,11 +174,13 @@ async fn ended(store: &Store, uid: &str, now: i64) -> Result<Option<String>, Sto
     if written.as_second() > now - AGE {
         return Err(refused("the deletion ended less than a day ago, and requests of its archive pod may be on their way"));
     }
+    let namespace = receipt["computer"]["namespaceUid"].as_str().map(str::to_owned);
     match &receipt["archive"] {
-        Value::Null => Ok(None),
+        Value::Null => Ok((None, namespace)),
         archive => {
             let digest = archive["manifestDigest"].as_str().filter(|digest| is_digest(digest));
-            digest.map(|digest| Some(digest.to_owned())).ok_or_else(|| refused("the receipt does not name the manifest of its archive"))
+            let digest = digest.ok_or_else(|| refused("the receipt does not name the manifest of its archive"))?;
+            Ok((Some(digest.to_owned()), namespace))
         }
     }
 }
@@ -170,7 +194,7 @@ async fn survey(store: &Store, uid: &str, now: i64) -> Result<(Found, Vec<String
     let (mut found, mut manifests, mut listed) = (Found::default(), Vec::new(), store.list_archive(uid));
     let prefix = format!("archives/{uid}/manifest");
     while let Some(object) = listed.next().await {
-        let (key, stored) = object?;
+        let Listed { key, stored, .. } = object?;
         if stored > now - AGE {
             return Err(young(&key));
         }
@@ -188,7 +212,7 @@ async fn survey(store: &Store, uid: &str, now: i64) -> Result<(Found, Vec<String
 }
 
 /// Refuses manifests that are too large to be read while the operator does other work.
-async fn small(store: &Store, keys: &[String]) -> Result<(), StoreError> {
+pub(super) async fn small(store: &Store, keys: &[String]) -> Result<(), StoreError> {
     for key in keys {
         if store.size(key).await? > MAX_BYTES as u64 {
             return Err(refused(format_args!("{key} is large: use `archives leftovers --remove`")));
@@ -197,12 +221,18 @@ async fn small(store: &Store, keys: &[String]) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The manifests of a UID, completely. Some stores list an object late, so the first one is asked for by its key.
-async fn manifests(store: &Store, uid: &str, keys: &[String], archived: Option<String>) -> Result<Vec<Archive>, StoreError> {
+/// Some stores list an object late, so the first manifest is asked for by its key.
+pub(super) async fn first_is_listed(store: &Store, uid: &str, keys: &[String]) -> Result<(), StoreError> {
     let first = manifest_key(uid);
     if !keys.contains(&first) && !matches!(store.size(&first).await, Err(StoreError::NotFound(_))) {
         return Err(refused(format_args!("{first} exists, or may exist, and is not listed")));
     }
+    Ok(())
+}
+
+/// The manifests of a UID, completely.
+pub(super) async fn manifests(store: &Store, uid: &str, keys: &[String], archived: Option<String>) -> Result<Vec<Archive>, StoreError> {
+    first_is_listed(store, uid, keys).await?;
     let (mut all, mut digests) = (Vec::new(), Vec::new());
     for key in keys {
         let bytes = store.get(key).await?;
@@ -222,14 +252,22 @@ async fn manifests(store: &Store, uid: &str, keys: &[String], archived: Option<S
     }
 }
 
-/// Compares objects with the manifests.
-struct Sifter<'a> {
-    store: &'a Store,
-    uid: &'a str,
-    remove: bool,
+/// Compares everything under a UID with its manifests.
+pub(super) struct Sweep<'a> {
+    /// Where.
+    pub store: &'a Store,
+    /// Whose.
+    pub uid: &'a str,
+    /// Why objects that no manifest names are removed. `None`: they are counted.
+    pub remove: Option<Purpose>,
+    /// What is asked before each group of removals.
+    pub permit: Option<Permit<'a>>,
+    /// An object that was stored later keeps everything, Unix seconds.
+    pub until: i64,
     /// The keys of the manifests.
-    keys: Vec<String>,
-    manifests: Vec<Archive>,
+    pub keys: Vec<String>,
+    /// The manifests.
+    pub manifests: Vec<Archive>,
 }
 
 type Batch = HashMap<[u8; 32], Vec<Object>>;
@@ -238,29 +276,49 @@ fn count(batch: &Batch) -> u64 {
     batch.values().map(|objects| objects.len() as u64).sum()
 }
 
-impl Sifter<'_> {
+impl Sweep<'_> {
+    /// Does it.
+    pub async fn run(&self, found: &mut Found) -> Result<(), Stop> {
+        let (mut listed, mut batch) = (self.store.list_archive(self.uid), Batch::new());
+        while let Some(object) = listed.next().await {
+            let Listed { key, stored, .. } = object?;
+            if let Some(object) = Object::of(self.uid, &key) {
+                if stored > self.until {
+                    return Err(young(&key).into());
+                }
+                batch.entry(object.digest).or_insert_with(Vec::new).push(object);
+            }
+            if batch.len() >= AT_ONCE {
+                self.sift(std::mem::take(&mut batch), found).await?;
+            }
+        }
+        self.sift(batch, found).await
+    }
+
     /// Takes out of a batch what the manifests name, and removes the rest.
-    async fn sift(&self, mut batch: Batch, found: &mut Found) -> Result<(), StoreError> {
+    async fn sift(&self, mut batch: Batch, found: &mut Found) -> Result<(), Stop> {
         let all = count(&batch);
         for archive in &self.manifests {
             take_named(self.store, self.uid, archive, &mut batch).await?;
         }
         found.named += all - count(&batch);
         found.unnamed += count(&batch);
-        if !self.remove || batch.is_empty() {
-            return Ok(());
-        }
+        let Some(purpose) = self.remove.filter(|_| !batch.is_empty()) else { return Ok(()) };
         let objects: Vec<Object> = batch.into_values().flatten().collect();
         for part in objects.chunks(AT_A_TIME) {
             // Reading the indexes, and deleting the part before, may have taken long.
             if self.store.list_manifests(self.uid).await? != self.keys {
-                return Err(refused("another manifest was stored meanwhile"));
+                return Err(refused("another manifest was stored meanwhile").into());
             }
-            let deletions = part.iter().copied().map(|object| async move { self.store.delete_leftover(self.uid, &object).await });
-            let mut deleted = futures::stream::iter(deletions).buffer_unordered(DELETIONS);
-            while let Some(result) = deleted.next().await {
-                result?;
-                found.removed += 1;
+            for group in part.chunks(DELETIONS) {
+                if let Some(permit) = &self.permit {
+                    permit.ask().await?;
+                }
+                let deletions = group.iter().map(|object| self.store.delete_object(self.uid, object, purpose));
+                // All of them, also when one fails: each one that has begun is counted.
+                let done = futures::future::join_all(deletions).await;
+                found.removed += done.iter().filter(|deleted| deleted.is_ok()).count() as u64;
+                done.into_iter().collect::<Result<(), StoreError>>()?;
             }
         }
         Ok(())

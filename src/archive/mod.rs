@@ -1,7 +1,7 @@
 //! The archive of a computer: one compressed tar in content-addressed chunks, an index of its sessions, and a manifest that is written last
 //! (docs/archive-format.md).
 //!
-//! An archive is create-only (S7) and must never be unpacked in the controller. Keys in the store come from the operator's configuration
+//! An archive is create-only (S7) and must never be unpacked in the controller. Only `removal` destroys archives, after an authorized decision. Keys in the store come from the operator's configuration
 //! and the UID, never from a custom resource.
 
 pub mod chunks;
@@ -12,6 +12,7 @@ mod delivery;
 mod fixed_size_reader;
 mod folder_names;
 mod frames;
+pub mod holds;
 mod holes;
 pub mod home_size;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub mod problems;
 pub mod reading;
 mod receipt_writer;
 pub mod remote;
+pub mod removal;
 pub mod restore;
 mod resumable_read;
 pub mod sender;
@@ -54,6 +56,7 @@ mod test_relay;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod test_store;
+pub mod tombstone;
 pub mod transport;
 pub mod turns;
 pub mod unreadable;

@@ -16,6 +16,7 @@ use super::blocked_deletions::BlockedDeletions;
 use super::fleet::Fleet;
 use super::provisioning_times::ProvisioningTimes;
 use super::report::{Next, Plan};
+use crate::archive::removal::figures;
 use crate::archive::store::Space;
 use crate::archive::store::leftovers::LEFTOVERS;
 use crate::archive::store_failure::STORE_ERRORS;
@@ -160,6 +161,7 @@ impl Metrics {
         );
         registry.register("archive_store_errors", "Failed requests to the archive store by reason", STORE_ERRORS.clone());
         registry.register("archive_leftovers_removed", "Leftover objects that were removed from the archive store", LEFTOVERS.clone());
+        figures::register(registry);
         registry.register("reconcile_panics", "Reconciles that panicked: each one is a bug", PANICS.clone());
         registry.register(
             "api_requests",

@@ -12,12 +12,22 @@ type Rule = (&'static str, &'static [&'static str], &'static [&'static str]);
 const CLUSTER: &[Rule] = &[
     ("computer-operator.dev", &["computerclasses"], &["list", "watch"]),
     ("computer-operator.dev", &["deletionoverrides"], &["get", "list", "watch"]),
+    ("computer-operator.dev", &["archiveerasures"], &["get", "list", "watch"]),
+    // Read live before an archive is destroyed; the watch shows when to ask again.
+    ("computer-operator.dev", &["archiveholds"], &["list", "watch"]),
     // `release` is a custom verb: the admission policy requires it for removing the deletion finalizer.
     ("computer-operator.dev", &["computers"], &["get", "list", "watch", "patch", "delete", "release"]),
     ("computer-operator.dev", &["apikeys"], &["get", "list", "watch", "patch"]),
     (
         "computer-operator.dev",
-        &["computers/status", "computerclasses/status", "deletionoverrides/status", "sessions/status", "apikeys/status"],
+        &[
+            "computers/status",
+            "computerclasses/status",
+            "deletionoverrides/status",
+            "sessions/status",
+            "apikeys/status",
+            "archiveerasures/status",
+        ],
         &["patch"],
     ),
     ("computer-operator.dev", &["sessions"], &["list"]),
@@ -88,6 +98,12 @@ const USE_CLASSES: &[Rule] = &[("computer-operator.dev", &["computerclasses"], &
 /// To override stuck deletions (S11). It is not aggregated to any role.
 const OVERRIDE: &[Rule] = &[("computer-operator.dev", &["deletionoverrides"], &["get", "list", "watch", "create", "delete"])];
 
+/// To hold archives: nothing that a hold names is destroyed. It is not aggregated to any role.
+const HOLD: &[Rule] = &[("computer-operator.dev", &["archiveholds"], &["get", "list", "watch", "create", "delete"])];
+
+/// To erase archives of deleted computers (S7). It is not aggregated to any role.
+const ERASE: &[Rule] = &[("computer-operator.dev", &["archiveerasures"], &["get", "list", "watch", "create", "delete"])];
+
 /// To read receipts; bind it in the operator's namespace.
 const RECEIPTS: &[Rule] = &[("computer-operator.dev", &["computerrecords"], &["get", "list", "watch"])];
 
@@ -103,6 +119,7 @@ pub fn roles() -> Value {
         "people": {
             "view": rules(TENANT_VIEW), "edit": rules(TENANT_EDIT), "admin": rules(TENANT_ADMIN),
             "classes": rules(CLASSES), "use-classes": rules(USE_CLASSES), "override": rules(OVERRIDE), "receipts": rules(RECEIPTS),
+            "hold": rules(HOLD), "erase": rules(ERASE),
         },
     })
 }
@@ -155,7 +172,7 @@ mod tests {
 
     #[test]
     fn no_rule_has_a_wildcard_or_reads_secrets() {
-        let people = [TENANT_VIEW, TENANT_EDIT, TENANT_ADMIN, CLASSES, USE_CLASSES, OVERRIDE, RECEIPTS].concat();
+        let people = [TENANT_VIEW, TENANT_EDIT, TENANT_ADMIN, CLASSES, USE_CLASSES, OVERRIDE, RECEIPTS, HOLD, ERASE].concat();
         for (group, resources, verbs) in [CLUSTER, OWN, API_CLUSTER, API_OWN, CRDS_HOOK, TEST, &people].concat() {
             assert!(group != "*" && !resources.contains(&"*") && !verbs.contains(&"*"));
             if resources.contains(&"secrets") {
@@ -175,6 +192,10 @@ mod tests {
             ("", "persistentvolumes", "delete"),
             ("", "persistentvolumes", "create"),
             ("computer-operator.dev", "deletionoverrides", "create"),
+            ("computer-operator.dev", "archiveerasures", "create"),
+            ("computer-operator.dev", "archiveholds", "create"),
+            ("computer-operator.dev", "archiveholds", "delete"),
+            ("computer-operator.dev", "archiveholds", "patch"),
             ("computer-operator.dev", "computers", "create"),
             ("computer-operator.dev", "computerrecords", "get"),
             ("computer-operator.dev", "apikeyrecords", "get"),
@@ -201,6 +222,9 @@ mod tests {
             (ours, "computerclasses/status", "patch"),
             (ours, "deletionoverrides", "get list watch"),
             (ours, "deletionoverrides/status", "patch"),
+            (ours, "archiveerasures", "get list watch"),
+            (ours, "archiveerasures/status", "patch"),
+            (ours, "archiveholds", "list watch"),
             (ours, "sessions", "list"),
             (ours, "sessions/status", "patch"),
             ("", "pods", "get list watch create patch delete"),
@@ -244,6 +268,10 @@ mod tests {
                 ("computerclasses", "patch"),
                 ("computerclasses", "use"),
                 ("deletionoverrides", "create"),
+                ("archiveholds", "create"),
+                ("archiveholds", "delete"),
+                ("archiveerasures", "create"),
+                ("archiveerasures/status", "patch"),
             ] {
                 assert!(!allowed(rules, GROUP, resource, verb), "{role}: {verb} {resource}");
             }

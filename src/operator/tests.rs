@@ -35,6 +35,7 @@ async fn watches() -> BTreeMap<String, Vec<String>> {
         metrics: Arc::new(Metrics::new()),
         concurrency: 1,
         collect_leftovers: false,
+        erase_archives: true,
         sources: Sources::default(),
     };
     let _ = tokio::time::timeout(Duration::from_secs(60), leader.lead(&mut finished_checks, CancellationToken::new())).await;
@@ -55,6 +56,8 @@ async fn each_kind_is_watched_once_and_with_a_timeout() {
         "pods",
         "serviceaccounts",
         "apikeys",
+        "archiveerasures",
+        "archiveholds",
         "computerclasses",
         "computers",
         "deletionoverrides",

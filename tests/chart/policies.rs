@@ -44,6 +44,7 @@ pub fn users_are_restricted(server: &Server, helm: &Helm) {
     labels_are_reserved(server, &anna);
     generated_names_are_reserved(server, &anna);
     api_keys_require_the_right_to_create_tokens(server);
+    an_erasure_names_its_requester(server);
     session_settings_are_bounded(server, &anna);
     a_class_is_a_right(server, helm, &anna);
     // Without the mutating policy, removing the finalizer is rejected.
@@ -217,6 +218,25 @@ fn session_settings_are_bounded(server: &Server, anna: Send<'_>) {
     });
     anna(&["patch", "session", "stored", "--type=merge", "-p", r#"{"spec":{"title":"t"}}"#], "").expect("a stored session can be changed");
     anna(&["delete", "session", "stored"], "").expect("a stored session can be deleted");
+}
+
+/// Who may erase says who asked: the tombstone repeats it. Holds and erasures are not aggregated to the roles of tenants.
+fn an_erasure_names_its_requester(server: &Server) {
+    let erasure = |by: &str| {
+        let computer = json!({"namespace": "team", "name": "box", "uid": "11111111-2222-3333-4444-555555555555"});
+        let spec = json!({"computer": computer, "requestedBy": by, "reason": "the owner has asked for it"});
+        json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ArchiveErasure", "metadata": {"name": "e"}, "spec": spec})
+            .to_string()
+    };
+    let create = |user: &str, by: &str| server.kubectl(&["create", "--dry-run=server", &format!("--as={user}"), "-f", "-"], &erasure(by));
+    refused("a tenant", create("anna", "anna"), "cannot create resource \"archiveerasures\"");
+    server.kubectl(&["create", "clusterrolebinding", "dora-erases", "--clusterrole=computer-operator-erase", "--user=dora"], "").unwrap();
+    eventually("dora may erase", || create("dora", "dora").map(drop));
+    refused("another's name", create("dora", "anna"), "spec.requestedBy must be your own user name, dora");
+    let hold = json!({"apiVersion": "computer-operator.dev/v1alpha1", "kind": "ArchiveHold", "metadata": {"name": "h"},
+        "spec": {"namespaceUID": "11111111-2222-3333-4444-555555555555", "matter": "m", "reason": "because of case 7"}});
+    let create = server.kubectl(&["create", "--dry-run=server", "--as=dora", "-f", "-"], &hold.to_string());
+    refused("the right to erase", create, "cannot create resource \"archiveholds\"");
 }
 
 /// Only users who can create tokens of a `ServiceAccount` can create or rotate its `ApiKey`.

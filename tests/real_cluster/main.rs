@@ -5,6 +5,7 @@
 mod archives;
 mod deletion;
 mod disruption;
+mod erasure;
 mod exec;
 mod harness;
 mod machine_keys;
@@ -38,6 +39,7 @@ async fn main() -> ExitCode {
     let shared = names.chosen([
         deletion::all(),
         archives::all(),
+        erasure::all(),
         tenants::all(),
         rights::all(),
         machine_keys::all(),

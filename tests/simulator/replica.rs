@@ -75,6 +75,7 @@ pub async fn lead(world: &World, caller: &Caller, replica: usize, concurrency: u
         metrics: world.new_figures(replica),
         concurrency,
         collect_leftovers: false,
+        erase_archives: false,
         sources: world.sources(),
     };
     leader.lead(&mut finished, stop).await

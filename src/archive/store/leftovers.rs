@@ -1,6 +1,6 @@
-//! Listing and deleting of leftovers. These are the only deletions in a store besides those of its check (S7): the key is built here, so that it
-//! can never be that of a manifest or a receipt. Nothing is deleted while writes are refused, because a store that overwrites objects may have lost
-//! the manifest that references them.
+//! Listing and deleting of leftovers and of erased archives. These are the only deletions in a store besides those of its check (S7). Keys of objects are
+//! built here, and the key of a manifest is checked, so that nothing here can delete a receipt, a tombstone or anything of another computer. Nothing is
+//! deleted while writes are refused, because a store that overwrites objects may have lost the manifest that references them.
 
 use std::fs;
 use std::io;
@@ -17,25 +17,74 @@ use prometheus_client::metrics::counter::Counter;
 use super::{Place, Store, StoreError, failed, path};
 use crate::archive::leftovers::Object;
 use crate::archive::store_failure::Failure;
+use crate::archive::{later_manifest_key, manifest_key, tombstone};
 
 /// Leftover objects and partial files that this process has removed.
 pub static LEFTOVERS: LazyLock<Counter> = LazyLock::new(Counter::default);
 
+/// Objects of erased archives that this process has removed, with their manifests.
+pub static ERASED: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Why objects are deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::archive) enum Purpose {
+    /// They are leftovers.
+    Leftovers,
+    /// They belong to an archive that is erased.
+    Erasure,
+}
+
+impl Purpose {
+    fn counter(self) -> &'static Counter {
+        match self {
+            Self::Leftovers => &LEFTOVERS,
+            Self::Erasure => &ERASED,
+        }
+    }
+
+    /// What to do if the store denies it.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Leftovers => "grant s3:DeleteObject (docs/store.md) or set archive.collectLeftovers=false",
+            Self::Erasure => "grant s3:DeleteObject (docs/store.md). A bucket with Object Lock keeps it until its retention has ended",
+        }
+    }
+}
+
 /// Bytes that the time for one page of a listing is computed from.
 const LISTING: u64 = 64 << 20;
 
-/// A key, and when its object was stored, Unix seconds.
-type Listed = Result<(String, i64), StoreError>;
+/// An object in a listing.
+#[derive(Clone, Debug)]
+pub(in crate::archive) struct Listed {
+    /// Its key.
+    pub key: String,
+    /// When it was stored, Unix seconds.
+    pub stored: i64,
+    /// Its size.
+    pub bytes: u64,
+}
 
 impl Store {
     /// Everything under a UID, in no order.
-    pub(in crate::archive) fn list_archive(&self, uid: &str) -> BoxStream<'_, Listed> {
-        let listed = self.inner.list(Some(&Path::from(format!("archives/{uid}"))));
+    pub(in crate::archive) fn list_archive(&self, uid: &str) -> BoxStream<'_, Result<Listed, StoreError>> {
+        self.listed(&format!("archives/{uid}"))
+    }
+
+    /// The keys of the tombstones of a UID, in no order.
+    pub(in crate::archive) fn list_tombstones(&self, uid: &str) -> BoxStream<'_, Result<String, StoreError>> {
+        self.listed(tombstone::folder(uid).trim_end_matches('/')).map(|listed| Ok(listed?.key)).boxed()
+    }
+
+    fn listed(&self, folder: &str) -> BoxStream<'_, Result<Listed, StoreError>> {
+        let listed = self.inner.list(Some(&Path::from(folder)));
         futures::stream::unfold(listed, move |mut listed| async move {
             let next = self.limited(self.write_limit(LISTING), "a listing", listed.next()).await;
             let found = match next {
                 Ok(None) => return None,
-                Ok(Some(Ok(object))) => Ok((object.location.to_string(), object.last_modified.timestamp())),
+                Ok(Some(Ok(object))) => {
+                    Ok(Listed { key: object.location.to_string(), stored: object.last_modified.timestamp(), bytes: object.size })
+                }
                 Ok(Some(Err(error))) => Err(failed("a listing", &error)),
                 Err(error) => Err(error),
             };
@@ -60,24 +109,63 @@ impl Store {
     ///
     /// # Errors
     /// When it was not deleted: the right to delete is not required, and a bucket may lock its objects.
-    pub(in crate::archive) async fn delete_leftover(&self, uid: &str, object: &Object) -> Result<(), StoreError> {
+    pub(in crate::archive) async fn delete_object(&self, uid: &str, object: &Object, purpose: Purpose) -> Result<(), StoreError> {
+        self.delete(&object.key(uid), purpose).await
+    }
+
+    /// Deletes a manifest of an archive that is erased.
+    ///
+    /// # Errors
+    /// When it was not deleted, or the key is not that of a manifest of this UID.
+    pub(in crate::archive) async fn delete_manifest(&self, uid: &str, key: &str) -> Result<(), StoreError> {
+        if !is_manifest(uid, key) {
+            return Err(StoreError::Config(format!("{key} is not the key of a manifest of {uid}")));
+        }
+        self.delete(key, Purpose::Erasure).await
+    }
+
+    async fn delete(&self, key: &str, purpose: Purpose) -> Result<(), StoreError> {
         self.may_remove()?;
-        let key = object.key(uid);
-        let path = path(&key)?;
+        let path = path(key)?;
         let deleted = self.inner.delete(&path);
-        match self.limited(self.write_limit(0), &key, deleted).await? {
+        match self.limited(self.write_limit(0), key, deleted).await? {
             Ok(()) => {
-                LEFTOVERS.inc();
+                purpose.counter().inc();
                 Ok(())
             }
             Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => {
-                let why = failed(&key, &error);
-                Err(StoreError::Unavailable(format!(
-                    "cannot delete {key}: {why}. If the store denies it, grant s3:DeleteObject (docs/store.md) or set archive.collectLeftovers=false"
-                )))
+                let (why, remedy) = (failed(key, &error), purpose.remedy());
+                Err(StoreError::Unavailable(format!("cannot delete {key}: {why}. If the store denies it, {remedy}")))
             }
         }
+    }
+
+    /// Removes the empty folders of an archive from a local store, and makes sure that what was deleted stays deleted after a power failure. Buckets
+    /// have no folders.
+    ///
+    /// # Errors
+    /// When the folders cannot be synchronized in time.
+    pub(in crate::archive) async fn settle_removal(&self, uid: &str) -> Result<(), StoreError> {
+        let Place::Folder { path, .. } = &self.place else { return Ok(()) };
+        self.still_there()?;
+        let archives = path.join("archives");
+        let own = archives.join(uid);
+        let work = tokio::task::spawn_blocking(move || {
+            for folder in [own.join("chunks"), own.join("objects"), own] {
+                match fs::File::open(&folder) {
+                    Ok(open) => open.sync_all()?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                }
+                // It fails if the folder is not empty, which is right.
+                let _ = fs::remove_dir(&folder);
+            }
+            fs::File::open(&archives)?.sync_all()
+        });
+        let done = self.limited(self.write_limit(LISTING), "a folder", work).await?;
+        let done = done.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        done.map_err(|error| StoreError::Unavailable(Failure::of(&error).report()))
     }
 
     fn may_remove(&self) -> Result<(), StoreError> {
@@ -103,7 +191,8 @@ impl Store {
             self.may_remove()?;
         }
         let (store, archive) = (path.clone(), format!("archives/{uid}"));
-        let folders = ["receipts".to_owned(), format!("{archive}/chunks"), format!("{archive}/objects"), archive];
+        let tombstones = tombstone::folder(uid).trim_end_matches('/').to_owned();
+        let folders = ["receipts".to_owned(), tombstones, format!("{archive}/chunks"), format!("{archive}/objects"), archive];
         let work = tokio::task::spawn_blocking(move || {
             let mut found = 0;
             for folder in &folders {
@@ -115,6 +204,12 @@ impl Store {
         let found = done.map_err(|error| StoreError::Unavailable(error.to_string()))?;
         found.map_err(|error| StoreError::Unavailable(Failure::of(&error).report()))
     }
+}
+
+/// Whether this is the key of a manifest of a UID.
+pub(in crate::archive) fn is_manifest(uid: &str, key: &str) -> bool {
+    let claim = key.strip_prefix(&format!("archives/{uid}/manifest-")).and_then(|rest| rest.strip_suffix(".json"));
+    key == manifest_key(uid) || claim.is_some_and(|claim| !claim.contains('/') && key == later_manifest_key(uid, claim))
 }
 
 /// The partial files in one folder of a local store.

@@ -37,7 +37,7 @@ const fn other(group: &'static str, plural: Kind, kind: &'static str, namespaced
     Meta { group, version: "v1", plural, kind, namespaced, status: false, returns_object: false }
 }
 
-static KINDS: [Meta; 18] = [
+static KINDS: [Meta; 20] = [
     core("namespaces", "Namespace", false, true, true),
     core("nodes", "Node", false, true, false),
     core("pods", "Pod", true, true, true),
@@ -56,6 +56,8 @@ static KINDS: [Meta; 18] = [
     ours("deletionoverrides", "DeletionOverride", false, true),
     ours("apikeys", "ApiKey", true, true),
     ours("apikeyrecords", "ApiKeyRecord", true, false),
+    ours("archiveholds", "ArchiveHold", false, false),
+    ours("archiveerasures", "ArchiveErasure", false, true),
 ];
 
 impl Meta {

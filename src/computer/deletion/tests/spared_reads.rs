@@ -82,7 +82,7 @@ fn the_archive_pod_is_read_after_the_claim_that_it_used_is_gone() {
                 break;
             }
         }
-        if !world.claims.get(&custody).is_some_and(|c| c.metadata.deletion_timestamp.is_some()) {
+        if world.claims.get(&custody).is_none_or(|c| c.metadata.deletion_timestamp.is_none()) {
             world.others();
         }
     }
@@ -128,10 +128,13 @@ fn the_custody_claim_is_read_only_after_its_create_was_refused() {
     assert_eq!(plan(&view).next, Next::Do(Action::Read(custody)));
 }
 
+/// What has happened to the volume before.
+type Change<'a> = &'a dyn Fn(&mut World);
+
 /// The receipt says what has become of a volume that an admin keeps: it is all that is left to find it by.
 #[test]
 fn the_receipt_says_what_has_become_of_a_volume_that_is_kept() {
-    let receipt = |change: &dyn Fn(&mut World)| {
+    let receipt = |change: Change<'_>| {
         let mut world = World::new("Delete", ArchivePolicy::None);
         world.overrides = skip("delete-volumes");
         change(&mut world);
@@ -146,7 +149,7 @@ fn the_receipt_says_what_has_become_of_a_volume_that_is_kept() {
         world.volume = Some(from(value));
     };
     let theirs = json!({"namespace": "t", "name": "other", "uid": "another"});
-    let cases: [(&str, &dyn Fn(&mut World)); 4] = [
+    let cases: [(&str, Change<'_>); 4] = [
         ("PersistentVolume pv is kept, without the operator's labels", &|_| ()),
         ("PersistentVolume pv no longer exists", &|world| world.volume = None),
         ("PersistentVolume pv belongs to another claim and was not changed", &|world| {

@@ -47,13 +47,13 @@ fn api_token() -> ApiToken {
 fn name(request: &Request<kube::client::Body>) -> &'static str {
     let path = request.uri().path();
     let ends = |part: &str| path.contains(part);
-    match request.method() {
-        &Method::DELETE => "delete",
-        &Method::PATCH if ends("/computerrecords/") => "revoke",
-        &Method::PATCH => "change",
-        &Method::POST if ends("tokenreviews") => "token",
-        &Method::POST if ends("subjectaccessreviews") => "review",
-        &Method::POST => "create",
+    match *request.method() {
+        Method::DELETE => "delete",
+        Method::PATCH if ends("/computerrecords/") => "revoke",
+        Method::PATCH => "change",
+        Method::POST if ends("tokenreviews") => "token",
+        Method::POST if ends("subjectaccessreviews") => "review",
+        Method::POST => "create",
         _ if ends("/computerrecords/") => "record",
         _ if ends("/computerrecords") => "records",
         _ if ends("/apikeyrecords/") => "key record",

@@ -6,6 +6,7 @@
 mod archive;
 mod layer;
 pub mod oci;
+mod shared;
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,6 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 
 pub use archive::{Image, Parts, architecture, platform};
 pub use layer::{Layer, gzip};
+pub use shared::{PROGRAM as SHARED_PROGRAM, build as build_shared};
 
 /// The operator: one static binary, the machine's CA certificates, nothing else; runs as [`OPERATOR_UID`].
 pub const OPERATOR: &str = "computer-operator.dev/operator:dev";
@@ -29,7 +31,8 @@ pub const OPERATOR_UID: u32 = 65532;
 const MACHINE_UID: u32 = 1000;
 
 const PAUSE_SOURCE: &str = include_str!("../images/pause.c");
-const BUSYBOX: &str = "/usr/bin/busybox";
+/// The program of the machine's image, from Debian's busybox-static.
+pub const BUSYBOX: &str = "/usr/bin/busybox";
 /// The certificates that are packed into the operator's image.
 pub const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 const MACHINE_PATH: &str = "PATH=/bin:/sbin:/usr/bin:/usr/sbin";
@@ -65,6 +68,14 @@ pub fn pause(folder: &Path) -> Result<PathBuf> {
 /// When busybox is missing or is not static.
 pub fn machine(folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder)?;
+    machine_as(MACHINE, &folder.join("machine.tar"))
+}
+
+/// As [`machine`], with this name and in this file.
+///
+/// # Errors
+/// As [`machine`].
+pub fn machine_as(reference: &str, archive: &Path) -> Result<PathBuf> {
     let list = Command::new(BUSYBOX).arg("--list").output().context("run busybox (Debian package busybox-static)")?;
     let mut layer = Layer::new();
     for directory in ["bin", "etc", "home", "proc", "sys", "dev"] {
@@ -80,15 +91,16 @@ pub fn machine(folder: &Path) -> Result<PathBuf> {
     layer.file("etc/passwd", passwd.as_bytes(), 0o644, 0)?;
     layer.file("etc/group", format!("root:x:0:\ncomputer:x:{MACHINE_UID}:\n").as_bytes(), 0o644, 0)?;
     let image = Image {
-        reference: MACHINE.into(),
+        reference: reference.into(),
         entrypoint: ["/bin/sh", "-c", MACHINE_MAIN].map(Into::into).to_vec(),
         user: format!("{MACHINE_UID}:{MACHINE_UID}"),
         environment: vec![MACHINE_PATH.into(), "HOME=/home/computer".into()],
         // Not a folder that could be mistaken for the home, which the class mounts elsewhere.
         directory: "/".into(),
+        annotations: mark(reference, MACHINE),
         ..Image::default()
     };
-    image.write(layer, &folder.join("machine.tar"))
+    image.write(layer, archive)
 }
 
 /// Builds the operator (profile `image`, static) and packs it into `folder`. The first build takes minutes; later ones are incremental.
@@ -106,7 +118,23 @@ pub fn operator(workspace: &Path, folder: &Path) -> Result<PathBuf> {
 /// When it is missing or is not static.
 pub fn pack_operator(binary: &Path, folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder)?;
-    operator_image(OPERATOR).write(operator_layer(binary, 0)?, &folder.join("operator.tar"))
+    operator_as(OPERATOR, binary, &folder.join("operator.tar"))
+}
+
+/// As [`pack_operator`], with this name and in this file.
+///
+/// # Errors
+/// As [`pack_operator`].
+pub fn operator_as(reference: &str, binary: &Path, archive: &Path) -> Result<PathBuf> {
+    let image = Image { annotations: mark(reference, OPERATOR), ..operator_image(reference) };
+    image.write(operator_layer(binary, 0)?, archive)
+}
+
+/// An image with another name than the usual one is another image, also for a runtime that knows images by their configuration: removing it
+/// leaves the usual one.
+fn mark(reference: &str, usual: &str) -> oci::Annotations {
+    let other = (reference != usual).then(|| ("computer-operator.dev/reference".to_owned(), reference.to_owned()));
+    other.into_iter().collect()
 }
 
 /// How the operator's image runs.
@@ -208,6 +236,16 @@ mod tests {
         let this_test = std::env::current_exe().unwrap();
         let error = static_binary(&this_test).unwrap_err().to_string();
         assert!(error.contains("is not static"), "{error}");
+    }
+
+    #[test]
+    fn an_image_with_another_name_is_another_image() {
+        let parts = |reference: &str| {
+            let image = Image { annotations: mark(reference, OPERATOR), ..operator_image(reference) };
+            image.parts(Layer::new(), false).unwrap().config.bytes
+        };
+        assert_ne!(parts(OPERATOR), parts("computer-operator.dev/operator:demo-1"));
+        assert_eq!(mark(OPERATOR, OPERATOR), oci::Annotations::new());
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub const INIT_ARGUMENT: &str = "isolation-init";
 pub const NODE_IPS: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 51, 100, 129), Ipv4Addr::new(198, 51, 100, 130)];
 
 /// Folders that container tools write to at fixed paths. Inside the namespaces, each is an empty in-memory file system.
-const MASKED: [&str; 3] = ["/run", "/var/lib", "/var/log"];
+pub const MASKED: [&str; 3] = ["/run", "/var/lib", "/var/log"];
 
 /// The address of the first node. Pods connect to it for the API server and for programs started by [`spawn_inside`].
 pub const fn node_ip() -> IpAddr {

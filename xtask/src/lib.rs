@@ -11,6 +11,7 @@ pub mod control_plane;
 pub mod demo;
 pub mod deny;
 pub mod design;
+pub mod durations;
 pub mod image;
 pub mod isolation;
 pub mod kwok;

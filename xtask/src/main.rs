@@ -25,11 +25,7 @@ enum Command {
     /// Build the operator's container image and load it into a running cluster's nodes.
     Image(ImageArgs),
     /// Show the whole life of a computer on a real cluster, step by step.
-    Demo {
-        /// Leave the cluster up at the end.
-        #[arg(long)]
-        keep: bool,
-    },
+    Demo(xtask::demo::Options),
     /// Measure the operator and what it is compared with in the same run, and write the tables in `docs/`.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -154,7 +150,7 @@ async fn dispatch(command: Command) -> Result<u8> {
     match command {
         Command::Cluster(command) => return cluster(command).await,
         Command::Image(arguments) => load_image(&arguments.which)?,
-        Command::Demo { keep } => xtask::demo::run(workspace()?, keep).await?,
+        Command::Demo(options) => xtask::demo::run(workspace()?, options).await?,
         Command::Bench(command) => bench(command).await?,
         Command::Generate => generate()?,
         Command::Book => println!("{}", book::build::run(workspace()?)?.join("index.html").display()),

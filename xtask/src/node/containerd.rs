@@ -1,6 +1,6 @@
 //! One containerd per node, with its own root, state and socket. Images come from archives, never from a registry.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -40,10 +40,26 @@ pub(super) fn import(node: &Node, archive: &Path) -> Result<()> {
 }
 
 pub(super) fn import_arguments(node: &str, archive: &Path) -> Vec<OsString> {
+    image_arguments(node, "import", archive.as_os_str())
+}
+
+/// The arguments of `ctr` for a node's images.
+pub(super) fn image_arguments(node: &str, verb: &str, what: &OsStr) -> Vec<OsString> {
     let socket = format!("/run/{node}/containerd.sock");
-    let mut arguments: Vec<OsString> = ["--address", &socket, "--namespace", "k8s.io", "images", "import"].map(Into::into).to_vec();
-    arguments.push(archive.into());
+    let mut arguments: Vec<OsString> = ["--address", &socket, "--namespace", "k8s.io", "images", verb].map(Into::into).to_vec();
+    arguments.push(what.into());
     arguments
+}
+
+/// The digest of an image in the table of `ctr images list`: name, type, digest.
+pub(super) fn digest(table: &str, reference: &str) -> Option<String> {
+    let line = table.lines().find(|line| line.split_whitespace().next() == Some(reference))?;
+    line.split_whitespace().nth(2).filter(|digest| digest.starts_with("sha256:")).map(str::to_owned)
+}
+
+/// The names in such a table.
+pub(super) fn names(table: &str) -> impl Iterator<Item = &str> {
+    table.lines().skip(1).filter_map(|line| line.split_whitespace().next())
 }
 
 /// `restrict_oom_score_adj`: without `CAP_SYS_RESOURCE` (containers, many virtual machines) runc may not lower the score,
@@ -86,4 +102,19 @@ disabled_plugins = [
   conf_dir = "{cni}"
 "#
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_found_with_all_its_names() {
+        let table = "REF            TYPE                                       DIGEST     SIZE    PLATFORMS   LABELS \n\
+                     a.dev/a:demo   application/vnd.oci.image.manifest.v1+json sha256:11  1.9 MiB linux/amd64 -      \n\
+                     sha256:22      application/vnd.oci.image.manifest.v1+json sha256:11  1.9 MiB linux/amd64 -      \n";
+        assert_eq!(digest(table, "a.dev/a:demo").as_deref(), Some("sha256:11"));
+        assert_eq!(digest(table, "a.dev/a"), None);
+        assert_eq!(names(table).collect::<Vec<_>>(), ["a.dev/a:demo", "sha256:22"]);
+    }
 }

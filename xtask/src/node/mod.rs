@@ -194,6 +194,25 @@ pub fn import_image(dir: &Path, archive: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes an image from every node of the cluster in `dir`: its name, and the name that containerd derives from its content. An image with that
+/// name that no node has is not an error.
+///
+/// # Errors
+/// When the cluster does not run.
+pub fn remove_image(dir: &Path, reference: &str) -> Result<()> {
+    for name in NAMES.iter().filter(|name| dir.join(name).is_dir()) {
+        let ctr = |verb, what: &str| {
+            crate::isolation::run_inside(dir, Path::new("/usr/bin/ctr"), &containerd::image_arguments(name, verb, what.as_ref()))
+        };
+        let Some(digest) = containerd::digest(&ctr("list", &format!("name=={reference}"))?, reference) else { continue };
+        let named = ctr("list", &format!("target.digest=={digest}"))?;
+        for other in containerd::names(&named).filter(|other| *other == reference || other.starts_with("sha256:")) {
+            ctr("remove", other)?;
+        }
+    }
+    Ok(())
+}
+
 /// Starts a program of the cluster with its output in `logs/NAME.log`.
 fn daemon(dir: &Path, name: &str, command: &mut Command) -> Result<Child> {
     let log = File::create(dir.join("logs").join(format!("{name}.log")))?;

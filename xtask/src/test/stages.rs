@@ -105,7 +105,7 @@ pub const STAGES: &[Stage] = &[
     }),
     stage("simulator-guards", "a simulated run breaks a promise when a guard is switched off, for each guard", simulator!("teeth")),
     stage("simulator-model", "the deletion keeps its promises in every order of events: model checking", simulator!("model")),
-    stage("xtask-program", "the program that starts clusters builds", Check::Cargo(&["build", "--package", "xtask"])),
+    stage("xtask-program", "the program that starts clusters builds", Check::Cargo(&["build", "--package", "xtask", "--bin", "xtask"])),
     cluster("s3", "archives work in a real S3 server", &["test", "--test", "s3"], Needs::Go),
     cluster("api-server", "the kinds work on a real API server", &["test", "--test", "api_server"], Needs::Go),
     stage("simulator-conformance", "the simulated API server answers as a real one", simulator!("conformance"))

@@ -1,103 +1,28 @@
-//! The programs of a cluster, built from Go modules (`kubernetes`, `local-path`, `s3` and others in this folder) once and kept in
-//! the cache folder by the hash of the module's `go.mod` and `go.sum`.
+//! The programs of a cluster, built from Go modules (`kubernetes`, `local-path`, `s3` and others in this package) once and kept in
+//! the cache folder by the hash of the module's `go.mod` and `go.sum`. A program of a cluster that the machine already has in the minor version
+//! of the module is used instead of building it ([`machine`]).
 //!
-//! It must never run such a program from the `PATH` instead: the module determines the versions. Only `go` comes from the `PATH`.
+//! It must never use a program in another minor version: the module determines the versions.
+
+pub mod machine;
+mod tool;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::durations::Durations;
 use crate::process;
-
-/// A program that can be built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Tool {
-    /// The API server's database.
-    Etcd,
-    /// The API server.
-    Apiserver,
-    /// The built-in controllers.
-    ControllerManager,
-    /// The scheduler.
-    Scheduler,
-    /// The command-line client.
-    Kubectl,
-    /// The node agent.
-    Kubelet,
-    /// Routes Services on a node.
-    KubeProxy,
-    /// Installs the chart.
-    Helm,
-    /// Simulates nodes.
-    Kwok,
-    /// Provisions volumes as folders of a node.
-    LocalPath,
-    /// An S3 server.
-    VersityGw,
-    /// Checks and evaluates the rules of Prometheus.
-    Promtool,
-    /// A backup program that archives are compared with.
-    Kopia,
-    /// Another one.
-    Restic,
-    /// Copies archives between stores.
-    Rclone,
-}
-
-/// The source of one program.
-struct Source {
-    name: &'static str,
-    /// Folder of its Go module, below this package.
-    module: &'static str,
-    package: &'static str,
-    /// Seconds that a build took on two cores with an empty cache.
-    seconds: u64,
-}
-
-impl Tool {
-    const fn source(self) -> Source {
-        let (name, module, package, seconds) = match self {
-            Self::Etcd => ("etcd", "kubernetes", "go.etcd.io/etcd/server/v3", 81),
-            Self::Apiserver => ("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", 447),
-            Self::ControllerManager => ("kube-controller-manager", "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", 166),
-            Self::Scheduler => ("kube-scheduler", "kubernetes", "k8s.io/kubernetes/cmd/kube-scheduler", 17),
-            Self::Kubectl => ("kubectl", "kubernetes", "k8s.io/kubernetes/cmd/kubectl", 45),
-            Self::Kubelet => ("kubelet", "kubernetes", "k8s.io/kubernetes/cmd/kubelet", 52),
-            Self::KubeProxy => ("kube-proxy", "kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", 27),
-            Self::Helm => ("helm", "kubernetes", "helm.sh/helm/v4/cmd/helm", 41),
-            Self::Kwok => ("kwok", "kubernetes", "sigs.k8s.io/kwok/cmd/kwok", 21),
-            Self::LocalPath => ("local-path-provisioner", "local-path", "github.com/rancher/local-path-provisioner", 105),
-            Self::VersityGw => ("versitygw", "s3", "github.com/versity/versitygw/cmd/versitygw", 45),
-            Self::Promtool => ("promtool", "prometheus", "github.com/prometheus/prometheus/cmd/promtool", 150),
-            Self::Kopia => ("kopia", "kopia", "github.com/kopia/kopia", 150),
-            Self::Restic => ("restic", "restic", "github.com/restic/restic/cmd/restic", 120),
-            // The module's own program, with a part of rclone.
-            Self::Rclone => ("rclone", "rclone", "computer-operator.dev/xtask/rclone", 60),
-        };
-        Source { name, module, package, seconds }
-    }
-
-    /// Build tags. Without service discovery, `promtool` needs no cloud's library, and without its pages, kopia is smaller.
-    const fn tags(self) -> &'static str {
-        match self {
-            Self::Promtool => "remove_all_sd",
-            Self::Kopia => "nohtmlui",
-            _ => "",
-        }
-    }
-
-    /// The program's usual name.
-    pub const fn name(self) -> &'static str {
-        self.source().name
-    }
-}
+use machine::{Found, Question, Version};
+pub use tool::Tool;
 
 /// Where the programs are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,40 +47,103 @@ pub fn cache_folder() -> Result<PathBuf> {
     Ok(base.join("computer-operator"))
 }
 
-/// Builds the programs that are not in the cache, one after the other, and reports progress on standard error.
+/// Finds the programs in the cache or on this machine, builds the others, one after the other, and reports progress on standard error.
 ///
 /// # Errors
 /// When Go is missing or a build fails: the message says what to do.
 pub fn ensure(wanted: &[Tool]) -> Result<Bins> {
     let mut bins = Bins::default();
-    let mut missing = Vec::new();
+    let mut absent = Vec::new();
     for tool in wanted {
-        let module = module_folder(tool.source().module);
-        let folder = cache_folder()?.join("bin").join(module_hash(&read(&module.join("go.mod"))?, &read(&module.join("go.sum"))?));
-        let path = folder.join(tool.name());
-        if !path.exists() && !bins.0.contains_key(tool) {
-            missing.push(*tool);
+        let (path, built) = match existing(*tool)? {
+            Some(path) => (path, true),
+            None => (cached(*tool)?, false),
+        };
+        if !built && !bins.0.contains_key(tool) {
+            absent.push(*tool);
         }
         bins.0.insert(*tool, path);
     }
-    if !missing.is_empty() {
-        check_go(&missing)?;
+    if !absent.is_empty() {
+        check_go(&absent)?;
     }
-    for (index, tool) in missing.iter().enumerate() {
-        build(*tool, bins.path(*tool), index + 1, &missing)?;
+    for (index, tool) in absent.iter().enumerate() {
+        build(*tool, bins.path(*tool), index + 1, &absent)?;
     }
     Ok(bins)
+}
+
+/// Those of these programs that [`ensure()`] would build, as they are called in the recorded durations. Builds nothing.
+///
+/// # Errors
+/// When a module cannot be read.
+pub fn to_build(wanted: &[Tool]) -> Result<Vec<String>> {
+    let mut absent = Vec::new();
+    for tool in wanted {
+        if existing(*tool)?.is_none() && !absent.contains(&tool.record()) {
+            absent.push(tool.record());
+        }
+    }
+    Ok(absent)
+}
+
+/// Where the program is, or will be, in the cache folder.
+fn cached(tool: Tool) -> Result<PathBuf> {
+    let module = module_folder(tool.source().module);
+    let hash = module_hash(&read(&module.join("go.mod"))?, &read(&module.join("go.sum"))?);
+    Ok(cache_folder()?.join("bin").join(hash).join(tool.name()))
+}
+
+/// The program that was built here earlier, or the machine's own in the right version.
+fn existing(tool: Tool) -> Result<Option<PathBuf>> {
+    let path = cached(tool)?;
+    if path.exists() {
+        return Ok(Some(path));
+    }
+    Ok(of_machine(tool)?.map(|found| found.path))
+}
+
+/// The machine's own program, if it has the right version. Each is asked once, and each message is shown once.
+fn of_machine(tool: Tool) -> Result<Option<Found>> {
+    static ASKED: Mutex<BTreeMap<Tool, Option<Found>>> = Mutex::new(BTreeMap::new());
+    let Some(arguments) = tool.question() else { return Ok(None) };
+    let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = asked.get(&tool) {
+        return Ok(known.clone());
+    }
+    let source = tool.source();
+    let module = read(&module_folder(source.module).join("go.mod"))?;
+    let wanted = required(&module, source.package).with_context(|| format!("no version of {}", source.package))?;
+    let found = machine::search(Question { name: source.name, arguments, wanted: &wanted }, &machine::folders());
+    for refused in &found.refused {
+        eprintln!("{refused}");
+    }
+    if let Some(used) = &found.used {
+        eprintln!("{used}");
+    }
+    asked.insert(tool, found.used.clone());
+    Ok(found.used)
+}
+
+/// The module that contains a package, and its version.
+fn module_of<'a>(go_mod: &'a str, package: &str) -> Option<(&'a str, &'a str)> {
+    go_mod.lines().find_map(|line| {
+        let (name, version) = line.strip_prefix('\t')?.trim_end_matches(" // indirect").split_once(' ')?;
+        package.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with('/')).map(|_| (name, version))
+    })
+}
+
+/// The version of a package's module.
+fn required(go_mod: &str, package: &str) -> Option<Version> {
+    module_of(go_mod, package).and_then(|(_, version)| Version::find(version))
 }
 
 /// Name and version of the module that a module folder builds its first program from.
 pub fn module_version(module: &str) -> Option<String> {
     let text = read(&module_folder(module).join("go.mod")).ok()?;
     let tool = text.lines().find_map(|line| line.strip_prefix("tool "))?;
-    text.lines().find_map(|line| {
-        let (name, version) = line.strip_prefix('\t')?.trim_end_matches(" // indirect").split_once(' ')?;
-        tool.strip_prefix(name).filter(|rest| rest.is_empty() || rest.starts_with('/'))?;
-        Some(format!("{} {version}", name.rsplit('/').next()?))
-    })
+    let (name, version) = module_of(&text, tool)?;
+    Some(format!("{} {version}", name.rsplit('/').next()?))
 }
 
 fn module_folder(module: &str) -> PathBuf {
@@ -196,8 +184,8 @@ fn build(tool: Tool, path: &Path, number: usize, all: &[Tool]) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    eprintln!("{}", progress(number, all.len(), source.name, about(source.seconds, cores)));
+    let mut durations = Durations::open();
+    eprintln!("{}", progress(number, all, &durations));
     let start = Instant::now();
     let partial = folder.join(format!(".{}.partial", source.name));
     let module = module_folder(source.module);
@@ -223,6 +211,7 @@ fn build(tool: Tool, path: &Path, number: usize, all: &[Tool]) -> Result<()> {
     ensure!(output.status.success(), "building {} failed: {}", source.name, String::from_utf8_lossy(&output.stderr).trim());
     fs::rename(&partial, path)?;
     fs::remove_dir_all(&temporary)?;
+    durations.record(&tool.record(), start.elapsed());
     eprintln!("      {} done in {} s", source.name, start.elapsed().as_secs());
     Ok(())
 }
@@ -233,8 +222,13 @@ fn which_go() -> Result<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join("go")).find(|candidate| candidate.is_file()).context("go is not on the PATH")
 }
 
-/// The version of Kubernetes that clusters run.
+/// The version of Kubernetes that clusters run: that of the module, or of the machine's own API server where that one is used.
 pub fn kubernetes_version() -> Option<String> {
+    if !cached(Tool::Apiserver).ok()?.exists()
+        && let Ok(Some(found)) = of_machine(Tool::Apiserver)
+    {
+        return Some(format!("v{}", found.version));
+    }
     let text = read(&module_folder("kubernetes").join("go.mod")).ok()?;
     version_of_kubernetes(&text).map(str::to_owned)
 }
@@ -259,15 +253,11 @@ fn link_flags(go_mod: &str) -> String {
     flags
 }
 
-/// The expected duration of a build here, from its duration on two cores.
-fn about(seconds: u64, cores: usize) -> Duration {
-    Duration::from_secs(seconds * 2 / u64::try_from(cores.max(1)).unwrap_or(1).max(1))
-}
-
-fn progress(number: usize, count: usize, name: &str, about: Duration) -> String {
-    let seconds = about.as_secs();
-    let time = if seconds < 60 { format!("{} s", seconds.div_ceil(10).max(1) * 10) } else { format!("{} min", (seconds + 30) / 60) };
-    format!("[{number}/{count}] {name}, about {time} the first time")
+/// Which program is built, and how long the rest took in earlier runs.
+fn progress(number: usize, all: &[Tool], durations: &Durations) -> String {
+    let left: Vec<String> = all[number - 1..].iter().map(|tool| tool.record()).collect();
+    let remaining = durations.estimate(left.iter().map(String::as_str));
+    format!("[{number}/{}] build {} from source; remaining time of all: {remaining}", all.len(), all[number - 1].name())
 }
 
 #[cfg(test)]
@@ -276,12 +266,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_says_which_and_how_long() {
-        let text = |seconds, cores| progress(3, 9, "kubelet", about(seconds, cores));
-        assert_eq!(text(166, 2), "[3/9] kubelet, about 3 min the first time");
-        assert_eq!(text(166, 8), "[3/9] kubelet, about 50 s the first time");
-        assert_eq!(text(17, 1), "[3/9] kubelet, about 40 s the first time");
-        assert_eq!(text(0, 64), "[3/9] kubelet, about 10 s the first time");
+    fn progress_says_which_and_how_long_the_rest_took_here() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut durations = Durations::at(&folder.path().join("durations.json"));
+        let all = [Tool::Etcd, Tool::Kubelet, Tool::Helm];
+        durations.record(&Tool::Helm.record(), std::time::Duration::from_secs(41));
+        let unknown =
+            "[2/3] build kubelet from source; remaining time of all: unknown (no run on this machine has recorded: build kubelet)";
+        assert_eq!(progress(2, &all, &durations), unknown);
+        let known = "[3/3] build helm from source; remaining time of all: 41 s (from the last run on this machine)";
+        assert_eq!(progress(3, &all, &durations), known);
+    }
+
+    #[test]
+    fn the_wanted_version_of_every_program_is_in_its_module() {
+        for tool in [Tool::Etcd, Tool::Apiserver, Tool::Kubectl, Tool::Kubelet, Tool::Helm, Tool::Kwok] {
+            let source = tool.source();
+            let module = read(&module_folder(source.module).join("go.mod")).unwrap();
+            assert!(required(&module, source.package).is_some(), "{tool:?}");
+        }
+        let module = read(&module_folder("kubernetes").join("go.mod")).unwrap();
+        let kubernetes = Version::find(version_of_kubernetes(&module).unwrap());
+        assert_eq!(required(&module, Tool::Kubectl.source().package), kubernetes);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::report::Next;
 use super::view::View;
 use crate::resources::ComputerRecord;
 
-/// How often a stray pod that is terminating is looked at: no watch shows a pod that the record does not name.
+/// How often a stray pod that is terminating is checked: no watch shows a pod that the record does not name.
 const POLL: Duration = Duration::from_secs(15);
 
 /// What to do once the computer's own plan waits for something: remove a stray pod, then wait for its end.
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(after(&view, Next::Wait(Duration::from_secs(2))), Next::Wait(Duration::from_secs(2)));
     }
 
-    /// A webhook may refuse its deletion: the key is revoked all the same.
+    /// A webhook may refuse its deletion: the key is revoked nevertheless.
     #[test]
     fn the_plan_of_the_computer_comes_first() {
         let mut view = overtaken(&json!([{"name": "machine-1", "uid": "1"}]));

@@ -45,12 +45,12 @@ pub static TEETH: [Tooth; 38] = [
     tooth(
         Guard::LiveRecord,
         "The record is read live before an object is created and before a volume is marked",
-        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":28,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
+        r#"{"life":"Retained","leaders":2,"seed":1,"faults":[{"at":81,"side":"Before","act":{"Slow":6000}}]}"#,
     ),
     tooth(
         Guard::OneLook,
         "A live read of the record is valid for the next request only",
-        r#"{"life":"Managed","leaders":2,"seed":1,"faults":[{"at":32,"side":"After","act":{"Do":"StripAndForce"}}]}"#,
+        r#"{"life":"Retained","leaders":2,"seed":1,"lag":0,"faults":[{"at":129,"side":"Before","act":{"Slow":6000}}]}"#,
     ),
     tooth(
         Guard::LatestRecord,

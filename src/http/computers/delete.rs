@@ -191,7 +191,8 @@ pub(in crate::http) async fn record(shared: &Shared, id: &ComputerId) -> Result<
 }
 
 /// Revokes the key in the record, so that it stays revoked whatever happens to the Computer. Without a record no key was ever issued. The record is read
-/// only if the API server refuses the change; it writes nothing if the key is revoked already.
+/// only if the API server refuses the change; it writes nothing if the key is revoked already. A record that was created after a first refusal is changed
+/// again.
 async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
     let records: Api<ComputerRecord> = Api::namespaced(shared.client.clone(), &shared.namespace);
     let patch = Patch::<()>::Json(json_patch::Patch(vec![
@@ -199,20 +200,23 @@ async fn tombstone(shared: &Shared, id: &ComputerId) -> Result<(), ApiError> {
         patch::test(["spec", "computer"], json!(id.name)),
         patch::add(["spec", "state", "credential"], json!(CredentialState::Revoked)),
     ]));
-    let Err(error) = call(records.patch(&id.uid, &PatchParams::default(), &patch)).await else { return Ok(()) };
-    if !matches!(error, CallError::Kube(kube::Error::Api(_))) {
-        return Err(ApiError::from_call(&error, "computer", "revoking the key"));
-    }
-    // No refusal proves that the record is gone or another computer's, because an admission webhook may reject with any code. A read does.
-    match record(shared, id).await? {
-        Some(record) if record.spec.state.credential != CredentialState::Revoked => {
-            tracing::error!(%error, uid = id.uid, "revoking the key failed");
-            Err(ApiError::internal(
-                "the computer is being deleted, but its key is not revoked yet: the Kubernetes API rejected the change of its record. Retry the request",
-            ))
+    for last in [false, true] {
+        let Err(error) = call(records.patch(&id.uid, &PatchParams::default(), &patch)).await else { return Ok(()) };
+        if !matches!(error, CallError::Kube(kube::Error::Api(_))) {
+            return Err(ApiError::from_call(&error, "computer", "revoking the key"));
         }
-        _ => Ok(()),
+        // No refusal proves that the record is gone or another computer's, because an admission webhook may reject with any code. A read does.
+        let live = record(shared, id).await?.is_some_and(|record| record.spec.state.credential != CredentialState::Revoked);
+        if !live {
+            return Ok(());
+        }
+        if last {
+            tracing::error!(%error, uid = id.uid, "revoking the key failed");
+        }
     }
+    Err(ApiError::internal(
+        "the computer is being deleted, but its key is not revoked yet: the Kubernetes API rejected the change of its record. Retry the request",
+    ))
 }
 
 /// How often the record is read once the Computer is gone.

@@ -167,3 +167,24 @@ async fn a_refused_revocation_is_204_only_if_the_record_shows_that_no_key_is_lef
         assert_eq!(response.status().as_u16(), expected, "{code} {reason}");
     }
 }
+
+/// The operator creates the record between the change that finds none and the read after it (seen on a real API server).
+#[tokio::test]
+async fn a_record_that_is_created_during_the_deletion_is_revoked() {
+    let changes = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = Arc::clone(&changes);
+    let shared = crate::http::tests::shared_with(move |request| match (request.method(), request.uri().path()) {
+        (&Method::PATCH, path) if path.contains("computerrecords") && count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0 => {
+            (404, json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}))
+        }
+        (_, path) if path.contains("computerrecords") => {
+            let state = json!({"phase": "Live", "credential": "Live", "keyHash": "h"});
+            (200, json!({"metadata": {"name": UID}, "spec": {"namespace": "t", "computer": "c", "state": state}}))
+        }
+        (&Method::DELETE, _) => (200, json!({"kind": "Status", "status": "Success"})),
+        _ => refusing(request, 500, "InternalError"),
+    });
+    let request = Request::delete(format!("/api/v0/computers/{}", id().encode())).header("authorization", "Bearer a.b.c");
+    let response = crate::http::router(shared).oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!((response.status().as_u16(), changes.load(std::sync::atomic::Ordering::SeqCst)), (204, 2));
+}

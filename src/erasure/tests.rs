@@ -46,7 +46,7 @@ fn failure(code: u16) -> (u16, Value) {
 }
 
 impl Cluster {
-    fn answer(&mut self, path: &str, query: &str, patch: Option<json_patch::Patch>) -> (u16, Value) {
+    fn answer(&mut self, path: &str, query: &str, change: Option<json_patch::Patch>) -> (u16, Value) {
         let object = |found: Result<Value, u16>| found.map_or_else(failure, |object| (200, object));
         if path.ends_with("/archiveholds") {
             self.asked += 1;
@@ -71,9 +71,9 @@ impl Cluster {
             return object(self.computer.clone());
         }
         let Some(erasure) = self.erasure.as_mut().filter(|_| path.contains("/archiveerasures/")) else { return failure(404) };
-        if let Some(patch) = patch {
+        if let Some(change) = change {
             self.written += 1;
-            if json_patch::patch(erasure, &patch).is_err() {
+            if json_patch::patch(erasure, &change).is_err() {
                 return failure(422);
             }
             erasure["metadata"]["resourceVersion"] = json!((self.written + 1).to_string());

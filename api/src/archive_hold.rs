@@ -25,12 +25,12 @@ use serde::{Deserialize, Serialize};
 pub struct ArchiveHoldSpec {
     /// UID of a computer whose archives are held, now and after later deletions. It exists before and after the deletion of the computer.
     #[serde(rename = "computerUID", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 36, max = 36))]
+    #[schemars(length(min = 36, max = 36), pattern(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
     pub computer_uid: Option<String>,
     /// UID of a namespace (`kubectl get namespace NAME -o jsonpath={.metadata.uid}`): the archives of all its computers are held, also after the
     /// namespace was deleted. An archive of an earlier version does not say its namespace's UID and counts as held while any such hold exists.
     #[serde(rename = "namespaceUID", default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 36, max = 36))]
+    #[schemars(length(min = 36, max = 36), pattern(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
     pub namespace_uid: Option<String>,
     /// The matter that needs the archives, for example the number of a case. Messages to users show it.
     #[schemars(length(min = 1, max = 253))]

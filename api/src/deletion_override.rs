@@ -62,7 +62,7 @@ pub struct OverrideTarget {
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// Its UID (`kubectl get computer NAME -o jsonpath={.metadata.uid}`).
-    #[schemars(length(min = 36, max = 36))]
+    #[schemars(length(min = 36, max = 36), pattern(r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"))]
     pub uid: String,
 }
 

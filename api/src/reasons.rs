@@ -335,6 +335,10 @@ reasons! {
     /// The archives that the ArchiveErasure names are being erased.
     /// To do: wait.
     Erasing,
+    /// The archives that the ArchiveErasure names are removed. The operator looks at the archive store again a day after the decision, because
+    /// a request that was sent before may still be running. The erasure is complete when nothing is found then.
+    /// To do: wait, see the message for the time.
+    Removed,
     /// An ArchiveHold names the archive, so the archive is not destroyed.
     /// To do: see the message, which names the hold. Delete it when its matter is closed: the erasure then continues.
     ArchiveHeld,

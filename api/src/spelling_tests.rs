@@ -136,7 +136,7 @@ fn reasons_keep_their_spelling() {
         ArchiveFailed ArchiveOverdue UnreadableFiles ArchiveTooLarge ArchiveDamaged StoreUnavailable ArchivePodHeld VolumeNotDeleted ComputerHeld \
         WriteUndone Conflict Forbidden NamespaceTerminating Refused NotFound ApiServerUnavailable InForce NotDeleting NameMismatch \
         Accepted NotRestricted NoSessionPaths InvalidSessionPath InvalidPodTemplate ArchiveNotPossible CheckFailed CheckRefused Issued Issuing \
-        Expired Revoked SecretMissing ServiceAccountNotFound ServiceAccountDeleted ServiceAccountReplaced Erased NothingToErase Erasing \
+        Expired Revoked SecretMissing ServiceAccountNotFound ServiceAccountDeleted ServiceAccountReplaced Erased NothingToErase Erasing Removed \
         ArchiveHeld HoldsUnknown NotReleased NoReceipt ErasureMismatch ArchiveUnreadable";
     assert_eq!(all, expected.split_whitespace().collect::<Vec<_>>());
 }

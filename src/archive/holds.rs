@@ -23,6 +23,12 @@ pub enum Stop {
     /// It is not known whether a hold names the archive.
     #[error("{0}")]
     HoldsUnknown(String),
+    /// The computer exists, or its deletion is not complete.
+    #[error("{0}")]
+    NotReleased(String),
+    /// The API server does not answer, so it is not known whether the decision is still valid, or it cannot be said that it is executed.
+    #[error("{0}")]
+    ApiServer(String),
     /// The decision was withdrawn.
     #[error("{0}")]
     Withdrawn(String),

@@ -79,6 +79,8 @@ pub enum Work {
     List,
     /// Remove them.
     Remove,
+    /// Remove them, also where a hold may name them and cannot be asked: what an archive that was given up has stored.
+    RemoveIgnoringHolds,
     /// Remove them while the operator does other work. Fails if a manifest is larger than this version writes, because reading it takes too much memory.
     Collect,
 }
@@ -128,6 +130,12 @@ pub async fn clean_unless_held(store: &Store, uid: &str, work: Work, now: i64, h
         return Err(refused("an erasure of this UID has begun, and ArchiveHolds cannot be read here: the operator removes what is left"));
     }
     let (mut found, keys) = survey(store, uid, now).await?;
+    if work == Work::Remove && archived.is_none() && holds.is_none() {
+        return Err(refused(
+            "the deletion had no archive, so this may be all that is left of the sessions, and ArchiveHolds cannot be read here. \
+             Check that no ArchiveHold names the computer or its namespace, then use --ignore-holds",
+        ));
+    }
     if work == Work::Collect {
         small(store, &keys).await?;
     }
@@ -156,7 +164,8 @@ pub(super) fn is_uid(uid: &str) -> bool {
     !uid.is_empty() && uid.len() <= 64 && uid.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
-fn is_erased(erased: &[Tombstone], digest: &str) -> bool {
+/// Whether a tombstone names this manifest.
+pub(super) fn is_erased(erased: &[Tombstone], digest: &str) -> bool {
     erased.iter().flat_map(|tombstone| &tombstone.manifests).any(|manifest| manifest.digest == digest)
 }
 

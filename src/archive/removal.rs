@@ -6,6 +6,9 @@
 //! 3. these manifests are removed. From then on there is no archive;
 //! 4. objects that no other manifest of the UID names are removed, with the code that removes leftovers.
 //!
+//! A request that was sent before the deletion ended may still store something. So a removal is over only when nothing was found a day later
+//! ([`Progress::again`]).
+//!
 //! Directly before each removal the holds are asked. A hold that appears before step 3 saves the whole archive. One that appears later keeps what is
 //! left. Each part can be repeated: after a crash everything is derived again from the tombstone and what the store lists.
 //!
@@ -14,12 +17,12 @@
 pub mod figures;
 
 use futures::StreamExt as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::holds::{Holds, Permit, Stop, Subject};
-use super::leftovers::{Found, MANIFESTS, Object, Sweep, first_is_listed, is_uid, manifests, small};
+use super::leftovers::{AGE, Found, MANIFESTS, Object, Sweep, first_is_listed, is_erased, is_uid, manifests, small};
 use super::manifest::MAX_BYTES;
 use super::store::leftovers::{Listed, Purpose, is_manifest};
 use super::store::{Store, StoreError};
@@ -44,9 +47,13 @@ pub struct Progress {
     pub removed: Option<(u64, u64)>,
     /// Objects that stay because another archive of the UID names them.
     pub kept: u64,
+    /// Whether the store was asked for the tombstone and had none, so that this decision has removed nothing.
+    pub untouched: bool,
+    /// When the removal must be repeated, although it succeeded: until then a request that was sent before may store something.
+    pub again: Option<Timestamp>,
 }
 
-/// Removes the archives of a deleted computer. If it succeeds without a tombstone, there was nothing to remove.
+/// Removes the archives of a deleted computer. If it succeeds without a tombstone, there was nothing to remove. It is over if `progress.again` is empty.
 ///
 /// # Errors
 /// When it was stopped; `progress` says how far it is. It can be repeated.
@@ -59,7 +66,8 @@ pub async fn remove(store: &Store, request: &Request, holds: &dyn Holds, now: Ti
     let subject = Subject { computer_uid: target.uid.clone(), namespace_uid: receipt.computer.namespace_uid.clone() };
     let permit = Permit { holds, subject: &subject };
     let mut known = tombstone::get(store, &target.uid, &decision.uid).await?;
-    if known.is_none() {
+    progress.untouched = known.is_none();
+    if progress.untouched {
         permit.ask().await?;
         known = match decide(store, request, &receipt, now).await? {
             Some(new) => Some(tombstone::put(store, &new).await?),
@@ -67,13 +75,25 @@ pub async fn remove(store: &Store, request: &Request, holds: &dyn Holds, now: Ti
             None => tombstone::get(store, &target.uid, &decision.uid).await?,
         };
     }
-    let Some(tombstone) = known else { return Ok(()) };
+    let Some(tombstone) = known else {
+        progress.again = again(receipt.written_at, now, false);
+        return Ok(());
+    };
     let done = destroy(store, &tombstone, permit, now, &mut progress.kept).await;
     if let Ok(left) = Contents::of(store, &target.uid).await {
         progress.removed = Some((tombstone.objects.saturating_sub(left.objects), tombstone.bytes.saturating_sub(left.bytes)));
     }
+    if let Ok(found) = done {
+        progress.again = again(tombstone.written_at, now, found);
+    }
     progress.tombstone = Some(tombstone);
-    done
+    done.map(|_| ())
+}
+
+/// When a removal must be repeated: `AGE` after this time, and after a pass that has found something.
+fn again(since: Timestamp, now: Timestamp, found: bool) -> Option<Timestamp> {
+    let over = since.checked_add(SignedDuration::from_secs(AGE)).unwrap_or(Timestamp::MAX);
+    (found || now < over).then(|| over.max(now))
 }
 
 /// The parts of a receipt that decide.
@@ -81,8 +101,7 @@ pub async fn remove(store: &Store, request: &Request, holds: &dyn Holds, now: Ti
 #[serde(rename_all = "camelCase")]
 struct Receipt {
     computer: ReceiptComputer,
-    #[serde(rename = "writtenAt")]
-    _written_at: Timestamp,
+    written_at: Timestamp,
     archive: Option<ReceiptArchive>,
 }
 
@@ -171,13 +190,14 @@ async fn decide(store: &Store, request: &Request, receipt: &Receipt, now: Timest
     if let Some(key) = &contents.unknown {
         return Err(unknown(key));
     }
-    if contents.objects == 0 && partial_files(store, uid, now, false).await? == 0 {
-        return Ok(None);
-    }
     let mut manifests = Vec::new();
     for key in contents.manifests {
         let digest = identified(store, request, receipt, &key).await?;
         manifests.push(RemovedManifest { key, digest });
+    }
+    names_what_is_here(store, uid, receipt, &manifests).await?;
+    if contents.objects == 0 && partial_files(store, uid, now, false).await? == 0 {
+        return Ok(None);
     }
     let namespace_uid = receipt.computer.namespace_uid.clone();
     Ok(Some(Tombstone {
@@ -190,6 +210,16 @@ async fn decide(store: &Store, request: &Request, receipt: &Receipt, now: Timest
         objects: contents.objects,
         bytes: contents.bytes,
     }))
+}
+
+/// Refuses if the manifest that the receipt names is neither here nor in a tombstone: the archive may be in another store.
+async fn names_what_is_here(store: &Store, uid: &str, receipt: &Receipt, manifests: &[RemovedManifest]) -> Result<(), Stop> {
+    let Some(named) = receipt.archive.as_ref().map(|archive| &archive.manifest_digest) else { return Ok(()) };
+    if manifests.iter().any(|manifest| manifest.digest == *named) || is_erased(&tombstone::all(store, uid).await?, named) {
+        return Ok(());
+    }
+    let why = format!("the receipt of UID {uid} names the manifest with sha256 {named}, and the archive store does not have it");
+    Err(Stop::Unreadable(format!("{why}: check that this is the store of that archive")))
 }
 
 /// The digest of a manifest of this computer: the receipt names it, or the manifest names the computer. One of version 1 may be very large, and is only
@@ -223,21 +253,25 @@ async fn digest(store: &Store, key: &str) -> Result<Option<String>, Stop> {
     Ok(Some(hex::encode(hash.finalize())))
 }
 
-/// Removes what the tombstone names, and objects that no other manifest names.
-async fn destroy(store: &Store, tombstone: &Tombstone, permit: Permit<'_>, now: Timestamp, kept: &mut u64) -> Result<(), Stop> {
+/// Removes what the tombstone names, and objects that no other manifest names. Returns whether there was something.
+async fn destroy(store: &Store, tombstone: &Tombstone, permit: Permit<'_>, now: Timestamp, kept: &mut u64) -> Result<bool, Stop> {
     let uid = tombstone.computer.uid.as_str();
+    let mut found = false;
     for manifest in &tombstone.manifests {
         // After a removal, another deletion of the UID may have stored its own archive under the same key.
         if digest(store, &manifest.key).await?.as_ref() == Some(&manifest.digest) {
+            found = true;
             permit.ask().await?;
             store.delete_manifest(uid, &manifest.key).await?;
         }
     }
     let removed = sweep(store, uid, Some(permit)).await?;
     if partial_files(store, uid, now, false).await? > 0 {
+        found = true;
         permit.ask().await?;
         partial_files(store, uid, now, true).await?;
     }
+    found |= removed.unnamed > 0;
     let left = if removed.unnamed > 0 { sweep(store, uid, None).await? } else { removed };
     *kept = left.named + left.manifests;
     if let Some(key) = Contents::of(store, uid).await?.unknown {
@@ -247,7 +281,8 @@ async fn destroy(store: &Store, tombstone: &Tombstone, permit: Permit<'_>, now: 
         let why = format!("the archive store still lists objects in archives/{uid} that were removed");
         return Err(StoreError::Unavailable(why).into());
     }
-    Ok(store.settle_removal(uid).await?)
+    store.settle_removal(uid).await?;
+    Ok(found)
 }
 
 /// Removes the objects that no manifest names, or counts them.

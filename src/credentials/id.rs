@@ -36,7 +36,7 @@ impl ComputerId {
 const LONGEST: usize = 600;
 
 /// Whether a text is a DNS label, like the name of a namespace.
-pub(super) fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let bytes = text.as_bytes();
     bytes.len() <= 63
@@ -46,13 +46,13 @@ pub(super) fn is_label(text: &str) -> bool {
 }
 
 /// Whether a text is a DNS subdomain, like the name of an object.
-pub(super) fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     let part = |p: &str| p.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     text.len() <= 253 && text.split('.').all(|p| !p.is_empty() && !p.starts_with('-') && !p.ends_with('-') && part(p))
 }
 
 /// Whether a text is a UUID in the API server's format: lower case, with hyphens.
-pub(super) fn is_uid(text: &str) -> bool {
+pub(crate) fn is_uid(text: &str) -> bool {
     text.len() == 36
         && text.bytes().enumerate().all(|(i, b)| match i {
             8 | 13 | 18 | 23 => b == b'-',

@@ -18,6 +18,7 @@ use kube::runtime::reflector::{ObjectRef, Store as Cache};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::sync::CancellationToken;
 
 use self::live_holds::LiveHolds;
@@ -27,8 +28,8 @@ use crate::archive::holds::{Holds, Stop, Subject};
 use crate::archive::removal::figures::{BLOCKED, ERASED_BYTES, ERASURES};
 use crate::archive::removal::{Progress, Request, remove};
 use crate::archive::tombstone::{Decision, Target};
+use crate::credentials::id::{is_label, is_name, is_uid};
 use crate::resources::conditions::{is_true, types};
-use crate::resources::reasons::Reason;
 use crate::resources::{ArchiveErasure, ArchiveHold, Computer, ComputerRecord, RecordPhase};
 use crate::runtime::cached_fields;
 use crate::runtime::caches::{ADMINS_PAGE, Spawn, touched, watched};
@@ -151,10 +152,15 @@ impl Reconciler {
         };
         let mut progress = Progress::default();
         let state = self.advance(&mut erasure, &mut progress).await;
-        self.note(&erasure.name_any(), !state.is_complete());
+        self.note(&erasure.name_any(), state.is_blocked());
         if let Err(error) = self.publish(&mut erasure, &state, &progress).await {
             tracing::debug!(%error, "cannot write the status of an ArchiveErasure; retrying in {} s", AGAIN.as_secs());
             return Some(AGAIN);
+        }
+        if let Some(at) = progress.again {
+            // Not earlier than after the time of a blocked one: requests may be rejected for long.
+            let wait = at.duration_since(self.sources.now()).try_into().unwrap_or(RETRY);
+            return Some(RETRY.max(wait));
         }
         if !state.is_complete() {
             tracing::info!(reason = %state.reason, message = state.message, "an erasure is blocked");
@@ -180,53 +186,53 @@ impl Reconciler {
 
     /// Continues an erasure as far as possible.
     async fn advance(&self, erasure: &mut ArchiveErasure, progress: &mut Progress) -> State {
-        match self.unreleased(erasure).await {
-            Ok(None) => {}
-            Ok(Some(blocked)) => return blocked,
-            Err(error) => {
-                let why = format!("cannot read whether the computer is released: {error}; nothing more is removed");
-                return State::blocked(Reason::ApiServerUnavailable, &why);
+        let done = match self.released(erasure).await {
+            Ok(()) => {
+                let (request, now) = (request(erasure), self.sources.now());
+                let asked = Asked { reconciler: self, pass: AsyncMutex::new(Pass { erasure, announced: false }) };
+                remove(&self.store, &request, &asked, now, progress).await
             }
-        }
-        let begun = erasure.status.as_ref().is_some_and(|status| !status.conditions.is_empty());
-        if !begun {
-            let state = State { reason: Reason::Erasing, message: "the archive is being erased".to_owned() };
-            if let Err(error) = self.publish(erasure, &state, progress).await {
-                tracing::debug!(%error, "cannot write the status of an ArchiveErasure");
-            }
-        }
-        let asked = Asked { reconciler: self, erasure };
-        let done = remove(&self.store, &request(erasure), &asked, self.sources.now(), progress).await;
+            Err(stop) => Err(stop),
+        };
         State::of(&done, progress)
     }
 
-    /// Why the computer does not count as released, by live reads. Its record decides; once that has expired, the receipt in the store does, if no Computer has
+    /// Whether the computer counts as released, by live reads. Its record decides; once that has expired, the receipt in the store does, if no Computer has
     /// the UID.
-    async fn unreleased(&self, erasure: &ArchiveErasure) -> Result<Option<State>, CallError> {
+    async fn released(&self, erasure: &ArchiveErasure) -> Result<(), Stop> {
         let target = &erasure.spec.computer;
+        // They become parts of paths.
+        if !is_label(&target.namespace) || !is_name(&target.name) || !is_uid(&target.uid) {
+            return Err(Stop::Mismatch("the namespace, the name or the UID is not one of a computer".to_owned()));
+        }
+        let unknown = |error: CallError| Stop::ApiServer(format!("cannot read whether the computer is released: {error}"));
+        let not_released = |why: &str| Err(Stop::NotReleased(format!("Computer {}/{} {why}", target.namespace, target.name)));
         let records: Api<ComputerRecord> = Api::namespaced(self.client.clone(), &self.namespace);
         let record = match call(records.get(&target.uid)).await {
             Err(error) if classify(&error) == ErrorClass::NotFound => None,
-            record => Some(record?.spec),
+            record => Some(record.map_err(unknown)?.spec),
         };
         let Some(record) = record else {
             let computers: Api<Computer> = Api::namespaced(self.client.clone(), &target.namespace);
             return match call(computers.get(&target.name)).await {
-                Err(error) if classify(&error) == ErrorClass::NotFound => Ok(None),
-                computer => Ok((computer?.metadata.uid.as_ref() == Some(&target.uid)).then(|| not_released(erasure, "exists"))),
+                Err(error) if classify(&error) == ErrorClass::NotFound => Ok(()),
+                computer => {
+                    let exists = computer.map_err(unknown)?.metadata.uid.as_ref() == Some(&target.uid);
+                    if exists { not_released("exists") } else { Ok(()) }
+                }
             };
         };
         if (&record.namespace, &record.computer) != (&target.namespace, &target.name) {
-            let why = format!("UID {} is that of Computer {}/{}; no archive is removed", target.uid, record.namespace, record.computer);
-            return Ok(Some(State::blocked(Reason::ErasureMismatch, &why)));
+            let why = format!("UID {} is that of Computer {}/{}", target.uid, record.namespace, record.computer);
+            return Err(Stop::Mismatch(why));
         }
         if record.state.phase != RecordPhase::Released {
-            return Ok(Some(not_released(erasure, "exists, or its deletion is not complete")));
+            return not_released("exists, or its deletion is not complete");
         }
         let receipt = record.state.deletion.and_then(|deletion| deletion.receipt);
         let stored = receipt.is_some_and(|receipt| receipt.store_key.is_some());
-        let why = format!("the deletion of UID {} has no receipt in the archive store; no archive is removed", target.uid);
-        Ok((!stored).then(|| State::blocked(Reason::NoReceipt, &why)))
+        let why = || Stop::NoReceipt(format!("the deletion of UID {} has no receipt in the archive store", target.uid));
+        stored.then_some(()).ok_or_else(why)
     }
 
     /// Writes the status if it has changed, unless another leader has written it meanwhile.
@@ -243,26 +249,41 @@ impl Reconciler {
     }
 }
 
-/// The holds, and whether the erasure still exists: deleting it withdraws it also while it is executed.
+/// What is asked before each destruction: whether the erasure still exists (deleting it withdraws it also while it is executed), whether the computer is
+/// still released, and the holds.
 struct Asked<'a> {
     reconciler: &'a Reconciler,
-    erasure: &'a ArchiveErasure,
+    pass: AsyncMutex<Pass<'a>>,
+}
+
+/// An erasure that is executed.
+struct Pass<'a> {
+    erasure: &'a mut ArchiveErasure,
+    /// Whether its status says so.
+    announced: bool,
 }
 
 #[async_trait]
 impl Holds for Asked<'_> {
     async fn permit(&self, archive: &Subject) -> Result<(), Stop> {
-        match self.reconciler.live(self.erasure).await {
-            Ok(Some(_)) => self.reconciler.holds.permit(archive).await,
-            Ok(None) => Err(Stop::Withdrawn("the ArchiveErasure was deleted, or another leader has completed it".to_owned())),
-            Err(error) => Err(Stop::HoldsUnknown(format!("it cannot be read whether the ArchiveErasure still exists: {error}"))),
+        let (pass, reconciler) = (&mut *self.pass.lock().await, self.reconciler);
+        match reconciler.live(pass.erasure).await {
+            Ok(Some(_)) => {}
+            Ok(None) => return Err(Stop::Withdrawn("the ArchiveErasure was deleted, or another leader has completed it".to_owned())),
+            Err(error) => return Err(Stop::ApiServer(format!("cannot read whether the ArchiveErasure still exists: {error}"))),
         }
+        reconciler.released(pass.erasure).await?;
+        reconciler.holds.permit(archive).await?;
+        if !pass.announced {
+            // Nobody may read that it is blocked while it removes.
+            let written = reconciler.publish(pass.erasure, &State::erasing(), &Progress::default()).await;
+            written.map_err(|error| Stop::ApiServer(format!("the status of the ArchiveErasure cannot be written: {error}")))?;
+            pass.announced = true;
+            // Writing it may have taken long.
+            reconciler.holds.permit(archive).await?;
+        }
+        Ok(())
     }
-}
-
-fn not_released(erasure: &ArchiveErasure, why: &str) -> State {
-    let target = &erasure.spec.computer;
-    State::blocked(Reason::NotReleased, &format!("Computer {}/{} {why}; no archive is removed", target.namespace, target.name))
 }
 
 /// What an erasure asks for.

@@ -14,7 +14,7 @@ use crate::resources::{ArchiveErasure, ArchiveErasureStatus};
 /// The state of an erasure: the reason of its conditions, and what users read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// The reason. [`Reason::Erased`] and [`Reason::NothingToErase`]: it is complete.
+    /// The reason. [`Reason::Erased`] and [`Reason::NothingToErase`]: it is complete. [`Reason::Removed`]: it is complete if nothing is found later.
     pub reason: Reason,
     /// The message.
     pub message: String,
@@ -40,6 +40,8 @@ impl State {
         let reason = match stop {
             // The object is gone, and so is its status.
             Stop::Withdrawn(_) => Reason::Erasing,
+            Stop::NotReleased(_) => Reason::NotReleased,
+            Stop::ApiServer(_) => Reason::ApiServerUnavailable,
             Stop::Held(_) => Reason::ArchiveHeld,
             Stop::HoldsUnknown(_) => Reason::HoldsUnknown,
             Stop::NoReceipt(_) => Reason::NoReceipt,
@@ -48,6 +50,8 @@ impl State {
             Stop::Store(StoreError::NotFound(_) | StoreError::Unavailable(_)) => Reason::StoreUnavailable,
         };
         let so_far = match (&progress.tombstone, progress.removed) {
+            // What an earlier pass has removed is not known here.
+            (None, _) if !progress.untouched => "nothing is removed now".to_owned(),
             (None, _) | (_, Some((0, _))) => "nothing was removed".to_owned(),
             (Some(_), Some((objects, _))) => format!("{objects} objects were removed before, so the archive is not complete any more"),
             (Some(_), None) => "some objects may have been removed before".to_owned(),
@@ -55,7 +59,27 @@ impl State {
         Self::blocked(reason, &format!("{stop}; {so_far}"))
     }
 
+    /// The state of an erasure that removes.
+    pub fn erasing() -> Self {
+        Self { reason: Reason::Erasing, message: "the archive is being erased".to_owned() }
+    }
+
+    /// Whether something prevents it.
+    pub fn is_blocked(&self) -> bool {
+        !self.is_complete() && !matches!(self.reason, Reason::Erasing | Reason::Removed)
+    }
+
     fn complete(progress: &Progress) -> Self {
+        if let Some(at) = progress.again {
+            let found =
+                if progress.tombstone.is_some() { "the archive was removed" } else { "the archive store has no archive of this computer" };
+            let at = at.strftime("%Y-%m-%dT%H:%M:%SZ");
+            let message = format!(
+                "{found}. The archive store is looked at again at {at}, because a request that was sent before may still be running. \
+                 The erasure is complete when nothing is found then"
+            );
+            return Self { reason: Reason::Removed, message };
+        }
         if progress.tombstone.is_none() {
             return Self {
                 reason: Reason::NothingToErase,
@@ -88,8 +112,7 @@ pub fn compute(erasure: &ArchiveErasure, state: &State, progress: &Progress, now
     let (now, complete, State { reason, message }) = (Time(whole(now)), state.is_complete(), state);
     let all = &mut status.conditions;
     conditions::set(all, types::COMPLETE, complete, *reason, message, generation, &now);
-    let blocked = !complete && *reason != Reason::Erasing;
-    conditions::set(all, types::BLOCKED, blocked, *reason, message, generation, &now);
+    conditions::set(all, types::BLOCKED, state.is_blocked(), *reason, message, generation, &now);
     conditions::set_stalled(all, complete, *reason, message, generation, &now);
     status
 }

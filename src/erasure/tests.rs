@@ -2,6 +2,8 @@
 
 use axum::http::{Request as HttpRequest, Response};
 use futures::StreamExt as _;
+use jiff::{SignedDuration, Timestamp};
+use kube::CustomResourceExt as _;
 use kube::client::Body;
 use object_store::ObjectStore as _;
 use object_store::memory::InMemory;
@@ -12,8 +14,9 @@ use super::*;
 use crate::archive::holds::{Stop, Subject};
 use crate::archive::test_archives::{SMALL, home, noise, packed, put};
 use crate::archive::{Unreadable, receipt_key};
+use crate::resources::reasons::Reason;
 
-const UID: &str = "11111111-2222-3333-4444-555555555555";
+const UID: &str = "11111111-2222-3333-4444-55555555555a";
 const NAMESPACE_UID: &str = "99999999-2222-3333-4444-555555555555";
 
 /// A cluster that answers from these objects.
@@ -28,6 +31,13 @@ struct Cluster {
     silent: bool,
     /// The erasure is deleted when the holds are read for the n-th time.
     withdrawn_at: Option<usize>,
+    /// The computer counts as not released when the holds were read for the n-th time.
+    restored_at: Option<usize>,
+    /// Whether no status can be written.
+    unwritable: bool,
+    /// `Blocked` of the erasure at each read of the holds, and the paths of all requests.
+    blocked: Vec<String>,
+    paths: Vec<String>,
     /// How often a status was written, and how often holds were read.
     written: usize,
     asked: usize,
@@ -47,9 +57,17 @@ fn failure(code: u16) -> (u16, Value) {
 
 impl Cluster {
     fn answer(&mut self, path: &str, query: &str, change: Option<json_patch::Patch>) -> (u16, Value) {
+        self.paths.push(path.to_owned());
         let object = |found: Result<Value, u16>| found.map_or_else(failure, |object| (200, object));
         if path.ends_with("/archiveholds") {
             self.asked += 1;
+            let conditions =
+                self.erasure.iter().flat_map(|erasure| erasure["status"]["conditions"].as_array().cloned().unwrap_or_default());
+            let blocked = conditions.filter(|c| c["type"] == "Blocked").find_map(|c| c["status"].as_str().map(str::to_owned));
+            self.blocked.push(blocked.unwrap_or_default());
+            if self.restored_at == Some(self.asked) {
+                self.record = Ok(record("Live", "box", None));
+            }
             if self.withdrawn_at == Some(self.asked) {
                 self.erasure = None;
             }
@@ -72,6 +90,9 @@ impl Cluster {
         }
         let Some(erasure) = self.erasure.as_mut().filter(|_| path.contains("/archiveerasures/")) else { return failure(404) };
         if let Some(change) = change {
+            if self.unwritable {
+                return failure(500);
+            }
             self.written += 1;
             if json_patch::patch(erasure, &change).is_err() {
                 return failure(422);
@@ -126,6 +147,7 @@ struct World {
     cluster: Shared,
     objects: Arc<InMemory>,
     reconciler: Reconciler,
+    now: Arc<Mutex<Timestamp>>,
 }
 
 impl World {
@@ -151,14 +173,21 @@ impl World {
             holds: Ok(vec![vec![]]),
             silent: false,
             withdrawn_at: None,
+            restored_at: None,
+            unwritable: false,
+            blocked: vec![],
+            paths: vec![],
             written: 0,
             asked: 0,
         };
         let cluster = Arc::new(Mutex::new(cluster));
         let client = client(&cluster);
         let holds = Arc::new(LiveHolds::new(&client));
-        let (namespace, sources, blocked) = ("op".to_owned(), Sources::default(), Mutex::default());
-        Self { objects, reconciler: Reconciler { client, namespace, store, holds, sources, blocked }, cluster }
+        let now = Arc::new(Mutex::new(Timestamp::now()));
+        let clock = Arc::clone(&now);
+        let sources = Sources::new(move || *clock.lock().unwrap(), |bytes| bytes.fill(7));
+        let (namespace, blocked) = ("op".to_owned(), Mutex::default());
+        Self { now, objects, reconciler: Reconciler { client, namespace, store, holds, sources, blocked }, cluster }
     }
 
     fn set(&self, change: impl FnOnce(&mut Cluster)) {
@@ -176,6 +205,17 @@ impl World {
         conditions.into_iter().map(|c| (c.type_, (c.status, c.reason, c.message))).collect()
     }
 
+    /// A pass, and another one a day later.
+    async fn passes(&self) -> HashMap<String, (String, String, String)> {
+        self.pass().await;
+        self.a_day_passes();
+        self.pass().await
+    }
+
+    fn a_day_passes(&self) {
+        *self.now.lock().unwrap() += SignedDuration::from_hours(24);
+    }
+
     async fn objects(&self) -> usize {
         let under = format!("archives/{UID}");
         self.objects.list(Some(&under.as_str().into())).count().await
@@ -186,7 +226,7 @@ impl World {
 async fn an_erasure_completes_and_says_what_was_removed() {
     let world = World::new().await;
     let before = world.objects().await;
-    let conditions = world.pass().await;
+    let conditions = world.passes().await;
     assert_eq!((conditions["Complete"].0.as_str(), conditions["Complete"].1.as_str()), ("True", "Erased"), "{conditions:?}");
     assert!(conditions["Blocked"].0 == "False" && !conditions.contains_key("Stalled"), "{conditions:?}");
     let status = world.erasure().status.unwrap();
@@ -216,7 +256,89 @@ async fn a_held_archive_blocks_with_the_name_of_the_hold_and_continues_without_i
     assert_eq!(world.cluster.lock().unwrap().written, written, "L6");
     assert_eq!(world.objects().await, before);
     world.set(|c| c.holds = Ok(vec![vec![of_computer("other", "another-uid")]]));
+    assert_eq!(world.passes().await["Complete"].1, "Erased");
+}
+
+/// Nobody may read that nothing was removed while it is removed.
+#[tokio::test]
+async fn the_status_says_that_it_removes_before_it_removes() {
+    let world = World::new().await;
+    world.set(|c| c.holds = Ok(vec![vec![of_computer("case-7", UID)]]));
+    assert_eq!(world.pass().await["Blocked"].0, "True");
+    world.set(|c| {
+        c.holds = Ok(vec![vec![]]);
+        c.blocked.clear();
+        c.unwritable = true;
+    });
+    let before = world.objects().await;
+    assert_eq!(world.reconciler.run(&world.erasure()).await, Some(AGAIN));
+    assert_eq!(world.objects().await, before, "nothing is removed unless the status says so");
+    world.set(|c| {
+        c.blocked.clear();
+        c.unwritable = false;
+    });
+    assert_eq!(world.pass().await["Blocked"].0, "False");
+    let blocked = world.cluster.lock().unwrap().blocked.clone();
+    assert!(blocked.len() > 4 && blocked[0] == "True" && blocked[1..].iter().all(|blocked| blocked == "False"), "{blocked:?}");
+}
+
+/// A request that was sent before the deletion ended may store something after everything was removed.
+#[tokio::test]
+async fn it_is_complete_when_nothing_is_found_a_day_later() {
+    let world = World::new().await;
+    let before = world.objects().await;
+    let wait = world.reconciler.run(&world.erasure()).await.unwrap();
+    assert_eq!((wait.as_secs() + 30) / 3600, 24, "{wait:?}");
+    let conditions = world.pass().await;
+    let (complete, reason, message) = &conditions["Complete"];
+    assert_eq!((complete.as_str(), reason.as_str(), conditions["Blocked"].0.as_str()), ("False", "Removed", "False"));
+    assert!(message.contains("looked at again at 20") && !message.contains("To do"), "{message}");
+    assert_eq!((world.objects().await, world.erasure().status.unwrap().removed_objects), (0, i64::try_from(before).ok()));
+    let late = crate::archive::chunk_key(UID, &"0".repeat(64));
+    world.reconciler.store.put_once(&late, b"late".to_vec()).await.unwrap();
+    world.a_day_passes();
+    assert_eq!(world.pass().await["Complete"].1, "Removed", "something was found");
+    assert_eq!(world.objects().await, 0);
     assert_eq!(world.pass().await["Complete"].1, "Erased");
+}
+
+/// S7: etcd was restored from a backup while the archive is erased.
+#[tokio::test]
+async fn a_computer_that_exists_again_ends_a_running_erasure() {
+    let world = World::new().await;
+    let before = world.objects().await;
+    world.set(|c| c.restored_at = Some(3));
+    assert_eq!(world.pass().await["Blocked"].1, "NotReleased");
+    let left = world.objects().await;
+    assert!(left < before && left > 0, "{left} of {before}");
+}
+
+#[tokio::test]
+async fn only_names_become_parts_of_paths() {
+    for (field, text) in [("namespace", "../team"), ("name", "box/status"), ("uid", "11111111-2222-3333-4444-55555555555/"), ("uid", "..")]
+    {
+        let world = World::new().await;
+        world.set(|c| {
+            c.record = Err(404);
+            c.erasure.as_mut().unwrap()["spec"]["computer"][field] = json!(text);
+        });
+        assert_eq!(world.pass().await["Blocked"].1, "ErasureMismatch");
+        let paths = world.cluster.lock().unwrap().paths.clone();
+        assert!(paths.iter().all(|path| path.contains("/archiveerasures/")), "{paths:?}");
+    }
+}
+
+/// A UID that is none would hold nothing, and nobody would learn of it.
+#[test]
+fn the_schema_accepts_only_uids() {
+    for (kind, path) in [
+        (json!(ArchiveHold::crd()), "computerUID"),
+        (json!(ArchiveHold::crd()), "namespaceUID"),
+        (json!(ArchiveErasure::crd()), "computer/properties/uid"),
+    ] {
+        let schema = kind.pointer(&format!("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/{path}")).unwrap();
+        assert!(schema["pattern"].as_str().is_some_and(|pattern| pattern.contains("[0-9a-fA-F]{12}")), "{path}: {schema}");
+    }
 }
 
 #[tokio::test]
@@ -251,7 +373,7 @@ async fn without_a_record_the_receipt_decides() {
     for computer in [Err(404), Ok(another)] {
         let world = World::new().await;
         world.set(|c| (c.record, c.computer) = (Err(404), computer));
-        assert_eq!(world.pass().await["Complete"].1, "Erased");
+        assert_eq!(world.passes().await["Complete"].1, "Erased");
     }
     let world = World::new().await;
     world.set(|c| {
@@ -300,7 +422,7 @@ async fn a_withdrawal_ends_a_running_erasure() {
 async fn a_status_is_written_only_to_the_version_that_was_read() {
     let world = World::new().await;
     let mut old = world.erasure();
-    world.pass().await;
+    world.passes().await;
     let state = State { reason: Reason::Erasing, message: "m".to_owned() };
     world.reconciler.publish(&mut old, &state, &Progress::default()).await.unwrap_err();
     assert!(is_complete(&world.erasure()));
@@ -344,6 +466,8 @@ async fn a_hold_names_a_computer_or_a_namespace() {
     let neither = hold("of-another-version", &json!({"matter": "m", "reason": "because of case 7"}));
     for (hold, namespace, held) in [
         (of_computer("h", UID), Some(NAMESPACE_UID), true),
+        (of_computer("h", &UID.to_uppercase()), Some(NAMESPACE_UID), true),
+        (of_namespace(&UID.to_uppercase()), Some(UID), true),
         (of_computer("h", "another"), Some(NAMESPACE_UID), false),
         (of_namespace(NAMESPACE_UID), Some(NAMESPACE_UID), true),
         (of_namespace("another"), Some(NAMESPACE_UID), false),

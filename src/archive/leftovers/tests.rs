@@ -107,7 +107,8 @@ async fn without_an_archive_all_chunks_are_removed_and_nothing_else() {
     world.store.put_once(&format!("archives/{UID}/notes/of-an-admin"), b"x".to_vec()).await.unwrap();
     world.store.put_once(&old_format::object_key(UID, &"1".repeat(64)), b"x".to_vec()).await.unwrap();
     world.store.put_once(&crate::archive::chunk_key("another", &"1".repeat(64)), b"x".to_vec()).await.unwrap();
-    let found = clean(&world.store, UID, Work::Remove, later()).await.unwrap();
+    world.removes_nothing(later(), "use --ignore-holds").await;
+    let found = clean(&world.store, UID, Work::RemoveIgnoringHolds, later()).await.unwrap();
     assert!(found.manifests == 0 && found.named == 0 && found.unknown == 1, "{found:?}");
     let left = ["archives/another/chunks/", &format!("archives/{UID}/notes"), "receipts/"];
     let keys = world.keys().await;
@@ -137,7 +138,7 @@ async fn partial_files_of_a_local_store_are_removed() {
     assert_eq!(store.partial_files(UID, |_| true, now - AGE, true).await.unwrap(), 0, "they may still be written");
     let listed = clean(&store, UID, Work::List, later()).await.unwrap();
     assert_eq!((listed.unnamed, listed.removed), (3, 0), "{listed:?}");
-    let removed = clean(&store, UID, Work::Remove, later()).await.unwrap();
+    let removed = clean(&store, UID, Work::RemoveIgnoringHolds, later()).await.unwrap();
     assert_eq!(removed.removed, 3, "{removed:?}");
     assert!(stays.iter().all(|key| folder.path().join(key).exists()));
     assert_eq!(clean(&store, UID, Work::List, later()).await.unwrap().unnamed, 0);

@@ -63,6 +63,52 @@ async fn what_cannot_be_read_is_not_erased() {
     refused("the receipt does not name it").await;
 }
 
+/// Another store than that of the archive has nothing of it, which proves nothing.
+#[tokio::test]
+async fn a_store_without_the_manifest_that_the_receipt_names_erases_nothing() {
+    let world = World::new().await;
+    world.objects.inner.delete(&manifest_key(UID).as_str().into()).await.unwrap();
+    let chunks: Vec<_> = world.snapshot().await.into_keys().filter(|key| of_archive(key)).collect();
+    for without_chunks in [false, true] {
+        if without_chunks {
+            for key in &chunks {
+                world.objects.inner.delete(&key.as_str().into()).await.unwrap();
+            }
+        }
+        let before = world.snapshot().await;
+        let (done, progress) = world.erase(&Script::free()).await;
+        assert!(matches!(&done, Err(Stop::Unreadable(why)) if why.contains("check that this is the store of that archive")), "{done:?}");
+        assert!(progress.tombstone.is_none() && progress.untouched && world.snapshot().await == before);
+    }
+    // After an erasure, its tombstone names the manifest.
+    let world = World::new().await;
+    world.erase(&Script::free()).await.0.unwrap();
+    let mut second = request("team", "box", UID);
+    second.decision.uid = "decision-2".to_owned();
+    let mut progress = Progress::default();
+    remove(&world.store, &second, &Script::free(), Timestamp::now(), &mut progress).await.unwrap();
+    assert!(progress.tombstone.is_none() && progress.again.is_some(), "{progress:?}");
+}
+
+/// A request that was sent before the deletion ended may store something for a day.
+#[tokio::test]
+async fn a_removal_is_over_when_nothing_is_found_a_day_later() {
+    let world = World::new().await;
+    let (begin, day) = (Timestamp::now(), SignedDuration::from_secs(DAY));
+    let again = async |at: Timestamp| {
+        let mut progress = Progress::default();
+        remove(&world.store, &request("team", "box", UID), &Script::free(), at, &mut progress).await.unwrap();
+        progress.again
+    };
+    assert_eq!(again(begin).await, Some(begin + day));
+    let late = chunk_key(UID, &"3".repeat(64));
+    world.store.put_once(&late, b"late".to_vec()).await.unwrap();
+    assert_eq!(again(begin + day).await, Some(begin + day), "something was found");
+    assert!(!world.snapshot().await.contains_key(&late));
+    assert_eq!(again(begin + day - SignedDuration::from_secs(1)).await, Some(begin + day));
+    assert_eq!(again(begin + day).await, None);
+}
+
 /// S7: a store that overwrites objects may have lost anything.
 #[tokio::test]
 async fn nothing_is_erased_while_writes_are_refused() {

@@ -139,7 +139,11 @@ pub async fn clean_unless_held(store: &Store, uid: &str, work: Work, now: i64, h
     if work == Work::Collect {
         small(store, &keys).await?;
     }
-    let manifests = manifests(store, uid, &keys, archived.filter(|digest| !is_erased(&erased, digest))).await?;
+    let archived = match archived {
+        Some(digest) if tombstone::is_removed(store, &erased, &digest).await? => None,
+        archived => archived,
+    };
+    let manifests = manifests(store, uid, &keys, archived).await?;
     found.manifests = manifests.len() as u64;
     let subject = Subject { computer_uid: uid.to_owned(), namespace_uid };
     let permit = holds.map(|holds| Permit { holds, subject: &subject });

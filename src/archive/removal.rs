@@ -3,7 +3,7 @@
 //!
 //! 1. the receipt says that the deletion of exactly this computer is over;
 //! 2. a tombstone is written, create-only: who decided what, when and why. It names the manifests that are removed;
-//! 3. these manifests are removed. From then on there is no archive;
+//! 3. these manifests are removed, and a record beside the tombstone says so. From then on there is no archive;
 //! 4. objects that no other manifest of the UID names are removed, with the code that removes leftovers.
 //!
 //! A request that was sent before the deletion ended may still store something. So a removal is over only when nothing was found a day later
@@ -265,6 +265,7 @@ async fn destroy(store: &Store, tombstone: &Tombstone, permit: Permit<'_>, now: 
             store.delete_manifest(uid, &manifest.key).await?;
         }
     }
+    tombstone::put_removed(store, tombstone).await?;
     let removed = sweep(store, uid, Some(permit)).await?;
     if partial_files(store, uid, now, false).await? > 0 {
         found = true;

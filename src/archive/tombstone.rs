@@ -1,9 +1,10 @@
 //! Tombstones: which archives were removed from the store, when, why, and by whose decision. One is written before anything is removed, at a key of
-//! its own, create-only, and never removed. After a crash the removal continues from it.
+//! its own, create-only, and never removed. After a crash the removal continues from it. When the manifests that it names are gone, a record beside it says so.
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::store::{ReceiptPut, Store, StoreError};
 
@@ -82,6 +83,39 @@ pub fn tombstone_key(uid: &str, decision: &str) -> String {
     format!("{}{decision}.json", folder(uid))
 }
 
+/// Key of the record that the manifests of a tombstone are removed. No UID has a dot.
+pub(super) fn removed_key(uid: &str, decision: &str) -> String {
+    format!("{}{decision}.removed.json", folder(uid))
+}
+
+/// Records that the manifests of a tombstone are removed.
+///
+/// # Errors
+/// When the outcome is not known.
+pub(super) async fn put_removed(store: &Store, tombstone: &Tombstone) -> Result<(), StoreError> {
+    let (uid, decision) = (&tombstone.computer.uid, &tombstone.decision.uid);
+    let record = json!({"apiVersion": tombstone.api_version, "kind": "ManifestsRemoved", "computer": uid, "decision": decision});
+    let key = removed_key(uid, decision);
+    match store.put_once(&key, record.to_string().into_bytes()).await? {
+        ReceiptPut::Created | ReceiptPut::SameAlready => Ok(()),
+        ReceiptPut::Other(_) => Err(StoreError::Corrupt(format!("{key} has other content"))),
+    }
+}
+
+/// Whether it is recorded that a manifest was removed. A tombstone only says that it is to be removed.
+///
+/// # Errors
+/// When the store does not answer.
+pub(super) async fn is_removed(store: &Store, tombstones: &[Tombstone], digest: &str) -> Result<bool, StoreError> {
+    for tombstone in tombstones.iter().filter(|tombstone| tombstone.manifests.iter().any(|manifest| manifest.digest == digest)) {
+        match store.size(&removed_key(&tombstone.computer.uid, &tombstone.decision.uid)).await {
+            Err(StoreError::NotFound(_)) => {}
+            size => return size.map(|_| true),
+        }
+    }
+    Ok(false)
+}
+
 /// What the keys of all tombstones of a computer begin with.
 pub(super) fn folder(uid: &str) -> String {
     format!("erasures/{uid}/")
@@ -140,7 +174,7 @@ pub async fn all(store: &Store, uid: &str) -> Result<Vec<Tombstone>, StoreError>
     while let Some(key) = listed.next().await {
         let key = key?;
         let decision = key.strip_prefix(&folder).and_then(|rest| rest.strip_suffix(".json"));
-        decisions.extend(decision.filter(|decision| !decision.contains('/')).map(str::to_owned));
+        decisions.extend(decision.filter(|decision| !decision.contains(['/', '.'])).map(str::to_owned));
         if decisions.len() > MOST {
             return Err(StoreError::Corrupt(format!("there are more than {MOST} tombstones in {folder}")));
         }

@@ -146,8 +146,12 @@ fn assert_in_order(before: &Snapshot, now: &Snapshot, when: &str) {
 }
 
 fn assert_erased(before: &Snapshot, now: &Snapshot) {
-    let expected: BTreeSet<String> =
-        before.keys().filter(|key| !of_archive(key)).cloned().chain([tombstone::tombstone_key(UID, "decision-1")]).collect();
+    let expected: BTreeSet<String> = before
+        .keys()
+        .filter(|key| !of_archive(key))
+        .cloned()
+        .chain([tombstone::tombstone_key(UID, "decision-1"), tombstone::removed_key(UID, "decision-1")])
+        .collect();
     assert_eq!(now.keys().cloned().collect::<BTreeSet<_>>(), expected);
 }
 

@@ -138,6 +138,18 @@ async fn leftovers_of_an_erasure_are_removed_only_if_they_are_not_held() {
     assert!(world.snapshot().await.contains_key(&tombstone::tombstone_key(UID, "decision-1")));
 }
 
+/// A tombstone says what is to be removed. Until that is recorded as done, a manifest that is missing is a loss.
+#[tokio::test]
+async fn a_manifest_that_vanished_before_its_removal_keeps_everything() {
+    let world = World::new().await;
+    world.erase(&Script::held_from(2)).await.0.unwrap_err();
+    world.objects.inner.delete(&manifest_key(UID).as_str().into()).await.unwrap();
+    let (before, later) = (world.snapshot().await, Timestamp::now().as_second() + 2 * DAY);
+    let error = clean_unless_held(&world.store, UID, Work::Collect, later, Some(&Script::free())).await.unwrap_err().to_string();
+    assert!(error.contains("which the receipt names"), "{error}");
+    assert_eq!(world.snapshot().await, before);
+}
+
 /// A local store has partial files of interrupted writes, and folders.
 #[tokio::test]
 async fn partial_files_and_folders_of_a_local_store_are_removed() {

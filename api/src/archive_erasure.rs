@@ -21,7 +21,7 @@ use super::deletion_override::OverrideTarget;
     printcolumn = r#"{"name":"Namespace","type":"string","jsonPath":".spec.computer.namespace"}"#,
     printcolumn = r#"{"name":"Computer","type":"string","jsonPath":".spec.computer.name"}"#,
     printcolumn = r#"{"name":"Complete","type":"string","jsonPath":".status.conditions[?(@.type==\"Complete\")].status"}"#,
-    printcolumn = r#"{"name":"State","type":"string","jsonPath":".status.conditions[?(@.type==\"Complete\")].reason","description":"Erased, NothingToErase, Erasing, Removed (looked at again a day later), or why it is blocked"}"#,
+    printcolumn = r#"{"name":"State","type":"string","jsonPath":".status.conditions[?(@.type==\"Complete\")].reason","description":"Erased, NothingToErase, Erasing, Removed (checked again a day later), or why it is blocked"}"#,
     printcolumn = r#"{"name":"Objects","type":"integer","jsonPath":".status.removedObjects"}"#,
     printcolumn = r#"{"name":"Bytes","type":"integer","jsonPath":".status.removedBytes"}"#,
     printcolumn = r#"{"name":"Requested by","type":"string","jsonPath":".spec.requestedBy"}"#,

@@ -335,7 +335,7 @@ reasons! {
     /// The archives that the ArchiveErasure names are being erased.
     /// To do: wait.
     Erasing,
-    /// The archives that the ArchiveErasure names are removed. The operator looks at the archive store again a day after the decision, because
+    /// The archives that the ArchiveErasure names are removed. The operator checks the archive store again a day after the decision, because
     /// a request that was sent before may still be running. The erasure is complete when nothing is found then.
     /// To do: wait, see the message for the time.
     Removed,

@@ -31,7 +31,7 @@ fn names(hold: &ArchiveHoldSpec, archive: &Subject) -> bool {
     match (&hold.computer_uid, &hold.namespace_uid) {
         // The schema refuses both, and neither: a hold of another version may mean anything.
         (None, None) | (Some(_), Some(_)) => true,
-        // Whoever copies a UID may change its case.
+        // A client may change the case of a UID that it copies.
         (Some(uid), None) => uid.eq_ignore_ascii_case(&archive.computer_uid),
         (None, Some(uid)) => archive.namespace_uid.as_ref().is_none_or(|namespace| namespace.eq_ignore_ascii_case(uid)),
     }

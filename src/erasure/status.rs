@@ -75,7 +75,7 @@ impl State {
                 if progress.tombstone.is_some() { "the archive was removed" } else { "the archive store has no archive of this computer" };
             let at = at.strftime("%Y-%m-%dT%H:%M:%SZ");
             let message = format!(
-                "{found}. The archive store is looked at again at {at}, because a request that was sent before may still be running. \
+                "{found}. The archive store is checked again at {at}, because a request that was sent before may still be running. \
                  The erasure is complete when nothing is found then"
             );
             return Self { reason: Reason::Removed, message };

@@ -63,7 +63,7 @@ async fn an_archive_is_held_and_then_erased(bench: Arc<Bench>) -> Result<()> {
     bench.kubectl(&["delete", "archivehold", &hold, "--timeout=30s"], "").await?;
     // It is complete a day later, which is too long for this test.
     let message = condition(&bench, &name, "Complete", "False", "Removed").await?;
-    ensure!(message.contains("looked at again at"), "it does not say when it is complete: {message}");
+    ensure!(message.contains("checked again at"), "it does not say when it is complete: {message}");
     condition(&bench, &name, "Blocked", "False", "Removed").await?;
     let store = bench.store()?;
     ensure!(verify::verify(&store, &uid).await == Verification::Missing, "the archive exists");

@@ -37,7 +37,7 @@ async fn it_is_complete_when_nothing_is_found_a_day_later() {
     let conditions = world.pass().await;
     let (complete, reason, message) = &conditions["Complete"];
     assert_eq!((complete.as_str(), reason.as_str(), conditions["Blocked"].0.as_str()), ("False", "Removed", "False"));
-    assert!(message.contains("looked at again at 20") && !message.contains("To do"), "{message}");
+    assert!(message.contains("checked again at 20") && !message.contains("To do"), "{message}");
     assert_eq!((world.objects().await, world.erasure().status.unwrap().removed_objects), (0, i64::try_from(before).ok()));
     let late = crate::archive::chunk_key(UID, &"0".repeat(64));
     world.reconciler.store.put_once(&late, b"late".to_vec()).await.unwrap();

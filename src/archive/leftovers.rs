@@ -150,17 +150,22 @@ pub async fn clean_unless_held(store: &Store, uid: &str, work: Work, now: i64, h
     let remove = (work != Work::List).then_some(Purpose::Leftovers);
     let sweep = Sweep { store, uid, remove, permit, until: now - AGE, keys, manifests };
     sweep.run(&mut found).await?;
-    if let Some(permit) = permit {
-        permit.ask().await?;
-    }
-    let (of, (manifest, receipt)) = (uid.to_owned(), (format!("archives/{uid}/manifest"), receipt_key(uid)));
-    let tombstones = tombstone::folder(uid);
-    let begins = move |key: &str| [&manifest, &tombstones].into_iter().any(|known| key.starts_with(known));
-    let known = move |key: &str| Object::of(&of, key).is_some() || begins(key) || key == receipt;
-    let unfinished = store.partial_files(uid, known, now - AGE, work != Work::List).await?;
+    let unfinished = store.partial_files(uid, known_keys(uid), now - AGE, false).await?;
     found.unnamed += unfinished;
-    found.removed += if work == Work::List { 0 } else { unfinished };
+    if unfinished > 0 && work != Work::List {
+        if let Some(permit) = permit {
+            permit.ask().await?;
+        }
+        found.removed += store.partial_files(uid, known_keys(uid), now - AGE, true).await?;
+    }
     Ok(found)
+}
+
+/// Whether a key is one of those that the operator writes for a UID.
+fn known_keys(uid: &str) -> impl Fn(&str) -> bool + Send + 'static {
+    let (of, receipt) = (uid.to_owned(), receipt_key(uid));
+    let begins = [format!("archives/{uid}/manifest"), tombstone::folder(uid)];
+    move |key| Object::of(&of, key).is_some() || key == receipt || begins.iter().any(|begin| key.starts_with(begin))
 }
 
 /// Whether this can be the UID of a computer: it becomes a part of keys.

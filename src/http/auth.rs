@@ -1,6 +1,6 @@
 //! Authentication (DESIGN.md 5): a computer's key, a token of an `ApiKey`, or a JWT that the cluster trusts. Nothing may be cached, so that a revocation
 //! takes effect with the next request. Requests with the same token that arrive at the same time share a verification that begins after all of them have
-//! arrived (`together.rs`). A token must never be logged, and an unknown outcome never authenticates.
+//! arrived (`coalesce.rs`). A token must never be logged, and an unknown outcome never authenticates.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use kube::api::{Api, PostParams};
 use sha2::{Digest as _, Sha256};
 
 use super::Shared;
+use super::coalesce::Coalescer;
 use super::error::ApiError;
-use super::together::Together;
 use crate::credentials::verify::namespace;
 use crate::credentials::verify_api_key::Verified;
 use crate::credentials::{self, ComputerId, Denied, KeyRights, VerifiedKey};
@@ -100,10 +100,10 @@ pub enum Verdict {
 }
 
 /// Verifications by the digest of the token.
-pub type Questions = Together<[u8; 32], Result<Verdict, Arc<CallError>>>;
+pub type Verifications = Coalescer<[u8; 32], Result<Verdict, Arc<CallError>>>;
 
 /// Reads of namespaces by name.
-pub type Namespaces = Together<String, Result<Arc<Option<Namespace>>, Arc<CallError>>>;
+pub type Namespaces = Coalescer<String, Result<Arc<Option<Namespace>>, Arc<CallError>>>;
 
 /// Authenticates the caller of a request.
 ///
@@ -112,7 +112,7 @@ pub type Namespaces = Together<String, Result<Arc<Option<Namespace>>, Arc<CallEr
 pub async fn authenticate(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Authenticated, ApiError> {
     let token = bearer(headers).filter(|token| kind(token).is_some()).ok_or_else(ApiError::unauthorized)?;
     let (server, asked) = (Arc::clone(shared), token.to_owned());
-    let verdict = shared.credentials.ask(Sha256::digest(token).into(), || async move { verdict(&server, &asked).await }).await;
+    let verdict = shared.credentials.send(Sha256::digest(token).into(), || async move { verdict(&server, &asked).await }).await;
     let verdict = verdict.map_err(|error| {
         tracing::error!(%error, "cannot verify a credential");
         ApiError::internal(
@@ -144,7 +144,7 @@ fn kind(token: &str) -> Option<Kind> {
 async fn verdict(shared: &Arc<Shared>, token: &str) -> Result<Verdict, Arc<CallError>> {
     let read = async |name: String| {
         let (client, of) = (shared.client.clone(), name.clone());
-        shared.namespaces.ask(name, || async move { Ok(Arc::new(namespace(client, of).await?)) }).await
+        shared.namespaces.send(name, || async move { Ok(Arc::new(namespace(client, of).await?)) }).await
     };
     let (client, records) = (&shared.client, shared.namespace.as_str());
     match kind(token) {

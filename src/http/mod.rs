@@ -2,13 +2,14 @@
 //!
 //! Handlers only read, create, patch and delete custom resources, with UID preconditions, and only as RBAC permits the caller. Any replica can serve any
 //! request: no state is kept between requests, and nothing may be cached that could outlive a revocation. Requests that arrive at the same time may share
-//! the answer to a question that is sent after all of them have arrived (`together.rs`).
+//! the response to a request to the Kubernetes API that is sent after all of them have arrived (`coalesce.rs`).
 
 pub mod access;
 mod ahead;
 pub mod api_metrics;
 pub mod archives;
 pub mod auth;
+mod coalesce;
 pub mod computers;
 pub mod config;
 pub mod error;
@@ -27,7 +28,6 @@ mod runbooks;
 pub mod sessions;
 pub mod tenant_limits;
 mod tls;
-mod together;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,7 +87,7 @@ pub struct Shared {
     /// Cancelled at shutdown: waiting requests return.
     pub stop: CancellationToken,
     /// Verifications of credentials, by the digest of the token.
-    pub credentials: auth::Questions,
+    pub credentials: auth::Verifications,
     /// Reads of namespaces for verifications, by name.
     pub namespaces: auth::Namespaces,
     /// Reads of objects whose caller's permission is being reviewed.
@@ -118,7 +118,7 @@ impl Shared {
             session_pages: page_limits::Pages::default(),
             session_writes: sessions::pace::Pace::default(),
             stop,
-            credentials: auth::Questions::default(),
+            credentials: auth::Verifications::default(),
             namespaces: auth::Namespaces::default(),
             ahead: ahead::Ahead::default(),
             last_used: last_used::LastUsed::default(),

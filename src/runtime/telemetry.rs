@@ -54,6 +54,12 @@ pub(crate) mod tests {
     #[derive(Clone, Default)]
     pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
+    /// Call this before the subscriber of a test is made, and keep the result. A line that another test logs for the first time at that moment, without a
+    /// subscriber, would otherwise be disabled for all of them: tracing computes whether a line is wanted before it lists the line.
+    pub(crate) fn any_subscriber() -> tracing::Dispatch {
+        tracing::Dispatch::new(tracing_subscriber::registry())
+    }
+
     impl Lines {
         pub(crate) fn text(&self) -> String {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()

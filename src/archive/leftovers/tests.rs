@@ -88,6 +88,30 @@ async fn what_no_manifest_names_is_removed_and_the_archive_is_whole() {
     assert_eq!(clean(&world.store, UID, Work::Remove, later()).await.unwrap(), Found { unnamed: 0, ..dry }, "nothing is left");
 }
 
+/// Counts the questions, and holds everything.
+#[derive(Default)]
+struct Held(std::sync::atomic::AtomicUsize);
+
+#[async_trait::async_trait]
+impl Holds for Held {
+    async fn permit(&self, _: &Subject) -> Result<(), Stop> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Err(Stop::Held("ArchiveHold h".to_owned()))
+    }
+}
+
+/// Otherwise each ended deletion would cost a list of all holds, and one that is held would be reported and checked again every day.
+#[tokio::test]
+async fn the_holds_are_asked_only_if_there_is_something_to_remove() {
+    let world = World::new().await;
+    let held = Held::default();
+    assert!(clean_unless_held(&world.store, UID, Work::Collect, later(), Some(&held)).await.is_err());
+    assert_eq!(held.0.load(std::sync::atomic::Ordering::SeqCst), 1);
+    clean(&world.store, UID, Work::Remove, later()).await.unwrap();
+    let clean = clean_unless_held(&world.store, UID, Work::Collect, later(), Some(&held)).await.unwrap();
+    assert_eq!((clean.unnamed, held.0.load(std::sync::atomic::Ordering::SeqCst)), (0, 1));
+}
+
 /// S7: etcd was restored from a backup, and another deletion of the UID has stored another archive beside the first one.
 #[tokio::test]
 async fn the_archives_of_all_deletions_stay() {

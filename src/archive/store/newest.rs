@@ -2,6 +2,7 @@
 
 use object_store::{ObjectMeta, ObjectStore as _};
 
+use super::leftovers::is_manifest;
 use super::{Store, StoreError, failed, path};
 use crate::archive::{Archive, manifest_key};
 
@@ -17,10 +18,11 @@ impl Store {
             .limited(self.write_limit(64 << 20), "archives", self.inner.list_with_delimiter(Some(&folder)))
             .await?
             .map_err(|e| failed("archives", &e))?;
-        let later = |name: &str| name.strip_prefix("manifest-").is_some_and(|rest| rest.strip_suffix(".json").is_some());
-        let mut later: Vec<_> = listed.objects.into_iter().filter(|o| o.location.filename().is_some_and(later)).collect();
+        let first = manifest_key(uid);
+        let later = |object: &ObjectMeta| object.location.as_ref() != first && is_manifest(uid, object.location.as_ref());
+        let mut later: Vec<_> = listed.objects.into_iter().filter(later).collect();
         match later.len() {
-            0 => Ok(manifest_key(uid)),
+            0 => Ok(first),
             1 => Ok(later.remove(0).location.to_string()),
             _ => self.newest_of(later).await,
         }

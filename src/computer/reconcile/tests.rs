@@ -16,7 +16,7 @@ use crate::computer::report::Blocker;
 use crate::resources::reasons::Reason;
 use crate::resources::steps::DeletionStep;
 use crate::resources::{ComputerStatus, Phase};
-use crate::runtime::telemetry::tests::Lines;
+use crate::runtime::telemetry::tests::{Lines, any_subscriber};
 use crate::runtime::{caches, queue};
 
 struct World {
@@ -186,13 +186,26 @@ async fn a_reconcile_that_does_not_reach_its_end_does_not_end_what_blocks() {
     assert!(!blocked() && writes.load(Ordering::Relaxed) > 0, "its step makes progress");
 }
 
+/// S6: a reconcile may not reach its end, for example because of a panic. Only this process knows that the pod is the operator's.
+#[tokio::test]
+async fn a_created_pod_is_remembered_at_once() {
+    let metadata = json!({"name": "machine-1", "namespace": "t", "uid": "2", "finalizers": [crate::resources::POD_FINALIZER]});
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata});
+    let created = pod.clone();
+    let reconciler = world_where(vec![], move || (201, created.clone())).await.reconciler;
+    let mut view = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}}));
+    let create = Action::Create(crate::computer::action::Object::Machine(Box::new(pod)));
+    reconciler.request(&mut view, create, &mut Accepted::default()).await.unwrap();
+    assert_eq!(reconciler.memory.latest.created("u").into_values().collect::<Vec<_>>(), ["2"]);
+}
+
 /// A log can be filtered by computer.
 #[tokio::test]
 async fn a_log_line_names_the_computer_and_its_step() {
     let computer =
         json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}});
     let reconciler = world(vec![("computers", computer)]).await.reconciler;
-    let lines = Lines::default();
+    let (_any, lines) = (any_subscriber(), Lines::default());
     let writer = lines.clone();
     let subscriber =
         tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::DEBUG).with_writer(move || writer.clone()).finish();

@@ -2,10 +2,11 @@
 //! is requeued when its receipt is stored.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
@@ -61,7 +62,7 @@ pub(super) struct Receipts {
 
 fn locked(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
     // Each change is one insertion or removal.
-    known.lock().unwrap_or_else(PoisonError::into_inner)
+    known.lock()
 }
 
 impl Receipts {

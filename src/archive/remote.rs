@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +17,7 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
     PutOptions, PutPayload, PutResult, Result,
 };
+use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Client, Response, StatusCode};
 
@@ -227,7 +228,7 @@ impl Remote {
     fn client(&self) -> anyhow::Result<Client> {
         let pem = std::fs::read(&self.ca).map_err(|e| anyhow::anyhow!("the certificate of the ingest endpoint: {e}"))?;
         // A new value is complete before it is stored.
-        let mut known = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.client.lock();
         if let Some((_, client)) = known.as_ref().filter(|(trusted, _)| *trusted == pem) {
             return Ok(client.clone());
         }

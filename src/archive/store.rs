@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use futures::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use parking_lot::Mutex;
 
 use super::resumable_read::Reading;
 use super::store_failure::{self, Failure};
@@ -138,12 +139,12 @@ impl Store {
     /// Refuses every write with this reason, until it is called with `None`. S7 rests on a store that does not overwrite, so nothing is
     /// written to a store that does, or that was not checked yet.
     pub fn refuse_writes(&self, why: Option<String>) {
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        *self.refused.lock() = why;
     }
 
     /// Why nothing may be written now, if that is so.
     pub fn refusal(&self) -> Option<String> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refused.lock().clone()
     }
 
     /// The space of a store in a folder. `None`: the store is a bucket, which has no size.

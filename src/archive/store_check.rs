@@ -5,10 +5,11 @@
 //! the address, TLS, the credentials, the right to write, the clock and conditional writes, and leaves nothing behind. The result is `/readyz/store`
 //! and a metric, and the replica is ready once the store has passed. A check must never touch an object outside of [`FOLDER`].
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -191,7 +192,7 @@ struct Known {
 impl Health {
     fn locked(&self) -> MutexGuard<'_, Known> {
         // Each change is one assignment.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Whether the store passed its last check, and what to show on `/readyz/store`.

@@ -3,9 +3,10 @@
 //! `deletion/archive.rs` puts it into the report, `reconcile.rs` writes the status. A plan must never decide by it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::home_size::{SoFar, size};
@@ -93,7 +94,7 @@ impl Uploads {
 
     fn locked(&self) -> MutexGuard<'_, HashMap<String, Known>> {
         // No critical section leaves an entry inconsistent.
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock()
     }
 
     /// Notes something about an upload. Only an archive pod that a record names gets this far, so there are as many entries as deletions.

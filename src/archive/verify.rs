@@ -4,8 +4,9 @@
 //! A tenant determined the size of a manifest of version 1. Two manifests must never be completely in memory at once; a check of such an
 //! archive keeps only a few bytes per session, and any other check reads the index line by line.
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -147,7 +148,7 @@ impl Verifier {
     /// The state of the archive of one deletion of `uid`. A good result is returned once. A bad result is kept for a while and until another
     /// check has finished: otherwise the status of a computer would change back and forth while a store is down (L6).
     pub fn check(&self, uid: &str, origin: &Origin) -> Verification {
-        let Ok(mut state) = self.state.lock() else { return Verification::Unavailable("the verifier failed".to_owned()) };
+        let mut state = self.state.lock();
         // A result for another deletion, or from before the end of the archive pod, does not apply.
         state.retain(|of, k| k.running.is_some() || (k.since.elapsed() < FORGOTTEN && (of != uid || k.applies_to(origin))));
         let known = state.entry(uid.to_owned()).or_insert_with(|| Checked::new(origin.clone(), Verification::Running));
@@ -171,7 +172,7 @@ impl Verifier {
 
     /// How far the running check of a computer is. `None`: none is running, or there is nothing to show yet.
     pub fn progress(&self, uid: &str) -> Option<ReadBack> {
-        self.state.lock().ok()?.get(uid)?.running.as_ref()?.look()
+        self.state.lock().get(uid)?.running.as_ref()?.look()
     }
 
     /// The result of `look` on the key and the content of the newest archive, while its manifest is the only one in memory.
@@ -206,9 +207,7 @@ impl Verifier {
                 (Verification::Missing, Some(why)) => Verification::Unavailable(why),
                 (result, _) => result,
             };
-            if let Ok(mut state) = state.lock() {
-                state.insert(uid.clone(), Checked::new(origin, result));
-            }
+            state.lock().insert(uid.clone(), Checked::new(origin, result));
             // The receiver is dropped only at shutdown.
             let _ = checked.send(uid).await;
         });

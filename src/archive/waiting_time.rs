@@ -5,9 +5,9 @@
 //! (`Deletion::waited_seconds`).
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// The maximum that counts between two reconciles. A waiting deletion is reconciled more often.
@@ -67,7 +67,7 @@ pub struct Waits(Mutex<HashMap<String, Known>>);
 impl Waits {
     fn locked(&self) -> MutexGuard<'_, HashMap<String, Known>> {
         // No critical section leaves an entry inconsistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// How long a deletion has waited. `recorded` is the value in its record.

@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -48,7 +48,7 @@ impl BlockedDeletions {
     pub fn set(&self, uid: &str, report: Option<&Report>, already: Duration) {
         let blocker = report.and_then(|r| r.blocker.as_ref().map(|b| (r, b)));
         let now = blocker.map(|(r, b)| Blocked { step: r.current.map_or("", CurrentStep::id), reason: b.reason.as_str() });
-        let mut all = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.of.lock();
         let before = all.remove(uid);
         let began = Instant::now();
         let since = before.as_ref().map_or_else(|| began.checked_sub(already).unwrap_or(began), |(_, since)| *since);
@@ -70,13 +70,13 @@ impl BlockedDeletions {
 
     /// Whether a deletion is noted as blocked at this step.
     pub fn is_at(&self, uid: &str, step: CurrentStep) -> bool {
-        let all = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.of.lock();
         all.get(uid).is_some_and(|(blocked, _)| blocked.step == step.id())
     }
 
     /// This process no longer reconciles: the next leader counts what is blocked.
     pub fn forget_all(&self) {
-        let mut all = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.of.lock();
         for (_, (before, _)) in all.drain() {
             self.blocked.get_or_create(&before).dec();
         }
@@ -84,7 +84,7 @@ impl BlockedDeletions {
 
     /// Measures. Called for each scrape.
     pub fn measure(&self) {
-        let all = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.of.lock();
         self.longest.set(all.values().map(|(_, since)| since.elapsed().as_secs_f64()).fold(0.0, f64::max));
     }
 

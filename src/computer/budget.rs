@@ -3,9 +3,9 @@
 //! server, completes too.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// Requests of a reconcile. A computer's whole life usually needs fewer.
@@ -35,8 +35,7 @@ impl Turn {
 
 impl Turns {
     fn all(&self) -> MutexGuard<'_, HashMap<String, u32>> {
-        // Poisoning is harmless: no critical section leaves a count inconsistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Starts a reconcile.

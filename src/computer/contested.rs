@@ -4,9 +4,9 @@
 //! The third one within a minute is refused here, and reported as `WriteUndone`. It must never count a change that failed.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::action::Action;
@@ -37,8 +37,7 @@ fn kind(action: &Action) -> Option<Kind> {
 
 impl Contested {
     fn all(&self) -> MutexGuard<'_, HashMap<String, Vec<(Kind, Instant)>>> {
-        // Poisoning is harmless: a list is complete at any time.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Whether this change was made often enough for now.

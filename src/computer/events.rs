@@ -4,13 +4,13 @@
 //! state, and each phase that did not change to the other one meanwhile, once in 10.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::report::Report;
@@ -78,7 +78,7 @@ impl Events {
     async fn of_phase(&self, view: &View, computer: &Computer, report: &Report, reference: &ObjectReference) {
         let before = computer.status.as_ref().and_then(|status| status.phase);
         let Some((reason, other, note)) = became(before, report.phase) else { return };
-        self.published.lock().unwrap_or_else(PoisonError::into_inner).until.remove(&(view.uid.clone(), other.to_string()));
+        self.published.lock().until.remove(&(view.uid.clone(), other.to_string()));
         if self.is_new(&view.uid, reason.to_string(), BEHIND) {
             self.publish(event(EventType::Normal, reason.to_string(), note, "provisioning"), reference).await;
         }
@@ -128,14 +128,14 @@ impl Events {
     /// The computer is gone. What was published for it is kept until a stale cache can no longer show it: until then a second leader's
     /// write could publish it again.
     pub fn forget(&self, uid: &str) {
-        let (mut published, limit) = (self.published.lock().unwrap_or_else(PoisonError::into_inner), Instant::now() + BEHIND);
+        let (mut published, limit) = (self.published.lock(), Instant::now() + BEHIND);
         published.until.iter_mut().filter(|((of, _), _)| of == uid).for_each(|(_, until)| *until = (*until).min(limit));
     }
 
     /// The UIDs and reasons that are not published again for now.
     #[cfg(test)]
     pub fn remembered(&self) -> String {
-        format!("{:?}", self.published.lock().unwrap_or_else(PoisonError::into_inner).until)
+        format!("{:?}", self.published.lock().until)
     }
 
     /// What blocks a deletion whose Computer is gone: handed off, or its finalizer was stripped. There is no status to show it.
@@ -149,7 +149,7 @@ impl Events {
     /// Whether this was not published yet, or long ago. A step that alternates between two states, or between two reasons, publishes each
     /// once; so does a status that a stale cache, or another leader, shows as it was before (L6).
     fn is_new(&self, uid: &str, what: String, keep: Duration) -> bool {
-        let (mut published, now) = (self.published.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        let (mut published, now) = (self.published.lock(), Instant::now());
         if now.duration_since(published.swept) > SWEEP {
             published.until.retain(|_, until| *until > now);
             published.swept = now;
@@ -238,6 +238,6 @@ mod tests {
         assert!(!is_new("u", "VolumeTaken", AGAIN) && is_new("u", "StopPodsCompleted", BEHIND));
         tokio::time::advance(AGAIN).await;
         assert!(is_new("u", "ArchiveDamaged", AGAIN), "the API server has expired it");
-        assert_eq!(events.published.lock().unwrap().until.len(), 1, "expired entries are not kept");
+        assert_eq!(events.published.lock().until.len(), 1, "expired entries are not kept");
     }
 }

@@ -4,8 +4,8 @@
 //! Labels are bounded: a tenant can name any class, so a class that does not exist has the label `unknown`.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -54,12 +54,12 @@ impl Fleet {
 
     /// From now on the gauges are counted in these caches. `None`: this process does not lead.
     pub fn follow(&self, caches: Option<Caches>) {
-        *self.caches.lock().unwrap_or_else(PoisonError::into_inner) = caches;
+        *self.caches.lock() = caches;
     }
 
     /// Counts. Called for each scrape, one at a time.
     pub fn count(&self) {
-        let caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let caches = self.caches.lock();
         let Self { computers, records, deletions, .. } = self;
         computers.clear();
         records.clear();

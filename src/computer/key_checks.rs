@@ -7,9 +7,9 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::action::Subject;
@@ -29,8 +29,7 @@ pub struct KeyChecks(Mutex<HashMap<String, Instant>>);
 
 impl KeyChecks {
     fn all(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        // Poisoning is harmless: no critical section leaves the map inconsistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Time until the next check; zero: now.

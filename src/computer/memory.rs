@@ -8,10 +8,11 @@
 //! - That the Computer, its pods and its claims are being deleted: a stale cache shows them as they were, and they would be deleted again.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::action::{Fact, Subject};
 use super::budget::Turns;
@@ -133,8 +134,7 @@ impl Known {
 
 impl Latest {
     fn all(&self) -> MutexGuard<'_, HashMap<String, Known>> {
-        // Poisoning is harmless: no critical section leaves the map inconsistent.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// What a live answer has shown.

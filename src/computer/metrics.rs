@@ -2,9 +2,9 @@
 //! must be bounded: steps, reasons and classes, never names or UIDs.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -192,7 +192,7 @@ impl Metrics {
     /// Never in practice: writing to a string does not fail.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
         // One scrape at a time: another one would count into the gauges that this one writes.
-        let _scrape = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
+        let _scrape = self.scrape.lock();
         self.fleet.count();
         self.blocked.measure();
         let mut text = String::new();
@@ -247,7 +247,7 @@ impl Metrics {
     fn finished(&self, uid: &str, record: Option<&ComputerRecord>) {
         let deletion = record.and_then(|r| r.spec.state.deletion.as_ref());
         let Some((deletion, receipt)) = deletion.and_then(|d| Some((d, d.receipt.as_ref()?))) else { return };
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counted = self.counted.lock();
         if counted.iter().any(|c| c == uid) {
             return;
         }

@@ -2,8 +2,8 @@
 //! reconcile has no sample, and what began before a restart of the operator is measured from the restart.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -55,7 +55,7 @@ impl ProvisioningTimes {
 
     /// Notes what a reconcile has reported.
     pub fn note(&self, uid: &str, report: &Report) {
-        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut begun = self.begun.lock();
         let now = Instant::now();
         match (report.phase, report.current) {
             (Some(Phase::Provisioning | Phase::Error), Some(CurrentStep::Provision(step))) => {
@@ -79,18 +79,18 @@ impl ProvisioningTimes {
 
     /// The computer is gone.
     pub fn forget(&self, uid: &str) {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.begun.lock().remove(uid);
     }
 
     /// This process no longer reconciles.
     pub fn forget_all(&self) {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.begun.lock().clear();
     }
 
     /// The computers that are not ready yet.
     #[cfg(test)]
     pub fn remembered(&self) -> String {
-        format!("{:?}", self.begun.lock().unwrap_or_else(PoisonError::into_inner).keys())
+        format!("{:?}", self.begun.lock().keys())
     }
 
     fn waited(&self, step: ProvisionStep, since: Instant, now: Instant) {

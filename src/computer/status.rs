@@ -2,11 +2,11 @@
 //! A report, never an input to a plan (S9), with one exception that is a copy: `children`, if a record is lost.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -190,20 +190,20 @@ impl Written {
     /// Whether this status, apart from times and texts, was the last one written for the UID, a moment ago. Error texts may differ each time
     /// (a port, a request id), and two leaders word the same failure differently; a changed reason is written at once.
     pub fn lately(&self, uid: &str, status: &ComputerStatus) -> bool {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.lock();
         all.get(uid).is_some_and(|(text, at)| at.elapsed() < Self::PAUSE && *text == timeless(status))
     }
 
     /// It was written.
     pub fn note(&self, uid: &str, status: &ComputerStatus) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         all.retain(|_, (_, at)| at.elapsed() < Self::PAUSE);
         all.insert(uid.to_owned(), (timeless(status), Instant::now()));
     }
 
     /// The computer is gone.
     pub fn forget(&self, uid: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.0.lock().remove(uid);
     }
 }
 

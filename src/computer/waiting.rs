@@ -5,9 +5,9 @@
 //! overrides and record, counts as unchanged, and never for longer than the reconcile asked to wait.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use super::view::View;
@@ -65,8 +65,7 @@ impl Basis {
 
 impl Waiting {
     fn all(&self) -> MutexGuard<'_, HashMap<String, Last>> {
-        // Poisoning is harmless: each value is replaced as a whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// A reconcile begins.

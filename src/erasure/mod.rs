@@ -8,7 +8,7 @@ mod status;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +17,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{ObjectRef, Store as Cache};
 use kube::runtime::watcher;
 use kube::{Client, ResourceExt as _};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::sync::CancellationToken;
@@ -127,7 +128,7 @@ struct Reconciler {
 impl Reconciler {
     fn note(&self, name: &str, is_blocked: bool) {
         // Each change is one insertion or removal.
-        let mut blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut blocked = self.blocked.lock();
         if is_blocked {
             blocked.insert(name.to_owned());
         } else {

@@ -112,11 +112,11 @@ fn client(cluster: &Shared) -> Client {
             let (parts, body) = request.into_parts();
             let (path, query) = (parts.uri.path().to_owned(), parts.uri.query().unwrap_or_default().to_owned());
             let bytes = body.collect_bytes().await.unwrap();
-            let silent = cluster.lock().unwrap().silent && path.ends_with("/archiveholds");
+            let silent = cluster.lock().silent && path.ends_with("/archiveholds");
             if silent {
                 std::future::pending::<()>().await;
             }
-            let (code, value) = cluster.lock().unwrap().answer(&path, &query, serde_json::from_slice(&bytes).ok());
+            let (code, value) = cluster.lock().answer(&path, &query, serde_json::from_slice(&bytes).ok());
             Ok::<_, kube::Error>(Response::builder().status(code).body(Body::from(value.to_string().into_bytes())).unwrap())
         }
     });
@@ -186,17 +186,17 @@ impl World {
         let holds = Arc::new(LiveHolds::new(&client));
         let now = Arc::new(Mutex::new(Timestamp::now()));
         let clock = Arc::clone(&now);
-        let sources = Sources::new(move || *clock.lock().unwrap(), |bytes| bytes.fill(7));
+        let sources = Sources::new(move || *clock.lock(), |bytes| bytes.fill(7));
         let (namespace, blocked) = ("op".to_owned(), Mutex::default());
         Self { now, objects, reconciler: Reconciler { client, namespace, store, holds, sources, blocked }, cluster }
     }
 
     fn set(&self, change: impl FnOnce(&mut Cluster)) {
-        change(&mut self.cluster.lock().unwrap());
+        change(&mut self.cluster.lock());
     }
 
     fn erasure(&self) -> ArchiveErasure {
-        serde_json::from_value(self.cluster.lock().unwrap().erasure.clone().unwrap()).unwrap()
+        serde_json::from_value(self.cluster.lock().erasure.clone().unwrap()).unwrap()
     }
 
     /// One pass, and the conditions after it, by type: status, reason and message.
@@ -214,7 +214,7 @@ impl World {
     }
 
     fn a_day_passes(&self) {
-        *self.now.lock().unwrap() += SignedDuration::from_hours(24);
+        *self.now.lock() += SignedDuration::from_hours(24);
     }
 
     async fn objects(&self) -> usize {
@@ -235,9 +235,9 @@ async fn an_erasure_completes_and_says_what_was_removed() {
     assert!(status.removed_bytes.unwrap() > 20_000 && status.decided_at.is_some(), "{status:?}");
     assert_eq!(status.tombstone_key, Some(format!("erasures/{UID}/e-uid.json")));
     assert_eq!(world.objects().await, 0);
-    let written = world.cluster.lock().unwrap().written;
+    let written = world.cluster.lock().written;
     world.pass().await;
-    assert_eq!(world.cluster.lock().unwrap().written, written, "L6: a complete erasure is not written again");
+    assert_eq!(world.cluster.lock().written, written, "L6: a complete erasure is not written again");
 }
 
 #[tokio::test]
@@ -252,9 +252,9 @@ async fn a_held_archive_blocks_with_the_name_of_the_hold_and_continues_without_i
         assert!(message.contains(part), "{part}: {message}");
     }
     assert!(!message.contains("other"), "{message}");
-    let written = world.cluster.lock().unwrap().written;
+    let written = world.cluster.lock().written;
     world.pass().await;
-    assert_eq!(world.cluster.lock().unwrap().written, written, "L6");
+    assert_eq!(world.cluster.lock().written, written, "L6");
     assert_eq!(world.objects().await, before);
     world.set(|c| c.holds = Ok(vec![vec![of_computer("other", "another-uid")]]));
     assert_eq!(world.passes().await["Complete"].1, "Erased");
@@ -319,7 +319,7 @@ async fn a_withdrawn_or_replaced_erasure_is_not_executed() {
             None => c.erasure = None,
         });
         assert_eq!(world.reconciler.run(&cached).await, None);
-        assert_eq!((world.objects().await, world.cluster.lock().unwrap().written), (before, 0));
+        assert_eq!((world.objects().await, world.cluster.lock().written), (before, 0));
     }
 }
 

@@ -7,11 +7,12 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared, WeakShared};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -55,7 +56,7 @@ where
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let mut all = lock(&self.0);
+        let mut all = self.0.lock();
         all.retain(|_, requests| Arc::strong_count(&requests.turn) > 1);
         let same = all.entry(key.clone()).or_insert_with(|| Requests { turn: Arc::new(Semaphore::new(1)), waiting: None });
         if let Some(response) = same.waiting.as_ref().and_then(WeakShared::upgrade) {
@@ -65,7 +66,7 @@ where
         let response = async move {
             let permit = timeout(PATIENCE, turn.acquire()).await;
             // Before it is sent. A caller that comes from now on needs another response.
-            if let Some(same) = lock(&all).get_mut(&key) {
+            if let Some(same) = all.lock().get_mut(&key) {
                 same.waiting = None;
             }
             let response = request.await;
@@ -76,11 +77,6 @@ where
         same.waiting = response.downgrade();
         response
     }
-}
-
-/// Poisoning is harmless: no critical section leaves the map inconsistent.
-fn lock<T>(all: &Mutex<T>) -> MutexGuard<'_, T> {
-    all.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -174,6 +170,6 @@ mod tests {
         lost.abort();
         assert!(lost.await.unwrap_err().is_cancelled());
         drop(server.coalescer.join("other", || std::future::ready(true)));
-        assert_eq!(lock(&server.coalescer.0).keys().collect::<Vec<_>>(), [&"other"], "requests are forgotten");
+        assert_eq!(server.coalescer.0.lock().keys().collect::<Vec<_>>(), [&"other"], "requests are forgotten");
     }
 }

@@ -2,13 +2,13 @@
 //! Verification has just read the status live, so replicas need no coordination. Best effort: a request must never wait for it.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::credentials::verify_api_key::Verified;
@@ -45,8 +45,7 @@ impl LastUsed {
 
     /// Whether an attempt may be made now. If so, it is remembered.
     fn may_try(&self, uid: &str, now: Instant) -> bool {
-        // Poisoning is harmless: no critical section leaves the map inconsistent.
-        let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tried = self.0.lock();
         let recent = |at: &Instant| now.saturating_duration_since(*at) < PAUSE;
         if tried.get(uid).is_some_and(recent) {
             return false;
@@ -98,7 +97,7 @@ mod tests {
         for i in 0..2 * REMEMBERED {
             used.may_try(&i.to_string(), now + PAUSE);
         }
-        assert!(used.0.lock().unwrap().len() <= REMEMBERED && !used.may_try("late", now + PAUSE));
+        assert!(used.0.lock().len() <= REMEMBERED && !used.may_try("late", now + PAUSE));
         assert!(used.may_try("late", now + 2 * PAUSE), "old attempts are forgotten");
     }
 }

@@ -4,13 +4,14 @@
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::AsyncReadExt as _;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{ListParams, ObjectList};
 use kube::{Client, Resource};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
@@ -117,7 +118,7 @@ impl Pages {
     }
 
     fn of_namespace(&self, namespace: &str) -> Arc<Semaphore> {
-        let mut all = self.of_namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.of_namespaces.lock();
         // A running list holds a reference; namespaces without one are removed.
         all.retain(|_, turns| Arc::strong_count(turns) > 1);
         Arc::clone(all.entry(namespace.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(PAGES))))
@@ -187,7 +188,7 @@ mod tests {
         assert!(began.elapsed() < 7 * SECOND, "L3: {:?}", began.elapsed());
         drop(greedy);
         drop(pages.of_namespace("x"));
-        assert!(pages.of_namespaces.lock().unwrap().len() <= 2);
+        assert!(pages.of_namespaces.lock().len() <= 2);
     }
 
     #[derive(Clone, serde::Deserialize)]

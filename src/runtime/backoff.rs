@@ -10,9 +10,9 @@
 //! `DefaultBackoff` has the same bounds but no seed, and backon's seeded one would need the same two trait implementations and a dependency.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
@@ -57,7 +57,7 @@ impl Backoff {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // A count and a generator are whole at any time.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// One more failure: how long to wait. `seen` is a digest of what the failed attempt was based on, for [`Backoff::left`].

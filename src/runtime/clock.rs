@@ -10,13 +10,14 @@
 //! - Until a response has confirmed it, our time is the system's. An earlier time is accepted at once, a later one after [`FIRST`]: a time that is too early
 //!   only delays irreversible actions, while a time that is too late would start them.
 
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, Request, Response, header};
 use futures::future::BoxFuture;
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::{Mutex, MutexGuard};
 use tower::{Layer, Service};
 
 /// Tolerated difference between the clocks of several API servers.
@@ -164,8 +165,7 @@ fn earlier(time: Timestamp, by: SignedDuration) -> Timestamp {
 }
 
 fn clock() -> MutexGuard<'static, Clock> {
-    // Poisoning is harmless: no critical section leaves the clock inconsistent.
-    CLOCK.lock().unwrap_or_else(PoisonError::into_inner)
+    CLOCK.lock()
 }
 
 /// The current wall-clock time.

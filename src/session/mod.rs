@@ -5,13 +5,14 @@
 //! them (L3), for a few computers at a time, in small pages, and for a limited time.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{Api, ApiResource, ListParams, Patch, PatchParams};
 use kube::core::Object;
 use kube::{Client, ResourceExt};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
@@ -55,7 +56,7 @@ impl Marker {
     /// Marks the Sessions of a computer whose archive has just been recorded. Best effort, and never waits.
     pub fn mark(&self, namespace: String, uid: String, deleted_at: Time) {
         let (client, archives, slots) = (self.client.clone(), Arc::clone(&self.archives), Arc::clone(&self.slots));
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
             // The semaphore is never closed.

@@ -35,7 +35,7 @@ impl Server {
             })
         };
         let answer = if *request.method() == Method::GET {
-            self.limits.lock().unwrap().push(query.clone());
+            self.limits.lock().push(query.clone());
             let (items, more) = if query.contains("continue=next") {
                 (vec![session("two", "u0", "elsewhere")], "")
             } else {
@@ -45,7 +45,7 @@ impl Server {
         } else {
             let body = request.into_body().collect_bytes().await.unwrap();
             let name = path.split('/').rev().nth(1).unwrap().to_owned();
-            self.written.lock().unwrap().push((name.clone(), serde_json::from_slice(&body).unwrap()));
+            self.written.lock().push((name.clone(), serde_json::from_slice(&body).unwrap()));
             session(&name, "u0", "")
         };
         Response::new(Body::from(answer.to_string().into_bytes()))
@@ -72,11 +72,11 @@ async fn marking_sessions_never_blocks_a_worker_and_is_bounded() {
         marker.mark("team".to_owned(), format!("u{n}"), Time(deleted));
     }
     assert!(began.elapsed().is_zero(), "mark() waited");
-    let mut tasks = std::mem::take(&mut *marker.tasks.lock().unwrap());
+    let mut tasks = std::mem::take(&mut *marker.tasks.lock());
     while tasks.join_next().await.is_some() {}
     assert_eq!(server.most.load(Ordering::SeqCst), 2);
-    assert!(server.limits.lock().unwrap().iter().all(|query| query.contains("limit=10")));
-    let written = server.written.lock().unwrap().clone();
+    assert!(server.limits.lock().iter().all(|query| query.contains("limit=10")));
+    let written = server.written.lock().clone();
     let status = |n: usize| written[n].1[1]["value"].clone();
     assert_eq!(
         written.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),

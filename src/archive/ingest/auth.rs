@@ -3,13 +3,14 @@
 //! answer must never authenticate.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, PostParams};
 use kube::{Client, ResourceExt};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -102,9 +103,7 @@ impl Authenticator {
         match self {
             Self::Pods(pods) => pods.access(token).await,
             #[cfg(test)]
-            Self::Said(said) => {
-                Ok(said.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(token).cloned().unwrap_or(Access::Unknown))
-            }
+            Self::Said(said) => Ok(said.lock().get(token).cloned().unwrap_or(Access::Unknown)),
             #[cfg(test)]
             Self::Fixed { token: known, uid, custody_claim, max_bytes } => {
                 let namespace = ("t".to_owned(), Some("namespace".to_owned()));
@@ -146,7 +145,8 @@ impl PodTokens {
         // A pod of an earlier version has none.
         let most = pod.annotations().get(MAX_BYTES_ANNOTATION).and_then(|most| most.parse().ok());
         let access = Access::by(&record, uid, &pod_uid, most.unwrap_or(u64::MAX));
-        if let (Access::Pod(caller), Ok(mut known)) = (&access, self.known.lock()) {
+        if let Access::Pod(caller) = &access {
+            let mut known = self.known.lock();
             known.retain(|_, (_, until)| *until > Instant::now());
             known.insert(key, (caller.clone(), Instant::now() + REMEMBER));
         }
@@ -154,7 +154,7 @@ impl PodTokens {
     }
 
     fn remembered(&self, key: &[u8; 32]) -> Option<Caller> {
-        let known = self.known.lock().ok()?;
+        let known = self.known.lock();
         known.get(key).filter(|(_, until)| *until > Instant::now()).map(|(caller, _)| caller.clone())
     }
 }

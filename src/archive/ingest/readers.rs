@@ -2,10 +2,10 @@
 //! that no other endpoint accepts. An unknown answer must never authenticate.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use kube::Client;
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
@@ -57,13 +57,13 @@ impl Readers {
             Self::Pods { client, user, known } => (client, user, known),
         };
         let key: [u8; 32] = Sha256::digest(token.as_bytes()).into();
-        let remembered = || known.lock().unwrap_or_else(PoisonError::into_inner).get(&key).is_some_and(|until| *until > Instant::now());
+        let remembered = || known.lock().get(&key).is_some_and(|until| *until > Instant::now());
         if remembered() {
             return Ok(true);
         }
         let accepted = auth::review(client, token, AUDIENCE, user).await?.is_some();
         if accepted {
-            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = known.lock();
             known.retain(|_, until| *until > Instant::now());
             known.insert(key, Instant::now() + REMEMBER);
         }

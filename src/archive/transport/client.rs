@@ -2,10 +2,10 @@
 //! needs no restart. A file that cannot be used never replaces one that could.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use object_store::{ClientConfigKey as Key, ClientOptions};
+use parking_lot::Mutex;
 use reqwest::{Certificate, NoProxy, Proxy};
 
 /// How often the file is read, while requests are made.
@@ -44,7 +44,7 @@ impl Client {
     /// The client with the present authorities.
     pub fn current(&self) -> reqwest::Client {
         // A new value is complete before it is stored.
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock();
         if let Some(path) = self.ca_file.as_ref().filter(|_| current.looked.elapsed() >= LOOK) {
             current.looked = Instant::now();
             match std::fs::read(path) {
@@ -118,9 +118,9 @@ mod tests {
         let client = open().unwrap();
         let change = |content: &str| {
             std::fs::write(&path, content).unwrap();
-            client.current.lock().unwrap().looked = Instant::now().checked_sub(LOOK).unwrap();
+            client.current.lock().looked = Instant::now().checked_sub(LOOK).unwrap();
             client.current();
-            client.current.lock().unwrap().pem.clone()
+            client.current.lock().pem.clone()
         };
         for unusable in ["damaged", ""] {
             assert_eq!(change(unusable), signed.cert.pem().into_bytes(), "{unusable:?}");

@@ -180,7 +180,7 @@ async fn nobody_saves_what_a_bound_withheld() {
         let (turns, order) = (turns.clone(), Arc::clone(&order));
         tokio::spawn(async move {
             let _turn = turns.take(namespace, &n.to_string(), 1).await.unwrap();
-            order.lock().unwrap().push(namespace);
+            order.lock().push(namespace);
             sleep(TURN).await;
         })
     };
@@ -192,15 +192,15 @@ async fn nobody_saves_what_a_bound_withheld() {
     }
     // Only a can be served beside the first b. In the middle of a turn, so that the next to be served is b.
     sleep(10 * TURN + TURN / 2).await;
-    assert!(order.lock().unwrap().iter().all(|name| *name == "a"), "{order:?}");
-    order.lock().unwrap().clear();
+    assert!(order.lock().iter().all(|name| *name == "a"), "{order:?}");
+    order.lock().clear();
     drop(held);
     tokio::task::yield_now().await;
     for n in 0..9 {
         wait("c", n);
     }
     sleep(8 * TURN).await;
-    let served = order.lock().unwrap();
+    let served = order.lock();
     let of = |name: &str| served.iter().filter(|of| **of == name).count();
     assert!(of("a") >= 3 && of("b") >= 3 && of("c") >= 3, "{served:?}");
 }
@@ -215,7 +215,7 @@ async fn a_tenant_that_comes_back_has_had_what_it_had() {
             tasks.spawn(async move {
                 loop {
                     let turn = turns.take(namespace, &n.to_string(), size).await.unwrap();
-                    *had.lock().unwrap() += size;
+                    *had.lock() += size;
                     sleep(TURN).await;
                     drop(turn);
                 }
@@ -223,14 +223,14 @@ async fn a_tenant_that_comes_back_has_had_what_it_had() {
         }
     }
     sleep(TURN * 300).await;
-    let [large, small] = had.map(|had| *had.lock().unwrap());
+    let [large, small] = had.map(|had| *had.lock());
     assert!(small * 10 > large * 7 && large > 300, "{large} and {small}");
 }
 
 /// Of the next test.
 fn hold(turns: &BoundedTurns, floor: &Mutex<u64>) {
     let state = turns.turns.locked();
-    let before = std::mem::replace(&mut *floor.lock().unwrap(), state.floor);
+    let before = std::mem::replace(&mut *floor.lock(), state.floor);
     assert!(before <= state.floor, "what was served falls from {before} to {}", state.floor);
     assert!(state.held <= 10 && state.waiting <= 12);
     assert_eq!(state.held, state.namespaces.values().map(|namespace| namespace.held).sum::<usize>());

@@ -51,7 +51,7 @@ async fn a_store_that_is_restarted_does_not_restart_the_read_back() {
     let (store, verifier, mut checked, keys) = archived().await;
     let (middle, until) = (keys[keys.len() / 2].clone(), Mutex::new(None));
     store.fail(move |key| {
-        let mut until = until.lock().unwrap();
+        let mut until = until.lock();
         if key == middle && until.is_none() {
             *until = Some(Instant::now() + Duration::from_secs(60));
         }

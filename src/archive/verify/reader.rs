@@ -2,7 +2,8 @@
 //! One that is too long for one turn gives its place up after a while when another one waits, and continues where it was at its next turn. Any check that
 //! the store ends is continued by the next one. No part of a manifest may be in memory while a check waits.
 
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -178,7 +179,7 @@ impl Reader {
 
     /// The check of this manifest that has ended before its end.
     fn kept(&self, digest: &str) -> Option<Unfinished> {
-        let mut kept = self.kept.lock().ok()?;
+        let mut kept = self.kept.lock();
         kept.retain(|(_, ended)| ended.elapsed() < CONTINUED);
         let found = kept.iter().position(|((of, _), _)| of == digest)?;
         Some(kept.swap_remove(found).0)
@@ -187,9 +188,8 @@ impl Reader {
     /// Keeps what the next check can continue.
     fn ended(&self, result: Verification, unfinished: Option<Unfinished>) -> Verification {
         let to_keep = unfinished.filter(|(_, reading)| !matches!(result, Verification::Valid(_)) && reading.can_continue());
-        if let Some(unfinished) = to_keep
-            && let Ok(mut kept) = self.kept.lock()
-        {
+        if let Some(unfinished) = to_keep {
+            let mut kept = self.kept.lock();
             kept.retain(|(_, ended)| ended.elapsed() < CONTINUED);
             kept.push((unfinished, Instant::now()));
             if kept.len() > KEPT {

@@ -23,7 +23,7 @@ async fn the_status_says_that_it_removes_before_it_removes() {
         c.unwritable = false;
     });
     assert_eq!(world.pass().await["Blocked"].0, "False");
-    let blocked = world.cluster.lock().unwrap().blocked.clone();
+    let blocked = world.cluster.lock().blocked.clone();
     assert!(blocked.len() > 4 && blocked[0] == "True" && blocked[1..].iter().all(|blocked| blocked == "False"), "{blocked:?}");
 }
 
@@ -68,7 +68,7 @@ async fn only_names_become_parts_of_paths() {
             c.erasure.as_mut().unwrap()["spec"]["computer"][field] = json!(text);
         });
         assert_eq!(world.pass().await["Blocked"].1, "ErasureMismatch");
-        let paths = world.cluster.lock().unwrap().paths.clone();
+        let paths = world.cluster.lock().paths.clone();
         assert!(paths.iter().all(|path| path.contains("/archiveerasures/")), "{paths:?}");
     }
 }
@@ -105,7 +105,7 @@ async fn holds_are_read_before_each_part() {
     let world = World::new().await;
     let before = world.objects().await;
     world.pass().await;
-    let asked = world.cluster.lock().unwrap().asked;
+    let asked = world.cluster.lock().asked;
     // One for the tombstone, one for the manifest, and one for at most eight objects.
     assert!(asked >= 2 + (before - 1).div_ceil(8), "{asked} questions for {before} objects");
 }

@@ -2,9 +2,9 @@
 //! or new session is a write to etcd, which all tenants share. The limit is per replica and per namespace, because that is the tenant of a key.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Writes that a namespace may make at once.
@@ -25,8 +25,7 @@ impl Pace {
     /// Whether the namespace may make one more write now. If so, it is counted.
     pub fn take(&self, namespace: &str) -> bool {
         let now = Instant::now();
-        // Poisoning is harmless: no critical section leaves the map inconsistent.
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         if all.len() >= REMEMBERED && !all.contains_key(namespace) {
             all.retain(|_, (_, at)| now.saturating_duration_since(*at) < FULL);
             if all.len() >= REMEMBERED {
@@ -68,6 +67,6 @@ mod tests {
         assert!(!pace.take("late") && pace.take("0"));
         tokio::time::advance(FULL).await;
         assert!(pace.take("late"));
-        assert_eq!(pace.0.lock().unwrap().len(), 1);
+        assert_eq!(pace.0.lock().len(), 1);
     }
 }

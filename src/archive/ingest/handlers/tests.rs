@@ -176,7 +176,7 @@ async fn a_chunk_has_a_length_and_a_bound() {
 async fn after_a_wait(then: Access, send: impl AsyncFnOnce(Shared, HeaderMap) -> Result<Response, Outcome>) -> (StatusCode, bool) {
     let namespace = ("t".to_owned(), None);
     let caller = Caller { uid: UID.to_owned(), namespace, pod: "pod".to_owned(), custody_claim: String::new(), max_bytes: u64::MAX };
-    let said = Arc::new(std::sync::Mutex::new([("good".to_owned(), Access::Pod(caller))].into_iter().collect()));
+    let said = Arc::new(parking_lot::Mutex::new([("good".to_owned(), Access::Pod(caller))].into_iter().collect()));
     let store = Arc::new(Store::new(Arc::new(InMemory::new())));
     let shared = Shared::new(store, Authenticator::Said(Arc::clone(&said)), Arc::default());
     let (mut held, of) = (Vec::new(), ("t", UID));
@@ -188,7 +188,7 @@ async fn after_a_wait(then: Access, send: impl AsyncFnOnce(Shared, HeaderMap) ->
     let headers: HeaderMap = [(header::AUTHORIZATION, "Bearer good".parse().unwrap())].into_iter().collect();
     let ended = async {
         tokio::time::sleep(KNOWN + Duration::from_secs(1)).await;
-        said.lock().unwrap().insert("good".to_owned(), then);
+        said.lock().insert("good".to_owned(), then);
         drop(held);
     };
     let (answer, ()) = tokio::join!(send(shared.clone(), headers), ended);

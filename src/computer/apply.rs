@@ -1,5 +1,5 @@
 //! Performs one action: one request, fenced, with a timeout. Children, records, and the finalizer and deletion of a Computer are written only
-//! here. Statuses are written by `reconcile` and `overrides`, events by `events`; `reconcile` also deletes expired records.
+//! here. Statuses are written by `reconcile/publish` and `overrides`, events by `events`; `reconcile` also deletes expired records.
 //!
 //! An unknown outcome must never count as success, and `Gone` needs a 404 or an object with another UID.
 
@@ -280,7 +280,8 @@ impl Applier {
         }
     }
 
-    /// After a failed precondition: the object is gone only if a live read shows another UID. Otherwise this is a conflict.
+    /// After a failed precondition: the object is gone only if a live read shows another UID. Otherwise this is a conflict. The other object, if it can
+    /// be shown, is what is known of the subject then: the deleted UID may not be the recorded one.
     async fn another_uid(&self, subject: Subject, params: &DeleteParams) -> Result<Effect, Error> {
         let Effect::Learned(subject, fact) = self.read(subject).await? else { return Err(Error::conflict("an object".to_owned())) };
         let there = match &fact {
@@ -292,7 +293,8 @@ impl Applier {
         if there == params.preconditions.as_ref().and_then(|p| p.uid.as_deref()) {
             return Err(Error::conflict(subject.describe()));
         }
-        Ok(Effect::Learned(subject, Fact::Gone))
+        let fact = if matches!(fact, Fact::Uid(_) | Fact::Held(_)) { Fact::Gone } else { fact };
+        Ok(Effect::Learned(subject, fact))
     }
 
     async fn patch(&self, subject: Subject, patch: json_patch::Patch) -> Result<Effect, Error> {

@@ -1,5 +1,7 @@
 //! Deletions that are blocked: how many, by what, how often, and for how long. The alert on blocked deletions relies on it, so an entry
-//! must be cleared on every way out, and by nothing that only interrupts the view of it.
+//! must be removed whenever the deletion is no longer blocked, and never by a reconcile that failed or was interrupted.
+//!
+//! Each step decides whether it is blocked (`State::Blocked` in `step.rs`); here they are only counted.
 
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;

@@ -1,7 +1,9 @@
-//! Events: that a computer is ready or suspended, each deletion step that changed its state, the end of a deletion, and what blocks a
-//! computer outside of these steps, on the Computer; and what blocks a deletion whose Computer is gone, on its record. Best effort: a
+//! Events: that a computer is ready or suspended, each deletion step that has ended or is blocked, and what blocks a computer
+//! outside of these steps, on the Computer; and what blocks a deletion whose Computer is gone, on its record. Best effort: a
 //! terminating namespace refuses events, and nothing ever waits for one. Bounded: each reason of a computer once in 50 minutes, each step's
 //! state, and each phase that did not change to the other one meanwhile, once in 10.
+//!
+//! The text of a step's event is the step's `error`, which is the message of the blocker that the step returned; otherwise its title and status.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -49,27 +51,33 @@ impl Events {
         Self { recorder, published: Mutex::new(Published { until: HashMap::new(), swept: Instant::now() }) }
     }
 
-    /// One event for each deletion step whose state in the Computer's old status is another one.
-    pub async fn of_steps(&self, view: &View, computer: &Computer, report: &Report) {
+    /// What the new status shows and the Computer's old one did not.
+    pub async fn of_status(&self, view: &View, computer: &Computer, report: &Report) {
         if view.namespace_terminating {
             return;
         }
-        let old = computer.status.as_ref().map(|s| s.deletion_steps.clone()).unwrap_or_default();
         let reference = reference_to(view, computer);
+        self.of_steps(view, computer, report, &reference).await;
+        self.of_key(view, computer, &reference).await;
+        self.of_phase(view, computer, report, &reference).await;
+        if !report.deletion.iter().any(|step| step.status == StepStatus::Blocked) {
+            self.of_blocker(view, report, "provisioning", &reference).await;
+        }
+    }
+
+    /// One event for each deletion step that has ended or is blocked, unless the status shows that already. The status shows the step that runs,
+    /// and a step that was not needed is no news.
+    async fn of_steps(&self, view: &View, computer: &Computer, report: &Report, reference: &ObjectReference) {
+        let old = computer.status.as_ref().map(|s| s.deletion_steps.as_slice()).unwrap_or_default();
         for step in &report.deletion {
-            let before = old.iter().find(|o| o.id == step.id).map_or(StepStatus::Pending, |o| o.status);
-            if step.status == before || step.status == StepStatus::Pending {
+            let shown = old.iter().any(|before| before.id == step.id && before.status == step.status);
+            if shown || matches!(step.status, StepStatus::Pending | StepStatus::Running | StepStatus::NotApplicable) {
                 continue;
             }
             let blocked = step.status == StepStatus::Blocked;
             let why = report.blocker.as_ref().filter(|_| blocked).map_or("", |b| b.reason.as_str());
             let note = step.error.clone().unwrap_or_else(|| format!("{}: {}", step.name, step.status.as_str()));
-            self.of_step(view, step, why, &note, &reference).await;
-        }
-        self.of_key(view, computer, &reference).await;
-        self.of_phase(view, computer, report, &reference).await;
-        if !report.deletion.iter().any(|step| step.status == StepStatus::Blocked) {
-            self.of_blocker(view, report, "provisioning", &reference).await;
+            self.of_step(view, step, why, &note, reference).await;
         }
     }
 
@@ -116,12 +124,11 @@ impl Events {
         self.publish(event, reference).await;
     }
 
-    /// The end: the last step is finished and the Computer is released. Its status can no longer show that.
+    /// The end: all steps are finished and the Computer is released. Its status can no longer show that.
     pub async fn of_release(&self, view: &View, computer: &Computer, report: &Report) {
-        let Some(last) = report.deletion.last().filter(|s| matches!(s.status, StepStatus::Completed | StepStatus::Skipped)) else { return };
-        if !view.namespace_terminating {
-            let note = last.error.clone().unwrap_or_else(|| "the deletion is complete and its receipt is stored".to_owned());
-            self.of_step(view, last, "", &note, &reference_to(view, computer)).await;
+        let finished = |step: &Step| matches!(step.status, StepStatus::Completed | StepStatus::Skipped);
+        if !view.namespace_terminating && report.deletion.last().is_some_and(finished) {
+            self.of_steps(view, computer, report, &reference_to(view, computer)).await;
         }
     }
 

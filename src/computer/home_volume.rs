@@ -100,6 +100,11 @@ pub fn held_by_home(record: &ComputerRecord, pv: &PersistentVolume) -> bool {
     holder.is_some() && (holder == children.claim_uid.as_deref() || holder == former)
 }
 
+/// Whether volumes of this kind are never attached to a node, so that no `VolumeAttachment` can exist. A kind that is not known here may be.
+pub fn never_attached(pv: &PersistentVolume) -> bool {
+    pv.spec.as_ref().is_some_and(|spec| spec.csi.is_none() && (spec.host_path.is_some() || spec.local.is_some() || spec.nfs.is_some()))
+}
+
 /// The volume in the form in which the record stores it.
 pub fn recorded(pv: &PersistentVolume) -> VolumeRecord {
     VolumeRecord {
@@ -162,6 +167,19 @@ fn retain_patch(volume: &PersistentVolume, original: &str, computer_uid: &str) -
 #[allow(clippy::expect_used)]
 mod tests {
     use super::*;
+
+    /// Every other kind may be attached, and an in-tree kind that its driver has taken over is, too.
+    #[test]
+    fn only_kinds_that_are_known_to_need_no_attachment_are_not_asked_for_one() {
+        let of = |source: serde_json::Value| never_attached(&serde_json::from_value(json!({"metadata": {}, "spec": source})).unwrap());
+        let (path, csi) = (json!({"path": "/x"}), json!({"driver": "d", "volumeHandle": "h"}));
+        assert!(of(json!({"hostPath": path})) && of(json!({"local": path})) && of(json!({"nfs": {"path": "/x", "server": "s"}})));
+        for attachable in
+            [json!({}), json!({"csi": csi}), json!({"hostPath": path, "csi": csi}), json!({"awsElasticBlockStore": {"volumeID": "v"}})]
+        {
+            assert!(!of(attachable.clone()), "{attachable}");
+        }
+    }
 
     #[test]
     fn a_repeated_patch_keeps_the_original_policy() {

@@ -1,8 +1,10 @@
-//! What this process remembers of a computer between two reconciles, to save requests. It is never a proof: the API server decides by
-//! resourceVersion whether a write counts, and before the receipt and the release every step is checked again with live reads.
+//! What this process remembers of a computer between two reconciles, to save requests. The API server decides by resourceVersion whether a write
+//! counts, and before the receipt and the release every step is checked again. Nothing remembered is a proof then, but that a UID is gone.
 //!
 //! - The newest record, while the cache is stale: a plan on an older record would repeat what is done, write that to the status, and be
 //!   queued again by that very write (L6).
+//! - The recorded children that a live read of the deletion has shown to be gone. That is a proof: a UID never returns. So each is read once in
+//!   a deletion, and not again before the receipt.
 //! - The finished steps, for exactly this version of the record: a new child means a new version (S1).
 //! - The pods that it has created, until the record has their UIDs (see `stray_pod`).
 //! - That the Computer, its pods and its claims are being deleted: a stale cache shows them as they were, and they would be deleted again.
@@ -18,6 +20,7 @@ use super::action::{Fact, Subject};
 use super::budget::Turns;
 use super::contested::Contested;
 use super::events::Events;
+use super::held_status::HeldStatus;
 use super::key_checks::KeyChecks;
 use super::metrics::Metrics;
 use super::report::Report;
@@ -40,6 +43,8 @@ pub struct Memory {
     pub latest: Latest,
     /// The last statuses.
     pub written: Written,
+    /// Statuses that are not written yet.
+    pub held_status: HeldStatus,
     /// What reconciles that wait were based on.
     pub waiting: Waiting,
     /// Changes that other clients undo.
@@ -59,17 +64,19 @@ impl Memory {
     pub fn new(sources: &Sources, events: Events, metrics: Arc<Metrics>) -> Self {
         let backoff = || Backoff::with_seed(u64::from_le_bytes(sources.bytes()));
         let (latest, written, waiting) = (Latest::default(), Written::default(), Waiting::default());
+        let held_status = HeldStatus::default();
         let (contested, turns, keys) = (Contested::default(), Turns::default(), KeyChecks::default());
-        Self { backoff: backoff(), unwritten: backoff(), latest, written, waiting, contested, turns, keys, events, metrics }
+        Self { backoff: backoff(), unwritten: backoff(), latest, written, held_status, waiting, contested, turns, keys, events, metrics }
     }
 
     /// The computer is gone, or nothing is left to do for it. Names every field, so that a new one cannot be left out.
     pub fn forget(&self, uid: &str) {
-        let Self { backoff, unwritten, latest, written, waiting, contested, turns, keys, events, metrics } = self;
+        let Self { backoff, unwritten, latest, written, held_status, waiting, contested, turns, keys, events, metrics } = self;
         backoff.reset(uid);
         unwritten.reset(uid);
         latest.forget(uid);
         written.forget(uid);
+        held_status.forget(uid);
         waiting.forget(uid);
         contested.forget(uid);
         turns.reset(uid);
@@ -81,9 +88,9 @@ impl Memory {
     /// All of it, as text. Names every field, too.
     #[cfg(test)]
     pub fn text(&self) -> String {
-        let Self { backoff, unwritten, latest, written, waiting, contested, turns, keys, events, metrics } = self;
+        let Self { backoff, unwritten, latest, written, held_status, waiting, contested, turns, keys, events, metrics } = self;
         format!(
-            "{backoff:?} {unwritten:?} {latest:?} {written:?} {waiting:?} {contested:?} {turns:?} {keys:?} {} {}",
+            "{backoff:?} {unwritten:?} {latest:?} {written:?} {held_status:?} {waiting:?} {contested:?} {turns:?} {keys:?} {} {}",
             events.remembered(),
             metrics.remembered()
         )
@@ -108,6 +115,8 @@ struct Known {
     deleting: Vec<(Subject, Fact)>,
     /// Pods that this process has created and that no record has shown yet.
     created: BTreeMap<Subject, String>,
+    /// Children whose absence a live read has shown during the deletion, with their UIDs. No other object ever gets such a UID.
+    absent: BTreeMap<Subject, String>,
 }
 
 /// Finished steps, the version of the record on which they were finished, and when each was first seen finished.
@@ -119,7 +128,7 @@ struct Passed {
 }
 
 impl Known {
-    /// Replaces what a stale cache shows of the Computer and of children that are being deleted.
+    /// Replaces what a stale cache shows of the Computer and of children that are being deleted or gone.
     fn replace_older(&self, view: &mut View) {
         if let (Some(cached), Some(at)) = (&mut view.computer, &self.deleted) {
             cached.metadata.deletion_timestamp.get_or_insert_with(|| at.clone());
@@ -128,6 +137,9 @@ impl Known {
             if let Some(cached) = view.facts.get_mut(subject).filter(|cached| is_older(cached, known)) {
                 *cached = known.clone();
             }
+        }
+        for (subject, uid) in recorded_children(view).filter(|(of, uid)| self.absent.get(of) == Some(uid)).collect::<Vec<_>>() {
+            view.note_absent(subject, &uid);
         }
     }
 }
@@ -152,6 +164,7 @@ impl Latest {
         let deleting = view.facts.iter().filter(|(_, fact)| metadata(fact).is_some_and(|m| m.deletion_timestamp.is_some()));
         known.deleting = deleting.map(|(subject, fact)| (subject.clone(), fact.clone())).collect();
         known.created.clone_from(&view.created);
+        known.absent = recorded_children(view).filter(|(subject, _)| view.is_proved_absent(subject)).collect();
         known.deleted = view.computer.as_ref().and_then(|c| c.metadata.deletion_timestamp.clone()).or(known.deleted.take());
         // A reconcile that failed before its plan has seen nothing. What is known stays known, or a deadline would begin again.
         if report.phase.is_none() {
@@ -201,6 +214,11 @@ impl Latest {
         }
     }
 
+    /// Whether this process has read or written a record that the cache has not shown yet.
+    pub fn has_record(&self, uid: &str) -> bool {
+        self.all().get(uid).is_some_and(|known| known.record.is_some())
+    }
+
     /// A live read has found no Computer with this UID.
     pub fn note_gone(&self, uid: &str) {
         self.all().entry(uid.to_owned()).or_default().gone = true;
@@ -215,6 +233,19 @@ impl Latest {
     pub fn forget(&self, uid: &str) {
         self.all().remove(uid);
     }
+}
+
+/// The pods, the claim and the Secret of a computer that is being deleted, with their recorded UIDs.
+fn recorded_children(view: &View) -> impl Iterator<Item = (Subject, String)> {
+    let record = view.record.as_ref().filter(|record| record.spec.state.deletion.is_some());
+    record.into_iter().flat_map(|record| {
+        let (namespace, children) = (&record.spec.namespace, &record.spec.state.children);
+        let pods = children.pods.iter().map(|pod| Some((Subject::pod(namespace, &pod.name), pod.uid.clone()?)));
+        let claim = children.claim_name.as_ref().zip(children.claim_uid.clone()).map(|(name, uid)| (Subject::claim(namespace, name), uid));
+        let secret = children.secret_name.as_ref().zip(children.secret_uid.clone());
+        let secret = secret.map(|(name, uid)| (Subject::secret(namespace, name), uid));
+        pods.chain([claim, secret]).flatten()
+    })
 }
 
 /// The metadata of a pod or a claim.
@@ -245,6 +276,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::computer::action::Effect;
 
     fn pod(version: &str, uid: &str, deleted: bool) -> Fact {
         let deleted = deleted.then_some("2026-01-01T00:00:00Z");
@@ -272,6 +304,44 @@ mod tests {
         assert_eq!(shown(pod("6", "1", true)), pod("7", "1", true), "older");
         assert_eq!(shown(pod("8", "1", true)), pod("8", "1", true), "newer");
         assert_eq!(shown(pod("9", "2", false)), pod("9", "2", false), "another pod of that name");
+    }
+
+    /// A UID never returns. Another object that has the name since must be seen (S6), and what is not being deleted is always read.
+    #[test]
+    fn a_recorded_child_is_read_once_in_a_deletion() {
+        let children = json!({"pods": [{"name": "p", "uid": "1"}], "claimName": "c", "claimUid": "2", "secretName": "s", "secretUid": "3"});
+        let view = |deletion: bool, pod_uid: &str| {
+            let mut children = children.clone();
+            children["pods"][0]["uid"] = json!(pod_uid);
+            let begun = json!({"deletedAt": "2026-01-01T00:00:00Z", "cause": "ComputerDeleted"});
+            let state = json!({"children": children, "deletion": if deletion { begun } else { json!(null) }});
+            let spec = json!({"namespace": "t", "computer": "c", "state": state});
+            let record = serde_json::from_value(json!({"metadata": {"name": "u", "resourceVersion": "1"}, "spec": spec})).unwrap();
+            View { record: Some(record), ..View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u"}, "spec": {}})) }
+        };
+        let all = [Subject::pod("t", "p"), Subject::claim("t", "c"), Subject::secret("t", "s")];
+        let latest = Latest::default();
+        let mut reads = view(true, "1");
+        reads.facts.insert(all[1].clone(), Fact::Gone);
+        all.iter().filter(|of| **of != all[1]).for_each(|of| reads.absorb(Effect::Learned(of.clone(), Fact::Gone)));
+        latest.note_passed(&reads, &Report::default());
+        let known = |mut next: View| {
+            latest.freshen(&mut next);
+            all.each_ref().map(|of| next.is_proved_absent(of))
+        };
+        assert_eq!(known(view(true, "1")), [true, false, true], "the claim was not read");
+        assert_eq!(known(view(true, "9")), [false, false, true], "the record names another pod");
+        assert_eq!(known(view(false, "1")), [false; 3], "it is not being deleted");
+        let cached = |uid: &str| View { facts: [(all[0].clone(), pod("5", uid, false))].into(), ..view(true, "1") };
+        assert_eq!(known(cached("1")), [false, false, true], "the cache is stale, or the API server was restored");
+        let mut stale = cached("1");
+        latest.freshen(&mut stale);
+        assert!(stale.facts.get(&all[0]).is_none(), "it is read live");
+        assert_eq!(known(cached("7")), [false, false, true], "another pod has its name");
+        let stray = View { created: [(all[0].clone(), "7".to_owned())].into(), ..view(true, "1") };
+        assert_eq!(known(stray), [false, false, true], "this process has created another pod of that name");
+        latest.note_passed(&view(true, "1"), &Report::default());
+        assert_eq!(known(view(true, "1")), [false; 3], "a reconcile that began without this memory");
     }
 
     #[test]

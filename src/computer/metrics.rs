@@ -153,10 +153,10 @@ impl Metrics {
         let free = "Free space of an archive store in a volume, without what is reserved for the system";
         registry.register_with_unit("archive_store_free", free, Unit::Bytes, self.store_free.clone());
         registry.register_with_unit("archive_store_size", "Size of an archive store in a volume", Unit::Bytes, self.store_size.clone());
-        registry.register("archive_slot_wait_seconds", "Time until archives had their turn, by what for", WAITS.clone());
+        registry.register("archive_slot_wait_seconds", "Time that work on archives waited for its turn, by kind of work", WAITS.clone());
         registry.register(
             "archive_slot_refusals",
-            "Requests that found too many others waiting and were refused, by what for",
+            "Requests that were refused because too many were waiting, by kind of work",
             REFUSALS.clone(),
         );
         registry.register("archive_store_errors", "Failed requests to the archive store by reason", STORE_ERRORS.clone());

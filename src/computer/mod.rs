@@ -1,5 +1,5 @@
 //! The reconciler of one computer: `observe` (caches) → `plan` (pure) → `apply` (one request), repeated until the plan waits; then the
-//! status. `reconcile.rs` is that loop. `provision/` and `deletion/` are the two plans, with one file per step; the order of their steps is
+//! status. `reconcile.rs` is that loop. `provision/` and `deletion/` are the two plans; the order of their steps is
 //! in `api/src/steps.rs`.
 //!
 //! Only `apply` may change a child, the record or the Computer's spec and metadata; a plan must never make a request.
@@ -15,6 +15,7 @@ pub mod ended_deletions;
 pub mod events;
 pub mod failed_request;
 pub mod fleet;
+pub mod held_status;
 pub mod home_volume;
 pub mod key_checks;
 pub mod machine_pod;

@@ -32,6 +32,16 @@ pub fn observe(caches: &Caches, settings: &Settings, uid: &str, sources: &Source
     Some(view)
 }
 
+/// Replaces the class by that of the record, once a record is known that the cache did not have: the computer keeps the class that it was created
+/// with, whatever the default is now.
+pub fn follow_record(caches: &Caches, view: &mut View) {
+    let named = view.record.as_ref().and_then(|record| record.spec.class_name.as_deref());
+    let known = if let ClassState::Found(class) = &view.class { class.metadata.name.as_deref() } else { None };
+    if named.is_some() && named != known {
+        view.class = class(caches, view.computer.as_ref(), view.record.as_ref());
+    }
+}
+
 fn terminating(caches: &Caches, namespace: &str) -> bool {
     caches.namespaces.get(&ObjectRef::new(namespace)).is_some_and(|n| super::view::terminating(&n))
 }

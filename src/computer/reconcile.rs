@@ -15,7 +15,7 @@ use super::action::{Action, Effect};
 use super::apply::{Applier, Error};
 use super::failed_request::{self, Accepted};
 use super::memory::Memory;
-use super::observe::observe;
+use super::observe::{follow_record, observe};
 use super::plan::plan;
 use super::report::{Next, Plan, Report};
 use super::view::View;
@@ -32,8 +32,10 @@ use crate::runtime::settings::Settings;
 use crate::runtime::time_and_random::Sources;
 use crate::session::Marker;
 
+mod confirm;
 mod publish;
 
+use confirm::creates_record;
 use publish::Published;
 
 /// Maximum pause before a refused request is retried: no event shows that an admin has granted the right or raised the quota.
@@ -86,12 +88,12 @@ impl Reconciler {
             return self.expire(&view).await;
         }
         if let Some(left) = self.memory.waiting.left(&view) {
-            return left;
+            return self.publish_held(&view, left).await;
         }
         let _timer = self.memory.metrics.time();
         let seen = view_digest::digest(&view);
         if let Some(left) = self.paused(uid, view_digest::with_record(seen, &view)) {
-            return Some(left);
+            return self.publish_held(&view, Some(left)).await;
         }
         self.memory.waiting.begin(uid);
         let start = view.clone();
@@ -107,13 +109,14 @@ impl Reconciler {
         if waits && acknowledged {
             self.wait(start, &view, published, after);
         }
-        after
+        // Its time does not end the wait: that write needs no reconcile.
+        self.publish_held(&view, after).await
     }
 
     /// Remembers what a reconcile that waits was based on, and what the caches will show of its own writes.
     fn wait(&self, mut start: View, view: &View, published: Published, after: Option<Duration>) {
         let basis = match published {
-            Published::UpToDate => Basis::until(after),
+            Published::UpToDate | Published::Held => Basis::until(after),
             Published::Written(version) => Basis::until(after).with_version(version),
             Published::Later | Published::Failed(_) => return,
         };
@@ -140,10 +143,15 @@ impl Reconciler {
         if error.is_none() && quiet(view, &plan.report) {
             return (after(&plan.next), Published::UpToDate);
         }
-        let published = if stays_blocked(view, &plan.report) { Published::UpToDate } else { self.publish(view, &plan.report).await };
+        let published = if stays_blocked(view, &plan.report) {
+            self.memory.held_status.forget(uid);
+            Published::UpToDate
+        } else {
+            self.publish(view, &plan.report).await
+        };
         self.memory.events.of_record(view, &plan.report).await;
         let next = self.next_run(uid, &plan, error, view_digest::with_record(seen, view));
-        ([next, self.retry_publish(uid, &published)].into_iter().flatten().min(), published)
+        ([next, self.publish_again(uid, &published)].into_iter().flatten().min(), published)
     }
 
     /// The rest of the backoff after a failure. The retry of a failed status write ends it early, because the status says what the
@@ -166,21 +174,29 @@ impl Reconciler {
     /// Plans and applies in turn. Ends with the plan that waits, or with the failure that stopped it.
     async fn drive(&self, view: &mut View) -> (Plan, Option<Error>) {
         if let Err(error) = self.confirm(view).await {
-            // Nothing was learned: the steps that this process remembers as finished stay so.
-            let report = Report { passed: view.passed.clone(), times: view.times.clone(), ..failed_request::known(view) };
-            return (Plan { next: Next::Settled, report }, Some(error));
+            return (nothing_learned(view), Some(error));
         }
         let (turn, mut accepted, mut reread) = (self.memory.turns.begin(&view.uid), Accepted::default(), false);
+        let (spare, mut sure) = (self.may_spare_the_read(view), view.deleting());
         let mut made = 0;
         while !turn.over(made) && !self.stop.is_cancelled() {
             made += 1;
             view.now = self.sources.now();
+            follow_record(&self.caches, view);
             if let Some(recorded) = super::deletion::counts_wait(view) {
                 view.waited = self.applier.archives().waits().waited(&view.uid, recorded);
             }
             self.look_at_archive(view);
             let current = plan(view);
             view.remember(&current.report);
+            sure |= view.record.is_some();
+            if !sure && !(spare && creates_record(&current.next)) {
+                if let Err(error) = self.find_record(view).await {
+                    return (nothing_learned(view), Some(error));
+                }
+                sure = true;
+                continue;
+            }
             let Next::Do(action) = &current.next else {
                 self.memory.turns.reset(&view.uid);
                 return (current, None);
@@ -194,11 +210,13 @@ impl Reconciler {
             }
             match self.request(view, action.clone(), &mut accepted).await {
                 Ok(of_record) => reread = of_record || (reread && !guards::on(Guard::OneLook)),
+                Err(error) if !sure => return (nothing_learned(view), Some(error)),
                 Err(error) => return (current, Some(error)),
             }
         }
         self.memory.turns.ran_out(&view.uid);
-        let report = Report { unfinished: true, ..plan(view).report };
+        let last = if sure { plan(view) } else { nothing_learned(view) };
+        let report = Report { unfinished: true, ..last.report };
         (Plan { next: Next::Wait(Duration::from_secs(1)), report }, None)
     }
 
@@ -241,42 +259,6 @@ impl Reconciler {
         Ok(of_record)
     }
 
-    /// Reads the record live before a request that [acquires a child](Action::acquires_child). A cached record, or one that was read before other
-    /// requests, may be stale: another leader may have finished the deletion since.
-    async fn reread_record(&self, view: &mut View) -> Result<(), Error> {
-        let version = |r: &ComputerRecord| r.metadata.resource_version.clone();
-        match self.applier.find_record(&view.uid).await? {
-            Some(found) if view.record.as_ref().map(version) != Some(version(&found)) => view.absorb(Effect::Overtaken(Box::new(found))),
-            Some(_) => {}
-            None => view.record = None,
-        }
-        self.memory.latest.note(view);
-        Ok(())
-    }
-
-    /// An object that is missing from a cache is not proved to be gone: a missing Computer or record is read live first. Overrides are read
-    /// live as well, because what they destroy cannot be restored.
-    async fn confirm(&self, view: &mut View) -> Result<(), Error> {
-        if !view.overrides.is_empty() {
-            view.overrides = overrides::read_live(&self.client, view).await?;
-        }
-        if !guards::on(Guard::LiveAbsence) {
-            return Ok(());
-        }
-        if view.computer.is_none() && !self.memory.latest.is_gone(&view.uid) {
-            let effect = self.applier.apply(Action::ReadComputer, view).await?;
-            view.absorb(effect);
-            if view.computer.is_none() {
-                self.memory.latest.note_gone(&view.uid);
-            }
-        }
-        if view.record.is_none() {
-            view.record = self.applier.find_record(&view.uid).await?;
-            view.forget_recorded();
-        }
-        Ok(())
-    }
-
     fn next_run(&self, uid: &str, plan: &Plan, error: Option<Error>, seen: u64) -> Option<Duration> {
         let Some(error) = error else {
             // A running archive check is no progress: each retry of a refused request begins with one (L6).
@@ -317,6 +299,12 @@ impl Reconciler {
             }
         }
     }
+}
+
+/// The plan of a reconcile that has learned nothing: the steps that this process remembers as finished stay so.
+fn nothing_learned(view: &View) -> Plan {
+    let report = Report { passed: view.passed.clone(), times: view.times.clone(), ..failed_request::known(view) };
+    Plan { next: Next::Settled, report }
 }
 
 /// The fields of every log line of a reconcile. The step is recorded once it is known.

@@ -1,4 +1,4 @@
-//! The Computer's status: computed from the plan's report, written only when it differs (L6), fenced by UID (S4).
+//! The Computer's status, computed from the plan's report. `reconcile/publish.rs` sends it, only when it differs (L6), fenced by UID (S4).
 //! A report, never an input to a plan (S9), with one exception that is a copy: `children`, if a record is lost.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::report::Report;
 use super::time_to_live;
-use super::view::View;
+use super::view::{View, has_finalizer};
 use crate::guards::{self, Guard};
 use crate::resources::conditions::{self, types};
 use crate::resources::reasons::Reason;
@@ -166,6 +166,22 @@ pub fn patch(computer: &Computer, status: &ComputerStatus) -> Option<json_patch:
     Some(json_patch::Patch(fence.into_iter().chain([write]).collect()))
 }
 
+/// Whether a new status only shows how far a creation or a deletion is, so that it can be held for a moment. The end of a creation, that a
+/// computer is no longer ready, and what blocks it or no longer does, is shown at once; so is the last status of a computer that only a
+/// finalizer of another controller keeps.
+pub fn is_progress(computer: &Computer, new: &ComputerStatus) -> bool {
+    let blocked = |status: &ComputerStatus| {
+        status.phase == Some(Phase::Error) || status.conditions.iter().any(|c| [types::BLOCKED, types::STALLED].contains(&c.type_.as_str()))
+    };
+    let before = computer.status.as_ref().and_then(|old| old.phase);
+    let going_on = match new.phase {
+        Some(Phase::Provisioning) => !matches!(before, Some(Phase::Active | Phase::Suspended)),
+        Some(Phase::Deleting) => has_finalizer(computer),
+        _ => false,
+    };
+    going_on && !blocked(new) && !computer.status.as_ref().is_some_and(blocked)
+}
+
 /// Whether two statuses of a deletion differ only in when its pods stopped: part of the copy of the record. That is written with the next step.
 fn differs_in_pod_times_only(old: &ComputerStatus, new: &ComputerStatus) -> bool {
     let timeless = |status: &ComputerStatus| {
@@ -279,6 +295,34 @@ mod tests {
         let other = json!({"name": "machine-1", "uid": "2"});
         assert!(written(Phase::Deleting, &status(Phase::Deleting, other, "stop-pods")), "another pod");
         assert!(written(Phase::Active, &status(Phase::Active, stopped, "stop-pods")), "a computer that lives");
+    }
+
+    #[test]
+    fn only_progress_is_held() {
+        let status = |phase: Phase, condition: Option<&str>| {
+            let mut status = ComputerStatus { phase: Some(phase), ..Default::default() };
+            if let Some(type_) = condition {
+                conditions::set(&mut status.conditions, type_, true, Reason::Forbidden, "", None, &at(1));
+            }
+            status
+        };
+        let held = |old: Option<ComputerStatus>, new: &ComputerStatus, finalizers: &[&str]| {
+            let metadata = json!({"name": "c", "namespace": "t", "uid": "u", "finalizers": finalizers});
+            is_progress(&serde_json::from_value(json!({"metadata": metadata, "spec": {}, "status": old})).expect("a Computer"), new)
+        };
+        let ours = [crate::resources::DELETION_FINALIZER];
+        let [creation, deletion] = [Phase::Provisioning, Phase::Deleting].map(|phase| status(phase, None));
+        assert!(held(None, &creation, &ours) && held(Some(creation.clone()), &deletion, &ours));
+        assert!(held(Some(status(Phase::Active, None)), &status(Phase::Deleting, Some(types::DELETING)), &ours));
+        assert!(!held(Some(status(Phase::Active, None)), &creation, &ours), "it is no longer ready");
+        assert!(!held(Some(deletion.clone()), &deletion, &["foregroundDeletion"]), "it is released");
+        for new in [status(Phase::Active, None), status(Phase::Suspended, None), status(Phase::Error, None)] {
+            assert!(!held(None, &new, &ours), "{new:?}");
+        }
+        for type_ in [types::BLOCKED, types::STALLED] {
+            let blocked = status(Phase::Deleting, Some(type_));
+            assert!(!held(Some(deletion.clone()), &blocked, &ours) && !held(Some(blocked), &deletion, &ours), "{type_}");
+        }
     }
 
     /// C24: a deletion that the API server refused wiped the steps and the node of a computer that lives.

@@ -7,6 +7,9 @@
 //! the machine mounts.
 //!
 //! It must never touch a pod whose UID the record has, or that the record names without a UID.
+//!
+//! Pods of other clients that use the home are reported by `deletion/stop.rs`; objects with the operator's labels and no owner (the alert
+//! `ComputerOrphans`) by `sweep.rs`.
 
 use std::time::Duration;
 

@@ -193,6 +193,32 @@ impl View {
         }
     }
 
+    /// Whether a live read of this process has shown that a subject does not exist, or that another object has its name.
+    pub fn is_proved_absent(&self, subject: &Subject) -> bool {
+        self.learned.contains(subject) && self.facts.get(subject) == Some(&Fact::Gone)
+    }
+
+    /// A live read of an earlier reconcile has shown that the child with this UID is gone. Another object that has its name since stays visible. A
+    /// cache that shows it with that UID is stale, or the API server was restored from a backup: a live read decides.
+    pub fn note_absent(&mut self, subject: Subject, uid: &str) {
+        let there = match self.facts.get(&subject) {
+            Some(Fact::Pod(pod)) => pod.metadata.uid.as_deref(),
+            Some(Fact::Claim(claim)) => claim.metadata.uid.as_deref(),
+            _ => None,
+        };
+        match there {
+            _ if self.created.contains_key(&subject) => {}
+            Some(there) if there == uid => {
+                self.facts.remove(&subject);
+            }
+            Some(_) => {}
+            None => {
+                self.learned.insert(subject.clone());
+                self.facts.insert(subject, Fact::Gone);
+            }
+        }
+    }
+
     /// Whether the computer is being deleted: its deletionTimestamp, its namespace, or because it is gone (S2).
     pub fn deleting(&self) -> bool {
         self.namespace_terminating

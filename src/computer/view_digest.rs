@@ -19,7 +19,7 @@ pub fn digest(view: &View) -> u64 {
     }
     match &view.class {
         ClassState::Missing => {}
-        ClassState::Found(class) => version(&**class, &mut hasher),
+        ClassState::Found(class) => version(&**class).hash(&mut hasher),
         ClassState::Ambiguous(names) => names.hash(&mut hasher),
     }
     for found in &view.overrides {
@@ -27,13 +27,13 @@ pub fn digest(view: &View) -> u64 {
         (&meta.uid, meta.generation, meta.deletion_timestamp.is_some()).hash(&mut hasher);
     }
     for (subject, fact) in &view.facts {
-        subject.describe().hash(&mut hasher);
-        match fact {
-            Fact::Pod(pod) => version(&**pod, &mut hasher),
-            Fact::Claim(claim) => version(&**claim, &mut hasher),
-            Fact::Volume(volume) => version(&**volume, &mut hasher),
-            _ => {}
-        }
+        let version = match fact {
+            Fact::Pod(pod) => version(&**pod),
+            Fact::Claim(claim) => version(&**claim),
+            Fact::Volume(volume) => version(&**volume),
+            _ => continue,
+        };
+        (subject.describe(), version).hash(&mut hasher);
     }
     hasher.finish()
 }
@@ -52,8 +52,8 @@ fn of_computer(computer: &Computer, hasher: &mut DefaultHasher) {
     serde_json::to_string(&computer.spec).unwrap_or_default().hash(hasher);
 }
 
-fn version<K: Resource>(object: &K, hasher: &mut DefaultHasher) {
-    (&object.meta().uid, &object.meta().resource_version).hash(hasher);
+fn version<K: Resource>(object: &K) -> (Option<&String>, Option<&String>) {
+    (object.meta().uid.as_ref(), object.meta().resource_version.as_ref())
 }
 
 #[cfg(test)]

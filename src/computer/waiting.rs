@@ -81,6 +81,13 @@ impl Waiting {
         }
     }
 
+    /// This process has written a Computer of this version since.
+    pub fn note_version(&self, uid: &str, version: Option<String>) {
+        if let Some(Last::Waits(basis)) = self.all().get_mut(uid) {
+            basis.versions.push(version);
+        }
+    }
+
     /// How long to wait if this view shows nothing new: `Some(None)` until an event. `None`: reconcile now.
     pub fn left(&self, view: &View) -> Option<Option<Duration>> {
         let all = self.all();

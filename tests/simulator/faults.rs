@@ -1,5 +1,5 @@
-//! The faults and when they happen: a list for the n-th request of the operators, or a random mix. `world.rs` (`fire`) performs them;
-//! `api/server.rs` and `store.rs` drop a lost answer (`Act::Lose` and `Act::Silence` after the request). `--case` repeats one run.
+//! The faults and when they happen: a list for the n-th request of the operators, or a random mix. `World::fire` in `world.rs` performs
+//! them. For `Act::Lose` it returns `Verdict::Reset`, which `api/server.rs` and `store.rs` turn into a broken connection. `--case` repeats one run.
 
 use std::time::Duration;
 

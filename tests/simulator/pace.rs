@@ -42,15 +42,15 @@ pub fn idle(state: &State, life: Life) -> Vec<String> {
 /// 20 with an archive. A life that needs more has a reason that its author can state; a life that needs fewer lowers its number.
 pub fn most_requests(life: Life) -> Option<u64> {
     Some(match life {
-        Life::Managed => 91,
-        Life::BestEffort => 92,
-        Life::Expiring => 93,
+        Life::Managed => 79,
+        Life::BestEffort => 82,
+        Life::Expiring => 83,
         // Its volume is attachable, and detaching is polled.
-        Life::Retained => 95,
-        Life::Namespace => 86,
-        Life::HandOff => 90,
-        Life::Unarchived => 52,
-        Life::Byom => 19,
+        Life::Retained => 81,
+        Life::Namespace => 76,
+        Life::HandOff => 80,
+        Life::Unarchived => 42,
+        Life::Byom => 18,
         Life::Override | Life::GivenUp | Life::LostKey => return None,
     })
 }

@@ -57,6 +57,28 @@ async fn a_release_that_a_policy_refuses_is_reported() {
     assert!(error.class() == ErrorClass::Invalid && error.to_string().contains("denied"), "{error}");
 }
 
+/// S6: two leaders may create a pod of one name. The one that deletes its own must not take the other one, which the record names, for gone.
+#[tokio::test]
+async fn a_delete_that_meets_another_object_shows_that_one() {
+    let conflict =
+        || (409, json!({"kind": "Status", "status": "Failure", "reason": "Conflict", "code": 409, "message": "the UID differs"}));
+    // A Secret is read by a dry run of its deletion.
+    let refused = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (applier, _folder) = applier(move |request| match (request.method().as_str(), request.uri().path().contains("/secrets/")) {
+        ("DELETE", false) => conflict(),
+        ("DELETE", true) if !refused.swap(true, std::sync::atomic::Ordering::Relaxed) => conflict(),
+        _ => (200, json!({"metadata": {"name": "x", "namespace": "t", "uid": "other"}})),
+    });
+    let delete = |subject| Action::Delete { subject, uid: "mine".to_owned() };
+    let view = View::of(computer("1"));
+    let Effect::Learned(_, pod) = applier.apply(delete(Subject::pod("t", "x")), &view).await.unwrap() else { panic!("learned") };
+    assert!(matches!(&pod, Fact::Pod(pod) if pod.metadata.uid.as_deref() == Some("other")), "{pod:?}");
+    let Effect::Learned(_, claim) = applier.apply(delete(Subject::claim("t", "x")), &view).await.unwrap() else { panic!("learned") };
+    assert!(matches!(&claim, Fact::Claim(claim) if claim.metadata.uid.as_deref() == Some("other")), "{claim:?}");
+    let Effect::Learned(_, secret) = applier.apply(delete(Subject::secret("t", "x")), &view).await.unwrap() else { panic!("learned") };
+    assert_eq!(secret, Fact::Gone);
+}
+
 /// A deletion cannot be undone. With a stale cache, the time to live may have been extended meanwhile.
 #[tokio::test]
 async fn a_deletion_that_the_operator_starts_applies_only_to_the_version_that_it_read() {

@@ -199,7 +199,7 @@ fn uploading(context: &Context<'_>, pod: &Pod) -> State {
     match upload_of(context, pod).and_then(|upload| upload.failing.as_ref()) {
         Some(why) => State::blocked(
             Reason::StoreUnavailable,
-            format!("the archive store takes nothing from the archive pod: {why}. The pod retries. See {}", logs(context)),
+            format!("the archive store accepts no objects from the archive pod: {why}. The pod retries. See {}", logs(context)),
             15,
         ),
         None => State::wait(15),

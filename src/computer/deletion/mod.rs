@@ -1,10 +1,12 @@
 //! The deletion plan (DESIGN.md 4): revoke → stop → archive → delete → receipt → release. The order, ids, titles and deadlines of the steps
 //! are in `api/src/steps.rs`; each step is a file beside this one, and [`run`] below calls it. `release`, after the last step, decides
-//! that the finalizer is removed; `apply.rs` removes it.
+//! that the finalizer is removed. `hand_off` decides it earlier, in a namespace that is being deleted, if the class says `onNamespaceDeletion:
+//! HandOff`. `apply.rs` removes it.
 //!
 //! Every plan runs all steps from the first one. A step counts as finished if this reconcile has verified it with live reads, or if the
 //! record, or an earlier reconcile with the same version of the record, says so: a deleted UID never returns. This only saves requests.
-//! Before the receipt and the release all steps run again without that memory, so S3 depends on live reads of the same reconcile only. A
+//! Before the receipt and the release all steps run again without that memory, so S3 depends on live reads only: those of the same reconcile, and
+//! the one of this process that has shown a recorded UID to be gone, which stays true. A
 //! recorded step must never prevent the step from running again (S9): a crash at any point is harmless. The spec must never be validated here.
 
 mod archive;

@@ -261,9 +261,16 @@ fn attached(context: &Context<'_>) -> Option<State> {
         return None;
     }
     let Some(found) = context.view.volume(&volume.name) else { return Some(State::read(Subject::volume(&volume.name))) };
+    // Without the volume, nothing is left to archive.
+    let pv = found?;
+    if pv.metadata.uid.as_deref() != Some(&volume.uid) {
+        // Another one of that name, unless the cache is stale.
+        let live = Subject::LiveVolume { name: volume.name.clone() };
+        return (!context.view.facts.contains_key(&live)).then(|| State::read(live));
+    }
     // The custody claim is created only after this, so an attachment is that of the archive pod (a crash can leave custody unrecorded). A volume
     // that is only reserved may still be attached to the machine's node.
-    if found.is_some_and(|pv| super::custody::refers_to_custody(context.view, pv) && claim_ref_uid(pv).is_some()) {
+    if super::custody::refers_to_custody(context.view, pv) && claim_ref_uid(pv).is_some() || home_volume::never_attached(pv) {
         return None;
     }
     let subject = Subject::Attachments { volume: volume.name.clone() };

@@ -298,3 +298,10 @@ pub(super) fn activate(context: &Context<'_>) -> State {
         _ => State::done(),
     }
 }
+
+/// Activates a key that was issued: its Secret has a UID, and its hash is known. A key that is revoked stays so (S9).
+pub(super) fn go_live(state: &mut RecordState) {
+    if state.credential == CredentialState::Pending && state.key_hash.is_some() && state.children.secret_uid.is_some() {
+        state.credential = CredentialState::Live;
+    }
+}

@@ -210,6 +210,10 @@ fn learn_uids(context: &Context<'_>) -> State {
     context.save(|r| {
         r.spec.state.children = children;
         r.spec.snapshot = snapshot;
+        // Without a machine, the Secret is all that a deletion needs on record before the key authenticates.
+        if !context.managed() {
+            key::go_live(&mut r.spec.state);
+        }
         if !guards::on(Guard::LiveLast) {
             r.spec.state.credential = CredentialState::Live;
         }

@@ -77,12 +77,10 @@ pub fn events() -> String {
 }
 
 /// The states of a deletion step that cause an event.
-fn step_ends() -> [(StepStatus, &'static str); 5] {
+fn step_ends() -> [(StepStatus, &'static str); 3] {
     [
-        (StepStatus::Running, "in progress"),
         (StepStatus::Blocked, "something must change first; the note says what"),
         (StepStatus::Completed, "finished"),
-        (StepStatus::NotApplicable, "there is nothing to do for this computer"),
         (StepStatus::Skipped, "skipped by the policy of its class or by a DeletionOverride"),
     ]
 }
@@ -176,7 +174,7 @@ pub fn commands() -> String {
     let mut page = String::from(
         "# Commands and flags\n\nThe program `computer-operator` is the operator, the HTTP API, the archive pod's program, the chart's hooks, and the \
          tool that reads\narchives and verifies keys. The chart sets the environment variables of its pods. No flag takes a secret: the credentials of the \
-         store\ncome from `AWS_*`.\n",
+         store\ncome from a mounted folder, from `AWS_*`, or from the pod's cloud identity.\n",
     );
     for command in &all {
         describe(&mut page, "computer-operator", command);

@@ -155,7 +155,7 @@ pub struct Children {
     /// UID of the key's Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_uid: Option<String>,
-    /// The key's Secret is not immutable: a machine mounts it, and the kubelet follows only such a Secret. The next key gets the same name.
+    /// The key's Secret is not immutable: a machine mounts it, and the kubelet updates the mounted files of mutable Secrets only. The next key gets the same name.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub secret_followed: bool,
     /// Names of Secrets that were not found and were replaced by another Secret: the create request of such a Secret may still have

@@ -46,8 +46,8 @@ pub fn set(conditions: &mut Vec<Condition>, type_: &str, status: bool, reason: R
     }
 }
 
-/// Sets `Stalled` if `good` is false and the reason needs a change by a user; otherwise removes it. Reason and message are copied from `Ready` or
-/// `Accepted`.
+/// Sets `Stalled` if `good` is false and the reason needs a change by a user; otherwise removes it. Reason and message are copied from `Ready`,
+/// `Accepted` or `Complete`.
 pub fn set_stalled(conditions: &mut Vec<Condition>, good: bool, reason: Reason, message: &str, generation: Option<i64>, now: &Time) {
     if !good && reason.needs_a_change() {
         set(conditions, types::STALLED, true, reason, message, generation, now);

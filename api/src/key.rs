@@ -72,14 +72,14 @@ impl ClassKey {
     }
 }
 
-/// The key of one computer, which `status.credentialSecretName` names the Secret of.
+/// Settings of one computer's key. `status.credentialSecretName` names its Secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct KeySettings {
-    /// Any text of at most 63 characters, for example a date. Every change gives the computer another key in another Secret, also removing the
-    /// field or an earlier value. The old Secret is deleted; if the machine mounts its key, the new one has its name. The old key stops when the API server has accepted the change, unless
+    /// Any text of at most 63 characters, for example a date. Every change, also removing the field or setting an
+    /// earlier value, creates a new key in a new Secret. The old Secret is deleted; if the machine mounts its key, the new one has its name. The old key stops when the API server has accepted the change, unless
     /// `overlapSeconds` is above 0. Until the operator has recorded the new key, a change back, or an `overlapSeconds` above 0, makes the old key
-    /// valid again. Who may update the Computer may rotate its key, also without the right to read Secrets.
+    /// valid again. A user who may update the Computer may rotate its key, even without the right to read Secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub rotation: Option<String>,

@@ -1,6 +1,6 @@
 //! The steps of a computer's creation and of its deletion: the only place for their order, ids and titles, and for which deadline of the
 //! class applies to which step. [`Step`] is a step as users see it in a status: a report, which must never act as a lock (promise S9). What
-//! a step does is in `src/computer/provision` and `src/computer/deletion`, one file per step.
+//! a step does is in `src/computer/provision` and `src/computer/deletion`.
 //!
 //! Ids and results are stored in records, receipts and statuses. They must never change, and those of a newer version must survive a
 //! rollback: `spelling_tests.rs` pins them.

@@ -72,7 +72,7 @@ fn policies_text(policies: &Answer<Vec<ValidatingAdmissionPolicy>>, bindings: &A
         _ => return "Admission policies: not served by this cluster\n".to_owned(),
     };
     if policies.is_empty() {
-        return "Admission policies: NONE. Tenants are not kept from changing what belongs to the operator\n".to_owned();
+        return "Admission policies: NONE. Nothing prevents tenants from changing the operator's objects\n".to_owned();
     }
     let bound = |policy: &ValidatingAdmissionPolicy| {
         bindings.iter().any(|b| b.spec.as_ref().and_then(|spec| spec.policy_name.as_deref()) == Some(policy.name_any().as_str()))

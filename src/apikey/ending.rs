@@ -1,5 +1,5 @@
-//! Ends a token and its `ApiKey`: tombstone first, then the Secrets, then the finalizer, and the record once the `ApiKey` is gone. Authentication reads
-//! the `ApiKey` and its namespace live, so the token is invalid even before the tombstone. `plan.rs` decides that an `ApiKey` has expired.
+//! Ends a token and its `ApiKey`: tombstone first, then the Secrets, then the finalizer, and the record once the `ApiKey` is gone. Authentication
+//! (`credentials/verify_api_key.rs`) reads the `ApiKey` and its namespace live, so the token is invalid even before the tombstone. `plan.rs` decides that an `ApiKey` has expired.
 
 use super::plan::{Next, Plan, RETRY_SECONDS, live_first};
 use super::view::{Action, Place, SecretFact, View, has_finalizer};

@@ -115,11 +115,11 @@ impl Tally {
             match count(&home, roots, &tally.ended) {
                 Ok(Some(total)) => drop(tally.total.set(total)),
                 Ok(None) => {}
-                Err(error) => println!("the home is not counted, only packed: {error}"),
+                Err(error) => println!("cannot count the files of the home, so the progress has no total; packing continues: {error}"),
             }
         };
         if let Err(error) = std::thread::Builder::new().name("count".to_owned()).spawn(counting) {
-            println!("the home is not counted, only packed: {error}");
+            println!("cannot count the files of the home, so the progress has no total; packing continues: {error}");
         }
     }
 }

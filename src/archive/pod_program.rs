@@ -3,6 +3,8 @@
 //!
 //! Exit codes: 0 stored, 1 retry, 3 unreadable files while the class says `Block` and no override gives them up, 4 the archive would have
 //! more bytes than it may have.
+//!
+//! `computer/deletion/archive_pod.rs` builds the pod.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -238,7 +240,7 @@ async fn send(sender: &Sender, packed: mpsc::Receiver<(Blob, Amount)>, tally: &T
             Ok((chunks, bytes))
         })
         .await?;
-    println!("{chunks} chunks stored, {bytes} bytes, and nothing is left");
+    println!("all data is sent: {chunks} chunks, {bytes} bytes");
     Ok(())
 }
 

@@ -262,7 +262,7 @@ impl InOrder {
     async fn next(&mut self) -> Result<Option<Entry>, StoreError> {
         let Some(entry) = self.entries.next().await? else { return Ok(None) };
         let end = entry.offset.checked_add(entry.size).filter(|end| entry.offset == self.end && *end > entry.offset);
-        self.end = end.ok_or_else(|| StoreError::Corrupt("the index: its entries do not lie one after the other".to_owned()))?;
+        self.end = end.ok_or_else(|| StoreError::Corrupt("the index: its entries are not contiguous".to_owned()))?;
         self.sessions += u64::from(entry.files > 0);
         self.files = self.files.saturating_add(entry.files);
         self.bytes = self.bytes.saturating_add(entry.bytes);

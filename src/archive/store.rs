@@ -87,8 +87,8 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens `file:///path` or `s3://bucket/prefix?endpoint=…&region=…&allow_http=true` (credentials from `AWS_*`). A folder is made
-    /// if it does not exist.
+    /// Opens `file:///path` or `s3://bucket/prefix?endpoint=…&region=…&allow_http=true&ca_file=…&credentials_folder=…`. Without that folder the
+    /// credentials come from `AWS_*` or the pod's cloud identity. A local folder is made if it does not exist.
     ///
     /// # Errors
     /// When the URL cannot be used.

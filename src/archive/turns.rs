@@ -3,11 +3,13 @@
 //!
 //! Namespaces take turns, and within each of them its computers: next is who has had least, in units of the caller (bytes, or one for each turn). This is
 //! start-time fair queueing (Goyal, Vin and Cheng, 1996). A namespace that did not wait, or that its bound held back, is treated as one that has had as
-//! much as the last one served: nobody saves what was not taken. One that has had more stays behind for as long as it has. Nobody is passed over because
-//! a smaller turn would fit: a large one would never come.
+//! much as the last one served: what it did not use is not saved. One that has had more waits until the others have caught up. A waiter is never skipped
+//! in favour of a smaller request, otherwise a large one would starve.
 //!
-//! A waiter that goes away gives its place up. Any number may wait for [`Turns`]. When too many wait for [`BoundedTurns`], one of the namespace with the
+//! A waiter that is dropped leaves the queue. Any number may wait for [`Turns`]. When too many wait for [`BoundedTurns`], one of the namespace with the
 //! most is turned away ([`Busy`]), and of several such namespaces one of that which would be served last.
+//!
+//! How much there is of each is set by the callers: `ingest/shares.rs` (uploads, reads), `verify/reader.rs` (checks), `receipt_writer.rs` (receipts).
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};

@@ -1,6 +1,6 @@
 //! What archive pods have sent, for the status of their computers: a pod has no other way to say how far it is, or why it makes no progress,
 //! before it ends. Known only to the process that receives it.
-//! `deletion/archive.rs` puts it into the report, `reconcile.rs` writes the status. A plan must never decide by it.
+//! `deletion/archive.rs` puts it into the report, `reconcile/publish.rs` sends the status. A plan must never depend on it.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! A digest that is computed in another thread, while the caller works on the same bytes. An archive pod compresses and a read-back decompresses what
-//! has a digest: one after the other, they take almost twice as long on two processors.
+//! A digest that is computed in another thread, while the caller works on the same bytes. Hashing runs beside the compression of an archive pod and the
+//! decompression of a read-back: one after the other, they take almost twice as long on two processors.
 
 use std::thread;
 

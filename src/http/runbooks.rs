@@ -3,6 +3,8 @@
 //!
 //! The pages are shown as text; only headings and links are marked up, so no parser of Markdown is needed. A page must never contain a script
 //! or refer to another host.
+//!
+//! `co.runbooks` in the chart's `_helpers.tpl` makes the `runbook_url` of an alert.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,5 +1,5 @@
-//! Settings of `computer-operator run`: flags, each with an environment variable. They must not contain secrets; the credentials of the store come from
-//! `AWS_*`. The chart sets the variables in `templates/controller/deployment.yaml`; it builds the URL of the store in `_helpers.tpl`.
+//! Settings of `computer-operator run`: flags, each with an environment variable. They must not contain secrets: the credentials of the store come from
+//! the folder that `credentials_folder` in its URL names (a mounted Secret), otherwise from `AWS_*` or the pod's cloud identity (`archive/store/bucket.rs`). The chart sets the variables in `templates/controller/deployment.yaml`; it builds the URL of the store in `_helpers.tpl`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,7 +28,8 @@ pub struct Config {
     /// Archive pods, as JSON: `resources`, `priorityClassName`, `nodeSelector`, `imagePullPolicy`
     #[arg(long, env = "ARCHIVE_POD", default_value = "{}", value_parser = archive_pod)]
     pub archive_pod: ArchivePod,
-    /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true` with credentials from AWS_*
+    /// Archive store: `file:///path`, or `s3://bucket/prefix?endpoint=URL&region=R&allow_http=true&ca_file=PATH&credentials_folder=PATH`. Without
+    /// `credentials_folder` the credentials come from AWS_* or the pod's cloud identity
     #[arg(long, env = "ARCHIVE_STORE", default_value = "file:///var/lib/computer-operator/store", value_parser = store)]
     pub store: String,
     /// Most bytes that an archive may have in the store, if its class does not set `archive.maxBytes`: a quantity. `0`: any number

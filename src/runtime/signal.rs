@@ -1,4 +1,6 @@
 //! Signals of the process: SIGTERM and SIGINT start a graceful shutdown.
+//!
+//! What a shutdown does is in `operator.rs`, `runtime/lease.rs` and `http/mod.rs`.
 
 use tokio_util::sync::CancellationToken;
 

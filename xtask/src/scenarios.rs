@@ -1,5 +1,8 @@
 //! Runs the scenarios of a suite on a shared bench, each with a time limit, and prints the results like the test harness of Rust. A scenario
 //! that fails or panics must never end the others.
+//!
+//! `cargo test --test http -- WORD` runs the scenarios whose name contains WORD. A case of the simulator is run by `tests/simulator/main.rs`
+//! (`--case`).
 
 use std::collections::VecDeque;
 use std::pin::Pin;

@@ -158,7 +158,7 @@ impl HttpApi {
                 return Err(Fault::refused(answer).await);
             }
             renewed = true;
-            let new = self.token.renew(&token).await.context("the token is refused, and no new one can be had");
+            let new = self.token.renew(&token).await.context("the token was rejected, and a new one could not be obtained");
             if !new.map_err(|error| Fault::passing(error, Cost::High))? {
                 return Err(Fault::refused(answer).await);
             }
@@ -190,7 +190,7 @@ impl HttpApi {
             match answer {
                 Ok(bytes) => {
                     return serde_json::from_slice(&bytes)
-                        .context("the answer of the HTTP API is not understood: is it that of a proxy, or of another version?");
+                        .context("cannot parse the response of the HTTP API: it may come from a proxy or from another version");
                 }
                 Err(fault) => pace.pause(fault, screen::note).await.map_err(Fault::error)?,
             }

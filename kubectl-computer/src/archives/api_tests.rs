@@ -93,7 +93,7 @@ async fn what_an_archive_contains_may_take_as_long_as_the_archive_itself() {
 async fn a_list_waits_for_an_api_that_is_busy_and_is_never_shorter() {
     let (server, url) = Server::start(&[Next::Refuse(503, "0"), Next::Break(20), Next::End(20)]).await;
     let api = client(&url, LIMITS);
-    assert!(format!("{:#}", api.deletions().await.unwrap_err()).contains("is not understood"));
+    assert!(format!("{:#}", api.deletions().await.unwrap_err()).contains("cannot parse"));
     assert_eq!((api.deletions().await.unwrap().len(), server.seen().len()), (1, 4));
 }
 
@@ -105,7 +105,7 @@ async fn what_an_archive_contains_is_whole_or_an_error() {
         let (server, url) = Server::with(Vec::new(), &["s/one", "s/two"], &[Next::End(end), Next::Break(end)]).await;
         let api = client(&url, LIMITS);
         let error = format!("{:#}", api.document(&Target::archive(&id())).await.unwrap_err());
-        assert!(error.contains("is not understood"), "{end} of {whole} bytes: {error}");
+        assert!(error.contains("cannot parse"), "{end} of {whole} bytes: {error}");
         // The API had said how much it sends, so the request is repeated.
         assert_eq!(api.document(&Target::archive(&id())).await.unwrap()["sessions"].as_array().unwrap().len(), 2);
         assert_eq!(server.seen().len(), 3);

@@ -129,7 +129,7 @@ async fn show(api: &HttpApi, computer: &str, json: bool) -> Result<()> {
 
 fn understood(archive: &Target, document: serde_json::Value) -> Result<Document> {
     serde_json::from_value(document)
-        .with_context(|| format!("what the HTTP API lists of {archive} is not understood: is it of another version?"))
+        .with_context(|| format!("cannot parse what the HTTP API lists of {archive}: it may be of another version"))
 }
 
 fn text_of(document: &Document) -> String {

@@ -98,6 +98,13 @@ impl Subject {
     }
 }
 
+/// Runs a subcommand of `computer-operator` in one of its pods, whatever the Helm release is called.
+pub fn in_operator(observed: &Observed, command: &str) -> String {
+    let namespace = quoted(&observed.operator_namespace);
+    let one = format!("kubectl get deployment -n {namespace} -l app.kubernetes.io/component=controller -o name");
+    format!("kubectl exec -n {namespace} $({one}) -- computer-operator {command}")
+}
+
 /// The operator: whether it runs, and its log.
 pub fn operator(observed: &Observed) -> Vec<Copy> {
     let namespace = quoted(&observed.operator_namespace);
@@ -146,14 +153,15 @@ fn look(observed: &Observed, subject: &Subject, reason: R) -> Vec<Copy> {
         R::ArchiveTooLarge => raise_the_bound(observed, subject),
         R::ArchiveFailed | R::ArchiveOverdue | R::UnreadableFiles => look_at_archive_pod(observed, subject, true),
         R::ArchiveDamaged => {
-            let namespace = quoted(&observed.operator_namespace);
-            let verify =
-                format!("kubectl exec -n {namespace} deployment/computer-operator -- computer-operator archives verify {}", subject.uid);
+            let verify = in_operator(observed, &format!("archives verify {}", subject.uid));
             vec![copy("for a cluster admin: what is damaged", verify)]
         }
         R::StoreUnavailable => {
             let test = format!("helm test computer-operator -n {} --logs", quoted(&observed.operator_namespace));
-            [copy("for a cluster admin: what is wrong with the store", test)].into_iter().chain(operator(observed)).collect()
+            [copy("for a cluster admin: what is wrong with the store; if the release has another name, use that", test)]
+                .into_iter()
+                .chain(operator(observed))
+                .collect()
         }
         R::KeyReplacement => {
             let line = format!("kubectl get {} -o jsonpath='{{.status.credentialSecretName}}'", subject.computer());

@@ -25,16 +25,13 @@ pub fn explain(observed: &Observed) -> Why {
                 commands::copy("all computers that you may see", "kubectl computer list -A"),
                 commands::copy(
                     "for a cluster admin: the receipt in the archive store, by UID",
-                    format!(
-                        "kubectl exec -n {} deployment/computer-operator -- computer-operator archives receipt UID",
-                        quoted(&observed.operator_namespace)
-                    ),
+                    commands::in_operator(observed, "archives receipt UID"),
                 ),
             ];
             why
         }
         Answer::Denied(right) => {
-            let headline = "There is no such Computer. Whether it was deleted, and how far the deletion is, only its record says, which you may not read.";
+            let headline = "There is no such Computer. Only its ComputerRecord shows whether it was deleted and how far the deletion is, and you may not read it.";
             let mut why = Why::new(Verdict::Unknown, asked(observed), headline.to_owned());
             ask(&mut why, observed, right);
             why
@@ -182,7 +179,7 @@ fn in_progress(observed: &Observed, record: &ComputerRecord, deletion: &Deletion
     let mut why = match (warnings.split_first(), overdue) {
         (Some((newest, others)), _) => warned(observed, newest, others, subject, &format!("{whole}; {now}.")),
         (None, Some(deadline)) => {
-            let headline = format!("OVERDUE, longer than its deadline of {}. {whole}: {now}.", span(deadline));
+            let headline = format!("OVERDUE: the step has exceeded its deadline of {}. {whole}: {now}.", span(deadline));
             let mut why = Why::new(Verdict::Blocked, subject, headline);
             why.fact("Means", "No event says why: events are deleted after an hour, and are repeated after 50 minutes.");
             why.fact("To do", "see the operator's log.");

@@ -54,7 +54,7 @@ fn the_store_does_not_answer() {
             &Reason::StoreUnavailable.meaning(),
             &Reason::StoreUnavailable.remedy(),
             "the key no longer authenticates; the sessions are not archived yet; the home volume pv-31 is kept until they are.",
-            "# for a cluster admin: what is wrong with the store helm test computer-operator -n operator --logs",
+            "# for a cluster admin: what is wrong with the store; if the release has another name, use that helm test computer-operator -n operator --logs",
             "kubectl create secret generic archive-store -n operator --from-literal=AWS_ACCESS_KEY_ID=ID",
         ],
     );

@@ -58,7 +58,7 @@ impl Access {
         // `NotApplicable` is not decided: a volume can appear after it (`deletion/archive.rs`).
         let skipped = deletion.outcome(DeletionStep::ArchiveSessions).is_some_and(|outcome| outcome.result == StepResult::Skipped);
         if deletion.archive.is_some() || skipped {
-            return Self::Refused("the archive of this deletion is decided, and it is never changed");
+            return Self::Refused("this deletion already has a verified archive or has skipped it; the archive is never changed");
         }
         match deletion.custody.as_ref().and_then(|custody| Some((custody.pod_uid.as_deref()?, &custody.claim_uid))) {
             None => Self::NotYet,

@@ -110,7 +110,7 @@ impl Known {
         authorize(shared, headers, uid).await.map_err(|refused| match refused {
             (StatusCode::UNAUTHORIZED, _) => (
                 StatusCode::TOO_MANY_REQUESTS,
-                "the token has ended while the request waited: the request comes back with another one".to_owned(),
+                "the token expired while the request waited; the archive pod retries with a new token".to_owned(),
             ),
             other => other,
         })

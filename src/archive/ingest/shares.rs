@@ -129,5 +129,5 @@ pub fn reads() -> BoundedTurns {
 
 /// The answer when too many wait.
 pub fn busy(_: Busy) -> Outcome {
-    (StatusCode::TOO_MANY_REQUESTS, "many archives are being stored or read: the request comes back later".to_owned())
+    (StatusCode::TOO_MANY_REQUESTS, "too many requests to store or read archives are waiting; the client retries".to_owned())
 }

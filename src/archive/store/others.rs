@@ -1,4 +1,4 @@
-//! Readers that take turns: what the store does not deliver is given up when others wait, so that it does not keep a turn.
+//! Readers that take turns: a read that makes no progress is cancelled when another reader waits, so that it does not keep its turn.
 
 use std::fmt::{self, Debug, Formatter};
 use std::sync::Arc;

@@ -24,7 +24,8 @@ pub fn idle(state: &State, life: Life) -> Vec<String> {
     let mut found = Vec::new();
     for pair in changes[..end].windows(2) {
         let (gap, next) = (pair[1].at - pair[0].at, pair[1]);
-        if next.actor.is_operator() && gap > limit {
+        // A status that only shows progress is written a moment later, and nothing waits for it.
+        if next.actor.is_operator() && gap > limit && next.kind != "computers" {
             let what = format!("{} {}", next.kind, name(next.object()));
             found.push(format!(
                 "L1: nothing happened for {} ms, then the operator continued with {what}: it waited for a timer",

@@ -41,10 +41,15 @@ impl Reconciler {
         // Not while a check runs or a reconcile was cut short: neither waits, so the write would cost another reconcile. Nor while a write that
         // failed is to be repeated: each new attempt would begin its backoff again (L6).
         let waits = !lately && !report.checking && !report.unfinished && self.memory.unwritten.count(&view.uid) == 0;
-        if waits && status::is_progress(computer, &new) && held.hold(&view.uid, report, view.now) {
+        let progress = status::is_progress(computer, &new);
+        if waits && progress && held.hold(&view.uid, report, view.now) {
             return Published::Held;
         }
-        held.forget(&view.uid);
+        if progress {
+            held.note_written(&view.uid);
+        } else {
+            held.forget(&view.uid);
+        }
         if lately {
             return Published::Later;
         }

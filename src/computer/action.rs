@@ -27,7 +27,7 @@ pub enum Subject {
     ClaimUsers { namespace: String, claim: String },
     /// Volumes whose `claimRef` has this UID, as names: a crash can leave a bound volume that no record names yet.
     VolumesOfClaim { uid: String },
-    /// Nodes to which a volume is still attached, as names (attachable drivers only).
+    /// Where a volume is still attached, each attachment as a message names it (attachable drivers only).
     Attachments { volume: String },
 }
 

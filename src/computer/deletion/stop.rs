@@ -274,14 +274,14 @@ fn attached(context: &Context<'_>) -> Option<State> {
         return None;
     }
     let subject = Subject::Attachments { volume: volume.name.clone() };
-    let nodes = match context.view.facts.get(&subject) {
+    let attachments = match context.view.facts.get(&subject) {
         None => return Some(State::read(subject)),
-        Some(Fact::Names(nodes)) if !nodes.is_empty() => nodes.join(", "),
+        Some(Fact::Names(attachments)) if !attachments.is_empty() => attachments.join(", "),
         Some(_) => return None,
     };
     if context.running_for(DeletionStep::StopPods) < DETACH_SECONDS {
         return Some(State::wait(DETACH_POLL));
     }
-    let message = format!("PersistentVolume {} is still attached to node {nodes}; waiting for it to be detached", volume.name);
+    let message = format!("PersistentVolume {} is still attached to {attachments}; waiting for its CSI driver to detach it", volume.name);
     context.view.skipped(SkippableStep::StopPods).is_none().then(|| State::blocked(Reason::VolumeAttached, message, 10))
 }

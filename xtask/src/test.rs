@@ -52,7 +52,8 @@ pub fn run(workspace: &Path, options: &Options) -> Result<bool> {
     let choice = Choice { only: &options.only, skip: &options.skip, fast: options.fast };
     let chosen = select::select(STAGES, &choice)?;
     if options.list {
-        print!("{}", summary::list(&chosen));
+        let all = choice.only.is_empty() && choice.skip.is_empty() && !choice.fast;
+        print!("{}", summary::list(&if all { STAGES.iter().collect() } else { chosen }));
         return Ok(true);
     }
     let runner = Runner { workspace, obstacle: node::obstacle(), fast: options.fast };

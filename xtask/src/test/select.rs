@@ -15,7 +15,8 @@ pub struct Choice<'a> {
     pub fast: bool,
 }
 
-/// The stages to run, in their own order. A stage that another one needs is added, unless it is skipped by name.
+/// The stages to run, in their own order. A stage that another one needs is added, unless it is skipped by name. Without names, those that run
+/// only if they are named are left out.
 ///
 /// # Errors
 /// When a name is not that of a stage, or nothing is left to run.
@@ -27,7 +28,8 @@ pub fn select<'a>(stages: &'a [Stage], choice: &Choice<'_>) -> Result<Vec<&'a St
         }
     }
     let named = |names: &[String], stage: &Stage| names.iter().any(|name| name == stage.name);
-    let wanted = |stage: &Stage| (choice.only.is_empty() || named(choice.only, stage)) && (!choice.fast || stage.fast.is_some());
+    let usual = |stage: &Stage| choice.only.is_empty() && !stage.named_only;
+    let wanted = |stage: &Stage| (usual(stage) || named(choice.only, stage)) && (!choice.fast || stage.fast.is_some());
     let kept = |stage: &&Stage| !named(choice.skip, stage);
     let chosen: Vec<&Stage> = stages.iter().filter(|stage| wanted(stage)).filter(kept).collect();
     if chosen.is_empty() {
@@ -51,8 +53,11 @@ mod tests {
     }
 
     #[test]
-    fn without_a_choice_every_stage_runs() {
-        assert_eq!(chosen(&[], &[], false), STAGES.iter().map(|stage| stage.name).collect::<Vec<_>>());
+    fn without_a_choice_every_stage_runs_that_need_not_be_named() {
+        let all = chosen(&[], &[], false);
+        assert_eq!(all, STAGES.iter().filter(|stage| !stage.named_only).map(|stage| stage.name).collect::<Vec<_>>());
+        assert!(all.contains(&"real-cluster") && !all.contains(&"csi"));
+        assert_eq!(chosen(&["csi"], &[], false), ["xtask-program", "csi"]);
     }
 
     #[test]

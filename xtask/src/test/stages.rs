@@ -13,6 +13,8 @@ pub struct Stage {
     pub needs: Needs,
     /// Stages that must have passed before.
     pub after: &'static [&'static str],
+    /// Whether it runs only if it is named: it would make every run much longer.
+    pub named_only: bool,
 }
 
 /// How a stage checks.
@@ -47,17 +49,22 @@ macro_rules! simulator {
 }
 
 const fn stage(name: &'static str, proves: &'static str, check: Check) -> Stage {
-    Stage { name, proves, check, fast: None, needs: Needs::Rust, after: &[] }
+    Stage { name, proves, check, fast: None, needs: Needs::Rust, after: &[], named_only: false }
 }
 
 /// Starts a cluster, through the xtask program itself.
 const fn cluster(name: &'static str, proves: &'static str, arguments: &'static [&'static str], needs: Needs) -> Stage {
-    Stage { name, proves, check: Check::Cargo(arguments), fast: None, needs, after: &["xtask-program"] }
+    Stage { name, proves, check: Check::Cargo(arguments), fast: None, needs, after: &["xtask-program"], named_only: false }
 }
 
 impl Stage {
     const fn fast(mut self, check: Check) -> Self {
         self.fast = Some(check);
+        self
+    }
+
+    const fn named_only(mut self) -> Self {
+        self.named_only = true;
         self
     }
 
@@ -133,6 +140,8 @@ pub const STAGES: &[Stage] = &[
         Needs::Node(&[]),
     ),
     cluster("real-cluster", "every promise holds on a real cluster", &["test", "--test", "real_cluster"], Needs::Node(&[])),
+    cluster("csi", "custody works on volumes of a CSI driver that are attached to nodes", &["test", "--test", "csi"], Needs::Node(&[]))
+        .named_only(),
     cluster(
         "outages",
         "deletions survive failures of the operator, the API server, etcd, the store and the clock",

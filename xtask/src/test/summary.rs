@@ -53,10 +53,14 @@ pub fn list(stages: &[&Stage]) -> String {
             Needs::Go => " (needs Go)",
             Needs::Node(_) => " (needs Go and root)",
         };
-        let fast = if stage.fast.is_some() { "*" } else { " " };
-        let _ = writeln!(text, "{fast} {:<width$}  {}{needs}", stage.name, stage.proves);
+        let mark = match (stage.fast.is_some(), stage.named_only) {
+            (true, _) => "*",
+            (_, true) => "-",
+            _ => " ",
+        };
+        let _ = writeln!(text, "{mark} {:<width$}  {}{needs}", stage.name, stage.proves);
     }
-    text.push_str("\n* part of --fast\n");
+    text.push_str("\n* part of --fast\n- runs only with --only\n");
     text
 }
 
@@ -120,7 +124,7 @@ mod tests {
         let stages: Vec<&Stage> = super::super::STAGES.iter().collect();
         let text = list(&stages);
         assert!(text.contains("* format "), "{text}");
-        assert!(text.contains("  outages "), "{text}");
+        assert!(text.contains("  outages ") && text.contains("- csi "), "{text}");
         assert!(text.contains("(needs Go and root)"), "{text}");
     }
 }

@@ -1,5 +1,5 @@
 //! The programs of a cluster, built from Go modules (`kubernetes`, `local-path`, `s3` and others in this package) once and kept in
-//! the cache folder by the hash of the module's `go.mod` and `go.sum`. A program of a cluster that the machine already has in the minor version
+//! the cache folder by the hash of the module's `go.mod` and `go.sum`, and of its own source if it has any. A program of a cluster that the machine already has in the minor version
 //! of the module is used instead of building it ([`machine`]).
 //!
 //! It must never use a program in another minor version: the module determines the versions.
@@ -90,8 +90,17 @@ pub fn to_build(wanted: &[Tool]) -> Result<Vec<String>> {
 /// Where the program is, or will be, in the cache folder.
 fn cached(tool: Tool) -> Result<PathBuf> {
     let module = module_folder(tool.source().module);
-    let hash = module_hash(&read(&module.join("go.mod"))?, &read(&module.join("go.sum"))?);
+    let hash = module_hash(&read(&module.join("go.mod"))?, &(read(&module.join("go.sum"))? + &own_source(&module)?));
     Ok(cache_folder()?.join("bin").join(hash).join(tool.name()))
+}
+
+/// The module's own source files, in the order of their names. Most modules have none.
+fn own_source(module: &Path) -> Result<String> {
+    let entries = fs::read_dir(module).with_context(|| format!("read {}", module.display()))?;
+    let mut files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    files.retain(|path| path.extension().is_some_and(|end| end == "go"));
+    files.sort();
+    files.iter().map(|path| read(path)).collect()
 }
 
 /// The program that was built here earlier, or the machine's own in the right version.
@@ -300,6 +309,16 @@ mod tests {
     }
 
     #[test]
+    fn a_changed_program_of_our_own_is_built_again() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(own_source(folder.path()).unwrap(), "");
+        for (name, text) in [("main.go", "b"), ("go.mod", "c"), ("driver.go", "a")] {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        assert_eq!(own_source(folder.path()).unwrap(), "ab");
+    }
+
+    #[test]
     fn the_version_comes_from_the_module() {
         let module_file = "require (\n\tk8s.io/kubernetes v1.37.2 // indirect\n)\n";
         let flags = link_flags(module_file);
@@ -318,7 +337,9 @@ mod tests {
 
     #[test]
     fn the_modules_have_every_program() {
-        for tool in [Tool::Etcd, Tool::Kwok, Tool::LocalPath, Tool::VersityGw, Tool::Kopia, Tool::Restic, Tool::Rclone] {
+        let backups = [Tool::VersityGw, Tool::Kopia, Tool::Restic, Tool::Rclone];
+        let volumes = [Tool::LocalPath, Tool::CsiDriver, Tool::CsiProvisioner, Tool::CsiAttacher, Tool::CsiResizer];
+        for tool in [Tool::Etcd, Tool::Kwok].into_iter().chain(backups).chain(volumes) {
             let module_file = read(&module_folder(tool.source().module).join("go.mod")).unwrap();
             assert!(module_file.contains(tool.source().package), "{tool:?}");
         }

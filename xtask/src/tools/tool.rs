@@ -35,6 +35,14 @@ pub enum Tool {
     Restic,
     /// Copies archives between stores.
     Rclone,
+    /// A CSI driver whose volumes are attached to nodes.
+    CsiDriver,
+    /// Creates and deletes the volumes of a CSI driver.
+    CsiProvisioner,
+    /// Attaches them to nodes and detaches them.
+    CsiAttacher,
+    /// Expands and modifies them.
+    CsiResizer,
 }
 
 /// The source of one program.
@@ -64,6 +72,11 @@ impl Tool {
             Self::Restic => ("restic", "restic", "github.com/restic/restic/cmd/restic"),
             // The module's own program, with a part of rclone.
             Self::Rclone => ("rclone", "rclone", "computer-operator.dev/xtask/rclone"),
+            // The same.
+            Self::CsiDriver => ("csi-driver", "csi", "computer-operator.dev/xtask/csi"),
+            Self::CsiProvisioner => ("csi-provisioner", "csi", "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner"),
+            Self::CsiAttacher => ("csi-attacher", "csi", "github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher"),
+            Self::CsiResizer => ("csi-resizer", "csi", "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer"),
         };
         Source { name, module, package }
     }
@@ -86,7 +99,16 @@ impl Tool {
             }
             Self::Kubectl => Some(&["version", "--client"]),
             Self::Helm => Some(&["version", "--short"]),
-            Self::LocalPath | Self::VersityGw | Self::Promtool | Self::Kopia | Self::Restic | Self::Rclone => None,
+            Self::LocalPath
+            | Self::VersityGw
+            | Self::Promtool
+            | Self::Kopia
+            | Self::Restic
+            | Self::Rclone
+            | Self::CsiDriver
+            | Self::CsiProvisioner
+            | Self::CsiAttacher
+            | Self::CsiResizer => None,
         }
     }
 

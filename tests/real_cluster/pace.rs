@@ -1,5 +1,5 @@
 //! Measures each part of a deletion on a real node by its objects, and checks that no part waits for a resync of the volume controller:
-//! the custody claim is never refused.
+//! the custody claim is never refused. If the variable [`performance::FOLDER`] names a folder, the figures are kept there for `docs/performance.md`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{Api, ListParams};
+
+use xtask::bench::Build;
+use xtask::bench::performance;
+use xtask::bench::performance::real_node::{Deletion, Deletions, MACHINE_GONE, RELEASED};
 
 use crate::Scenario;
 use crate::harness::{Bench, LONG, SYSTEM};
@@ -22,6 +26,7 @@ const ROUNDS: usize = 6;
 
 async fn a_deletion_waits_for_no_resync(bench: Arc<Bench>) -> Result<()> {
     let _operator = bench.usual_operator(PORT).await?;
+    let mut deletions = Vec::new();
     for round in 1..=ROUNDS {
         let namespace = bench.namespace("pace").await?;
         let uid = bench.active(&namespace, "box", "standard").await?;
@@ -29,12 +34,13 @@ async fn a_deletion_waits_for_no_resync(bench: Arc<Bench>) -> Result<()> {
         let seen = follow(&bench, &namespace, &uid).await?;
         let lines: Vec<String> = seen.iter().map(|(at, what)| format!("{what} {:.1}", at.as_secs_f64())).collect();
         println!("pace, seconds after the delete, deletion {round}: {}", lines.join(", "));
+        deletions.push(Deletion(seen.iter().map(|(at, what)| ((*what).to_owned(), at.as_secs_f64())).collect()));
         bench.archived(&uid, 3).await?;
         let of_claim = ListParams::default().fields(&format!("involvedObject.name=home-{uid},reason=FailedBinding"));
         let refused = Api::<Event>::namespaced(bench.client.clone(), SYSTEM).list(&of_claim).await?;
         ensure!(refused.items.is_empty(), "the custody claim was refused and waited for a resync: {:?}", refused.items[0].message);
     }
-    Ok(())
+    performance::keep(Build::Image.name(), Deletions(deletions))
 }
 
 /// Deletes a computer, and records when each object was first observed in each state.
@@ -56,7 +62,7 @@ async fn follow(bench: &Bench, namespace: &str, uid: &str) -> Result<Vec<(Durati
         let had = seen.contains_key("archive pod created");
         let over = bench.computers(namespace).get_opt("box").await?.is_none();
         for (what, is) in [
-            ("machine gone", pods(namespace).get_opt(&machine).await?.is_none()),
+            (MACHINE_GONE, pods(namespace).get_opt(&machine).await?.is_none()),
             ("claim gone", claims(namespace).get_opt(&claim).await?.is_none()),
             ("custody claim created", custody.is_some()),
             ("custody bound", bound),
@@ -65,7 +71,7 @@ async fn follow(bench: &Bench, namespace: &str, uid: &str) -> Result<Vec<(Durati
             ("archive pod ended", phase.as_deref() == Some("Succeeded")),
             ("archive pod gone", had && archive.is_none()),
             ("volume gone", volumes.get_opt(&volume).await?.is_none()),
-            ("released", over),
+            (RELEASED, over),
         ] {
             if is {
                 seen.entry(what).or_insert_with(|| began.elapsed());

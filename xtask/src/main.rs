@@ -47,6 +47,8 @@ enum BenchCommand {
     Http(bench::http::Options),
     /// Speed and cost of creating and deleting computers, beside a bare client that creates pods, or pods with claims.
     Lifecycle(bench::lifecycle::Options),
+    /// An operator with many computers: memory, restart, change of leader, a deleted namespace, computers that cannot be provisioned.
+    Scale(bench::scale::Options),
     /// Speed, CPU time and memory of archiving a home and reading it back, beside a pipe of standard tools, kopia and restic.
     Archive(bench::archive::Options),
     #[command(name = bench::archive::operator_side::COMMAND, hide = true)]
@@ -165,6 +167,7 @@ async fn bench(command: BenchCommand) -> Result<()> {
     match command {
         BenchCommand::Http(options) => bench::http::run(workspace()?, &options).await,
         BenchCommand::Lifecycle(options) => bench::lifecycle::run(workspace()?, &options).await,
+        BenchCommand::Scale(options) => bench::scale::run(workspace()?, &options).await,
         BenchCommand::Archive(options) => bench::archive::run(workspace()?, &options),
         BenchCommand::ArchiveOperatorSide { store } => bench::archive::operator_side::run(&store).await,
     }
@@ -252,6 +255,9 @@ fn generate() -> Result<()> {
     fs::create_dir_all(&docs)?;
     fs::write(docs.join("openapi.json"), computer_operator::http::openapi::document()?)?;
     fs::write(docs.join("reasons.md"), computer_operator::resources::reasons::Reason::document())?;
+    if let Some(text) = bench::performance::rendered(workspace()?)? {
+        fs::write(docs.join("performance.md"), text)?;
+    }
     for (name, text) in chart::generated()? {
         fs::write(chart::folder().join(name), text)?;
     }

@@ -4,7 +4,9 @@
 pub mod archive;
 pub mod http;
 pub mod lifecycle;
+pub mod performance;
 mod proc;
+pub mod scale;
 mod stage;
 
 use std::net::{SocketAddr, TcpListener};

@@ -1,20 +1,23 @@
 //! The measured system: a separate control plane, and the operator and, if it is measured, one server of the HTTP API as processes with the
 //! rights of their `ServiceAccounts`.
 
-use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use computer_operator::resources::crds;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub use self::running::Running;
 use super::free_address;
 use crate::cluster::{Cluster, Options, Profile};
 use crate::tools::Tool;
-use crate::{chart, image, process};
+use crate::{chart, image};
+
+mod running;
 
 const SYSTEM: &str = "computer-operator-system";
 /// The namespace of the computers.
@@ -22,7 +25,7 @@ pub const TEAM: &str = "team";
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Which build of the program is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Build {
     /// As it is released.
     Release,
@@ -92,19 +95,12 @@ pub struct Stage {
     pub authority: Vec<u8>,
     /// The operator's metrics.
     pub metrics: String,
-    folder: tempfile::TempDir,
+    // The programs end before the cluster and its folder.
+    running: Vec<Running>,
+    program: PathBuf,
     kubectl: PathBuf,
     cluster: Cluster,
-    processes: Vec<Child>,
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        for child in &mut self.processes {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+    folder: tempfile::TempDir,
 }
 
 async fn admin(cluster: &Cluster) -> Result<kube::Config> {
@@ -114,6 +110,11 @@ async fn admin(cluster: &Cluster) -> Result<kube::Config> {
 
 /// Waits until the condition is true.
 pub async fn until(what: &str, ask: impl AsyncFn() -> Result<bool>) -> Result<()> {
+    until_every(Duration::from_millis(200), what, ask).await
+}
+
+/// The same, with the time between two checks.
+pub async fn until_every(pause: Duration, what: &str, ask: impl AsyncFn() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     loop {
         match ask().await {
@@ -124,7 +125,7 @@ pub async fn until(what: &str, ask: impl AsyncFn() -> Result<bool>) -> Result<()
         if Instant::now() > deadline {
             bail!("{what}: not within {} s", LIMIT.as_secs());
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -142,14 +143,22 @@ impl Stage {
             api: None,
             server: config.cluster_url.to_string().trim_end_matches('/').to_owned(),
             authority,
-            metrics: format!("http://{}", free_address()?),
+            metrics: String::new(),
+            running: Vec::new(),
+            program,
             kubectl: cluster.kubectl()?,
-            folder,
             cluster,
-            processes: Vec::new(),
+            folder,
         };
         stage.install()?;
-        stage.start(&program, setup.http_api).await?;
+        let operator = stage.replica()?;
+        stage.metrics.clone_from(&operator.metrics);
+        until("the operator is ready", async || operator.is_ready().await).await?;
+        stage.running.push(operator);
+        if setup.http_api {
+            let program = stage.program.clone();
+            stage.api = Some(stage.beside(&program).await?);
+        }
         Ok(stage)
     }
 
@@ -165,7 +174,27 @@ impl Stage {
 
     /// PID of the operator.
     pub fn operator(&self) -> Result<i32> {
-        Ok(self.processes.first().context("the operator has not been started")?.id().try_into()?)
+        self.running.first().context("the operator has not been started")?.pid()
+    }
+
+    /// The operator that was started with everything else, to stop it before the stage ends.
+    pub fn take_operator(&mut self) -> Result<Running> {
+        ensure!(!self.running.is_empty(), "the operator has not been started");
+        Ok(self.running.remove(0))
+    }
+
+    /// Starts another process of the operator, with the same store, and does not wait until it is ready.
+    pub fn replica(&self) -> Result<Running> {
+        let (ingest, metrics, store) = (free_address()?, free_address()?, self.folder.path().join("store"));
+        let arguments = [
+            "run".to_owned(),
+            "--image=none:1".to_owned(),
+            format!("--store=file://{}", store.display()),
+            format!("--ingest-url=https://{ingest}"),
+            format!("--ingest-bind={ingest}"),
+            format!("--metrics-bind={metrics}"),
+        ];
+        self.spawn(&self.program, "computer-operator", &arguments, format!("http://{metrics}"))
     }
 
     /// The last lines of the operator's log.
@@ -197,46 +226,21 @@ impl Stage {
         self.kubectl(&["apply", "-f", "-"], &all.join("\n---\n")).map(drop)
     }
 
-    async fn start(&mut self, program: &Path, http_api: bool) -> Result<()> {
-        let (ingest, store) = (free_address()?, self.folder.path().join("store"));
-        let metrics = self.metrics.trim_start_matches("http://");
-        let operator = [
-            "run".to_owned(),
-            "--image=none:1".to_owned(),
-            format!("--store=file://{}", store.display()),
-            format!("--ingest-url=https://{ingest}"),
-            format!("--ingest-bind={ingest}"),
-            format!("--metrics-bind={metrics}"),
-        ];
-        self.spawn(program, "computer-operator", &operator)?;
-        let http = reqwest::Client::new();
-        let ready = format!("{}/readyz", self.metrics);
-        until(&format!("{ready} answers"), async || Ok(http.get(&ready).send().await?.status().is_success())).await?;
-        if http_api {
-            self.api = Some(self.beside(program).await?);
-        }
-        Ok(())
-    }
-
     /// Starts a server of the HTTP API of this program, beside the others.
     pub async fn beside(&mut self, program: &Path) -> Result<Served> {
         let (address, metrics) = (free_address()?, free_address()?);
         let api = ["api".to_owned(), format!("--bind={address}"), format!("--metrics-bind={metrics}")];
-        self.spawn(program, "computer-operator-api", &api)?;
-        let served = Served { url: format!("http://{address}"), metrics: format!("http://{metrics}") };
-        let (http, ready) = (reqwest::Client::new(), format!("{}/readyz", served.metrics));
-        until(&format!("{ready} answers"), async || Ok(http.get(&ready).send().await?.status().is_success())).await?;
+        let process = self.spawn(program, "computer-operator-api", &api, format!("http://{metrics}"))?;
+        until("the HTTP API is ready", async || process.is_ready().await).await?;
+        let served = Served { url: format!("http://{address}"), metrics: process.metrics.clone() };
+        self.running.push(process);
         Ok(served)
     }
 
     /// Starts a program with the rights of this ServiceAccount.
-    fn spawn(&mut self, program: &Path, account: &str, arguments: &[String]) -> Result<()> {
+    fn spawn(&self, program: &Path, account: &str, arguments: &[String], metrics: String) -> Result<Running> {
         let kubeconfig = self.kubeconfig(account)?;
-        let log = File::options().create(true).append(true).open(self.folder.path().join(format!("{account}.log")))?;
-        let mut command = process::tied(program, None)?;
-        command.args(arguments).env("KUBECONFIG", kubeconfig).env("RUST_LOG", "info");
-        self.processes.push(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?);
-        Ok(())
+        Running::start(program, &kubeconfig, &self.folder.path().join(format!("{account}.log")), arguments, metrics)
     }
 
     fn kubeconfig(&self, account: &str) -> Result<PathBuf> {

@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use reqwest::Method;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::table::Lines;
 use super::lifecycle::requests::Requests;
+use super::performance::{self, Figures, Recorded};
 use super::proc;
 use super::stage::{Build, Served, Setup, Stage, TEAM, until};
 use crate::cluster::Profile;
@@ -42,6 +44,19 @@ pub struct Options {
     /// Only these numbers of requests in flight: 1, 10 or 100. Then the table is only printed.
     #[arg(long)]
     pub in_flight: Vec<usize>,
+}
+
+/// Median milliseconds of DELETE with 100 requests in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Deletes {
+    /// Of the API server.
+    pub api_server: f64,
+    /// Of the HTTP API.
+    pub ours: f64,
+}
+
+impl Figures for Deletes {
+    const FILE: &'static str = "http-deletes";
 }
 
 /// A request that can be sent repeatedly.
@@ -109,6 +124,8 @@ pub async fn run(workspace: &'static Path, options: &Options) -> Result<()> {
     println!("{text}");
     if options.in_flight.is_empty() {
         std::fs::write(workspace.join("docs/http-latency.md"), text)?;
+        let deletes = lines.deletes().context("DELETE with 100 requests in flight")?;
+        performance::publish(workspace, &Recorded::now(options.build.name(), deletes))?;
     }
     Ok(())
 }

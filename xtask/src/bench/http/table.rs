@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{Measured, Options};
+use super::{Deletes, Measured, Options};
+use crate::bench::lifecycle::figures::milliseconds;
 
 /// One line for each request and load, in the order in which they were first measured.
 #[derive(Default)]
@@ -28,6 +29,15 @@ impl Lines {
                 all.requests = all.requests.zip(more.requests).map(|(one, other)| one + other);
             }
         }
+    }
+
+    /// The medians of DELETE with 100 requests in flight, beside the API server: of the slower caller.
+    pub fn deletes(&self) -> Option<Deletes> {
+        let of = |what: &str| {
+            let lines = self.0.iter().filter(move |line| line.load == 100 && line.what.starts_with(what));
+            lines.map(|line| milliseconds(&line.measured.at(50))).max_by(f64::total_cmp)
+        };
+        Some(Deletes { api_server: of("DELETE, API server")?, ours: of("DELETE, HTTP API, a ")? })
     }
 
     /// The document.
@@ -85,3 +95,28 @@ const COLUMNS: &str = "| request | in flight | requests | p50 ms | p50 / API ser
 
 /// Which requests an operation sends. `src/http/round_trips_tests.rs` counts them.
 const COSTS: &str = include_str!("costs.md");
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_medians_of_deletes_are_those_of_the_slower_caller() {
+        let mut lines = Lines::default();
+        assert!(lines.deletes().is_none());
+        let measured =
+            |ms| Measured { times: vec![Duration::from_millis(ms); 3], took: Duration::from_secs(1), requests: None, cpu: Duration::ZERO };
+        for (what, load, ms) in [
+            ("DELETE, API server", 100, 200),
+            ("DELETE, API server", 10, 20),
+            ("DELETE, HTTP API, a ServiceAccount", 100, 300),
+            ("DELETE, HTTP API, a computer's key", 100, 400),
+            ("DELETE, HTTP API, earlier build, a computer's key", 100, 900),
+            ("GET, HTTP API, a computer's key", 100, 800),
+        ] {
+            lines.add(what.into(), load, measured(ms));
+        }
+        assert_eq!(lines.deletes().unwrap(), Deletes { api_server: 200.0, ours: 400.0 });
+    }
+}

@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{Api, ApiResource, DynamicObject};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use computer_operator::resources::Computer;
@@ -13,7 +14,7 @@ use crate::bench::stage::TEAM;
 pub const IMAGE: &str = "none:1";
 
 /// A contender, in the order of a round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Contender {
     /// A bare client creates and deletes pods.
     Pods,

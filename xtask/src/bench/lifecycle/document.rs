@@ -1,33 +1,30 @@
-//! The document with the figures. Pure: figures in, Markdown out.
+//! The section with the figures of a life. Pure: figures in, Markdown out.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use super::Lifecycle;
 use super::contender::Contender;
 use super::figures::{How, Pass, median, total};
 use super::requests::Request;
 use super::usage::Program;
-use super::{Options, goals};
-use crate::tools;
+use crate::bench::performance::Recorded;
 
 const INTRODUCTION: &str = include_str!("introduction.md");
 const REQUESTS: &str = "For each life, from the metric `computer_operator_api_requests_total`, without watches and the lease. \
                         `→ 404` is a request with that answer.";
 
-/// The whole document.
-pub fn document(options: &Options, passes: &[Pass]) -> String {
+/// The section of the document.
+pub fn section(recorded: &Recorded<Lifecycle>) -> String {
+    let Lifecycle { options, passes } = &recorded.figures;
     let load: Vec<String> =
         passes.iter().map(|pass| format!("{} before and {} after the {} limits", pass.load.0, pass.load.1, pass.limits.name())).collect();
     let smaller = match options.smaller() {
         how if how.is_empty() => String::new(),
         how => format!("\n**A small run:** {}. The goals are for a whole one.\n", how.join("; ")),
     };
-    let date = jiff::Timestamp::now().to_string();
     let introduction = INTRODUCTION
-        .replace("DATE", date.split('T').next().unwrap_or_default())
-        .replace("MACHINE", &crate::bench::machine())
-        .replace("VERSION", &tools::kubernetes_version().unwrap_or_default())
-        .replace("RELEASE", options.build.name())
+        .replace("ORIGIN", &recorded.origin("cargo xtask bench lifecycle"))
         .replace("COMPUTERS", &options.computers.to_string())
         .replace("ROUNDS", &options.rounds.to_string())
         .replace("LIVES", &options.lives.to_string())
@@ -36,14 +33,10 @@ pub fn document(options: &Options, passes: &[Pass]) -> String {
     let of_each = |pass: &Pass| format!("With {} limits:\n\n{}", pass.limits.name(), requests(pass));
     [
         introduction,
-        format!(
-            "## Goals\n\nThe floor of managed computers is pods with claims, that of BYOM computers bare pods.\n\n{}",
-            goals::table(passes)
-        ),
-        format!("## Bursts\n\nThe median of the rounds, and each round.\n\n{}", bursts(passes)),
-        format!("## One at a time\n\nThe median of all lives.\n\n{}", singles(passes)),
-        format!("## Requests of the operator\n\n{REQUESTS}\n\n{}", passes.iter().map(of_each).collect::<Vec<_>>().join("\n")),
-        format!("## Memory of the operator\n\nAfter all rounds; records of deleted computers stay for 30 days.\n\n{}", memory(passes)),
+        format!("### Bursts\n\nThe median of the rounds, and each round.\n\n{}", bursts(passes)),
+        format!("### One at a time\n\nThe median of all lives.\n\n{}", singles(passes)),
+        format!("### Requests of the operator\n\n{REQUESTS}\n\n{}", passes.iter().map(of_each).collect::<Vec<_>>().join("\n")),
+        format!("### Memory of the operator\n\nAfter all rounds; records of deleted computers stay for 30 days.\n\n{}", memory(passes)),
     ]
     .join("\n")
 }
@@ -117,12 +110,8 @@ fn memory(passes: &[Pass]) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::figures::sample;
-    use super::super::{Build, Limits};
+    use super::super::{Build, Limits, Options};
     use super::*;
-
-    fn options() -> Options {
-        Options { computers: 10, rounds: 2, lives: 3, limits: vec![Limits::Default], build: Build::Dev, write: false }
-    }
 
     #[test]
     fn a_table_has_a_row_for_each_contender() {
@@ -146,14 +135,15 @@ mod tests {
     }
 
     #[test]
-    fn the_document_says_that_a_run_is_small_and_leaves_no_placeholder() {
-        let text = document(&options(), &[sample::pass(Limits::Default)]);
+    fn the_section_says_that_a_run_is_small_and_leaves_no_placeholder() {
+        let small = super::super::sample();
+        let text = section(&Recorded::now("dev", small.clone()));
         assert!(text.contains("**A small run:** bursts of 10 computers, not 300; "), "{text}");
         assert!(text.contains("0.50 before and 2.00 after the default limits"), "{text}");
         assert!(text.contains("| default | 50 | 40 |"), "{text}");
-        let placeholder = ["DATE", "MACHINE", "VERSION", "RELEASE", "COMPUTERS", "ROUNDS", "LIVES", "LOAD", "SMALLER"];
+        let placeholder = ["ORIGIN", "COMPUTERS", "ROUNDS", "LIVES", "LOAD", "SMALLER"];
         assert!(!placeholder.iter().any(|word| text.contains(word)), "{text}");
-        let whole = Options { computers: 300, rounds: 3, limits: Vec::new(), build: Build::Release, ..options() };
-        assert!(!document(&whole, &[]).contains("small run"));
+        let options = Options { computers: 300, rounds: 3, limits: Vec::new(), build: Build::Release, ..small.options };
+        assert!(!section(&Recorded::now("release", Lifecycle { options, passes: Vec::new() })).contains("small run"));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
 
 use super::Limits;
 use super::contender::Contender;
@@ -12,7 +13,7 @@ use super::usage::{Program, Usage};
 use crate::bench::proc;
 
 /// One burst.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Burst {
     /// Its lives.
     pub count: usize,
@@ -25,7 +26,7 @@ pub struct Burst {
 }
 
 /// Lives one after the other.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Singles {
     /// From the creation until it was ready, of each life.
     pub created: Vec<Duration>,
@@ -36,7 +37,7 @@ pub struct Singles {
 }
 
 /// All measurements of one contender under the same limits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Line {
     /// Who was measured.
     pub contender: Contender,
@@ -47,7 +48,7 @@ pub struct Line {
 }
 
 /// The operator's memory, bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Memory {
     /// Most at one time.
     pub peak: u64,
@@ -56,6 +57,16 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// The memory now, in millions of bytes.
+    pub fn megabytes(&self) -> f64 {
+        millions(self.resident)
+    }
+
+    /// The most at one time, in millions of bytes.
+    pub fn peak_megabytes(&self) -> f64 {
+        millions(self.peak)
+    }
+
     /// That of a running process.
     pub fn of(pid: i32) -> Result<Self> {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the operator has ended")?;
@@ -65,7 +76,7 @@ impl Memory {
 }
 
 /// Everything under the same limits.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Pass {
     /// The limits of the controller manager.
     pub limits: Limits,
@@ -142,12 +153,17 @@ impl Line {
     }
 }
 
+#[allow(clippy::cast_precision_loss)] // Some gigabytes.
+fn millions(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
 #[allow(clippy::cast_precision_loss)] // Some thousands.
-fn float(count: usize) -> f64 {
+pub fn float(count: usize) -> f64 {
     count as f64
 }
 
-fn milliseconds(time: &Duration) -> f64 {
+pub fn milliseconds(time: &Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 

@@ -1,69 +1,10 @@
-//! The goals, and whether a run meets them: computed from the figures, never written by hand. Pure.
-
-use std::fmt::Write as _;
+//! The goals of a life with the figures of a run. Pure.
 
 use super::Limits;
 use super::contender::Contender;
 use super::figures::{How, Line, Pass, median, total};
 use super::usage::Program;
-
-/// What a figure must be.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Bound {
-    AtMost(f64),
-    AtLeast(f64),
-    /// At least this part of the floor's figure.
-    OfFloor(f64),
-}
-
-/// One goal with what was measured.
-#[derive(Clone, Debug)]
-struct Goal {
-    what: &'static str,
-    unit: &'static str,
-    /// The figure when the goal was set.
-    before: &'static str,
-    bound: Bound,
-    floor: Option<f64>,
-    measured: Option<f64>,
-}
-
-/// Goals that this command does not measure: what, the figure when the goal was set, the goal.
-const ELSEWHERE: &[[&str; 3]] = &[
-    ["requests of the operator for each managed life, with an archive, S3's live reads included", "", "≤ 34"],
-    ["real node, tiny home, delete→gone, beside the pod's own grace", "19 to 22 s", "≤ 5 s"],
-    ["memory of the operator with 10,000 BYOM computers, after the burst and after a restart", "190 MB, 106 MB", "≤ 100 MB"],
-    ["HTTP DELETE with 100 in flight, p50 (`cargo xtask bench http`)", "745 ms", "≤ 2.5 × the API server"],
-    ["`cargo xtask demo` on a fresh machine", "39 CPU minutes", "≤ 20 CPU minutes"],
-];
-
-impl Goal {
-    /// The value that the figure is compared with.
-    fn limit(&self) -> Option<f64> {
-        match self.bound {
-            Bound::AtMost(limit) | Bound::AtLeast(limit) => Some(limit),
-            Bound::OfFloor(part) => self.floor.map(|floor| part * floor),
-        }
-    }
-
-    /// `None`: it was not measured.
-    fn met(&self) -> Option<bool> {
-        let (measured, limit) = self.measured.zip(self.limit())?;
-        Some(if matches!(self.bound, Bound::AtMost(_)) { measured <= limit } else { measured >= limit })
-    }
-
-    fn row(&self) -> String {
-        let figure = |value: Option<f64>| value.map_or_else(|| "not measured".to_owned(), |value| format!("{value:.1}{}", self.unit));
-        let goal = match self.bound {
-            Bound::AtMost(limit) => format!("≤ {limit}{}", self.unit),
-            Bound::AtLeast(limit) => format!("≥ {limit}{}", self.unit),
-            Bound::OfFloor(part) => format!("≥ {part} of the floor"),
-        };
-        let floor = self.floor.map(|floor| figure(Some(floor))).unwrap_or_default();
-        let met = self.met().map_or("not measured", |met| if met { "yes" } else { "**no**" });
-        format!("| {} | {floor} | {} | {goal} | {met} | {} |\n", self.what, figure(self.measured), self.before)
-    }
-}
+use crate::bench::performance::goal::{Bound, Goal};
 
 /// What is measured for a goal, and in which unit.
 #[derive(Clone, Copy, Debug)]
@@ -127,21 +68,12 @@ fn goal(passes: &[Pass], row: Row) -> Goal {
     let pass = passes.iter().find(|pass| pass.limits == limits);
     let of = |contender| pass?.line(contender).and_then(|line| figure.of(line));
     let floor = figure.has_floor().then(|| of(contender.floor())).flatten();
-    Goal { what, unit: figure.unit(), before, bound, floor, measured: of(contender) }
+    Goal { what: what.to_owned(), unit: figure.unit(), before, bound, floor, measured: of(contender) }
 }
 
-/// The table of all goals.
-pub fn table(passes: &[Pass]) -> String {
-    let mut text = String::from(
-        "| | floor, this run | measured | goal | met | when the goal was set |\n\
-         |---|---|---|---|---|---|\n",
-    );
-    text.extend(MEASURED.iter().map(|row| goal(passes, *row).row()));
-    for [what, before, goal] in ELSEWHERE {
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "| {what} | | not measured here | {goal} | not measured | {before} |");
-    }
-    text
+/// All of them.
+pub fn all(passes: &[Pass]) -> Vec<Goal> {
+    MEASURED.iter().map(|row| goal(passes, *row)).collect()
 }
 
 #[cfg(test)]
@@ -151,28 +83,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_goal_is_met_by_its_figure_only() {
-        let goal = |bound, measured| Goal { what: "x", unit: "/s", before: "1/s", bound, floor: Some(10.0), measured };
-        assert_eq!(goal(Bound::AtMost(5.0), Some(5.0)).met(), Some(true));
-        assert_eq!(goal(Bound::AtMost(5.0), Some(5.1)).met(), Some(false));
-        assert_eq!(goal(Bound::AtLeast(5.0), Some(4.9)).met(), Some(false));
-        assert_eq!(goal(Bound::OfFloor(0.95), Some(9.5)).met(), Some(true));
-        assert_eq!(goal(Bound::OfFloor(0.95), Some(9.4)).met(), Some(false));
-        assert_eq!(goal(Bound::AtLeast(5.0), None).met(), None, "what was not measured is not met");
-        let without = Goal { floor: None, ..goal(Bound::OfFloor(0.95), Some(9.4)) };
-        assert_eq!(without.met(), None, "nor what has no floor");
-        assert_eq!(goal(Bound::OfFloor(0.95), Some(9.4)).row(), "| x | 10.0/s | 9.4/s | ≥ 0.95 of the floor | **no** | 1/s |\n");
-    }
-
-    #[test]
     fn every_goal_has_a_row_and_missing_figures_say_so() {
-        let text = table(&[sample::pass(Limits::Default)]);
+        let text: String = all(&[sample::pass(Limits::Default)]).iter().map(Goal::row).collect();
         let row = |what: &str| text.lines().find(|line| line.contains(what)).unwrap();
         assert!(row("API-server CPU").ends_with("| 200.0 ms | 200.0 ms | ≤ 120 ms | **no** | 260 ms |"), "{text}");
         assert!(row("without an archive").contains("| 2.5 | ≤ 24 | yes |"), "{text}");
         assert!(row("default limits: create→ready").contains("| 5.0/s | 5.0/s | ≥ 0.95 of the floor | yes |"), "{text}");
         assert!(row("raised limits: create→ready").contains("| not measured | ≥ 20/s | not measured |"), "{text}");
         assert!(row("one deletion alone").contains("| 20.0 ms | 20.0 ms | ≤ 80 ms | yes |"), "{text}");
-        assert_eq!(text.lines().count(), 2 + MEASURED.len() + ELSEWHERE.len());
+        assert_eq!(text.lines().count(), MEASURED.len());
     }
 }

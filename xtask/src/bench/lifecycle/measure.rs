@@ -51,9 +51,11 @@ impl Watches {
 }
 
 impl<'a> Bench<'a> {
-    /// Connects to a running system.
+    /// Connects to a running system, and waits until its operator is idle. Each measurement ends with an idle operator, so the next one need not wait.
     pub async fn new(stage: &'a Stage) -> Result<Self> {
-        Ok(Self { client: stage.client().await?, meter: Meter::new(stage)? })
+        let meter = Meter::new(stage)?;
+        meter.settled().await?;
+        Ok(Self { client: stage.client().await?, meter })
     }
 
     /// Creates that many lives at once, waits until all are ready, deletes them at once, and waits until all are gone.
@@ -61,7 +63,7 @@ impl<'a> Bench<'a> {
         let lives: Vec<String> = (0..count).map(|number| format!("{prefix}-{number}")).collect();
         let what = || format!("a burst of {count}, {}", contender.name());
         let mut watches = Watches::start(&self.client, contender).await?;
-        let before = self.meter.settled().await?;
+        let before = self.meter.now().await?;
         let began = Instant::now();
         self.create(contender, &lives).await.with_context(what)?;
         watches.ready(&lives).await.with_context(what)?;
@@ -78,7 +80,7 @@ impl<'a> Bench<'a> {
     pub async fn one_at_a_time(&self, contender: Contender, prefix: &str, count: usize) -> Result<Singles> {
         let what = || format!("one at a time, {}", contender.name());
         let mut watches = Watches::start(&self.client, contender).await?;
-        let before = self.meter.settled().await?;
+        let before = self.meter.now().await?;
         let (mut created, mut deleted) = (Vec::new(), Vec::new());
         for number in 0..count {
             let lives = [format!("{prefix}-{number}")];

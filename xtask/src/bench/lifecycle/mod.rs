@@ -1,12 +1,12 @@
 //! `cargo xtask bench lifecycle`: how fast computers are created and deleted, and what each life costs the API server, etcd and the operator, beside a
-//! bare client that creates pods, or pods with claims, in alternating rounds of the same run. Writes `docs/performance.md`.
+//! bare client that creates pods, or pods with claims, in alternating rounds of the same run. Writes its part of `docs/performance.md`.
 //!
 //! Nothing here may wait without a deadline, and nothing may outlive the command: the cluster is bound to it.
 
-mod contender;
-mod document;
-mod figures;
-mod goals;
+pub(super) mod contender;
+pub(super) mod document;
+pub(super) mod figures;
+pub(super) mod goals;
 mod measure;
 pub(super) mod requests;
 mod usage;
@@ -16,8 +16,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::performance::{self, All, Figures, Recorded};
 use super::stage::{Build, Setup, Stage};
 use crate::cluster::Profile;
 use contender::Contender;
@@ -29,12 +31,12 @@ const COMPUTERS: usize = 300;
 /// Rounds, unless the command says otherwise.
 const ROUNDS: usize = 3;
 /// Simulated nodes.
-const NODES: u32 = 5;
+pub(super) const NODES: u32 = 5;
 /// The class of the managed computers.
-const CLASS: &str = "bench";
+pub(super) const CLASS: &str = "bench";
 
 /// Limits of the controller manager's client, which binds and removes volumes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Limits {
     /// Its own: 20 requests a second.
     Default,
@@ -45,7 +47,8 @@ pub enum Limits {
 impl Limits {
     const ALL: [Self; 2] = [Self::Default, Self::Raised];
 
-    fn arguments(self) -> Vec<String> {
+    /// The arguments of the controller manager.
+    pub fn arguments(self) -> Vec<String> {
         match self {
             Self::Default => Vec::new(),
             Self::Raised => ["--kube-api-qps=1000", "--kube-api-burst=2000"].map(str::to_owned).to_vec(),
@@ -61,7 +64,7 @@ impl Limits {
 }
 
 /// What to measure.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 pub struct Options {
     /// Computers of each burst.
     #[arg(long, default_value_t = COMPUTERS)]
@@ -106,6 +109,19 @@ impl Options {
     }
 }
 
+/// What one run has measured.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Lifecycle {
+    /// The size of the run.
+    pub options: Options,
+    /// The figures under each of the limits.
+    pub passes: Vec<Pass>,
+}
+
+impl Figures for Lifecycle {
+    const FILE: &'static str = "lifecycle";
+}
+
 /// Measures, prints the document, and writes it.
 ///
 /// # Errors
@@ -116,11 +132,11 @@ pub async fn run(workspace: &'static Path, options: &Options) -> Result<()> {
     for limits in options.limits() {
         passes.push(pass(workspace, options, limits).await.with_context(|| format!("with {} limits", limits.name()))?);
     }
-    let text = document::document(options, &passes);
-    println!("{text}");
+    let recorded = Recorded::now(options.build.name(), Lifecycle { options: options.clone(), passes });
+    println!("{}", All { lifecycle: Some(recorded.clone()), ..All::default() }.document());
     let smaller = options.smaller();
     if smaller.is_empty() || options.write {
-        std::fs::write(workspace.join("docs/performance.md"), text)?;
+        performance::publish(workspace, &recorded)?;
     } else {
         eprintln!("docs/performance.md is not written ({}); --write writes it", smaller.join("; "));
     }
@@ -138,7 +154,8 @@ async fn pass(workspace: &'static Path, options: &Options, limits: Limits) -> Re
     Ok(Pass { limits, lines, memory, load: (before, super::load_average()) })
 }
 
-async fn lines(stage: &Stage, options: &Options) -> Result<Vec<Line>> {
+/// Creates the class of the managed computers.
+pub(super) fn class(stage: &Stage) -> Result<()> {
     let class = json!({
         "apiVersion": "computer-operator.dev/v1alpha1", "kind": "ComputerClass", "metadata": {"name": CLASS},
         "spec": {
@@ -148,7 +165,11 @@ async fn lines(stage: &Stage, options: &Options) -> Result<Vec<Line>> {
             "archive": {"policy": "None"},
         },
     });
-    stage.kubectl(&["apply", "-f", "-"], &class.to_string())?;
+    stage.kubectl(&["apply", "-f", "-"], &class.to_string()).map(drop)
+}
+
+async fn lines(stage: &Stage, options: &Options) -> Result<Vec<Line>> {
+    class(stage)?;
     let bench = Bench::new(stage).await?;
     // The first life of each fills caches and connections, and is not measured.
     for contender in Contender::ALL {
@@ -173,6 +194,13 @@ async fn lines(stage: &Stage, options: &Options) -> Result<Vec<Line>> {
 fn deadline(count: usize) -> Duration {
     // The slowest rate that is not a failure, and a pause of a busy machine.
     Duration::from_secs(120) + Duration::from_secs(1) * u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// Made-up figures of a small run.
+#[cfg(test)]
+pub(super) fn sample() -> Lifecycle {
+    let options = Options { computers: 10, rounds: 2, lives: 3, limits: vec![Limits::Default], build: Build::Dev, write: false };
+    Lifecycle { options, passes: vec![figures::sample::pass(Limits::Default)] }
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
 
 /// Verb, resource, and the answer if it was not a success.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Request {
     /// Its verb.
     pub verb: String,
@@ -25,8 +26,22 @@ impl std::fmt::Display for Request {
 }
 
 /// Number of requests of each sort.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Vec<(Request, u64)>", from = "Vec<(Request, u64)>")]
 pub struct Requests(pub BTreeMap<Request, u64>);
+
+// A key of a JSON object must be a text.
+impl From<Requests> for Vec<(Request, u64)> {
+    fn from(requests: Requests) -> Self {
+        requests.0.into_iter().collect()
+    }
+}
+
+impl From<Vec<(Request, u64)>> for Requests {
+    fn from(all: Vec<(Request, u64)>) -> Self {
+        Self(all.into_iter().collect())
+    }
+}
 
 impl Requests {
     /// Reads the text of the operator's metrics.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
 
 use super::requests::Requests;
 use crate::bench::proc;
@@ -11,7 +12,7 @@ use crate::bench::stage::Stage;
 use crate::tools::Tool;
 
 /// A program whose processor time is measured, in the order of the tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Program {
     /// The API server.
     ApiServer,
@@ -52,7 +53,7 @@ impl Program {
 }
 
 /// Processor time of each program, and the operator's requests: since they were started, or of one measurement.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Usage {
     /// User and system time.
     pub cpu: BTreeMap<Program, Duration>,
@@ -102,7 +103,11 @@ impl<'a> Meter<'a> {
         Requests::parse(&answer.text().await?)
     }
 
-    /// The figures now.
+    /// The figures now, for an operator that is idle already.
+    pub async fn now(&self) -> Result<Usage> {
+        self.read(self.requests().await?).await
+    }
+
     async fn read(&self, requests: Requests) -> Result<Usage> {
         let mut cpu = BTreeMap::new();
         for (program, pid) in &self.pids {

@@ -109,7 +109,7 @@ mod tests {
             |ms| Measured { times: vec![Duration::from_millis(ms); 3], took: Duration::from_secs(1), requests: None, cpu: Duration::ZERO };
         for (what, load, ms) in [
             ("DELETE, API server", 100, 200),
-            ("DELETE, API server", 10, 20),
+            ("DELETE, API server", 10, 2000),
             ("DELETE, HTTP API, a ServiceAccount", 100, 300),
             ("DELETE, HTTP API, a computer's key", 100, 400),
             ("DELETE, HTTP API, earlier build, a computer's key", 100, 900),

@@ -153,7 +153,7 @@ impl Fleet {
 
 /// The slowest rate that is not a failure, and a pause of a busy machine.
 fn limit(count: usize) -> Duration {
-    Duration::from_secs(120) + Duration::from_millis(100) * u32::try_from(count).unwrap_or(u32::MAX)
+    Duration::from_secs(120) + Duration::from_millis(500) * u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

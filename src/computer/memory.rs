@@ -336,7 +336,7 @@ mod tests {
         assert_eq!(known(cached("1")), [false, false, true], "the cache is stale, or the API server was restored");
         let mut stale = cached("1");
         latest.freshen(&mut stale);
-        assert!(stale.facts.get(&all[0]).is_none(), "it is read live");
+        assert!(!stale.facts.contains_key(&all[0]), "it is read live");
         assert_eq!(known(cached("7")), [false, false, true], "another pod has its name");
         let stray = View { created: [(all[0].clone(), "7".to_owned())].into(), ..view(true, "1") };
         assert_eq!(known(stray), [false, false, true], "this process has created another pod of that name");

@@ -120,6 +120,9 @@ impl Reconciler {
             Published::Written(version) => Basis::until(after).with_version(version),
             Published::Later | Published::Failed(_) => return,
         };
+        if view.has_found_more_than(&start) {
+            return;
+        }
         start.record.clone_from(&view.record);
         let basis = basis.with(&start).with_version(waiting::version(view));
         // The same once this process knows that children are being deleted.
@@ -190,7 +193,7 @@ impl Reconciler {
             let current = plan(view);
             view.remember(&current.report);
             sure |= view.record.is_some();
-            if !sure && !(spare && creates_record(&current.next)) {
+            if !(sure || spare && creates_record(&current.next)) {
                 if let Err(error) = self.find_record(view).await {
                     return (nothing_learned(view), Some(error));
                 }

@@ -193,6 +193,13 @@ impl View {
         }
     }
 
+    /// Whether this reconcile has created or found a pod, claim or volume that the caches did not show at its start. They will show it, and a view
+    /// like that of the start may then mean that it is gone again, or that the marks by which it is watched were removed.
+    pub fn has_found_more_than(&self, start: &Self) -> bool {
+        let watched = |fact: &Fact| matches!(fact, Fact::Pod(_) | Fact::Claim(_) | Fact::Volume(_));
+        self.facts.iter().any(|(subject, fact)| watched(fact) && !start.facts.get(subject).is_some_and(watched))
+    }
+
     /// Whether a live read of this process has shown that a subject does not exist, or that another object has its name.
     pub fn is_proved_absent(&self, subject: &Subject) -> bool {
         self.learned.contains(subject) && self.facts.get(subject) == Some(&Fact::Gone)

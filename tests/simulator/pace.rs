@@ -43,14 +43,14 @@ pub fn idle(state: &State, life: Life) -> Vec<String> {
 /// 20 with an archive. A life that needs more has a reason that its author can state; a life that needs fewer lowers its number.
 pub fn most_requests(life: Life) -> Option<u64> {
     Some(match life {
-        Life::Managed => 79,
-        Life::BestEffort => 82,
-        Life::Expiring => 83,
+        Life::Managed => 80,
+        Life::BestEffort => 81,
+        Life::Expiring => 84,
         // Its volume is attachable, and detaching is polled.
-        Life::Retained => 81,
-        Life::Namespace => 76,
-        Life::HandOff => 80,
-        Life::Unarchived => 42,
+        Life::Retained => 82,
+        Life::Namespace => 77,
+        Life::HandOff => 81,
+        Life::Unarchived => 43,
         Life::Byom => 18,
         Life::Override | Life::GivenUp | Life::LostKey => return None,
     })

@@ -1,7 +1,7 @@
 //! Runs that once broke a promise, by name. They run with every matrix.
 
 /// The former fault, and the case that showed it.
-pub const ALL: [(&str, &str); 30] = [
+pub const ALL: [(&str, &str); 31] = [
     (
         "a store that fails at once was retried and reported without a pause, seven times per second",
         r#"{"life":"Override","leaders":1,"seed":1}"#,
@@ -121,5 +121,9 @@ pub const ALL: [(&str, &str); 30] = [
     (
         "the answer to the record of a pod was lost: the pod counted as another leader's, and the machine was deleted",
         r#"{"life":"Managed","leaders":1,"seed":1,"lag":0,"faults":[{"at":18,"side":"After","act":"Silence"}]}"#,
+    ),
+    (
+        "the marks of a volume were removed as soon as they were set, before the cache showed them: it was not protected again",
+        r#"{"life":"Expiring","leaders":1,"seed":1,"lag":0,"faults":[{"at":20,"side":"After","act":{"Do":"StripVolumes"}}]}"#,
     ),
 ];

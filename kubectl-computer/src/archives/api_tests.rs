@@ -62,7 +62,7 @@ async fn a_token_that_cannot_be_renewed_now_is_renewed_later() {
     let folder = tempfile::tempdir().unwrap();
     let (_, url) = Server::start(&[Next::Refuse(401, "")]).await;
     let fault = read(&HttpApi::of(&url, Token::in_file(folder.path().join("none")), LIMITS).unwrap()).await.unwrap_err();
-    assert!(matches!(fault, Fault::Passing(..)) && fault.to_string().contains("no new one can be had"), "{fault}");
+    assert!(matches!(fault, Fault::Passing(..)) && fault.to_string().contains("could not be obtained"), "{fault}");
 }
 
 #[tokio::test]

@@ -233,10 +233,10 @@ mod tests {
         assert!(matches!(with("custody", json!({"claimUid": "claim", "podUid": "another"})), Access::Refused(_)));
         assert!(matches!(
             with("archive", json!({"manifestDigest": "d", "sessions": 0, "bytes": 0})),
-            Access::Refused(why) if why.contains("decided")
+            Access::Refused(why) if why.contains("never changed")
         ));
         let finished = |result: &str| json!({"archive-sessions": {"result": result, "detail": "", "at": "2026-01-01T00:00:00.000000Z"}});
-        assert!(matches!(with("steps", finished("Skipped")), Access::Refused(why) if why.contains("decided")));
+        assert!(matches!(with("steps", finished("Skipped")), Access::Refused(why) if why.contains("never changed")));
         assert_eq!(with("steps", finished("NotApplicable")), pod, "a volume appeared after the step was not needed");
         assert!(matches!(Access::by(&record(json!(null)), "u", "p", 9), Access::Refused(_)));
     }

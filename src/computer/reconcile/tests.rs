@@ -10,6 +10,7 @@ use tracing::instrument::WithSubscriber as _;
 
 use super::*;
 use crate::archive::Archives;
+use crate::computer::action::{Fact, Subject};
 use crate::computer::events::Events;
 use crate::computer::held_status::FIRST;
 use crate::computer::metrics::Metrics;
@@ -279,6 +280,29 @@ async fn a_status_write_that_is_refused_is_repeated_with_a_growing_pause() {
     }
     let writes = writes.load(Ordering::Relaxed);
     assert!((50..500).contains(&writes), "{writes} writes in an hour");
+}
+
+/// S1: the marks of a volume were removed as soon as the operator had set them. The caches showed it as they did before, so nothing seemed to have
+/// changed, and the volume was not protected until the end of the wait, up to an hour later. The same with a pod that is gone again.
+#[tokio::test]
+async fn an_object_that_was_found_and_is_gone_again_is_a_change() {
+    let reconciler = world(vec![]).await.reconciler;
+    let start = View::of(json!({"metadata": {"name": "c", "namespace": "t", "uid": "u", "resourceVersion": "1"}, "spec": {}}));
+    let waits = |found: Option<(Subject, Fact)>| {
+        reconciler.memory.waiting.begin("u");
+        let mut end = start.clone();
+        end.facts.extend(found);
+        reconciler.wait(start.clone(), &end, Published::UpToDate, None);
+        reconciler.memory.waiting.left(&start).is_some()
+    };
+    assert!(waits(None) && waits(Some((Subject::pod("t", "gone"), Fact::Gone))), "nothing has changed");
+    for (subject, fact) in [
+        (Subject::volume("pv"), Fact::Volume(Box::default())),
+        (Subject::pod("t", "machine-1"), Fact::Pod(Box::default())),
+        (Subject::claim("t", "home-1"), Fact::Claim(Box::default())),
+    ] {
+        assert!(!waits(Some((subject, fact))));
+    }
 }
 
 /// S6: a reconcile may not reach its end, for example because of a panic. Only this process knows that the pod is the operator's.

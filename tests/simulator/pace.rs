@@ -44,12 +44,11 @@ pub fn idle(state: &State, life: Life) -> Vec<String> {
 pub fn most_requests(life: Life) -> Option<u64> {
     Some(match life {
         Life::Managed => 80,
-        Life::BestEffort => 81,
         Life::Expiring => 84,
         // Its volume is attachable, and detaching is polled.
         Life::Retained => 82,
         Life::Namespace => 77,
-        Life::HandOff => 81,
+        Life::BestEffort | Life::HandOff => 81,
         Life::Unarchived => 43,
         Life::Byom => 18,
         Life::Override | Life::GivenUp | Life::LostKey => return None,

@@ -76,7 +76,7 @@ impl Events {
             }
             let blocked = step.status == StepStatus::Blocked;
             let why = report.blocker.as_ref().filter(|_| blocked).map_or("", |b| b.reason.as_str());
-            let note = step.error.clone().unwrap_or_else(|| format!("{}: {}", step.name, step.status.as_str()));
+            let note = step.error.clone().unwrap_or_else(|| ended(step));
             self.of_step(view, step, why, &note, reference).await;
         }
     }
@@ -195,6 +195,14 @@ fn became(before: Option<Phase>, now: Option<Phase>) -> Option<(Reason, Reason, 
     }
 }
 
+/// What the event of a step says that has ended. The last one is the end of the deletion.
+fn ended(step: &Step) -> String {
+    if step.id == DeletionStep::WriteReceipt.id() && step.status == StepStatus::Completed {
+        return "the deletion is complete and its receipt is stored".to_owned();
+    }
+    format!("{}: {}", step.name, step.status.as_str())
+}
+
 fn event(type_: EventType, reason: String, note: &str, action: &str) -> Event {
     Event { type_, reason, note: Some(truncate(note, NOTE)), action: action.to_owned(), secondary: None }
 }
@@ -229,6 +237,13 @@ mod tests {
         let shown = status(serde_json::json!({"secretName": "computer-key-1", "secretUid": "first"}));
         assert!(!replaced(&shown, "first") && replaced(&shown, "second"));
         assert!(!replaced(&status(serde_json::json!({})), "first"), "the first key");
+    }
+
+    #[test]
+    fn the_last_event_of_a_deletion_says_that_it_is_complete() {
+        let step = |id: &str, name: &str| Step { id: id.into(), name: name.into(), status: StepStatus::Completed, ..Step::default() };
+        assert_eq!(ended(&step("stop-pods", "Stop the pods")), "Stop the pods: Completed");
+        assert_eq!(ended(&step("write-receipt", "Write the receipt")), "the deletion is complete and its receipt is stored");
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,8 +13,8 @@ use super::report::Report;
 
 /// How long the first status of a creation or a deletion is held: longer than most steps take.
 pub const FIRST: Duration = Duration::from_millis(500);
-/// How long the next ones are held. A user sees a step that lasts.
-pub const NEXT: Duration = Duration::from_secs(4);
+/// How long the next ones are held: progress is written once in this time at most, and a step that is shorter may not be shown.
+pub const NEXT: Duration = Duration::from_secs(10);
 /// How long after a write a status is one of the next ones.
 const AFTER: Duration = Duration::from_secs(60);
 

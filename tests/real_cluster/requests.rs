@@ -29,7 +29,7 @@ const BUDGET: [(&str, usize, u64); 2] = [("no-archive-counted", 0, 9), ("standar
 /// Most status writes and events of a healthy life (issue 15).
 const SHOWN: (u64, u64) = (5, 8);
 /// Most requests of a life without an archive, and with one. Measured, and some more: a machine that starts or stops slowly is shown once more.
-const LIFE: [u64; 2] = [48, 72];
+const LIFE: [u64; 2] = [48, 80];
 
 async fn a_deletion_stays_within_its_budget_of_writes(bench: Arc<Bench>) -> Result<()> {
     let _operator = bench.usual_operator(PORT).await?;

@@ -1,5 +1,5 @@
 //! Statuses that are not written yet. A status that only shows progress is held for a moment: most are replaced by then, and a write of a status is
-//! the most expensive request of a life (issue 15: at most five in a healthy one). What needs the attention of a user is never held: see
+//! the most expensive request of a life (issue 15 asks for at most five in a healthy one; with an archive six were seen). What needs the attention of a user is never held: see
 //! `status::is_progress`.
 
 use std::collections::HashMap;
